@@ -1,0 +1,43 @@
+"""Strict configuration: every mistake is one line that names the key and what would be right."""
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from udpm.config import Experiment
+from udpm.config.load import read_yaml, resolve_run, validate
+from udpm.core.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("process.alphas", [0.5, 1.5, 0.1], "process.alphas[1]: input should be less than or equal to 1, got 1.5"),
+        ("process.alphas", [0.5, 0, 0.1], "process.alphas[1]: input should be greater than 0, got 0"),
+        ("process.sigmas", [0.5, -0.1, 0.2], "process.sigmas[1]: input should be greater than 0"),
+        ("process.sigmas", [0.5, 0.1], "process.sigmas: has 2 values, but levels is 3; give one for each level"),
+        ("losses.r1_gamma", [1, 2], "losses.r1_gamma: has 2 values, but process.levels is 3"),
+        ("training.learningrate", 3, "training.learningrate: unknown key; did you mean learning_rate?"),
+        ("training.batch", "x", "training.batch: input should be a valid integer, got 'x'"),
+        ("discriminator", None, "discriminator: is missing, but losses.adversarial_weight is above 0"),
+    ],
+)
+def test_mistakes_are_one_line(key, value, expected):
+    values = copy.deepcopy(read_yaml(ROOT / "config/experiments/digits.yaml"))
+    section = values
+    *parents, last = key.split(".")
+    for parent in parents:
+        section = section[parent]
+    section[last] = value
+    with pytest.raises(UserError) as error:
+        validate(Experiment, values, "x.yaml")
+    assert str(error.value).startswith(f"x.yaml: {expected}")
+    assert "\n" not in str(error.value)
+
+
+def test_digits_resolves():
+    run = resolve_run("digits", 0, ROOT / "config")
+    assert run.per_level("losses.r1_gamma") == [0.025, 0.1, 0.4]
