@@ -1,0 +1,1 @@
+"""Sources, prepared stores, level caches, batches and sample sets. Data flows source -> store -> caches -> batches."""

@@ -1,0 +1,1 @@
+"""Training: losses of the two players, the loop, checkpoints, exact resume."""

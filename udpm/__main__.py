@@ -1,0 +1,5 @@
+"""``python -m udpm``."""
+
+from udpm.cli import main
+
+main()

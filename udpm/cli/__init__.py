@@ -1,0 +1,78 @@
+"""Command lines: one module per verb, imported when it is called; options in, one call, exit code out.
+
+Every verb's module defines a click command named `command`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from udpm import __version__
+from udpm.core.errors import EXIT_STOPPED_EARLY, EXIT_USER_ERROR, StoppedEarly, UserError
+
+# Help lines stand here, not in the modules, so that `udpm --help` imports none of them.
+VERBS = {
+    "resolve": "Validate a configuration and write it out complete.",
+    "schema": "Write the JSON schemas of the configuration files.",
+    "prepare": "Turn a source of images into a checked, memory-mapped store.",
+    "cache": "Write the downsampled levels of a prepared data set.",
+    "train": "Train a model; resumes by itself.",
+    "sample": "Draw a sample set from trained weights.",
+    "extractor": "Train the small classifier whose features score digits.",
+    "reference": "Feature statistics of a data set, to score against.",
+    "score": "Score a sample set or a yardstick against a reference.",
+    "table": "Render scores as a table (csv, md, tex).",
+    "figure": "Render a figure (svg, png, csv of the data behind it).",
+    "info": "Say what a file or folder made by udpm is.",
+}
+
+
+class _Verbs(click.Group):
+    """Loads a verb's module when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in VERBS:
+            return None
+        return importlib.import_module(f"udpm.cli.{name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="udpm")
+def udpm() -> None:
+    """Train, sample, score and report Upsampling Diffusion Probabilistic Models.
+
+    Exit codes: 0 done; 2 a mistake in what was asked for, told in one line; 75 stopped early with everything
+    saved: run the same command again.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: run a verb and exit with its code."""
+    try:
+        udpm.main(arguments, prog_name="udpm", standalone_mode=False)
+    except UserError as error:
+        _stop(f"error: {error}", EXIT_USER_ERROR)
+    except StoppedEarly as stop:
+        _stop(str(stop), EXIT_STOPPED_EARLY)
+    except click.exceptions.Exit as finished:
+        sys.exit(finished.exit_code)
+    except click.ClickException as error:
+        where = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
+        _stop(f"error: {error.format_message()}{where}", EXIT_USER_ERROR)
+    except (click.Abort, KeyboardInterrupt):
+        _stop("interrupted", 130)
+
+
+def _stop(message: str, code: int) -> None:
+    click.echo(" ".join(message.split()), err=True)
+    sys.exit(code)

@@ -1,0 +1,123 @@
+"""The discriminator of images of level l - 1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from udpm.networks.block import ADM, ResidualBlock
+from udpm.networks.layers import one_hot, sinusoids, times_like
+
+WIDEST = 512
+SLOPE = 0.2
+GROUP = 4
+
+
+@dataclass(frozen=True)
+class DiscriminatorShape:
+    """What determines a discriminator's tensors.
+
+    Attributes:
+        side: N, the full image side.
+        levels: L; the smallest image it sees has side N/2^{L-1}.
+        channels: base width F.
+        classes: number of classes; 0 if it does not see the label.
+    """
+
+    side: int
+    levels: int
+    channels: int
+    classes: int = 0
+
+
+class Discriminator(nn.Module):
+    """D(x, t_l, y): one logit for an image of side N … N/2^{L-1}, high for real ones."""
+
+    def __init__(self, shape: DiscriminatorShape) -> None:
+        super().__init__()
+        self.shape = shape
+        width = shape.channels
+        self.stem = nn.Conv2d(3, width, 1)
+        self.label = nn.Linear(shape.classes, width) if shape.classes else None
+        self.blocks = nn.ModuleList(
+            ResidualBlock(
+                min(WIDEST, width * 2**index),
+                min(WIDEST, width * 2 ** (index + 1)),
+                width,
+                ADM,
+                resample="down" if index else None,
+            )
+            for index in range((shape.side >> (shape.levels - 1)).bit_length())
+        )
+        outputs = self.blocks[-1].conv_out.out_channels
+        self.final = nn.Conv2d(outputs + 1, min(WIDEST, 8 * width), 3, padding=1)
+        self.head = nn.Linear(min(WIDEST, 8 * width), 1)
+        initialize(self)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        time: float | torch.Tensor,
+        labels: torch.Tensor | None = None,
+        dropout: float = 0.0,
+    ) -> torch.Tensor:
+        """Judge a batch.
+
+        Args:
+            x: (B, 3, h, w) in about [-1, 1].
+            time: t_l, a number or (B,).
+            labels: (B,) int64 where D is class-conditional, else ignored.
+            dropout: probability in train mode, in the blocks and on the logit.
+
+        Returns:
+            (B, 1) logits.
+        """
+        condition = sinusoids(times_like(time, x), self.shape.channels)
+        if self.label is not None:
+            if labels is None:
+                raise ValueError("a class-conditional discriminator needs labels")
+            condition = condition + self.label(one_hot(labels, self.shape.classes))
+        h = leaky(self.stem(x))
+        for block in self.blocks:
+            block.dropout = dropout
+            h = leaky(block(h, condition))
+        h = torch.cat([h, batch_deviation(h)], dim=1)
+        h = leaky(self.final(h)).sum(dim=(2, 3))
+        return F.dropout(self.head(h), dropout, self.training)
+
+
+def leaky(x: torch.Tensor) -> torch.Tensor:
+    """Leaky ReLU with slope 0.2."""
+    return F.leaky_relu(x, SLOPE)
+
+
+def batch_deviation(h: torch.Tensor) -> torch.Tensor:
+    """Minibatch standard deviation, as one more map.
+
+    A group is G = 4 samples, or the batch's largest divisor below; sample b is grouped with b ± B/G. The population
+    standard deviation over the group (variance + 1e-8) is summed over channels and positions.
+
+    Args:
+        h: (B, C, h, w).
+
+    Returns:
+        (B, 1, h, w), the same for all samples of a group.
+    """
+    batch, _, height, width = h.shape
+    size = next(size for size in range(min(GROUP, batch), 0, -1) if batch % size == 0)
+    groups = h.reshape(size, batch // size, -1)
+    deviation = (groups.var(dim=0, unbiased=False) + 1e-8).sqrt().sum(dim=1)
+    return deviation.repeat(size)[:, None, None, None].expand(-1, 1, height, width)
+
+
+@torch.no_grad()
+def initialize(network: Discriminator) -> None:
+    """Blocks start with weights N(0, 1/fan_in) and zero biases; the other layers keep torch's default."""
+    for block in network.blocks:
+        for module in block.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+                nn.init.zeros_(module.bias)

@@ -1,0 +1,118 @@
+"""Layers that the generator and the discriminator share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def group_norm(channels: int, eps: float) -> nn.GroupNorm:
+    """GroupNorm with one group for four channels, at most 32 and at least 1."""
+    return nn.GroupNorm(max(min(32, channels // 4), 1), channels, eps=eps)
+
+
+class Resample(nn.Module):
+    """Halves or doubles a map with the separable filter f⊗f / (Σf)².
+
+    Down: depthwise convolution with stride 2. Up: its transpose, times 4.
+
+    Args:
+        direction: "down" or "up".
+        taps: f; (1, 1) is the 2×2 average, (1, 3, 3, 1) NCSN++'s filter.
+        padding: zeros on every side before filtering; default (len(f) - 1)//2, which keeps sides even.
+    """
+
+    def __init__(self, direction: str, taps: tuple[int, ...], padding: int | None = None) -> None:
+        super().__init__()
+        self.direction = direction
+        self.padding = (len(taps) - 1) // 2 if padding is None else padding
+        self.is_box = taps == (1, 1)
+        line = torch.tensor(taps, dtype=torch.float32)
+        # A constant of the architecture, not a weight: it stays out of the state dict.
+        self.register_buffer("kernel", torch.outer(line, line) / line.sum() ** 2, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) to (B, C, h/2, w/2) or (B, C, 2h, 2w)."""
+        if self.is_box:
+            return F.avg_pool2d(x, 2) if self.direction == "down" else F.interpolate(x, scale_factor=2, mode="nearest")
+        channels = x.shape[1]
+        kernel = self.kernel.to(x.dtype).expand(channels, 1, -1, -1)
+        if self.direction == "down":
+            return F.conv2d(x, kernel, stride=2, padding=self.padding, groups=channels)
+        return F.conv_transpose2d(x, kernel * 4, stride=2, padding=self.padding, groups=channels)
+
+
+class SelfAttention(nn.Module):
+    """Residual self-attention over all positions: (proj(attention(norm x)) + x) · gain.
+
+    The 3C channels of q, k, v are laid out with q/k/v fastest: head h, channel c at h·3C/heads + 3c + {0, 1, 2}.
+
+    Args:
+        channels: C.
+        heads: number of heads; divides C.
+        eps: of the normalisation.
+        gain: factor on the sum.
+    """
+
+    def __init__(self, channels: int, heads: int, eps: float, gain: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.gain = gain
+        self.norm = group_norm(channels, eps)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) to the same shape; softmax in float32."""
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(batch, self.heads, channels // self.heads, 3, height * width)
+        query, key, value = qkv.permute(3, 0, 1, 4, 2).unbind(0)
+        with torch.autocast(x.device.type, enabled=False):
+            mixed = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
+        mixed = mixed.transpose(2, 3).reshape(batch, channels, height, width).to(x.dtype)
+        return (self.proj(mixed) + x) * self.gain
+
+
+class FourierFeatures(nn.Module):
+    """(sin 2πwt, cos 2πwt) for C frequencies w ~ N(0, 16²), drawn once and saved with the weights.
+
+    Args:
+        count: C.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(count) * 16)
+
+    def forward(self, time: torch.Tensor) -> torch.Tensor:
+        """(B,) to (B, 2C)."""
+        phase = time[:, None].float() * (2 * math.pi * self.frequencies.float())
+        return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+def sinusoids(time: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` sinusoids of t, (cos, sin), with frequencies 10000^(-i/(count/2)).
+
+    Args:
+        time: t, (B,).
+        count: number of features, even.
+
+    Returns:
+        (B, count) float32.
+    """
+    exponent = torch.arange(count // 2, dtype=torch.float32, device=time.device) / (count // 2)
+    phase = time[:, None].float() * 10000.0**-exponent
+    return torch.cat([phase.cos(), phase.sin()], dim=1)
+
+
+def one_hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """(B,) int64 to (B, classes) float32."""
+    return F.one_hot(labels, classes).float()
+
+
+def times_like(time: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A time given as a number, (1,) or (B,) as (1,) or (B,) float32 on x's device."""
+    return torch.as_tensor(time, dtype=torch.float32, device=x.device).reshape(-1)

@@ -1,0 +1,219 @@
+"""The generator: an NCSN++ U-Net that predicts an image of twice its input's side."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from udpm.networks.block import NCSNPP, ResidualBlock
+from udpm.networks.layers import FourierFeatures, Resample, group_norm, one_hot, times_like
+
+IMAGE_CHANNELS = 3
+UPSCALE = 2
+
+
+@dataclass(frozen=True)
+class UNetShape:
+    """What determines a generator's tensors.
+
+    Attributes:
+        side: R, the nominal input side (N/2); it only names the attention levels.
+        channels: base width C.
+        multipliers: width of each U-Net level in multiples of C, finest first.
+        blocks: residual blocks per level.
+        attention: nominal sides of the levels that have self-attention.
+        classes: number of classes; 0 for an unconditional network.
+        dropout: probability in the residual blocks.
+    """
+
+    side: int
+    channels: int
+    multipliers: tuple[int, ...]
+    blocks: int
+    attention: tuple[int, ...] = ()
+    classes: int = 0
+    dropout: float = 0.0
+
+
+class Embedding(nn.Module):
+    """Time and label to one vector of width 4C."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.time = FourierFeatures(channels)
+        self.label = nn.Linear(classes, 2 * channels) if classes else None
+        self.first = nn.Linear(2 * channels, 4 * channels)
+        self.second = nn.Linear(4 * channels, 4 * channels)
+
+    def forward(self, time: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        """t, (B,) or (1,), and labels, (B,) int64, to (B or 1, 4C)."""
+        features = self.time(time)
+        if self.label is not None:
+            if labels is None:
+                raise ValueError("a class-conditional network needs labels")
+            features = features + self.label(one_hot(labels, self.classes) * math.sqrt(self.classes))
+        return F.silu(self.second(F.silu(self.first(features))))
+
+
+class PyramidStep(nn.Module):
+    """A step of the residual image pyramid: 3×3 convolution, then the halving filter.
+
+    The convolution is padded for both, so that the filter sees the image's surroundings convolved, not zeros.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        taps = NCSNPP.taps
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1 + (len(taps) - 1) // 2)
+        self.filter = Resample("down", taps, padding=0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, inputs, h, w) to (B, outputs, h/2, w/2)."""
+        return self.filter(self.conv(x))
+
+
+class EncoderLevel(nn.Module):
+    """One level of the encoder; every level but the first begins by halving the map and joining the pyramid."""
+
+    def __init__(self, shape: UNetShape, depth: int) -> None:
+        super().__init__()
+        width, previous = _width(shape, depth), _width(shape, depth - 1)
+        make = _block_maker(shape)
+        self.down = make(previous, previous, resample="down") if depth else None
+        self.pyramid = PyramidStep(_pyramid_width(shape, depth - 1), previous) if depth else None
+        attention = _nominal_side(shape, depth) in shape.attention
+        self.blocks = nn.ModuleList(
+            make(previous if index == 0 else width, width, attention=attention) for index in range(shape.blocks)
+        )
+
+    def forward(
+        self, h: torch.Tensor, pyramid: torch.Tensor, embedding: torch.Tensor, skips: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Feature map and pyramid image in and out; the maps that the decoder will want are appended to `skips`."""
+        if self.down is not None:
+            h = pyramid = (self.down(h, embedding) + self.pyramid(pyramid)) * math.sqrt(0.5)
+            skips.append(h)
+        for block in self.blocks:
+            h = block(h, embedding)
+            skips.append(h)
+        return h, pyramid
+
+
+class DecoderLevel(nn.Module):
+    """One level of the decoder; the coarsest begins with two blocks, every other one by doubling the map."""
+
+    def __init__(self, shape: UNetShape, depth: int) -> None:
+        super().__init__()
+        width = _width(shape, depth)
+        deepest = depth == len(shape.multipliers) - 1
+        make = _block_maker(shape)
+        if deepest:
+            self.entry = nn.ModuleList([make(width, width, attention=True), make(width, width)])
+        else:
+            below = _width(shape, depth + 1)
+            self.entry = nn.ModuleList([make(below, below, resample="up")])
+        attention = _nominal_side(shape, depth) in shape.attention
+        inputs = width if deepest else _width(shape, depth + 1)
+        self.blocks = nn.ModuleList()
+        for index, skip in enumerate(reversed(_skip_widths(shape, depth))):
+            last = index == shape.blocks
+            self.blocks.append(make(inputs + skip, width, attention=attention and last))
+            inputs = width
+
+    def forward(self, h: torch.Tensor, embedding: torch.Tensor, skips: list[torch.Tensor]) -> torch.Tensor:
+        """Feature map in and out; takes its skips from the end of the list."""
+        for block in self.entry:
+            h = block(h, embedding)
+        for block in self.blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+        return h
+
+
+class UNet(nn.Module):
+    """f(x_l, t_l, y): an estimate of H^{l-1} x_0 from x_l, for all levels with the same weights."""
+
+    def __init__(self, shape: UNetShape) -> None:
+        super().__init__()
+        self.shape = shape
+        depths = range(len(shape.multipliers))
+        self.embedding = Embedding(shape.channels, shape.classes)
+        self.stem = nn.Conv2d(IMAGE_CHANNELS, shape.channels, 3, padding=1)
+        self.encoder = nn.ModuleList(EncoderLevel(shape, depth) for depth in depths)
+        self.decoder = nn.ModuleList(DecoderLevel(shape, depth) for depth in reversed(depths))
+        self.norm = group_norm(_width(shape, 0), NCSNPP.eps)
+        self.head = nn.Conv2d(_width(shape, 0), IMAGE_CHANNELS * UPSCALE**2, 3, padding=1)
+        initialize(self)
+
+    def forward(
+        self, x: torch.Tensor, time: float | torch.Tensor, labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """One call of the network.
+
+        Args:
+            x: x_l, (B, 3, h, w); h and w multiples of 2^(U-Net levels - 1).
+            time: t_l in (0, 1), a number or (B,).
+            labels: (B,) int64 where the network is class-conditional, else ignored.
+
+        Returns:
+            (B, 3, 2h, 2w).
+        """
+        embedding = self.embedding(times_like(time, x), labels)
+        h, pyramid = self.stem(x), x
+        skips = [h]
+        for level in self.encoder:
+            h, pyramid = level(h, pyramid, embedding, skips)
+        for level in self.decoder:
+            h = level(h, embedding, skips)
+        return F.pixel_shuffle(self.head(F.silu(self.norm(h))), UPSCALE)
+
+
+@torch.no_grad()
+def initialize(network: UNet) -> None:
+    """NCSN++'s start: Xavier-uniform weights, zero biases, and near-zero last layers so that blocks start as skips."""
+    last = 1e-5
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            _xavier(module)
+    for module in network.modules():
+        if isinstance(module, ResidualBlock):
+            module.conv_out.weight.mul_(last)
+            if module.attention is not None:
+                module.attention.qkv.weight.mul_(math.sqrt(0.2))
+                module.attention.proj.weight.mul_(last)
+    network.head.weight.mul_(last)
+
+
+def _xavier(module: nn.Conv2d | nn.Linear) -> None:
+    # torch's own xavier_uniform_ has the same bound: fan counts include the kernel's positions.
+    nn.init.xavier_uniform_(module.weight)
+    nn.init.zeros_(module.bias)
+
+
+def _width(shape: UNetShape, depth: int) -> int:
+    return shape.channels * shape.multipliers[depth] if depth >= 0 else shape.channels
+
+
+def _pyramid_width(shape: UNetShape, depth: int) -> int:
+    # The pyramid starts as the image and takes on the width of the feature map it was last added to.
+    return _width(shape, depth - 1) if depth else IMAGE_CHANNELS
+
+
+def _nominal_side(shape: UNetShape, depth: int) -> int:
+    return shape.side >> depth
+
+
+def _skip_widths(shape: UNetShape, depth: int) -> list[int]:
+    """Channels of the maps that the encoder's level leaves for the decoder, in order (the stem's for depth 0)."""
+    return [_width(shape, depth - 1), *[_width(shape, depth)] * shape.blocks]
+
+
+def _block_maker(shape: UNetShape):
+    def make(inputs: int, outputs: int, **options) -> ResidualBlock:
+        return ResidualBlock(inputs, outputs, 4 * shape.channels, NCSNPP, dropout=shape.dropout, **options)
+
+    return make
