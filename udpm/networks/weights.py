@@ -1,0 +1,107 @@
+"""Weight files: safetensors that describe themselves; loading one needs no flags and runs no code from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from udpm.config.experiment import RunConfig
+from udpm.config.load import validate
+from udpm.core.errors import UserError
+from udpm.core.files import atomic_path, sha256
+from udpm.networks.build import build_generator
+from udpm.networks.unet import UNet
+
+FORMAT = "udpm-weights/1"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A generator with what its file says about it.
+
+    Attributes:
+        generator: in eval mode.
+        config: of the run that made it.
+        record: iteration, data set's hash, which weights, and the file's SHA-256.
+    """
+
+    generator: UNet
+    config: RunConfig
+    record: dict[str, Any]
+
+
+def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], description: dict[str, Any]) -> None:
+    """Write tensors with a JSON description in the metadata, atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"udpm": json.dumps(description, sort_keys=True)})
+
+
+def read_tensors(path: str | Path, expected_format: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote: tensors on the CPU, and the description.
+
+    Raises:
+        UserError: missing, damaged, or of another format.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            description = json.loads((file.metadata() or {}).get("udpm", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not a readable safetensors file: {error}") from None
+    found = description.get("format")
+    if found != expected_format:
+        raise UserError(f"{path}: format is {found!r}, expected {expected_format!r}")
+    return tensors, description
+
+
+def save_weights(
+    path: str | Path, config: RunConfig, raw: UNet, averaged: UNet, *, iteration: int, dataset_sha256: str
+) -> None:
+    """Write a generator's weights, raw and averaged, with all that is needed to use them."""
+    tensors = {f"raw/{name}": tensor for name, tensor in raw.state_dict().items()}
+    tensors |= {f"ema/{name}": tensor for name, tensor in averaged.state_dict().items()}
+    description = {
+        "format": FORMAT,
+        "config": config.model_dump(mode="json"),
+        "iteration": iteration,
+        "dataset_sha256": dataset_sha256,
+    }
+    write_tensors(path, tensors, description)
+
+
+def load_model(path: str | Path, weights: str = "ema", device: torch.device | str = "cpu") -> Model:
+    """Load a generator from its weight file alone.
+
+    Args:
+        path: a file of `save_weights`.
+        weights: "ema" or "raw".
+        device: where it goes.
+
+    Raises:
+        UserError: missing, damaged, or not a weight file.
+    """
+    tensors, description = read_tensors(path, FORMAT)
+    config = validate(RunConfig, description["config"], str(path))
+    generator = build_generator(config)
+    prefix = f"{weights}/"
+    state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    try:
+        generator.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{path}: its tensors do not fit its configuration: {str(error).splitlines()[-1]}") from None
+    record = {
+        "iteration": description["iteration"],
+        "dataset_sha256": description["dataset_sha256"],
+        "weights": weights,
+        "weights_sha256": sha256(path),
+    }
+    return Model(generator.eval().requires_grad_(False).to(device), config, record)

@@ -1,0 +1,229 @@
+"""The training loop: one command trains, and the same command continues."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from udpm.config.experiment import RunConfig
+from udpm.config.load import read_resolved, to_json
+from udpm.core import provenance, runtime
+from udpm.core.errors import StoppedEarly, UserError
+from udpm.core.files import read_json, sha256, write_json, write_text
+from udpm.core.signals import StopRequest
+from udpm.data.batches import Batches
+from udpm.data.cache import Levels
+from udpm.networks.weights import save_weights
+from udpm.process.schedule import Schedule
+from udpm.training.metrics import Metrics
+from udpm.training.noise import draw_level, draw_noise, seed_dropout
+from udpm.training.objective import Perceptual, discriminator_losses, generator_losses, level_terms
+from udpm.training.perceptual import load_lpips
+from udpm.training.state import State, averaged_generator, resume, save_checkpoint
+
+INCIDENTAL = {
+    "dataset.description",
+    "dataset.licence",
+    "dataset.path",
+    "training.checkpoint_every",
+    "training.device",
+    "training.log_every",
+}
+"""Keys that may change between attempts: they have no influence on the weights."""
+
+
+class Trainer:
+    """One run: its state, its data, and one iteration.
+
+    Args:
+        config: of the run.
+        levels: the data set and its caches.
+        device: where to train.
+    """
+
+    def __init__(self, config: RunConfig, levels: Levels, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.schedule = Schedule.from_config(config.process)
+        self.terms = level_terms(config)
+        training = config.training
+        self.batches = Batches(
+            levels, self.schedule.scale, training.batch, config.seed, flip=training.flip, device=device
+        )
+        self.state = State.fresh(config, device)
+        self.perceptual: Perceptual | None = None
+        if any(terms.lpips for terms in self.terms):
+            self.perceptual = load_lpips(config.losses.lpips_network, device)
+
+    def learning_rate(self, iteration: int, player: str = "generator") -> float:
+        """rate · min(1, iteration/warmup); iterations count from 0."""
+        training = self.config.training
+        rate = training.learning_rate
+        if player == "discriminator" and training.discriminator_learning_rate is not None:
+            rate = training.discriminator_learning_rate
+        return rate * min(1.0, iteration / training.warmup) if training.warmup else rate
+
+    def iterate(self, metrics: Metrics | None = None) -> None:
+        """One iteration: a discriminator step, a generator step, an update of the average."""
+        for player in ("discriminator", "generator"):
+            if player not in self.state.optimizers:
+                continue
+            level, losses = self._step(player, self.state.iteration)
+            if metrics is not None:
+                metrics.add(player, level, losses)
+        self.state.averaged.update_parameters(self.state.generator)
+        self.state.iteration += 1
+
+    def _step(self, player: str, iteration: int) -> tuple[int, dict[str, torch.Tensor]]:
+        optimizer = self.state.optimizers[player]
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate(iteration, player)
+        level = draw_level(self.config, player, iteration)
+        seed_dropout(self.config, player, iteration)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.training.precision == "bfloat16"):
+            losses = self._losses(player, level, iteration)
+        optimizer.zero_grad(set_to_none=True)
+        losses["total"].backward()
+        optimizer.step()
+        return level, losses
+
+    def _losses(self, player: str, level: int, iteration: int) -> dict[str, torch.Tensor]:
+        generator, discriminator, terms = self.state.generator, self.state.discriminator, self.terms[level - 1]
+        target, labels = self.batches(iteration, level)
+        decay = self.config.losses.discriminator_noise.decay_per_1000 ** (iteration // 1000)
+        draw = draw_noise(self.config, player, iteration, level, target, labels, terms.noise * decay)
+        generator.train(player == "generator")
+        if discriminator is not None:
+            discriminator.train(player == "discriminator").requires_grad_(player == "discriminator")
+        if player == "discriminator":
+            return discriminator_losses(generator, discriminator, self.schedule, terms, draw)
+        return generator_losses(generator, discriminator, self.perceptual, self.schedule, terms, draw)
+
+
+def train(config: RunConfig, levels: Levels, run: Path, stop: StopRequest) -> None:
+    """Train until `training.iterations`, from the newest checkpoint in the run's folder if there is one.
+
+    Writes ``config.json``, ``checkpoints/``, ``metrics.jsonl`` and, at the end, ``weights.safetensors`` and
+    ``complete.json``.
+
+    Args:
+        config: of the run.
+        levels: the data set and its caches.
+        run: the run's folder.
+        stop: asked after every iteration.
+
+    Raises:
+        StoppedEarly: a signal asked for it; the state is saved.
+        UserError: another process trains in this folder, it holds another run, or a loss is not finite.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(run / ".lock", timeout=0):
+            _train(config, levels, run, stop)
+    except Timeout:
+        raise UserError(f"{run}: another process is training in this folder; wait for it or stop it") from None
+
+
+def _train(config: RunConfig, levels: Levels, run: Path, stop: StopRequest) -> None:
+    _claim(run, config)
+    device = runtime.configure(config.training.device, config.training.threads)
+    if _is_complete(run, levels.store.digest):
+        print(f"{run}: complete already, nothing to do")
+        return
+    trainer = Trainer(config, levels, device)
+    state, folder = trainer.state, run / "checkpoints"
+    description = resume(folder, state)
+    if description is not None and description["dataset_sha256"] != levels.store.digest:
+        raise UserError(f"{run}: was trained on other images than those in {levels.store.folder}; delete the run")
+    if state.iteration:
+        print(f"resumed at iteration {state.iteration}", file=sys.stderr)
+    metrics = Metrics(run / "metrics.jsonl", state.iteration)
+    _loop(trainer, metrics, folder, stop, levels.store.digest)
+    _finish(run, trainer, metrics, levels.store.digest)
+
+
+def _loop(trainer: Trainer, metrics: Metrics, folder: Path, stop: StopRequest, digest: str) -> None:
+    training, state = trainer.config.training, trainer.state
+    remaining = range(state.iteration, training.iterations)
+    with tqdm(total=training.iterations, initial=state.iteration, desc="train", disable=None) as progress:
+        for _ in remaining:
+            trainer.iterate(metrics)
+            metrics.tick()
+            progress.update()
+            ends = state.iteration == training.iterations or bool(stop)
+            saves = ends or state.iteration % training.checkpoint_every == 0
+            if saves or state.iteration % training.log_every == 0:
+                metrics.write(state.iteration, trainer.learning_rate(state.iteration - 1), training.batch)
+            if saves:
+                save_checkpoint(folder, state, trainer.config, digest)
+            if stop and state.iteration < training.iterations:
+                raise StoppedEarly(
+                    f"stopped on {stop} at iteration {state.iteration} of {training.iterations}, state saved: "
+                    "run the same command again"
+                )
+
+
+def _finish(run: Path, trainer: Trainer, metrics: Metrics, digest: str) -> None:
+    weights, state = run / "weights.safetensors", trainer.state
+    save_weights(
+        weights,
+        trainer.config,
+        state.generator,
+        averaged_generator(state),
+        iteration=state.iteration,
+        dataset_sha256=digest,
+    )
+    write_json(
+        run / "complete.json",
+        {
+            "format": "udpm-run/1",
+            "experiment": trainer.config.experiment,
+            "seed": trainer.config.seed,
+            "iterations": state.iteration,
+            "seconds": metrics.seconds,
+            "parameters": {name: _count(player) for name, player in state.players().items()},
+            "device": runtime.describe(trainer.device),
+            "dataset_sha256": digest,
+            "weights_sha256": sha256(weights),
+            "provenance": provenance.record(),
+        },
+    )
+
+
+def _count(network: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _is_complete(run: Path, digest: str) -> bool:
+    record, weights = run / "complete.json", run / "weights.safetensors"
+    if not (record.exists() and weights.exists()):
+        return False
+    found = read_json(record, "completion record")
+    return found.get("weights_sha256") == sha256(weights) and found.get("dataset_sha256") == digest
+
+
+def _claim(run: Path, config: RunConfig) -> None:
+    """Write the run's configuration into its folder, or check that it is the one already there."""
+    path = run / "config.json"
+    if path.exists():
+        earlier = _flat(read_resolved(RunConfig, path).model_dump(mode="json"))
+        now = _flat(config.model_dump(mode="json"))
+        changed = [key for key in now | earlier if now.get(key) != earlier.get(key) and key not in INCIDENTAL]
+        if changed:
+            shown = "; ".join(f"{key} was {earlier.get(key)!r}, is {now.get(key)!r}" for key in changed)
+            raise UserError(
+                f"{run}: holds a run of another configuration ({shown}); undo the change, give the experiment a new "
+                "name, or delete the folder"
+            )
+    write_text(path, to_json(config))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

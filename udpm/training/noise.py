@@ -1,0 +1,63 @@
+"""Every random draw of training as a pure function of (run seed, player, iteration).
+
+Noise is drawn for the whole global batch on the CPU, so it depends neither on the device nor on how many processes
+share the batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+
+from udpm.config.experiment import RunConfig
+from udpm.core.seeds import derive_seed
+from udpm.training.objective import Draw
+
+
+def draw_level(config: RunConfig, player: str, iteration: int) -> int:
+    """The level that a player trains at; uniform in 1..L unless the configuration says otherwise."""
+    levels = config.process.levels
+    probabilities = config.training.level_probabilities or [1 / levels] * levels
+    uniform = torch.rand((), generator=_generator(config.seed, "level", player, iteration), dtype=torch.float64).item()
+    bounds = list(itertools.accumulate(probabilities))
+    return next((level for level, bound in enumerate(bounds, start=1) if uniform < bound), levels)
+
+
+def draw_noise(
+    config: RunConfig, player: str, iteration: int, level: int, target: torch.Tensor, labels: torch.Tensor, std: float
+) -> Draw:
+    """A batch at a level with all the noise that a player's step needs.
+
+    Args:
+        config: of the run.
+        player: "discriminator" or "generator".
+        iteration: counted from 0.
+        level: l.
+        target: H^{l-1} x_0, (B, 3, 2h, 2w).
+        labels: (B,) int64.
+        std: of the noise on what the discriminator sees; none is drawn where it is 0.
+    """
+
+    def normal(purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
+        generator = _generator(config.seed, purpose, player, iteration)
+        return torch.randn(shape, generator=generator).to(target.device)
+
+    batch, channels, height, width = target.shape
+    return Draw(
+        level,
+        target,
+        labels,
+        normal("state", (batch, channels, height // 2, width // 2)),
+        on_fake=normal("fake", target.shape) * std if std else None,
+        on_real=normal("real", target.shape) * std if std and player == "discriminator" else None,
+    )
+
+
+def seed_dropout(config: RunConfig, player: str, iteration: int) -> None:
+    """Set torch's global random state, which only dropout draws from."""
+    torch.manual_seed(derive_seed(config.seed, "dropout", player, iteration))
+
+
+def _generator(*parts: int | str) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(*parts))

@@ -1,0 +1,143 @@
+"""All that changes during training, and its checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from udpm.config.experiment import RunConfig
+from udpm.core.errors import UserError
+from udpm.core.seeds import derive_seed
+from udpm.networks.build import build_discriminator, build_generator
+from udpm.networks.discriminator import Discriminator
+from udpm.networks.unet import UNet
+from udpm.networks.weights import read_tensors, write_tensors
+
+FORMAT = "udpm-checkpoint/1"
+KEPT = 2
+
+
+@dataclass
+class State:
+    """Networks, averages and optimisers after `iteration` iterations.
+
+    There is no random state: every draw is a function of the seed and the iteration.
+    """
+
+    generator: UNet
+    averaged: AveragedModel
+    discriminator: Discriminator | None
+    optimizers: dict[str, torch.optim.Adam]
+    iteration: int = 0
+
+    @classmethod
+    def fresh(cls, config: RunConfig, device: torch.device) -> State:
+        """The state before the first iteration; a function of the configuration alone."""
+        torch.manual_seed(derive_seed(config.seed, "weights", "generator"))
+        generator = build_generator(config).to(device)
+        discriminator = None
+        if config.adversarial:
+            torch.manual_seed(derive_seed(config.seed, "weights", "discriminator"))
+            discriminator = build_discriminator(config).to(device)
+        averaging = get_ema_multi_avg_fn(config.training.ema_decay)
+        averaged = AveragedModel(generator, multi_avg_fn=averaging, use_buffers=True).requires_grad_(False).eval()
+        # Count the starting point as averaged: the first update then averages instead of copying.
+        averaged.n_averaged.fill_(1)
+        betas = tuple(config.training.betas)
+        players = {"generator": generator, "discriminator": discriminator}
+        optimizers = {
+            name: torch.optim.Adam(player.parameters(), lr=0.0, betas=betas, fused=True)
+            for name, player in players.items()
+            if player is not None
+        }
+        return cls(generator, averaged, discriminator, optimizers)
+
+    def players(self) -> dict[str, nn.Module]:
+        """The networks that are optimised, by name."""
+        return {name: getattr(self, name) for name in self.optimizers}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything as named tensors."""
+        found = {f"averaged/{name}": value for name, value in self.averaged.state_dict().items()}
+        for player, network in self.players().items():
+            found |= {f"{player}/{name}": value for name, value in network.state_dict().items()}
+            for name, parameter in network.named_parameters():
+                moments = self.optimizers[player].state.get(parameter, {})
+                found |= {f"adam/{player}/{kind}/{name}": value for kind, value in moments.items()}
+        return found
+
+    def load(self, tensors: dict[str, torch.Tensor], iteration: int) -> None:
+        """Take over what `tensors` gave.
+
+        Raises:
+            RuntimeError: names or shapes do not fit.
+        """
+        self.averaged.load_state_dict(_under(tensors, "averaged/"))
+        for player, network in self.players().items():
+            network.load_state_dict(_under(tensors, f"{player}/"))
+            optimizer = self.optimizers[player]
+            for name, parameter in network.named_parameters():
+                keys = {kind: f"adam/{player}/{kind}/{name}" for kind in ("step", "exp_avg", "exp_avg_sq")}
+                if keys["step"] in tensors:
+                    moments = {kind: tensors[key].clone() for kind, key in keys.items()}
+                    for kind in ("exp_avg", "exp_avg_sq"):
+                        moments[kind] = moments[kind].to(parameter.device)
+                    optimizer.state[parameter] = moments
+        self.iteration = iteration
+
+
+def save_checkpoint(folder: Path, state: State, config: RunConfig, dataset_sha256: str) -> None:
+    """Write the state as ``<iteration>.safetensors`` and remove all but the newest two."""
+    description = {
+        "format": FORMAT,
+        "config": config.model_dump(mode="json"),
+        "iteration": state.iteration,
+        "dataset_sha256": dataset_sha256,
+    }
+    write_tensors(folder / f"{state.iteration:09d}.safetensors", state.tensors(), description)
+    for old in checkpoints(folder)[:-KEPT]:
+        old.unlink()
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, oldest first."""
+    return sorted(folder.glob("[0-9]*.safetensors"))
+
+
+def resume(folder: Path, state: State) -> dict[str, Any] | None:
+    """Load the newest checkpoint that can be read; an unreadable one is reported and passed over.
+
+    Returns:
+        Its description, or None where there is no checkpoint.
+
+    Raises:
+        UserError: there are checkpoints, but none can be read.
+    """
+    found = checkpoints(folder)
+    for path in reversed(found):
+        try:
+            tensors, description = read_tensors(path, FORMAT)
+            state.load(tensors, description["iteration"])
+        except (UserError, RuntimeError, KeyError) as error:
+            print(f"warning: passed over: {' '.join(str(error).split())}", file=sys.stderr)
+            continue
+        return description
+    if found:
+        raise UserError(f"{folder}: none of its {len(found)} checkpoints can be read; delete the folder to start anew")
+    return None
+
+
+def averaged_generator(state: State) -> UNet:
+    """The averaged generator as a network of its own."""
+    return copy.deepcopy(state.averaged.module)
+
+
+def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
