@@ -1,8 +1,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+REPORT := results/report.html
 
-.PHONY: install test
+.PHONY: install demo test
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml envs/constraints.txt
@@ -10,5 +11,19 @@ $(VENV)/.installed: pyproject.toml envs/constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c envs/constraints.txt -e '.[all,dev]'
 	touch $@
 
+# The whole pipeline on the embedded data set; what is up to date is not redone.
+demo: install
+	$(BIN)/snakemake --quiet rules
+	if [ ! -e $(REPORT) ] || [ -n "$$(find results/tables results/figures -newer $(REPORT) -print -quit)" ]; then \
+	  $(BIN)/snakemake --quiet all --report $(REPORT); fi
+	@cat results/tables/scores.md
+	@echo "Report: $(CURDIR)/$(REPORT)"
+
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m slow
+
+# The same versions for `snakemake --sdm conda`.
+envs/udpm.yaml: envs/constraints.txt
+	{ printf '# Made from constraints.txt by `make $@`.\nchannels: [conda-forge]\ndependencies:\n'; \
+	  printf '  - python=3.11\n  - pip\n  - pip:\n'; sed -n 's/^[A-Za-z0-9].*==.*/      - &/p' $<; } > $@

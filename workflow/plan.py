@@ -1,0 +1,136 @@
+"""What a call of the workflow builds, worked out from the configuration before any job starts."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import cache
+from typing import Any
+
+from snakemake.exceptions import WorkflowError
+
+from udpm.config import (
+    Experiment,
+    RunConfig,
+    load_dataset,
+    load_experiment,
+    load_study,
+    resolve_run,
+    to_json,
+)
+from udpm.core.errors import UserError
+
+CONFIG = "config"
+RUN_FIGURES = ("samples", "chain", "curves")
+YARDSTICKS = ("heldout", "noise")
+
+
+def one_line(function):
+    """Turn a mistake in the configuration into one line instead of a traceback."""
+
+    def wrapped(*arguments):
+        try:
+            return function(*arguments)
+        except UserError as error:
+            raise WorkflowError(str(error)) from None
+
+    return wrapped
+
+
+class Plan:
+    """The experiments that are asked for, their seeds and data sets.
+
+    Args:
+        config: Snakemake's merged configuration.
+
+    Raises:
+        WorkflowError: one line that names file, key and what would be right.
+    """
+
+    @one_line
+    def __init__(self, config: dict[str, Any]) -> None:
+        study = load_study(config, f"{CONFIG}/config.yaml (or --config)")
+        self.results = study.results
+        self.experiments = {name: load_experiment(name, CONFIG) for name in study.experiments}
+        for name, seed in self.runs():
+            resolve_run(name, seed, CONFIG)
+        self.any_experiment = _any_of(self.experiments)
+        self.any_dataset = _any_of(experiment.dataset for experiment in self.experiments.values())
+
+    def runs(self) -> list[tuple[str, int]]:
+        """(experiment, seed) of every training run."""
+        return [(name, seed) for name, experiment in self.experiments.items() for seed in experiment.seeds]
+
+    def experiment(self, wildcards) -> Experiment:
+        """The experiment that a job belongs to."""
+        return self.experiments[wildcards.experiment]
+
+    @cache  # noqa: B019 - one plan lives as long as the process
+    def run(self, name: str, seed: int) -> RunConfig:
+        """A run's resolved configuration."""
+        return resolve_run(name, seed, CONFIG)
+
+    def training(self, wildcards):
+        """The training section of a job's run."""
+        return self.run(wildcards.experiment, int(wildcards.seed)).training
+
+    def run_digest(self, wildcards) -> str:
+        """Identity of a run's resolved configuration: the run's file is rewritten when it changes."""
+        return _digest(self.run(wildcards.experiment, int(wildcards.seed)))
+
+    def section_digest(self, wildcards) -> str:
+        """Identity of an experiment's sampling or scoring section."""
+        return _digest(getattr(self.experiment(wildcards), wildcards.section))
+
+    def dataset_digest(self, wildcards) -> str:
+        """Identity of a data set's configuration."""
+        return _digest(load_dataset(wildcards.dataset, CONFIG))
+
+    def dataset(self, wildcards) -> str:
+        """Folder of the prepared data set that a job reads."""
+        return f"{self.results}/datasets/{self.experiment(wildcards).dataset}"
+
+    def cache(self, wildcards) -> str:
+        """Folder of the level cache that a job reads."""
+        return f"{self.results}/caches/{self.experiment(wildcards).dataset}"
+
+    def extractor(self, wildcards) -> str:
+        """The feature extractor that an experiment is scored with."""
+        experiment = self.experiment(wildcards)
+        trained = experiment.scoring.extractor == "digits"
+        return f"{self.results}/extractors/{experiment.dataset}.pt" if trained else experiment.scoring.extractor
+
+    def made_extractor(self, wildcards) -> list[str]:
+        """The extractor as an input, where the workflow itself makes it."""
+        return [self.extractor(wildcards)] if self.experiment(wildcards).scoring.extractor == "digits" else []
+
+    def scores(self) -> list[str]:
+        """All score files: runs and yardsticks."""
+        runs = [f"{name}/seed{seed}" for name, seed in self.runs()]
+        yardsticks = [f"{name}/{kind}" for name in self.experiments for kind in self.yardsticks(name)]
+        return [f"{self.results}/scores/{subject}.json" for subject in runs + yardsticks]
+
+    @one_line
+    def yardsticks(self, name: str) -> tuple[str, ...]:
+        """Yardsticks that can be measured beside an experiment: held-out images need a test split."""
+        dataset = load_dataset(self.experiments[name].dataset, CONFIG)
+        split = dataset.holdout or dataset.source == "cifar10"
+        return YARDSTICKS if split else YARDSTICKS[1:]
+
+    def figures(self) -> list[str]:
+        """All figures, as png."""
+        schedules = [f"{name}/schedule" for name in self.experiments]
+        runs = [f"{name}/seed{seed}/{kind}" for name, seed in self.runs() for kind in RUN_FIGURES]
+        return [f"{self.results}/figures/{figure}.png" for figure in schedules + runs]
+
+    def targets(self) -> list[str]:
+        """What `all` asks for."""
+        return [f"{self.results}/tables/scores.csv", *self.figures()]
+
+
+def _digest(model) -> str:
+    return hashlib.sha256(to_json(model).encode()).hexdigest()[:16]
+
+
+def _any_of(names) -> str:
+    return "|".join(sorted({re.escape(name) for name in names}))

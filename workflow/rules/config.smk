@@ -1,0 +1,43 @@
+# Resolved configurations: small complete files, the only configuration that later jobs read. They are rewritten when
+# their own content changes (the digest is a parameter), so that an edit elsewhere reruns nothing.
+
+
+rule resolve_run:
+    output:
+        f"{RESULTS}/configs/{{experiment}}/seed{{seed}}.json",
+    log:
+        f"{RESULTS}/logs/resolve_run/{{experiment}}_seed{{seed}}.log",
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        digest=PLAN.run_digest,
+    shell:
+        "udpm resolve {wildcards.experiment} --part run --seed {wildcards.seed} --output {output} > {log} 2>&1"
+
+
+rule resolve_section:
+    output:
+        f"{RESULTS}/configs/{{experiment}}/{{section}}.json",
+    log:
+        f"{RESULTS}/logs/resolve_section/{{experiment}}_{{section}}.log",
+    wildcard_constraints:
+        section="sampling|scoring",
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        digest=PLAN.section_digest,
+    shell:
+        "udpm resolve {wildcards.experiment} --part {wildcards.section} --output {output} > {log} 2>&1"
+
+
+rule resolve_dataset:
+    output:
+        f"{RESULTS}/configs/datasets/{{dataset}}.json",
+    log:
+        f"{RESULTS}/logs/resolve_dataset/{{dataset}}.log",
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        digest=PLAN.dataset_digest,
+    shell:
+        "udpm resolve --dataset {wildcards.dataset} --output {output} > {log} 2>&1"

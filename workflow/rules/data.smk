@@ -1,0 +1,33 @@
+rule prepare_dataset:
+    input:
+        f"{RESULTS}/configs/datasets/{{dataset}}.json",
+    output:
+        f"{RESULTS}/datasets/{{dataset}}/dataset.json",
+    log:
+        f"{RESULTS}/logs/prepare_dataset/{{dataset}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/prepare_dataset/{{dataset}}.tsv"
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        folder=subpath(output[0], parent=True),
+    shell:
+        "udpm prepare {input} --output {params.folder} > {log} 2>&1"
+
+
+rule cache_levels:
+    input:
+        f"{RESULTS}/datasets/{{dataset}}/dataset.json",
+    output:
+        f"{RESULTS}/caches/{{dataset}}/cache.json",
+    log:
+        f"{RESULTS}/logs/cache_levels/{{dataset}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/cache_levels/{{dataset}}.tsv"
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        dataset=subpath(input[0], parent=True),
+        folder=subpath(output[0], parent=True),
+    shell:
+        "udpm cache {params.dataset} --output {params.folder} > {log} 2>&1"

@@ -1,0 +1,124 @@
+rule render_table:
+    input:
+        PLAN.scores(),
+    output:
+        report(
+            f"{RESULTS}/tables/scores.csv",
+            caption="../report/scores.rst",
+            category="Scores",
+            labels={"table": "scores", "format": "csv"},
+        ),
+        f"{RESULTS}/tables/scores.md",
+        f"{RESULTS}/tables/scores.tex",
+    log:
+        f"{RESULTS}/logs/render_table/scores.log",
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        stem=subpath(output[0], strip_suffix=".csv"),
+    shell:
+        "udpm table {input} --output {params.stem} > {log} 2>&1"
+
+
+rule render_samples:
+    input:
+        images=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}.npz",
+        record=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}.json",
+    output:
+        report(
+            f"{RESULTS}/figures/{{experiment}}/seed{{seed}}/samples.png",
+            caption="../report/samples.rst",
+            category="Figures",
+            labels={
+                "figure": "samples",
+                "experiment": "{experiment}",
+                "seed": "{seed}",
+            },
+        ),
+        multiext(
+            f"{RESULTS}/figures/{{experiment}}/seed{{seed}}/samples", ".svg", ".csv"
+        ),
+    log:
+        f"{RESULTS}/logs/render_samples/{{experiment}}_seed{{seed}}.log",
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        stem=subpath(output[0], strip_suffix=".png"),
+    shell:
+        "udpm figure samples {input.images} --output {params.stem} > {log} 2>&1"
+
+
+rule render_chain:
+    input:
+        f"{RESULTS}/samples/{{experiment}}/seed{{seed}}_chain.npz",
+    output:
+        report(
+            f"{RESULTS}/figures/{{experiment}}/seed{{seed}}/chain.png",
+            caption="../report/chain.rst",
+            category="Figures",
+            labels={
+                "figure": "denoising chain",
+                "experiment": "{experiment}",
+                "seed": "{seed}",
+            },
+        ),
+        multiext(f"{RESULTS}/figures/{{experiment}}/seed{{seed}}/chain", ".svg", ".csv"),
+    log:
+        f"{RESULTS}/logs/render_chain/{{experiment}}_seed{{seed}}.log",
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        stem=subpath(output[0], strip_suffix=".png"),
+    shell:
+        "udpm figure chain {input} --output {params.stem} > {log} 2>&1"
+
+
+rule render_curves:
+    input:
+        f"{RESULTS}/runs/{{experiment}}/seed{{seed}}/complete.json",
+    output:
+        report(
+            f"{RESULTS}/figures/{{experiment}}/seed{{seed}}/curves.png",
+            caption="../report/curves.rst",
+            category="Figures",
+            labels={
+                "figure": "training curves",
+                "experiment": "{experiment}",
+                "seed": "{seed}",
+            },
+        ),
+        multiext(
+            f"{RESULTS}/figures/{{experiment}}/seed{{seed}}/curves", ".svg", ".csv"
+        ),
+    log:
+        f"{RESULTS}/logs/render_curves/{{experiment}}_seed{{seed}}.log",
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        run=subpath(input[0], parent=True),
+        stem=subpath(output[0], strip_suffix=".png"),
+    shell:
+        "udpm figure curves {params.run}/metrics.jsonl --output {params.stem} > {log} 2>&1"
+
+
+rule render_schedule:
+    input:
+        lambda wildcards: (
+            f"{RESULTS}/configs/{wildcards.experiment}/seed{PLAN.experiment(wildcards).seeds[0]}.json"
+        ),
+    output:
+        report(
+            f"{RESULTS}/figures/{{experiment}}/schedule.png",
+            caption="../report/schedule.rst",
+            category="Figures",
+            labels={"figure": "schedule", "experiment": "{experiment}", "seed": "all"},
+        ),
+        multiext(f"{RESULTS}/figures/{{experiment}}/schedule", ".svg", ".csv"),
+    log:
+        f"{RESULTS}/logs/render_schedule/{{experiment}}.log",
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        stem=subpath(output[0], strip_suffix=".png"),
+    shell:
+        "udpm figure schedule {input} --output {params.stem} > {log} 2>&1"

@@ -1,0 +1,93 @@
+rule train_extractor:
+    input:
+        f"{RESULTS}/datasets/{{dataset}}/dataset.json",
+    output:
+        network=f"{RESULTS}/extractors/{{dataset}}.pt",
+        record=f"{RESULTS}/extractors/{{dataset}}.json",
+    log:
+        f"{RESULTS}/logs/train_extractor/{{dataset}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/train_extractor/{{dataset}}.tsv"
+    conda:
+        "../../envs/udpm.yaml"
+    threads: 2
+    params:
+        dataset=subpath(input[0], parent=True),
+    shell:
+        "udpm extractor {params.dataset} --threads 2 --output {output.network} > {log} 2>&1"
+
+
+rule compute_reference:
+    input:
+        dataset=lambda wildcards: f"{PLAN.dataset(wildcards)}/dataset.json",
+        config=f"{RESULTS}/configs/{{experiment}}/scoring.json",
+        extractor=PLAN.made_extractor,
+    output:
+        f"{RESULTS}/references/{{experiment}}.npz",
+    log:
+        f"{RESULTS}/logs/compute_reference/{{experiment}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/compute_reference/{{experiment}}.tsv"
+    conda:
+        "../../envs/udpm.yaml"
+    threads: lambda wildcards: PLAN.experiment(wildcards).scoring.threads
+    params:
+        dataset=subpath(input.dataset, parent=True),
+        extractor=PLAN.extractor,
+    shell:
+        "udpm reference {params.dataset} --extractor {params.extractor} --config {input.config}"
+        " --output {output} > {log} 2>&1"
+
+
+rule score_samples:
+    input:
+        samples=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}.npz",
+        record=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}.json",
+        reference=f"{RESULTS}/references/{{experiment}}.npz",
+        dataset=lambda wildcards: f"{PLAN.dataset(wildcards)}/dataset.json",
+        config=f"{RESULTS}/configs/{{experiment}}/scoring.json",
+        extractor=PLAN.made_extractor,
+    output:
+        f"{RESULTS}/scores/{{experiment}}/seed{{seed}}.json",
+    log:
+        f"{RESULTS}/logs/score_samples/{{experiment}}_seed{{seed}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/score_samples/{{experiment}}_seed{{seed}}.tsv"
+    conda:
+        "../../envs/udpm.yaml"
+    threads: lambda wildcards: PLAN.experiment(wildcards).scoring.threads
+    params:
+        dataset=subpath(input.dataset, parent=True),
+        extractor=PLAN.extractor,
+    shell:
+        "udpm score --samples {input.samples} --reference {input.reference} --extractor {params.extractor}"
+        " --dataset {params.dataset} --config {input.config} --output {output} > {log} 2>&1"
+
+
+# What the numbers are to be read against: real images that training never saw (floor), and noise (ceiling).
+rule score_yardstick:
+    input:
+        reference=f"{RESULTS}/references/{{experiment}}.npz",
+        dataset=lambda wildcards: f"{PLAN.dataset(wildcards)}/dataset.json",
+        config=f"{RESULTS}/configs/{{experiment}}/scoring.json",
+        extractor=PLAN.made_extractor,
+    output:
+        f"{RESULTS}/scores/{{experiment}}/{{yardstick}}.json",
+    log:
+        f"{RESULTS}/logs/score_yardstick/{{experiment}}_{{yardstick}}.log",
+    wildcard_constraints:
+        yardstick="heldout|noise",
+    conda:
+        "../../envs/udpm.yaml"
+    threads: lambda wildcards: PLAN.experiment(wildcards).scoring.threads
+    params:
+        dataset=subpath(input.dataset, parent=True),
+        extractor=PLAN.extractor,
+        subject=lambda wildcards: (
+            "--heldout"
+            if wildcards.yardstick == "heldout"
+            else f"--noise {PLAN.experiment(wildcards).sampling.count}"
+        ),
+    shell:
+        "udpm score {params.subject} --reference {input.reference} --extractor {params.extractor}"
+        " --dataset {params.dataset} --config {input.config} --output {output} > {log} 2>&1"

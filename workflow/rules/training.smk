@@ -1,0 +1,44 @@
+# Checkpoints and metrics.jsonl, which training resumes from, are not declared: Snakemake deletes declared outputs
+# before it retries a job.
+rule train_model:
+    input:
+        config=f"{RESULTS}/configs/{{experiment}}/seed{{seed}}.json",
+        dataset=lambda wildcards: f"{PLAN.dataset(wildcards)}/dataset.json",
+        cache=lambda wildcards: f"{PLAN.cache(wildcards)}/cache.json",
+    output:
+        weights=f"{RESULTS}/runs/{{experiment}}/seed{{seed}}/weights.safetensors",
+        record=f"{RESULTS}/runs/{{experiment}}/seed{{seed}}/complete.json",
+    log:
+        f"{RESULTS}/logs/train_model/{{experiment}}_seed{{seed}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/train_model/{{experiment}}_seed{{seed}}.tsv"
+    conda:
+        "../../envs/udpm.yaml"
+    threads: lambda wildcards: PLAN.training(wildcards).threads
+    params:
+        dataset=subpath(input.dataset, parent=True),
+        cache=subpath(input.cache, parent=True),
+        run=subpath(output.weights, parent=True),
+    shell:
+        "udpm train {input.config} --dataset {params.dataset} --cache {params.cache} --run {params.run}"
+        " > {log} 2>&1"
+
+
+rule sample_images:
+    input:
+        weights=f"{RESULTS}/runs/{{experiment}}/seed{{seed}}/weights.safetensors",
+        config=f"{RESULTS}/configs/{{experiment}}/sampling.json",
+    output:
+        images=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}.npz",
+        record=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}.json",
+        chain=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}_chain.npz",
+    log:
+        f"{RESULTS}/logs/sample_images/{{experiment}}_seed{{seed}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/sample_images/{{experiment}}_seed{{seed}}.tsv"
+    conda:
+        "../../envs/udpm.yaml"
+    threads: lambda wildcards: PLAN.experiment(wildcards).sampling.threads
+    shell:
+        "udpm sample {input.weights} --config {input.config} --output {output.images} --chain {output.chain}"
+        " > {log} 2>&1"
