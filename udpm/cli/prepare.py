@@ -9,9 +9,7 @@ import click
 from udpm.cli.options import FILE, FOLDER
 
 
-@click.command(
-    epilog="Example: udpm prepare results/configs/datasets/digits.json --output results/datasets/digits"
-)
+@click.command(epilog="Example: udpm prepare results/configs/datasets/digits.json --output results/datasets/digits")
 @click.argument("config", type=FILE)
 @click.option("--output", type=FOLDER, required=True, help="Folder of the store; replaced once the new one is whole.")
 def command(config: Path, output: Path) -> None:

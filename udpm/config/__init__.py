@@ -4,6 +4,7 @@
 small, complete JSON files that commands read.
 """
 
+from udpm.config.dataset import DatasetConfig
 from udpm.config.experiment import (
     Discriminator,
     Experiment,
@@ -15,7 +16,6 @@ from udpm.config.experiment import (
     Scoring,
     Training,
 )
-from udpm.config.dataset import DatasetConfig
 from udpm.config.load import (
     load_dataset,
     load_experiment,

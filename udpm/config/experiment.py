@@ -178,7 +178,7 @@ class Experiment(Section):
     """One file of ``config/experiments/``."""
 
     extends: str | None = None
-    """Experiment to inherit from: its file's values are taken where this file says nothing. Lists are replaced whole."""
+    """Experiment to inherit from: its values hold where this file says nothing. Lists are replaced whole."""
     description: str = ""
     """One line for reports."""
     dataset: str

@@ -24,9 +24,7 @@ class Batches:
         device: where batches go.
     """
 
-    def __init__(
-        self, levels: Levels, scale: int, batch: int, seed: int, *, flip: bool, device: torch.device
-    ) -> None:
+    def __init__(self, levels: Levels, scale: int, batch: int, seed: int, *, flip: bool, device: torch.device) -> None:
         split = levels.store.split("train")
         self._first, self._count = split.start, split.stop - split.start
         self._levels = levels

@@ -149,9 +149,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(_width(shape, 0), IMAGE_CHANNELS * UPSCALE**2, 3, padding=1)
         initialize(self)
 
-    def forward(
-        self, x: torch.Tensor, time: float | torch.Tensor, labels: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, time: float | torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """One call of the network.
 
         Args:

@@ -154,13 +154,14 @@ def _loop(trainer: Trainer, metrics: Metrics, folder: Path, stop: StopRequest, d
             trainer.iterate(metrics)
             metrics.tick()
             progress.update()
-            ends = state.iteration == training.iterations or bool(stop)
-            saves = ends or state.iteration % training.checkpoint_every == 0
+            stopping = bool(stop) and state.iteration < training.iterations
+            last = stopping or state.iteration == training.iterations
+            saves = last or state.iteration % training.checkpoint_every == 0
             if saves or state.iteration % training.log_every == 0:
                 metrics.write(state.iteration, trainer.learning_rate(state.iteration - 1), training.batch)
             if saves:
                 save_checkpoint(folder, state, trainer.config, digest)
-            if stop and state.iteration < training.iterations:
+            if stopping:
                 raise StoppedEarly(
                     f"stopped on {stop} at iteration {state.iteration} of {training.iterations}, state saved: "
                     "run the same command again"

@@ -15,7 +15,7 @@ def load_lpips(network: str, device: torch.device) -> nn.Module:
     """LPIPS over VGG-16, frozen, in eval mode; called with two (B, 3, h, w) images in [-1, 1].
 
     Args:
-        network: "vgg" (ImageNet weights, which torchvision keeps under TORCH_HOME) or "vgg-random" (untrained features).
+        network: "vgg" (ImageNet weights, which torchvision keeps under TORCH_HOME) or "vgg-random" (untrained).
         device: where it runs.
 
     Raises:

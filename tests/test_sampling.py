@@ -1,0 +1,128 @@
+"""Sampling: seeds, batches, labels, files."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import udpm
+from udpm.config import Sampling
+from udpm.core import runtime
+from udpm.core.errors import UserError
+from udpm.data.samples import load_samples, save_samples
+from udpm.networks.weights import load_model
+from udpm.sampling.run import draw_samples
+from udpm.sampling.sampler import Sampler, to_bytes
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    runtime.configure("cpu", 1)
+    return load_model(trained / "weights.safetensors", "raw")
+
+
+def test_batch_size_does_not_matter(model):
+    single, many = (Sampler(model, batch=batch).sample(64, seed=3).astype(int) for batch in (1, 64))
+    difference = np.abs(single - many)
+    assert difference.max() <= 1
+    assert (difference == 0).mean() >= 0.999
+    assert np.unique(single.reshape(64, -1), axis=0).shape[0] == 64
+
+
+def test_an_image_is_a_function_of_its_seed_and_number(model):
+    sampler = Sampler(model, batch=8)
+    first = sampler.sample(16, seed=1)
+    assert (sampler.sample(16, seed=1) == first).all()
+    assert (sampler.sample(8, seed=1) == first[:8]).all()
+    assert (sampler.sample(16, seed=2) != first).any()
+
+
+def test_labels(model):
+    sampler = Sampler(model)
+    assert list(sampler.balanced_labels(12)) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+    threes = sampler.sample(4, labels=3)
+    assert (threes == sampler.sample(4, labels=[3, 3, 3, 3])).all()
+    assert (threes != sampler.sample(4)).any()
+    for wrong in ([1, 2], 10, -1):
+        with pytest.raises(UserError, match="labels: "):
+            sampler.sample(4, labels=wrong)
+    with pytest.raises(UserError, match="count: "):
+        sampler.sample(0)
+
+
+def test_posterior_forms_differ_but_little(model):
+    scalar, exact = (Sampler(model, posterior=form).sample(16).astype(int) for form in ("scalar", "exact"))
+    assert (scalar != exact).any()
+
+
+def test_bytes_are_rounded_and_clipped():
+    values = torch.tensor([-3.0, -1.0, 0.0, 1.0, 9.0]).reshape(1, 1, 1, 5).expand(1, 3, 1, 5)
+    assert to_bytes(values)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def test_every_byte_survives_the_round_trip():
+    levels = torch.arange(256).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
+    assert (to_bytes(levels / 127.5 - 1)[0, ..., 0].flatten() == np.arange(256)).all()
+
+
+def test_the_sample_set_and_its_record(trained, tmp_path):
+    output, chain = tmp_path / "a.npz", tmp_path / "chain.npz"
+    config = Sampling(count=12, batch=5, seed=4, threads=1)
+    draw_samples(trained / "weights.safetensors", config, output, chain)
+    found = load_samples(output)
+    assert found.images.shape == (12, 16, 16, 3)
+    assert found.record["nfe"] == 3
+    assert found.record["seed"] == 4
+    assert found.record["weights"] == "ema"
+    assert found.record["iteration"] == 12
+    with np.load(chain, allow_pickle=False) as arrays:
+        assert arrays["x_3"].shape == (10, 3, 2, 2)
+        assert arrays["f_3"].shape == arrays["x_2"].shape == (10, 3, 4, 4)
+        final = to_bytes(torch.from_numpy(arrays["f_1"]))
+        assert json.loads(str(arrays["record"]))["seed"] == 4
+    assert np.abs(final.astype(int) - found.images[:10].astype(int)).max() <= 1
+    again = tmp_path / "b.npz"
+    draw_samples(trained / "weights.safetensors", config, again)
+    assert again.read_bytes() == output.read_bytes()
+
+
+def test_a_sample_set_that_is_not_its_records(tmp_path):
+    images, labels = np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2, np.int64)
+    save_samples(tmp_path / "a.npz", images, labels, {})
+    save_samples(tmp_path / "b.npz", images + 1, labels, {})
+    (tmp_path / "b.npz").replace(tmp_path / "a.npz")
+    with pytest.raises(UserError, match=r"does not describe a\.npz"):
+        load_samples(tmp_path / "a.npz")
+
+
+def test_the_python_door(trained):
+    sampler = udpm.load(trained / "weights.safetensors")
+    assert sampler.sample(3, labels=7, seed=1).shape == (3, 16, 16, 3)
+
+
+def test_threads_come_from_the_configuration(trained, tmp_path):
+    torch.set_num_threads(1)
+    draw_samples(trained / "weights.safetensors", Sampling(count=2, threads=2), tmp_path / "a.npz")
+    assert torch.get_num_threads() == 2
+    assert load_samples(tmp_path / "a.npz").record["device"] == "cpu (2 threads)"
+    torch.set_num_threads(1)
+
+
+@pytest.mark.slow
+def test_threads_are_not_the_environments(trained, tmp_path):
+    config = tmp_path / "sampling.json"
+    config.write_text(Sampling(count=2, threads=2).model_dump_json())
+    import os
+
+    tiny.udpm(
+        "sample",
+        trained / "weights.safetensors",
+        "--config",
+        config,
+        "--output",
+        tmp_path / "a.npz",
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert load_samples(tmp_path / "a.npz").record["device"] == "cpu (2 threads)"

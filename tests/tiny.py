@@ -1,0 +1,73 @@
+"""A run small enough for tests: real digits, all stages, seconds."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from udpm.config import RunConfig
+from udpm.config.load import resolve_run, to_json, validate
+
+ROOT = Path(__file__).parents[1]
+
+SMALL = {
+    "generator.channels": 8,
+    "discriminator.channels": 8,
+    "training.iterations": 12,
+    "training.warmup": 4,
+    "training.batch": 8,
+    "training.checkpoint_every": 4,
+    "training.log_every": 2,
+    "training.threads": 1,
+    "training.flip": True,
+}
+
+
+def run_config(**changes):
+    """The digits experiment, made small; changes are dotted keys with "__" for the dots."""
+    values = resolve_run("digits", 0, ROOT / "config").model_dump()
+    for key, value in (SMALL | {key.replace("__", "."): value for key, value in changes.items()}).items():
+        section = values
+        *parents, last = key.split(".")
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+    return validate(RunConfig, values, "tiny")
+
+
+def write_config(folder, **changes):
+    path = folder / "run.json"
+    path.write_text(to_json(run_config(**changes)))
+    return path
+
+
+def udpm(*arguments, check=True, **options):
+    """Run a udpm command as a user would."""
+    command = [sys.executable, "-m", "udpm", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, **options)
+    if check and done.returncode:
+        raise AssertionError(f"{command} exited {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done
+
+
+def start(*arguments, **options):
+    """Start a udpm command and return its process."""
+    command = [sys.executable, "-m", "udpm", *map(str, arguments)]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment, **options
+    )
+
+
+def metrics(run):
+    """Lines of metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {key: value for key, value in line.items() if key not in {"seconds", "images_per_second"}} for line in lines
+    ]
+
+
+def snapshot(folder):
+    """Every file below a folder with its bytes."""
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
