@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from functools import cache
 from typing import Any
-
-from snakemake.exceptions import WorkflowError
 
 from udpm.config import (
     Experiment,
@@ -18,7 +17,7 @@ from udpm.config import (
     resolve_run,
     to_json,
 )
-from udpm.core.errors import UserError
+from udpm.core.errors import EXIT_USER_ERROR, UserError
 
 CONFIG = "config"
 RUN_FIGURES = ("samples", "chain", "curves")
@@ -26,13 +25,15 @@ YARDSTICKS = ("heldout", "noise")
 
 
 def one_line(function):
-    """Turn a mistake in the configuration into one line instead of a traceback."""
+    """End with one line and code 2 on a mistake in the configuration."""
 
     def wrapped(*arguments):
         try:
             return function(*arguments)
         except UserError as error:
-            raise WorkflowError(str(error)) from None
+            # Not Snakemake's WorkflowError, which adds the lines of code that the mistake passed through.
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(EXIT_USER_ERROR)
 
     return wrapped
 
@@ -44,7 +45,7 @@ class Plan:
         config: Snakemake's merged configuration.
 
     Raises:
-        WorkflowError: one line that names file, key and what would be right.
+        SystemExit: a mistake, told in one line that names file, key and what would be right; code 2.
     """
 
     @one_line

@@ -159,7 +159,7 @@ class Sampling(Section):
 class Scoring(Section):
     """How sample sets are scored."""
 
-    extractor: str = "inception"
+    extractor: str
     """digits: the classifier that the workflow trains on the data set's training split; or the path of a TorchScript
     file, (N, 3, side, side) float in [0, 255] -> (N, d) features."""
     reference_split: Literal["train", "test"] = "train"
@@ -192,7 +192,7 @@ class Experiment(Section):
     losses: Losses
     training: Training
     sampling: Sampling = Sampling()
-    scoring: Scoring = Scoring()
+    scoring: Scoring
 
     @model_validator(mode="after")
     def _lists_have_one_value_per_level(self) -> Experiment:

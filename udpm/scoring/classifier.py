@@ -100,7 +100,7 @@ def _tensors(store: Store, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _write(network: Classifier, store: Store, seed: int, accuracy: float, count: int, path: Path) -> None:
-    # Traced, because scripting lists a layer's constants in an order that changes from process to process; saved through
+    # Traced, because scripting lists a layer's constants in another order in every process; saved through
     # a buffer, because the archive would carry the temporary file's name. Same command, same bytes.
     images = torch.zeros(2, 3, store.side, store.side)
     traced = torch.jit.trace_module(network, {"forward": images, "classify": network(images).detach()})

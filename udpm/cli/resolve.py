@@ -1,0 +1,42 @@
+"""``udpm resolve``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from udpm.cli.options import FILE, FOLDER
+
+PARTS = ("run", "sampling", "scoring", "dataset")
+
+
+@click.command(epilog="Example: udpm resolve digits --part run --seed 0 --output results/configs/digits/seed0.json")
+@click.argument("experiment", required=False)
+@click.option("--dataset", metavar="NAME", help="Resolve this data set instead of an experiment.")
+@click.option("--part", type=click.Choice(PARTS), default="run", show_default=True, help="Which part to write.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Training seed, for part run.")
+@click.option("--config", type=FOLDER, default="config", show_default=True, help="Folder of the configuration.")
+@click.option("--output", type=FILE, help="Where to; default: print it.")
+def command(
+    experiment: str | None, dataset: str | None, part: str, seed: int, config: Path, output: Path | None
+) -> None:
+    """Validate a configuration and write one part of it out complete, with all defaults.
+
+    EXPERIMENT is the name of a file in config/experiments/. The result is what the other commands read.
+    """
+    if (experiment is None) == (dataset is None):
+        raise click.UsageError("give either an EXPERIMENT or --dataset NAME", click.get_current_context())
+    from udpm.config import load_dataset, load_experiment, resolve_run, to_json
+    from udpm.core.files import write_text
+
+    if dataset is not None:
+        resolved = load_dataset(dataset, config)
+    else:
+        run = resolve_run(experiment, seed, config)
+        parts = {"run": run, "dataset": run.dataset}
+        resolved = parts.get(part) or getattr(load_experiment(experiment, config), part)
+    if output is None:
+        click.echo(to_json(resolved), nl=False)
+    else:
+        write_text(output, to_json(resolved))

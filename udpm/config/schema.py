@@ -1,0 +1,90 @@
+"""JSON schemas and the manual's key reference, both made from the models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from udpm.config.dataset import DatasetConfig
+from udpm.config.experiment import Experiment
+from udpm.config.study import Study
+
+FILES: dict[str, type[BaseModel]] = {"experiment": Experiment, "dataset": DatasetConfig, "study": Study}
+"""Kinds of configuration files and their models."""
+
+BEGIN, END = "<!-- keys: made by `udpm schema` -->", "<!-- /keys -->"
+
+
+def json_schema(kind: str) -> dict[str, Any]:
+    """JSON schema (2020-12) of a kind of configuration file, for editors that complete and check keys.
+
+    An experiment's keys are all optional in it: a file may inherit any of them by `extends`.
+    """
+    schema = FILES[kind].model_json_schema()
+    if kind == "experiment":
+        for section in (schema, *schema.get("$defs", {}).values()):
+            section.pop("required", None)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def key_reference() -> str:
+    """A markdown table of every key: type, default, meaning."""
+    parts = []
+    titles = {"study": "config.yaml", "dataset": "datasets/NAME.yaml", "experiment": "experiments/NAME.yaml"}
+    for kind, title in titles.items():
+        schema = json_schema(kind)
+        rows = list(_rows(schema, schema, ""))
+        parts.append(f"### {title}\n\n| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows))
+    return "\n\n".join(parts)
+
+
+def insert_reference(manual: str) -> str:
+    """The manual with the key reference between its markers replaced.
+
+    Raises:
+        ValueError: the markers are not there.
+    """
+    before, marker, rest = manual.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (marker and end):
+        raise ValueError(f"the manual lacks the markers {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n\n{key_reference()}\n\n{END}{after}"
+
+
+def _rows(schema: dict[str, Any], whole: dict[str, Any], prefix: str):
+    for name, field in schema["properties"].items():
+        section = _section(field, whole)
+        meaning = " ".join(field.get("description", "").split()).replace("|", "\\|")
+        if section is None:
+            yield f"| `{prefix}{name}` | {_type(field)} | {_default(field)} | {meaning} |"
+        else:
+            yield from _rows(section, whole, f"{prefix}{name}.")
+
+
+def _section(field: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any] | None:
+    """The schema of a nested section, or None for a plain value."""
+    options = [field, *field.get("allOf", []), *field.get("anyOf", [])]
+    reference = next((option["$ref"] for option in options if "$ref" in option), None)
+    return whole["$defs"][reference.removeprefix("#/$defs/")] if reference else None
+
+
+def _type(field: dict[str, Any]) -> str:
+    if "anyOf" in field:
+        return " or ".join(_type(option) for option in field["anyOf"] if option.get("type") != "null")
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    if "const" in field:
+        return f"`{field['const']}`"
+    if field.get("type") == "array":
+        return f"list of {_type(field['items'])}"
+    limits = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+    bounds = " ".join(f"{sign} {field[key]:g}" for key, sign in limits.items() if key in field)
+    return f"{field['type']} {bounds}".strip()
+
+
+def _default(field: dict[str, Any]) -> str:
+    if "default" not in field:
+        return "required"
+    value = field["default"]
+    return "–" if value is None or value == "" else f"`{str(value).lower() if isinstance(value, bool) else value}`"
