@@ -24,7 +24,7 @@ VERBS = {
     "extractor": "Train the small classifier whose features score digits.",
     "reference": "Feature statistics of a data set, to score against.",
     "score": "Score a sample set or a yardstick against a reference.",
-    "table": "Render scores as a table (csv, md, tex).",
+    "table": "Render scores as a table (csv, md, tex, html).",
     "figure": "Render a figure (svg, png, csv of the data behind it).",
     "info": "Say what a file or folder made by udpm is.",
 }

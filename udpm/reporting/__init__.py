@@ -1,0 +1,1 @@
+"""Tables and figures, drawn from files that other stages made. Imports no torch."""

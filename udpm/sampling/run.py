@@ -43,6 +43,7 @@ def draw_samples(weights: Path, config: Sampling, output: Path, chain: Path | No
         "seed": config.seed,
         "posterior": config.posterior,
         "nfe": sampler.schedule.levels,
+        "scale": sampler.schedule.scale,
         "device": runtime.describe(device),
         "provenance": provenance.record(),
     }

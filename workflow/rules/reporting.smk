@@ -3,19 +3,24 @@ rule render_table:
         PLAN.scores(),
     output:
         report(
+            f"{RESULTS}/tables/scores.html",
+            caption="../report/scores.rst",
+            category="Scores",
+            labels={"table": "scores to read"},
+        ),
+        report(
             f"{RESULTS}/tables/scores.csv",
             caption="../report/scores.rst",
             category="Scores",
-            labels={"table": "scores", "format": "csv"},
+            labels={"table": "scores with the whole protocol"},
         ),
-        f"{RESULTS}/tables/scores.md",
-        f"{RESULTS}/tables/scores.tex",
+        multiext(f"{RESULTS}/tables/scores", ".md", ".tex"),
     log:
         f"{RESULTS}/logs/render_table/scores.log",
     conda:
         "../../envs/udpm.yaml"
     params:
-        stem=subpath(output[0], strip_suffix=".csv"),
+        stem=subpath(output[0], strip_suffix=".html"),
     shell:
         "udpm table {input} --output {params.stem} > {log} 2>&1"
 

@@ -1,0 +1,58 @@
+"""``udpm figure``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from udpm.cli.options import FILE
+
+STEM = click.option(
+    "--output", type=click.Path(path_type=Path), required=True, metavar="STEM", help="Path without suffix."
+)
+
+
+@click.group()
+def command() -> None:
+    """Render a figure as STEM.svg and STEM.png, with STEM.csv of the data behind it."""
+
+
+@command.command(epilog="Example: udpm figure samples results/samples/digits/seed0.npz --output figures/samples")
+@click.argument("source", type=FILE)
+@STEM
+def samples(source: Path, output: Path) -> None:
+    """The first images of a sample set, a row for each class."""
+    from udpm.reporting.pictures import draw_samples
+
+    draw_samples(source, output)
+
+
+@command.command(epilog="Example: udpm figure chain results/samples/digits/seed0_chain.npz --output figures/chain")
+@click.argument("source", type=FILE)
+@STEM
+def chain(source: Path, output: Path) -> None:
+    """From noise to image: the states and network outputs of one image per class."""
+    from udpm.reporting.pictures import draw_chain
+
+    draw_chain(source, output)
+
+
+@command.command(epilog="Example: udpm figure curves results/runs/digits/seed0/metrics.jsonl --output figures/curves")
+@click.argument("source", type=FILE)
+@STEM
+def curves(source: Path, output: Path) -> None:
+    """Training losses by level; also of a run that is still training."""
+    from udpm.reporting.curves import draw_curves
+
+    draw_curves(source, output)
+
+
+@command.command(epilog="Example: udpm figure schedule results/configs/digits/seed0.json --output figures/schedule")
+@click.argument("source", type=FILE)
+@STEM
+def schedule(source: Path, output: Path) -> None:
+    """Signal, noise and their ratio at every level of a run's schedule."""
+    from udpm.reporting.curves import draw_schedule
+
+    draw_schedule(source, output)

@@ -1,0 +1,61 @@
+"""How every figure looks, and how it is saved: svg, png, and the csv of the data behind it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from udpm.core.files import atomic_path
+
+# Okabe and Ito's colours tell apart with every kind of colour vision; markers and dashes tell apart in grey print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DPI = 130
+LARGEST = 1180
+"""Pixels; Snakemake's report crops figures above about 1 200."""
+
+plt.rcParams.update(
+    {
+        "figure.dpi": DPI,
+        "savefig.dpi": DPI,
+        "font.size": 9,
+        "axes.titlesize": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "grid.linewidth": 0.6,
+        "legend.frameon": False,
+        "lines.linewidth": 1.4,
+        "lines.markersize": 4,
+        "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+        # Identifiers in svg files are random otherwise: same data, same bytes.
+        "svg.hashsalt": "udpm",
+    }
+)
+
+
+def save(figure: Figure, stem: str | Path, data: pd.DataFrame) -> None:
+    """Write ``STEM.svg``, ``STEM.png`` and ``STEM.csv``, each atomically, and close the figure.
+
+    Args:
+        figure: no side above 1180 pixels.
+        stem: path without suffix.
+        data: what the figure shows.
+    """
+    width, height = figure.get_size_inches() * DPI
+    if max(width, height) > LARGEST:
+        raise ValueError(f"figure of {width:.0f}×{height:.0f} pixels; the report crops above {LARGEST}")
+    for suffix, metadata in ((".svg", {"Date": None, "Creator": "udpm"}), (".png", {"Software": "udpm"})):
+        with atomic_path(f"{stem}{suffix}") as temporary:
+            figure.savefig(temporary, format=suffix[1:], metadata=metadata)
+    plt.close(figure)
+    with atomic_path(f"{stem}.csv") as temporary:
+        data.to_csv(temporary, index=False)

@@ -1,0 +1,201 @@
+"""The score table: csv with the whole protocol; markdown, LaTeX and html to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from udpm.core.errors import UserError
+from udpm.core.files import read_json, write_text
+
+FORMAT = "udpm-score/1"
+MISSING = "–"
+ORDER = {"samples": 0, "heldout": 1, "noise": 2}
+SHOWN = {
+    "precision": ("precision", "{:.3f}"),
+    "recall": ("recall", "{:.3f}"),
+    "class_agreement": ("class agreement", "{:.3f}"),
+    "nearest_distance_ratio": ("nearest-image distance / held-out's", "{:.2f}"),
+}
+
+
+def collect(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """Read score files; models first, then floor, then ceiling, experiment by experiment.
+
+    Raises:
+        UserError: missing, unreadable, or not a score.
+    """
+    scores = []
+    for path in paths:
+        score = read_json(path, "score")
+        if score.get("format") != FORMAT:
+            raise UserError(f"{path}: format is {score.get('format')!r}, expected {FORMAT!r}")
+        # Yardsticks belong to the experiment whose folder they lie in.
+        score["experiment"] = score["subject"].get("experiment") or Path(path).parent.name
+        scores.append(score)
+    return sorted(scores, key=_place)
+
+
+def full_table(scores: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row per score with every metric in full precision and the whole protocol; missing values stay empty."""
+    rows = []
+    for score in scores:
+        subject, protocol, reference = score["subject"], score["protocol"], score["protocol"]["reference"]
+        rows.append(
+            {
+                "experiment": score["experiment"],
+                "subject": _subject(score),
+                "nfe": subject.get("nfe"),
+                "n": protocol["n"],
+                **{name: metric["value"] for name, metric in score["metrics"].items()},
+                "frechet_label": score["metrics"]["frechet_distance"]["label"],
+                "neighbours": protocol["neighbours"],
+                "extractor": protocol["extractor"]["name"],
+                "extractor_sha256": protocol["extractor"]["sha256"],
+                "extractor_heldout_accuracy": protocol["extractor"].get("heldout_accuracy"),
+                "reference": f"{reference['dataset']}/{reference['split']}",
+                "reference_n": reference["n"],
+                "reference_sha256": reference["sha256"],
+                "run_seed": subject.get("run_seed"),
+                "sampling_seed": subject.get("seed"),
+                "posterior": subject.get("posterior"),
+                "weights": subject.get("weights"),
+                "iteration": subject.get("iteration"),
+                "weights_sha256": subject.get("weights_sha256"),
+                "device": protocol["device"],
+                **{f"version_{name}": value for name, value in score["provenance"]["versions"].items()},
+                "commit": score["provenance"]["commit"],
+            }
+        )
+    table = pd.DataFrame(rows)
+    whole = [name for name in ("nfe", "run_seed", "sampling_seed", "iteration") if name in table]
+    return table.astype(dict.fromkeys(whole, "Int64"))
+
+
+def readable_table(scores: list[dict[str, Any]]) -> pd.DataFrame:
+    """The rounded table for people; Fréchet distances that do not compare get columns of their own."""
+    labels = _frechet_columns(scores)
+    rows = []
+    for score in scores:
+        row = {
+            "experiment": score["experiment"],
+            "images": _subject(score),
+            "NFE": str(score["subject"].get("nfe", MISSING)),
+            "N": str(score["protocol"]["n"]),
+        }
+        for label in dict.fromkeys(labels.values()):
+            own = labels[_comparable(score)] == label
+            row[label] = _rounded(score, "frechet_distance", "{:.2f}") if own else MISSING
+        for name, (title, pattern) in SHOWN.items():
+            row[title] = _rounded(score, name, pattern)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def footnotes(scores: list[dict[str, Any]]) -> list[str]:
+    """The protocol in words, one line for each way that numbers were measured, then why a value is missing."""
+    notes = []
+    for score in scores:
+        protocol, extractor = score["protocol"], score["protocol"]["extractor"]
+        reference = protocol["reference"]
+        accuracy = extractor.get("heldout_accuracy")
+        known = f", held-out accuracy {accuracy:.1%}" if accuracy is not None else ""
+        notes.append(
+            f"{_frechet_columns(scores)[_comparable(score)]}: Fréchet distance in features of {extractor['name']} "
+            f"(SHA-256 {extractor['sha256'][:12]}{known}) to {reference['dataset']}/{reference['split']}, "
+            f"{reference['n']} images (SHA-256 {reference['sha256'][:12]}); precision and recall with "
+            f"k = {protocol['neighbours']}. N images each, as listed: distances at different N do not compare."
+        )
+    for score in scores:
+        for metric in score["metrics"].values():
+            if metric["value"] is None:
+                notes.append(f"{_subject(score)}: no {metric['label']}, because {metric.get('reason', 'unknown')}.")
+    for score in scores:
+        subject = score["subject"]
+        if subject["kind"] == "samples":
+            notes.append(
+                f"{score['experiment']}, {_subject(score)}: {subject['weights']} weights of iteration "
+                f"{subject['iteration']} (SHA-256 {subject['weights_sha256'][:12]}), sampling seed {subject['seed']}, "
+                f"{subject['posterior']} posterior, udpm {score['provenance']['versions'].get('udpm', '?')}, "
+                f"torch {score['provenance']['versions'].get('torch', '?')}."
+            )
+    return list(dict.fromkeys(notes))
+
+
+def write_table(paths: Sequence[str | Path], stem: str | Path) -> str:
+    """Write ``STEM.csv`` (everything), ``STEM.md``, ``STEM.tex`` and ``STEM.html`` (to read).
+
+    Returns:
+        The markdown.
+
+    Raises:
+        UserError: a score cannot be read.
+    """
+    scores = collect(paths)
+    table, notes = readable_table(scores), footnotes(scores)
+    markdown = table.to_markdown(index=False, disable_numparse=True) + "\n\n" + "".join(f"- {n}\n" for n in notes)
+    write_text(f"{stem}.csv", full_table(scores).to_csv(index=False))
+    write_text(f"{stem}.md", markdown)
+    write_text(f"{stem}.tex", _latex(table, notes))
+    write_text(f"{stem}.html", _html(table, notes))
+    return markdown
+
+
+def _latex(table: pd.DataFrame, notes: list[str]) -> str:
+    styled = table.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+    body = styled.to_latex(hrules=True, column_format="ll" + "r" * (table.shape[1] - 2))
+    escaped = pd.DataFrame({"note": notes}).style.format(escape="latex")
+    lines = [escaped._display_funcs[(row, 0)](note) for row, note in enumerate(notes)]
+    return "% needs \\usepackage{booktabs}\n" + body + "".join(f"\\par\\footnotesize {line}\n" for line in lines)
+
+
+def _html(table: pd.DataFrame, notes: list[str]) -> str:
+    rules = [
+        {"selector": "", "props": "border-collapse: collapse; font: 14px sans-serif"},
+        {"selector": "th, td", "props": "padding: 4px 12px; text-align: right; border-bottom: 1px solid #ddd"},
+        {"selector": "td.col0, td.col1", "props": "text-align: left"},
+    ]
+    styled = table.style.hide(axis="index").format(escape="html").set_table_styles(rules).set_uuid("scores")
+    listed = pd.DataFrame({"": notes}).style.hide(axis="index").hide(axis="columns").format(escape="html")
+    listed = listed.set_table_styles([{"selector": "", "props": "font: 12px sans-serif"}]).set_uuid("notes")
+    page = styled.to_html() + "<p></p>" + listed.to_html()
+    return f'<!doctype html><meta charset="utf-8"><title>Scores</title>\n{page}\n'
+
+
+def _comparable(score: dict[str, Any]) -> tuple[str, ...]:
+    """What two Fréchet distances must share to stand in one column."""
+    protocol = score["protocol"]
+    return (
+        score["metrics"]["frechet_distance"]["label"],
+        protocol["extractor"]["sha256"],
+        protocol["reference"]["sha256"],
+    )
+
+
+def _frechet_columns(scores: list[dict[str, Any]]) -> dict[tuple[str, ...], str]:
+    """Column heading for each way that a Fréchet distance was measured; equal names get a number."""
+    ways = list(dict.fromkeys(_comparable(score) for score in scores))
+    names = [way[0] for way in ways]
+    return {
+        way: way[0] if names.count(way[0]) == 1 else f"{way[0]} [{names[: index + 1].count(way[0])}]"
+        for index, way in enumerate(ways)
+    }
+
+
+def _rounded(score: dict[str, Any], name: str, pattern: str) -> str:
+    value = score["metrics"].get(name, {}).get("value")
+    return MISSING if value is None else pattern.format(value)
+
+
+def _subject(score: dict[str, Any]) -> str:
+    subject = score["subject"]
+    if subject["kind"] == "heldout":
+        return "held-out images (floor)"
+    return "noise (ceiling)" if subject["kind"] == "noise" else f"UDPM, seed {subject['run_seed']}"
+
+
+def _place(score: dict[str, Any]) -> tuple:
+    return score["experiment"], ORDER[score["subject"]["kind"]], score["subject"].get("run_seed", 0)
