@@ -1,0 +1,222 @@
+"""Metrics against closed forms, brute force and other packages; extractors; score files."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prdc import compute_prdc
+
+from udpm.config import Scoring
+from udpm.core import runtime, vision
+from udpm.core.errors import UserError
+from udpm.data.samples import SampleSet
+from udpm.data.store import open_store
+from udpm.scoring import score as scores
+from udpm.scoring.classifier import train_classifier
+from udpm.scoring.extractor import load_extractor
+from udpm.scoring.frechet import frechet_distance, statistics
+from udpm.scoring.neighbours import nearest_distances, precision_recall
+from udpm.scoring.reference import load_reference, write_reference
+
+CPU = torch.device("cpu")
+
+
+def features(seed, count=60, width=8, rank=None, scale=1.0):
+    generator = np.random.default_rng(seed)
+    mixing = generator.normal(size=(rank or width, width)) * scale
+    return (generator.normal(size=(count, rank or width)) @ mixing + generator.normal(size=width)).astype(np.float32)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), rank=st.integers(1, 8), scale=st.sampled_from([1e-3, 1.0, 1e3]))
+def test_frechet_distance_is_a_distance(seed, rank, scale):
+    one, other = (statistics(features(seed + i, rank=rank, scale=scale)) for i in (0, 1))
+    there, back = frechet_distance(*one, *other), frechet_distance(*other, *one)
+    size = np.trace(one[1]) + np.trace(other[1]) + 1
+    assert there == pytest.approx(back, rel=1e-6, abs=1e-6 * size)
+    assert there >= 0
+    assert frechet_distance(*one, *one) == pytest.approx(0, abs=1e-6 * size)
+
+
+def test_frechet_distance_of_commuting_covariances():
+    sigma, other = np.diag([1.0, 4.0, 0.0]), np.diag([9.0, 1.0, 2.0])
+    expected = 3**2 + (1 - 3) ** 2 + (2 - 1) ** 2 + 2
+    assert frechet_distance(np.zeros(3), sigma, np.array([3.0, 0, 0]), other) == pytest.approx(expected)
+
+
+def test_frechet_distance_equals_clean_fids():
+    vision.enable()
+    from cleanfid.fid import frechet_distance as theirs
+
+    one, other = statistics(features(0, count=500, width=32)), statistics(features(1, count=400, width=32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        expected = theirs(*one, *other)
+    assert frechet_distance(*one, *other) == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("neighbours", [1, 3, 5])
+def test_precision_and_recall_equal_prdcs(neighbours):
+    real, drawn = features(0, count=300), features(0, count=200) + 0.5 * features(2, count=200)
+    theirs = compute_prdc(real_features=real, fake_features=drawn, nearest_k=neighbours)
+    found = precision_recall(real, drawn, neighbours)
+    assert found == pytest.approx((theirs["precision"], theirs["recall"]))
+    assert 0.05 < found[0] < 0.95
+
+
+def test_precision_and_recall_need_more_points_than_neighbours():
+    with pytest.raises(UserError, match=r"scoring\.neighbours: 3 needs more than 3 drawn images"):
+        precision_recall(features(0), features(1, count=3), 3)
+
+
+def test_nearest_distances_by_brute_force():
+    generator = np.random.default_rng(0)
+    images, bank = (generator.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8) for count in (7, 11))
+    expected = [min(np.sqrt((((a / 255.0) - (b / 255.0)) ** 2).mean()) for b in bank) for a in images]
+    np.testing.assert_allclose(nearest_distances(images, bank), expected)
+    assert nearest_distances(bank, bank).max() == 0
+    black, white = np.zeros((1, 4, 4, 3), np.uint8), np.full((1, 4, 4, 3), 255, np.uint8)
+    assert nearest_distances(black, white) == pytest.approx(1)
+
+
+@pytest.fixture(scope="module")
+def stage(digits, tmp_path_factory):
+    """The digits with their classifier and reference."""
+    runtime.configure("cpu", 1)
+    folder, store = tmp_path_factory.mktemp("scoring"), open_store(digits / "dataset")
+    train_classifier(store, 0, folder / "digits.pt")
+    extractor = load_extractor(folder / "digits.pt", CPU)
+    write_reference(store, "train", extractor, 250, folder / "reference.npz")
+    return store, extractor, folder
+
+
+CONFIG = Scoring(extractor="digits", threads=1)
+
+
+def test_the_classifier_knows_digits(stage):
+    _, extractor, folder = stage
+    record = json.loads((folder / "digits.json").read_text())
+    assert record["heldout_accuracy"] > 0.97
+    assert record["heldout_count"] == 500
+    assert extractor.describe()["sha256"] == record["sha256"]
+
+
+@pytest.mark.slow
+def test_the_classifier_has_the_same_bytes_every_time(digits, tmp_path):
+    for name in ("a", "b"):
+        tiny.udpm("extractor", digits / "dataset", "--output", tmp_path / name / "x.pt", "--threads", 1)
+    assert (tmp_path / "a/x.pt").read_bytes() == (tmp_path / "b/x.pt").read_bytes()
+    assert (tmp_path / "a/x.json").read_bytes() == (tmp_path / "b/x.json").read_bytes()
+
+
+def test_reference_is_what_others_read(stage):
+    store, extractor, folder = stage
+    with np.load(folder / "reference.npz", allow_pickle=False) as arrays:
+        mu, sigma = arrays["mu"], arrays["sigma"]
+    expected = extractor.features(store.images[:1297], 100)
+    np.testing.assert_allclose(mu, expected.mean(0, dtype=np.float64), rtol=1e-5)
+    assert mu.dtype == sigma.dtype == np.float64
+    assert sigma.shape == (len(mu), len(mu))
+
+
+def test_the_yardsticks(stage):
+    store, extractor, folder = stage
+    reference = load_reference(folder / "reference.npz")
+    floor = scores.score(scores.heldout(store), store, reference, extractor, CONFIG)
+    ceiling = scores.score(scores.noise(store, 500), store, reference, extractor, CONFIG)
+    low, high = floor["metrics"], ceiling["metrics"]
+    assert low["frechet_distance"]["label"] == f"FD ({extractor.name} features)"
+    assert low["frechet_distance"]["value"] < high["frechet_distance"]["value"] / 50
+    assert low["recall"]["value"] > 0.8
+    assert high["recall"]["value"] == 0
+    assert low["nearest_distance_ratio"]["value"] == 1
+    assert low["class_agreement"]["value"] == json.loads((folder / "digits.json").read_text())["heldout_accuracy"]
+    assert floor["protocol"]["n"] == 500
+    assert floor["protocol"]["reference"]["n"] == 1297
+    again = scores.score(scores.noise(store, 500), store, reference, extractor, CONFIG)
+    assert again == ceiling
+
+
+def test_copies_of_the_training_set_are_found_out(stage):
+    store, extractor, folder = stage
+    copies = SampleSet(np.array(store.images[:400]), store.labels[:400], {"classes": 10, "sha256": "x", "count": 400})
+    found = scores.score(scores.sampled(copies), store, load_reference(folder / "reference.npz"), extractor, CONFIG)[
+        "metrics"
+    ]
+    assert found["nearest_distance_ratio"]["value"] == 0
+    assert found["precision"]["value"] == 1
+
+
+def test_what_cannot_be_measured_is_missing_with_its_reason(stage):
+    store, extractor, folder = stage
+    unlabelled = SampleSet(np.array(store.images[:20]), store.labels[:20], {"classes": 0, "sha256": "x", "count": 20})
+    record = store.record | {"splits": {"train": [0, 1297], "test": [1297, 1297]}}
+    without = type(store)(store.folder, store.images, store.labels, record)
+    reference = load_reference(folder / "reference.npz")
+    metrics = scores.score(scores.sampled(unlabelled), without, reference, extractor, CONFIG)["metrics"]
+    assert metrics["class_agreement"]["value"] is None
+    assert "no labels" in metrics["class_agreement"]["reason"]
+    assert metrics["nearest_distance_ratio"]["value"] is None
+    assert "no test split" in metrics["nearest_distance_ratio"]["reason"]
+
+
+class Wrong(torch.nn.Module):
+    """An extractor whose output is not features."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x):
+        return {
+            "map": lambda: x,
+            "half": lambda: x.flatten(1)[: len(x) // 2],
+            "nan": lambda: x.flatten(1) * float("nan"),
+            "integers": lambda: x.flatten(1).long(),
+        }[self.kind]()
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("map", "wrong output (4, 3, 16, 16) for 4 images"),
+        ("half", "wrong output (2, 768) for 4 images"),
+        ("nan", "features are not finite"),
+        ("integers", "wrong output (Tensor)"),
+    ],
+)
+def test_wrong_extractor_output(stage, tmp_path, kind, expected):
+    store, _, _ = stage
+    module = torch.jit.trace(Wrong(kind), torch.zeros(4, 3, 16, 16), check_trace=False)
+    torch.jit.save(module, str(tmp_path / "wrong.pt"))
+    extractor = load_extractor(tmp_path / "wrong.pt", CPU)
+    with pytest.raises(UserError) as error:
+        extractor.features(store.images[:4], 4)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_extractor_for_another_side(stage, tmp_path):
+    _, extractor, _ = stage
+    with pytest.raises(UserError, match=r"digits\.pt: fails on 20×20 images"):
+        extractor.features(np.zeros((2, 20, 20, 3), np.uint8), 2)
+
+
+def test_not_an_extractor(tmp_path):
+    (tmp_path / "x.pt").write_bytes(b"rubbish")
+    with pytest.raises(UserError, match="not a TorchScript file"):
+        load_extractor(tmp_path / "x.pt", CPU)
+
+
+def test_another_extractor_than_the_references(stage, tmp_path):
+    store, _, folder = stage
+    other = torch.jit.trace(torch.nn.Flatten(), torch.zeros(4, 3, 16, 16))
+    torch.jit.save(other, str(tmp_path / "digits.pt"))
+    other = load_extractor(tmp_path / "digits.pt", CPU)
+    with pytest.raises(UserError, match="is not the extractor of the reference"):
+        scores.score(scores.heldout(store), store, load_reference(folder / "reference.npz"), other, CONFIG)
