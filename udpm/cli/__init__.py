@@ -59,7 +59,7 @@ def udpm() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: run a verb and exit with its code."""
     try:
-        udpm.main(arguments, prog_name="udpm", standalone_mode=False)
+        sys.exit(udpm.main(arguments, prog_name="udpm", standalone_mode=False) or 0)
     except UserError as error:
         _stop(f"error: {error}", EXIT_USER_ERROR)
     except StoppedEarly as stop:

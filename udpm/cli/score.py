@@ -51,7 +51,8 @@ def command(
         subject = scores.sampled(load_samples(samples))
     else:
         subject = scores.heldout(store) if heldout else scores.noise(store, noise)
-    found = scores.score(subject, store, load_reference(reference), load_extractor(extractor, device), scoring)
+    network = load_extractor(extractor, device)
+    found = scores.score(subject, store, load_reference(reference), network, scoring)
     write_json(output, found)
     known = [metric for metric in found["metrics"].values() if metric["value"] is not None]
     shown = [f"{metric['label']} {metric['value']:.4g}" for metric in known]
