@@ -149,7 +149,8 @@ def _train(config: RunConfig, levels: Levels, run: Path, stop: StopRequest) -> N
 def _loop(trainer: Trainer, metrics: Metrics, folder: Path, stop: StopRequest, digest: str) -> None:
     training, state = trainer.config.training, trainer.state
     remaining = range(state.iteration, training.iterations)
-    with tqdm(total=training.iterations, initial=state.iteration, desc="train", disable=None) as progress:
+    interactive = sys.stderr.isatty()
+    with tqdm(total=training.iterations, initial=state.iteration, desc="train", disable=not interactive) as progress:
         for _ in remaining:
             trainer.iterate(metrics)
             metrics.tick()
@@ -158,7 +159,9 @@ def _loop(trainer: Trainer, metrics: Metrics, folder: Path, stop: StopRequest, d
             last = stopping or state.iteration == training.iterations
             saves = last or state.iteration % training.checkpoint_every == 0
             if saves or state.iteration % training.log_every == 0:
-                metrics.write(state.iteration, trainer.learning_rate(state.iteration - 1), training.batch)
+                rate = metrics.write(state.iteration, trainer.learning_rate(state.iteration - 1), training.batch)
+                if not interactive:
+                    _log(state.iteration, training.iterations, rate / training.batch)
             if saves:
                 save_checkpoint(folder, state, trainer.config, digest)
             if stopping:
@@ -166,6 +169,11 @@ def _loop(trainer: Trainer, metrics: Metrics, folder: Path, stop: StopRequest, d
                     f"stopped on {stop} at iteration {state.iteration} of {training.iterations}, state saved: "
                     "run the same command again"
                 )
+
+
+def _log(iteration: int, total: int, rate: float) -> None:
+    minutes = (total - iteration) / rate / 60
+    print(f"iteration {iteration} of {total}, {rate:.2f} per second, {minutes:.1f} minutes left", file=sys.stderr)
 
 
 def _finish(run: Path, trainer: Trainer, metrics: Metrics, digest: str) -> None:

@@ -44,14 +44,15 @@ class Metrics:
         """Training time in seconds up to the last line, over all attempts."""
         return self._seconds
 
-    def write(self, iteration: int, learning_rate: float, batch: int) -> None:
+    def write(self, iteration: int, learning_rate: float, batch: int) -> float:
         """Append a line with the means since the last one.
+
+        Returns:
+            Images per second since the last line.
 
         Raises:
             UserError: a loss is not finite.
         """
-        if not self._count:
-            return
         means = {key: torch.stack(values).mean().item() for key, values in sorted(self._sums.items())}
         broken = [key for key, value in means.items() if value != value or abs(value) == float("inf")]
         if broken:
@@ -62,16 +63,18 @@ class Metrics:
         now = time.monotonic()
         elapsed, self._since = now - self._since, now
         self._seconds += elapsed
+        rate = self._count * batch / elapsed
         line = {
             "iteration": iteration,
             "seconds": round(self._seconds, 3),
-            "images_per_second": round(self._count * batch / elapsed, 2),
+            "images_per_second": round(rate, 2),
             "learning_rate": learning_rate,
             **means,
         }
         with open(self._path, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(line) + "\n")
         self._sums, self._count = {}, 0
+        return rate
 
 
 def _lines_up_to(path: Path, iteration: int) -> list[dict]:
