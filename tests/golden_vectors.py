@@ -30,6 +30,7 @@ def part(tensors, prefix):
 def generator(name):
     tensors, config = load(name)
     shape = UNetShape(
+        family={"NCSN": "ncsnpp", "DDPM": "ddpmpp", "Dhariwal": "adm"}[config["net_type"]],
         side=config["in_shape"],
         channels=config["model_channels"],
         multipliers=tuple(config["channel_mult"]),

@@ -121,7 +121,7 @@ CASES = {
     "a checkpoint for weights": (
         lambda f: shutil.copy(next((f / "run/checkpoints").iterdir()), f / "run/weights.safetensors"),
         SAMPLE,
-        "format is 'udpm-checkpoint/1', expected 'udpm-weights/1'",
+        "format is 'udpm-checkpoint/1', expected 'udpm-weights/2'",
     ),
     "unreadable checkpoints": (
         lambda f: [(f / "run/complete.json").unlink(), *map(damage, (f / "run/checkpoints").iterdir())],

@@ -31,7 +31,7 @@ def test_process(name):
             assert found.variance_blocks == pytest.approx(vectors[f"posterior_var_l{level}"].item(), rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["net_ncsn_cond", "net_ncsn_uncond"])
+@pytest.mark.parametrize("name", ["net_ncsn_cond", "net_ncsn_uncond", "net_ddpm_cond", "net_adm_cond"])
 @torch.no_grad()
 def test_generator(name):
     network, vectors = golden.generator(name)

@@ -51,7 +51,7 @@ def test_the_papers_values(name):
     assert (run.generator.dropout, run.discriminator.dropout) == (dropout, discriminator_dropout)
     assert run.generator.class_conditional is run.discriminator.class_conditional is conditional
     with torch.device("meta"):
-        networks = build_generator(run), build_discriminator(run)
+        networks = build_generator(run.model), build_discriminator(run)
     sizes = [sum(parameter.numel() for parameter in network.parameters()) / 1e6 for network in networks]
     assert sizes == pytest.approx([generator_size, discriminator_size], abs=0.005)
 

@@ -48,7 +48,7 @@ def test_the_run_says_what_it_is(trained):
     assert len(checkpoints(trained / "checkpoints")) == 2
     assert [line["iteration"] for line in tiny.metrics(trained)] == [2, 4, 6, 8, 10, 12]
     model = load_model(trained / "weights.safetensors")
-    assert model.config == tiny.run_config()
+    assert model.config == tiny.run_config().model
     assert model.record["weights_sha256"] == record["weights_sha256"]
 
 

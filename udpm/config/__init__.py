@@ -8,9 +8,8 @@ from udpm.config.dataset import DatasetConfig
 from udpm.config.experiment import (
     Discriminator,
     Experiment,
-    Generator,
+    Latents,
     Losses,
-    Process,
     RunConfig,
     Sampling,
     Scoring,
@@ -25,6 +24,7 @@ from udpm.config.load import (
     resolve_run,
     to_json,
 )
+from udpm.config.model import Generator, ModelConfig, Process
 from udpm.config.study import Study
 
 __all__ = [
@@ -32,7 +32,9 @@ __all__ = [
     "Discriminator",
     "Experiment",
     "Generator",
+    "Latents",
     "Losses",
+    "ModelConfig",
     "Process",
     "RunConfig",
     "Sampling",

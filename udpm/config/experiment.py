@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator as Choice
+from pydantic import Field, Tag, model_validator
 
 from udpm.config.base import (
-    Alpha,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -17,48 +17,9 @@ from udpm.config.base import (
     Section,
 )
 from udpm.config.dataset import DatasetConfig
+from udpm.config.model import Generator, ModelConfig, Process, check_fit
 
-PER_LEVEL = "One value, or one for each level with l = 1 (finest) first."
-
-
-class Process(Section):
-    """The forward process: x_l = α_l H x_{l-1} + σ_l ε for l = 1..L."""
-
-    levels: PositiveInt
-    """L, the number of halvings, and of network calls per image."""
-    alphas: list[Alpha]
-    """α_l in (0, 1], one for each level, l = 1 first."""
-    sigmas: list[PositiveFloat]
-    """σ_l > 0, one for each level, l = 1 first."""
-    normalization: Literal["norm", "sum"] = "norm"
-    """The 2×2 box of H is divided by its l2 norm (taps 1/2, H Hᵀ = I) or by its sum (taps 1/4, the plain average)."""
-
-    @model_validator(mode="after")
-    def _one_value_per_level(self) -> Process:
-        for key in ("alphas", "sigmas"):
-            count = len(getattr(self, key))
-            if count != self.levels:
-                raise ValueError(f"{key}: has {count} values, but levels is {self.levels}; give one for each level")
-        return self
-
-
-class Generator(Section):
-    """The U-Net f(x_l, t_l, y) that predicts H^{l-1} x_0; one network for all levels."""
-
-    family: Literal["ncsnpp"] = "ncsnpp"
-    """Architecture; ncsnpp is the paper's."""
-    channels: PositiveInt
-    """Base width C."""
-    channel_multipliers: Annotated[list[PositiveInt], Field(min_length=1)]
-    """Width of each U-Net level in multiples of C; their number is the network's depth."""
-    blocks: PositiveInt = 4
-    """Residual blocks per U-Net level (the decoder has one more)."""
-    attention: list[PositiveInt] = []
-    """U-Net levels with self-attention, named by their side when the input has side N/2."""
-    dropout: Fraction = 0.0
-    """Dropout probability in the residual blocks."""
-    class_conditional: bool = False
-    """Whether the network sees the class label."""
+DecayFactor = Annotated[float, Field(gt=0, le=1)]
 
 
 class Discriminator(Section):
@@ -75,11 +36,11 @@ class Discriminator(Section):
 class DiscriminatorNoise(Section):
     """Noise added to what the discriminator sees."""
 
-    kind: Literal["none", "noisy"] = "none"
-    """none, or noisy: N(0, std²) whose std decays during training."""
+    kind: Literal["none", "noisy", "diffusion"] = "none"
+    """none; noisy: N(0, std²) whose std decays during training; diffusion: the forward process to level l-1."""
     std: NonNegativeFloat | list[NonNegativeFloat] = 0.0
-    """Standard deviation for images in [-1, 1]. One value, or one for each level with l = 1 first."""
-    decay_per_1000: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of kind noisy: standard deviation for images in [-1, 1]. One value, or one for each level with l = 1 first."""
+    decay_per_1000: DecayFactor = 1.0
     """Factor on std every 1000 iterations."""
 
 
@@ -94,12 +55,20 @@ class Losses(Section):
     """λp of LPIPS-VGG. One value, or one for each level; LPIPS needs images of side 16 or more."""
     lpips_network: Literal["vgg", "vgg-random"] = "vgg"
     """vgg: ImageNet weights, downloaded by torchvision; vgg-random: untrained, to try the code without the download."""
+    lpips_exponent: PositiveFloat = 2.0
+    """Exponent on the feature differences inside LPIPS."""
     adversarial_weight: NonNegativeFloat | list[NonNegativeFloat] = 0.0
     """λa of softplus(-D). One value, or one for each level; all zero means no discriminator is trained."""
     r1_gamma: NonNegativeFloat | list[NonNegativeFloat] = 0.0
     """γ of the R1 gradient penalty. One value, or one for each level."""
+    r1_decay_per_1000: DecayFactor = 1.0
+    """Factor on r1_gamma every 1000 iterations."""
+    adversarial_start: NonNegativeInt = 0
+    """Iterations at the start without any adversarial loss or discriminator step."""
     discriminator_noise: DiscriminatorNoise = DiscriminatorNoise()
     """Noise added to what the discriminator sees."""
+    upsample_discriminator_input: bool = False
+    """Show the discriminator every level at the full side N, enlarged bilinearly."""
     normalize: bool = True
     """Divide output and target by s^{l-1} before every loss, which brings them back to [-1, 1]."""
 
@@ -109,6 +78,8 @@ class Training(Section):
 
     iterations: PositiveInt
     """Number of iterations (a discriminator step, then a generator step)."""
+    epochs: PositiveInt | None = None
+    """Stop after so many passes over the training split, if that comes before `iterations`."""
     batch: PositiveInt = 64
     """Images per iteration, over all processes."""
     learning_rate: PositiveFloat = 1e-4
@@ -119,8 +90,10 @@ class Training(Section):
     """Adam's β1 and β2, for both networks."""
     warmup: NonNegativeInt = 5000
     """Iterations of linear warm-up of both rates: rate × min(1, iteration / warmup)."""
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.9999
-    """Decay of the exponential moving average of the generator, updated every iteration."""
+    discriminator_every: PositiveInt = 1
+    """A discriminator step every so many iterations."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    """Decay of the exponential moving average of the generator, updated every iteration; 0 for none."""
     level_probabilities: list[NonNegativeFloat] | None = None
     """Probability of drawing each level, l = 1 first; default: uniform, as published."""
     flip: bool = True
@@ -133,6 +106,10 @@ class Training(Section):
     """CPU threads of the training process. CPU results depend on it."""
     checkpoint_every: PositiveInt = 5000
     """Iterations between checkpoints, from which the same command resumes."""
+    keep_every: NonNegativeInt = 10_000
+    """Iterations between milestones: weights that are kept, for sampling.iteration; 0 for none."""
+    workers: NonNegativeInt = 0
+    """Threads that prepare batches and noise ahead of their iteration; 0 prepares them when they are needed."""
     log_every: PositiveInt = 100
     """Iterations between lines of metrics.jsonl; values are means over them."""
 
@@ -142,18 +119,54 @@ class Sampling(Section):
 
     count: PositiveInt = 50_000
     """Number of images."""
+    labels: Literal["balanced"] | list[NonNegativeInt] = "balanced"
+    """Classes asked for, in turn: all of them, or those listed; for a class-conditional model."""
     batch: PositiveInt = 250
     """Images per network call; has no influence on the images."""
     seed: NonNegativeInt = 0
     """The n-th image's noise is a function of (seed, n) alone."""
     posterior: Literal["scalar", "exact"] = "scalar"
     """Covariance of q(x_{l-1} | x_l, x_0): one number (as published), or the exact matrix."""
+    guidance: PositiveFloat = 1.0
+    """w of classifier-free guidance, f(no label) + w·(f(label) - f(no label)): 1 is none; needs label dropout."""
+    noise: str | None = None
+    """File of the noise to start from (.npz: base, eps_L, …, eps_1), instead of noise from `seed`."""
     weights: Literal["ema", "raw"] = "ema"
-    """Averaged weights, or those of the last iteration."""
+    """Averaged weights, or the trained ones themselves."""
+    iteration: PositiveInt | None = None
+    """Sample a milestone (training.keep_every) instead of the end of training."""
+    intermediate: bool = False
+    """Keep every level's output too, shown at full side."""
+    images: Literal["none", "flat", "classes"] = "none"
+    """Also write one file per image: all in one folder, or in a folder for each class."""
+    image_format: Literal["png", "jpg"] = "png"
+    """Of those files."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is one, else the CPU."""
     threads: PositiveInt = 2
     """CPU threads of the sampling process."""
+
+
+class Latents(Section):
+    """The latent-space figures (paper, section 4): what a model's noise maps control."""
+
+    labels: list[NonNegativeInt] = []
+    """Classes shown, a row or more for each; empty: the first four. For a class-conditional model."""
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=4, max_length=4)] = [0, 1, 2, 3]
+    """Four latents: the first is perturbed, the first two are swapped, all four are interpolated."""
+    strengths: PositiveInt = 5
+    """Number of perturbation strengths, from none to the strongest."""
+    strongest: list[Annotated[float, Field(ge=0, le=1)]] | None = None
+    """Share g of a map that its strongest perturbation keeps, g·ε + √(1-g²)·ε', one for each level with l = 1 first;
+    default: 0 for the finest, 0.8 for the coarsest, 0.1 between (as published)."""
+    grid: Annotated[int, Field(ge=2)] = 6
+    """Side of the grid of four-way interpolation."""
+    pca_images: Annotated[int, Field(ge=2)] = 128
+    """Images whose principal components are shown."""
+    pca_components: PositiveInt = 8
+    """Number of principal components."""
+    pca_keep: Annotated[float, Field(ge=0, lt=1)] = 0.8
+    """Share g of one level's map that these images have in common; 0 draws the map anew for each."""
 
 
 class Scoring(Section):
@@ -174,6 +187,14 @@ class Scoring(Section):
     """CPU threads of the scoring process."""
 
 
+TrainingOrImported = Annotated[
+    Annotated[Training, Tag("[section]")] | Annotated[Literal["imported"], Tag("[word]")],
+    Choice(lambda value: "[word]" if isinstance(value, str) else "[section]"),
+]
+"""A section, or the word that puts given weights in the place of training. The tags only choose; errors leave out what
+stands in brackets."""
+
+
 class Experiment(Section):
     """One file of ``config/experiments/``."""
 
@@ -190,9 +211,13 @@ class Experiment(Section):
     discriminator: Discriminator | None = None
     """Needed where a loss weight is adversarial."""
     losses: Losses
-    training: Training
+    training: TrainingOrImported
+    weights: str | None = None
+    """Weights to start training from, or, with ``training: imported``, to use as they are: a file of this project or a
+    published checkpoint (.pt)."""
     sampling: Sampling = Sampling()
     scoring: Scoring
+    latents: Latents = Latents()
 
     @model_validator(mode="after")
     def _lists_have_one_value_per_level(self) -> Experiment:
@@ -212,9 +237,29 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _probabilities_sum_to_one(self) -> Experiment:
-        probabilities = self.training.level_probabilities
+        probabilities = None if self.training == "imported" else self.training.level_probabilities
         if probabilities is not None and not math.isclose(sum(probabilities), 1, abs_tol=1e-6):
             raise ValueError(f"training.level_probabilities: must sum to 1, but sum to {sum(probabilities):g}")
+        return self
+
+    @model_validator(mode="after")
+    def _imported_weights_have_a_file(self) -> Experiment:
+        if self.training == "imported":
+            if self.weights is None:
+                raise ValueError("weights: is missing, but training is imported; name the file")
+            if len(self.seeds) > 1:
+                raise ValueError(f"seeds: imported weights are one run, but there are {len(self.seeds)} seeds")
+        return self
+
+    @model_validator(mode="after")
+    def _sampling_fits_the_model(self) -> Experiment:
+        sampling, training = self.sampling, self.training
+        if sampling.guidance != 1 and not self.generator.label_dropout:
+            raise ValueError("sampling.guidance: needs a generator trained with label_dropout above 0")
+        if sampling.labels != "balanced" and not self.generator.class_conditional:
+            raise ValueError("sampling.labels: the generator is not class_conditional; leave them out")
+        if isinstance(training, Training) and sampling.weights == "ema" and not training.ema_decay:
+            raise ValueError("sampling.weights: ema, but training.ema_decay is 0; use raw")
         return self
 
     @model_validator(mode="after")
@@ -238,31 +283,12 @@ class RunConfig(Section):
     generator: Generator
     discriminator: Discriminator | None
     losses: Losses
-    training: Training
+    training: TrainingOrImported
+    weights: str | None
 
     @model_validator(mode="after")
-    def _network_fits_every_level(self) -> RunConfig:
-        side, levels = self.dataset.side, self.process.levels
-        if side % 2**levels:
-            raise ValueError(
-                f"process.levels: {levels} levels halve the image {levels} times, but side {side} of data set "
-                f"{self.dataset_name} is not divisible by 2^{levels} = {2**levels}"
-            )
-        coarsest, factor = side // 2**levels, 2 ** (len(self.generator.channel_multipliers) - 1)
-        if coarsest % factor:
-            raise ValueError(
-                f"generator.channel_multipliers: a network of {len(self.generator.channel_multipliers)} U-Net levels "
-                f"needs inputs whose side is a multiple of {factor}, but its smallest input (level {levels} of a "
-                f"{side}-pixel image) has side {coarsest}; use at most {_deepest(coarsest)} multipliers"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _attention_names_a_level(self) -> RunConfig:
-        sides = [self.dataset.side // 2 >> depth for depth in range(len(self.generator.channel_multipliers))]
-        for side in self.generator.attention:
-            if side not in sides:
-                raise ValueError(f"generator.attention: {side} is no side of a U-Net level; these are {sides}")
+    def _network_fits(self) -> RunConfig:
+        check_fit(self.dataset.side, self.process, self.generator, f"data set {self.dataset_name}")
         return self
 
     @model_validator(mode="after")
@@ -290,6 +316,16 @@ class RunConfig(Section):
         return self.dataset.classes
 
     @property
+    def model(self) -> ModelConfig:
+        """The part that the generator's tensors and its use in sampling depend on."""
+        return ModelConfig(
+            side=self.dataset.side,
+            classes=self.classes if self.generator.class_conditional else 0,
+            process=self.process,
+            generator=self.generator,
+        )
+
+    @property
     def adversarial(self) -> bool:
         """Whether a discriminator is trained."""
         return self.discriminator is not None and any(self.per_level("losses.adversarial_weight"))
@@ -314,13 +350,10 @@ def _per_level_values(experiment: Experiment) -> list[tuple[str, object]]:
         ("losses.adversarial_weight", losses.adversarial_weight),
         ("losses.r1_gamma", losses.r1_gamma),
         ("losses.discriminator_noise.std", losses.discriminator_noise.std),
-        ("training.level_probabilities", experiment.training.level_probabilities),
+        ("latents.strongest", experiment.latents.strongest),
     ]
+    if experiment.training != "imported":
+        found.append(("training.level_probabilities", experiment.training.level_probabilities))
     if experiment.discriminator is not None:
         found.append(("discriminator.dropout", experiment.discriminator.dropout))
     return found
-
-
-def _deepest(side: int) -> int:
-    """The largest number of U-Net levels that inputs of this side allow."""
-    return (side & -side).bit_length()

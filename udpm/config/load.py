@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -103,7 +104,7 @@ def resolve_run(name: str, seed: int, config: str | Path = "config") -> RunConfi
         "seed": seed,
         "dataset_name": experiment.dataset,
         "dataset": load_dataset(experiment.dataset, config).model_dump(),
-        **experiment.model_dump(include={"process", "generator", "discriminator", "losses", "training"}),
+        **experiment.model_dump(include={"process", "generator", "discriminator", "losses", "training", "weights"}),
     }
     return validate(RunConfig, values, str(Path(config) / "experiments" / f"{name}.yaml"))
 
@@ -196,9 +197,12 @@ def _is_union_tag(part: Any) -> bool:
 
 def _known_keys(model: type[BaseModel], location: list[Any]) -> list[str]:
     for part in location:
-        field = model.model_fields[part]
-        for candidate in (field.annotation, *get_args(field.annotation)):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                model = candidate
-                break
+        model = next(found for found in _types(model.model_fields[part].annotation) if issubclass(found, BaseModel))
     return sorted(model.model_fields)
+
+
+def _types(annotation: Any) -> Iterator[type]:
+    if isinstance(annotation, type):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _types(argument)

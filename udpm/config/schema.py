@@ -64,7 +64,7 @@ def _rows(schema: dict[str, Any], whole: dict[str, Any], prefix: str):
 
 def _section(field: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any] | None:
     """The schema of a nested section, or None for a plain value."""
-    options = [field, *field.get("allOf", []), *field.get("anyOf", [])]
+    options = [field, *field.get("allOf", []), *field.get("anyOf", []), *field.get("oneOf", [])]
     reference = next((option["$ref"] for option in options if "$ref" in option), None)
     return whole["$defs"][reference.removeprefix("#/$defs/")] if reference else None
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from udpm.config.model import ADM_HEAD_CHANNELS
 from udpm.networks.layers import Resample, SelfAttention, group_norm
 
 
@@ -22,6 +23,7 @@ class BlockStyle:
         gain: factor on each residual sum.
         modulate: the embedding gives scale and shift after the second normalisation (ADM), not an addend before it.
         project_resampled: a block that resamples has a 1×1 convolution in its skip even where channels stay.
+        head_channels: channels of one attention head; 0 for a single head of any width.
     """
 
     taps: tuple[int, ...]
@@ -29,10 +31,22 @@ class BlockStyle:
     gain: float
     modulate: bool
     project_resampled: bool
+    head_channels: int
+
+    def heads(self, channels: int) -> int:
+        """Number of attention heads over this many channels."""
+        return channels // self.head_channels if self.head_channels else 1
 
 
-NCSNPP = BlockStyle(taps=(1, 3, 3, 1), eps=1e-6, gain=math.sqrt(0.5), modulate=False, project_resampled=True)
-ADM = BlockStyle(taps=(1, 1), eps=1e-5, gain=1.0, modulate=True, project_resampled=False)
+NCSNPP = BlockStyle(
+    taps=(1, 3, 3, 1), eps=1e-6, gain=math.sqrt(0.5), modulate=False, project_resampled=True, head_channels=0
+)
+DDPMPP = replace(NCSNPP, taps=(1, 1))
+ADM = BlockStyle(
+    taps=(1, 1), eps=1e-5, gain=1.0, modulate=True, project_resampled=False, head_channels=ADM_HEAD_CHANNELS
+)
+STYLES = {"ncsnpp": NCSNPP, "ddpmpp": DDPMPP, "adm": ADM}
+"""By the generator's family."""
 
 
 class ResidualBlock(nn.Module):
@@ -70,7 +84,9 @@ class ResidualBlock(nn.Module):
         self.conv_out = nn.Conv2d(outputs, outputs, 3, padding=1)
         projected = inputs != outputs or (resample is not None and style.project_resampled)
         self.skip = nn.Conv2d(inputs, outputs, 1) if projected else None
-        self.attention = SelfAttention(outputs, 1, style.eps, style.gain) if attention else None
+        self.attention = None
+        if attention:
+            self.attention = SelfAttention(outputs, style.heads(outputs), style.eps, style.gain)
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         """(B, inputs, h, w) and (B or 1, embedding) to (B, outputs, h', w')."""

@@ -1,26 +1,32 @@
-"""From a run's configuration to its networks."""
+"""From configuration to networks."""
 
 from __future__ import annotations
 
 from udpm.config.experiment import RunConfig
+from udpm.config.model import ModelConfig
 from udpm.networks.discriminator import Discriminator, DiscriminatorShape
 from udpm.networks.unet import UNet, UNetShape
 
 
-def build_generator(config: RunConfig) -> UNet:
-    """A freshly initialised generator; draws from torch's global random state."""
+def generator_shape(config: ModelConfig) -> UNetShape:
+    """The shape of a configured generator."""
     section = config.generator
-    return UNet(
-        UNetShape(
-            side=config.dataset.side // 2,
-            channels=section.channels,
-            multipliers=tuple(section.channel_multipliers),
-            blocks=section.blocks,
-            attention=tuple(section.attention),
-            classes=config.classes if section.class_conditional else 0,
-            dropout=section.dropout,
-        )
+    return UNetShape(
+        family=section.family,
+        side=config.side // 2,
+        channels=section.channels,
+        multipliers=tuple(section.channel_multipliers),
+        blocks=section.blocks,
+        attention=tuple(section.attention),
+        classes=config.classes,
+        dropout=section.dropout,
+        label_dropout=section.label_dropout > 0,
     )
+
+
+def build_generator(config: ModelConfig) -> UNet:
+    """A freshly initialised generator; draws from torch's global random state."""
+    return UNet(generator_shape(config))
 
 
 def build_discriminator(config: RunConfig) -> Discriminator:

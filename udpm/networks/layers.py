@@ -93,24 +93,26 @@ class FourierFeatures(nn.Module):
         return torch.cat([phase.sin(), phase.cos()], dim=1)
 
 
-def sinusoids(time: torch.Tensor, count: int) -> torch.Tensor:
+def sinusoids(time: torch.Tensor, count: int, *, endpoint: bool = False) -> torch.Tensor:
     """`count` sinusoids of t, (cos, sin), with frequencies 10000^(-i/(count/2)).
 
     Args:
         time: t, (B,).
         count: number of features, even.
+        endpoint: whether the lowest frequency is 1/10000 itself: exponents i/(count/2 - 1).
 
     Returns:
         (B, count) float32.
     """
-    exponent = torch.arange(count // 2, dtype=torch.float32, device=time.device) / (count // 2)
+    half = count // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=time.device) / max(half - endpoint, 1)
     phase = time[:, None].float() * 10000.0**-exponent
     return torch.cat([phase.cos(), phase.sin()], dim=1)
 
 
-def one_hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """(B,) int64 to (B, classes) float32."""
-    return F.one_hot(labels, classes).float()
+def one_hot(labels: torch.Tensor, width: int) -> torch.Tensor:
+    """(B,) int64 to (B, width) float32; a label below 0 is "no label", a row of zeros."""
+    return (labels[:, None] == torch.arange(width, device=labels.device)).float()
 
 
 def times_like(time: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -34,8 +34,8 @@ def generator_names(shape: UNetShape) -> dict[str, str]:
         "embedding.second": "map_layer1",
         "embedding.time": "map_noise",
         "stem": f"enc.{sides[0]}_conv",
-        "norm": f"dec.{sides[0]}_aux_norm",
-        "head": f"dec.{sides[0]}_aux_conv",
+        "norm": "out_norm" if shape.family == "adm" else f"dec.{sides[0]}_aux_norm",
+        "head": "out_conv" if shape.family == "adm" else f"dec.{sides[0]}_aux_conv",
     }
     for depth, side in enumerate(sides):
         if depth:

@@ -1,4 +1,4 @@
-"""The generator: an NCSN++ U-Net that predicts an image of twice its input's side."""
+"""The generator: a U-Net of one of three families that predicts an image of twice its input's side."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from udpm.networks.block import NCSNPP, ResidualBlock
-from udpm.networks.layers import FourierFeatures, Resample, group_norm, one_hot, times_like
+from udpm.networks.block import NCSNPP, STYLES, ResidualBlock
+from udpm.networks.embedding import Embedding
+from udpm.networks.initialization import initialize
+from udpm.networks.layers import Resample, group_norm, times_like
 
 IMAGE_CHANNELS = 3
 UPSCALE = 2
@@ -21,6 +23,7 @@ class UNetShape:
     """What determines a generator's tensors.
 
     Attributes:
+        family: "ncsnpp", "ddpmpp" or "adm".
         side: R, the nominal input side (N/2); it only names the attention levels.
         channels: base width C.
         multipliers: width of each U-Net level in multiples of C, finest first.
@@ -28,8 +31,11 @@ class UNetShape:
         attention: nominal sides of the levels that have self-attention.
         classes: number of classes; 0 for an unconditional network.
         dropout: probability in the residual blocks.
+        label_dropout: whether labels are left out in training, which gives the one-hot label an entry more.
+        upscale: output side over input side; 1 only to count what a network without doubling would cost.
     """
 
+    family: str
     side: int
     channels: int
     multipliers: tuple[int, ...]
@@ -37,27 +43,13 @@ class UNetShape:
     attention: tuple[int, ...] = ()
     classes: int = 0
     dropout: float = 0.0
+    label_dropout: bool = False
+    upscale: int = UPSCALE
 
-
-class Embedding(nn.Module):
-    """Time and label to one vector of width 4C."""
-
-    def __init__(self, channels: int, classes: int) -> None:
-        super().__init__()
-        self.classes = classes
-        self.time = FourierFeatures(channels)
-        self.label = nn.Linear(classes, 2 * channels) if classes else None
-        self.first = nn.Linear(2 * channels, 4 * channels)
-        self.second = nn.Linear(4 * channels, 4 * channels)
-
-    def forward(self, time: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        """t, (B,) or (1,), and labels, (B,) int64, to (B or 1, 4C)."""
-        features = self.time(time)
-        if self.label is not None:
-            if labels is None:
-                raise ValueError("a class-conditional network needs labels")
-            features = features + self.label(one_hot(labels, self.classes) * math.sqrt(self.classes))
-        return F.silu(self.second(F.silu(self.first(features))))
+    @property
+    def label_inputs(self) -> int:
+        """K, the width of the one-hot label."""
+        return self.classes + self.label_dropout if self.classes else 0
 
 
 class PyramidStep(nn.Module):
@@ -78,14 +70,16 @@ class PyramidStep(nn.Module):
 
 
 class EncoderLevel(nn.Module):
-    """One level of the encoder; every level but the first begins by halving the map and joining the pyramid."""
+    """One level of the encoder; every level but the first begins by halving the map (and joining NCSN++'s pyramid)."""
 
     def __init__(self, shape: UNetShape, depth: int) -> None:
         super().__init__()
         width, previous = _width(shape, depth), _width(shape, depth - 1)
         make = _block_maker(shape)
         self.down = make(previous, previous, resample="down") if depth else None
-        self.pyramid = PyramidStep(_pyramid_width(shape, depth - 1), previous) if depth else None
+        self.pyramid = None
+        if depth and shape.family == "ncsnpp":
+            self.pyramid = PyramidStep(_pyramid_width(shape, depth - 1), previous)
         attention = _nominal_side(shape, depth) in shape.attention
         self.blocks = nn.ModuleList(
             make(previous if index == 0 else width, width, attention=attention) for index in range(shape.blocks)
@@ -96,7 +90,9 @@ class EncoderLevel(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Feature map and pyramid image in and out; the maps that the decoder will want are appended to `skips`."""
         if self.down is not None:
-            h = pyramid = (self.down(h, embedding) + self.pyramid(pyramid)) * math.sqrt(0.5)
+            h = self.down(h, embedding)
+            if self.pyramid is not None:
+                h = pyramid = (h + self.pyramid(pyramid)) * math.sqrt(0.5)
             skips.append(h)
         for block in self.blocks:
             h = block(h, embedding)
@@ -121,8 +117,8 @@ class DecoderLevel(nn.Module):
         inputs = width if deepest else _width(shape, depth + 1)
         self.blocks = nn.ModuleList()
         for index, skip in enumerate(reversed(_skip_widths(shape, depth))):
-            last = index == shape.blocks
-            self.blocks.append(make(inputs + skip, width, attention=attention and last))
+            attends = attention and (shape.family == "adm" or index == shape.blocks)
+            self.blocks.append(make(inputs + skip, width, attention=attends))
             inputs = width
 
     def forward(self, h: torch.Tensor, embedding: torch.Tensor, skips: list[torch.Tensor]) -> torch.Tensor:
@@ -141,13 +137,13 @@ class UNet(nn.Module):
         super().__init__()
         self.shape = shape
         depths = range(len(shape.multipliers))
-        self.embedding = Embedding(shape.channels, shape.classes)
-        self.stem = nn.Conv2d(IMAGE_CHANNELS, shape.channels, 3, padding=1)
+        self.embedding = Embedding(shape.family, shape.channels, shape.label_inputs)
+        self.stem = nn.Conv2d(IMAGE_CHANNELS, _width(shape, -1), 3, padding=1)
         self.encoder = nn.ModuleList(EncoderLevel(shape, depth) for depth in depths)
         self.decoder = nn.ModuleList(DecoderLevel(shape, depth) for depth in reversed(depths))
-        self.norm = group_norm(_width(shape, 0), NCSNPP.eps)
-        self.head = nn.Conv2d(_width(shape, 0), IMAGE_CHANNELS * UPSCALE**2, 3, padding=1)
-        initialize(self)
+        self.norm = group_norm(_width(shape, 0), STYLES[shape.family].eps)
+        self.head = nn.Conv2d(_width(shape, 0), IMAGE_CHANNELS * shape.upscale**2, 3, padding=1)
+        initialize(self, shape.family)
 
     def forward(self, x: torch.Tensor, time: float | torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """One call of the network.
@@ -155,7 +151,8 @@ class UNet(nn.Module):
         Args:
             x: x_l, (B, 3, h, w); h and w multiples of 2^(U-Net levels - 1).
             time: t_l in (0, 1), a number or (B,).
-            labels: (B,) int64 where the network is class-conditional, else ignored.
+            labels: (B,) int64 where the network is class-conditional, else ignored; below 0 is "no label", which
+                only a network trained with label dropout knows.
 
         Returns:
             (B, 3, 2h, 2w).
@@ -167,33 +164,14 @@ class UNet(nn.Module):
             h, pyramid = level(h, pyramid, embedding, skips)
         for level in self.decoder:
             h = level(h, embedding, skips)
-        return F.pixel_shuffle(self.head(F.silu(self.norm(h))), UPSCALE)
-
-
-@torch.no_grad()
-def initialize(network: UNet) -> None:
-    """NCSN++'s start: Xavier-uniform weights, zero biases, and near-zero last layers so that blocks start as skips."""
-    last = 1e-5
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            _xavier(module)
-    for module in network.modules():
-        if isinstance(module, ResidualBlock):
-            module.conv_out.weight.mul_(last)
-            if module.attention is not None:
-                module.attention.qkv.weight.mul_(math.sqrt(0.2))
-                module.attention.proj.weight.mul_(last)
-    network.head.weight.mul_(last)
-
-
-def _xavier(module: nn.Conv2d | nn.Linear) -> None:
-    # torch's own xavier_uniform_ has the same bound: fan counts include the kernel's positions.
-    nn.init.xavier_uniform_(module.weight)
-    nn.init.zeros_(module.bias)
+        return F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.shape.upscale)
 
 
 def _width(shape: UNetShape, depth: int) -> int:
-    return shape.channels * shape.multipliers[depth] if depth >= 0 else shape.channels
+    if depth < 0:
+        # The stem's; ADM's is as wide as the first level.
+        return shape.channels * (shape.multipliers[0] if shape.family == "adm" else 1)
+    return shape.channels * shape.multipliers[depth]
 
 
 def _pyramid_width(shape: UNetShape, depth: int) -> int:
@@ -211,7 +189,9 @@ def _skip_widths(shape: UNetShape, depth: int) -> list[int]:
 
 
 def _block_maker(shape: UNetShape):
+    style = STYLES[shape.family]
+
     def make(inputs: int, outputs: int, **options) -> ResidualBlock:
-        return ResidualBlock(inputs, outputs, 4 * shape.channels, NCSNPP, dropout=shape.dropout, **options)
+        return ResidualBlock(inputs, outputs, 4 * shape.channels, style, dropout=shape.dropout, **options)
 
     return make

@@ -11,14 +11,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from udpm.config.experiment import RunConfig
 from udpm.config.load import validate
+from udpm.config.model import ModelConfig
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path, sha256
 from udpm.networks.build import build_generator
 from udpm.networks.unet import UNet
 
-FORMAT = "udpm-weights/1"
+FORMAT = "udpm-weights/2"
+KINDS = ("ema", "raw")
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,13 @@ class Model:
 
     Attributes:
         generator: in eval mode.
-        config: of the run that made it.
-        record: iteration, data set's hash, which weights, and the file's SHA-256.
+        config: its shape and its process.
+        record: experiment, run_seed, dataset, dataset_sha256, iteration (each None where unknown), origin (of imported
+            weights), which weights, and the file's SHA-256.
     """
 
     generator: UNet
-    config: RunConfig
+    config: ModelConfig
     record: dict[str, Any]
 
 
@@ -64,18 +66,18 @@ def read_tensors(path: str | Path, expected_format: str) -> tuple[dict[str, torc
 
 
 def save_weights(
-    path: str | Path, config: RunConfig, raw: UNet, averaged: UNet, *, iteration: int, dataset_sha256: str
+    path: str | Path, config: ModelConfig, networks: dict[str, dict[str, torch.Tensor]], description: dict[str, Any]
 ) -> None:
-    """Write a generator's weights, raw and averaged, with all that is needed to use them."""
-    tensors = {f"raw/{name}": tensor for name, tensor in raw.state_dict().items()}
-    tensors |= {f"ema/{name}": tensor for name, tensor in averaged.state_dict().items()}
-    description = {
-        "format": FORMAT,
-        "config": config.model_dump(mode="json"),
-        "iteration": iteration,
-        "dataset_sha256": dataset_sha256,
-    }
-    write_tensors(path, tensors, description)
+    """Write a generator's weights with all that is needed to use them.
+
+    Args:
+        path: where to.
+        config: of the generator.
+        networks: state dicts by what they are: "ema" (averaged), "raw", or both; and "discriminator" if it comes along.
+        description: experiment, run_seed, dataset, dataset_sha256, iteration, and whatever else is known.
+    """
+    tensors = {f"{kind}/{name}": tensor for kind, state in networks.items() for name, tensor in state.items()}
+    write_tensors(path, tensors, {"format": FORMAT, "model": config.model_dump(mode="json"), **description})
 
 
 def load_model(path: str | Path, weights: str = "ema", device: torch.device | str = "cpu") -> Model:
@@ -87,21 +89,28 @@ def load_model(path: str | Path, weights: str = "ema", device: torch.device | st
         device: where it goes.
 
     Raises:
-        UserError: missing, damaged, or not a weight file.
+        UserError: missing, damaged, not a weight file, or without these weights.
     """
     tensors, description = read_tensors(path, FORMAT)
-    config = validate(RunConfig, description["config"], str(path))
+    config = validate(ModelConfig, description["model"], str(path))
+    state = tensors_under(tensors, f"{weights}/")
+    if not state:
+        held = [kind for kind in KINDS if tensors_under(tensors, f"{kind}/")]
+        raise UserError(f"{path}: holds no {weights} weights, only {' and '.join(held)}; ask for those")
     generator = build_generator(config)
-    prefix = f"{weights}/"
-    state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     try:
         generator.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"{path}: its tensors do not fit its configuration: {str(error).splitlines()[-1]}") from None
+    known = ("experiment", "run_seed", "dataset", "dataset_sha256", "iteration", "origin")
     record = {
-        "iteration": description["iteration"],
-        "dataset_sha256": description["dataset_sha256"],
+        **{key: description.get(key) for key in known},
         "weights": weights,
         "weights_sha256": sha256(path),
     }
     return Model(generator.eval().requires_grad_(False).to(device), config, record)
+
+
+def tensors_under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -35,10 +35,7 @@ def draw_samples(weights: Path, config: Sampling, output: Path, chain: Path | No
     labels = sampler.balanced_labels(config.count)
     images = np.concatenate([to_bytes(steps[-1].output) for steps in sampler.chains(labels, config.seed)])
     record = {
-        "experiment": model.config.experiment,
-        "run_seed": model.config.seed,
         **model.record,
-        "dataset": model.config.dataset_name,
         "classes": sampler.classes,
         "seed": config.seed,
         "posterior": config.posterior,

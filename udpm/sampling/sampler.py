@@ -73,7 +73,7 @@ class Sampler:
                 progress.update(len(part))
 
     def _noise(self, numbers: range, seed: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        side = self.model.config.dataset.side
+        side = self.model.config.side
         sides = [side, *noise_sides(self.schedule, side)]
         maps: list[list[torch.Tensor]] = [[] for _ in sides]
         for number in numbers:

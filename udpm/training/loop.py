@@ -24,7 +24,7 @@ from udpm.training.metrics import Metrics
 from udpm.training.noise import draw_level, draw_noise, seed_dropout
 from udpm.training.objective import Perceptual, discriminator_losses, generator_losses, level_terms
 from udpm.training.perceptual import load_lpips
-from udpm.training.state import State, averaged_generator, resume, save_checkpoint
+from udpm.training.state import State, resume, save_checkpoint
 
 INCIDENTAL = {
     "dataset.description",
@@ -178,14 +178,8 @@ def _log(iteration: int, total: int, rate: float) -> None:
 
 def _finish(run: Path, trainer: Trainer, metrics: Metrics, digest: str) -> None:
     weights, state = run / "weights.safetensors", trainer.state
-    save_weights(
-        weights,
-        trainer.config,
-        state.generator,
-        averaged_generator(state),
-        iteration=state.iteration,
-        dataset_sha256=digest,
-    )
+    networks = {"ema": state.averaged.module.state_dict(), "raw": state.generator.state_dict()}
+    save_weights(weights, trainer.config.model, networks, _description(trainer.config, state.iteration, digest))
     write_json(
         run / "complete.json",
         {
@@ -201,6 +195,17 @@ def _finish(run: Path, trainer: Trainer, metrics: Metrics, digest: str) -> None:
             "provenance": provenance.record(),
         },
     )
+
+
+def _description(config: RunConfig, iteration: int, digest: str) -> dict[str, Any]:
+    return {
+        "experiment": config.experiment,
+        "run_seed": config.seed,
+        "dataset": config.dataset_name,
+        "dataset_sha256": digest,
+        "iteration": iteration,
+        "run": config.model_dump(mode="json"),
+    }
 
 
 def _count(network: torch.nn.Module) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from udpm.core.seeds import derive_seed
 from udpm.networks.build import build_discriminator, build_generator
 from udpm.networks.discriminator import Discriminator
 from udpm.networks.unet import UNet
-from udpm.networks.weights import read_tensors, write_tensors
+from udpm.networks.weights import read_tensors, tensors_under, write_tensors
 
 FORMAT = "udpm-checkpoint/1"
 KEPT = 2
@@ -41,7 +40,7 @@ class State:
     def fresh(cls, config: RunConfig, device: torch.device) -> State:
         """The state before the first iteration; a function of the configuration alone."""
         torch.manual_seed(derive_seed(config.seed, "weights", "generator"))
-        generator = build_generator(config).to(device)
+        generator = build_generator(config.model).to(device)
         discriminator = None
         if config.adversarial:
             torch.manual_seed(derive_seed(config.seed, "weights", "discriminator"))
@@ -79,9 +78,9 @@ class State:
         Raises:
             RuntimeError: names or shapes do not fit.
         """
-        self.averaged.load_state_dict(_under(tensors, "averaged/"))
+        self.averaged.load_state_dict(tensors_under(tensors, "averaged/"))
         for player, network in self.players().items():
-            network.load_state_dict(_under(tensors, f"{player}/"))
+            network.load_state_dict(tensors_under(tensors, f"{player}/"))
             optimizer = self.optimizers[player]
             for name, parameter in network.named_parameters():
                 keys = {kind: f"adam/{player}/{kind}/{name}" for kind in ("step", "exp_avg", "exp_avg_sq")}
@@ -132,12 +131,3 @@ def resume(folder: Path, state: State) -> dict[str, Any] | None:
     if found:
         raise UserError(f"{folder}: none of its {len(found)} checkpoints can be read; delete the folder to start anew")
     return None
-
-
-def averaged_generator(state: State) -> UNet:
-    """The averaged generator as a network of its own."""
-    return copy.deepcopy(state.averaged.module)
-
-
-def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

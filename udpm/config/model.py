@@ -1,0 +1,128 @@
+"""What a generator is, and the process it was made for: all that using its weights takes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from udpm.config.base import Alpha, Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
+
+ADM_HEAD_CHANNELS = 64
+"""Channels of one attention head in the adm family."""
+
+
+class Process(Section):
+    """The forward process: x_l = α_l H x_{l-1} + σ_l ε for l = 1..L."""
+
+    levels: PositiveInt
+    """L, the number of halvings, and of network calls per image."""
+    factor: Literal[2] = 2
+    """γ, by which a level shrinks the image. The method's networks double, so it is always 2."""
+    alphas: list[Alpha]
+    """α_l in (0, 1], one for each level, l = 1 first."""
+    sigmas: list[PositiveFloat]
+    """σ_l > 0, one for each level, l = 1 first."""
+    normalization: Literal["norm", "sum"] = "norm"
+    """The 2×2 box of H is divided by its l2 norm (taps 1/2, H Hᵀ = I) or by its sum (taps 1/4, the plain average)."""
+
+    @model_validator(mode="after")
+    def _one_value_per_level(self) -> Process:
+        for key in ("alphas", "sigmas"):
+            count = len(getattr(self, key))
+            if count != self.levels:
+                raise ValueError(f"{key}: has {count} values, but levels is {self.levels}; give one for each level")
+        return self
+
+
+class Generator(Section):
+    """The U-Net f(x_l, t_l, y) that predicts H^{l-1} x_0; one network for all levels."""
+
+    family: Literal["ncsnpp", "ddpmpp", "adm"] = "ncsnpp"
+    """Architecture: ncsnpp (the paper's), ddpmpp or adm."""
+    channels: Annotated[int, Field(gt=0, multiple_of=2)]
+    """Base width C, even."""
+    channel_multipliers: Annotated[list[PositiveInt], Field(min_length=1)]
+    """Width of each U-Net level in multiples of C; their number is the network's depth."""
+    blocks: PositiveInt = 4
+    """Residual blocks per U-Net level (the decoder has one more)."""
+    attention: list[PositiveInt] = []
+    """U-Net levels with self-attention, named by their side when the input has side N/2. The coarsest level always
+    has one in the middle of the network."""
+    dropout: Fraction = 0.0
+    """Dropout probability in the residual blocks."""
+    class_conditional: bool = False
+    """Whether the network sees the class label."""
+    label_dropout: Fraction = 0.0
+    """Probability with which training hides a label, so that sampling can do without, or be guided."""
+
+    @model_validator(mode="after")
+    def _labels_to_drop(self) -> Generator:
+        if self.label_dropout and not self.class_conditional:
+            raise ValueError("label_dropout: above 0, but class_conditional is false")
+        return self
+
+
+class ModelConfig(Section):
+    """What weights carry along: the generator's shape and the process it serves."""
+
+    side: PositiveInt
+    """N, side of the images."""
+    classes: NonNegativeInt
+    """Number of classes that the generator knows; 0 for an unconditional one."""
+    process: Process
+    generator: Generator
+
+    @model_validator(mode="after")
+    def _network_fits(self) -> ModelConfig:
+        check_fit(self.side, self.process, self.generator, "these images")
+        return self
+
+
+def check_fit(side: int, process: Process, generator: Generator, images: str) -> None:
+    """Check that a generator can be fed every level of images of a side.
+
+    Args:
+        side: N.
+        process: for its number of levels.
+        generator: for its depth and attention.
+        images: what the images are called in errors.
+
+    Raises:
+        ValueError: they do not fit; the message names the key.
+    """
+    _check_depth(side, process.levels, len(generator.channel_multipliers), images)
+    sides = [side // 2 >> depth for depth in range(len(generator.channel_multipliers))]
+    for wanted in generator.attention:
+        if wanted not in sides:
+            raise ValueError(f"generator.attention: {wanted} is no side of a U-Net level; these are {sides}")
+    if generator.family == "adm":
+        _check_heads(generator, sides)
+
+
+def _check_depth(side: int, levels: int, depth: int, images: str) -> None:
+    if side % 2**levels:
+        raise ValueError(
+            f"process.levels: {levels} levels halve the image {levels} times, but side {side} of {images} is not "
+            f"divisible by 2^{levels} = {2**levels}"
+        )
+    coarsest, factor = side // 2**levels, 2 ** (depth - 1)
+    if coarsest % factor:
+        raise ValueError(
+            f"generator.channel_multipliers: a network of {depth} U-Net levels needs inputs whose side is a multiple "
+            f"of {factor}, but its smallest input (level {levels} of a {side}-pixel image) has side {coarsest}; use "
+            f"at most {(coarsest & -coarsest).bit_length()} multipliers"
+        )
+
+
+def _check_heads(generator: Generator, sides: list[int]) -> None:
+    for side, multiplier in zip(sides, generator.channel_multipliers, strict=True):
+        width = generator.channels * multiplier
+        # The coarsest level attends whether it is named or not.
+        if (side in generator.attention or side == sides[-1]) and (
+            width < ADM_HEAD_CHANNELS or width % (width // ADM_HEAD_CHANNELS)
+        ):
+            raise ValueError(
+                f"generator.channels: family adm attends at side {side} over {width} channels, but its heads of "
+                f"{ADM_HEAD_CHANNELS} need at least {ADM_HEAD_CHANNELS}, divisible by their number"
+            )
