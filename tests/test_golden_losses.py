@@ -17,17 +17,18 @@ def players():
     return golden.generator("net_ncsn_cond")[0], golden.discriminator("disc_cond")[0]
 
 
-def setting(level):
-    vectors, config = golden.load("losses_noisy")
+def setting(kind, level):
+    vectors, config = golden.load(f"losses_{kind}")
     schedule = Schedule(tuple(config["alphas"]), tuple(config["sigmas"]))
     terms = LevelTerms(
         reconstruction=config["l1_weight"][level - 1],
         lpips=0.0,
         adversarial=config["disc_weight"][level - 1],
         r1=config["disc_grad_pen"][level - 1],
-        noise=config["noisy_disc_std"][level - 1],
+        noise=config["noisy_disc_std"][level - 1] if kind == "noisy" else 0.0,
+        gain=1.0,
         dropout=0.0,
-        divisor=2.0 ** (level - 1),
+        divisor=2.0 ** (level - 1) if config["normalize_loss_inp"] else 1.0,
         squared=False,
     )
     return vectors, config, schedule, terms
@@ -36,8 +37,8 @@ def setting(level):
 def draw_of(player, level, vectors, schedule, terms):
     noise = [vectors.get(f"{player}_noise{index}_l{level}") for index in range(3)]
     target = downsample(vectors["x0"], schedule.scale, level - 1)
-    on_real = None if noise[2] is None else noise[2] * terms.noise
-    return Draw(level, target, vectors["y"], noise[0], noise[1] * terms.noise, on_real)
+    on_fake, on_real = (None if added is None else added * terms.noise for added in noise[1:])
+    return Draw(level, target, vectors["y"], noise[0], on_fake, on_real)
 
 
 def gradient_norms(network, names, published_order):
@@ -56,10 +57,11 @@ def assert_gradients(found, expected, whole):
     torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=TOLERANCE * whole.item())
 
 
+@pytest.mark.parametrize("kind", ["noisy", "standard"])
 @pytest.mark.parametrize("level", [1, 2, 3])
-def test_discriminator_step(players, level):
+def test_discriminator_step(players, level, kind):
     generator, discriminator = players
-    vectors, config, schedule, terms = setting(level)
+    vectors, config, schedule, terms = setting(kind, level)
     draw = draw_of("d", level, vectors, schedule, terms)
     discriminator.zero_grad(set_to_none=True)
     losses = discriminator_losses(generator, discriminator, schedule, terms, draw)
@@ -69,10 +71,11 @@ def test_discriminator_step(players, level):
     assert_gradients(norms, vectors[f"d_gradnorms_l{level}"], vectors[f"d_gradnorm_l{level}"])
 
 
+@pytest.mark.parametrize("kind", ["noisy", "standard"])
 @pytest.mark.parametrize("level", [1, 2, 3])
-def test_generator_step(players, level):
+def test_generator_step(players, level, kind):
     generator, discriminator = players
-    vectors, config, schedule, terms = setting(level)
+    vectors, config, schedule, terms = setting(kind, level)
     draw = draw_of("g", level, vectors, schedule, terms)
     generator.zero_grad(set_to_none=True)
     discriminator.requires_grad_(False)

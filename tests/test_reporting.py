@@ -10,8 +10,9 @@ from PIL import Image
 
 from udpm.config import Sampling, to_json
 from udpm.core.errors import UserError
-from udpm.reporting.curves import draw_curves, draw_schedule, read_metrics
+from udpm.reporting.curves import draw_curves, read_metrics
 from udpm.reporting.pictures import draw_chain, draw_samples
+from udpm.reporting.schedule import draw_run_schedule
 from udpm.reporting.style import LARGEST
 from udpm.reporting.tables import write_table
 from udpm.sampling.run import draw_samples as sample
@@ -114,7 +115,7 @@ FIGURES = {
     "samples": (draw_samples, "samples.npz"),
     "chain": (draw_chain, "chain.npz"),
     "curves": (draw_curves, "metrics.jsonl"),
-    "schedule": (draw_schedule, "run.json"),
+    "schedule": (draw_run_schedule, "run.json"),
 }
 
 

@@ -95,7 +95,8 @@ def test_the_whole_dag(study):
     assert [row["subject"] for row in rows] == ["UDPM, seed 0", "held-out images (floor)", "noise (ceiling)"]
     assert all(float(row["frechet_distance"]) > 0 for row in rows)
     figures = {path.relative_to(study / "results/figures") for path in (study / "results").rglob("*.png")}
-    assert {path.stem for path in figures} == {"samples", "chain", "curves", "schedule"}
+    latents = {f"latents_{kind}" for kind in ("perturb", "swap", "interpolate", "pca")}
+    assert {path.stem for path in figures} == {"samples", "chain", "curves", "schedule"} | latents
     record = json.loads((study / "results/runs/digits-smoke/seed0/complete.json").read_text())
     assert record["iterations"] == 40
     assert (study / "results/logs/train_model/digits-smoke_seed0.log").exists()
@@ -135,7 +136,7 @@ def test_report(study):
     assert done.returncode == 0, done.stderr
     report = (study / "results/report.html").read_text()
     assert "Upsampling Diffusion Probabilistic Models" in report
-    for name in ("samples.png", "chain.png", "curves.png", "schedule.png", "scores.html"):
+    for name in ("samples.png", "chain.png", "curves.png", "schedule.png", "latents_swap.png", "scores.html"):
         assert name in report
 
 

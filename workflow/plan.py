@@ -22,6 +22,7 @@ from udpm.core.errors import EXIT_USER_ERROR, UserError
 CONFIG = "config"
 RUN_FIGURES = ("samples", "chain", "curves")
 YARDSTICKS = ("heldout", "noise")
+LATENTS = ("perturb", "swap", "interpolate", "pca")
 
 
 def one_line(function):
@@ -56,11 +57,22 @@ class Plan:
         for name, seed in self.runs():
             resolve_run(name, seed, CONFIG)
         self.any_experiment = _any_of(self.experiments)
+        self.any_imported = _any_of(name for name in self.experiments if self.is_imported(name))
+        self.any_trained = _any_of(name for name in self.experiments if not self.is_imported(name))
         self.any_dataset = _any_of(experiment.dataset for experiment in self.experiments.values())
 
     def runs(self) -> list[tuple[str, int]]:
         """(experiment, seed) of every training run."""
         return [(name, seed) for name, experiment in self.experiments.items() for seed in experiment.seeds]
+
+    def is_imported(self, name: str) -> bool:
+        """Whether an experiment takes given weights in the place of training."""
+        return self.experiments[name].training == "imported"
+
+    def given_weights(self, wildcards) -> list[str]:
+        """The weights that a run starts from or consists of, as an input."""
+        weights = self.experiment(wildcards).weights
+        return [] if weights is None else [weights]
 
     def experiment(self, wildcards) -> Experiment:
         """The experiment that a job belongs to."""
@@ -80,8 +92,14 @@ class Plan:
         return _digest(self.run(wildcards.experiment, int(wildcards.seed)))
 
     def section_digest(self, wildcards) -> str:
-        """Identity of an experiment's sampling or scoring section."""
+        """Identity of an experiment's sampling, scoring or latents section."""
         return _digest(getattr(self.experiment(wildcards), wildcards.section))
+
+    def model_digests(self, _wildcards) -> list[str]:
+        """Identities of what the experiments' networks are built from: a count of them changes with these."""
+        runs = [self.run(name, experiment.seeds[0]) for name, experiment in self.experiments.items()]
+        parts = [part for run in runs for part in (run.model, run.discriminator if run.adversarial else None)]
+        return [_digest(part) for part in parts if part is not None]
 
     def dataset_digest(self, wildcards) -> str:
         """Identity of a data set's configuration."""
@@ -105,6 +123,12 @@ class Plan:
         """The extractor as an input, where the workflow itself makes it."""
         return [self.extractor(wildcards)] if self.experiment(wildcards).scoring.extractor == "digits" else []
 
+    def latent_options(self, wildcards) -> str:
+        """How the latents of a run are decoded, as `udpm latents` takes it: as its samples are."""
+        sampling = self.experiment(wildcards).sampling
+        keys = ("weights", "posterior", "batch", "device", "threads")
+        return " ".join(f"--{key} {getattr(sampling, key)}" for key in keys)
+
     def scores(self) -> list[str]:
         """All score files: runs and yardsticks."""
         runs = [f"{name}/seed{seed}" for name, seed in self.runs()]
@@ -121,12 +145,21 @@ class Plan:
     def figures(self) -> list[str]:
         """All figures, as png."""
         schedules = [f"{name}/schedule" for name in self.experiments]
-        runs = [f"{name}/seed{seed}/{kind}" for name, seed in self.runs() for kind in RUN_FIGURES]
+        runs = [f"{name}/seed{seed}/{kind}" for name, seed in self.runs() for kind in self._figure_kinds(name)]
         return [f"{self.results}/figures/{figure}.png" for figure in schedules + runs]
+
+    def _figure_kinds(self, name: str) -> list[str]:
+        figures = [figure for figure in RUN_FIGURES if figure != "curves" or not self.is_imported(name)]
+        return [*figures, *(f"latents_{kind}" for kind in LATENTS)]
+
+    def exported(self) -> list[str]:
+        """Folders of image files, where an experiment asks for them."""
+        wanted = [(name, seed) for name, seed in self.runs() if self.experiments[name].sampling.images != "none"]
+        return [f"{self.results}/images/{name}/seed{seed}" for name, seed in wanted]
 
     def targets(self) -> list[str]:
         """What `all` asks for."""
-        return [f"{self.results}/tables/scores.csv", *self.figures()]
+        return [f"{self.results}/tables/scores.csv", *self.figures(), *self.exported()]
 
 
 def _digest(model) -> str:
@@ -134,4 +167,5 @@ def _digest(model) -> str:
 
 
 def _any_of(names) -> str:
-    return "|".join(sorted({re.escape(name) for name in names}))
+    # Of no names at all: what no text matches.
+    return "|".join(sorted({re.escape(name) for name in names})) or "(?!)"

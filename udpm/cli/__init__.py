@@ -21,11 +21,16 @@ VERBS = {
     "cache": "Write the downsampled levels of a prepared data set.",
     "train": "Train a model; resumes by itself.",
     "sample": "Draw a sample set from trained weights.",
+    "export": "Write a sample set as image files.",
+    "latents": "Explore what each noise map of a model's latent controls.",
     "extractor": "Train the small classifier whose features score digits.",
     "reference": "Feature statistics of a data set, to score against.",
     "score": "Score a sample set or a yardstick against a reference.",
     "table": "Render scores as a table (csv, md, tex, html).",
     "figure": "Render a figure (svg, png, csv of the data behind it).",
+    "schedule": "Show a noise schedule's numbers, and how well sampling starts.",
+    "cost": "Count what an image costs: multiply-adds and parameters.",
+    "import": "Bring over published checkpoints, configurations and command lines.",
     "info": "Say what a file or folder made by udpm is.",
 }
 

@@ -53,6 +53,16 @@ def curves(source: Path, output: Path) -> None:
 @STEM
 def schedule(source: Path, output: Path) -> None:
     """Signal, noise and their ratio at every level of a run's schedule."""
-    from udpm.reporting.curves import draw_schedule
+    from udpm.reporting.schedule import draw_run_schedule
 
-    draw_schedule(source, output)
+    draw_run_schedule(source, output)
+
+
+@command.command(epilog="Example: udpm figure latents results/latents/digits/seed0/swap.npz --output figures/swap")
+@click.argument("source", type=FILE)
+@STEM
+def latents(source: Path, output: Path) -> None:
+    """The images of a latent-space experiment, rows and columns named."""
+    from udpm.reporting.latents import draw_latents
+
+    draw_latents(source, output)

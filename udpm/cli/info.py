@@ -13,7 +13,8 @@ import click
 def command(path: Path) -> None:
     """Say what a file or folder made by udpm is: its record, as JSON.
 
-    PATH is a data set, a cache or a run (folders), a weight file, a checkpoint, a reference or a sample set.
+    PATH is a data set, a cache or a run (folders), a weight file, a checkpoint, a reference, a sample set, a sampling
+    chain or a latent-space experiment.
     """
     click.echo(json.dumps(_describe(path), indent=2, ensure_ascii=False))
 
@@ -30,9 +31,9 @@ def _describe(path: Path) -> dict:
     if path.suffix == ".safetensors":
         return _safetensors(path)
     if path.suffix == ".npz" and not path.with_suffix(".json").exists():
-        from udpm.scoring.reference import load_reference
+        from udpm.data.arrays import load_arrays
 
-        return load_reference(path).record
+        return load_arrays(path, "file with a record", "udpm reference, sample --chain or latents")[1]
     return read_json(path.with_suffix(".json"), "record")
 
 

@@ -18,3 +18,26 @@ def output(help_text: str, name: str = "--output", *, required: bool = True):
 def source(name: str, help_text: str, *, required: bool = True, folder: bool = False):
     """A file or folder to be read; its absence is reported by whoever reads it."""
     return click.option(name, type=FOLDER if folder else FILE, required=required, help=help_text)
+
+
+class Numbers(click.ParamType):
+    """Numbers with commas between them, such as 0,1,2.
+
+    Args:
+        number: int or float, what each is.
+    """
+
+    name = "numbers"
+
+    def __init__(self, number: type[int] | type[float]) -> None:
+        self.number = number
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list:
+        """The list."""
+        if isinstance(value, list):
+            return value
+        try:
+            return [self.number(part) for part in str(value).split(",")]
+        except ValueError:
+            kind = "whole numbers" if self.number is int else "numbers"
+            self.fail(f"{value!r} is no list of {kind} with commas between them, such as 0,1", param, ctx)

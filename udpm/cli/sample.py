@@ -3,27 +3,53 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from udpm.cli.options import FILE
 
+CASUAL_COUNT = 64
 
-@click.command(
-    epilog="Example: udpm sample results/runs/digits/seed0/weights.safetensors "
-    "--config results/configs/digits/sampling.json --output results/samples/digits/seed0.npz"
-)
+
+def _labels(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | list[int] | None:
+    if value in (None, "balanced", "none"):
+        return value
+    try:
+        return [int(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither balanced nor none nor a list such as 0,3,7") from None
+
+
+@click.command(epilog="Example: udpm sample weights.safetensors --count 100 --labels 3,5 --output threes-and-fives.npz")
 @click.argument("weights", type=FILE)
-@click.option("--config", type=FILE, required=True, help="Resolved sampling section (udpm resolve --part sampling).")
+@click.option("--config", type=FILE, help="Resolved sampling section (udpm resolve --part sampling); options win.")
 @click.option("--output", type=FILE, required=True, help="The sample set, .npz; its record goes beside it, .json.")
 @click.option("--chain", type=FILE, help="Also write the sampling chain of one image per class, .npz.")
-def command(weights: Path, config: Path, output: Path, chain: Path | None) -> None:
+@click.option("--count", type=int, help=f"Number of images; {CASUAL_COUNT} where no --config says otherwise.")
+@click.option("--batch", type=int, help="Images per network call; has no influence on the images.")
+@click.option("--seed", type=int, help="The n-th image's noise is a function of (seed, n) alone.")
+@click.option("--labels", callback=_labels, help="balanced, none, or classes to take in turn, such as 3,5.")
+@click.option("--posterior", type=click.Choice(["scalar", "exact"]), help="Covariance of the posterior.")
+@click.option("--guidance", type=float, help="w of classifier-free guidance; for models trained with label dropout.")
+@click.option("--noise", type=str, help="Noise file, .npz with base, eps_L, …, eps_1, in the place of a seed.")
+@click.option("--weights", "kind", type=click.Choice(["ema", "raw"]), help="Averaged weights, or the trained ones.")
+@click.option("--iteration", type=int, help="Sample the weights kept at this iteration of training.")
+@click.option("--intermediate/--no-intermediate", default=None, help="Keep every level's output too, at full side.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to run.")
+@click.option("--threads", type=int, help="CPU threads.")
+def command(
+    weights: Path, config: Path | None, output: Path, chain: Path | None, kind: str | None, **options: Any
+) -> None:
     """Draw a sample set from trained weights.
 
-    WEIGHTS is a run's weights.safetensors; it says itself what network it belongs to. The n-th image is the same
-    whatever the batch size.
+    WEIGHTS is a run's weights.safetensors, or one that udpm import made; it says itself what network it belongs to.
+    The n-th image is the same whatever the batch size. `udpm export` turns the set into image files.
     """
     from udpm.config import Sampling, read_resolved
+    from udpm.config.load import validate
     from udpm.sampling.run import draw_samples
 
-    draw_samples(weights, read_resolved(Sampling, config), output, chain)
+    values = {"count": CASUAL_COUNT} if config is None else read_resolved(Sampling, config).model_dump()
+    given = {key: value for key, value in {**options, "weights": kind}.items() if value is not None}
+    draw_samples(weights, validate(Sampling, values | given, "sampling"), output, chain)

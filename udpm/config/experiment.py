@@ -119,8 +119,8 @@ class Sampling(Section):
 
     count: PositiveInt = 50_000
     """Number of images."""
-    labels: Literal["balanced"] | list[NonNegativeInt] = "balanced"
-    """Classes asked for, in turn: all of them, or those listed; for a class-conditional model."""
+    labels: Literal["balanced", "none"] | list[NonNegativeInt] = "balanced"
+    """Classes asked for, in turn: all of them, or those listed; none: no label, for a model with label dropout."""
     batch: PositiveInt = 250
     """Images per network call; has no influence on the images."""
     seed: NonNegativeInt = 0
@@ -151,9 +151,10 @@ class Latents(Section):
     """The latent-space figures (paper, section 4): what a model's noise maps control."""
 
     labels: list[NonNegativeInt] = []
-    """Classes shown, a row or more for each; empty: the first four. For a class-conditional model."""
+    """Classes shown, a row for each; empty: the first four. For a class-conditional model."""
     seeds: Annotated[list[NonNegativeInt], Field(min_length=4, max_length=4)] = [0, 1, 2, 3]
-    """Four latents: the first is perturbed, the first two are swapped, all four are interpolated."""
+    """Four latents: the first is perturbed, the first two are swapped, all four are interpolated. Without classes, rows
+    are seeds: all four are perturbed, and the other two are swapped too."""
     strengths: PositiveInt = 5
     """Number of perturbation strengths, from none to the strongest."""
     strongest: list[Annotated[float, Field(ge=0, le=1)]] | None = None
@@ -167,6 +168,15 @@ class Latents(Section):
     """Number of principal components."""
     pca_keep: Annotated[float, Field(ge=0, lt=1)] = 0.8
     """Share g of one level's map that these images have in common; 0 draws the map anew for each."""
+
+    @model_validator(mode="after")
+    def _enough_images_for_the_components(self) -> Latents:
+        if self.pca_components >= self.pca_images:
+            raise ValueError(
+                f"pca_components: {self.pca_components} need at least {self.pca_components + 1} images, "
+                f"but pca_images is {self.pca_images}"
+            )
+        return self
 
 
 class Scoring(Section):
@@ -256,10 +266,18 @@ class Experiment(Section):
         sampling, training = self.sampling, self.training
         if sampling.guidance != 1 and not self.generator.label_dropout:
             raise ValueError("sampling.guidance: needs a generator trained with label_dropout above 0")
-        if sampling.labels != "balanced" and not self.generator.class_conditional:
+        if isinstance(sampling.labels, list) and not self.generator.class_conditional:
             raise ValueError("sampling.labels: the generator is not class_conditional; leave them out")
+        if sampling.labels == "none" and not self.generator.label_dropout:
+            raise ValueError("sampling.labels: none, but the generator is not trained with label_dropout above 0")
         if isinstance(training, Training) and sampling.weights == "ema" and not training.ema_decay:
             raise ValueError("sampling.weights: ema, but training.ema_decay is 0; use raw")
+        return self
+
+    @model_validator(mode="after")
+    def _latents_fit_the_model(self) -> Experiment:
+        if self.latents.labels and not self.generator.class_conditional:
+            raise ValueError("latents.labels: the generator is not class_conditional; leave them out")
         return self
 
     @model_validator(mode="after")

@@ -88,7 +88,7 @@ def load_dataset(name: str, config: str | Path = "config") -> DatasetConfig:
     Raises:
         UserError: missing file or an invalid value.
     """
-    path = _file(Path(config) / "datasets", name)
+    path = named_file(Path(config) / "datasets", name)
     return validate(DatasetConfig, read_yaml(path), str(path))
 
 
@@ -99,14 +99,36 @@ def resolve_run(name: str, seed: int, config: str | Path = "config") -> RunConfi
         UserError: as `load_experiment` and `load_dataset`, or network and data do not fit together.
     """
     experiment = load_experiment(name, config)
+    where = str(Path(config) / "experiments" / f"{name}.yaml")
+    return run_of(experiment, name, seed, load_dataset(experiment.dataset, config), where)
+
+
+def run_of(experiment: Experiment, name: str, seed: int, dataset: DatasetConfig, where: str) -> RunConfig:
+    """A run's part of an experiment, with its data set.
+
+    Raises:
+        UserError: network and data do not fit together, or labels are asked for that the data set lacks; `where` names
+            the file in the message.
+    """
+    sections = {"process", "generator", "discriminator", "losses", "training", "weights"}
     values = {
         "experiment": name,
         "seed": seed,
         "dataset_name": experiment.dataset,
-        "dataset": load_dataset(experiment.dataset, config).model_dump(),
-        **experiment.model_dump(include={"process", "generator", "discriminator", "losses", "training", "weights"}),
+        "dataset": dataset.model_dump(),
+        **experiment.model_dump(include=sections),
     }
-    return validate(RunConfig, values, str(Path(config) / "experiments" / f"{name}.yaml"))
+    run = validate(RunConfig, values, where)
+    _check_labels(experiment, dataset, where)
+    return run
+
+
+def _check_labels(experiment: Experiment, dataset: DatasetConfig, where: str) -> None:
+    """Classes that are asked for are the data set's: told here, not after days of training."""
+    for key, labels in (("sampling", experiment.sampling.labels), ("latents", experiment.latents.labels)):
+        if isinstance(labels, list) and max(labels, default=0) >= max(dataset.classes, 1):
+            expected = f"must lie in 0..{dataset.classes - 1}, the classes of data set {experiment.dataset}"
+            raise UserError(f"{where}: {key}.labels: {expected}, got {max(labels)}")
 
 
 def read_resolved(model: type[Model], path: str | Path) -> Model:
@@ -140,7 +162,7 @@ def validate(model: type[Model], values: dict[str, Any], where: str) -> Model:
 def _with_ancestors(folder: Path, name: str, chain: list[str]) -> dict[str, Any]:
     if name in chain:
         raise UserError(f"{folder / chain[0]}.yaml: extends: goes in a circle: {' -> '.join([*chain, name])}")
-    path = _file(folder, name)
+    path = named_file(folder, name)
     values = read_yaml(path)
     parent = values.get("extends")
     if parent is None:
@@ -158,7 +180,12 @@ def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _file(folder: Path, name: str) -> Path:
+def named_file(folder: Path, name: str) -> Path:
+    """The file of a named configuration, there or not.
+
+    Raises:
+        UserError: not a name.
+    """
     if not NAME.fullmatch(name):
         raise UserError(f"{name!r}: not a name; use letters, digits, '.', '_' and '-'")
     return folder / f"{name}.yaml"

@@ -48,7 +48,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         yield building
-        for file in building.iterdir():
+        for file in building.rglob("*"):
             _sync(file)
         _sync(building)
         shutil.rmtree(path, ignore_errors=True)

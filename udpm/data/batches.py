@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 
@@ -10,7 +12,7 @@ from udpm.data.cache import Levels, decoding_table
 
 
 class Batches:
-    """Shuffled batches of a data set's training split, at any level.
+    """Shuffled batches of a data set's training split, at any level; safe to call from several threads.
 
     The k-th image that training sees is element k mod N of epoch k div N's permutation; both follow from the seed, so
     the position in the data is the iteration itself. Epochs run on without dropping a last batch.
@@ -30,7 +32,11 @@ class Batches:
         self._levels = levels
         self._batch, self._seed, self._flip, self._device = batch, seed, flip, device
         self._tables = [torch.from_numpy(decoding_table(level, scale)) for level in range(len(levels.sums))]
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self._order = lru_cache(maxsize=2)(self._permutation)
+
+    def iterations_in(self, epochs: int) -> int:
+        """The number of whole batches in so many passes over the training split."""
+        return epochs * self._count // self._batch
 
     def indices(self, iteration: int) -> np.ndarray:
         """Indices into the store of iteration `iteration`'s images, (batch,) int64; iterations count from 0."""
@@ -53,10 +59,11 @@ class Batches:
 
     def _index(self, position: int) -> int:
         epoch, place = divmod(position, self._count)
-        if epoch != self._epoch:
-            generator = np.random.Generator(np.random.PCG64(derive_seed(self._seed, "order", epoch)))
-            self._epoch, self._order = epoch, generator.permutation(self._count)
-        return self._first + int(self._order[place])
+        return self._first + int(self._order(epoch)[place])
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        generator = np.random.Generator(np.random.PCG64(derive_seed(self._seed, "order", epoch)))
+        return generator.permutation(self._count)
 
     def _flips(self, iteration: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "flip", iteration))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,22 @@ class SampleSet:
         images: (n, side, side, 3) uint8, RGB.
         labels: (n,) int64, the class asked for; all zero for an unconditional model.
         record: what made them (run, iteration, seed, posterior, NFE, ...), plus their count and SHA-256.
+        outputs: by level, the network's outputs at levels above 1, shown at full side; empty unless asked for.
     """
 
     images: np.ndarray
     labels: np.ndarray
     record: dict[str, Any]
+    outputs: dict[int, np.ndarray] = field(default_factory=dict)
 
 
-def save_samples(path: str | Path, images: np.ndarray, labels: np.ndarray, record: dict[str, Any]) -> None:
+def save_samples(
+    path: str | Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    record: dict[str, Any],
+    outputs: dict[int, np.ndarray] | None = None,
+) -> None:
     """Write a sample set to `path` (.npz) and its record to the same name with .json, record last.
 
     Args:
@@ -38,10 +46,12 @@ def save_samples(path: str | Path, images: np.ndarray, labels: np.ndarray, recor
         images: (n, side, side, 3) uint8.
         labels: (n,) int64.
         record: what made them.
+        outputs: by level, of the images' shape.
     """
     path = Path(path)
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-        np.savez_compressed(handle, images=images, labels=labels)
+        shown = {f"output_{level}": values for level, values in (outputs or {}).items()}
+        np.savez_compressed(handle, images=images, labels=labels, **shown)
     write_json(record_path(path), {"format": FORMAT, "count": len(images), "sha256": sha256(path), **record})
 
 
@@ -55,6 +65,8 @@ def load_samples(path: str | Path) -> SampleSet:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"]
+            levels = [int(name.removeprefix("output_")) for name in arrays.files if name.startswith("output_")]
+            outputs = {level: arrays[f"output_{level}"] for level in levels}
     except FileNotFoundError:
         raise UserError(f"{path}: sample set not found; `udpm sample` makes it") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -62,7 +74,7 @@ def load_samples(path: str | Path) -> SampleSet:
     record = read_json(record_path(path), "sample set's record")
     if record.get("format") != FORMAT or record.get("sha256") != sha256(path):
         raise UserError(f"{record_path(path)}: does not describe {path.name}; draw the sample set again")
-    return SampleSet(images, labels, record)
+    return SampleSet(images, labels, record, outputs)
 
 
 def record_path(path: str | Path) -> Path:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+NO_LABEL = -1
+"""In the place of a label: an all-zero one-hot row, for networks trained with label dropout."""
 
 
 def group_norm(channels: int, eps: float) -> nn.GroupNorm:
@@ -70,7 +74,8 @@ class SelfAttention(nn.Module):
         batch, channels, height, width = x.shape
         qkv = self.qkv(self.norm(x)).reshape(batch, self.heads, channels // self.heads, 3, height * width)
         query, key, value = qkv.permute(3, 0, 1, 4, 2).unbind(0)
-        with torch.autocast(x.device.type, enabled=False):
+        # The meta device, on which multiply-adds are counted, knows no autocast.
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
             mixed = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
         mixed = mixed.transpose(2, 3).reshape(batch, channels, height, width).to(x.dtype)
         return (self.proj(mixed) + x) * self.gain
@@ -111,7 +116,7 @@ def sinusoids(time: torch.Tensor, count: int, *, endpoint: bool = False) -> torc
 
 
 def one_hot(labels: torch.Tensor, width: int) -> torch.Tensor:
-    """(B,) int64 to (B, width) float32; a label below 0 is "no label", a row of zeros."""
+    """(B,) int64 to (B, width) float32; `NO_LABEL` becomes a row of zeros."""
     return (labels[:, None] == torch.arange(width, device=labels.device)).float()
 
 

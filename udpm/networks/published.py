@@ -21,7 +21,9 @@ _BLOCK = {
     "attention.qkv": "qkv",
     "attention.proj": "proj",
 }
-_FILTER = "resample_filter"
+FILTER = "resample_filter"
+"""A constant of the architecture that the published code stores with the weights."""
+FREQUENCIES = "freqs"
 
 
 def generator_names(shape: UNetShape) -> dict[str, str]:
@@ -76,8 +78,8 @@ def from_published(tensors: dict[str, torch.Tensor], names: dict[str, str]) -> d
     state = {}
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")
-        if kind != _FILTER:
-            state[f"{ours[module]}.{'frequencies' if kind == 'freqs' else kind}"] = tensor.float()
+        if kind != FILTER:
+            state[f"{ours[module]}.{'frequencies' if kind == FREQUENCIES else kind}"] = tensor.float()
     return state
 
 

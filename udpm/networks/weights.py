@@ -111,6 +111,11 @@ def load_model(path: str | Path, weights: str = "ema", device: torch.device | st
     return Model(generator.eval().requires_grad_(False).to(device), config, record)
 
 
+def milestone(weights: str | Path, iteration: int) -> Path:
+    """The weights that training kept at an iteration, beside a run's final ``weights.safetensors``."""
+    return Path(weights).parent / "milestones" / f"{iteration:09d}.safetensors"
+
+
 def tensors_under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """The tensors whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
+from udpm.process.coefficients import Form, coefficients
 from udpm.process.operator import adjoint, project
 from udpm.process.schedule import Schedule
-
-Form = Literal["scalar", "exact"]
 
 
 @dataclass(frozen=True)
@@ -51,11 +49,9 @@ def posterior(schedule: Schedule, state: torch.Tensor, output: torch.Tensor, lev
         level: l in 2..L.
         form: "scalar" takes HᵀH for the identity, as the published code does; "exact" uses HᵀH = (s²/4) P.
     """
-    alpha, variance = schedule.alpha(level), schedule.sigma(level) ** 2
-    prior = schedule.sigma_tilde(level - 1) ** 2
-    pull = alpha / variance * adjoint(state, schedule.scale) + schedule.alpha_bar(level - 1) / prior * output
+    numbers = coefficients(schedule, level, form)
+    blocks, rest = numbers.variance_blocks, numbers.variance_rest
+    pull = numbers.state * adjoint(state, schedule.scale) + numbers.output * output
     if form == "scalar":
-        sigma = 1 / (alpha**2 / variance + 1 / prior)
-        return Posterior(sigma * pull, sigma, sigma)
-    blocks = 1 / (alpha**2 / variance * schedule.scale**2 / 4 + 1 / prior)
-    return Posterior(prior * pull + (blocks - prior) * project(pull), blocks, prior)
+        return Posterior(blocks * pull, blocks, rest)
+    return Posterior(rest * pull + (blocks - rest) * project(pull), blocks, rest)

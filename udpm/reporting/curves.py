@@ -1,4 +1,4 @@
-"""Curves: training losses, and the noise schedule."""
+"""Curves of training: losses over iterations."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 
-from udpm.config.experiment import RunConfig
-from udpm.config.load import read_resolved
 from udpm.core.errors import UserError
-from udpm.process.schedule import Schedule
 from udpm.reporting.style import COLOURS, MARKERS, save
 
 PANELS = {
@@ -71,46 +68,6 @@ def draw_curves(path: str | Path, stem: str | Path) -> None:
     save(figure, stem, metrics)
 
 
-def draw_schedule(path: str | Path, stem: str | Path) -> None:
-    """Signal, noise and their ratio at every level.
-
-    Args:
-        path: a run's resolved configuration.
-        stem: of the figure.
-
-    Raises:
-        UserError: no readable configuration.
-    """
-    config = read_resolved(RunConfig, path)
-    schedule = Schedule.from_config(config.process)
-    levels = list(range(1, schedule.levels + 1))
-    table = pd.DataFrame(
-        {
-            "level": levels,
-            "side": [config.dataset.side >> level for level in levels],
-            "alpha": schedule.alphas,
-            "sigma": schedule.sigmas,
-            "alpha_bar": [schedule.alpha_bar(level) for level in levels],
-            "signal": [schedule.signal(level) for level in levels],
-            "noise": [schedule.sigma_tilde(level) for level in levels],
-            "snr": [schedule.snr(level) for level in levels],
-        }
-    )
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.0), layout="constrained")
-    _annotated(left, table, "signal", r"signal $\bar\alpha_l s^l$", 0, above=True)
-    _annotated(left, table, "noise", r"noise $\tilde\sigma_l$", 1, above=False)
-    left.set_ylabel("amplitude")
-    left.legend(loc="lower left")
-    _annotated(right, table, "snr", "signal / noise", 2, above=True)
-    right.set_ylabel("signal / noise")
-    for axes in (left, right):
-        axes.set_yscale("log")
-        axes.margins(0.2, 0.2)
-        axes.set_xticks(levels, [f"l = {row.level}\n{row.side}×{row.side}" for row in table.itertuples()])
-    figure.suptitle(f"{config.experiment}: the state $x_l$ at each level")
-    save(figure, stem, table)
-
-
 def _levels(metrics: pd.DataFrame, kind: str) -> list[str]:
     return sorted(column for column in metrics if column.rpartition("/")[0] == kind)
 
@@ -133,16 +90,3 @@ def _panel(axes: Axes, metrics: pd.DataFrame, kind: str, levels: list[str]) -> N
     if kind in LOGARITHMIC and (metrics[levels].min() > 0).all():
         axes.set_yscale("log")
     axes.legend()
-
-
-def _annotated(axes: Axes, table: pd.DataFrame, column: str, label: str, style: int, *, above: bool) -> None:
-    axes.plot(table["level"], table[column], color=COLOURS[style], marker=MARKERS[style], label=label)
-    for level, value in zip(table["level"], table[column], strict=True):
-        axes.annotate(
-            f"{value:.3g}",
-            (level, value),
-            textcoords="offset points",
-            xytext=(7, 4) if above else (0, -14),
-            ha="left" if above else "center",
-            color=COLOURS[style],
-        )

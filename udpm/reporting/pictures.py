@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,8 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from udpm.core.errors import UserError
+from udpm.data.arrays import load_arrays
 from udpm.data.samples import load_samples
+from udpm.reporting import words
 from udpm.reporting.style import save
 
 COLUMNS = 12
@@ -42,10 +41,7 @@ def draw_samples(path: str | Path, stem: str | Path) -> None:
         axes.set_yticks([row * (side + gap) + side / 2 for row in range(len(shown))], rows)
         axes.set_ylabel("class asked for")
     record = samples.record
-    axes.set_title(
-        f"{record['experiment']}, seed {record['run_seed']}: {record['nfe']} network calls per image, "
-        f"{record['weights']} weights of iteration {record['iteration']}"
-    )
+    axes.set_title(f"{words.run(record)}: {record['nfe']} network calls per image, {words.weights(record)}")
     flat = [number for numbers in shown for number in numbers]
     save(figure, stem, pd.DataFrame({"number": flat, "label": samples.labels[flat]}))
 
@@ -56,7 +52,7 @@ def draw_chain(path: str | Path, stem: str | Path) -> None:
     Raises:
         UserError: no readable chain.
     """
-    arrays, record = _load_chain(path)
+    arrays, record = load_arrays(path, "chain", "udpm sample --chain")
     levels = sorted((int(name[2:]) for name in arrays if name.startswith("x_")), reverse=True)
     labels, scale = arrays["labels"], record.get("scale", 2)
     names = [(kind, level) for level in levels for kind in ("x", "f")]
@@ -99,17 +95,6 @@ def _rows(labels: np.ndarray, classes: int) -> tuple[list[str], list[list[int]]]
         return [], [numbers[start : start + COLUMNS] for start in range(0, len(numbers), COLUMNS)]
     present = [label for label in range(classes) if (labels == label).any()][:12]
     return [str(label) for label in present], [list(np.flatnonzero(labels == label)[:COLUMNS]) for label in present]
-
-
-def _load_chain(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        return arrays, json.loads(str(arrays.pop("record")))
-    except FileNotFoundError:
-        raise UserError(f"{path}: chain not found; `udpm sample --chain` makes it") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not a readable chain: {error}") from None
 
 
 def _bare(axes: Axes) -> None:

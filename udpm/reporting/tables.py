@@ -10,9 +10,12 @@ import pandas as pd
 
 from udpm.core.errors import UserError
 from udpm.core.files import read_json, write_text
+from udpm.reporting import words
+from udpm.reporting.render import MISSING, html, latex, markdown
 
 FORMAT = "udpm-score/1"
-MISSING = "–"
+WORDS = 2
+"""Leading columns of the table to read that hold words."""
 ORDER = {"samples": 0, "heldout": 1, "noise": 2}
 SHOWN = {
     "precision": ("precision", "{:.3f}"),
@@ -61,10 +64,13 @@ def full_table(scores: list[dict[str, Any]]) -> pd.DataFrame:
                 "reference_sha256": reference["sha256"],
                 "run_seed": subject.get("run_seed"),
                 "sampling_seed": subject.get("seed"),
+                "noise_sha256": (subject.get("noise") or {}).get("sha256"),
                 "posterior": subject.get("posterior"),
+                "guidance": subject.get("guidance"),
                 "weights": subject.get("weights"),
                 "iteration": subject.get("iteration"),
                 "weights_sha256": subject.get("weights_sha256"),
+                "weights_origin": "; ".join(file["name"] for file in (subject.get("origin") or {}).get("files", [])),
                 "device": protocol["device"],
                 **{f"version_{name}": value for name, value in score["provenance"]["versions"].items()},
                 "commit": score["provenance"]["commit"],
@@ -116,11 +122,12 @@ def footnotes(scores: list[dict[str, Any]]) -> list[str]:
     for score in scores:
         subject = score["subject"]
         if subject["kind"] == "samples":
+            versions = score["provenance"]["versions"]
+            guidance = f", guidance {subject['guidance']:g}" if subject.get("guidance", 1) != 1 else ""
             notes.append(
-                f"{score['experiment']}, {_subject(score)}: {subject['weights']} weights of iteration "
-                f"{subject['iteration']} (SHA-256 {subject['weights_sha256'][:12]}), sampling seed {subject['seed']}, "
-                f"{subject['posterior']} posterior, udpm {score['provenance']['versions'].get('udpm', '?')}, "
-                f"torch {score['provenance']['versions'].get('torch', '?')}."
+                f"{score['experiment']}, {_subject(score)}: {words.weights(subject)} "
+                f"(SHA-256 {subject['weights_sha256'][:12]}), {words.noise(subject)}, {subject['posterior']} "
+                f"posterior{guidance}, udpm {versions.get('udpm', '?')}, torch {versions.get('torch', '?')}."
             )
     return list(dict.fromkeys(notes))
 
@@ -136,33 +143,12 @@ def write_table(paths: Sequence[str | Path], stem: str | Path) -> str:
     """
     scores = collect(paths)
     table, notes = readable_table(scores), footnotes(scores)
-    markdown = table.to_markdown(index=False, disable_numparse=True) + "\n\n" + "".join(f"- {n}\n" for n in notes)
+    text = markdown(table, notes)
     write_text(f"{stem}.csv", full_table(scores).to_csv(index=False))
-    write_text(f"{stem}.md", markdown)
-    write_text(f"{stem}.tex", _latex(table, notes))
-    write_text(f"{stem}.html", _html(table, notes))
-    return markdown
-
-
-def _latex(table: pd.DataFrame, notes: list[str]) -> str:
-    styled = table.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
-    body = styled.to_latex(hrules=True, column_format="ll" + "r" * (table.shape[1] - 2))
-    escaped = pd.DataFrame({"note": notes}).style.format(escape="latex")
-    lines = [escaped._display_funcs[(row, 0)](note) for row, note in enumerate(notes)]
-    return "% needs \\usepackage{booktabs}\n" + body + "".join(f"\\par\\footnotesize {line}\n" for line in lines)
-
-
-def _html(table: pd.DataFrame, notes: list[str]) -> str:
-    rules = [
-        {"selector": "", "props": "border-collapse: collapse; font: 14px sans-serif"},
-        {"selector": "th, td", "props": "padding: 4px 12px; text-align: right; border-bottom: 1px solid #ddd"},
-        {"selector": "td.col0, td.col1", "props": "text-align: left"},
-    ]
-    styled = table.style.hide(axis="index").format(escape="html").set_table_styles(rules).set_uuid("scores")
-    listed = pd.DataFrame({"": notes}).style.hide(axis="index").hide(axis="columns").format(escape="html")
-    listed = listed.set_table_styles([{"selector": "", "props": "font: 12px sans-serif"}]).set_uuid("notes")
-    page = styled.to_html() + "<p></p>" + listed.to_html()
-    return f'<!doctype html><meta charset="utf-8"><title>Scores</title>\n{page}\n'
+    write_text(f"{stem}.md", text)
+    write_text(f"{stem}.tex", latex(table, notes, WORDS))
+    write_text(f"{stem}.html", html(table, notes, WORDS, "Scores"))
+    return text
 
 
 def _comparable(score: dict[str, Any]) -> tuple[str, ...]:

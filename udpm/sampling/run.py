@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from udpm.config.experiment import Sampling
 from udpm.core import provenance, runtime
-from udpm.core.files import atomic_path
+from udpm.core.errors import UserError
+from udpm.data.arrays import save_arrays
 from udpm.data.samples import save_samples
-from udpm.networks.weights import load_model
+from udpm.networks.weights import load_model, milestone
+from udpm.process.chain import Step
+from udpm.process.operator import adjoint
+from udpm.process.schedule import Schedule
+from udpm.sampling.noise import NoiseSource, stored
 from udpm.sampling.sampler import Sampler, to_bytes
 
 UNLABELLED_CHAINS = 8
@@ -30,23 +35,58 @@ def draw_samples(weights: Path, config: Sampling, output: Path, chain: Path | No
         UserError: weights missing or damaged.
     """
     device = runtime.configure(config.device, config.threads)
+    if config.iteration is not None:
+        weights = _milestone(weights, config.iteration)
     model = load_model(weights, config.weights, device)
-    sampler = Sampler(model, config.posterior, config.batch)
-    labels = sampler.balanced_labels(config.count)
-    images = np.concatenate([to_bytes(steps[-1].output) for steps in sampler.chains(labels, config.seed)])
+    sampler = Sampler(model, config.posterior, config.batch, config.guidance)
+    labels = sampler.labels(config.count, config.labels)
+    source, identity = config.seed, {"seed": config.seed}
+    if config.noise is not None:
+        source, identity = stored(config.noise, sampler.schedule, model.config.side, config.count)
+        identity = {"seed": None, "noise": identity}
+    images, outputs = _draw(sampler, labels, source, config.intermediate)
     record = {
         **model.record,
-        "classes": sampler.classes,
-        "seed": config.seed,
+        "classes": 0 if config.labels == "none" else sampler.classes,
+        **identity,
         "posterior": config.posterior,
-        "nfe": sampler.schedule.levels,
+        "guidance": config.guidance,
+        "nfe": sampler.nfe,
         "scale": sampler.schedule.scale,
         "device": runtime.describe(device),
         "provenance": provenance.record(),
     }
     if chain is not None:
         _write_chain(sampler, config.seed, chain, record)
-    save_samples(output, images, labels, record)
+    save_samples(output, images, labels.clip(0), record, outputs)
+
+
+def _draw(
+    sampler: Sampler, labels: np.ndarray, source: int | NoiseSource, intermediate: bool
+) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """Images, and the outputs of the coarser levels at full side where they are wanted."""
+    found: dict[int, list[np.ndarray]] = {}
+    for steps in sampler.chains(labels, source):
+        for step in steps if intermediate else steps[-1:]:
+            found.setdefault(step.level, []).append(to_bytes(_at_full_side(step, sampler.schedule)))
+    outputs = {level: np.concatenate(parts) for level, parts in found.items()}
+    return outputs.pop(1), outputs
+
+
+def _at_full_side(step: Step, schedule: Schedule) -> torch.Tensor:
+    """f of a level as an image of side N: (Hᵀ)^{l-1} f, in the scale of images."""
+    times = step.level - 1
+    # (Hᵀ)^k multiplies by (s/4)^k and f by s^k; dividing by both leaves block means, repeated.
+    return adjoint(step.output, schedule.scale, times) * (4 / schedule.scale**2) ** times
+
+
+def _milestone(weights: Path, iteration: int) -> Path:
+    path = milestone(weights, iteration)
+    if not path.exists():
+        kept = sorted(int(found.stem) for found in path.parent.glob("*.safetensors"))
+        held = f"kept are {', '.join(map(str, kept))}" if kept else "none are kept (training.keep_every)"
+        raise UserError(f"{path}: no weights of iteration {iteration}; {held}")
+    return path
 
 
 def _write_chain(sampler: Sampler, seed: int, path: Path, record: dict) -> None:
@@ -57,5 +97,4 @@ def _write_chain(sampler: Sampler, seed: int, path: Path, record: dict) -> None:
             arrays.setdefault(f"x_{step.level}", []).append(step.state.float().cpu().numpy())
             arrays.setdefault(f"f_{step.level}", []).append(step.output.float().cpu().numpy())
     joined = {name: np.concatenate(parts) for name, parts in arrays.items()}
-    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-        np.savez_compressed(handle, labels=labels, record=np.array(json.dumps(record)), **joined)
+    save_arrays(path, {"labels": labels, **joined}, record)

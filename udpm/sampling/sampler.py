@@ -10,11 +10,13 @@ import torch
 from tqdm import tqdm
 
 from udpm.core.errors import UserError
-from udpm.core.seeds import derive_seed
+from udpm.networks.layers import NO_LABEL
 from udpm.networks.weights import Model
-from udpm.process.chain import Step, noise_sides, sample
+from udpm.process.chain import Network, Step, sample
+from udpm.process.latent import Latent, join
 from udpm.process.posterior import Form
 from udpm.process.schedule import Schedule
+from udpm.sampling.noise import NoiseSource, seeded
 
 
 class Sampler:
@@ -24,19 +26,48 @@ class Sampler:
         model: loaded weights.
         posterior: "scalar" or "exact".
         batch: images per network call.
+        guidance: w of classifier-free guidance; 1 is none.
+
+    Raises:
+        UserError: guidance for a model that was not trained with label dropout.
     """
 
-    def __init__(self, model: Model, posterior: Form = "scalar", batch: int = 250) -> None:
+    def __init__(self, model: Model, posterior: Form = "scalar", batch: int = 250, guidance: float = 1.0) -> None:
         self.model = model
         self.schedule = Schedule.from_config(model.config.process)
         self.posterior: Form = posterior
         self.batch = batch
         self.classes = model.generator.shape.classes
+        self.drops_labels = model.generator.shape.label_dropout
+        if guidance != 1 and not self.drops_labels:
+            raise UserError("guidance: this model was not trained with label dropout; only 1 (none) is possible")
+        self._network: Network = model.generator if guidance == 1 else _guided(model.generator, guidance)
+        self.nfe = self.schedule.levels * (1 if guidance == 1 else 2)
         self._device = next(model.generator.parameters()).device
 
     def balanced_labels(self, count: int) -> np.ndarray:
         """Labels of images 0..count - 1: their number modulo the number of classes; zeros if unconditional."""
         return np.arange(count, dtype=np.int64) % max(self.classes, 1)
+
+    def labels(self, count: int, wanted: str | Sequence[int] = "balanced") -> np.ndarray:
+        """Labels of images 0..count - 1.
+
+        Args:
+            count: how many, > 0.
+            wanted: "balanced"; "none", for a model trained with label dropout; or classes, taken in turn.
+
+        Raises:
+            UserError: labels out of range, or that this model does not know.
+        """
+        if wanted == "balanced":
+            return self._checked(count, None)
+        if wanted == "none":
+            if not self.drops_labels:
+                raise UserError("labels: none, but this model was not trained with label dropout")
+            return np.full(count, NO_LABEL, dtype=np.int64)
+        if not len(wanted):
+            raise UserError("labels: the list is empty; name a class, or ask for balanced")
+        return self._checked(count, np.resize(np.asarray(wanted, dtype=np.int64), count))
 
     def sample(self, count: int, labels: Sequence[int] | int | None = None, seed: int = 0) -> np.ndarray:
         """Images 0..count - 1 of a seed.
@@ -56,32 +87,52 @@ class Sampler:
         return np.concatenate([to_bytes(steps[-1].output) for steps in self.chains(chosen, seed)])
 
     @torch.inference_mode()
-    def chains(self, labels: np.ndarray, seed: int) -> Iterator[list[Step]]:
+    def chains(self, labels: np.ndarray, noise: int | NoiseSource) -> Iterator[list[Step]]:
         """The sampling chains of images 0..len(labels) - 1, batch by batch.
 
         Args:
-            labels: (n,) int64.
-            seed: of the sample set.
+            labels: (n,) int64; `NO_LABEL` for none.
+            noise: a seed, or where the noise comes from.
         """
+        source = self._seeded(noise) if isinstance(noise, int) else noise
         numbers = range(0, len(labels), self.batch)
         with tqdm(total=len(labels), unit="image", desc="sample", disable=not sys.stderr.isatty()) as progress:
             for start in numbers:
                 part = labels[start : start + self.batch]
-                base, noises = self._noise(range(start, start + len(part)), seed)
-                chosen = torch.from_numpy(part).to(self._device) if self.classes else None
-                yield sample(self.schedule, self.model.generator, base, noises, chosen, self.posterior)
+                yield self._chain(source(range(start, start + len(part))), part)
                 progress.update(len(part))
 
-    def _noise(self, numbers: range, seed: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        side = self.model.config.side
-        sides = [side, *noise_sides(self.schedule, side)]
-        maps: list[list[torch.Tensor]] = [[] for _ in sides]
-        for number in numbers:
-            generator = torch.Generator().manual_seed(derive_seed(seed, "image", number))
-            for drawn, size in zip(maps, sides, strict=True):
-                drawn.append(torch.randn(3, size, size, generator=generator))
-        base, *noises = [torch.stack(drawn).to(self._device) for drawn in maps]
-        return base, noises
+    def latent(self, seed: int) -> Latent:
+        """The latent of image 0 of a seed."""
+        return self._seeded(seed)(range(1))
+
+    @torch.inference_mode()
+    def decode(self, latents: Sequence[Latent], labels: Sequence[int]) -> torch.Tensor:
+        """Images of given latents.
+
+        Args:
+            latents: n, each of one image.
+            labels: n classes; of no effect if unconditional.
+
+        Returns:
+            (n, 3, N, N) float32 in about [-1, 1], on the CPU.
+        """
+        chosen, images = np.asarray(labels, dtype=np.int64), []
+        with tqdm(total=len(latents), unit="image", desc="decode", disable=not sys.stderr.isatty()) as progress:
+            for start in range(0, len(latents), self.batch):
+                batch = join(latents[start : start + self.batch])
+                steps = self._chain(batch, chosen[start : start + self.batch])
+                images.append(steps[-1].output.float().cpu())
+                progress.update(len(batch.base))
+        return torch.cat(images)
+
+    def _chain(self, latent: Latent, labels: np.ndarray) -> list[Step]:
+        base, *noises = [values.to(self._device) for values in (latent.base, *latent.noises)]
+        chosen = torch.from_numpy(labels).to(self._device) if self.classes else None
+        return sample(self.schedule, self._network, base, noises, chosen, self.posterior)
+
+    def _seeded(self, seed: int) -> NoiseSource:
+        return seeded(self.schedule, self.model.config.side, seed)
 
     def _checked(self, count: int, labels: Sequence[int] | int | None) -> np.ndarray:
         if count < 1:
@@ -96,6 +147,17 @@ class Sampler:
         if chosen.min() < 0 or chosen.max() >= self.classes:
             raise UserError(f"labels: must lie in 0..{self.classes - 1}, got {chosen.min()}..{chosen.max()}")
         return chosen.astype(np.int64)
+
+
+def _guided(network: Network, weight: float) -> Network:
+    """f(∅) + w·(f(y) - f(∅)): two evaluations of the network in one call of twice the batch."""
+
+    def call(x: torch.Tensor, time: float, labels: torch.Tensor) -> torch.Tensor:
+        both = torch.cat([labels, torch.full_like(labels, NO_LABEL)])
+        conditional, free = network(torch.cat([x, x]), time, both).chunk(2)
+        return free + weight * (conditional - free)
+
+    return call
 
 
 def to_bytes(images: torch.Tensor) -> np.ndarray:

@@ -18,12 +18,13 @@ from udpm.core.files import read_json, sha256, write_json, write_text
 from udpm.core.signals import StopRequest
 from udpm.data.batches import Batches
 from udpm.data.cache import Levels
-from udpm.networks.weights import save_weights
+from udpm.networks.weights import milestone, save_weights
 from udpm.process.schedule import Schedule
+from udpm.training.draws import Ahead, Draws, players_at
 from udpm.training.metrics import Metrics
-from udpm.training.noise import draw_level, draw_noise, seed_dropout
-from udpm.training.objective import Perceptual, discriminator_losses, generator_losses, level_terms
-from udpm.training.perceptual import load_lpips
+from udpm.training.noise import seed_dropout
+from udpm.training.objective import Draw, LevelTerms, discriminator_losses, generator_losses, level_terms
+from udpm.training.perceptual import Perceptual, load_lpips
 from udpm.training.state import State, resume, save_checkpoint
 
 INCIDENTAL = {
@@ -32,7 +33,9 @@ INCIDENTAL = {
     "dataset.path",
     "training.checkpoint_every",
     "training.device",
+    "training.keep_every",
     "training.log_every",
+    "training.workers",
 }
 """Keys that may change between attempts: they have no influence on the weights."""
 
@@ -44,6 +47,9 @@ class Trainer:
         config: of the run.
         levels: the data set and its caches.
         device: where to train.
+
+    Raises:
+        UserError: weights to start from do not fit, or LPIPS cannot be loaded.
     """
 
     def __init__(self, config: RunConfig, levels: Levels, device: torch.device) -> None:
@@ -51,13 +57,21 @@ class Trainer:
         self.schedule = Schedule.from_config(config.process)
         self.terms = level_terms(config)
         training = config.training
-        self.batches = Batches(
-            levels, self.schedule.scale, training.batch, config.seed, flip=training.flip, device=device
-        )
+        batches = Batches(levels, self.schedule.scale, training.batch, config.seed, flip=training.flip, device=device)
+        passes = batches.iterations_in(training.epochs) if training.epochs else training.iterations
+        self.iterations = min(training.iterations, passes)
+        self.draws = Draws(config, self.terms, batches)
+        if training.workers:
+            self.draws = Ahead(self.draws, self.players, training.workers, self.iterations)
         self.state = State.fresh(config, device)
         self.perceptual: Perceptual | None = None
         if any(terms.lpips for terms in self.terms):
-            self.perceptual = load_lpips(config.losses.lpips_network, device)
+            losses = config.losses
+            self.perceptual = load_lpips(losses.lpips_network, losses.lpips_exponent, device)
+
+    def players(self, iteration: int) -> list[str]:
+        """Who takes a step in an iteration, in order."""
+        return players_at(self.config, iteration)
 
     def learning_rate(self, iteration: int, player: str = "generator") -> float:
         """rate · min(1, iteration/warmup); iterations count from 0."""
@@ -68,34 +82,30 @@ class Trainer:
         return rate * min(1.0, iteration / training.warmup) if training.warmup else rate
 
     def iterate(self, metrics: Metrics | None = None) -> None:
-        """One iteration: a discriminator step, a generator step, an update of the average."""
-        for player in ("discriminator", "generator"):
-            if player not in self.state.optimizers:
-                continue
+        """One iteration: a discriminator step (where it is due), a generator step, an update of the average."""
+        for player in self.players(self.state.iteration):
             level, losses = self._step(player, self.state.iteration)
             if metrics is not None:
                 metrics.add(player, level, losses)
-        self.state.averaged.update_parameters(self.state.generator)
+        if self.state.averaged is not None:
+            self.state.averaged.update_parameters(self.state.generator)
         self.state.iteration += 1
 
     def _step(self, player: str, iteration: int) -> tuple[int, dict[str, torch.Tensor]]:
         optimizer = self.state.optimizers[player]
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate(iteration, player)
-        level = draw_level(self.config, player, iteration)
+        draw = self.draws(player, iteration)
         seed_dropout(self.config, player, iteration)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.training.precision == "bfloat16"):
-            losses = self._losses(player, level, iteration)
+            losses = self._losses(player, draw, self.terms[draw.level - 1].at(iteration))
         optimizer.zero_grad(set_to_none=True)
         losses["total"].backward()
         optimizer.step()
-        return level, losses
+        return draw.level, losses
 
-    def _losses(self, player: str, level: int, iteration: int) -> dict[str, torch.Tensor]:
-        generator, discriminator, terms = self.state.generator, self.state.discriminator, self.terms[level - 1]
-        target, labels = self.batches(iteration, level)
-        decay = self.config.losses.discriminator_noise.decay_per_1000 ** (iteration // 1000)
-        draw = draw_noise(self.config, player, iteration, level, target, labels, terms.noise * decay)
+    def _losses(self, player: str, draw: Draw, terms: LevelTerms) -> dict[str, torch.Tensor]:
+        generator, discriminator = self.state.generator, self.state.discriminator
         generator.train(player == "generator")
         if discriminator is not None:
             discriminator.train(player == "discriminator").requires_grad_(player == "discriminator")
@@ -120,6 +130,8 @@ def train(config: RunConfig, levels: Levels, run: Path, stop: StopRequest) -> No
         StoppedEarly: a signal asked for it; the state is saved.
         UserError: another process trains in this folder, it holds another run, or a loss is not finite.
     """
+    if config.training == "imported":
+        raise UserError(f"{run}: training is imported, so there is nothing to train; `udpm import` makes this run")
     run.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(run / ".lock", timeout=0):
@@ -147,28 +159,39 @@ def _train(config: RunConfig, levels: Levels, run: Path, stop: StopRequest) -> N
 
 
 def _loop(trainer: Trainer, metrics: Metrics, folder: Path, stop: StopRequest, digest: str) -> None:
-    training, state = trainer.config.training, trainer.state
-    remaining = range(state.iteration, training.iterations)
+    training, state, total = trainer.config.training, trainer.state, trainer.iterations
+    remaining = range(state.iteration, total)
     interactive = sys.stderr.isatty()
-    with tqdm(total=training.iterations, initial=state.iteration, desc="train", disable=not interactive) as progress:
+    with tqdm(total=total, initial=state.iteration, desc="train", disable=not interactive) as progress:
         for _ in remaining:
             trainer.iterate(metrics)
             metrics.tick()
             progress.update()
-            stopping = bool(stop) and state.iteration < training.iterations
-            last = stopping or state.iteration == training.iterations
+            stopping = bool(stop) and state.iteration < total
+            last = stopping or state.iteration == total
             saves = last or state.iteration % training.checkpoint_every == 0
             if saves or state.iteration % training.log_every == 0:
                 rate = metrics.write(state.iteration, trainer.learning_rate(state.iteration - 1), training.batch)
                 if not interactive:
-                    _log(state.iteration, training.iterations, rate / training.batch)
+                    _log(state.iteration, total, rate / training.batch)
+            if training.keep_every and state.iteration % training.keep_every == 0:
+                _keep(trainer, folder.parent, digest)
             if saves:
                 save_checkpoint(folder, state, trainer.config, digest)
             if stopping:
                 raise StoppedEarly(
-                    f"stopped on {stop} at iteration {state.iteration} of {training.iterations}, state saved: "
+                    f"stopped on {stop} at iteration {state.iteration} of {total}, state saved: "
                     "run the same command again"
                 )
+
+
+def _keep(trainer: Trainer, run: Path, digest: str) -> None:
+    """A milestone: the averaged weights (the trained ones where there is no average), for good."""
+    state = trainer.state
+    kind, network = ("raw", state.generator) if state.averaged is None else ("ema", state.averaged.module)
+    path = milestone(run / "weights.safetensors", state.iteration)
+    description = _description(trainer.config, state.iteration, digest)
+    save_weights(path, trainer.config.model, {kind: network.state_dict()}, description)
 
 
 def _log(iteration: int, total: int, rate: float) -> None:
@@ -178,7 +201,9 @@ def _log(iteration: int, total: int, rate: float) -> None:
 
 def _finish(run: Path, trainer: Trainer, metrics: Metrics, digest: str) -> None:
     weights, state = run / "weights.safetensors", trainer.state
-    networks = {"ema": state.averaged.module.state_dict(), "raw": state.generator.state_dict()}
+    networks = {"raw": state.generator.state_dict()}
+    if state.averaged is not None:
+        networks = {"ema": state.averaged.module.state_dict(), **networks}
     save_weights(weights, trainer.config.model, networks, _description(trainer.config, state.iteration, digest))
     write_json(
         run / "complete.json",

@@ -51,7 +51,17 @@ def draw_noise(
         normal("state", (batch, channels, height // 2, width // 2)),
         on_fake=normal("fake", target.shape) * std if std else None,
         on_real=normal("real", target.shape) * std if std and player == "discriminator" else None,
+        hidden=_hidden(config, player, iteration, batch, target.device),
     )
+
+
+def _hidden(config: RunConfig, player: str, iteration: int, batch: int, device: torch.device) -> torch.Tensor | None:
+    """Whose labels are left out: only where the generator trains, so not in the discriminator's step."""
+    probability = config.generator.label_dropout
+    if not probability or player != "generator":
+        return None
+    generator = _generator(config.seed, "hidden labels", player, iteration)
+    return (torch.rand(batch, generator=generator) < probability).to(device)
 
 
 def seed_dropout(config: RunConfig, player: str, iteration: int) -> None:

@@ -6,13 +6,14 @@ No I/O and no random draws: noise comes in as arguments.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from udpm.config.experiment import RunConfig
+from udpm.networks.layers import NO_LABEL
 from udpm.process.forward import marginal
 from udpm.process.operator import downsample
 from udpm.process.schedule import Schedule
@@ -29,10 +30,15 @@ class LevelTerms:
         lpips: λp; LPIPS is not called where it is 0.
         adversarial: λa.
         r1: γ.
-        noise: standard deviation of the noise on what the discriminator sees, before any decay.
+        noise: standard deviation of the noise on what the discriminator sees.
+        gain: factor on an image before that noise is added.
         dropout: the discriminator's.
         divisor: what output and target are divided by before every loss (s^{l-1}, or 1).
         squared: squared error instead of absolute.
+        shown_side: side to which the discriminator's input is enlarged; 0 leaves it as it is.
+        noise_decay: factor on `noise` every 1000 iterations.
+        r1_decay: factor on `r1` every 1000 iterations.
+        adversarial_start: iteration before which λa counts as 0.
     """
 
     reconstruction: float
@@ -40,23 +46,36 @@ class LevelTerms:
     adversarial: float
     r1: float
     noise: float
+    gain: float
     dropout: float
     divisor: float
     squared: bool
+    shown_side: int = 0
+    noise_decay: float = 1.0
+    r1_decay: float = 1.0
+    adversarial_start: int = 0
+
+    def at(self, iteration: int) -> LevelTerms:
+        """The terms in force at an iteration, counted from 0: decay goes in steps of 1000."""
+        thousands = iteration // 1000
+        return replace(
+            self,
+            noise=self.noise * self.noise_decay**thousands,
+            r1=self.r1 * self.r1_decay**thousands,
+            adversarial=self.adversarial if iteration >= self.adversarial_start else 0.0,
+        )
 
 
 def level_terms(config: RunConfig) -> list[LevelTerms]:
-    """The terms of each level, l = 1 first."""
+    """The terms of each level before any decay, l = 1 first."""
     losses = config.losses
-    scale = Schedule.from_config(config.process).scale if losses.normalize else 1
-    noisy = losses.discriminator_noise.kind == "noisy"
-    dropout = config.per_level("discriminator.dropout") if config.discriminator else [0.0] * config.process.levels
+    schedule = Schedule.from_config(config.process)
+    dropout = config.per_level("discriminator.dropout") if config.discriminator else [0.0] * schedule.levels
     columns = zip(
         config.per_level("losses.reconstruction_weight"),
         config.per_level("losses.lpips_weight"),
         config.per_level("losses.adversarial_weight"),
         config.per_level("losses.r1_gamma"),
-        config.per_level("losses.discriminator_noise.std"),
         dropout,
         strict=True,
     )
@@ -66,13 +85,33 @@ def level_terms(config: RunConfig) -> list[LevelTerms]:
             lpips=lpips,
             adversarial=adversarial,
             r1=r1,
-            noise=std if noisy else 0.0,
             dropout=drop,
-            divisor=float(scale**index),
+            divisor=_divisor(config, schedule, level),
             squared=losses.reconstruction == "l2",
+            shown_side=config.dataset.side if losses.upsample_discriminator_input else 0,
+            r1_decay=losses.r1_decay_per_1000,
+            adversarial_start=losses.adversarial_start,
+            **_veil(config, schedule, level),
         )
-        for index, (reconstruction, lpips, adversarial, r1, std, drop) in enumerate(columns)
+        for level, (reconstruction, lpips, adversarial, r1, drop) in enumerate(columns, start=1)
     ]
+
+
+def _divisor(config: RunConfig, schedule: Schedule, level: int) -> float:
+    return float(schedule.scale ** (level - 1)) if config.losses.normalize else 1.0
+
+
+def _veil(config: RunConfig, schedule: Schedule, level: int) -> dict[str, float]:
+    """Gain and noise on what the discriminator sees, gain·v + noise·ε for a divided image v."""
+    section = config.losses.discriminator_noise
+    if section.kind == "noisy":
+        std = config.per_level("losses.discriminator_noise.std")[level - 1]
+        return {"gain": 1.0, "noise": std, "noise_decay": section.decay_per_1000}
+    if section.kind == "diffusion":
+        # The marginal of level l-1, (ᾱ·divisor·v + σ̃ ε)/divisor; at l = 1 nothing is added.
+        std = schedule.sigma_tilde(level - 1) / _divisor(config, schedule, level)
+        return {"gain": schedule.alpha_bar(level - 1), "noise": std}
+    return {"gain": 1.0, "noise": 0.0}
 
 
 @dataclass(frozen=True)
@@ -86,6 +125,7 @@ class Draw:
         noise: ε of x_l, (B, 3, h, w).
         on_fake: what is added to generated images before the discriminator sees them, (B, 3, 2h, 2w), or None.
         on_real: the same for real images; only the discriminator's step uses it.
+        hidden: (B,) bool, images whose label the generator does not get to see, or None.
     """
 
     level: int
@@ -94,12 +134,14 @@ class Draw:
     noise: torch.Tensor
     on_fake: torch.Tensor | None = None
     on_real: torch.Tensor | None = None
+    hidden: torch.Tensor | None = None
 
 
 def predict(generator: nn.Module, schedule: Schedule, draw: Draw) -> torch.Tensor:
     """f(x_l, t_l, y) for x_l drawn from q(x_l | x_0); needs only the target, whose H is H^l x_0."""
     state = marginal(schedule, downsample(draw.target, schedule.scale), draw.level, draw.noise)
-    return generator(state, schedule.time(draw.level), draw.labels)
+    labels = draw.labels if draw.hidden is None else draw.labels.masked_fill(draw.hidden, NO_LABEL)
+    return generator(state, schedule.time(draw.level), labels)
 
 
 def discriminator_losses(
@@ -114,10 +156,11 @@ def discriminator_losses(
     """
     with torch.no_grad():
         fake = predict(generator, schedule, draw).float() / terms.divisor
-    real = _plus(draw.target / terms.divisor, draw.on_real).requires_grad_(terms.r1 > 0)
+    real = _veiled(draw.target / terms.divisor, terms, draw.on_real).requires_grad_(terms.r1 > 0)
     time = schedule.time(draw.level)
-    on_fake = discriminator(_plus(fake, draw.on_fake), time, draw.labels, terms.dropout).float()
-    on_real = discriminator(real, time, draw.labels, terms.dropout).float()
+    seen = _veiled(fake, terms, draw.on_fake)
+    on_fake = discriminator(_shown(seen, terms), time, draw.labels, terms.dropout).float()
+    on_real = discriminator(_shown(real, terms), time, draw.labels, terms.dropout).float()
     loss = 0.5 * (F.softplus(on_fake).mean() + F.softplus(-on_real).mean())
     if terms.r1 == 0:
         return {"total": loss, "loss": loss.detach()}
@@ -152,12 +195,21 @@ def generator_losses(
         losses["lpips"] = distance.detach()
         total = total + terms.lpips * distance
     if terms.adversarial > 0:
-        logits = discriminator(_plus(output, draw.on_fake), schedule.time(draw.level), draw.labels).float()
+        seen = _shown(_veiled(output, terms, draw.on_fake), terms)
+        logits = discriminator(seen, schedule.time(draw.level), draw.labels).float()
         adversarial = F.softplus(-logits).mean()
         losses["adversarial"] = adversarial.detach()
         total = total + terms.adversarial * adversarial
     return {"total": total, **losses}
 
 
-def _plus(image: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+def _veiled(image: torch.Tensor, terms: LevelTerms, noise: torch.Tensor | None) -> torch.Tensor:
+    if terms.gain != 1:
+        image = terms.gain * image
     return image if noise is None else image + noise
+
+
+def _shown(image: torch.Tensor, terms: LevelTerms) -> torch.Tensor:
+    if not terms.shown_side or image.shape[-1] == terms.shown_side:
+        return image
+    return F.interpolate(image, size=(terms.shown_side, terms.shown_side), mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""LPIPS, from the lpips package."""
+"""LPIPS over VGG-16, from the parts of the lpips package."""
 
 from __future__ import annotations
 
@@ -11,11 +11,41 @@ from udpm.core import vision
 from udpm.core.errors import UserError
 
 
-def load_lpips(network: str, device: torch.device) -> nn.Module:
-    """LPIPS over VGG-16, frozen, in eval mode; called with two (B, 3, h, w) images in [-1, 1].
+class Perceptual(nn.Module):
+    """LPIPS with a free exponent: Σ over layers of the mean over positions of w·|φ(a) - φ(b)|^p.
+
+    φ are unit-normalised features, w ≥ 0 the package's learned weights; p = 2 is LPIPS (Zhang et al. 2018).
+
+    Args:
+        lpips: the package's frozen model.
+        exponent: p.
+    """
+
+    def __init__(self, lpips: nn.Module, exponent: float) -> None:
+        super().__init__()
+        self.lpips = lpips
+        self.exponent = exponent
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Two (B, 3, h, w) images in [-1, 1] to (B,) distances; gradients flow to `output` alone."""
+        with torch.no_grad():
+            wanted = self._features(target)
+        layers = zip(self._features(output), wanted, self.lpips.lins, strict=True)
+        distances = [weigh((a - b).abs() ** self.exponent).mean(dim=(1, 2, 3)) for a, b, weigh in layers]
+        return torch.stack(distances).sum(dim=0)
+
+    def _features(self, image: torch.Tensor) -> list[torch.Tensor]:
+        from lpips import normalize_tensor
+
+        return [normalize_tensor(feature) for feature in self.lpips.net(self.lpips.scaling_layer(image))]
+
+
+def load_lpips(network: str, exponent: float, device: torch.device) -> Perceptual:
+    """LPIPS over VGG-16, frozen, in eval mode.
 
     Args:
         network: "vgg" (ImageNet weights, which torchvision keeps under TORCH_HOME) or "vgg-random" (untrained).
+        exponent: on the feature differences.
         device: where it runs.
 
     Raises:
@@ -35,4 +65,4 @@ def load_lpips(network: str, device: torch.device) -> nn.Module:
             f"losses.lpips_weight: VGG-16's weights cannot be downloaded ({error}); put vgg16-397923af.pth into "
             f"{torch.hub.get_dir()}/checkpoints"
         ) from None
-    return model.requires_grad_(False).eval().to(device)
+    return Perceptual(model, exponent).requires_grad_(False).eval().to(device)

@@ -18,6 +18,7 @@ from udpm.networks.build import build_discriminator, build_generator
 from udpm.networks.discriminator import Discriminator
 from udpm.networks.unet import UNet
 from udpm.networks.weights import read_tensors, tensors_under, write_tensors
+from udpm.training.adopt import starting_point
 
 FORMAT = "udpm-checkpoint/1"
 KEPT = 2
@@ -31,24 +32,27 @@ class State:
     """
 
     generator: UNet
-    averaged: AveragedModel
+    averaged: AveragedModel | None
     discriminator: Discriminator | None
     optimizers: dict[str, torch.optim.Adam]
     iteration: int = 0
 
     @classmethod
     def fresh(cls, config: RunConfig, device: torch.device) -> State:
-        """The state before the first iteration; a function of the configuration alone."""
+        """The state before the first iteration: a function of the configuration, and of the weights it starts from.
+
+        Raises:
+            UserError: those weights are missing, damaged or of another network.
+        """
         torch.manual_seed(derive_seed(config.seed, "weights", "generator"))
         generator = build_generator(config.model).to(device)
         discriminator = None
         if config.adversarial:
             torch.manual_seed(derive_seed(config.seed, "weights", "discriminator"))
             discriminator = build_discriminator(config).to(device)
-        averaging = get_ema_multi_avg_fn(config.training.ema_decay)
-        averaged = AveragedModel(generator, multi_avg_fn=averaging, use_buffers=True).requires_grad_(False).eval()
-        # Count the starting point as averaged: the first update then averages instead of copying.
-        averaged.n_averaged.fill_(1)
+        averaged = _average_of(generator, config.training.ema_decay)
+        if config.weights is not None:
+            _start_from(config, generator, averaged, discriminator)
         betas = tuple(config.training.betas)
         players = {"generator": generator, "discriminator": discriminator}
         optimizers = {
@@ -64,7 +68,8 @@ class State:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything as named tensors."""
-        found = {f"averaged/{name}": value for name, value in self.averaged.state_dict().items()}
+        averaged = {} if self.averaged is None else self.averaged.state_dict()
+        found = {f"averaged/{name}": value for name, value in averaged.items()}
         for player, network in self.players().items():
             found |= {f"{player}/{name}": value for name, value in network.state_dict().items()}
             for name, parameter in network.named_parameters():
@@ -78,7 +83,8 @@ class State:
         Raises:
             RuntimeError: names or shapes do not fit.
         """
-        self.averaged.load_state_dict(tensors_under(tensors, "averaged/"))
+        if self.averaged is not None:
+            self.averaged.load_state_dict(tensors_under(tensors, "averaged/"))
         for player, network in self.players().items():
             network.load_state_dict(tensors_under(tensors, f"{player}/"))
             optimizer = self.optimizers[player]
@@ -90,6 +96,32 @@ class State:
                         moments[kind] = moments[kind].to(parameter.device)
                     optimizer.state[parameter] = moments
         self.iteration = iteration
+
+
+def _start_from(
+    config: RunConfig, generator: UNet, averaged: AveragedModel | None, discriminator: Discriminator | None
+) -> None:
+    given = starting_point(config)
+    generator.load_state_dict(given["raw"])
+    if averaged is not None:
+        averaged.module.load_state_dict(given.get("ema", given["raw"]))
+    if discriminator is not None and "discriminator" in given:
+        try:
+            discriminator.load_state_dict(given["discriminator"])
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(
+                f"{config.weights}: its discriminator does not fit {config.experiment}'s: {reason}"
+            ) from None
+
+
+def _average_of(generator: UNet, decay: float) -> AveragedModel | None:
+    if not decay:
+        return None
+    averaged = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    # Count the starting point as averaged: the first update then averages instead of copying.
+    averaged.n_averaged.fill_(1)
+    return averaged.requires_grad_(False).eval()
 
 
 def save_checkpoint(folder: Path, state: State, config: RunConfig, dataset_sha256: str) -> None:

@@ -25,6 +25,34 @@ rule render_table:
         "udpm table {input} --output {params.stem} > {log} 2>&1"
 
 
+# Needs neither data nor training.
+rule count_cost:
+    output:
+        report(
+            f"{RESULTS}/tables/cost.html",
+            caption="../report/cost.rst",
+            category="Cost",
+            labels={"table": "cost to read"},
+        ),
+        report(
+            f"{RESULTS}/tables/cost.csv",
+            caption="../report/cost.rst",
+            category="Cost",
+            labels={"table": "cost, every call and network"},
+        ),
+        multiext(f"{RESULTS}/tables/cost", ".md", ".tex"),
+    log:
+        f"{RESULTS}/logs/count_cost/cost.log",
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        experiments=list(PLAN.experiments),
+        digests=PLAN.model_digests,
+        stem=subpath(output[0], strip_suffix=".html"),
+    shell:
+        "udpm cost {params.experiments} --output {params.stem} > {log} 2>&1"
+
+
 rule render_samples:
     input:
         images=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}.npz",

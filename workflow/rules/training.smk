@@ -5,6 +5,7 @@ rule train_model:
         config=f"{RESULTS}/configs/{{experiment}}/seed{{seed}}.json",
         dataset=lambda wildcards: f"{PLAN.dataset(wildcards)}/dataset.json",
         cache=lambda wildcards: f"{PLAN.cache(wildcards)}/cache.json",
+        start=PLAN.given_weights,
     output:
         weights=f"{RESULTS}/runs/{{experiment}}/seed{{seed}}/weights.safetensors",
         record=f"{RESULTS}/runs/{{experiment}}/seed{{seed}}/complete.json",
@@ -12,6 +13,8 @@ rule train_model:
         f"{RESULTS}/logs/train_model/{{experiment}}_seed{{seed}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/train_model/{{experiment}}_seed{{seed}}.tsv"
+    wildcard_constraints:
+        experiment=PLAN.any_trained,
     conda:
         "../../envs/udpm.yaml"
     threads: lambda wildcards: PLAN.training(wildcards).threads
@@ -22,6 +25,26 @@ rule train_model:
     shell:
         "udpm train {input.config} --dataset {params.dataset} --cache {params.cache} --run {params.run}"
         " > {log} 2>&1"
+
+
+# Where training is `imported`: given weights become the run's.
+rule import_weights:
+    input:
+        config=f"{RESULTS}/configs/{{experiment}}/seed{{seed}}.json",
+        weights=PLAN.given_weights,
+    output:
+        weights=f"{RESULTS}/runs/{{experiment}}/seed{{seed}}/weights.safetensors",
+        record=f"{RESULTS}/runs/{{experiment}}/seed{{seed}}/complete.json",
+    log:
+        f"{RESULTS}/logs/import_weights/{{experiment}}_seed{{seed}}.log",
+    wildcard_constraints:
+        experiment=PLAN.any_imported,
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        run=subpath(output.weights, parent=True),
+    shell:
+        "udpm import --run-config {input.config} --run {params.run} > {log} 2>&1"
 
 
 rule sample_images:
@@ -41,4 +64,22 @@ rule sample_images:
     threads: lambda wildcards: PLAN.experiment(wildcards).sampling.threads
     shell:
         "udpm sample {input.weights} --config {input.config} --output {output.images} --chain {output.chain}"
+        " > {log} 2>&1"
+
+
+rule export_images:
+    input:
+        images=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}.npz",
+        record=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}.json",
+    output:
+        directory(f"{RESULTS}/images/{{experiment}}/seed{{seed}}"),
+    log:
+        f"{RESULTS}/logs/export_images/{{experiment}}_seed{{seed}}.log",
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        layout=lambda wildcards: PLAN.experiment(wildcards).sampling.images,
+        format=lambda wildcards: PLAN.experiment(wildcards).sampling.image_format,
+    shell:
+        "udpm export {input.images} --layout {params.layout} --format {params.format} --output {output}"
         " > {log} 2>&1"

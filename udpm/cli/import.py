@@ -1,0 +1,100 @@
+"""``udpm import``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from udpm.cli.options import FILE, FOLDER, Numbers
+
+
+@click.command(
+    name="import", epilog="Example: udpm import model_ema_state_cifar.pt --output resources/cifar.safetensors"
+)
+@click.argument("checkpoints", type=FILE, nargs=-1)
+@click.option("--config", "flags_file", type=FILE, help="A published config_SUFFIX.json.")
+@click.option("--command", "command_line", help="A published command line, pasted as it stands; - reads it from stdin.")
+@click.option("--output", type=FILE, help="Where the weights go, .safetensors.")
+@click.option("--name", help="Also write this experiment (and its data set, unless --dataset names one).")
+@click.option("--dataset", help="An existing data set, for --name.")
+@click.option(
+    "--gpus", type=click.IntRange(1), help="GPUs that batch_per_GPU counts for; default 1, or as torchrun says."
+)
+@click.option("--alphas", type=Numbers(float), help="The schedule, l = 1 first: 0.5,0.2,1e-3.")
+@click.option("--sigmas", type=Numbers(float), help="The schedule, l = 1 first: 0.1,0.2,0.3.")
+@click.option(
+    "--normalization", type=click.Choice(["norm", "sum"]), default="norm", show_default=True, help="Of H's box."
+)
+@click.option("--classes", type=click.IntRange(2), help="Number of classes, where label dropout hides it.")
+@click.option("--folder", type=FOLDER, default="config", show_default=True, help="Folder of the configuration.")
+@click.option(
+    "--run-config", type=FILE, help="Instead of all above: a run's resolved configuration, which names its weights."
+)
+@click.option("--run", type=FOLDER, help="That run's folder.")
+def command(
+    checkpoints: tuple[Path, ...],
+    flags_file: Path | None,
+    command_line: str | None,
+    output: Path | None,
+    name: str | None,
+    dataset: str | None,
+    gpus: int | None,
+    alphas: list[float] | None,
+    sigmas: list[float] | None,
+    normalization: str,
+    classes: int | None,
+    folder: Path,
+    run_config: Path | None,
+    run: Path | None,
+) -> None:
+    """Bring over published checkpoints, configurations and command lines.
+
+    CHECKPOINTS are model_ema_state_*.pt (averaged weights) and model_state_*.pt (weights and discriminator) of one
+    model. The architecture is read off the tensors; with --config or --command it is checked against them. Without any
+    schedule, the paper's is taken and said so. Files are never executed: one that holds code is refused.
+    """
+    if run_config is not None or run is not None:
+        _adopt(checkpoints, run_config, run)
+        return
+    if not checkpoints and name is None:
+        raise click.UsageError("give CHECKPOINTS, or --name with --config or --command", click.get_current_context())
+    from udpm.networks import move
+
+    if command_line == "-":
+        command_line = click.get_text_stream("stdin").read()
+    described = move.describe(flags_file, command_line, name or "imported", dataset, gpus)
+    imported, weights, lines = None, None, []
+    if checkpoints:
+        weights = output or Path("resources/weights") / f"{name or checkpoints[0].stem}.safetensors"
+        process = _process(alphas, sigmas, normalization)
+        imported, lines = move.convert(list(checkpoints), described, process, classes, weights)
+    if name is not None:
+        lines += move.write_experiment(name, folder, described, weights, imported)
+    for line in lines:
+        click.echo(line)
+
+
+def _process(alphas: list[float] | None, sigmas: list[float] | None, normalization: str):
+    from udpm.config import Process
+    from udpm.config.load import validate
+
+    if alphas is None and sigmas is None:
+        return None
+    if alphas is None or sigmas is None:
+        raise click.UsageError("--alphas and --sigmas go together", click.get_current_context())
+    values = {"levels": len(alphas), "alphas": alphas, "sigmas": sigmas, "normalization": normalization}
+    return validate(Process, values, "--alphas, --sigmas")
+
+
+def _adopt(checkpoints: tuple[Path, ...], run_config: Path | None, run: Path | None) -> None:
+    from udpm.config import RunConfig, read_resolved
+    from udpm.core.errors import UserError
+    from udpm.training.adopt import adopt
+
+    if checkpoints or run_config is None or run is None:
+        raise click.UsageError("--run-config and --run go together, without CHECKPOINTS", click.get_current_context())
+    config = read_resolved(RunConfig, run_config)
+    if config.training != "imported":
+        raise UserError(f"{run_config}: training: is not imported, so `udpm train` makes this run")
+    adopt(config, run)

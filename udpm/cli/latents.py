@@ -1,0 +1,129 @@
+"""``udpm latents``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from udpm.cli.options import FILE, Numbers
+
+SHARED = (
+    click.argument("source", type=FILE, metavar="WEIGHTS"),
+    click.option("--config", type=FILE, help="Resolved latents section (udpm resolve --part latents)."),
+    click.option("--output", type=FILE, required=True, help="Images, axes and record, .npz."),
+    click.option("--seeds", type=Numbers(int), metavar="N,N,N,N", help="Seeds of the four latents."),
+    click.option("--labels", type=Numbers(int), metavar="N,…", help="Classes shown."),
+)
+HOW = (
+    click.option(
+        "--weights",
+        type=click.Choice(["ema", "raw"]),
+        default="ema",
+        show_default=True,
+        help="Averaged weights or the trained ones.",
+    ),
+    click.option(
+        "--posterior",
+        type=click.Choice(["scalar", "exact"]),
+        default="scalar",
+        show_default=True,
+        help="Covariance of the steps between levels.",
+    ),
+    click.option("--batch", type=click.IntRange(1), default=250, show_default=True, help="Images per network call."),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+    click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads."),
+)
+
+
+def _options(*own: Callable) -> Callable:
+    """All options of one experiment, in the order of its help."""
+
+    def decorate(function: Callable) -> Callable:
+        for option in reversed((*SHARED, *own, *HOW)):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+@click.group()
+def command() -> None:
+    """Explore what each noise map of a model's latent controls.
+
+    Options take the place of single values of --config; what neither says has its default.
+    """
+
+
+@command.command(
+    epilog="Example: udpm latents perturb results/runs/digits/seed0/weights.safetensors --labels 3,5 "
+    "--output results/latents/digits/seed0/perturb.npz"
+)
+@_options(
+    click.option("--strengths", type=click.IntRange(1), help="Number of strengths, from none to the strongest."),
+    click.option(
+        "--strongest", type=Numbers(float), metavar="G,…", help="Share kept by each level's strongest, l = 1 first."
+    ),
+)
+def perturb(**given: Any) -> None:
+    """Replace one level's map little by little, the others fixed."""
+    _explore("perturb", **given)
+
+
+@command.command(
+    epilog="Example: udpm latents swap results/runs/digits/seed0/weights.safetensors --seeds 4,5,6,7 "
+    "--output results/latents/digits/seed0/swap.npz"
+)
+@_options()
+def swap(**given: Any) -> None:
+    """Give one latent another's map, level by level."""
+    _explore("swap", **given)
+
+
+@command.command(
+    epilog="Example: udpm latents interpolate results/runs/digits/seed0/weights.safetensors --labels 3 --grid 6 "
+    "--output results/latents/digits/seed0/interpolate.npz"
+)
+@_options(click.option("--grid", type=click.IntRange(2), help="Side of the grid."))
+def interpolate(**given: Any) -> None:
+    """Mix four latents, all maps at once, over a grid with the four at its corners; of the first class."""
+    _explore("interpolate", **given)
+
+
+@command.command(
+    epilog="Example: udpm latents pca results/runs/digits/seed0/weights.safetensors --labels 3 --images 128 --keep 0.8 "
+    "--output results/latents/digits/seed0/pca.npz"
+)
+@_options(
+    click.option("--images", "pca_images", type=click.IntRange(2), help="Images whose components are shown."),
+    click.option("--components", "pca_components", type=click.IntRange(1), help="Number of principal components."),
+    click.option("--keep", "pca_keep", type=float, metavar="G", help="Share of the map in common; 0 draws it anew."),
+)
+def pca(**given: Any) -> None:
+    """Principal components of images that differ in one level's map; of the first class."""
+    _explore("pca", **given)
+
+
+def _explore(
+    kind: str,
+    source: Path,
+    config: Path | None,
+    output: Path,
+    weights: str,
+    posterior: str,
+    batch: int,
+    device: str,
+    threads: int,
+    **values: Any,
+) -> None:
+    from udpm.config import Latents, Sampling, read_resolved
+    from udpm.config.load import validate
+    from udpm.sampling.latents import explore_latents
+
+    section = Latents() if config is None else read_resolved(Latents, config)
+    given = {key: value for key, value in values.items() if value is not None}
+    section = validate(Latents, section.model_dump() | given, "options")
+    sampling = Sampling(weights=weights, posterior=posterior, batch=batch, device=device, threads=threads)
+    explore_latents(source, kind, section, sampling, output)

@@ -1,0 +1,361 @@
+"""The published code's command-line flags, and where each one lives in an experiment."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from udpm.core.errors import UserError
+from udpm.core.files import read_json
+
+FAMILIES = {"NCSN": "ncsnpp", "DDPM": "ddpmpp", "Dhariwal": "adm"}
+NOISE_KINDS = {"standard": "none", "noisy": "noisy", "diffusion": "diffusion"}
+GIVEN = object()
+"""As a default: the flag counts only where it is given."""
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _level_values(value: Any) -> Any:
+    """One value, or one for each level; a list of one is one value, and nothing is 0."""
+    if isinstance(value, list):
+        return value[0] if len(value) == 1 else value
+    return 0.0 if value is None else value
+
+
+def _choice(options: dict[str, str]) -> Callable[[Any], str]:
+    def chosen(value: Any) -> str:
+        if value not in options:
+            raise ValueError(f"is {value!r}; expected one of {', '.join(options)}")
+        return options[value]
+
+    return chosen
+
+
+def _discrete(value: Any) -> None:
+    if value != "discrete":
+        raise ValueError(f"is {value!r}; discrete is the only kind of time")
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag of the published commands.
+
+    Attributes:
+        name: without the dashes.
+        kind: of its values: int, float, str or bool.
+        default: what the published command takes where it is not given.
+        home: dotted key of the experiment; or, in other words, what takes its place.
+        meaning: how the value changes on its way, for the manual.
+        convert: from the published value to ours; ValueError where it has none.
+        many: whether it takes several values.
+        also: other names of it.
+        command: "training", "sampling" or "latents".
+    """
+
+    name: str
+    kind: type
+    default: Any
+    home: str
+    meaning: str = ""
+    convert: Callable[[Any], Any] = _same
+    many: bool = False
+    also: tuple[str, ...] = ()
+    command: str = "training"
+
+    @property
+    def is_key(self) -> bool:
+        """Whether the home is a key of the experiment or of its data set."""
+        return " " not in self.home
+
+
+def _sampling(name: str, kind: type, home: str, meaning: str = "", convert: Callable = _same, **more: Any) -> Flag:
+    return Flag(name, kind, GIVEN, home, meaning, convert, command="sampling", **more)
+
+
+FLAGS = (
+    Flag("checkpoints_dir", str, None, "`results` in config.yaml", "runs lie in `results/runs/NAME/seedN/`"),
+    Flag("data_dir", str, None, "dataset.path", "of a new data set, unless --dataset names one"),
+    Flag("suffix", str, "", "the experiment's name", "`--name`"),
+    Flag("img_size", int, 256, "dataset.side"),
+    Flag("diffusion_steps", int, 5, "process.levels"),
+    Flag("diffusion_scale", int, 2, "process.factor"),
+    Flag("alphas", float, None, "process.alphas", many=True),
+    Flag("sigmas", float, None, "process.sigmas", many=True),
+    Flag("w_norm_type", str, "norm", "process.normalization"),
+    Flag("net_type", str, "NCSN", "generator.family", "NCSN, DDPM, Dhariwal: ncsnpp, ddpmpp, adm", _choice(FAMILIES)),
+    Flag("model_channels", int, 128, "generator.channels"),
+    Flag(
+        "channels_mult",
+        int,
+        [1, 4],
+        "generator.channel_multipliers",
+        many=True,
+        also=("model_ch_mult", "channel_mult"),
+    ),
+    Flag("num_blocks_per_res", int, 4, "generator.blocks"),
+    Flag(
+        "attention_res",
+        int,
+        [32, 16, 8],
+        "generator.attention",
+        "sides that are no level of the network are left out: there was never attention there",
+        many=True,
+        also=("model_att_res", "attn_resolutions"),
+    ),
+    Flag("dropout", float, 0.0, "generator.dropout"),
+    Flag("classes_num", int, 0, "dataset.classes", "above 1 also sets `generator.class_conditional`"),
+    Flag("class_dropout_prob", float, 0.0, "generator.label_dropout"),
+    Flag("lr", float, 1e-4, "training.learning_rate"),
+    Flag("lr_disc", float, 1e-4, "training.discriminator_learning_rate"),
+    Flag("EMA_weight", float, 0.0, "training.ema_decay", "0 or none: no average, and `sampling.weights` is raw"),
+    Flag("warmup_steps", int, 5000, "training.warmup"),
+    Flag("batch_per_GPU", int, 1, "training.batch", "times the number of GPUs (`--gpus`): the batch is the global one"),
+    Flag("num_workers", int, 0, "training.workers"),
+    Flag("training_steps", int, 2_000_000, "training.iterations"),
+    Flag("epochs", int, 1000, "training.epochs"),
+    Flag("print_interval", int, 100, "training.log_every"),
+    Flag("save_every", int, 5000, "training.checkpoint_every", "kept copies: `training.keep_every`, 10 000 as there"),
+    Flag("seed", int, 0, "seeds", "of a sampling command: `sampling.seed`"),
+    Flag(
+        "use_amp",
+        bool,
+        False,
+        "training.precision",
+        "bfloat16, else float32",
+        lambda value: "bfloat16" if value else "float32",
+    ),
+    Flag("l1_weight", float, None, "losses.reconstruction_weight", convert=_level_values, many=True),
+    Flag("lpips_weight", float, None, "losses.lpips_weight", convert=_level_values, many=True),
+    Flag(
+        "disc_weight",
+        float,
+        None,
+        "losses.adversarial_weight",
+        "none or all 0: no discriminator is trained",
+        _level_values,
+        many=True,
+    ),
+    Flag("lpips_pow", float, 2.0, "losses.lpips_exponent"),
+    Flag("normalize_loss_inp", bool, False, "losses.normalize"),
+    Flag("disc_channels", int, 64, "discriminator.channels"),
+    Flag("disc_dropout", float, 0.0, "discriminator.dropout", convert=_level_values, many=True),
+    Flag(
+        "disc_loss_type",
+        str,
+        "standard",
+        "losses.discriminator_noise.kind",
+        "standard is none",
+        _choice(NOISE_KINDS),
+    ),
+    Flag("disc_grad_pen", float, 0.0, "losses.r1_gamma", convert=_level_values, many=True),
+    Flag("disc_grad_pen_factor", float, 1.0, "losses.r1_decay_per_1000"),
+    Flag("noisy_disc_std_factor", float, 1.0, "losses.discriminator_noise.decay_per_1000"),
+    Flag("noisy_disc_std", float, 0.0, "losses.discriminator_noise.std", convert=_level_values, many=True),
+    Flag("class_disc", bool, False, "discriminator.class_conditional"),
+    Flag("upsample_disc_inp", bool, False, "losses.upsample_discriminator_input"),
+    Flag("start_disc_after", int, 0, "losses.adversarial_start"),
+    Flag("update_disc_every", int, 1, "training.discriminator_every"),
+    Flag("ddp_backend", str, "nccl", "the device decides", "nothing to choose"),
+    _sampling("from_itrs", int, "sampling.iteration"),
+    _sampling("use_ema", bool, "sampling.weights", "ema, else raw", lambda value: "ema" if value else "raw"),
+    _sampling("batch_size", int, "sampling.batch"),
+    _sampling("n_samples", int, "sampling.count", "over all classes, as there"),
+    _sampling("save_inter", bool, "sampling.intermediate"),
+    _sampling("save_jpg", bool, "sampling.image_format", "jpg, else png", lambda value: "jpg" if value else "png"),
+    _sampling(
+        "save_separate",
+        bool,
+        "sampling.images",
+        "classes: a folder for each class; the sample set itself is one lossless file",
+        lambda value: "classes" if value else "none",
+    ),
+    _sampling("out_dir", str, "`results` in config.yaml", "or `udpm sample --output`"),
+    _sampling("t_type", str, "discrete time", "the only kind there is", _discrete),
+    Flag(
+        "run_type",
+        str,
+        GIVEN,
+        "`udpm latents perturb`, `swap` or `interpolate`",
+        "all of them are made by `snakemake figures`",
+        command="latents",
+    ),
+    *(
+        Flag(f"seed{number}", int, GIVEN, "latents.seeds", f"its {place} entry", command="latents")
+        for number, place in enumerate(("first", "second", "third", "fourth"), start=1)
+    ),
+)
+BY_NAME = {name: flag for flag in FLAGS for name in (flag.name, *flag.also)}
+
+
+def read_flags(path: str | Path) -> tuple[dict[str, Any], list[str]]:
+    """A published ``config_SUFFIX.json``: flag to value, and the names in it that are no flags.
+
+    Raises:
+        UserError: missing, or not a JSON object.
+    """
+    given = read_json(path, "published configuration")
+    known = {BY_NAME[name].name: value for name, value in given.items() if name in BY_NAME}
+    return known, sorted(set(given) - set(BY_NAME))
+
+
+def parse_command(text: str) -> tuple[dict[str, Any], int]:
+    """A published command line, pasted as it stands: flag to value, and the number of GPUs it was started on.
+
+    Args:
+        text: with or without what stands before the script's name; lines may end in backslashes.
+
+    Raises:
+        UserError: unknown flags, or values that are not what a flag takes.
+    """
+    words = shlex.split(text.replace("\\\n", " ").replace("\n", " "))
+    script = next((index for index, word in enumerate(words) if word.endswith(".py")), -1)
+    flags = _collect(words[script + 1 :])
+    return {flag: _value(BY_NAME[flag], values) for flag, values in flags.items()}, _processes(words[:script])
+
+
+def to_experiment(
+    flags: dict[str, Any], name: str, source: str, dataset: str | None = None, gpus: int = 1
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """The experiment, and the data set, that published flags describe; what is not given takes the published default.
+
+    Args:
+        flags: from `read_flags` or `parse_command`.
+        name: of the experiment, and of its data set unless `dataset` names one.
+        source: what the flags were read from, for errors and the description.
+        dataset: an existing data set.
+        gpus: batch_per_GPU counts for one of so many.
+
+    Returns:
+        Values for ``experiments/NAME.yaml``, values for ``datasets/NAME.yaml``, and notes for the user.
+
+    Raises:
+        UserError: a value that has no counterpart.
+    """
+    values: dict[str, Any] = {"description": f"from {source}"}
+    notes: list[str] = []
+    given = _completed(flags, notes)
+    for flag in FLAGS:
+        if flag.is_key and flag.name in given and not flag.name.startswith("seed"):
+            _put(values, flag.home, _converted(flag, given[flag.name], source))
+    if any(BY_NAME[flag].command == "sampling" for flag in flags):
+        _put(values, "sampling.seed", given["seed"])
+    else:
+        values["seeds"] = [given["seed"]]
+    seeds = [given[f"seed{number}"] for number in range(1, 5) if f"seed{number}" in given]
+    if seeds:
+        values["latents"] = {"seeds": (seeds + [number for number in range(4) if number not in seeds])[:4]}
+    images = values.pop("dataset")
+    values["training"]["batch"] *= gpus
+    _settle(values, images, notes)
+    prepared = {"source": "folder", "path": images["path"] or f"resources/{name}", **_rest(images)}
+    values["dataset"] = dataset or name
+    values["scoring"] = {"extractor": f"resources/extractors/features{images['side']}.pt"}
+    return values, prepared, notes
+
+
+def flag_table() -> str:
+    """A markdown table: each published flag, its default, and where it lives here."""
+    rows = ["| flag | default | here | |", "|---|---|---|---|"]
+    for flag in FLAGS:
+        names = ", ".join(f"`{name}`" for name in (flag.name, *flag.also))
+        default = "–" if flag.default is GIVEN or flag.default in (None, "") else f"`{json.dumps(flag.default)}`"
+        home = f"`{flag.home}`" if flag.is_key else flag.home
+        rows.append(f"| {names} | {default} | {home} | {flag.meaning} |")
+    return "\n".join(rows)
+
+
+def _completed(flags: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    given = {flag.name: flag.default for flag in FLAGS if flag.default is not GIVEN} | flags
+    if given["alphas"] is None and given["sigmas"] is None and flags.get("diffusion_steps", 3) == 3:
+        # The published README's sampling commands leave the schedule out; there is one paper, and one schedule in it.
+        notes.append("alphas and sigmas are not given: the paper's schedule is taken")
+        given |= {"diffusion_steps": 3, "alphas": [0.5, 0.2, 1e-3], "sigmas": [0.1, 0.2, 0.3]}
+    return given
+
+
+def _settle(values: dict[str, Any], images: dict[str, Any], notes: list[str]) -> None:
+    """Bring keys into agreement that the published code keeps apart."""
+    generator, training = values["generator"], values["training"]
+    generator["class_conditional"] = images["classes"] > 1
+    if not generator["class_conditional"]:
+        images["classes"] = 0
+        generator["label_dropout"] = 0.0
+        values["discriminator"]["class_conditional"] = False
+    sides = [images["side"] // 2 >> depth for depth in range(len(generator["channel_multipliers"]))]
+    absent = [side for side in generator["attention"] if side not in sides]
+    if absent:
+        notes.append(f"attention at side {', '.join(map(str, absent))} left out: the network's levels are {sides}")
+        generator["attention"] = [side for side in generator["attention"] if side in sides]
+    training["ema_decay"] = training["ema_decay"] or 0.0
+    if not training["ema_decay"]:
+        values.setdefault("sampling", {})["weights"] = "raw"
+    weights = values["losses"]["adversarial_weight"]
+    if not any(weights if isinstance(weights, list) else [weights]):
+        del values["discriminator"]
+
+
+def _rest(images: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in images.items() if key != "path"}
+
+
+def _converted(flag: Flag, value: Any, source: str) -> Any:
+    try:
+        return flag.convert(value)
+    except ValueError as problem:
+        raise UserError(f"{source}: {flag.name} {problem}") from None
+
+
+def _put(values: dict[str, Any], home: str, value: Any) -> None:
+    *sections, key = home.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+    values[key] = value
+
+
+def _collect(words: list[str]) -> dict[str, list[str]]:
+    flags: dict[str, list[str]] = {}
+    current: list[str] | None = None
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            if name not in BY_NAME:
+                near = difflib.get_close_matches(name, BY_NAME, n=1)
+                hint = f"; did you mean --{near[0]}?" if near else ""
+                raise UserError(f"--{name}: not a flag of the published commands{hint}")
+            current = flags[BY_NAME[name].name] = [value] if equals else []
+        elif current is None:
+            raise UserError(f"{word}: stands before any flag; expected a published command line")
+        else:
+            current.append(word)
+    return flags
+
+
+def _value(flag: Flag, words: list[str]) -> Any:
+    if flag.kind is bool:
+        return not words or words[-1].lower() in {"true", "1", "yes"}
+    try:
+        found = [None if word.lower() == "none" else flag.kind(word) for word in words]
+    except ValueError:
+        raise UserError(f"--{flag.name}: expected {flag.kind.__name__}, got {' '.join(words)!r}") from None
+    if not found or (len(found) > 1 and not flag.many):
+        wanted = "values" if flag.many else "one value"
+        raise UserError(f"--{flag.name}: expected {wanted}, got {' '.join(words) or 'none'}")
+    return found if flag.many and found != [None] else found[0]
+
+
+def _processes(words: list[str]) -> int:
+    for index, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if name.lstrip("-").replace("-", "_") == "nproc_per_node":
+            value = value or (words[index + 1] if index + 1 < len(words) else "")
+            if value.isdigit():
+                return int(value)
+    return 1

@@ -1,0 +1,227 @@
+"""Weights from elsewhere: published checkpoints (.pt) and this project's own files, as state dicts under our names."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from udpm.config.load import validate
+from udpm.config.model import Generator, ModelConfig, Process
+from udpm.core.errors import UserError
+from udpm.core.files import sha256
+from udpm.networks import architecture
+from udpm.networks.architecture import Tensors, UnknownArchitecture
+from udpm.networks.discriminator import DiscriminatorShape
+from udpm.networks.unet import UNetShape
+from udpm.networks.weights import FORMAT, read_tensors, tensors_under
+
+PREFIXES = ("module.", "_orig_mod.")
+"""What data-parallel training and compilation put before every name."""
+UNKNOWN_LABEL_DROPOUT = 0.1
+"""Stands for the probability that tensors do not tell; sampling only asks whether it is above 0."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Weights of one model.
+
+    Attributes:
+        networks: state dicts under our names: "ema", "raw", and "discriminator" where there is one.
+        generator: the generator's configuration.
+        side: N.
+        classes: that the generator knows; 0 for an unconditional one.
+        process: the file's own, or None where it says nothing of it.
+        levels: L, where the file tells it.
+        iteration: of training, or None.
+        origin: what the weights were read from, for the record.
+    """
+
+    networks: dict[str, Tensors]
+    generator: Generator
+    side: int
+    classes: int
+    process: Process | None
+    levels: int | None
+    iteration: int | None
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    def model(self, process: Process | None, where: str) -> ModelConfig:
+        """The model with a process: the file's own, else the one given.
+
+        Raises:
+            UserError: neither is known, or network and process do not fit.
+        """
+        process = self.process or process
+        if process is None:
+            raise UserError(f"{where}: says nothing of the process; give --config, or --alphas and --sigmas")
+        if self.levels is not None and process.levels != self.levels:
+            raise UserError(
+                f"{where}: its discriminator was made for {self.levels} levels, but the process has {process.levels}"
+            )
+        values = {
+            "side": self.side,
+            "classes": self.classes,
+            "process": process.model_dump(),
+            "generator": self.generator.model_dump(),
+        }
+        return validate(ModelConfig, values, where)
+
+
+def read_weights(paths: Sequence[str | Path], classes: int | None = None) -> Imported:
+    """Read one weight file of this project, or published checkpoints of one model.
+
+    Args:
+        paths: ``weights.safetensors``; or ``model_ema_state_*.pt`` (averaged weights), ``model_state_*.pt`` (weights
+            and discriminator), or both.
+        classes: see `architecture.generator_shape`.
+
+    Raises:
+        UserError: missing, damaged, holding code, or not one model of a known family; nothing in a file is ever run.
+    """
+    if len(paths) == 1 and Path(paths[0]).suffix == ".safetensors":
+        return _own(Path(paths[0]))
+    held: dict[str, Tensors] = {}
+    for path in map(Path, paths):
+        found = _published(path)
+        twice = held.keys() & found.keys()
+        if twice:
+            raise UserError(f"{path}: holds {' and '.join(sorted(twice))} weights, and so does a file before it")
+        held |= found
+    where = ", ".join(str(path) for path in paths)
+    try:
+        return _identified(held, [Path(path) for path in paths], classes)
+    except UnknownArchitecture as problem:
+        raise UserError(f"{where}: {problem}") from None
+
+
+def differences(found: ModelConfig, wanted: ModelConfig) -> list[str]:
+    """Where two models differ in what decides their tensors or their sampling, each "key is A, not B".
+
+    Dropout does not count: it decides neither; and of label dropout only whether there is any.
+    """
+    pairs = {"side": (found.side, wanted.side), "classes": (found.classes, wanted.classes)}
+    for section in ("process", "generator"):
+        ours, theirs = (getattr(model, section).model_dump() for model in (found, wanted))
+        pairs |= {f"{section}.{key}": (ours[key], theirs[key]) for key in ours}
+    del pairs["generator.dropout"]
+    pairs["generator.label_dropout"] = tuple(value > 0 for value in pairs["generator.label_dropout"])
+    pairs["generator.attention"] = tuple(sorted(value) for value in pairs["generator.attention"])
+    return [f"{key} is {ours}, not {theirs}" for key, (ours, theirs) in pairs.items() if ours != theirs]
+
+
+def _identified(held: dict[str, Tensors], paths: list[Path], classes: int | None) -> Imported:
+    generators = {kind: held[kind] for kind in ("ema", "raw") if kind in held}
+    discriminator = held.get("discriminator")
+    judge: DiscriminatorShape | None = None
+    if discriminator is not None:
+        side = 2 * architecture.generator_shape(next(iter(generators.values()))).side
+        judge = architecture.discriminator_shape(discriminator, side)
+        # The discriminator has no entry for a dropped label, so it tells the number of classes.
+        classes = judge.classes or classes
+    shapes = {kind: architecture.generator_shape(tensors, classes) for kind, tensors in generators.items()}
+    shape = next(iter(shapes.values()))
+    if any(other != shape for other in shapes.values()):
+        raise UnknownArchitecture(f"the files hold different networks: {', '.join(map(str, shapes.values()))}")
+    networks = {kind: architecture.load_generator(tensors, shape) for kind, tensors in generators.items()}
+    if judge is not None:
+        networks["discriminator"] = architecture.load_discriminator(discriminator, judge)
+    return Imported(
+        networks,
+        _section(shape),
+        side=2 * shape.side,
+        classes=shape.classes,
+        process=None,
+        levels=judge.levels if judge else None,
+        iteration=_iteration(paths),
+        origin={"kind": "published", "files": _identities(paths)},
+    )
+
+
+def _section(shape: UNetShape) -> Generator:
+    return Generator(
+        family=shape.family,
+        channels=shape.channels,
+        channel_multipliers=list(shape.multipliers),
+        blocks=shape.blocks,
+        attention=list(shape.attention),
+        class_conditional=shape.classes > 0,
+        label_dropout=UNKNOWN_LABEL_DROPOUT if shape.label_dropout else 0.0,
+    )
+
+
+def _own(path: Path) -> Imported:
+    tensors, description = read_tensors(path, FORMAT)
+    model = validate(ModelConfig, description.get("model"), str(path))
+    kinds = ("ema", "raw", "discriminator")
+    networks = {kind: found for kind in kinds if (found := tensors_under(tensors, f"{kind}/"))}
+    known = ("experiment", "run_seed", "dataset", "dataset_sha256", "origin")
+    return Imported(
+        networks,
+        model.generator,
+        side=model.side,
+        classes=model.classes,
+        process=model.process,
+        levels=model.process.levels,
+        iteration=description.get("iteration"),
+        origin={
+            "kind": "udpm",
+            "files": _identities([path]),
+            **{key: description[key] for key in known if description.get(key) is not None},
+        },
+    )
+
+
+def _published(path: Path) -> dict[str, Tensors]:
+    """The state dicts of a published file, by what they are."""
+    content = _load(path)
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        found = {"raw": content["model"]}
+        if content.get("discriminator"):
+            found["discriminator"] = content["discriminator"]
+    else:
+        found = {"ema": content}
+    for state in found.values():
+        if not (isinstance(state, dict) and state and all(isinstance(value, torch.Tensor) for value in state.values())):
+            raise UserError(
+                f"{path}: not a published checkpoint: expected a state dict of tensors, or one under 'model'"
+            )
+    return {kind: {_plain(name): value for name, value in state.items()} for kind, state in found.items()}
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except pickle.UnpicklingError as error:
+        reason = re.search(r"(?:Unsupported|unsupported|Trying to)[^\n]*", str(error))
+        if reason:
+            raise UserError(
+                f"{path}: refused, nothing of it was run: it holds more than tensors ({reason[0].rstrip('. ')})"
+            ) from None
+        raise UserError(f"{path}: not a readable checkpoint; it may be truncated") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(f"{path}: not a readable checkpoint; it may be truncated ({reason})") from None
+
+
+def _plain(name: str) -> str:
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _iteration(paths: list[Path]) -> int | None:
+    found = [match for match in (re.search(r"_itr_(\d+)", path.stem) for path in paths) if match]
+    return int(found[0][1]) if found else None
+
+
+def _identities(paths: list[Path]) -> list[dict[str, str]]:
+    return [{"name": path.name, "sha256": sha256(path)} for path in paths]

@@ -1,0 +1,26 @@
+"""What the records of results say, in words that several tables and figures share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def run(record: dict[str, Any]) -> str:
+    """Which run, "digits, seed 0"; what a record does not say is left out."""
+    seed = "" if record.get("run_seed") is None else f", seed {record['run_seed']}"
+    return f"{record.get('experiment') or 'weights without a run'}{seed}"
+
+
+def weights(record: dict[str, Any]) -> str:
+    """Which weights, "ema weights of iteration 1200" or "imported ema weights"."""
+    imported = "imported " if record.get("origin") else ""
+    iteration = "" if record.get("iteration") is None else f" of iteration {record['iteration']}"
+    return f"{imported}{record['weights']} weights{iteration}"
+
+
+def noise(record: dict[str, Any]) -> str:
+    """Where a sample set's noise came from: "sampling seed 0" or "noise of FILE"."""
+    file = record.get("noise")
+    if file is None:
+        return f"sampling seed {record['seed']}"
+    return f"noise of {file['file']} (SHA-256 {file['sha256'][:12]})"

@@ -1,0 +1,86 @@
+"""Where the noise of a sample set comes from: seeds, or a file."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from udpm.core.errors import UserError
+from udpm.core.files import sha256
+from udpm.core.seeds import derive_seed
+from udpm.process.chain import noise_sides
+from udpm.process.latent import Latent
+from udpm.process.schedule import Schedule
+
+NoiseSource = Callable[[range], Latent]
+"""The noise of images of given numbers, on the CPU."""
+
+
+def seeded(schedule: Schedule, side: int, seed: int) -> NoiseSource:
+    """Noise from (seed, number of the image) alone, so that neither batches nor their order matter.
+
+    Args:
+        schedule: for the number of levels.
+        side: N.
+        seed: of the sample set.
+    """
+
+    def draw(numbers: range) -> Latent:
+        sides = [side, *noise_sides(schedule, side)]
+        maps: list[list[torch.Tensor]] = [[] for _ in sides]
+        for number in numbers:
+            generator = torch.Generator().manual_seed(derive_seed(seed, "image", number))
+            for drawn, size in zip(maps, sides, strict=True):
+                drawn.append(torch.randn(3, size, size, generator=generator))
+        base, *noises = [torch.stack(drawn) for drawn in maps]
+        return Latent(base, tuple(noises))
+
+    return draw
+
+
+def stored(path: str | Path, schedule: Schedule, side: int, count: int) -> tuple[NoiseSource, dict[str, Any]]:
+    """Noise from a file: .npz with `base` (n, 3, N, N) and `eps_L` … `eps_1`, eps_l of (n, 3, N/2^l, N/2^l).
+
+    Args:
+        path: the file.
+        schedule: for the number of levels.
+        side: N.
+        count: images that are wanted.
+
+    Returns:
+        The source, and the file's identity for the record.
+
+    Raises:
+        UserError: missing, unreadable, arrays missing or of other shapes, or too few images.
+    """
+    sides = {"base": side} | {f"eps_{level}": side >> level for level in range(schedule.levels, 0, -1)}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in sides if name in file.files}
+            count_held = len(arrays["base"]) if "base" in arrays else 0
+    except FileNotFoundError:
+        raise UserError(f"{path}: noise file not found") from None
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not a readable noise file: {error}") from None
+    for name, size in sides.items():
+        wanted = (count_held, 3, size, size)
+        if name not in arrays:
+            raise UserError(f"{path}: has no array {name}; this model needs {', '.join(sides)}")
+        if arrays[name].shape != wanted or not np.issubdtype(arrays[name].dtype, np.floating):
+            raise UserError(
+                f"{path}: {name} is {arrays[name].dtype} {arrays[name].shape}, expected floating-point {wanted}"
+            )
+    if count_held < count:
+        raise UserError(f"{path}: holds the noise of {count_held} images, but {count} are wanted")
+    maps = [torch.from_numpy(arrays[name].astype(np.float32)) for name in sides]
+
+    def look_up(numbers: range) -> Latent:
+        base, *noises = [values[numbers.start : numbers.stop] for values in maps]
+        return Latent(base, tuple(noises))
+
+    return look_up, {"file": Path(path).name, "sha256": sha256(path)}
