@@ -259,7 +259,8 @@ def test_the_record(explored):
     assert arrays["images"].dtype == np.uint8
     assert (record["format"], record["kind"], record["classes"]) == ("udpm-latents/1", kind, 10)
     assert (record["experiment"], record["run_seed"], record["iteration"]) == ("digits", 0, 12)
-    assert (record["weights"], record["posterior"], record["nfe"]) == ("ema", "scalar", LEVELS)
+    assert (record["weights"], record["posterior"], record["guidance"]) == ("ema", "scalar", 1)
+    assert record["nfe"] == LEVELS
     assert len(record["weights_sha256"]) == 64
     assert record["latents"] == json.loads(to_json(SMALL))
     assert record["provenance"]["versions"]["torch"]
@@ -409,6 +410,12 @@ MISTAKES = {
     "missing weights": ("perturb missing", "", "missing.safetensors: no such file"),
     "weights that are none": ("perturb rubbish", "", "not a readable safetensors file"),
     "a missing section": ("perturb", "--config nowhere.json", "nowhere.json: resolved configuration not found"),
+    "guidance without label dropout": (
+        "swap",
+        "--guidance 2",
+        "guidance: this model was not trained with label dropout",
+    ),
+    "weights that were not kept": ("swap", "--iteration 5", "no weights of iteration 5; none are kept"),
     "averaged weights only": ("perturb plain", "--weights raw", "holds no raw weights, only ema"),
 }
 

@@ -14,7 +14,7 @@ def command(path: Path) -> None:
     """Say what a file or folder made by udpm is: its record, as JSON.
 
     PATH is a data set, a cache or a run (folders), a weight file, a checkpoint, a reference, a sample set, a sampling
-    chain or a latent-space experiment.
+    chain, a latent-space experiment, or a published checkpoint (.pt).
     """
     click.echo(json.dumps(_describe(path), indent=2, ensure_ascii=False))
 
@@ -30,6 +30,10 @@ def _describe(path: Path) -> dict:
         raise UserError(f"{path}: not a folder made by udpm; expected a data set, a level cache or a run")
     if path.suffix == ".safetensors":
         return _safetensors(path)
+    if path.suffix == ".pt" and not path.with_suffix(".json").exists():
+        from udpm.networks.importer import read_weights
+
+        return read_weights([path]).describe()
     if path.suffix == ".npz" and not path.with_suffix(".json").exists():
         from udpm.data.arrays import load_arrays
 

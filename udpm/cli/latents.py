@@ -32,10 +32,14 @@ HOW = (
         show_default=True,
         help="Covariance of the steps between levels.",
     ),
+    click.option("--guidance", type=float, default=1.0, show_default=True, help="w of classifier-free guidance."),
+    click.option("--iteration", type=click.IntRange(1), help="Weights kept at this iteration of training."),
     click.option("--batch", type=click.IntRange(1), default=250, show_default=True, help="Images per network call."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
     click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads."),
 )
+# Of the options, those that are keys of the section `sampling`.
+SAMPLING = ("weights", "iteration", "posterior", "guidance", "batch", "device", "threads")
 
 
 def _options(*own: Callable) -> Callable:
@@ -106,24 +110,14 @@ def pca(**given: Any) -> None:
     _explore("pca", **given)
 
 
-def _explore(
-    kind: str,
-    source: Path,
-    config: Path | None,
-    output: Path,
-    weights: str,
-    posterior: str,
-    batch: int,
-    device: str,
-    threads: int,
-    **values: Any,
-) -> None:
+def _explore(kind: str, source: Path, config: Path | None, output: Path, **values: Any) -> None:
     from udpm.config import Latents, Sampling, read_resolved
     from udpm.config.load import validate
     from udpm.sampling.latents import explore_latents
 
     section = Latents() if config is None else read_resolved(Latents, config)
     given = {key: value for key, value in values.items() if value is not None}
+    how = {key: given.pop(key) for key in SAMPLING if key in given}
     section = validate(Latents, section.model_dump() | given, "options")
-    sampling = Sampling(weights=weights, posterior=posterior, batch=batch, device=device, threads=threads)
+    sampling = validate(Sampling, how, "options")
     explore_latents(source, kind, section, sampling, output)

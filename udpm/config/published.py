@@ -15,6 +15,7 @@ from udpm.core.files import read_json
 
 FAMILIES = {"NCSN": "ncsnpp", "DDPM": "ddpmpp", "Dhariwal": "adm"}
 NOISE_KINDS = {"standard": "none", "noisy": "noisy", "diffusion": "diffusion"}
+PAPER_EMA = 0.9999
 GIVEN = object()
 """As a default: the flag counts only where it is given."""
 
@@ -295,6 +296,9 @@ def _settle(values: dict[str, Any], images: dict[str, Any], notes: list[str]) ->
         notes.append(f"attention at side {', '.join(map(str, absent))} left out: the network's levels are {sides}")
         generator["attention"] = [side for side in generator["attention"] if side in sides]
     training["ema_decay"] = training["ema_decay"] or 0.0
+    if not training["ema_decay"] and values.get("sampling", {}).get("weights") == "ema":
+        # A sampling command does not say how the average was made, only that there is one.
+        training["ema_decay"] = PAPER_EMA
     if not training["ema_decay"]:
         values.setdefault("sampling", {})["weights"] = "raw"
     weights = values["losses"]["adversarial_weight"]

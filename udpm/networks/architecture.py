@@ -40,8 +40,7 @@ def generator_shape(tensors: Tensors, classes: int | None = None) -> UNetShape:
     widths = [len(_tensor(tensors, f"net.enc.{size}x{size}_block0.conv0.weight")) for size in sides]
     label = tensors.get("net.map_label.weight")
     inputs = 0 if label is None else label.shape[1]
-    if classes is not None and inputs not in (classes, classes + 1):
-        raise UnknownArchitecture(f"its label layer has {inputs} inputs, which does not fit {classes} classes")
+    dropped = classes is not None and inputs == classes + 1
     return UNetShape(
         family=_family(tensors),
         side=side,
@@ -49,8 +48,8 @@ def generator_shape(tensors: Tensors, classes: int | None = None) -> UNetShape:
         multipliers=tuple(width // channels for width in widths),
         blocks=len(_matches(tensors, rf"net\.enc\.{side}x{side}_block\d+\.conv0\.weight")),
         attention=tuple(size for size in sides if f"net.enc.{size}x{size}_block0.qkv.weight" in tensors),
-        classes=inputs if classes is None else classes,
-        label_dropout=bool(classes) and inputs == classes + 1,
+        classes=inputs - dropped,
+        label_dropout=dropped,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
-import zipfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,8 @@ from udpm.networks.weights import FORMAT, read_tensors, tensors_under
 
 PREFIXES = ("module.", "_orig_mod.")
 """What data-parallel training and compilation put before every name."""
+REFUSED = re.compile(r"(?:Unsupported|unsupported|Trying to)[^\n]*")
+"""What the restricted unpickler says of a file that holds more than data."""
 UNKNOWN_LABEL_DROPOUT = 0.1
 """Stands for the probability that tensors do not tell; sampling only asks whether it is above 0."""
 
@@ -51,6 +53,20 @@ class Imported:
     levels: int | None
     iteration: int | None
     origin: dict[str, Any] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        """What was found, for people: architecture, sizes, which weights, iteration and files."""
+        return {
+            "side": self.side,
+            "classes": self.classes,
+            "levels": self.levels,
+            "generator": self.generator.model_dump(),
+            "parameters": {
+                kind: sum(tensor.numel() for tensor in tensors.values()) for kind, tensors in self.networks.items()
+            },
+            "iteration": self.iteration,
+            **self.origin,
+        }
 
     def model(self, process: Process | None, where: str) -> ModelConfig:
         """The model with a process: the file's own, else the one given.
@@ -197,18 +213,19 @@ def _published(path: Path) -> dict[str, Tensors]:
 
 def _load(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # About pickle protocols; an error says enough.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except pickle.UnpicklingError as error:
-        reason = re.search(r"(?:Unsupported|unsupported|Trying to)[^\n]*", str(error))
-        if reason:
+    except Exception as error:  # The restricted unpickler fails on damaged bytes with errors of any type.
+        told = str(error)
+        if isinstance(error, pickle.UnpicklingError) and (refused := REFUSED.search(told)):
             raise UserError(
-                f"{path}: refused, nothing of it was run: it holds more than tensors ({reason[0].rstrip('. ')})"
+                f"{path}: refused, nothing of it was run: it holds more than tensors ({refused[0].rstrip('. ')})"
             ) from None
-        raise UserError(f"{path}: not a readable checkpoint; it may be truncated") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = " ".join(told.split())[:160] if not isinstance(error, pickle.UnpicklingError) else "no valid pickle"
         raise UserError(f"{path}: not a readable checkpoint; it may be truncated ({reason})") from None
 
 

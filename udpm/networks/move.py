@@ -27,7 +27,7 @@ class Described:
 
     Attributes:
         source: what they were read from.
-        experiment: values for ``experiments/NAME.yaml``.
+        experiment: values for ``experiments/NAME.yaml``, valid.
         dataset: values for ``datasets/NAME.yaml``.
         notes: for the user.
     """
@@ -57,6 +57,7 @@ def describe(
     else:
         return None
     experiment, images, notes = to_experiment(flags, name, source, dataset, gpus or started_on)
+    validate(Experiment, experiment, source)
     if unused:
         notes = [*notes, f"not flags of the published commands, left out: {', '.join(unused)}"]
     return Described(source, experiment, images, notes)
@@ -82,6 +83,8 @@ def convert(
     """
     where, notes = ", ".join(map(str, checkpoints)), []
     imported = read_weights(checkpoints, classes or _classes(described))
+    if classes is not None and imported.classes != classes:
+        raise UserError(f"--classes: {classes}, but the network in {where} has labels for {imported.classes}")
     if process is None and described is not None:
         process = validate(Process, described.experiment["process"], described.source)
     if process is None and imported.process is None:

@@ -18,6 +18,7 @@ from udpm.core.seeds import derive_seed
 from udpm.data.arrays import save_arrays
 from udpm.networks.weights import load_model
 from udpm.process.latent import Latent, interpolate, mix
+from udpm.sampling.run import kept_weights
 from udpm.sampling.sampler import Sampler, to_bytes
 
 FORMAT = "udpm-latents/1"
@@ -33,15 +34,17 @@ def explore_latents(weights: Path, kind: str, config: Latents, sampling: Samplin
         weights: a run's weight file.
         kind: a key of EXPERIMENTS.
         config: what is shown.
-        sampling: how it is drawn: posterior, weights, batch, device, threads.
+        sampling: how it is drawn: posterior, guidance, weights, iteration, batch, device, threads.
         output: .npz.
 
     Raises:
         UserError: weights missing or damaged, or a configuration that does not fit the model.
     """
     device = runtime.configure(sampling.device, sampling.threads)
+    if sampling.iteration is not None:
+        weights = kept_weights(weights, sampling.iteration)
     model = load_model(weights, sampling.weights, device)
-    sampler = Sampler(model, sampling.posterior, sampling.batch)
+    sampler = Sampler(model, sampling.posterior, sampling.batch, sampling.guidance)
     arrays = EXPERIMENTS[kind](sampler, config)
     record = {
         "format": FORMAT,
@@ -49,7 +52,8 @@ def explore_latents(weights: Path, kind: str, config: Latents, sampling: Samplin
         **model.record,
         "classes": sampler.classes,
         "posterior": sampling.posterior,
-        "nfe": sampler.schedule.levels,
+        "guidance": sampling.guidance,
+        "nfe": sampler.nfe,
         "latents": config.model_dump(mode="json"),
         "device": runtime.describe(device),
         "provenance": provenance.record(),
@@ -197,9 +201,8 @@ def _strongest(levels: int, config: Latents) -> list[float]:
 
 def _another(latent: Latent, level: int, seed: int, number: int = 0) -> torch.Tensor:
     """ε'_l, one of many independent draws beside a seed's own ε_l."""
-    noise = latent.noise(level)
     generator = torch.Generator().manual_seed(derive_seed(seed, "perturbation", level, number))
-    return torch.randn(noise.shape, generator=generator).to(noise.device)
+    return torch.randn(latent.noise(level).shape, generator=generator)
 
 
 def _grid(images: torch.Tensor, *shape: int) -> np.ndarray:

@@ -36,7 +36,7 @@ def draw_samples(weights: Path, config: Sampling, output: Path, chain: Path | No
     """
     device = runtime.configure(config.device, config.threads)
     if config.iteration is not None:
-        weights = _milestone(weights, config.iteration)
+        weights = kept_weights(weights, config.iteration)
     model = load_model(weights, config.weights, device)
     sampler = Sampler(model, config.posterior, config.batch, config.guidance)
     labels = sampler.labels(config.count, config.labels)
@@ -80,7 +80,12 @@ def _at_full_side(step: Step, schedule: Schedule) -> torch.Tensor:
     return adjoint(step.output, schedule.scale, times) * (4 / schedule.scale**2) ** times
 
 
-def _milestone(weights: Path, iteration: int) -> Path:
+def kept_weights(weights: Path, iteration: int) -> Path:
+    """The weights that training kept at an iteration.
+
+    Raises:
+        UserError: none are kept of it.
+    """
     path = milestone(weights, iteration)
     if not path.exists():
         kept = sorted(int(found.stem) for found in path.parent.glob("*.safetensors"))

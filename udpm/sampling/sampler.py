@@ -103,7 +103,7 @@ class Sampler:
                 progress.update(len(part))
 
     def latent(self, seed: int) -> Latent:
-        """The latent of image 0 of a seed."""
+        """The latent of image 0 of a seed, on the CPU."""
         return self._seeded(seed)(range(1))
 
     @torch.inference_mode()
