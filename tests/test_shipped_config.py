@@ -9,7 +9,7 @@ import yaml
 from tiny import ROOT
 
 from udpm.config import names_in, resolve_run
-from udpm.config.schema import FILES, insert_reference, json_schema
+from udpm.config.schema import FILES, KEYS, insert, json_schema, key_reference
 from udpm.networks.build import build_discriminator, build_generator
 
 CONFIG = ROOT / "config"
@@ -68,7 +68,7 @@ def test_schemas_are_the_models(kind):
 
 def test_the_manual_lists_every_key():
     manual = (CONFIG / "README.md").read_text()
-    assert insert_reference(manual) == manual, "run `udpm schema`"
+    assert insert(manual, KEYS, key_reference()) == manual, "run `udpm schema`"
 
 
 @pytest.mark.parametrize(

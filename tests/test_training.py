@@ -7,38 +7,12 @@ import time
 import pytest
 import tiny
 import torch
-from safetensors import safe_open
 
 from udpm.core import runtime
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.networks.weights import load_model
 from udpm.training.loop import Trainer, train
 from udpm.training.state import checkpoints
-
-
-class StopAfter:
-    """Asks to stop after a number of iterations."""
-
-    def __init__(self, iterations):
-        self.left = iterations
-
-    def __bool__(self):
-        self.left -= 1
-        return self.left <= 0
-
-    def __str__(self):
-        return "test"
-
-
-def weights(run):
-    with safe_open(run / "weights.safetensors", "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-
-
-def assert_same_weights(run, other):
-    found, expected = weights(run), weights(other)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 def test_the_run_says_what_it_is(trained):
@@ -53,7 +27,7 @@ def test_the_run_says_what_it_is(trained):
 
 
 def test_training_moves_the_weights(trained):
-    found = weights(trained)
+    found = tiny.weights(trained)
     raw = {key.removeprefix("raw/"): value for key, value in found.items() if key.startswith("raw/")}
     averaged = {key.removeprefix("ema/"): value for key, value in found.items() if key.startswith("ema/")}
     assert raw.keys() == averaged.keys()
@@ -64,19 +38,19 @@ def test_training_moves_the_weights(trained):
 def test_stop_and_resume_is_exact(levels, trained, tmp_path, stopped_after):
     config = tiny.run_config()
     with pytest.raises(StoppedEarly, match=r"state saved: run the same command again"):
-        train(config, levels, tmp_path, StopAfter(stopped_after))
+        train(config, levels, tmp_path, tiny.StopAfter(stopped_after))
     assert not (tmp_path / "complete.json").exists()
     train(config, levels, tmp_path, False)
-    assert_same_weights(tmp_path, trained)
+    tiny.assert_same_weights(tmp_path, trained)
 
 
 def test_dropout_resumes_exactly(levels, tmp_path):
     config = tiny.run_config(generator__dropout=0.2, discriminator__dropout=[0.4, 0.2, 0.0], training__iterations=6)
     train(config, levels, tmp_path / "whole", False)
     with pytest.raises(StoppedEarly):
-        train(config, levels, tmp_path / "parts", StopAfter(2))
+        train(config, levels, tmp_path / "parts", tiny.StopAfter(2))
     train(config, levels, tmp_path / "parts", False)
-    assert_same_weights(tmp_path / "parts", tmp_path / "whole")
+    tiny.assert_same_weights(tmp_path / "parts", tmp_path / "whole")
 
 
 def test_the_average_is_the_configured_one(levels):
@@ -151,18 +125,18 @@ def test_bookkeeping_may_change(levels, trained):
 def test_an_unreadable_checkpoint_is_passed_over(levels, trained, tmp_path, capsys):
     config = tiny.run_config()
     with pytest.raises(StoppedEarly):
-        train(config, levels, tmp_path, StopAfter(9))
+        train(config, levels, tmp_path, tiny.StopAfter(9))
     newest = checkpoints(tmp_path / "checkpoints")[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
     train(config, levels, tmp_path, False)
     assert "passed over" in capsys.readouterr().err
-    assert_same_weights(tmp_path, trained)
+    tiny.assert_same_weights(tmp_path, trained)
 
 
 def test_without_any_readable_checkpoint_it_stops(levels, tmp_path):
     config = tiny.run_config()
     with pytest.raises(StoppedEarly):
-        train(config, levels, tmp_path, StopAfter(2))
+        train(config, levels, tmp_path, tiny.StopAfter(2))
     for path in checkpoints(tmp_path / "checkpoints"):
         path.write_bytes(b"rubbish")
     before = tiny.snapshot(tmp_path)
@@ -205,7 +179,7 @@ def test_a_killed_process_resumes_exactly(digits, tmp_path, number, after):
         assert process.returncode == -signal.SIGKILL
     assert not (run / "complete.json").exists()
     assert "resumed at iteration" in tiny.udpm(*command, run).stderr
-    assert_same_weights(run, undisturbed)
+    tiny.assert_same_weights(run, undisturbed)
 
 
 @pytest.mark.slow

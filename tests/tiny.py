@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+from safetensors import safe_open
+
 from udpm.config import RunConfig
 from udpm.config.load import resolve_run, to_json, validate
 
@@ -71,3 +74,28 @@ def metrics(run):
 def snapshot(folder):
     """Every file below a folder with its bytes."""
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+class StopAfter:
+    """Asks to stop after a number of iterations."""
+
+    def __init__(self, iterations):
+        self.left = iterations
+
+    def __bool__(self):
+        self.left -= 1
+        return self.left <= 0
+
+    def __str__(self):
+        return "test"
+
+
+def weights(run):
+    with safe_open(run / "weights.safetensors", "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def assert_same_weights(run, other):
+    found, expected = weights(run), weights(other)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)

@@ -11,15 +11,21 @@ from udpm.cli.options import FOLDER
 
 @click.command(epilog="Example: udpm schema")
 @click.option("--config", type=FOLDER, default="config", show_default=True, help="Folder of the configuration.")
-def command(config: Path) -> None:
-    """Write the JSON schemas of the configuration files, and the key reference in their manual.
+@click.option("--docs", type=FOLDER, default="docs", show_default=True, help="Folder of the documentation.")
+def command(config: Path, docs: Path) -> None:
+    """Write what is made from the code's own models: run it after changing one.
 
-    Both are made from the code's own models: run it after changing one.
+    These are the JSON schemas of the configuration files, the key reference in their manual, and the table of published
+    flags.
     """
-    from udpm.config.schema import FILES, insert_reference, json_schema
+    from udpm.config.published import flag_table
+    from udpm.config.schema import FILES, FLAGS, KEYS, insert, json_schema, key_reference
     from udpm.core.files import write_json, write_text
 
     for kind in FILES:
         write_json(config / "schema" / f"{kind}.schema.json", json_schema(kind))
-    manual = config / "README.md"
-    write_text(manual, insert_reference(manual.read_text(encoding="utf-8")))
+    for path, name, text in (
+        (config / "README.md", KEYS, key_reference()),
+        (docs / "published-code.md", FLAGS, flag_table()),
+    ):
+        write_text(path, insert(path.read_text(encoding="utf-8"), name, text))

@@ -216,7 +216,10 @@ def parse_command(text: str) -> tuple[dict[str, Any], int]:
     Raises:
         UserError: unknown flags, or values that are not what a flag takes.
     """
-    words = shlex.split(text.replace("\\\n", " ").replace("\n", " "))
+    try:
+        words = shlex.split(text.replace("\\\n", " ").replace("\n", " "))
+    except ValueError as problem:
+        raise UserError(f"a published command line: {problem}") from None
     script = next((index for index, word in enumerate(words) if word.endswith(".py")), -1)
     flags = _collect(words[script + 1 :])
     return {flag: _value(BY_NAME[flag], values) for flag, values in flags.items()}, _processes(words[:script])
@@ -244,15 +247,17 @@ def to_experiment(
     notes: list[str] = []
     given = _completed(flags, notes)
     for flag in FLAGS:
-        if flag.is_key and flag.name in given and not flag.name.startswith("seed"):
-            _put(values, flag.home, _converted(flag, given[flag.name], source))
+        if flag.name not in given or flag.name.startswith("seed"):
+            continue
+        value = _converted(flag, given[flag.name], source)
+        if flag.is_key:
+            _put(values, flag.home, value)
     if any(BY_NAME[flag].command == "sampling" for flag in flags):
         _put(values, "sampling.seed", given["seed"])
     else:
         values["seeds"] = [given["seed"]]
-    seeds = [given[f"seed{number}"] for number in range(1, 5) if f"seed{number}" in given]
-    if seeds:
-        values["latents"] = {"seeds": (seeds + [number for number in range(4) if number not in seeds])[:4]}
+    if any(f"seed{number}" in given for number in range(1, 5)):
+        values["latents"] = {"seeds": [given.get(f"seed{number}", number - 1) for number in range(1, 5)]}
     images = values.pop("dataset")
     values["training"]["batch"] *= gpus
     _settle(values, images, notes)

@@ -13,7 +13,8 @@ from udpm.config.study import Study
 FILES: dict[str, type[BaseModel]] = {"experiment": Experiment, "dataset": DatasetConfig, "study": Study}
 """Kinds of configuration files and their models."""
 
-BEGIN, END = "<!-- keys: made by `udpm schema` -->", "<!-- /keys -->"
+KEYS, FLAGS = "keys", "flags"
+"""Names of the parts of documents that are made here; each stands between two markers."""
 
 
 def json_schema(kind: str) -> dict[str, Any]:
@@ -39,17 +40,18 @@ def key_reference() -> str:
     return "\n\n".join(parts)
 
 
-def insert_reference(manual: str) -> str:
-    """The manual with the key reference between its markers replaced.
+def insert(document: str, name: str, text: str) -> str:
+    """A document with what stands between the markers of `name` replaced.
 
     Raises:
         ValueError: the markers are not there.
     """
-    before, marker, rest = manual.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (marker and end):
-        raise ValueError(f"the manual lacks the markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{key_reference()}\n\n{END}{after}"
+    begin, end = f"<!-- {name}: made by `udpm schema` -->", f"<!-- /{name} -->"
+    before, marker, rest = document.partition(begin)
+    _, closing, after = rest.partition(end)
+    if not (marker and closing):
+        raise ValueError(f"the document lacks the markers {begin} and {end}")
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
 
 
 def _rows(schema: dict[str, Any], whole: dict[str, Any], prefix: str):

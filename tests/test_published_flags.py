@@ -1,0 +1,208 @@
+"""Every flag of the published commands is accepted and lands where the manual's table says."""
+
+import json
+
+import pytest
+import tiny
+
+from udpm.cli import main
+from udpm.config import Experiment
+from udpm.config.load import load_dataset, load_experiment, validate
+from udpm.config.published import FLAGS, flag_table, parse_command, read_flags, to_experiment
+from udpm.core.errors import UserError
+from udpm.networks.move import describe
+
+BASE = {"diffusion_steps": 3, "alphas": [0.5, 0.2, 0.1], "sigmas": [0.1, 0.2, 0.3], "img_size": 64}
+BASE |= {"channels_mult": [1, 2, 2], "classes_num": 10, "disc_weight": [0.2, 0.5, 1], "EMA_weight": 0.999}
+# flag: a published value, and what becomes of it.
+LANDS = {
+    "data_dir": ("/data/faces", "/data/faces"),
+    "img_size": (128, 128),
+    "diffusion_steps": (3, 3),
+    "diffusion_scale": (2, 2),
+    "alphas": ([0.9, 0.8, 0.7], [0.9, 0.8, 0.7]),
+    "sigmas": ([0.3, 0.2, 0.1], [0.3, 0.2, 0.1]),
+    "w_norm_type": ("sum", "sum"),
+    "net_type": ("Dhariwal", "adm"),
+    "model_channels": (64, 64),
+    "channels_mult": ([2, 2], [2, 2]),
+    "num_blocks_per_res": (2, 2),
+    "attention_res": ([16, 8], [16, 8]),
+    "dropout": (0.1, 0.1),
+    "classes_num": (7, 7),
+    "class_dropout_prob": (0.2, 0.2),
+    "lr": (2e-4, 2e-4),
+    "lr_disc": (3e-4, 3e-4),
+    "EMA_weight": (0.99, 0.99),
+    "warmup_steps": (10, 10),
+    "batch_per_GPU": (16, 16),
+    "num_workers": (4, 4),
+    "training_steps": (1000, 1000),
+    "epochs": (5, 5),
+    "print_interval": (7, 7),
+    "save_every": (70, 70),
+    "seed": (3, [3]),
+    "use_amp": (True, "bfloat16"),
+    "l1_weight": ([1, 1, 0], [1, 1, 0]),
+    "lpips_weight": ([4.0], 4.0),
+    "disc_weight": ([0.1, 0.2, 0.3], [0.1, 0.2, 0.3]),
+    "lpips_pow": (1.5, 1.5),
+    "normalize_loss_inp": (True, True),
+    "disc_channels": (32, 32),
+    "disc_dropout": ([0.1, 0.2, 0.3], [0.1, 0.2, 0.3]),
+    "disc_loss_type": ("diffusion", "diffusion"),
+    "disc_grad_pen": ([0.1, 0.4, 0.8], [0.1, 0.4, 0.8]),
+    "disc_grad_pen_factor": (0.9, 0.9),
+    "noisy_disc_std_factor": (0.99, 0.99),
+    "noisy_disc_std": (0.4, 0.4),
+    "class_disc": (True, True),
+    "upsample_disc_inp": (True, True),
+    "start_disc_after": (100, 100),
+    "update_disc_every": (2, 2),
+    "from_itrs": (500_000, 500_000),
+    "use_ema": (True, "ema"),
+    "batch_size": (50, 50),
+    "n_samples": (100, 100),
+    "save_inter": (True, True),
+    "save_jpg": (True, "jpg"),
+    "save_separate": (True, "classes"),
+    "seed1": (11, [11, 1, 2, 3]),
+    "seed2": (12, [0, 12, 2, 3]),
+    "seed3": (13, [0, 1, 13, 3]),
+    "seed4": (14, [0, 1, 2, 14]),
+}
+# What an experiment has no key for: the manual says in words what takes its place.
+IN_WORDS = {
+    "checkpoints_dir": "checkpoints",
+    "suffix": "faces",
+    "ddp_backend": "mpi",
+    "out_dir": "out",
+    "t_type": "discrete",
+    "run_type": "swap",
+}
+
+
+def lookup(values, dataset, home):
+    section, _, key = home.partition(".")
+    if section == "dataset" and key:
+        return dataset[key]
+    found = values
+    for part in home.split("."):
+        found = found[part]
+    return found
+
+
+def test_the_table_knows_every_flag_of_the_published_commands():
+    assert {flag.name for flag in FLAGS} == LANDS.keys() | IN_WORDS.keys()
+    assert {flag.name for flag in FLAGS if flag.is_key} == LANDS.keys()
+    table = flag_table()
+    assert all(f"| `{flag.name}`" in table for flag in FLAGS)
+    assert flag_table() in (tiny.ROOT / "docs/published-code.md").read_text()
+
+
+@pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
+def test_a_flag_of_a_json_lands_where_the_table_says(tmp_path, flag):
+    given, expected = LANDS.get(flag.name) or (IN_WORDS[flag.name], None)
+    (tmp_path / "config_x.json").write_text(json.dumps(BASE | {flag.name: given}))
+    flags, unused = read_flags(tmp_path / "config_x.json")
+    values, dataset, _ = to_experiment(flags, "x", "config_x.json")
+    assert not unused
+    validate(Experiment, values, "x")
+    if flag.is_key:
+        assert lookup(values, dataset, flag.home) == expected
+
+
+@pytest.mark.parametrize("flag", [flag for flag in FLAGS if flag.is_key], ids=lambda flag: flag.name)
+def test_a_flag_of_a_command_line_says_the_same(flag):
+    given, expected = LANDS[flag.name]
+    words = given if isinstance(given, list) else [given]
+    text = "" if given is True else " ".join(map(str, words))
+    flags, gpus = parse_command(f"python train.py --{flag.name} {text}")
+    assert gpus == 1
+    values, dataset, _ = to_experiment({**BASE, **flags}, "x", "a command")
+    assert lookup(values, dataset, flag.home) == expected
+
+
+@pytest.mark.parametrize("name", ["model_ch_mult", "channel_mult"])
+def test_sampling_calls_the_network_by_other_names(name):
+    flags, _ = parse_command(f"python sample.py --n_samples 10 --{name} 1 2 --model_att_res 16 --seed 5")
+    values, _, notes = to_experiment(flags, "x", "a command")
+    assert values["generator"]["channel_multipliers"] == [1, 2]
+    assert values["generator"]["attention"] == []
+    assert values["sampling"]["seed"] == 5
+    assert "seeds" not in values
+    # These commands never carry the schedule.
+    assert values["process"]["alphas"] == [0.5, 0.2, 1e-3]
+    assert any("the paper's schedule is taken" in note for note in notes)
+
+
+def test_a_command_line_pasted_as_it_stands(tmp_path, monkeypatch, capsys):
+    """The paper's CIFAR-10 run becomes the experiment that this project ships."""
+    (tmp_path / "config").symlink_to(tiny.ROOT / "config")
+    text = """CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc_per_node=2 train.py --checkpoints_dir ckpt \\
+      --data_dir "/data/c 10" --suffix cifar --img_size 32 --diffusion_steps 3 --alphas 0.5 0.2 1e-3 \\
+      --sigmas 0.1 0.2 0.3 --channels_mult 2 2 2 --attention_res 8 4 2 --classes_num 10 --class_disc --EMA_weight=0.9999 --batch_per_GPU 32 --use_amp True \\
+      --training_steps 600000 --epochs 100000 --l1_weight 1 1 0 --lpips_weight 4 4 0 --disc_weight 0.2 0.5 1 \\
+      --normalize_loss_inp --disc_channels 192 --disc_dropout 0.4 --disc_loss_type noisy --noisy_disc_std 0.4 \\
+      --noisy_disc_std_factor 0.99 --disc_grad_pen 0.025 0.1 0.4"""
+    flags, gpus = parse_command(text)
+    values, dataset, _ = to_experiment(flags, "x", "a command", gpus=gpus)
+    assert dataset == {"source": "folder", "path": "/data/c 10", "side": 32, "classes": 10}
+    ours = load_experiment("cifar10", tiny.ROOT / "config")
+    theirs = validate(Experiment, values, "x")
+    for section in ("process", "generator", "discriminator", "losses"):
+        assert getattr(theirs, section) == getattr(ours, section)
+    different = {
+        key: value
+        for key, value in theirs.training.model_dump().items()
+        if value != getattr(ours.training, key) and key not in {"epochs", "discriminator_learning_rate"}
+    }
+    assert different == {}
+    assert load_dataset("cifar10", tiny.ROOT / "config").classes == 10
+
+
+def test_batches_count_all_gpus():
+    flags, gpus = parse_command("torchrun --standalone --nproc-per-node 4 train.py --batch_per_GPU 16")
+    assert gpus == 4
+    values, _, _ = to_experiment(BASE | flags, "x", "a command", gpus=gpus)
+    assert values["training"]["batch"] == 64
+
+
+def test_what_is_not_given_takes_the_published_default():
+    values, dataset, _ = to_experiment({**BASE, "disc_weight": None, "EMA_weight": 0}, "x", "a command")
+    assert "discriminator" not in values
+    assert values["sampling"]["weights"] == "raw"
+    assert values["training"]["iterations"] == 2_000_000
+    assert values["training"]["batch"] == 1
+    assert dataset["path"] == "resources/x"
+    assert validate(Experiment, values, "x").losses.normalize is False
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train.py --alfas 1", "--alfas: not a flag of the published commands; did you mean --alphas?"),
+        ("train.py --lr", "--lr: expected one value, got none"),
+        ("train.py --lr 1 2", "--lr: expected one value, got 1 2"),
+        ("train.py --batch_per_GPU many", "--batch_per_GPU: expected int, got 'many'"),
+        ("train.py stray --lr 1", "stray: stands before any flag"),
+        ("train.py --lr '1", "a published command line: No closing quotation"),
+        ("train.py --t_type continuous --n_samples 3", "t_type is 'continuous'; discrete is the only kind of time"),
+        ("train.py --disc_loss_type hinge", "disc_loss_type is 'hinge'; expected one of standard, noisy, diffusion"),
+        ("train.py --alphas 0.5 0.2 --sigmas 0.1 0.2 --diffusion_steps 3", "alphas: has 2 values, but levels is 3"),
+    ],
+)
+def test_mistakes_in_a_command_line(tmp_path, monkeypatch, capsys, text, expected):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["import", "--name", "x", "--command", text])
+    assert stop.value.code == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert expected in errors[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_and_command_line_together_are_refused(tmp_path):
+    with pytest.raises(UserError, match="give one of them"):
+        describe(tmp_path / "x.json", "train.py --lr 1", "x", None, None)
