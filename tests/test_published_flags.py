@@ -141,7 +141,8 @@ def test_a_command_line_pasted_as_it_stands(tmp_path, monkeypatch, capsys):
     (tmp_path / "config").symlink_to(tiny.ROOT / "config")
     text = """CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc_per_node=2 train.py --checkpoints_dir ckpt \\
       --data_dir "/data/c 10" --suffix cifar --img_size 32 --diffusion_steps 3 --alphas 0.5 0.2 1e-3 \\
-      --sigmas 0.1 0.2 0.3 --channels_mult 2 2 2 --attention_res 8 4 2 --classes_num 10 --class_disc --EMA_weight=0.9999 --batch_per_GPU 32 --use_amp True \\
+      --sigmas 0.1 0.2 0.3 --channels_mult 2 2 2 --attention_res 8 4 2 \\
+      --classes_num 10 --class_disc --EMA_weight=0.9999 --batch_per_GPU 32 --use_amp True \\
       --training_steps 600000 --epochs 100000 --l1_weight 1 1 0 --lpips_weight 4 4 0 --disc_weight 0.2 0.5 1 \\
       --normalize_loss_inp --disc_channels 192 --disc_dropout 0.4 --disc_loss_type noisy --noisy_disc_std 0.4 \\
       --noisy_disc_std_factor 0.99 --disc_grad_pen 0.025 0.1 0.4"""
