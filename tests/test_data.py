@@ -162,3 +162,34 @@ def test_a_truncated_store_is_refused(digits, tmp_path):
         open_store(tmp_path / "store")
     record = json.loads((tmp_path / "store/dataset.json").read_text())
     assert record["config"]["source"] == "digits"
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_where_the_images_are_kept_does_not_matter(digits, level):
+    mapped, resident = (batches(digits, flip=True, residence=kind) for kind in ("memory", "device"))
+    assert resident.resident
+    assert not mapped.resident
+    for iteration in (0, 13, 40):
+        for ours, theirs in zip(mapped(iteration, level), resident(iteration, level), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("world", [2, 4, 5])
+def test_ranks_share_the_global_batch_without_overlap(digits, world):
+    whole = batches(digits, flip=True)
+    parts = [batches(digits, flip=True, rank=rank, world=world) for rank in range(world)]
+    for iteration in (0, 12, 13):
+        shares = [part.indices(iteration) for part in parts]
+        assert (np.concatenate(shares) == whole.indices(iteration)).all()
+        images, labels = zip(*(part(iteration, 2) for part in parts), strict=True)
+        assert torch.equal(torch.cat(images), whole(iteration, 2)[0])
+        assert torch.equal(torch.cat(labels), whole(iteration, 2)[1])
+
+
+def test_only_the_asked_for_level_is_read(digits):
+    levels = open_levels(digits / "dataset", digits / "cache", 3)
+    levels.sums[0] = levels.sums[1] = None
+    with pytest.raises(TypeError):
+        Batches(levels, 2, 100, 0, flip=False, device=torch.device("cpu"))(0, 1)
+    target, _ = Batches(levels, 2, 100, 0, flip=False, device=torch.device("cpu"))(0, 3)
+    assert target.shape == (100, 3, 4, 4)

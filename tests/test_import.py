@@ -337,7 +337,7 @@ def test_bad_input(folder, case, capsys):
 @pytest.mark.slow
 def test_a_published_checkpoint_reaches_a_scored_report_without_training(tmp_path):
     """The digits model of another lab: its checkpoint is all there is, and `snakemake` goes straight to sampling."""
-    for name in ("config", "workflow"):
+    for name in ("config", "workflow", "envs"):
         shutil.copytree(tiny.ROOT / name, tmp_path / name)
     torch.manual_seed(0)
     smoke = resolve_run("digits-smoke", 0, tmp_path / "config")

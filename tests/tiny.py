@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from udpm.cli import main
 from udpm.config import RunConfig
 from udpm.config.load import resolve_run, to_json, validate
 
@@ -52,6 +53,14 @@ def udpm(*arguments, check=True, **options):
     if check and done.returncode:
         raise AssertionError(f"{command} exited {done.returncode}:\n{done.stdout}{done.stderr}")
     return done
+
+
+def call(*arguments):
+    """Run a udpm command in this process and return its exit code."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code
 
 
 def start(*arguments, **options):

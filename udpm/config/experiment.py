@@ -20,6 +20,7 @@ from udpm.config.dataset import DatasetConfig
 from udpm.config.model import Generator, ModelConfig, Process, check_fit
 
 DecayFactor = Annotated[float, Field(gt=0, le=1)]
+LpipsExponent = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 
 
 class Discriminator(Section):
@@ -55,8 +56,8 @@ class Losses(Section):
     """λp of LPIPS-VGG. One value, or one for each level; LPIPS needs images of side 16 or more."""
     lpips_network: Literal["vgg", "vgg-random"] = "vgg"
     """vgg: ImageNet weights, downloaded by torchvision; vgg-random: untrained, to try the code without the download."""
-    lpips_exponent: PositiveFloat = 2.0
-    """Exponent on the feature differences inside LPIPS."""
+    lpips_exponent: LpipsExponent = 2.0
+    """Exponent on the feature differences inside LPIPS; below 1 its gradient would be infinite."""
     adversarial_weight: NonNegativeFloat | list[NonNegativeFloat] = 0.0
     """λa of softplus(-D). One value, or one for each level; all zero means no discriminator is trained."""
     r1_gamma: NonNegativeFloat | list[NonNegativeFloat] = 0.0
@@ -108,6 +109,8 @@ class Training(Section):
     """Iterations between checkpoints, from which the same command resumes."""
     keep_every: NonNegativeInt = 10_000
     """Iterations between milestones: weights that are kept, for sampling.iteration; 0 for none."""
+    data: Literal["auto", "device", "memory"] = "auto"
+    """Where the images are kept: on the device, memory-mapped, or auto: on a GPU that holds them easily."""
     workers: NonNegativeInt = 0
     """Threads that prepare batches and noise ahead of their iteration; 0 prepares them when they are needed."""
     log_every: PositiveInt = 100

@@ -40,9 +40,11 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yield an empty folder beside `path`; on success its files are synced and it takes `path`'s place, else it goes.
 
     Raises:
-        UserError: the folder cannot be written or the disk is full.
+        UserError: the folder cannot be written or the disk is full, or replacing it would remove the current folder.
     """
     path = Path(path)
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise UserError(f"{path}: is the folder you are in, or one around it; name a folder of its own")
     building = path.with_name(f".{path.name}.building")
     try:
         shutil.rmtree(building, ignore_errors=True)

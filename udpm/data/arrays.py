@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,12 @@ import numpy as np
 
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path
+
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, EOFError, TypeError, AttributeError),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+)
+"""What reading a damaged .npz raises, or a file that is none."""
 
 
 def save_arrays(path: str | Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
@@ -36,5 +43,5 @@ def load_arrays(path: str | Path, what: str, made_by: str) -> tuple[dict[str, np
         return arrays, json.loads(str(arrays.pop("record")))
     except FileNotFoundError:
         raise UserError(f"{path}: {what} not found; `{made_by}` makes it") from None
-    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: not a readable {what}: {error}") from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,52 +12,80 @@ import torch
 from udpm.core.seeds import derive_seed
 from udpm.data.cache import Levels, decoding_table
 
+Residence = Literal["auto", "device", "memory"]
+LARGEST_SHARE = 0.25
+"""Of a device's free memory that images may take when the residence is left open."""
+Fetch = Callable[[np.ndarray, int], torch.Tensor]
+"""Block sums of some images at a level, (n, h, w, 3) integers on the device."""
+
 
 class Batches:
     """Shuffled batches of a data set's training split, at any level; safe to call from several threads.
 
     The k-th image that training sees is element k mod N of epoch k div N's permutation; both follow from the seed, so
-    the position in the data is the iteration itself. Epochs run on without dropping a last batch.
+    the position in the data is the iteration itself. Epochs run on without dropping a last batch. Neither the
+    residence nor the number of ranks changes an image or its place in the global batch.
 
     Args:
         levels: the data set with its caches.
         scale: s of the process.
-        batch: images per iteration.
+        batch: images per iteration, over all ranks.
         seed: the run's.
         flip: whether images are mirrored at random.
         device: where batches go.
+        residence: where the images are kept: on the device, memory-mapped, or the first if they fit easily.
+        rank: which part of each global batch is given out.
+        world: number of parts; divides `batch`.
     """
 
-    def __init__(self, levels: Levels, scale: int, batch: int, seed: int, *, flip: bool, device: torch.device) -> None:
+    def __init__(
+        self,
+        levels: Levels,
+        scale: int,
+        batch: int,
+        seed: int,
+        *,
+        flip: bool,
+        device: torch.device,
+        residence: Residence = "auto",
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         split = levels.store.split("train")
         self._first, self._count = split.start, split.stop - split.start
         self._levels = levels
         self._batch, self._seed, self._flip, self._device = batch, seed, flip, device
-        self._tables = [torch.from_numpy(decoding_table(level, scale)) for level in range(len(levels.sums))]
+        share = batch // world
+        self._part = slice(rank * share, (rank + 1) * share)
+        self._tables = [torch.from_numpy(decoding_table(level, scale)).to(device) for level in range(len(levels.sums))]
         self._order = lru_cache(maxsize=2)(self._permutation)
+        self.resident = residence == "device" or (residence == "auto" and _fits(levels, split, device))
+        self._fetch: Fetch = _resident(levels, split, device) if self.resident else _mapped(levels, device)
 
     def iterations_in(self, epochs: int) -> int:
         """The number of whole batches in so many passes over the training split."""
         return epochs * self._count // self._batch
 
     def indices(self, iteration: int) -> np.ndarray:
-        """Indices into the store of iteration `iteration`'s images, (batch,) int64; iterations count from 0."""
+        """Indices into the store of an iteration's images on this rank, (n,) int64; iterations count from 0."""
         start = iteration * self._batch
-        return np.array([self._index(position) for position in range(start, start + self._batch)])
+        positions = range(start, start + self._batch)[self._part]
+        return np.array([self._index(position) for position in positions])
 
     def __call__(self, iteration: int, level: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The targets of level `level`: H^{level-1} x_0 of iteration `iteration`'s images, and their labels.
 
         Returns:
-            (batch, 3, N/2^{level-1}, N/2^{level-1}) float32, and (batch,) int64.
+            (n, 3, N/2^{level-1}, N/2^{level-1}) float32, and (n,) int64, n the batch or the rank's part of it.
         """
         indices = self.indices(iteration)
-        sums = torch.from_numpy(self._levels.sums[level - 1][indices].astype(np.int32))
-        values = self._tables[level - 1][sums].permute(0, 3, 1, 2)
+        # Channels first while values are small integers, then one look-up: exact, and a quarter of the bytes to move.
+        sums = self._fetch(indices, level - 1).permute(0, 3, 1, 2).contiguous()
+        values = self._tables[level - 1].index_select(0, sums.flatten().int()).view(sums.shape)
         if self._flip:
-            values = torch.where(self._flips(iteration)[:, None, None, None], values.flip(-1), values)
-        labels = torch.from_numpy(self._levels.store.labels[indices])
-        return values.contiguous().to(self._device), labels.to(self._device)
+            flips = _moved(self._flips(iteration)[self._part], self._device)
+            values = torch.where(flips[:, None, None, None], values.flip(-1), values)
+        return values, _moved(torch.from_numpy(self._levels.store.labels[indices]), self._device)
 
     def _index(self, position: int) -> int:
         epoch, place = divmod(position, self._count)
@@ -68,3 +98,42 @@ class Batches:
     def _flips(self, iteration: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "flip", iteration))
         return torch.rand(self._batch, generator=generator) < 0.5
+
+
+def _mapped(levels: Levels, device: torch.device) -> Fetch:
+    """Read from the memory maps; of a level only what is asked for."""
+
+    def fetch(indices: np.ndarray, level: int) -> torch.Tensor:
+        return _moved(_tensor(levels.sums[level][indices]), device)
+
+    return fetch
+
+
+def _resident(levels: Levels, split: slice, device: torch.device) -> Fetch:
+    """Copy the training split's levels to the device once."""
+    kept = [_tensor(np.array(sums[split])).to(device) for sums in levels.sums]
+
+    def fetch(indices: np.ndarray, level: int) -> torch.Tensor:
+        return kept[level].index_select(0, _moved(torch.from_numpy(indices - split.start), device))
+
+    return fetch
+
+
+def _fits(levels: Levels, split: slice, device: torch.device) -> bool:
+    if device.type != "cuda":
+        # The memory map is in the same memory already.
+        return False
+    # Sums of levels above 0 are kept as int32.
+    size = sum(sums[split].size * (1 if level == 0 else 4) for level, sums in enumerate(levels.sums))
+    return size <= LARGEST_SHARE * torch.cuda.mem_get_info(device)[0]
+
+
+def _tensor(sums: np.ndarray) -> torch.Tensor:
+    # torch indexes and converts few unsigned types.
+    return torch.from_numpy(sums if sums.dtype == np.uint8 else sums.astype(np.int32))
+
+
+def _moved(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path, read_json, sha256, write_json
+from udpm.data.arrays import UNREADABLE
 
 FORMAT = "udpm-samples/1"
 
@@ -69,7 +69,7 @@ def load_samples(path: str | Path) -> SampleSet:
             outputs = {level: arrays[f"output_{level}"] for level in levels}
     except FileNotFoundError:
         raise UserError(f"{path}: sample set not found; `udpm sample` makes it") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: not a readable sample set: {error}") from None
     record = read_json(record_path(path), "sample set's record")
     if record.get("format") != FORMAT or record.get("sha256") != sha256(path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
 from udpm.core.seeds import derive_seed
+from udpm.data.arrays import UNREADABLE
 from udpm.process.chain import noise_sides
 from udpm.process.latent import Latent
 from udpm.process.schedule import Schedule
@@ -65,7 +65,7 @@ def stored(path: str | Path, schedule: Schedule, side: int, count: int) -> tuple
             count_held = len(arrays["base"]) if "base" in arrays else 0
     except FileNotFoundError:
         raise UserError(f"{path}: noise file not found") from None
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: not a readable noise file: {error}") from None
     for name, size in sides.items():
         wanted = (count_held, 3, size, size)

@@ -57,7 +57,7 @@ def draw_samples(weights: Path, config: Sampling, output: Path, chain: Path | No
         "provenance": provenance.record(),
     }
     if chain is not None:
-        _write_chain(sampler, config.seed, chain, record)
+        _write_chain(sampler, _chain_labels(sampler, config), source, chain, record)
     save_samples(output, images, labels.clip(0), record, outputs)
 
 
@@ -94,12 +94,19 @@ def kept_weights(weights: Path, iteration: int) -> Path:
     return path
 
 
-def _write_chain(sampler: Sampler, seed: int, path: Path, record: dict) -> None:
-    labels = sampler.balanced_labels(sampler.classes or UNLABELLED_CHAINS)
+def _chain_labels(sampler: Sampler, config: Sampling) -> np.ndarray:
+    """Every class once, or some images without; no more than a noise file is asked for."""
+    wanted = "none" if config.labels == "none" else "balanced"
+    classes = 0 if wanted == "none" else sampler.classes
+    labels = sampler.labels(classes or UNLABELLED_CHAINS, wanted)
+    return labels if config.noise is None else labels[: config.count]
+
+
+def _write_chain(sampler: Sampler, labels: np.ndarray, source: int | NoiseSource, path: Path, record: dict) -> None:
     arrays: dict[str, list[np.ndarray]] = {}
-    for steps in sampler.chains(labels, seed):
+    for steps in sampler.chains(labels, source):
         for step in steps:
             arrays.setdefault(f"x_{step.level}", []).append(step.state.float().cpu().numpy())
             arrays.setdefault(f"f_{step.level}", []).append(step.output.float().cpu().numpy())
     joined = {name: np.concatenate(parts) for name, parts in arrays.items()}
-    save_arrays(path, {"labels": labels, **joined}, record)
+    save_arrays(path, {"labels": labels.clip(0), **joined}, record)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from udpm.core import provenance
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path, sha256
+from udpm.data.arrays import UNREADABLE
 from udpm.data.store import Store
 from udpm.scoring.extractor import Extractor
 from udpm.scoring.frechet import statistics
@@ -72,7 +72,7 @@ def load_reference(path: str | Path) -> Reference:
             mu, sigma, features = arrays["mu"], arrays["sigma"], arrays["features"]
     except FileNotFoundError:
         raise UserError(f"{path}: reference not found; `udpm reference` makes it") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: not a readable reference: {error}") from None
     if record.get("format") != FORMAT:
         raise UserError(f"{path}: format is {record.get('format')!r}, expected {FORMAT!r}")

@@ -32,6 +32,7 @@ INCIDENTAL = {
     "dataset.licence",
     "dataset.path",
     "training.checkpoint_every",
+    "training.data",
     "training.device",
     "training.keep_every",
     "training.log_every",
@@ -49,7 +50,7 @@ class Trainer:
         device: where to train.
 
     Raises:
-        UserError: weights to start from do not fit, or LPIPS cannot be loaded.
+        UserError: weights to start from do not fit, LPIPS cannot be loaded, or the epochs are less than one batch.
     """
 
     def __init__(self, config: RunConfig, levels: Levels, device: torch.device) -> None:
@@ -57,8 +58,21 @@ class Trainer:
         self.schedule = Schedule.from_config(config.process)
         self.terms = level_terms(config)
         training = config.training
-        batches = Batches(levels, self.schedule.scale, training.batch, config.seed, flip=training.flip, device=device)
+        batches = Batches(
+            levels,
+            self.schedule.scale,
+            training.batch,
+            config.seed,
+            flip=training.flip,
+            device=device,
+            residence=training.data,
+        )
         passes = batches.iterations_in(training.epochs) if training.epochs else training.iterations
+        if not passes:
+            raise UserError(
+                f"training.epochs: {training.epochs} of data set {config.dataset_name} make no whole batch of "
+                f"{training.batch}; lower training.batch"
+            )
         self.iterations = min(training.iterations, passes)
         self.draws = Draws(config, self.terms, batches)
         if training.workers:
