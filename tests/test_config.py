@@ -40,4 +40,4 @@ def test_mistakes_are_one_line(key, value, expected):
 
 def test_digits_resolves():
     run = resolve_run("digits", 0, ROOT / "config")
-    assert run.per_level("losses.r1_gamma") == [0.025, 0.1, 0.4]
+    assert run.per_level("losses.r1_gamma") == [0.1, 0.5, 2]
