@@ -272,7 +272,8 @@ def test_options_win_over_the_configuration(weights, tmp_path):
     config.write_text(json.dumps({"count": 5, "seed": 8, "posterior": "exact", "threads": 1, "labels": [4]}))
     command = ("sample", weights, "--config", config, "--output")
     assert tiny.call(*command, tmp_path / "a.npz") == 0
-    assert tiny.call(*command, tmp_path / "b.npz", "--count", 3, "--seed", 9, "--weights", "raw", "--labels", "1,2") == 0
+    options = ("--count", 3, "--seed", 9, "--weights", "raw", "--labels", "1,2")
+    assert tiny.call(*command, tmp_path / "b.npz", *options) == 0
     plain, changed = (load_samples(tmp_path / f"{name}.npz") for name in "ab")
     assert [list(found.labels) for found in (plain, changed)] == [[4] * 5, [1, 2, 1]]
     seen = [tuple(found.record[key] for key in ("seed", "posterior", "weights")) for found in (plain, changed)]

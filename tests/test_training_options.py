@@ -1,4 +1,4 @@
-"""Training's options: discriminator noise, decay, starts and ends, workers, milestones, labels, LPIPS, starting points."""
+"""Training's options: discriminator, decay, starts and ends, workers, milestones, labels, LPIPS, starting weights."""
 
 import json
 import math
@@ -72,9 +72,7 @@ def test_the_discriminators_loss_under_diffusion_noise():
     config = tiny.run_config(losses__discriminator_noise=DIFFUSION, losses__r1_gamma=0.3)
     terms, schedule = level_terms(config)[1], Schedule.from_config(config.process)
     target, output, weight = normal(0, 4, 3, 8, 8), normal(1, 4, 3, 8, 8), normal(2, 3, 8, 8) / 10
-    draw, unit = (
-        draw_noise(config, "discriminator", 7, 2, target, torch.arange(4), std) for std in (terms.noise, 1.0)
-    )
+    draw, unit = (draw_noise(config, "discriminator", 7, 2, target, torch.arange(4), std) for std in (terms.noise, 1.0))
 
     def judge(image, *_):
         return (weight * image**2).sum(dim=(1, 2, 3))[:, None]
@@ -278,9 +276,8 @@ def test_the_discriminator_sees_hidden_labels():
         seen["discriminator"] = labels.tolist()
         return torch.zeros(4, 1)
 
-    generator_losses(
-        generator, discriminator, None, Schedule.from_config(config.process), level_terms(config)[0], draw
-    )
+    schedule = Schedule.from_config(config.process)
+    generator_losses(generator, discriminator, None, schedule, level_terms(config)[0], draw)
     assert seen == {"generator": [NO_LABEL, 1, 2, NO_LABEL], "discriminator": [0, 1, 2, 3]}
 
 

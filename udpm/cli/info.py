@@ -7,24 +7,67 @@ from pathlib import Path
 
 import click
 
+from udpm.cli.options import FILE
 
-@click.command(epilog="Example: udpm info results/runs/digits/seed0/weights.safetensors")
+
+@click.command(epilog="Example: udpm info results/datasets/digits --check --sheet digits.png")
 @click.argument("path", type=click.Path(path_type=Path))
-def command(path: Path) -> None:
+@click.option("--sheet", type=FILE, help="Also draw a contact sheet of a data set (.png or .jpg).")
+@click.option("--check", is_flag=True, help="Compare all bytes of a data set or cache with its record; exit code 2 if not.")
+def command(path: Path, sheet: Path | None, check: bool) -> None:
     """Say what a file or folder made by udpm is: its record, as JSON.
 
     PATH is a data set, a cache or a run (folders), a weight file, a checkpoint, a reference, a sample set, a sampling
-    chain, a latent-space experiment, or a published checkpoint (.pt).
+    chain, a latent-space experiment, or a published checkpoint (.pt). For a data set, images of each class, mean and
+    standard deviation (0..255, training split) are counted and added.
     """
-    click.echo(json.dumps(_describe(path), indent=2, ensure_ascii=False))
+    from udpm.core.errors import UserError
+
+    if (sheet or check) and not _is_prepared(path):
+        raise UserError(f"{path}: --sheet is for a data set, --check for a data set or a level cache")
+    if check:
+        _check(path)
+    if sheet:
+        from udpm.data.store import open_store
+        from udpm.data.summary import draw_sheet
+
+        draw_sheet(open_store(path), sheet)
+        click.echo(f"{sheet}: contact sheet", err=True)
+    if not check:
+        click.echo(json.dumps(_describe(path), indent=2, ensure_ascii=False))
+
+
+def _is_prepared(path: Path) -> bool:
+    return (path / "dataset.json").exists() or (path / "cache.json").exists()
+
+
+def _check(path: Path) -> None:
+    from udpm.core.errors import UserError
+    from udpm.core.files import read_json
+    from udpm.data.store import check_files, open_store
+    from udpm.data.summary import differences
+
+    if (path / "dataset.json").exists():
+        changed = differences(open_store(path))
+    else:
+        changed = check_files(path, read_json(path / "cache.json", "record"))
+    if changed:
+        raise UserError(f"{path}: not as it was made: {', '.join(changed)} changed; delete the folder and make it again")
+    click.echo(f"{path}: ok")
 
 
 def _describe(path: Path) -> dict:
     from udpm.core.errors import UserError
     from udpm.core.files import read_json
 
+    if (path / "dataset.json").exists():
+        from udpm.data.store import open_store
+        from udpm.data.summary import summarize
+
+        store = open_store(path)
+        return {**store.record, **summarize(store)}
     if path.is_dir():
-        for name in ("dataset.json", "cache.json", "complete.json", "config.json"):
+        for name in ("cache.json", "complete.json", "config.json"):
             if (path / name).exists():
                 return read_json(path / name, "record")
         raise UserError(f"{path}: not a folder made by udpm; expected a data set, a level cache or a run")

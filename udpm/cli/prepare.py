@@ -12,12 +12,18 @@ from udpm.cli.options import FILE, FOLDER
 @click.command(epilog="Example: udpm prepare results/configs/datasets/digits.json --output results/datasets/digits")
 @click.argument("config", type=FILE)
 @click.option("--output", type=FOLDER, required=True, help="Folder of the store; replaced once the new one is whole.")
-def command(config: Path, output: Path) -> None:
+@click.option("--workers", type=click.IntRange(1), help="Processes that decode and resize; default: one for each core.")
+def command(config: Path, output: Path, workers: int | None) -> None:
     """Turn a source of images into a checked, memory-mapped store.
 
-    CONFIG is a data set's resolved configuration (udpm resolve --part dataset).
+    CONFIG is a data set's resolved configuration (udpm resolve --dataset NAME). A killed preparation goes on where it
+    was; a finished one is left alone.
     """
+    from udpm.core.signals import StopRequest
+
+    stop = StopRequest.install()
+
     from udpm.config import DatasetConfig, read_resolved
     from udpm.data.prepare import prepare
 
-    prepare(read_resolved(DatasetConfig, config), output)
+    prepare(read_resolved(DatasetConfig, config), output, workers, stop)

@@ -26,9 +26,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -51,18 +51,19 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         building.mkdir(parents=True)
         yield building
         for file in building.rglob("*"):
-            _sync(file)
-        _sync(building)
+            sync(file)
+        sync(building)
         shutil.rmtree(path, ignore_errors=True)
         building.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: str | os.PathLike) -> None:
+    """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

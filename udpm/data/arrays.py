@@ -14,8 +14,15 @@ from udpm.core.errors import UserError
 from udpm.core.files import atomic_path
 
 UNREADABLE = (
-    *(OSError, ValueError, KeyError, EOFError, TypeError, AttributeError),
-    *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+    AttributeError,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
 )
 """What reading a damaged .npz raises, or a file that is none."""
 

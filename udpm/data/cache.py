@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
 
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_folder, read_json, sha256, write_json
-from udpm.data.store import Store, open_array, open_store
+from udpm.core.locks import only_one
+from udpm.core.progress import Progress
+from udpm.core.seeds import derive_seed
+from udpm.data.store import Store, array_header, check_files, open_array, open_store
 
 FORMAT = "udpm-cache/1"
 RECORD = "cache.json"
 CHUNK = 4096
+SAMPLE = 256
+"""Images on which a new cache is checked."""
 
 
 @dataclass(frozen=True)
@@ -75,32 +81,74 @@ def _value(sums: np.ndarray, level: int, scale: int) -> np.ndarray:
 def write_cache(dataset: str | Path, folder: str | Path) -> None:
     """Write the block sums of all levels that the side allows (``level_l.npy``) and, last, ``cache.json``.
 
+    One pass over the images makes all levels, each from the one before; a sample is then checked against sums taken
+    from the images themselves.
+
     Raises:
-        UserError: the data set is missing or broken.
+        UserError: the data set is missing or its bytes are not what was prepared, the disk does not hold what was written
+            to it, or another process makes this cache.
     """
     store = open_store(dataset)
-    with atomic_folder(folder) as building:
-        files = {}
-        for level in range(1, (store.side & -store.side).bit_length()):
-            path = building / f"level_{level}.npy"
-            _write_level(store, level, path)
-            files[path.name] = sha256(path)
-        write_json(building / RECORD, {"format": FORMAT, "dataset_sha256": store.digest, "files": files})
+    with only_one(Path(folder), "caching this data set"), atomic_folder(folder) as building:
+        paths = {level: building / f"level_{level}.npy" for level in levels_of(store.side)}
+        _write_levels(store, paths)
+        checked = _check_sample(store, paths)
+        files = {path.name: sha256(path) for path in paths.values()}
+        record = {"format": FORMAT, "dataset_sha256": store.digest, "files": files, "images_checked": checked}
+        write_json(building / RECORD, record)
 
 
-def _write_level(store: Store, level: int, path: Path) -> None:
-    count, small = len(store.images), store.side >> level
-    sums = open_memmap(path, mode="w+", dtype=sum_type(level), shape=(count, small, small, 3))
-    for start in range(0, count, CHUNK):
-        sums[start : start + CHUNK] = block_sums(store.images[start : start + CHUNK], level)
-    sums.flush()
+def levels_of(side: int) -> range:
+    """Levels above 0 that images of this side have: as often as it can be halved."""
+    return range(1, (side & -side).bit_length())
+
+
+def _write_levels(store: Store, paths: dict[int, Path]) -> None:
+    digest = hashlib.sha256()
+    with ExitStack() as stack, Progress(len(store.images), "cache", "image") as progress:
+        files = {level: stack.enter_context(open(path, "wb")) for level, path in paths.items()}
+        for level, file in files.items():
+            small = store.side >> level
+            file.write(array_header((len(store.images), small, small, 3), sum_type(level)))
+        for images in store.blocks():
+            digest.update(images)
+            sums = images
+            for level, file in files.items():
+                sums = _halved(sums, level)
+                file.write(sums)
+            progress.update(len(images))
+    store.check_digest(digest)
+
+
+def _halved(sums: np.ndarray, level: int) -> np.ndarray:
+    """Sums of `level` from those of the level before: exact, as all of them are whole numbers."""
+    wide = sum_type(level)
+    rows = sums[:, 0::2].astype(wide) + sums[:, 1::2]
+    return np.ascontiguousarray(rows[:, :, 0::2] + rows[:, :, 1::2])
+
+
+def _check_sample(store: Store, paths: dict[int, Path]) -> int:
+    """Compare what was written with sums taken directly from the images; the number of images looked at."""
+    generator = np.random.Generator(np.random.PCG64(derive_seed("cache", store.digest)))
+    count = len(store.images)
+    chosen = np.sort(generator.choice(count, min(count, SAMPLE), replace=False))
+    images = np.asarray(store.images[chosen])
+    for level, path in paths.items():
+        small = store.side >> level
+        written = open_array(path, (count, small, small, 3), sum_type(level))
+        if not np.array_equal(written[chosen], block_sums(images, level)):
+            raise UserError(f"{path.name}: does not hold what was written to it; is the disk in order?")
+    return len(chosen)
 
 
 def open_levels(dataset: str | Path, cache: str | Path, levels: int) -> Levels:
     """Open a data set with its cached levels 1..levels - 1, as training with L = `levels` needs them.
 
+    All bytes are read once and compared with their SHA-256, about 2 GB per second: nothing trains on images that were
+    changed. For CIFAR-10 and three levels that is 0.2 s, so the verdict is kept nowhere.
+
     Raises:
-        UserError: missing or unreadable, or the cache belongs to other images.
+        UserError: missing or unreadable, the cache belongs to other images, or bytes were changed.
     """
     store, cache = open_store(dataset), Path(cache)
     record: dict[str, Any] = read_json(cache / RECORD, "level cache's record (run `udpm cache` first)")
@@ -111,4 +159,8 @@ def open_levels(dataset: str | Path, cache: str | Path, levels: int) -> Levels:
         small = store.side >> level
         path = cache / f"level_{level}.npy"
         sums.append(open_array(path, (len(store.images), small, small, 3), sum_type(level)))
+    store.verify()
+    changed = check_files(cache, record, [f"level_{level}.npy" for level in range(1, levels)])
+    if changed:
+        raise UserError(f"{cache / changed[0]}: its bytes are not those that were written; delete {cache}, run `udpm cache`")
     return Levels(store, sums)

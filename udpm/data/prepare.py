@@ -1,87 +1,335 @@
-"""From a source to a prepared store."""
+"""From a source to a prepared store: restartable, in bounded memory, with the same bytes whatever happens meanwhile."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import shutil
 import sys
+import time
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
-from PIL import Image
-from tqdm import tqdm
+import PIL
 
 from udpm.config.dataset import DatasetConfig
 from udpm.core import provenance
-from udpm.core.errors import UserError
-from udpm.core.files import atomic_folder, write_json
-from udpm.data.sources import Split, open_source
-from udpm.data.store import FORMAT, RECORD
+from udpm.core.errors import StoppedEarly, UserError
+from udpm.core.files import sha256, sync, write_json
+from udpm.core.locks import only_one
+from udpm.core.progress import Progress
+from udpm.core.signals import StopRequest
+from udpm.data.duplicates import content_hash, find_duplicates
+from udpm.data.fill import CHUNK, Chunk, Outcome, Work, chunks, do_chunks
+from udpm.data.journal import Journal
+from udpm.data.picture import STEPS, Recipe
+from udpm.data.source import Source, shown
+from udpm.data.sources import open_source
+from udpm.data.store import FORMAT, HEADER_BYTES, IMAGES, LABELS, RECORD, array_header, open_store
+
+SECONDS_BETWEEN_SYNCS = 1.0
+NAMES_SHOWN = 3
+CHUNKS_FOR_A_WORKER = 8
+"""A worker takes a quarter of a second to start: fewer chunks for each are done sooner without."""
 
 
-def prepare(config: DatasetConfig, folder: str | Path) -> None:
+def prepare(
+    config: DatasetConfig, folder: str | Path, workers: int | None = None, stop: StopRequest | bool = False
+) -> None:
     """Write ``images.npy``, ``labels.npy`` and, last, ``dataset.json``.
+
+    Work in progress lies beside the folder, under a hidden name, and takes its place when whole. A killed preparation
+    goes on from there; a finished store of the same images, prepared in the same way, is left alone.
 
     Args:
         config: the data set.
         folder: where to; a store already there is replaced once the new one is whole.
+        workers: processes; default: the configuration's, or as many as there are cores and it pays.
+        stop: asked after every chunk of images.
 
     Raises:
-        UserError: missing or unreadable images, or not as many as the configuration expects.
+        StoppedEarly: a signal asked for it; what is done is kept.
+        UserError: missing or unusable images, not as many as the configuration expects, no room on the disk, or another
+            process prepares this data set.
     """
-    splits = open_source(config)
-    if config.expected_count is not None and splits[0].count != config.expected_count:
-        raise UserError(f"{config.path}: has {splits[0].count} training images, expected {config.expected_count}")
-    with atomic_folder(folder) as building:
-        _write(config, splits, building)
+    folder = Path(folder)
+    source = open_source(config)
+    with only_one(folder, "preparing this data set"):
+        job = _Job(config, source, folder)
+        job.recover()
+        if job.is_finished():
+            print(f"{folder}: complete already, nothing to do")
+            return
+        try:
+            outcomes = job.fill(_workers(workers or config.workers, source), stop)
+            job.publish(outcomes)
+        except OSError as error:
+            job.discard()
+            raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
+        except UserError:
+            job.discard()
+            raise
 
 
-def _write(config: DatasetConfig, splits: list[Split], folder: Path) -> None:
-    count, side = sum(split.count for split in splits), config.side
-    images = open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=(count, side, side, 3))
-    labels = np.zeros(count, dtype=np.int64)
-    digest = hashlib.sha256()
-    start, ranges = 0, {}
-    with tqdm(total=count, unit="image", desc="prepare", disable=not sys.stderr.isatty()) as progress:
-        for split in splits:
-            ranges[split.name] = [start, start + split.count]
-            for index, (image, label) in enumerate(split.items, start=start):
-                images[index] = resize(image, side)
-                labels[index] = label
-                digest.update(images[index].tobytes())
-                progress.update()
-            start += split.count
-    images.flush()
-    np.save(folder / "labels.npy", labels)
-    digest.update(labels.astype("<i8").tobytes())
-    write_json(
-        folder / RECORD,
-        {
+def _workers(wanted: int | None, source: Source) -> int:
+    needed = -(-len(source.names) // CHUNK)
+    if wanted is None:
+        wanted = min(len(os.sched_getaffinity(0)), needed // CHUNKS_FOR_A_WORKER)
+    return max(1, min(wanted, needed)) if source.reader.parallel else 1
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One preparation: what is to be made, and where.
+
+    Attributes:
+        config: of the data set.
+        source: its images.
+        folder: where the store will be.
+    """
+
+    config: DatasetConfig
+    source: Source
+    folder: Path
+
+    @property
+    def partial(self) -> Path:
+        """Where work in progress lies."""
+        return self.folder.with_name(f".{self.folder.name}.partial")
+
+    @property
+    def rows(self) -> Path:
+        """File of all images' pixels, refused ones included."""
+        return self.partial / "rows.npy"
+
+    @property
+    def store(self) -> Path:
+        """The store before it takes its place."""
+        return self.partial / "store"
+
+    @property
+    def _replaced(self) -> Path:
+        return self.partial / "replaced"
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """All that the pixels of a chunk depend on, besides its own images."""
+        keys = {"side", "background", "max_pixels", "max_file_bytes"}
+        return {
+            "format": "udpm-partial/1",
+            "count": len(self.source.names),
+            "source": self.source.reader.identity,
+            "pillow": PIL.__version__,
+            "steps": STEPS,
+            **self.config.model_dump(mode="json", include=keys),
+        }
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that the store depends on; the images by name, size and time of change or checksum."""
+        config = self.config.model_dump(mode="json", exclude={"workers", "path"})
+        digest = hashlib.sha256(json.dumps([self.header, config, self.source.splits], sort_keys=True).encode())
+        for chunk in chunks(self.source):
+            digest.update(chunk.digest.encode())
+        return digest.hexdigest()
+
+    def recover(self) -> None:
+        """Undo a publication that a kill cut short."""
+        if self._replaced.exists():
+            if self.folder.exists():
+                shutil.rmtree(self._replaced)
+            else:
+                self._replaced.rename(self.folder)
+        if (self.store / IMAGES).exists() and not self.rows.exists():
+            (self.store / IMAGES).rename(self.rows)
+        shutil.rmtree(self.store, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove work in progress."""
+        self.recover()
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+    def is_finished(self) -> bool:
+        """Whether the store is there, of these images and whole."""
+        if not (self.folder / RECORD).exists():
+            return False
+        try:
+            store = open_store(self.folder)
+            if store.record.get("source", {}).get("fingerprint") != self.fingerprint():
+                return False
+            store.verify()
+        except UserError as error:
+            print(f"warning: prepared again: {error}", file=sys.stderr)
+            return False
+        return True
+
+    def fill(self, workers: int, stop: StopRequest | bool) -> list[Outcome]:
+        """Bring all rows to be; the outcomes of all chunks, in order."""
+        self.partial.mkdir(parents=True, exist_ok=True)
+        journal = Journal(self.partial / "journal.jsonl", self.rows, self.header)
+        if journal.fresh:
+            self._lay_out()
+        row_bytes = self.config.side**2 * 3
+        todo = [chunk.number for chunk in chunks(self.source) if not journal.keep(chunk, row_bytes)]
+        total = len(self.source.names)
+        done = total - sum(len(self._chunk(number).names) for number in todo)
+        if done:
+            print(f"goes on: {done} of {total} images are prepared already", file=sys.stderr)
+        work = Work(self.source.reader, Recipe.from_config(self.config), self.rows)
+        synced = time.monotonic()
+        with Progress(total, "prepare", "image", done) as progress:
+            for outcome in do_chunks(work, map(self._chunk, todo), workers, stop):
+                journal.add(outcome)
+                progress.update(len(self._chunk(outcome.number).names))
+                if time.monotonic() - synced > SECONDS_BETWEEN_SYNCS:
+                    journal.sync()
+                    synced = time.monotonic()
+        journal.sync()
+        outcomes = [journal.outcomes[number] for number in sorted(journal.outcomes)]
+        if len(outcomes) * CHUNK < total:
+            raise StoppedEarly(
+                f"stopped on {stop} with {len(outcomes) * CHUNK} of {total} images prepared and kept: "
+                "run the same command again"
+            )
+        return outcomes
+
+    def _chunk(self, number: int) -> Chunk:
+        some = slice(number * CHUNK, (number + 1) * CHUNK)
+        return Chunk(number, self.source.names[some], self.source.keys[some])
+
+    def _lay_out(self) -> None:
+        """The file of all rows in its full size, so that a disk too small is found before any work."""
+        side, count = self.config.side, len(self.source.names)
+        self.rows.unlink(missing_ok=True)
+        with open(self.rows, "wb") as file:
+            file.write(array_header((count, side, side, 3), np.uint8))
+            file.flush()
+            os.posix_fallocate(file.fileno(), 0, HEADER_BYTES + count * side**2 * 3)
+
+    def publish(self, outcomes: list[Outcome]) -> None:
+        """From whole rows to the store in its place.
+
+        Raises:
+            UserError: images were refused, and the configuration does not say to go on without them.
+        """
+        refused = {number: reason for outcome in outcomes for number, reason in outcome.refused.items()}
+        if refused and (self.config.on_error == "fail" or len(refused) == len(self.source.names)):
+            raise UserError(self._complaint(refused))
+        self.store.mkdir()
+        record = self._finish(refused, sum((Counter(outcome.modes) for outcome in outcomes), Counter()))
+        write_json(self.store / RECORD, record)
+        for path in (*self.store.iterdir(), self.store):
+            sync(path)
+        if self.folder.exists():
+            self.folder.rename(self._replaced)
+        self.store.rename(self.folder)
+        sync(self.folder.parent)
+        shutil.rmtree(self.partial)
+        _tell(self.folder, record)
+
+    def _complaint(self, refused: dict[int, str]) -> str:
+        first = [f"{self._place(number)}: {reason}" for number, reason in list(refused.items())[:NAMES_SHOWN]]
+        more = f"; and {len(refused) - NAMES_SHOWN} more" if len(refused) > NAMES_SHOWN else ""
+        return (
+            f"{len(refused)} of {len(self.source.names)} images cannot be used: {'; '.join(first)}{more}; "
+            "mend or remove them, or set on_error: skip"
+        )
+
+    def _place(self, number: int) -> str:
+        where = f"{self.config.path}/" if self.config.path else ""
+        return shown(where + os.fsdecode(self.source.names[number]))
+
+    def _finish(self, refused: dict[int, str], modes: Counter) -> dict[str, Any]:
+        """Images and labels without what was refused, and the record of it all."""
+        source, config = self.source, self.config
+        kept = np.ones(len(source.names), dtype=bool)
+        kept[list(refused)] = False
+        labels = source.labels[kept]
+        splits, ranges = _ranges(source.splits, kept)
+        digest, hashes = self._finish_images(kept)
+        digest.update(labels.astype("<i8").tobytes())
+        np.save(self.store / LABELS, labels)
+        return {
             "format": FORMAT,
             "description": config.description,
             "licence": config.licence,
-            "side": side,
-            "count": count,
+            "side": config.side,
+            "count": len(labels),
             "classes": config.classes,
+            "class_names": source.class_names if config.classes else [],
             "splits": ranges,
-            "preprocessing": "RGB, shorter side to the given side (bicubic, antialiased), centre crop",
-            "config": config.model_dump(mode="json"),
+            "preprocessing": {
+                "steps": STEPS,
+                "pillow": PIL.__version__,
+                "background": config.background,
+                "modes": dict(sorted(modes.items())),
+            },
+            "skipped": [{"name": shown(source.names[number]), "why": refused[number]} for number in sorted(refused)],
+            "duplicates": find_duplicates(hashes, labels, splits, lambda row: self._name_of_kept(row, kept)),
+            "source": {"fingerprint": self.fingerprint(), **source.notes},
+            "config": config.model_dump(mode="json", exclude={"workers"}),
+            "files": {name: sha256(self.store / name) for name in (IMAGES, LABELS)},
             "sha256": digest.hexdigest(),
             "provenance": provenance.record(),
-        },
-    )
+        }
+
+    def _name_of_kept(self, row: int, kept: np.ndarray) -> str:
+        return shown(self.source.names[int(np.flatnonzero(kept)[row])])
+
+    def _finish_images(self, kept: np.ndarray) -> tuple[Any, np.ndarray]:
+        """Bring ``images.npy`` to the store, in one pass over all rows.
+
+        Returns:
+            SHA-256 of the pixels so far, and each image's content hash, (n, 2) uint64.
+        """
+        size, count = self.config.side**2 * 3, int(kept.sum())
+        digest, hashes, row = hashlib.sha256(), np.empty((count, 2), dtype=np.uint64), 0
+        # Rows without gaps are the file already; else they are copied, so that a kill meanwhile loses nothing.
+        whole = count == len(kept)
+        with (
+            open(self.rows, "rb") as rows,
+            nullcontext() if whole else open(self.store / IMAGES, "wb") as images,
+        ):
+            header = rows.read(HEADER_BYTES)
+            if images:
+                images.write(array_header((count, self.config.side, self.config.side, 3), np.uint8))
+            for start in range(0, len(kept), CHUNK):
+                some = kept[start : start + CHUNK]
+                block = np.frombuffer(rows.read(len(some) * size), dtype=np.uint8).reshape(-1, size)[some]
+                digest.update(block)
+                hashes[row : row + len(block)] = content_hash(block)
+                row += len(block)
+                if images:
+                    images.write(block)
+        if whole:
+            self.rows.rename(self.store / IMAGES)
+        return digest, hashes
 
 
-def resize(image: Image.Image, side: int) -> np.ndarray:
-    """Scale the shorter side to `side` (bicubic, antialiased when shrinking), then crop the centre.
+def _ranges(splits: dict[str, int], kept: np.ndarray) -> tuple[np.ndarray, dict[str, list[int]]]:
+    """Number of each kept image's split, and the splits' ranges [start, stop); a split that lost all is left out."""
+    numbers = np.repeat(np.arange(len(splits)), list(splits.values()))[kept]
+    ranges = {}
+    for number, name in enumerate(splits):
+        start, stop = np.searchsorted(numbers, [number, number + 1])
+        if start < stop:
+            ranges[name] = [int(start), int(stop)]
+    return numbers, ranges
 
-    Returns:
-        (side, side, 3) uint8.
-    """
-    width, height = image.size
-    factor = side / min(width, height)
-    if factor != 1:
-        size = (max(side, round(width * factor)), max(side, round(height * factor)))
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return np.asarray(image.crop((left, top, left + side, top + side)).convert("RGB"))
+
+def _tell(folder: Path, record: dict[str, Any]) -> None:
+    splits = ", ".join(f"{stop - start} {name}" for name, (start, stop) in record["splits"].items())
+    duplicates, skipped = record["duplicates"], record["skipped"]
+    print(f"{folder}: {record['count']} images ({splits})")
+    if skipped:
+        print(f"warning: {len(skipped)} images cannot be used and were skipped; {RECORD} lists them", file=sys.stderr)
+    if duplicates["images"]:
+        print(
+            f"warning: {duplicates['images']} images repeat another one exactly ({duplicates['label_conflicts']} times "
+            f"under another label, {duplicates['across_splits']} times in another split)",
+            file=sys.stderr,
+        )

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
 
 from udpm.core.errors import UserError
-from udpm.core.files import read_json
+from udpm.core.files import read_json, sha256
 
 FORMAT = "udpm-dataset/1"
-RECORD = "dataset.json"
+RECORD, IMAGES, LABELS = "dataset.json", "images.npy", "labels.npy"
+HEADER_BYTES = 128
+"""Where the images begin in ``images.npy``."""
+
+BLOCK_BYTES = 1 << 24
+"""What is read at a time where all images are passed over."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +66,50 @@ class Store:
             raise UserError(f"{self.folder}: has no {name} split; its splits are {', '.join(self.record['splits'])}")
         return slice(start, stop)
 
+    def verify(self) -> None:
+        """Read all images and labels once and compare them with the record: about 2 GB per second.
+
+        Raises:
+            UserError: they are not what was prepared.
+        """
+        digest = hashlib.sha256()
+        for images in self.blocks():
+            digest.update(images)
+        self.check_digest(digest)
+
+    def check_digest(self, digest: Any) -> None:
+        """Add the labels to a SHA-256 of all images in order, and compare it with the record.
+
+        Raises:
+            UserError: they are not what was prepared.
+        """
+        digest.update(self.labels.astype("<i8").tobytes())
+        if digest.hexdigest() != self.digest:
+            raise UserError(
+                f"{self.folder}: its bytes are not those that were prepared: SHA-256 of images and labels is "
+                f"{digest.hexdigest()}, its record says {self.digest}; delete the folder and run `udpm prepare`"
+            )
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All images in order, some megabytes at a time; read, not mapped, so that they do not pile up in memory.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        size = self.side * self.side * 3
+        count = max(1, BLOCK_BYTES // size)
+        try:
+            with open(self.folder / IMAGES, "rb") as file:
+                file.seek(self.images.offset)
+                for start in range(0, len(self.images), count):
+                    data = file.read(min(count, len(self.images) - start) * size)
+                    yield np.frombuffer(data, dtype=np.uint8).reshape(-1, self.side, self.side, 3)
+        except OSError as error:
+            raise UserError(f"{self.folder / IMAGES}: cannot be read: {error.strerror or error}") from None
+
 
 def open_store(folder: str | Path) -> Store:
-    """Open a data set written by `udpm prepare`.
+    """Open a data set written by `udpm prepare`; its bytes are looked at by `Store.verify` only.
 
     Raises:
         UserError: missing, incomplete or not a data set.
@@ -68,8 +118,8 @@ def open_store(folder: str | Path) -> Store:
     record = read_json(folder / RECORD, "dataset record (run `udpm prepare` first)")
     if record.get("format") != FORMAT:
         raise UserError(f"{folder / RECORD}: format is {record.get('format')!r}, expected {FORMAT!r}; prepare it again")
-    images = open_array(folder / "images.npy", (record["count"], record["side"], record["side"], 3), np.uint8)
-    labels = np.array(open_array(folder / "labels.npy", (record["count"],), np.int64))
+    images = open_array(folder / IMAGES, (record["count"], record["side"], record["side"], 3), np.uint8)
+    labels = np.array(open_array(folder / LABELS, (record["count"],), np.int64))
     return Store(folder, images, labels, record)
 
 
@@ -90,3 +140,26 @@ def open_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
             f"{path}: holds {array.dtype} {array.shape}, but its record says {np.dtype(dtype)} {shape}; make it again"
         )
     return array
+
+
+def array_header(shape: tuple[int, ...], dtype: type) -> bytes:
+    """The `HEADER_BYTES` bytes before the values of a .npy."""
+    header = io.BytesIO()
+    values = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    npy.write_array_header_1_0(header, values)
+    if header.tell() != HEADER_BYTES:
+        raise ValueError(f"the header of shape {shape} takes {header.tell()} bytes")
+    return header.getvalue()
+
+
+def check_files(folder: Path, record: dict[str, Any], names: list[str] | None = None) -> list[str]:
+    """Names of the files whose bytes are not those that the record lists, or that are not there.
+
+    Args:
+        folder: where they are.
+        record: with their SHA-256 sums under "files".
+        names: files to look at; default: all.
+    """
+    sums = record.get("files", {})
+    wanted = list(sums) if names is None else names
+    return [name for name in wanted if not (folder / name).exists() or sha256(folder / name) != sums.get(name)]

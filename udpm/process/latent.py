@@ -8,6 +8,10 @@ from typing import NamedTuple
 
 import torch
 
+from udpm.core.seeds import derive_seed
+from udpm.process.chain import noise_sides
+from udpm.process.schedule import Schedule
+
 
 class Latent(NamedTuple):
     """All that the chain draws at random, for a batch of images; weights and label make the image of it.
@@ -28,6 +32,25 @@ class Latent(NamedTuple):
         """This latent with another ε_l; z and all other maps stay."""
         index = len(self.noises) - level
         return self._replace(noises=(*self.noises[:index], noise, *self.noises[index + 1 :]))
+
+
+def seeded(schedule: Schedule, side: int, seed: int, numbers: Sequence[int]) -> Latent:
+    """The latents of images of given numbers, each a function of (seed, its number) alone; on the CPU.
+
+    Args:
+        schedule: for the number of levels.
+        side: N.
+        seed: of the sample set.
+        numbers: of the images.
+    """
+    sides = [side, *noise_sides(schedule, side)]
+    maps: list[list[torch.Tensor]] = [[] for _ in sides]
+    for number in numbers:
+        generator = torch.Generator().manual_seed(derive_seed(seed, "image", number))
+        for drawn, size in zip(maps, sides, strict=True):
+            drawn.append(torch.randn(3, size, size, generator=generator))
+    base, *noises = [torch.stack(drawn) for drawn in maps]
+    return Latent(base, tuple(noises))
 
 
 def join(latents: Sequence[Latent]) -> Latent:

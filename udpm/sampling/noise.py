@@ -1,4 +1,4 @@
-"""Where the noise of a sample set comes from: seeds, or a file."""
+"""Noise of a sample set that comes from a file."""
 
 from __future__ import annotations
 
@@ -11,36 +11,12 @@ import torch
 
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
-from udpm.core.seeds import derive_seed
 from udpm.data.arrays import UNREADABLE
-from udpm.process.chain import noise_sides
 from udpm.process.latent import Latent
 from udpm.process.schedule import Schedule
 
 NoiseSource = Callable[[range], Latent]
 """The noise of images of given numbers, on the CPU."""
-
-
-def seeded(schedule: Schedule, side: int, seed: int) -> NoiseSource:
-    """Noise from (seed, number of the image) alone, so that neither batches nor their order matter.
-
-    Args:
-        schedule: for the number of levels.
-        side: N.
-        seed: of the sample set.
-    """
-
-    def draw(numbers: range) -> Latent:
-        sides = [side, *noise_sides(schedule, side)]
-        maps: list[list[torch.Tensor]] = [[] for _ in sides]
-        for number in numbers:
-            generator = torch.Generator().manual_seed(derive_seed(seed, "image", number))
-            for drawn, size in zip(maps, sides, strict=True):
-                drawn.append(torch.randn(3, size, size, generator=generator))
-        base, *noises = [torch.stack(drawn) for drawn in maps]
-        return Latent(base, tuple(noises))
-
-    return draw
 
 
 def stored(path: str | Path, schedule: Schedule, side: int, count: int) -> tuple[NoiseSource, dict[str, Any]]:

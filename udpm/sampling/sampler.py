@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,10 +14,10 @@ from udpm.core.errors import UserError
 from udpm.networks.layers import NO_LABEL
 from udpm.networks.weights import Model
 from udpm.process.chain import Network, Step, sample
-from udpm.process.latent import Latent, join
+from udpm.process.latent import Latent, join, seeded
 from udpm.process.posterior import Form
 from udpm.process.schedule import Schedule
-from udpm.sampling.noise import NoiseSource, seeded
+from udpm.sampling.noise import NoiseSource
 
 
 class Sampler:
@@ -132,7 +133,7 @@ class Sampler:
         return sample(self.schedule, self._network, base, noises, chosen, self.posterior)
 
     def _seeded(self, seed: int) -> NoiseSource:
-        return seeded(self.schedule, self.model.config.side, seed)
+        return partial(seeded, self.schedule, self.model.config.side, seed)
 
     def _checked(self, count: int, labels: Sequence[int] | int | None) -> np.ndarray:
         if count < 1:

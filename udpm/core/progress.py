@@ -1,0 +1,50 @@
+"""How far long work is: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 10
+
+
+class Progress:
+    """Counts what is done, with rate and time left.
+
+    Args:
+        total: how much there is to do.
+        doing: what is done, e.g. "prepare".
+        unit: what is counted, e.g. "image".
+        initial: how much an earlier attempt did.
+    """
+
+    def __init__(self, total: int, doing: str, unit: str, initial: int = 0) -> None:
+        interactive = sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=initial, desc=doing, unit=unit, disable=not interactive)
+        self._quiet, self._doing, self._unit = interactive, doing, unit
+        self._total, self._initial, self._done = total, initial, initial
+        self._start = self._told = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def update(self, count: int) -> None:
+        """So many more are done."""
+        self._done += count
+        self._bar.update(count)
+        now = time.monotonic()
+        if self._quiet or now - self._told < SECONDS_BETWEEN_LINES:
+            return
+        self._told = now
+        rate = (self._done - self._initial) / (now - self._start)
+        minutes = (self._total - self._done) / max(rate, 1e-9) / 60
+        print(
+            f"{self._doing}: {self._done} of {self._total} {self._unit}s, {rate:.0f} per second, "
+            f"{minutes:.1f} minutes left",
+            file=sys.stderr,
+        )

@@ -1,0 +1,170 @@
+"""The processes that train one model together: who this one is, and how they agree. Imports no torch at import."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from udpm.core.errors import UserError
+from udpm.core.files import write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+RENDEZVOUS_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among all.
+
+    Attributes:
+        rank: 0..world - 1.
+        world: number of processes.
+        local: its number on its node; the GPU it uses.
+        meeting: name of the meeting, the same for all processes of one start and for no other; empty under torchrun,
+            which arranges the meeting itself.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+    meeting: str = ""
+
+
+def find_place(world: int, environment: Mapping[str, str] = os.environ) -> Place:
+    """This process's place, from torchrun's variables or from those of an srun task.
+
+    How many processes there should be comes from the configuration. With one, the environment is not even looked at: what
+    leaks in from a login node or an enclosing job means nothing.
+
+    Args:
+        world: number of processes that the configuration asks for.
+        environment: variables.
+
+    Raises:
+        UserError: started with another number of processes.
+    """
+    if world == 1:
+        return Place()
+    if "TORCHELASTIC_RUN_ID" in environment:
+        found = Place(*(int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    elif "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+        parts = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+        meeting = "-".join(environment.get(name, "0") for name in parts)
+        found = Place(*(int(environment.get(name, "0")) for name in names), meeting)
+    else:
+        raise UserError(
+            f"training.processes: {world} in all are configured, but this is a single one; start it with "
+            f"torchrun --standalone --nproc-per-node {world} -m udpm train … or srun -n {world} udpm train …"
+        )
+    if found.world != world:
+        raise UserError(f"training.processes: {world} in all are configured, but {found.world} were started")
+    return found
+
+
+@contextmanager
+def joined(place: Place, backend: str, folder: Path) -> Iterator[None]:
+    """Connect all processes for the time of the context; does nothing for a single one.
+
+    Under srun rank 0 takes a free port, so that jobs on one node never collide, and tells the others by a file in the
+    run's folder.
+
+    Args:
+        place: this process's.
+        backend: "nccl" or "gloo".
+        folder: the run's folder, which all processes see.
+
+    Raises:
+        UserError: the backend is not there, or the others did not come.
+    """
+    if place.world == 1:
+        yield
+        return
+    import torch.distributed as dist
+
+    if not (dist.is_nccl_available() if backend == "nccl" else dist.is_gloo_available()):
+        raise UserError(f"training.backend: {backend} is not in this PyTorch; use auto")
+    try:
+        if place.meeting:
+            store = _meet(place, folder)
+            dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world)
+        else:
+            dist.init_process_group(backend)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"the {place.world} processes could not connect: {str(error).splitlines()[0]}") from None
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+class Agreement:
+    """Decisions that all processes take alike, over a connection of their CPUs: no device has to wait.
+
+    Args:
+        place: this process's.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._group = None
+        if place.world > 1:
+            import torch.distributed as dist
+
+            self._group = dist.new_group(backend="gloo")
+
+    def any(self, *wishes: bool) -> tuple[bool, ...]:
+        """For each wish, whether any process has it. All processes must ask together."""
+        if self._group is None:
+            return wishes
+        import torch
+        import torch.distributed as dist
+
+        asked = torch.tensor(wishes, dtype=torch.uint8)
+        dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._group)
+        return tuple(bool(value) for value in asked.tolist())
+
+
+def average(values: list[torch.Tensor], place: Place) -> None:
+    """Replace tensors by their means over all processes, in one message for each type of number."""
+    if place.world == 1 or not values:
+        return
+    import torch
+    import torch.distributed as dist
+
+    for kind in dict.fromkeys(value.dtype for value in values):
+        part = [value for value in values if value.dtype == kind]
+        flat = torch.cat([value.reshape(-1) for value in part])
+        dist.all_reduce(flat)
+        flat /= place.world
+        for value, mean in zip(part, flat.split([value.numel() for value in part]), strict=True):
+            value.copy_(mean.view_as(value))
+
+
+def _meet(place: Place, folder: Path):
+    from torch.distributed import TCPStore
+
+    path = folder / "rendezvous" / place.meeting
+    if place.rank == 0:
+        path.unlink(missing_ok=True)
+        host = socket.gethostname()
+        store = TCPStore(host, 0, place.world, is_master=True, wait_for_workers=False)
+        write_text(path, f"{host}:{store.port}\n")
+        return store
+    deadline = time.monotonic() + RENDEZVOUS_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            host, _, port = path.read_text(encoding="utf-8").strip().rpartition(":")
+            return TCPStore(host, int(port), place.world, is_master=False)
+        except (OSError, ValueError):
+            time.sleep(0.2)
+    raise OSError(f"no word from rank 0 in {path} for {RENDEZVOUS_SECONDS:g} s")

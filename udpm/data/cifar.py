@@ -1,0 +1,248 @@
+"""CIFAR-10's official batches, python or binary, in a folder or its archive; nothing in a file is ever executed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from udpm.config.dataset import CIFAR_SIDE, DatasetConfig
+from udpm.core.errors import UserError
+from udpm.data.source import Source
+
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+BATCHES = [f"data_batch_{number}" for number in range(1, 6)]
+TEST = "test_batch"
+PIXELS = 3 * CIFAR_SIDE**2
+MD5 = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+    # Of the binary batches only the archive's sum is published.
+    "cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
+}
+"""Official MD5 sums (https://www.cs.toronto.edu/~kriz/cifar.html and torchvision)."""
+
+FORMS = {
+    # kind: folder, archive, suffix of the batches
+    "python": ("cifar-10-batches-py", "cifar-10-python.tar.gz", ""),
+    "binary": ("cifar-10-batches-bin", "cifar-10-binary.tar.gz", ".bin"),
+}
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The six batch files, one of them in memory at a time.
+
+    Attributes:
+        kind: "python" or "binary".
+        place: their folder or archive.
+        identity: says which bytes they are, once they have been looked at.
+    """
+
+    kind: str
+    place: Path
+    identity: str = ""
+    parallel: bool = False
+    _loaded: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def names(self) -> list[str]:
+        """File names of the batches, training first."""
+        return [name + FORMS[self.kind][2] for name in (*BATCHES, TEST)]
+
+    def content(self, name: str) -> bytes:
+        """The bytes of one batch file.
+
+        Raises:
+            UserError: missing or unreadable.
+        """
+        try:
+            if self.place.is_dir():
+                return (self.place / name).read_bytes()
+            with tarfile.open(self.place) as archive:
+                member = archive.extractfile(f"{FORMS[self.kind][0]}/{name}")
+                return member.read() if member else b""
+        except (FileNotFoundError, KeyError):
+            raise UserError(f"{self.place}: has no {name}; unpack or download it again") from None
+        except (OSError, EOFError, tarfile.TarError) as error:
+            raise UserError(f"{self.place}: cannot be read: {error}") from None
+
+    def parsed(self, name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """Images (n, 32, 32, 3) uint8 and labels (n,) int64 of one batch file.
+
+        Raises:
+            UserError: not a batch.
+        """
+        # What damaged bytes make pickle and numpy raise is up to them.
+        try:
+            flat, labels = _PARSERS[self.kind](content)
+            planes = flat.reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
+            if len(planes) != len(labels) or not (0 <= labels.min() and labels.max() < len(CLASSES)):
+                raise ValueError("labels do not fit the images")
+        except Exception as error:
+            raise UserError(f"{self.place}/{name}: not a {self.kind} batch of CIFAR-10: {error}") from None
+        return planes.transpose(0, 2, 3, 1), labels
+
+    def load(self, name: bytes, key: np.ndarray) -> np.ndarray:
+        """Pixels of image key[1] of batch key[0]."""
+        batch = self.names[key[0]]
+        if batch not in self._loaded:
+            self._loaded.clear()
+            self._loaded[batch] = self.parsed(batch, self.content(batch))[0]
+        return self._loaded[batch][key[1]]
+
+
+def open_cifar10(config: DatasetConfig) -> Source:
+    """The official batches below `path`, else downloaded there.
+
+    Raises:
+        UserError: not there and not to be had, incomplete, not batches, or not the official ones.
+    """
+    batches = _find(Path(config.path)) or _downloaded(config)
+    sums, labels = {}, []
+    if batches.kind == "binary" and batches.place.is_file():
+        sums[batches.place.name] = _checked_sum(batches.place, "", _file_sum(batches.place), config)
+    for name in batches.names:
+        content = batches.content(name)
+        sums[name] = _checked_sum(batches.place, name, hashlib.md5(content).hexdigest(), config)
+        labels.append(batches.parsed(name, content)[1])
+    counts = [len(found) for found in labels]
+    return Source(
+        splits={"train": sum(counts[:-1]), "test": counts[-1]},
+        names=[f"{name}[{row}]".encode() for name, n in zip(batches.names, counts, strict=True) for row in range(n)],
+        keys=np.array([(batch, row) for batch, n in enumerate(counts) for row in range(n)], dtype=np.int64),
+        labels=np.concatenate(labels),
+        class_names=CLASSES,
+        reader=Batches(batches.kind, batches.place, identity=" ".join(sums.values())),
+        notes={"batches": batches.kind, "md5": sums, "md5_checked": _verdict(batches, config)},
+    )
+
+
+def _find(path: Path) -> Batches | None:
+    """Batches at `path` or just below it: python before binary, folders before archives."""
+    for place in (0, 1):
+        for kind, form in FORMS.items():
+            for found in (path, path / form[place]):
+                if found.name == form[place] and found.exists():
+                    return Batches(kind, found)
+    return None
+
+
+def _downloaded(config: DatasetConfig) -> Batches:
+    from udpm.core import vision
+
+    vision.enable()
+    try:
+        from torchvision.datasets import CIFAR10
+    except ImportError:
+        raise UserError("source cifar10: needs torchvision: pip install 'udpm[lpips]'") from None
+    try:
+        CIFAR10(config.path, download=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{config.path}: CIFAR-10 is not there and cannot be downloaded ({error}); put cifar-10-python.tar.gz "
+            "from https://www.cs.toronto.edu/~kriz/cifar.html into that folder"
+        ) from None
+    return Batches("python", Path(config.path) / FORMS["python"][0])
+
+
+def _checked_sum(place: Path, name: str, found: str, config: DatasetConfig) -> str:
+    """The sum `found`, unless it should be another one."""
+    official = MD5.get(name or place.name, found)
+    if config.check_md5 and found != official:
+        where = place / name if name else place
+        raise UserError(
+            f"{where}: its MD5 is {found}, the official file's is {official}; download it again, or set "
+            "check_md5: false to use it as it is"
+        )
+    return found
+
+
+def _verdict(batches: Batches, config: DatasetConfig) -> str:
+    if not config.check_md5:
+        return "no: check_md5 is false"
+    if batches.kind == "binary" and batches.place.is_dir():
+        return "no: of the binary batches only the archive's sum is published; their structure was checked"
+    return "yes"
+
+
+def _file_sum(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "md5").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _binary(content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a label and 3 072 pixels, a colour plane after the other."""
+    rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, 1 + PIXELS)
+    return rows[:, 1:], rows[:, 0].astype(np.int64)
+
+
+def _python(content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """A pickled dictionary with an array `data` and a list `labels`."""
+    batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
+    return batch["data"].pixels(), np.array(batch["labels"], dtype=np.int64)
+
+
+_PARSERS: dict[str, Callable[[bytes], tuple[np.ndarray, np.ndarray]]] = {"python": _python, "binary": _binary}
+
+
+class _Pickled:
+    """Stands in for an array or its type in a pickle: keeps what is said of it, does nothing."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def pixels(self) -> np.ndarray:
+        """The uint8 array whose state this is: version, shape, type, column order, bytes."""
+        _, shape, kind, columns_first, data = self.state
+        if kind.arguments[0] not in ("u1", b"u1") or columns_first:
+            raise ValueError("data is no array of bytes in rows")
+        return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """How Python 3 pickles bytes for Python 2."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes in encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+_HARMLESS: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _Pickled,
+    ("numpy._core.multiarray", "_reconstruct"): _Pickled,
+    ("numpy", "ndarray"): _Pickled,
+    ("numpy", "dtype"): _Pickled,
+    ("_codecs", "encode"): _latin1,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the few names that a batch needs, and gives stand-ins for them: a pickle can run nothing."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _HARMLESS[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"asks for {module}.{name}, which no batch needs") from None
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError("asks for something outside the file")

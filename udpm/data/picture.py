@@ -1,0 +1,166 @@
+"""One encoded image to RGB pixels of the wanted side: what is done to every kind, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import BmpImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+from udpm.config.dataset import DatasetConfig
+
+FORMATS = [
+    plugin.format
+    for plugin in (
+        JpegImagePlugin.JpegImageFile,
+        PngImagePlugin.PngImageFile,
+        WebPImagePlugin.WebPImageFile,
+        BmpImagePlugin.BmpImageFile,
+    )
+]
+"""The only decoders that ever see a file, whatever it claims to be."""
+
+STEPS = (
+    "first frame; turned as EXIF says; transparency over the background; RGB (16 bits: the high byte); shorter side to "
+    "the given side (bicubic, antialiased, Pillow); centre crop"
+)
+_ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+_TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
+_OPAQUE = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
+
+
+class Refused(Exception):
+    """An image that cannot be used; the message says why, in few words."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides an image's pixels, and the limits on what is decoded at all.
+
+    Attributes:
+        side: of the prepared image, pixels.
+        background: red, green, blue behind transparent parts.
+        max_pixels: largest width × height that is decoded.
+        max_file_bytes: largest file that is read.
+    """
+
+    side: int
+    background: tuple[int, int, int] = (255, 255, 255)
+    max_pixels: int = 100_000_000
+    max_file_bytes: int = 268_435_456
+
+    @classmethod
+    def from_config(cls, config: DatasetConfig) -> Recipe:
+        """The recipe of a configured data set."""
+        red, green, blue = config.background
+        return cls(config.side, (red, green, blue), config.max_pixels, config.max_file_bytes)
+
+
+@contextmanager
+def quiet_decoders() -> Iterator[None]:
+    """Decode with this module's limits alone, and without the decoders' warnings, which name no file."""
+    limit = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def to_rgb(content: bytes | np.ndarray, recipe: Recipe) -> tuple[Image.Image, str]:
+    """Decode one image; call it inside `quiet_decoders`.
+
+    Args:
+        content: an encoded file, or (height, width, 3) uint8 pixels.
+        recipe: background and limits.
+
+    Returns:
+        The RGB image, turned upright, and the mode it was stored in.
+
+    Raises:
+        Refused: unreadable, too large, smaller than the side, or of a mode that RGB cannot hold.
+    """
+    if not isinstance(content, bytes):
+        return Image.fromarray(content), "RGB"
+    # What a decoder raises on damaged bytes is up to its author: OSError, SyntaxError, ValueError, struct.error, ...
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Exception as error:
+        raise Refused(f"not a readable image{_because(error)}") from None
+    _check_size(image.size, recipe)
+    try:
+        image.load()
+    except Exception as error:
+        raise Refused(f"not a readable image{_because(error)}") from None
+    mode = image.mode
+    if any(key in image.info for key in _ORIENTED):
+        image = _upright(image)
+    return _opaque_rgb(image, recipe.background), mode
+
+
+def fit(image: Image.Image, side: int) -> np.ndarray:
+    """Scale the shorter side to `side` (bicubic, antialiased when shrinking), then crop the centre.
+
+    Returns:
+        (side, side, 3) uint8.
+    """
+    width, height = image.size
+    factor = side / min(width, height)
+    if factor != 1:
+        size = (max(side, round(width * factor)), max(side, round(height * factor)))
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    if image.size != (side, side):
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    return np.asarray(image)
+
+
+def _check_size(size: tuple[int, int], recipe: Recipe) -> None:
+    width, height = size
+    if width * height > recipe.max_pixels:
+        raise Refused(f"claims {width}×{height} pixels, more than max_pixels {recipe.max_pixels}")
+    if min(size) < recipe.side:
+        raise Refused(f"has {width}×{height} pixels, smaller than side {recipe.side}")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its metadata says; unreadable metadata says nothing."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
+def _opaque_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    if image.mode.startswith("I"):
+        image = _high_byte(image)
+    if image.mode in _TRANSPARENT or (image.mode in _OPAQUE and "transparency" in image.info):
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), layer).convert("RGB")
+    if image.mode not in _OPAQUE:
+        raise Refused(f"mode {image.mode} cannot be turned into RGB faithfully")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _high_byte(image: Image.Image) -> Image.Image:
+    """16-bit grey to 8 bits as Pillow reads 16-bit colour, by its high byte; Pillow itself would cut off at 255."""
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise Refused(f"mode {image.mode} cannot be turned into RGB faithfully: values beyond 16 bits")
+    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        # One 16-bit value is transparent, not all that share its high byte.
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _because(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return "" if not text or "BytesIO" in text else f" ({text})"

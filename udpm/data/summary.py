@@ -1,0 +1,112 @@
+"""What a data set looks like: counts, mean and spread, a contact sheet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from udpm.core.errors import UserError
+from udpm.core.files import atomic_path
+from udpm.data.store import IMAGES, LABELS, RECORD, Store, check_files
+
+COLUMNS, ROWS = 12, 20
+SHOWN_SIDE = 64
+"""Smaller images are enlarged by a whole factor up to about this side."""
+
+GAP, MARGIN, TEXT = 2, 110, 14
+
+
+def summarize(store: Store) -> dict[str, Any]:
+    """Images of each class in each split, and mean and standard deviation of the training split by channel, 0..255.
+
+    Exact but for the last rounding; one pass over the images.
+    """
+    splits = store.record["splits"]
+    train = store.split("train")
+    histogram = np.zeros((3, 256), dtype=np.int64)
+    start = 0
+    for images in store.blocks():
+        some = images[max(train.start - start, 0) : max(train.stop - start, 0)]
+        start += len(images)
+        for channel in range(3):
+            histogram[channel] += np.bincount(some[..., channel].ravel(), minlength=256)
+    values, total = np.arange(256), histogram.sum(axis=1)
+    mean = histogram @ values / total
+    deviation = np.sqrt(histogram @ values**2 / total - mean**2)
+    return {
+        "class_counts": {
+            name: np.bincount(store.labels[first:last], minlength=max(store.classes, 1)).tolist()
+            for name, (first, last) in splits.items()
+        },
+        "mean": [round(float(value), 4) for value in mean],
+        "std": [round(float(value), 4) for value in deviation],
+    }
+
+
+def differences(store: Store) -> list[str]:
+    """Which of a store's files are not as they were prepared.
+
+    The record's own identity of the data set is checked too. A record that lists no sums, of an older store, cannot say
+    which file it is.
+    """
+    changed = check_files(store.folder, store.record)
+    if changed:
+        return changed
+    try:
+        store.verify()
+    except UserError:
+        return [RECORD] if "files" in store.record else [f"{IMAGES} or {LABELS}"]
+    return []
+
+
+def draw_sheet(store: Store, path: Path) -> list[int]:
+    """A contact sheet of the training split: a row for each class, its images spread evenly over the split.
+
+    Without classes rows are filled in order. Of more than `ROWS` classes the first are shown.
+
+    Args:
+        store: the data set.
+        path: .png or .jpg.
+
+    Returns:
+        Numbers of the images shown, row after row.
+    """
+    rows = _rows(store)
+    names = _row_names(store)
+    factor = max(1, SHOWN_SIDE // store.side)
+    step, left = store.side * factor + GAP, MARGIN if names else 0
+    sheet = Image.new("RGB", (left + COLUMNS * step - GAP, len(rows) * step - GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT)
+    for row, numbers in enumerate(rows):
+        if names:
+            draw.text((4, row * step + step // 2), names[row], fill="black", font=font, anchor="lm")
+        for column, number in enumerate(numbers):
+            image = Image.fromarray(np.asarray(store.images[number]))
+            image = image.resize((store.side * factor,) * 2, Image.Resampling.NEAREST)
+            sheet.paste(image, (left + column * step, row * step))
+    with atomic_path(path) as temporary:
+        sheet.save(temporary, format="JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG")
+    return [number for numbers in rows for number in numbers]
+
+
+def _rows(store: Store) -> list[list[int]]:
+    train = store.split("train")
+    numbers = np.arange(train.start, train.stop)
+    if not store.classes:
+        chosen = _spread(numbers, COLUMNS * min(ROWS, COLUMNS))
+        return [chosen[start : start + COLUMNS] for start in range(0, len(chosen), COLUMNS)]
+    labels = store.labels[train]
+    return [_spread(numbers[labels == label], COLUMNS) for label in range(min(store.classes, ROWS))]
+
+
+def _spread(numbers: np.ndarray, count: int) -> list[int]:
+    places = np.linspace(0, len(numbers) - 1, min(count, len(numbers)))
+    return numbers[places.round().astype(np.int64)].tolist()
+
+
+def _row_names(store: Store) -> list[str]:
+    names = store.record.get("class_names") or [str(label) for label in range(store.classes)]
+    return [name if len(name) <= TEXT else f"{name[: TEXT - 1]}…" for name in names]

@@ -1,0 +1,150 @@
+"""One trainer per run folder, also across nodes: an owner record with a heartbeat, and a fence before every commit.
+
+A file lock is not enough: it does not reach other nodes on every file system, and a process that was stopped for a while
+(or whose node was given up for dead) still holds it when it wakes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from udpm.core.errors import StoppedEarly
+from udpm.core.files import write_json
+from udpm.core.signals import StopRequest
+
+RECORD = "owner.json"
+HEARTBEAT = 5.0
+"""Seconds between two beats."""
+STALE = 60.0
+"""Seconds without a beat after which an owner is taken for dead."""
+SETTLE = 0.5
+"""Seconds after which a record that was just written must still be one's own."""
+
+
+class Owner:
+    """This process's claim to a run's folder; use as a context manager.
+
+    Entering waits until the folder is free: its record is gone, its process is known to be dead, or its heartbeat stood
+    still for `stale` seconds by this process's own clock (clocks of nodes differ).
+
+    Args:
+        run: the run's folder, existing.
+        stop: asked while waiting.
+        stale: seconds.
+
+    Raises:
+        StoppedEarly: on entering, if a signal came while waiting.
+    """
+
+    def __init__(self, run: Path, stop: StopRequest | bool, stale: float = STALE) -> None:
+        self._path, self._stop, self._stale = run / RECORD, stop, stale
+        self._record: dict[str, Any] = {
+            "token": uuid.uuid4().hex,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": _started(os.getpid()),
+            "job": os.environ.get("SLURM_JOB_ID"),
+            "attempt": os.environ.get("SLURM_RESTART_COUNT"),
+            "beat": 0,
+            "time": time.time(),
+        }
+        self._ended = threading.Event()
+        self._writing = threading.Lock()
+        self._thread = threading.Thread(target=self._beat, name="udpm-heartbeat", daemon=True)
+
+    def __enter__(self) -> Owner:
+        while True:
+            self._wait_until_free()
+            write_json(self._path, self._record)
+            # Of two that write at once the later record stays; both look again before either begins.
+            time.sleep(SETTLE)
+            if self.holds():
+                self._thread.start()
+                return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self.holds():
+            self._path.unlink(missing_ok=True)
+
+    def holds(self) -> bool:
+        """Whether the folder is still this process's."""
+        record = read_owner(self._path.parent)
+        return record is not None and record.get("token") == self._record["token"]
+
+    def check(self) -> None:
+        """Call before anything is written into the folder.
+
+        Raises:
+            StoppedEarly: another trainer took the folder over.
+        """
+        if not self.holds():
+            other = read_owner(self._path.parent)
+            taken = f"{_name(other)} took it over" if other else "its owner record is gone"
+            raise StoppedEarly(f"{self._path.parent}: {taken}; nothing more is written here")
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT):
+            with self._writing:
+                # A process that was stopped finds another's record here, and must not write over it.
+                if not self.holds():
+                    return
+                self._record |= {"beat": self._record["beat"] + 1, "time": time.time()}
+                write_json(self._path, self._record)
+
+    def _wait_until_free(self) -> None:
+        seen, since, told = None, time.monotonic(), False
+        while (other := read_owner(self._path.parent)) is not None and not _is_dead(other):
+            beat = (other.get("token"), other.get("beat"))
+            if beat != seen:
+                seen, since = beat, time.monotonic()
+            if time.monotonic() - since > self._stale:
+                print(f"{_name(other)} gave no sign of life for {self._stale:g} s: taking over", file=sys.stderr)
+                return
+            if not told:
+                print(f"{self._path.parent}: {_name(other)} is training here; waiting for it to end", file=sys.stderr)
+                told = True
+            if self._stop:
+                raise StoppedEarly(f"stopped on {self._stop} while waiting for {_name(other)}")
+            time.sleep(min(1.0, self._stale / 10))
+
+
+def read_owner(run: Path) -> dict[str, Any] | None:
+    """The owner record in a run's folder, or None where there is none (or none that can be read)."""
+    try:
+        record = json.loads((run / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _is_dead(record: dict[str, Any]) -> bool:
+    """Whether the record's process ran on this host and is no more; its number may have been given to another."""
+    if record.get("host") != socket.gethostname():
+        return False
+    started = _started(record.get("pid", 0))
+    return started is None or started != record.get("started")
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this host started, in its kernel's ticks with the boot's identity; None if there is none."""
+    try:
+        # The name in brackets may hold anything, so counting starts behind it: field 22 of proc(5).
+        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{ticks}"
+    except OSError:
+        return None
+
+
+def _name(record: dict[str, Any]) -> str:
+    job = f", job {record['job']}" if record.get("job") else ""
+    return f"process {record.get('pid')} on {record.get('host')}{job}"
