@@ -29,6 +29,10 @@ def edit(folder, path, **changes):
     (folder / path).write_text(yaml.safe_dump(values))
 
 
+def edit_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def damage(path):
     path.write_bytes(path.read_bytes()[:300])
 
@@ -114,14 +118,51 @@ CASES = {
     "missing cache": (lambda f: shutil.rmtree(f / "cache"), TRAIN, "cache.json: level cache's record"),
     "missing level": (lambda f: (f / "cache/level_2.npy").unlink(), TRAIN, "level_2.npy: not found"),
     "truncated level": (lambda f: damage(f / "cache/level_1.npy"), TRAIN, "level_1.npy: not a readable array"),
+    "changed images": (
+        lambda f: tiny.flip_byte(f / "dataset/images.npy", 9999),
+        TRAIN,
+        "dataset: its bytes are not those that were prepared: SHA-256 of images and labels is",
+    ),
+    "changed labels": (
+        lambda f: tiny.flip_byte(f / "dataset/labels.npy", 1001),
+        TRAIN,
+        "are not those that were prepared",
+    ),
+    "changed level": (
+        lambda f: tiny.flip_byte(f / "cache/level_2.npy", 999),
+        TRAIN,
+        "level_2.npy: its bytes were changed",
+    ),
+    "changed images, cached": (
+        lambda f: tiny.flip_byte(f / "dataset/images.npy", 9999),
+        "cache dataset --output other",
+        "dataset: its bytes are not those that were prepared",
+    ),
+    "a check of changed images": (
+        lambda f: tiny.flip_byte(f / "dataset/images.npy", 9999),
+        "info dataset --check",
+        "dataset: not as it was made: images.npy changed",
+    ),
+    "a check of a changed record": (
+        lambda f: edit_json(f / "dataset/dataset.json", sha256="0" * 64),
+        "info dataset --check",
+        "dataset: not as it was made: dataset.json changed",
+    ),
+    "a check of a changed level": (
+        lambda f: tiny.flip_byte(f / "cache/level_1.npy", 999),
+        "info cache --check",
+        "cache: not as it was made: level_1.npy changed",
+    ),
+    "a check of something else": (lambda f: None, "info run --check", "--check for a data set or a level cache"),
+    "a benchmark of nothing": (lambda f: None, "bench data nothing", "nothing: no such folder or .zip"),
     "missing configuration": (lambda f: (f / "run.json").unlink(), TRAIN, "run.json: resolved configuration not found"),
     "damaged configuration": (lambda f: damage(f / "run.json"), TRAIN, "run.json: not a readable resolved"),
     "missing weights": (lambda f: (f / "run/weights.safetensors").unlink(), SAMPLE, "no such file"),
     "unreadable weights": (lambda f: damage(f / "run/weights.safetensors"), SAMPLE, "not a readable safetensors file"),
     "a checkpoint for weights": (
-        lambda f: shutil.copy(next((f / "run/checkpoints").iterdir()), f / "run/weights.safetensors"),
+        lambda f: shutil.copy(next((f / "run/checkpoints").glob("*.safetensors")), f / "run/weights.safetensors"),
         SAMPLE,
-        "format is 'udpm-checkpoint/1', expected 'udpm-weights/2'",
+        "format is 'udpm-checkpoint/2', expected 'udpm-weights/2'",
     ),
     "unreadable checkpoints": (
         lambda f: [(f / "run/complete.json").unlink(), *map(damage, (f / "run/checkpoints").iterdir())],

@@ -1,22 +1,29 @@
 """The prepared store, the level caches and the batches."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
+from udpm.cli import main
 from udpm.config import DatasetConfig
 from udpm.core.errors import UserError
+from udpm.data import cache
 from udpm.data.batches import Batches
+from udpm.data.benchmark import bench_preparation
 from udpm.data.cache import block_sums, decode, open_levels, write_cache
 from udpm.data.prepare import prepare
 from udpm.data.store import open_store
+from udpm.data.summary import differences, draw_sheet
 from udpm.process.operator import downsample
+from udpm.training.claim import INCIDENTAL
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +200,62 @@ def test_only_the_asked_for_level_is_read(digits):
         Batches(levels, 2, 100, 0, flip=False, device=torch.device("cpu"))(0, 1)
     target, _ = Batches(levels, 2, 100, 0, flip=False, device=torch.device("cpu"))(0, 3)
     assert target.shape == (100, 3, 4, 4)
+
+
+def test_an_older_store_without_file_sums_can_be_checked(digits, tmp_path):
+    shutil.copytree(digits / "dataset", tmp_path / "store")
+    record = json.loads((tmp_path / "store/dataset.json").read_text())
+    for key in ("files", "class_names", "duplicates", "source"):
+        del record[key]
+    (tmp_path / "store/dataset.json").write_text(json.dumps(record))
+    assert differences(open_store(tmp_path / "store")) == []
+    tiny.flip_byte(tmp_path / "store/labels.npy", 200)
+    assert differences(open_store(tmp_path / "store")) == ["images.npy or labels.npy"]
+
+
+def test_what_info_says_of_a_data_set(digits, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["info", str(digits / "dataset")])
+    assert stop.value.code == 0
+    said, store = json.loads(capsys.readouterr().out), open_store(digits / "dataset")
+    assert said["sha256"] == store.digest
+    assert np.sum(said["class_counts"]["train"]) == 1297
+    assert said["class_counts"]["test"] == np.bincount(store.labels[1297:]).tolist()
+    train = np.asarray(store.images[:1297], dtype=np.float64)
+    assert said["mean"] == pytest.approx(train.mean(axis=(0, 1, 2)), abs=1e-4)
+    assert said["std"] == pytest.approx(train.std(axis=(0, 1, 2)), abs=1e-4)
+
+
+def test_the_contact_sheet_has_a_row_for_each_class(digits, tmp_path):
+    store = open_store(digits / "dataset")
+    shown = draw_sheet(store, tmp_path / "sheet.png")
+    assert [int(label) for label in store.labels[shown]] == [label for label in range(10) for _ in range(12)]
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        corner = np.asarray(sheet.convert("RGB"))[:64:4, -64::4]
+    assert (corner == store.images[shown[11]]).all()
+
+
+def test_a_contact_sheet_without_classes(tmp_path):
+    tree(tmp_path / "images")
+    prepare(DatasetConfig(source="folder", path=str(tmp_path / "images"), side=16), tmp_path / "store")
+    assert draw_sheet(open_store(tmp_path / "store"), tmp_path / "sheet.jpg") == list(range(6))
+
+
+def test_a_cache_that_is_not_written_rightly_is_noticed(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_halved", lambda sums, level: block_sums(np.asarray(sums), 1) * 0)
+    with pytest.raises(UserError, match=r"level_1\.npy: does not hold what was written"):
+        write_cache(digits / "dataset", tmp_path / "cache")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_benchmark_names_what_limits_it(tmp_path):
+    tree(tmp_path / "images", count=70)
+    lines = list(bench_preparation(str(tmp_path / "images"), 16, workers=1, limit=128))
+    assert "140 images" in lines[0]
+    assert any(line.split()[:2] == ["limited", "by"] for line in lines)
+    assert "images per second with 1 process" in lines[-1]
+
+
+def test_keys_without_influence_on_the_images_exist():
+    keys = {key.removeprefix("dataset.") for key in INCIDENTAL if key.startswith("dataset.")}
+    assert keys < DatasetConfig.model_fields.keys()

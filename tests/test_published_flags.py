@@ -59,6 +59,7 @@ LANDS = {
     "upsample_disc_inp": (True, True),
     "start_disc_after": (100, 100),
     "update_disc_every": (2, 2),
+    "ddp_backend": ("mpi", "gloo"),
     "from_itrs": (500_000, 500_000),
     "use_ema": (True, "ema"),
     "batch_size": (50, 50),
@@ -75,7 +76,6 @@ LANDS = {
 IN_WORDS = {
     "checkpoints_dir": "checkpoints",
     "suffix": "faces",
-    "ddp_backend": "mpi",
     "out_dir": "out",
     "t_type": "discrete",
     "run_type": "swap",

@@ -11,8 +11,9 @@ import torch
 from udpm.core import runtime
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.networks.weights import load_model
-from udpm.training.loop import Trainer, train
-from udpm.training.state import checkpoints
+from udpm.training.checkpoint import checkpoints
+from udpm.training.loop import train
+from udpm.training.trainer import Trainer
 
 
 def test_the_run_says_what_it_is(trained):
@@ -180,19 +181,3 @@ def test_a_killed_process_resumes_exactly(digits, tmp_path, number, after):
     assert not (run / "complete.json").exists()
     assert "resumed at iteration" in tiny.udpm(*command, run).stderr
     tiny.assert_same_weights(run, undisturbed)
-
-
-@pytest.mark.slow
-def test_a_second_trainer_is_refused(digits, tmp_path):
-    config = tiny.write_config(tmp_path, training__iterations=100_000)
-    command = ["train", config, "--dataset", digits / "dataset", "--cache", digits / "cache", "--run", tmp_path / "run"]
-    process = tiny.start(*command)
-    try:
-        _wait_for((tmp_path / "run/metrics.jsonl").exists, process)
-        second = tiny.udpm(*command, check=False)
-        assert second.returncode == 2
-        assert "another process is training in this folder" in second.stderr
-        assert process.poll() is None
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 75

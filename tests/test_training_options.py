@@ -17,11 +17,12 @@ from udpm.networks.layers import NO_LABEL, one_hot
 from udpm.networks.unet import UNet, UNetShape
 from udpm.networks.weights import load_model
 from udpm.process.schedule import Schedule
-from udpm.training.loop import Trainer, train
+from udpm.training.loop import train
 from udpm.training.noise import draw_noise
 from udpm.training.objective import Draw, discriminator_losses, generator_losses, level_terms
 from udpm.training.perceptual import load_lpips
 from udpm.training.state import State
+from udpm.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 NO_NOISE = {"kind": "none", "std": 0.0, "decay_per_1000": 1.0}
@@ -69,7 +70,7 @@ def test_diffusion_noise_is_the_forward_process(normalize):
 
 
 def test_the_discriminators_loss_under_diffusion_noise():
-    config = tiny.run_config(losses__discriminator_noise=DIFFUSION, losses__r1_gamma=0.3)
+    config = tiny.run_config(losses__discriminator_noise=DIFFUSION, losses__r1_gamma=0.3, training__batch=4)
     terms, schedule = level_terms(config)[1], Schedule.from_config(config.process)
     target, output, weight = normal(0, 4, 3, 8, 8), normal(1, 4, 3, 8, 8), normal(2, 3, 8, 8) / 10
     draw, unit = (draw_noise(config, "discriminator", 7, 2, target, torch.arange(4), std) for std in (terms.noise, 1.0))
@@ -417,7 +418,9 @@ def test_every_family_trains(levels, family):
 
 def test_training_starts_from_given_weights(trained):
     path = trained / "weights.safetensors"
-    found, fresh = (State.fresh(tiny.run_config(weights=given), CPU) for given in (str(path), None))
+    found, fresh = (State.fresh(tiny.run_config(), CPU) for _ in range(2))
+    origin = found.start_from(tiny.run_config(weights=str(path)))
+    assert origin["files"][0]["name"] == "weights.safetensors"
     assert_same_tensors(found.generator, load_model(path, "raw").generator.state_dict())
     assert_same_tensors(found.averaged.module, load_model(path, "ema").generator.state_dict())
     assert_same_tensors(found.discriminator, fresh.discriminator.state_dict())
@@ -427,7 +430,8 @@ def test_training_starts_from_given_weights(trained):
 
 def test_averaged_weights_alone_start_both(kept):
     path = kept / "milestones/000000004.safetensors"
-    found = State.fresh(tiny.run_config(weights=str(path)), CPU)
+    found = State.fresh(tiny.run_config(), CPU)
+    found.start_from(tiny.run_config(weights=str(path)))
     for network in (found.generator, found.averaged.module):
         assert_same_tensors(network, load_model(path).generator.state_dict())
 

@@ -85,6 +85,21 @@ def snapshot(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def flip_byte(path, where):
+    """Change one byte of a file."""
+    with open(path, "r+b") as file:
+        file.seek(where)
+        byte = file.read(1)
+        file.seek(where)
+        file.write(bytes([byte[0] ^ 0x5A]))
+
+
+def cut(path):
+    """Keep the first half of a file."""
+    with open(path, "r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
 class StopAfter:
     """Asks to stop after a number of iterations."""
 

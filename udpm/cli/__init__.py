@@ -32,6 +32,7 @@ VERBS = {
     "schedule": "Show a noise schedule's numbers, and how well sampling starts.",
     "cost": "Count what an image costs: multiply-adds and parameters.",
     "import": "Bring over published checkpoints, configurations and command lines.",
+    "bench": "Measure speed on this machine.",
     "info": "Say what a file or folder made by udpm is.",
 }
 

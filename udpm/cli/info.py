@@ -13,7 +13,7 @@ from udpm.cli.options import FILE
 @click.command(epilog="Example: udpm info results/datasets/digits --check --sheet digits.png")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--sheet", type=FILE, help="Also draw a contact sheet of a data set (.png or .jpg).")
-@click.option("--check", is_flag=True, help="Compare all bytes of a data set or cache with its record; exit code 2 if not.")
+@click.option("--check", is_flag=True, help="Compare all bytes of a data set or cache with its record.")
 def command(path: Path, sheet: Path | None, check: bool) -> None:
     """Say what a file or folder made by udpm is: its record, as JSON.
 
@@ -52,7 +52,7 @@ def _check(path: Path) -> None:
     else:
         changed = check_files(path, read_json(path / "cache.json", "record"))
     if changed:
-        raise UserError(f"{path}: not as it was made: {', '.join(changed)} changed; delete the folder and make it again")
+        raise UserError(f"{path}: not as it was made: {', '.join(changed)} changed; delete it and make it again")
     click.echo(f"{path}: ok")
 
 

@@ -43,9 +43,9 @@ class DatasetConfig(Section):
     """Images that cannot be read, or are smaller than `side`. fail: they are named and nothing is made. skip: they are
     left out and listed in ``dataset.json``."""
     max_pixels: PositiveInt = 100_000_000
-    """Largest image that is decoded, width × height: a small file can claim any size. Larger ones count as unreadable."""
+    """Largest image that is decoded, width × height (a small file can claim any); larger ones count as unreadable."""
     max_file_bytes: PositiveInt = 268_435_456
-    """Largest image file that is read, in an archive after unpacking. Larger ones count as unreadable."""
+    """Largest image file that is read, in an archive after unpacking; larger ones count as unreadable."""
     check_md5: bool = True
     """Source cifar10: refuse batches whose MD5 is not the official one."""
     workers: PositiveInt | None = None

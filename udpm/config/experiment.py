@@ -83,6 +83,14 @@ class Training(Section):
     """Stop after so many passes over the training split, if that comes before `iterations`."""
     batch: PositiveInt = 64
     """Images per iteration, over all processes."""
+    nodes: PositiveInt = 1
+    """Nodes that train together."""
+    processes_per_node: PositiveInt = 1
+    """Processes on each node, one for each of its GPUs."""
+    accumulate: PositiveInt = 1
+    """Parts that a process cuts its share of the batch into, one after the other, to save memory."""
+    backend: Literal["auto", "nccl", "gloo"] = "auto"
+    """How processes exchange gradients; auto: nccl on GPUs, gloo on CPUs."""
     learning_rate: PositiveFloat = 1e-4
     """Adam's rate for the generator after the warm-up."""
     discriminator_learning_rate: PositiveFloat | None = None
@@ -103,10 +111,18 @@ class Training(Section):
     """auto: CUDA where there is one, else the CPU."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast of the networks (GPU); weights, losses and the process stay float32."""
+    tf32: bool = True
+    """On GPUs, let float32 products be computed with TF32 inputs."""
+    channels_last: bool = False
+    """Keep feature maps with their channels last in memory, which GPU convolutions in bfloat16 prefer."""
+    compile: bool = False
+    """Compile the networks (torch.compile): minutes at the start, faster iterations on GPUs."""
     threads: PositiveInt = 2
     """CPU threads of the training process. CPU results depend on it."""
     checkpoint_every: PositiveInt = 5000
     """Iterations between checkpoints, from which the same command resumes."""
+    checkpoint_minutes: PositiveFloat = 30.0
+    """Minutes after which a checkpoint is written at the latest."""
     keep_every: NonNegativeInt = 10_000
     """Iterations between milestones: weights that are kept, for sampling.iteration; 0 for none."""
     data: Literal["auto", "device", "memory"] = "auto"
@@ -115,6 +131,22 @@ class Training(Section):
     """Threads that prepare batches and noise ahead of their iteration; 0 prepares them when they are needed."""
     log_every: PositiveInt = 100
     """Iterations between lines of metrics.jsonl; values are means over them."""
+
+    @property
+    def processes(self) -> int:
+        """All processes that train together."""
+        return self.nodes * self.processes_per_node
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Training:
+        parts = self.processes * self.accumulate
+        if self.batch % parts:
+            near = sorted({max(parts, self.batch // parts * parts), (self.batch // parts + 1) * parts})
+            raise ValueError(
+                f"batch: {self.batch} images cannot be shared by {self.processes} processes in {self.accumulate} "
+                f"parts each; {' or '.join(map(str, near))} can"
+            )
+        return self
 
 
 class Sampling(Section):

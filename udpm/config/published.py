@@ -15,6 +15,7 @@ from udpm.core.files import read_json
 
 FAMILIES = {"NCSN": "ncsnpp", "DDPM": "ddpmpp", "Dhariwal": "adm"}
 NOISE_KINDS = {"standard": "none", "noisy": "noisy", "diffusion": "diffusion"}
+BACKENDS = {"nccl": "auto", "gloo": "gloo", "mpi": "gloo"}
 PAPER_EMA = 0.9999
 GIVEN = object()
 """As a default: the flag counts only where it is given."""
@@ -164,7 +165,7 @@ FLAGS = (
     Flag("upsample_disc_inp", bool, False, "losses.upsample_discriminator_input"),
     Flag("start_disc_after", int, 0, "losses.adversarial_start"),
     Flag("update_disc_every", int, 1, "training.discriminator_every"),
-    Flag("ddp_backend", str, "nccl", "the device decides", "nothing to choose"),
+    Flag("ddp_backend", str, "nccl", "training.backend", "nccl is auto: nccl on GPUs; mpi is gloo", _choice(BACKENDS)),
     _sampling("from_itrs", int, "sampling.iteration"),
     _sampling("use_ema", bool, "sampling.weights", "ema, else raw", lambda value: "ema" if value else "raw"),
     _sampling("batch_size", int, "sampling.batch"),

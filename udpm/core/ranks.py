@@ -43,8 +43,8 @@ class Place:
 def find_place(world: int, environment: Mapping[str, str] = os.environ) -> Place:
     """This process's place, from torchrun's variables or from those of an srun task.
 
-    How many processes there should be comes from the configuration. With one, the environment is not even looked at: what
-    leaks in from a login node or an enclosing job means nothing.
+    How many processes there should be comes from the configuration. With one, the environment is not even looked at:
+    what leaks in from a login node or an enclosing job means nothing.
 
     Args:
         world: number of processes that the configuration asks for.

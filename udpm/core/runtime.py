@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def configure(device: str, threads: int) -> torch.device:
+def configure(device: str, threads: int, local: int = 0, *, tf32: bool = True) -> torch.device:
     """Choose the device and fix the number of CPU threads.
 
     Results on a CPU depend on the number of threads, so it comes from the configuration and overrides whatever
@@ -20,9 +20,11 @@ def configure(device: str, threads: int) -> torch.device:
     Args:
         device: "auto" (CUDA if there, else CPU), "cpu" or "cuda".
         threads: CPU threads of this process, >= 1.
+        local: number of this process on its node: the GPU it takes.
+        tf32: whether GPUs may compute float32 products with TF32 inputs.
 
     Raises:
-        UserError: "cuda" is asked for and there is none.
+        UserError: "cuda" is asked for and there is none, or fewer GPUs than processes on this node.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
@@ -32,7 +34,13 @@ def configure(device: str, threads: int) -> torch.device:
         raise UserError("device: cuda is asked for, but PyTorch sees no CUDA device; use device: auto or cpu")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+    if device == "cpu":
+        return torch.device("cpu")
+    if local >= torch.cuda.device_count():
+        raise UserError(f"device: process {local + 1} of this node finds only {torch.cuda.device_count()} GPUs")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
 
 
 def describe(device: torch.device) -> str:

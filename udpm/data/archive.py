@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
+from array import array
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,30 +15,94 @@ from udpm.core.errors import UserError
 from udpm.data.picture import Refused
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-_UTF8, _ENCRYPTED = 0x800, 0x1
+_ENTRY = struct.Struct("<4s4xHH4xIIIHHH8xI")
+_END, _LOCATOR, _END64 = struct.Struct("<4s4H2IH"), struct.Struct("<4sIQI"), struct.Struct("<4sQ2H2IQQQQ")
+_LONGEST_COMMENT = 0xFFFF
+_BEYOND32 = 0xFFFFFFFF
+_ENCRYPTED = 0x1
 _WHY_NOT = "not a readable member of its archive"
 
 
 def list_members(path: Path) -> tuple[list[bytes], np.ndarray]:
     """Names of an archive's files, as the bytes stored in it, and where they lie.
 
+    The directory is read as a stream: the standard library would make an object of 700 bytes of each member.
+
     Returns:
-        n names, and (n, 5) int64: offset, compressed size, size, method (-1: encrypted), CRC-32. All of it is small: the
-        library's own objects, some 700 bytes for each member, do not outlive this call.
+        n names, and (n, 5) int64: offset, compressed size, size, method (-1: encrypted), CRC-32.
 
     Raises:
         UserError: missing, or no archive.
     """
+    names, keys = [], array("q")
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()]
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        with open(path, "rb") as file:
+            count, shift = _find_directory(file)
+            for _ in range(count):
+                name, key = _directory_entry(file, shift)
+                if not name.endswith(b"/"):
+                    names.append(name)
+                    keys.extend(key)
+    except (OSError, zipfile.BadZipFile, struct.error) as error:
         raise UserError(f"{path}: not a readable .zip: {error}") from None
-    keys = np.zeros((len(members), 5), dtype=np.int64)
-    for row, member in zip(keys, members, strict=True):
-        method = -1 if member.flag_bits & _ENCRYPTED else member.compress_type
-        row[:] = (member.header_offset, member.compress_size, member.file_size, method, member.CRC)
-    return [_stored_name(member) for member in members], keys
+    return names, np.frombuffer(keys, dtype=np.int64).reshape(-1, 5) if names else np.zeros((0, 5), dtype=np.int64)
+
+
+def _find_directory(file: BinaryIO) -> tuple[int, int]:
+    """Go to the first entry of the directory.
+
+    Returns:
+        The number of entries, and how much further back everything lies than the archive says (something before it).
+    """
+    size = file.seek(0, 2)
+    file.seek(max(0, size - _END.size - _LONGEST_COMMENT))
+    tail = file.read()
+    place = tail.rfind(b"PK\x05\x06")
+    if place < 0:
+        raise zipfile.BadZipFile("File is not a zip file")
+    _, _, _, _, count, length, offset, _ = _END.unpack_from(tail, place)
+    end = size - len(tail) + place
+    locator = _read_at(file, end - _LOCATOR.size, _LOCATOR.size)
+    if locator.startswith(b"PK\x06\x07"):
+        end = _LOCATOR.unpack(locator)[2]
+        mark, *_, count, length, offset = _END64.unpack(_read_at(file, end, _END64.size))
+        if mark != b"PK\x06\x06":
+            raise zipfile.BadZipFile("its directory is damaged")
+    shift = end - length - offset
+    if shift < 0:
+        raise zipfile.BadZipFile("it is cut short, or its directory is damaged")
+    file.seek(shift + offset)
+    return count, shift
+
+
+def _directory_entry(file: BinaryIO, shift: int) -> tuple[bytes, tuple[int, int, int, int, int]]:
+    """The next entry's name and key."""
+    mark, flags, method, crc, packed, size, name_length, extra_length, comment_length, offset = _ENTRY.unpack(
+        file.read(_ENTRY.size)
+    )
+    if mark != b"PK\x01\x02":
+        raise zipfile.BadZipFile("its directory is damaged")
+    name, extra = file.read(name_length), file.read(extra_length)
+    file.seek(comment_length, 1)
+    if _BEYOND32 in (packed, size, offset):
+        size, packed, offset = _long_values(extra, (size, packed, offset))
+    return name, (offset + shift, packed, size, -1 if flags & _ENCRYPTED else method, crc)
+
+
+def _long_values(extra: bytes, values: tuple[int, ...]) -> list[int]:
+    """Values with those that do not fit into 32 bits taken from the entry's extra field, in their order."""
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<HH", extra)
+        if kind == 1:
+            long = iter(struct.unpack_from(f"<{length // 8}Q", extra, 4))
+            return [next(long, value) if value == _BEYOND32 else value for value in values]
+        extra = extra[4 + length :]
+    return list(values)
+
+
+def _read_at(file: BinaryIO, place: int, count: int) -> bytes:
+    file.seek(max(0, place))
+    return file.read(count)
 
 
 def read_member(file: BinaryIO, key: np.ndarray, limit: int) -> bytes:
@@ -77,11 +142,3 @@ def _inflate(data: bytes, size: int) -> bytes:
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
     except zlib.error:
         raise Refused(f"{_WHY_NOT}: damaged") from None
-
-
-def _stored_name(member: zipfile.ZipInfo) -> bytes:
-    # The library decodes names without the UTF-8 flag as code page 437; what was stored may be any encoding.
-    try:
-        return member.filename.encode("utf-8" if member.flag_bits & _UTF8 else "cp437")
-    except UnicodeEncodeError:
-        return member.filename.encode("utf-8", "surrogateescape")

@@ -56,7 +56,7 @@ class Batches:
         self._levels = levels
         self._batch, self._seed, self._flip, self._device = batch, seed, flip, device
         share = batch // world
-        self._part = slice(rank * share, (rank + 1) * share)
+        self.part = slice(rank * share, (rank + 1) * share)
         self._tables = [torch.from_numpy(decoding_table(level, scale)).to(device) for level in range(len(levels.sums))]
         self._order = lru_cache(maxsize=2)(self._permutation)
         self.resident = residence == "device" or (residence == "auto" and _fits(levels, split, device))
@@ -69,7 +69,7 @@ class Batches:
     def indices(self, iteration: int) -> np.ndarray:
         """Indices into the store of an iteration's images on this rank, (n,) int64; iterations count from 0."""
         start = iteration * self._batch
-        positions = range(start, start + self._batch)[self._part]
+        positions = range(start, start + self._batch)[self.part]
         return np.array([self._index(position) for position in positions])
 
     def __call__(self, iteration: int, level: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,7 +83,7 @@ class Batches:
         sums = self._fetch(indices, level - 1).permute(0, 3, 1, 2).contiguous()
         values = self._tables[level - 1].index_select(0, sums.flatten().int()).view(sums.shape)
         if self._flip:
-            flips = _moved(self._flips(iteration)[self._part], self._device)
+            flips = _moved(self._flips(iteration)[self.part], self._device)
             values = torch.where(flips[:, None, None, None], values.flip(-1), values)
         return values, _moved(torch.from_numpy(self._levels.store.labels[indices]), self._device)
 

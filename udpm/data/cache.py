@@ -85,8 +85,8 @@ def write_cache(dataset: str | Path, folder: str | Path) -> None:
     from the images themselves.
 
     Raises:
-        UserError: the data set is missing or its bytes are not what was prepared, the disk does not hold what was written
-            to it, or another process makes this cache.
+        UserError: the data set is missing or was changed, the disk does not hold what was written to it, or another
+            process makes this cache.
     """
     store = open_store(dataset)
     with only_one(Path(folder), "caching this data set"), atomic_folder(folder) as building:
@@ -162,5 +162,5 @@ def open_levels(dataset: str | Path, cache: str | Path, levels: int) -> Levels:
     store.verify()
     changed = check_files(cache, record, [f"level_{level}.npy" for level in range(1, levels)])
     if changed:
-        raise UserError(f"{cache / changed[0]}: its bytes are not those that were written; delete {cache}, run `udpm cache`")
+        raise UserError(f"{cache / changed[0]}: its bytes were changed; delete the folder and run `udpm cache`")
     return Levels(store, sums)

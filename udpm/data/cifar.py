@@ -88,7 +88,7 @@ class Batches:
         try:
             flat, labels = _PARSERS[self.kind](content)
             planes = flat.reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
-            if len(planes) != len(labels) or not (0 <= labels.min() and labels.max() < len(CLASSES)):
+            if len(planes) != len(labels) or labels.min() < 0 or labels.max() >= len(CLASSES):
                 raise ValueError("labels do not fit the images")
         except Exception as error:
             raise UserError(f"{self.place}/{name}: not a {self.kind} batch of CIFAR-10: {error}") from None
@@ -151,8 +151,8 @@ def _downloaded(config: DatasetConfig) -> Batches:
         CIFAR10(config.path, download=True)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"{config.path}: CIFAR-10 is not there and cannot be downloaded ({error}); put cifar-10-python.tar.gz "
-            "from https://www.cs.toronto.edu/~kriz/cifar.html into that folder"
+            f"{config.path}: CIFAR-10 is not there and cannot be downloaded ({error}); put cifar-10-python.tar.gz or "
+            "cifar-10-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html into that folder"
         ) from None
     return Batches("python", Path(config.path) / FORMS["python"][0])
 

@@ -156,7 +156,7 @@ def _in_processes(work: Work, todo: Iterator[Chunk], workers: int, stop: StopReq
                 yield future.result()
             stopping = stopping or bool(stop)
     except BrokenProcessPool:
-        raise StoppedEarly("a worker process was killed, perhaps for want of memory; run the same command again") from None
+        raise StoppedEarly("a worker was killed, perhaps for want of memory: run the same command again") from None
     finally:
         pool.shutdown(cancel_futures=True)
 

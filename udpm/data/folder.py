@@ -155,7 +155,7 @@ def _files(root: bytes, below: bytes, above: tuple) -> Iterator[tuple[bytes, os.
 def _is_image(name: bytes) -> bool:
     """Whether the suffix is an image's; hidden files and what macOS adds to archives are passed over."""
     parts = name.split(b"/")
-    hidden = any(part.startswith(b".") and part not in (b".", b"..") or part == b"__MACOSX" for part in parts)
+    hidden = any((part.startswith(b".") and part not in (b".", b"..")) or part == b"__MACOSX" for part in parts)
     return not hidden and name.lower().endswith(SUFFIXES)
 
 
@@ -197,14 +197,13 @@ def _labels(names: list[bytes], depth: int, config: DatasetConfig, root: Path) -
     """Class of each image, (n,) int64, and the classes' names; the class is folder number `depth` of a name."""
     if not config.classes:
         return np.zeros(len(names), dtype=np.int64), []
-    folders = [name.split(b"/")[depth:-1] for name in names]
-    outside = [name for name, parts in zip(names, folders, strict=True) if not parts]
+    outside = [name for name in names if name.count(b"/") <= depth]
     if outside:
         where = f"{shown(outside[0])} and {len(outside) - 1} more lie" if outside[1:] else f"{shown(outside[0])} lies"
         raise UserError(f"{root}: {where} in no class folder, but classes is {config.classes}")
-    found = sorted({parts[0] for parts in folders})
+    found = sorted({name.split(b"/", depth + 1)[depth] for name in names})
     if len(found) != config.classes:
         raise UserError(f"{root}: has {len(found)} class folders, but classes is {config.classes}")
     numbers = {name: number for number, name in enumerate(found)}
-    labels = np.array([numbers[parts[0]] for parts in folders], dtype=np.int64)
+    labels = np.fromiter((numbers[name.split(b"/", depth + 1)[depth]] for name in names), np.int64, len(names))
     return labels, [shown(name) for name in found]

@@ -240,8 +240,7 @@ class _Job:
         )
 
     def _place(self, number: int) -> str:
-        where = f"{self.config.path}/" if self.config.path else ""
-        return shown(where + os.fsdecode(self.source.names[number]))
+        return shown(os.path.join(os.fsencode(self.config.path or ""), self.source.names[number]))
 
     def _finish(self, refused: dict[int, str], modes: Counter) -> dict[str, Any]:
         """Images and labels without what was refused, and the record of it all."""
@@ -294,7 +293,7 @@ class _Job:
             open(self.rows, "rb") as rows,
             nullcontext() if whole else open(self.store / IMAGES, "wb") as images,
         ):
-            header = rows.read(HEADER_BYTES)
+            rows.seek(HEADER_BYTES)
             if images:
                 images.write(array_header((count, self.config.side, self.config.side, 3), np.uint8))
             for start in range(0, len(kept), CHUNK):

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import numpy as np
 
 
-
 class Reader(Protocol):
     """Reads a source's images; can be sent to another process.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from udpm.config.experiment import RunConfig
 from udpm.core import provenance
@@ -48,8 +49,8 @@ def adopt(config: RunConfig, run: Path) -> None:
     write_json(run / "complete.json", record)
 
 
-def starting_point(config: RunConfig) -> dict[str, Tensors]:
-    """State dicts to start training from: "raw" always; "ema" and "discriminator" where the file has them.
+def starting_point(config: RunConfig) -> tuple[dict[str, Tensors], dict[str, Any]]:
+    """State dicts to start training from ("raw" always; "ema" and "discriminator" where the file has them), and origin.
 
     Raises:
         UserError: the weights are missing, damaged or of another network. Their process may differ.
@@ -61,7 +62,7 @@ def starting_point(config: RunConfig) -> dict[str, Tensors]:
     if wrong:
         raise UserError(f"{config.weights}: cannot start experiment {config.experiment}: {'; '.join(wrong)}")
     networks = imported.networks
-    return {"raw": networks["ema"], **networks} if "raw" not in networks else networks
+    return {"raw": networks.get("raw", networks.get("ema")), **networks}, imported.origin
 
 
 def _read(config: RunConfig) -> Imported:

@@ -27,7 +27,7 @@ class Draws:
     Args:
         config: of the run.
         terms: of each level, before any decay.
-        batches: the data.
+        batches: the data, of this process's part of the global batch.
     """
 
     def __init__(self, config: RunConfig, terms: list[LevelTerms], batches: Batches) -> None:
@@ -38,7 +38,7 @@ class Draws:
         level = draw_level(self._config, player, iteration)
         target, labels = self._batches(iteration, level)
         std = self._terms[level - 1].at(iteration).noise
-        return draw_noise(self._config, player, iteration, level, target, labels, std)
+        return draw_noise(self._config, player, iteration, level, target, labels, std, self._batches.part)
 
 
 class Ahead:

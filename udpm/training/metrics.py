@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from udpm.core.errors import UserError
 from udpm.core.files import write_text
+from udpm.core.ranks import Place, average
+
+
+class NotFinite(Exception):
+    """A loss or a gradient is NaN or infinite.
+
+    Attributes:
+        player: whose step it was.
+        term: which one, "adversarial" for example.
+        iteration: the first such one, counted from 0.
+    """
+
+    def __init__(self, player: str, term: str, level: str, iteration: int) -> None:
+        self.player, self.term, self.iteration = player, term, iteration
+        super().__init__(
+            f"{player}/{term} of level {level.removeprefix('l')} is not finite in iteration {iteration + 1}; a lower "
+            "training.learning_rate may help"
+        )
 
 
 class Metrics:
-    """Collects losses on the device and writes their means; only writing waits for the device.
+    """Collects losses on the device and gives out their means; only that waits for the device.
 
     Args:
         path: of ``metrics.jsonl``.
         start: iteration that training starts from; later lines, of work that is about to be repeated, are removed.
+        place: this process among those that train together; rank 0 writes.
     """
 
-    def __init__(self, path: Path, start: int) -> None:
-        self._path = path
-        self._sums: dict[str, list[torch.Tensor]] = {}
+    def __init__(self, path: Path, start: int, place: Place | None = None) -> None:
+        self._path, self._place = path, place or Place()
+        self._iteration = start
+        self._kept: dict[str, list[tuple[int, torch.Tensor]]] = {}
         lines = _lines_up_to(path, start)
         self._seconds = lines[-1]["seconds"] if lines else 0.0
-        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+        if self._place.rank == 0:
+            write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._since = time.monotonic()
         self._count = 0
 
@@ -33,48 +55,66 @@ class Metrics:
         """Remember one step's losses."""
         for name, value in losses.items():
             if name != "total":
-                self._sums.setdefault(f"{player}/{name}/l{level}", []).append(value)
+                self._kept.setdefault(f"{player}/{name}/l{level}", []).append((self._iteration, value))
 
     def tick(self) -> None:
         """Count one iteration."""
         self._count += 1
+        self._iteration += 1
 
     @property
     def seconds(self) -> float:
         """Training time in seconds up to the last line, over all attempts."""
         return self._seconds
 
-    def write(self, iteration: int, learning_rate: float, batch: int) -> float:
-        """Append a line with the means since the last one.
+    def take(self, iteration: int, learning_rate: float, batch: int) -> dict[str, Any]:
+        """The line of the interval since the last one: means over iterations and processes. All must ask together.
 
-        Returns:
-            Images per second since the last line.
+        Args:
+            iteration: number of iterations done.
+            learning_rate: of the last one.
+            batch: images per iteration.
 
         Raises:
-            UserError: a loss is not finite.
+            NotFinite: a loss or a gradient is not.
         """
-        means = {key: torch.stack(values).mean().item() for key, values in sorted(self._sums.items())}
-        broken = [key for key, value in means.items() if value != value or abs(value) == float("inf")]
-        if broken:
-            raise UserError(
-                f"{self._path.parent}: {broken[0]} is not finite before iteration {iteration}; the last checkpoint is "
-                "from before that; a lower training.learning_rate may help"
-            )
+        keys = sorted(self._kept)
+        means = [torch.stack([value for _, value in self._kept[key]]).mean() for key in keys]
+        average(means, self._place)
+        values = torch.stack(means).tolist() if means else []
+        for key, value in zip(keys, values, strict=True):
+            if not math.isfinite(value):
+                raise self._first_of(key)
         now = time.monotonic()
         elapsed, self._since = now - self._since, now
         self._seconds += elapsed
-        rate = self._count * batch / elapsed
         line = {
             "iteration": iteration,
             "seconds": round(self._seconds, 3),
-            "images_per_second": round(rate, 2),
+            "images_per_second": round(self._count * batch / elapsed, 2),
             "learning_rate": learning_rate,
-            **means,
+            **_memory(),
+            **dict(zip(keys, values, strict=True)),
         }
+        self._kept, self._count = {}, 0
+        return line
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append a line."""
         with open(self._path, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(line) + "\n")
-        self._sums, self._count = {}, 0
-        return rate
+
+    def _first_of(self, key: str) -> NotFinite:
+        player, term, level = key.split("/")
+        steps = [iteration for iteration, value in self._kept[key] if not torch.isfinite(value)]
+        # Another process's, if none here.
+        return NotFinite(player, term, level, steps[0] if steps else self._kept[key][0][0])
+
+
+def _memory() -> dict[str, float]:
+    if not torch.cuda.is_initialized():
+        return {}
+    return {"gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3)}
 
 
 def _lines_up_to(path: Path, iteration: int) -> list[dict]:

@@ -14,6 +14,8 @@ from udpm.config.experiment import RunConfig
 from udpm.core.seeds import derive_seed
 from udpm.training.objective import Draw
 
+EVERYTHING = slice(None)
+
 
 def draw_level(config: RunConfig, player: str, iteration: int) -> int:
     """The level that a player trains at; uniform in 1..L unless the configuration says otherwise."""
@@ -25,7 +27,14 @@ def draw_level(config: RunConfig, player: str, iteration: int) -> int:
 
 
 def draw_noise(
-    config: RunConfig, player: str, iteration: int, level: int, target: torch.Tensor, labels: torch.Tensor, std: float
+    config: RunConfig,
+    player: str,
+    iteration: int,
+    level: int,
+    target: torch.Tensor,
+    labels: torch.Tensor,
+    std: float,
+    part: slice = EVERYTHING,
 ) -> Draw:
     """A batch at a level with all the noise that a player's step needs.
 
@@ -34,39 +43,42 @@ def draw_noise(
         player: "discriminator" or "generator".
         iteration: counted from 0.
         level: l.
-        target: H^{l-1} x_0, (B, 3, 2h, 2w).
-        labels: (B,) int64.
+        target: H^{l-1} x_0, (n, 3, 2h, 2w), the part's.
+        labels: (n,) int64.
         std: of the noise on what the discriminator sees; none is drawn where it is 0.
+        part: of the global batch; each position has its own noise, whoever it belongs to.
     """
+    whole = config.training.batch
+    _, channels, height, width = target.shape
 
-    def normal(purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
+    def normal(purpose: str, *sides: int) -> torch.Tensor:
         generator = _generator(config.seed, purpose, player, iteration)
-        return torch.randn(shape, generator=generator).to(target.device)
+        return torch.randn((whole, channels, *sides), generator=generator)[part].to(target.device)
 
-    batch, channels, height, width = target.shape
     return Draw(
         level,
         target,
         labels,
-        normal("state", (batch, channels, height // 2, width // 2)),
-        on_fake=normal("fake", target.shape) * std if std else None,
-        on_real=normal("real", target.shape) * std if std and player == "discriminator" else None,
-        hidden=_hidden(config, player, iteration, batch, target.device),
+        normal("state", height // 2, width // 2),
+        on_fake=normal("fake", height, width) * std if std else None,
+        on_real=normal("real", height, width) * std if std and player == "discriminator" else None,
+        hidden=_hidden(config, player, iteration, part, target.device),
     )
 
 
-def _hidden(config: RunConfig, player: str, iteration: int, batch: int, device: torch.device) -> torch.Tensor | None:
+def _hidden(config: RunConfig, player: str, iteration: int, part: slice, device: torch.device) -> torch.Tensor | None:
     """Whose labels are left out: only where the generator trains, so not in the discriminator's step."""
     probability = config.generator.label_dropout
     if not probability or player != "generator":
         return None
     generator = _generator(config.seed, "hidden labels", player, iteration)
-    return (torch.rand(batch, generator=generator) < probability).to(device)
+    return (torch.rand(config.training.batch, generator=generator) < probability)[part].to(device)
 
 
-def seed_dropout(config: RunConfig, player: str, iteration: int) -> None:
-    """Set torch's global random state, which only dropout draws from."""
-    torch.manual_seed(derive_seed(config.seed, "dropout", player, iteration))
+def seed_dropout(config: RunConfig, player: str, iteration: int, rank: int, chunk: int) -> None:
+    """Set torch's global random state, which only dropout draws from; each rank's and chunk's differ."""
+    place = (rank, chunk) if rank or chunk else ()
+    torch.manual_seed(derive_seed(config.seed, "dropout", player, iteration, *place))
 
 
 def _generator(*parts: int | str) -> torch.Generator:

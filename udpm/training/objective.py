@@ -6,7 +6,7 @@ No I/O and no random draws: noise comes in as arguments.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -135,6 +135,14 @@ class Draw:
     on_fake: torch.Tensor | None = None
     on_real: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
+
+    def chunks(self, count: int) -> list[Draw]:
+        """This draw cut into so many equal draws."""
+        if count == 1:
+            return [self]
+        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "level"}
+        cut = {name: value.chunk(count) for name, value in tensors.items() if value is not None}
+        return [Draw(self.level, **{name: values[index] for name, values in cut.items()}) for index in range(count)]
 
 
 def predict(generator: nn.Module, schedule: Schedule, draw: Draw) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """One trainer per run folder, also across nodes: an owner record with a heartbeat, and a fence before every commit.
 
-A file lock is not enough: it does not reach other nodes on every file system, and a process that was stopped for a while
-(or whose node was given up for dead) still holds it when it wakes.
+A file lock is not enough: it does not reach other nodes on every file system, and a process that was stopped for a
+while (or whose node was given up for dead) still holds it when it wakes.
 """
 
 from __future__ import annotations

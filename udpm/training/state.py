@@ -1,10 +1,8 @@
-"""All that changes during training, and its checkpoints."""
+"""All that changes during training."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,11 +15,8 @@ from udpm.core.seeds import derive_seed
 from udpm.networks.build import build_discriminator, build_generator
 from udpm.networks.discriminator import Discriminator
 from udpm.networks.unet import UNet
-from udpm.networks.weights import read_tensors, tensors_under, write_tensors
+from udpm.networks.weights import tensors_under
 from udpm.training.adopt import starting_point
-
-FORMAT = "udpm-checkpoint/1"
-KEPT = 2
 
 
 @dataclass
@@ -39,11 +34,7 @@ class State:
 
     @classmethod
     def fresh(cls, config: RunConfig, device: torch.device) -> State:
-        """The state before the first iteration: a function of the configuration, and of the weights it starts from.
-
-        Raises:
-            UserError: those weights are missing, damaged or of another network.
-        """
+        """The state before the first iteration, a function of the configuration alone."""
         torch.manual_seed(derive_seed(config.seed, "weights", "generator"))
         generator = build_generator(config.model).to(device)
         discriminator = None
@@ -51,8 +42,6 @@ class State:
             torch.manual_seed(derive_seed(config.seed, "weights", "discriminator"))
             discriminator = build_discriminator(config).to(device)
         averaged = _average_of(generator, config.training.ema_decay)
-        if config.weights is not None:
-            _start_from(config, generator, averaged, discriminator)
         betas = tuple(config.training.betas)
         players = {"generator": generator, "discriminator": discriminator}
         optimizers = {
@@ -61,6 +50,27 @@ class State:
             if player is not None
         }
         return cls(generator, averaged, discriminator, optimizers)
+
+    def start_from(self, config: RunConfig) -> dict[str, Any]:
+        """Take over the weights that the run's configuration names, before the first iteration.
+
+        Returns:
+            Where they come from, for the record.
+
+        Raises:
+            UserError: they are missing, damaged or of another network.
+        """
+        given, origin = starting_point(config)
+        self.generator.load_state_dict(given["raw"])
+        if self.averaged is not None:
+            self.averaged.module.load_state_dict(given.get("ema", given["raw"]))
+        if self.discriminator is not None and "discriminator" in given:
+            try:
+                self.discriminator.load_state_dict(given["discriminator"])
+            except RuntimeError as error:
+                reason = str(error).splitlines()[-1].strip()
+                raise UserError(f"{config.weights}: its discriminator is not this experiment's: {reason}") from None
+        return origin
 
     def players(self) -> dict[str, nn.Module]:
         """The networks that are optimised, by name."""
@@ -98,23 +108,6 @@ class State:
         self.iteration = iteration
 
 
-def _start_from(
-    config: RunConfig, generator: UNet, averaged: AveragedModel | None, discriminator: Discriminator | None
-) -> None:
-    given = starting_point(config)
-    generator.load_state_dict(given["raw"])
-    if averaged is not None:
-        averaged.module.load_state_dict(given.get("ema", given["raw"]))
-    if discriminator is not None and "discriminator" in given:
-        try:
-            discriminator.load_state_dict(given["discriminator"])
-        except RuntimeError as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise UserError(
-                f"{config.weights}: its discriminator does not fit {config.experiment}'s: {reason}"
-            ) from None
-
-
 def _average_of(generator: UNet, decay: float) -> AveragedModel | None:
     if not decay:
         return None
@@ -122,44 +115,3 @@ def _average_of(generator: UNet, decay: float) -> AveragedModel | None:
     # Count the starting point as averaged: the first update then averages instead of copying.
     averaged.n_averaged.fill_(1)
     return averaged.requires_grad_(False).eval()
-
-
-def save_checkpoint(folder: Path, state: State, config: RunConfig, dataset_sha256: str) -> None:
-    """Write the state as ``<iteration>.safetensors`` and remove all but the newest two."""
-    description = {
-        "format": FORMAT,
-        "config": config.model_dump(mode="json"),
-        "iteration": state.iteration,
-        "dataset_sha256": dataset_sha256,
-    }
-    write_tensors(folder / f"{state.iteration:09d}.safetensors", state.tensors(), description)
-    for old in checkpoints(folder)[:-KEPT]:
-        old.unlink()
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("[0-9]*.safetensors"))
-
-
-def resume(folder: Path, state: State) -> dict[str, Any] | None:
-    """Load the newest checkpoint that can be read; an unreadable one is reported and passed over.
-
-    Returns:
-        Its description, or None where there is no checkpoint.
-
-    Raises:
-        UserError: there are checkpoints, but none can be read.
-    """
-    found = checkpoints(folder)
-    for path in reversed(found):
-        try:
-            tensors, description = read_tensors(path, FORMAT)
-            state.load(tensors, description["iteration"])
-        except (UserError, RuntimeError, KeyError) as error:
-            print(f"warning: passed over: {' '.join(str(error).split())}", file=sys.stderr)
-            continue
-        return description
-    if found:
-        raise UserError(f"{folder}: none of its {len(found)} checkpoints can be read; delete the folder to start anew")
-    return None

@@ -1,3 +1,4 @@
+# Work in progress lies beside the store, undeclared, so that a retry goes on where the job before it was stopped.
 rule prepare_dataset:
     input:
         f"{RESULTS}/configs/datasets/{{dataset}}.json",
@@ -12,7 +13,7 @@ rule prepare_dataset:
     params:
         folder=subpath(output[0], parent=True),
     shell:
-        "udpm prepare {input} --output {params.folder} > {log} 2>&1"
+        "exec udpm prepare {input} --output {params.folder} > {log} 2>&1"
 
 
 rule cache_levels:
@@ -30,4 +31,4 @@ rule cache_levels:
         dataset=subpath(input[0], parent=True),
         folder=subpath(output[0], parent=True),
     shell:
-        "udpm cache {params.dataset} --output {params.folder} > {log} 2>&1"
+        "exec udpm cache {params.dataset} --output {params.folder} > {log} 2>&1"

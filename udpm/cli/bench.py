@@ -1,0 +1,29 @@
+"""``udpm bench``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def command() -> None:
+    """Measure speed on this machine."""
+
+
+@command.command(epilog="Example: udpm bench data resources/ffhq.zip --side 64")
+@click.argument("images", type=click.Path(path_type=Path))
+@click.option("--side", type=click.IntRange(1), default=32, show_default=True, help="Side of the prepared images.")
+@click.option("--workers", type=click.IntRange(1), help="Processes that decode and resize; default: one for each core.")
+@click.option("--limit", type=click.IntRange(1), default=20000, show_default=True, help="Images prepared at most.")
+def data(images: Path, side: int, workers: int | None, limit: int) -> None:
+    """How fast images are prepared, and what limits it.
+
+    IMAGES is a folder of images or a .zip of one; nothing is kept.
+    """
+    from udpm.data.benchmark import bench_preparation
+
+    for line in bench_preparation(str(images), side, workers or len(os.sched_getaffinity(0)), limit):
+        click.echo(line)

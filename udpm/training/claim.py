@@ -1,0 +1,70 @@
+"""A run's folder belongs to one configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from udpm.config.experiment import RunConfig
+from udpm.config.load import read_resolved, to_json
+from udpm.core.errors import UserError
+from udpm.core.files import write_text
+
+INCIDENTAL = {
+    "dataset.check_md5",
+    "dataset.description",
+    "dataset.expected_count",
+    "dataset.expected_test_count",
+    "dataset.licence",
+    "dataset.max_file_bytes",
+    "dataset.max_pixels",
+    "dataset.obtain",
+    "dataset.path",
+    "dataset.workers",
+    "training.checkpoint_every",
+    "training.data",
+    "training.device",
+    "training.keep_every",
+    "training.log_every",
+    "training.workers",
+}
+"""Keys that may change between attempts: they have no influence on the weights."""
+
+WORLD = {"training.nodes", "training.processes_per_node", "training.accumulate"}
+"""Keys that cut the batch: weights then agree up to rounding."""
+
+
+def claim(run: Path, config: RunConfig, allow_world_size_change: bool, *, writes: bool) -> None:
+    """Write the run's configuration into its folder, or check that it is the one already there.
+
+    Args:
+        run: the run's folder.
+        config: of the run.
+        allow_world_size_change: whether the number of processes may be another than before.
+        writes: whether this process writes.
+
+    Raises:
+        UserError: the folder holds a run of another configuration; the differing keys are named.
+    """
+    path = run / "config.json"
+    if path.exists():
+        earlier = _flat(read_resolved(RunConfig, path).model_dump(mode="json"))
+        now = _flat(config.model_dump(mode="json"))
+        free = INCIDENTAL | WORLD if allow_world_size_change else INCIDENTAL
+        changed = [key for key in now | earlier if now.get(key) != earlier.get(key) and key not in free]
+        if changed:
+            shown = "; ".join(f"{key} was {earlier.get(key)!r}, is {now.get(key)!r}" for key in changed)
+            way = ", or pass --allow-world-size-change" if set(changed) <= WORLD else ""
+            raise UserError(
+                f"{run}: holds a run of another configuration ({shown}); undo the change, give the experiment a new "
+                f"name, or delete the folder{way}"
+            )
+    if writes:
+        write_text(path, to_json(config))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
