@@ -21,12 +21,13 @@ from udpm.core.errors import UserError
 from udpm.data.arrays import load_arrays, save_arrays
 from udpm.networks.build import build_generator
 from udpm.networks.weights import load_model, save_weights
+from udpm.process.images import to_bytes
 from udpm.process.latent import Latent, interpolate, join, mix
 from udpm.reporting.latents import draw_latents
 from udpm.reporting.style import LARGEST
 from udpm.sampling.latents import EXPERIMENTS, explore_latents, pca, perturb, principal_components, swap
 from udpm.sampling.latents import interpolate_four as interpolated
-from udpm.sampling.sampler import Sampler, to_bytes
+from udpm.sampling.sampler import Sampler
 
 SIDE, LEVELS = 16, 3
 

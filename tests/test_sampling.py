@@ -13,8 +13,9 @@ from udpm.core import runtime
 from udpm.core.errors import UserError
 from udpm.data.samples import load_samples, save_samples
 from udpm.networks.weights import load_model
+from udpm.process.images import to_bytes
 from udpm.sampling.run import draw_samples
-from udpm.sampling.sampler import Sampler, to_bytes
+from udpm.sampling.sampler import Sampler
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,12 @@ from udpm.data.samples import load_samples, save_samples
 from udpm.networks.build import build_generator
 from udpm.networks.layers import NO_LABEL
 from udpm.networks.weights import load_model, save_weights
+from udpm.process.images import to_bytes
 from udpm.process.operator import adjoint
 from udpm.process.posterior import posterior
 from udpm.process.schedule import Schedule
 from udpm.sampling.noise import seeded
-from udpm.sampling.sampler import Sampler, to_bytes
+from udpm.sampling.sampler import Sampler
 
 
 @pytest.fixture(scope="module")

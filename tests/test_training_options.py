@@ -477,3 +477,40 @@ def test_any_batch_trains(levels, batch):
     run.iterate()
     run.iterate()
     assert all(value.isfinite().all() for player in run.state.players().values() for value in player.parameters())
+
+
+# --- a discriminator that sees the state -----------------------------------------------------------------------------
+
+
+def test_a_discriminator_that_sees_the_state(levels):
+    run = trainer(levels, discriminator__sees_state=True, training__warmup=0)
+    plain = trainer(levels, training__warmup=0)
+    assert run.state.discriminator.stem.in_channels == 6
+    assert plain.state.discriminator.stem.in_channels == 3
+    for _ in range(4):
+        run.iterate()
+    image, state = normal(0, 2, 3, 8, 8), normal(1, 2, 3, 4, 4)
+    with torch.no_grad():
+        judged = [run.state.discriminator(image, 0.5, torch.arange(2), 0.0, seen) for seen in (state, -state)]
+    assert not torch.equal(*judged)
+    with pytest.raises(ValueError, match="needs it"):
+        run.state.discriminator(image, 0.5, torch.arange(2))
+
+
+def test_both_players_show_it_the_state_that_the_image_was_made_from():
+    config = tiny.run_config(losses__discriminator_noise=NO_NOISE, training__batch=2)
+    terms, schedule = level_terms(config)[1], Schedule.from_config(config.process)
+    draw = draw_noise(config, "discriminator", 3, 2, normal(0, 2, 3, 8, 8), torch.arange(2), 0.0)
+    expected, seen = [], []
+
+    def generate(state, *_):
+        expected.append(state)
+        return normal(1, 2, 3, 8, 8)
+
+    def judge(image, _time, _labels, _dropout, state):
+        seen.append(state)
+        return image.mean(dim=(1, 2, 3))[:, None]
+
+    discriminator_losses(generate, judge, schedule, terms, draw)
+    generator_losses(generate, judge, None, schedule, terms, draw)
+    assert [torch.equal(state, expected[0]) for state in seen] == [True, True, True]

@@ -103,6 +103,17 @@ def test_the_whole_dag(study):
 
 
 @pytest.mark.slow
+def test_several_processes_train_together(study):
+    path = study / "config/experiments/two.yaml"
+    path.write_text("extends: digits-smoke\ntraining: {processes_per_node: 2}\n")
+    done = snakemake("results/runs/two/seed0/complete.json", "--config", "experiments=two", cwd=study)
+    path.unlink()
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads((study / "results/runs/two/seed0/complete.json").read_text())
+    assert record["processes"] == [{"from_iteration": 0, "processes": 2}]
+
+
+@pytest.mark.slow
 def test_nothing_is_done_twice(study):
     done = snakemake(cwd=study)
     assert done.returncode == 0

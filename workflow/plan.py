@@ -87,6 +87,16 @@ class Plan:
         """The training section of a job's run."""
         return self.run(wildcards.experiment, int(wildcards.seed)).training
 
+    def training_command(self, wildcards) -> str:
+        """How a run is started: as one process, or as several on one node."""
+        processes = self.training(wildcards).processes_per_node
+        return "udpm" if processes == 1 else f"ranks {processes}"
+
+    def training_threads(self, wildcards) -> int:
+        """CPU threads of all processes of a run on one node."""
+        training = self.training(wildcards)
+        return training.processes_per_node * training.threads
+
     def run_digest(self, wildcards) -> str:
         """Identity of a run's resolved configuration: the run's file is rewritten when it changes."""
         return _digest(self.run(wildcards.experiment, int(wildcards.seed)))

@@ -32,6 +32,9 @@ class Discriminator(Section):
     """Dropout probability in its blocks and on the logit. One value, or one for each level with l = 1 first."""
     class_conditional: bool = False
     """Whether it sees the class label."""
+    sees_state: bool = False
+    """Whether it also sees the noisy state x_l that an image was made from, as in denoising diffusion GANs; not in the
+    paper."""
 
 
 class DiscriminatorNoise(Section):
@@ -131,6 +134,10 @@ class Training(Section):
     """Threads that prepare batches and noise ahead of their iteration; 0 prepares them when they are needed."""
     log_every: PositiveInt = 100
     """Iterations between lines of metrics.jsonl; values are means over them."""
+    tensorboard: bool = False
+    """Also write these values, and the previews, as TensorBoard event files."""
+    preview_every: NonNegativeInt = 0
+    """Iterations between previews, a grid of images of the same noise each time; 0 for none."""
 
     @property
     def processes(self) -> int:

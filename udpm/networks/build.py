@@ -38,5 +38,6 @@ def build_discriminator(config: RunConfig) -> Discriminator:
             levels=config.process.levels,
             channels=section.channels,
             classes=config.classes if section.class_conditional else 0,
+            sees_state=section.sees_state,
         )
     )

@@ -25,12 +25,14 @@ class DiscriminatorShape:
         levels: L; the smallest image it sees has side N/2^{L-1}.
         channels: base width F.
         classes: number of classes; 0 if it does not see the label.
+        sees_state: whether it also sees the state x_l that an image was made from.
     """
 
     side: int
     levels: int
     channels: int
     classes: int = 0
+    sees_state: bool = False
 
 
 class Discriminator(nn.Module):
@@ -40,7 +42,7 @@ class Discriminator(nn.Module):
         super().__init__()
         self.shape = shape
         width = shape.channels
-        self.stem = nn.Conv2d(3, width, 1)
+        self.stem = nn.Conv2d(6 if shape.sees_state else 3, width, 1)
         self.label = nn.Linear(shape.classes, width) if shape.classes else None
         self.blocks = nn.ModuleList(
             ResidualBlock(
@@ -63,6 +65,7 @@ class Discriminator(nn.Module):
         time: float | torch.Tensor,
         labels: torch.Tensor | None = None,
         dropout: float = 0.0,
+        state: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Judge a batch.
 
@@ -71,6 +74,7 @@ class Discriminator(nn.Module):
             time: t_l, a number or (B,).
             labels: (B,) int64 where D is class-conditional, else ignored.
             dropout: probability in train mode, in the blocks and on the logit.
+            state: x_l, (B, 3, h', w'), where D sees it, else ignored.
 
         Returns:
             (B, 1) logits.
@@ -80,6 +84,10 @@ class Discriminator(nn.Module):
             if labels is None:
                 raise ValueError("a class-conditional discriminator needs labels")
             condition = condition + self.label(one_hot(labels, self.shape.classes))
+        if self.shape.sees_state:
+            if state is None:
+                raise ValueError("a discriminator that sees the state needs it")
+            x = torch.cat([x, F.interpolate(state, size=x.shape[-2:], mode="nearest")], dim=1)
         h = leaky(self.stem(x))
         for block in self.blocks:
             block.dropout = dropout

@@ -17,9 +17,10 @@ from udpm.core.errors import UserError
 from udpm.core.seeds import derive_seed
 from udpm.data.arrays import save_arrays
 from udpm.networks.weights import load_model
+from udpm.process.images import to_bytes
 from udpm.process.latent import Latent, interpolate, mix
 from udpm.sampling.run import kept_weights
-from udpm.sampling.sampler import Sampler, to_bytes
+from udpm.sampling.sampler import Sampler
 
 FORMAT = "udpm-latents/1"
 DEFAULT_LABELS = 4

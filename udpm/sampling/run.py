@@ -14,10 +14,11 @@ from udpm.data.arrays import save_arrays
 from udpm.data.samples import save_samples
 from udpm.networks.weights import load_model, milestone
 from udpm.process.chain import Step
+from udpm.process.images import to_bytes
 from udpm.process.operator import adjoint
 from udpm.process.schedule import Schedule
 from udpm.sampling.noise import NoiseSource, stored
-from udpm.sampling.sampler import Sampler, to_bytes
+from udpm.sampling.sampler import Sampler
 
 UNLABELLED_CHAINS = 8
 

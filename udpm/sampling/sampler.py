@@ -14,6 +14,7 @@ from udpm.core.errors import UserError
 from udpm.networks.layers import NO_LABEL
 from udpm.networks.weights import Model
 from udpm.process.chain import Network, Step, sample
+from udpm.process.images import to_bytes
 from udpm.process.latent import Latent, join, seeded
 from udpm.process.posterior import Form
 from udpm.process.schedule import Schedule
@@ -159,9 +160,3 @@ def _guided(network: Network, weight: float) -> Network:
         return free + weight * (conditional - free)
 
     return call
-
-
-def to_bytes(images: torch.Tensor) -> np.ndarray:
-    """Images in [-1, 1], (B, 3, h, w), to (B, h, w, 3) uint8, rounded; what lies outside is clipped."""
-    scaled = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return scaled.permute(0, 2, 3, 1).cpu().numpy()

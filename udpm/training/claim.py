@@ -26,6 +26,8 @@ INCIDENTAL = {
     "training.device",
     "training.keep_every",
     "training.log_every",
+    "training.preview_every",
+    "training.tensorboard",
     "training.workers",
 }
 """Keys that may change between attempts: they have no influence on the weights."""

@@ -145,9 +145,13 @@ class Draw:
         return [Draw(self.level, **{name: values[index] for name, values in cut.items()}) for index in range(count)]
 
 
-def predict(generator: nn.Module, schedule: Schedule, draw: Draw) -> torch.Tensor:
-    """f(x_l, t_l, y) for x_l drawn from q(x_l | x_0); needs only the target, whose H is H^l x_0."""
-    state = marginal(schedule, downsample(draw.target, schedule.scale), draw.level, draw.noise)
+def corrupt(schedule: Schedule, draw: Draw) -> torch.Tensor:
+    """x_l drawn from q(x_l | x_0); needs only the target, whose H is H^l x_0."""
+    return marginal(schedule, downsample(draw.target, schedule.scale), draw.level, draw.noise)
+
+
+def predict(generator: nn.Module, schedule: Schedule, draw: Draw, state: torch.Tensor) -> torch.Tensor:
+    """f(x_l, t_l, y)."""
     labels = draw.labels if draw.hidden is None else draw.labels.masked_fill(draw.hidden, NO_LABEL)
     return generator(state, schedule.time(draw.level), labels)
 
@@ -160,21 +164,24 @@ def discriminator_losses(
     The generator must be in eval mode, the discriminator in train mode.
 
     Returns:
-        Scalars: "total" to minimise; "loss" (without R1), and "r1" (unweighted, where γ > 0), for the record.
+        Scalars: "total" to minimise; for the record "loss" (without R1), "r1" (unweighted, where γ > 0), and "real" and
+        "fake", D's mean outputs on either.
     """
+    state = corrupt(schedule, draw)
     with torch.no_grad():
-        fake = predict(generator, schedule, draw).float() / terms.divisor
+        fake = predict(generator, schedule, draw, state).float() / terms.divisor
     real = _veiled(draw.target / terms.divisor, terms, draw.on_real).requires_grad_(terms.r1 > 0)
     time = schedule.time(draw.level)
     seen = _veiled(fake, terms, draw.on_fake)
-    on_fake = discriminator(_shown(seen, terms), time, draw.labels, terms.dropout).float()
-    on_real = discriminator(_shown(real, terms), time, draw.labels, terms.dropout).float()
+    on_fake = discriminator(_shown(seen, terms), time, draw.labels, terms.dropout, state).float()
+    on_real = discriminator(_shown(real, terms), time, draw.labels, terms.dropout, state).float()
     loss = 0.5 * (F.softplus(on_fake).mean() + F.softplus(-on_real).mean())
+    told = {"loss": loss.detach(), "real": on_real.detach().mean(), "fake": on_fake.detach().mean()}
     if terms.r1 == 0:
-        return {"total": loss, "loss": loss.detach()}
+        return {"total": loss, **told}
     (gradient,) = torch.autograd.grad(on_real.sum(), real, create_graph=True)
     r1 = gradient.float().square().sum(dim=(1, 2, 3)).mean()
-    return {"total": loss + terms.r1 / 2 * r1, "loss": loss.detach(), "r1": r1.detach()}
+    return {"total": loss + terms.r1 / 2 * r1, **told, "r1": r1.detach()}
 
 
 def generator_losses(
@@ -193,7 +200,8 @@ def generator_losses(
         Scalars: "total" to minimise; "reconstruction", "lpips", "adversarial" (unweighted, where their weight is
         above 0; "reconstruction" always), for the record.
     """
-    output = predict(generator, schedule, draw).float() / terms.divisor
+    state = corrupt(schedule, draw)
+    output = predict(generator, schedule, draw, state).float() / terms.divisor
     target = draw.target / terms.divisor
     reconstruction = F.mse_loss(output, target) if terms.squared else F.l1_loss(output, target)
     losses = {"reconstruction": reconstruction.detach()}
@@ -204,7 +212,7 @@ def generator_losses(
         total = total + terms.lpips * distance
     if terms.adversarial > 0:
         seen = _shown(_veiled(output, terms, draw.on_fake), terms)
-        logits = discriminator(seen, schedule.time(draw.level), draw.labels).float()
+        logits = discriminator(seen, schedule.time(draw.level), draw.labels, 0.0, state).float()
         adversarial = F.softplus(-logits).mean()
         losses["adversarial"] = adversarial.detach()
         total = total + terms.adversarial * adversarial

@@ -13,7 +13,7 @@ rule prepare_dataset:
     params:
         folder=subpath(output[0], parent=True),
     shell:
-        "exec udpm prepare {input} --output {params.folder} > {log} 2>&1"
+        "udpm prepare {input} --output {params.folder} > {log} 2>&1"
 
 
 rule cache_levels:
@@ -31,4 +31,4 @@ rule cache_levels:
         dataset=subpath(input[0], parent=True),
         folder=subpath(output[0], parent=True),
     shell:
-        "exec udpm cache {params.dataset} --output {params.folder} > {log} 2>&1"
+        "udpm cache {params.dataset} --output {params.folder} > {log} 2>&1"

@@ -17,13 +17,14 @@ rule train_model:
         experiment=PLAN.any_trained,
     conda:
         "../../envs/udpm.yaml"
-    threads: lambda wildcards: PLAN.training(wildcards).threads
+    threads: PLAN.training_threads
     params:
+        command=PLAN.training_command,
         dataset=subpath(input.dataset, parent=True),
         cache=subpath(input.cache, parent=True),
         run=subpath(output.weights, parent=True),
     shell:
-        "udpm train {input.config} --dataset {params.dataset} --cache {params.cache} --run {params.run}"
+        "{params.command} train {input.config} --dataset {params.dataset} --cache {params.cache} --run {params.run}"
         " > {log} 2>&1"
 
 
