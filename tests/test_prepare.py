@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -24,11 +25,12 @@ from PIL import Image
 
 from udpm.cli import main
 from udpm.config import DatasetConfig
-from udpm.core import vision
+from udpm.core import progress, vision
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.locks import only_one
 from udpm.data import fill
 from udpm.data import prepare as preparation
+from udpm.data.archive import list_members, read_member
 from udpm.data.picture import Recipe, Refused, _opaque_rgb, fit, quiet_decoders, to_rgb
 from udpm.data.prepare import prepare
 from udpm.data.source import shown
@@ -233,6 +235,33 @@ def test_exact_duplicates_are_counted(tmp_path):
     }
 
 
+@pytest.mark.parametrize("kind", ["plain", "long numbers", "something before it"])
+def test_an_archives_directory_is_read_as_the_library_does(tmp_path, monkeypatch, kind):
+    if kind == "long numbers":
+        monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)
+        monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 5)
+    path = pictures.zipped(tmp_path / "a.zip", {f"d/{n} é.bin": bytes(range(n)) * 3 for n in range(0, 250, 10)})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.mkdir("empty")
+        archive.comment = b"a comment"
+    if kind == "something before it":
+        path.write_bytes(b"#!/bin/sh\n" * 9 + path.read_bytes())
+    names, keys = list_members(path)
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        expected = [member for member in archive.infolist() if not member.is_dir()]
+        assert names == [member.filename.encode() for member in expected]
+        for key, member in zip(keys, expected, strict=True):
+            assert key[0] == member.header_offset
+            assert read_member(file, key, 10_000) == archive.read(member)
+
+
+def test_a_log_says_how_far_it_is(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    with progress.Progress(100, "prepare", "image", initial=40) as told:
+        told.update(10)
+    assert re.fullmatch(r"prepare: 50 of 100 images, \d+ per second, \d+\.\d minutes left\n", capsys.readouterr().err)
+
+
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     """An archive of 700 images, and the store that an undisturbed preparation makes of it."""
@@ -388,6 +417,10 @@ def place(folder, **files):
         (folder / "images" / name.replace("__", ".")).write_bytes(content)
 
 
+def place_in_train(folder):
+    (folder / "images/train/a.png").write_bytes(b"x")
+
+
 def cifar_with(folder, name, content):
     pictures.cifar(folder / "images", "python")
     (folder / "images/cifar-10-batches-py" / name).write_bytes(content)
@@ -430,6 +463,11 @@ BAD = {
         "images/c.png: not a readable image; and 4 more; mend or remove them, or set on_error: skip",
     ),
     "nothing left to skip to": (lambda f: place(f, a__png=b""), {"on_error": "skip"}, "1 of 1 images cannot be used"),
+    "nothing left to train on": (
+        lambda f: (pictures.tree(f / "images", splits=["test"]), (f / "images/train").mkdir(), place_in_train(f)),
+        {"on_error": "skip"},
+        "1 of 7 images cannot be used: images/train/a.png",
+    ),
     "a picture bomb": (
         lambda f: place(f, a__png=pictures.bomb()),
         {},

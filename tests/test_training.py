@@ -62,7 +62,7 @@ def test_the_average_is_the_configured_one(levels):
     for _ in range(3):
         trainer.iterate()
         expected = 0.9 * expected + 0.1 * trainer.state.generator.head.weight.detach()
-    torch.testing.assert_close(trainer.state.averaged.module.head.weight, expected)
+    torch.testing.assert_close(trainer.state.averages["ema"].module.head.weight, expected)
 
 
 def test_warm_up_starts_at_zero(levels):

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from udpm.config import Experiment
+from udpm.config.load import read_yaml, validate
 from udpm.core import runtime
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.data.samples import load_samples
@@ -219,7 +221,7 @@ def test_milestones_are_the_averages_of_their_iterations(levels, kept):
         while run.state.iteration < iteration:
             run.iterate()
         model = load_model(kept / f"milestones/{iteration:09d}.safetensors")
-        assert_same_tensors(model.generator, run.state.averaged.module.state_dict())
+        assert_same_tensors(model.generator, run.state.averages["ema"].module.state_dict())
         assert model.record["iteration"] == iteration
 
 
@@ -273,7 +275,7 @@ def test_the_discriminator_sees_hidden_labels():
         seen["generator"] = labels.tolist()
         return torch.zeros_like(draw.target)
 
-    def discriminator(image, time, labels):
+    def discriminator(image, time, labels, *_):
         seen["discriminator"] = labels.tolist()
         return torch.zeros(4, 1)
 
@@ -422,7 +424,7 @@ def test_training_starts_from_given_weights(trained):
     origin = found.start_from(tiny.run_config(weights=str(path)))
     assert origin["files"][0]["name"] == "weights.safetensors"
     assert_same_tensors(found.generator, load_model(path, "raw").generator.state_dict())
-    assert_same_tensors(found.averaged.module, load_model(path, "ema").generator.state_dict())
+    assert_same_tensors(found.averages["ema"].module, load_model(path, "ema").generator.state_dict())
     assert_same_tensors(found.discriminator, fresh.discriminator.state_dict())
     assert found.iteration == 0
     assert not torch.equal(found.generator.head.weight, fresh.generator.head.weight)
@@ -432,7 +434,7 @@ def test_averaged_weights_alone_start_both(kept):
     path = kept / "milestones/000000004.safetensors"
     found = State.fresh(tiny.run_config(), CPU)
     found.start_from(tiny.run_config(weights=str(path)))
-    for network in (found.generator, found.averaged.module):
+    for network in (found.generator, found.averages["ema"].module):
         assert_same_tensors(network, load_model(path).generator.state_dict())
 
 
@@ -514,3 +516,36 @@ def test_both_players_show_it_the_state_that_the_image_was_made_from():
     discriminator_losses(generate, judge, schedule, terms, draw)
     generator_losses(generate, judge, None, schedule, terms, draw)
     assert [torch.equal(state, expected[0]) for state in seen] == [True, True, True]
+
+
+# --- several averages ------------------------------------------------------------------------------------------------
+
+
+def test_several_averages_in_one_run(levels, tmp_path):
+    config = tiny.run_config(training__more_ema_decays=[0.5], training__ema_decay=0.9, training__warmup=0)
+    train(config, levels, tmp_path, False)
+    alone = tmp_path / "alone"
+    train(tiny.run_config(training__ema_decay=0.5, training__warmup=0), levels, alone, False)
+    states = {kind: load_model(tmp_path / "weights.safetensors", kind).generator for kind in ("ema", "ema-0.5", "raw")}
+    assert_same_tensors(states["ema-0.5"], load_model(alone / "weights.safetensors").generator.state_dict())
+    assert not torch.equal(states["ema"].head.weight, states["ema-0.5"].head.weight)
+    with pytest.raises(UserError, match=r"holds no ema-0\.9 weights, only ema and ema-0\.5 and raw"):
+        load_model(tmp_path / "weights.safetensors", "ema-0.9")
+
+
+def test_averages_may_warm_up(levels):
+    run = trainer(levels, training__ema_warmup=True, training__ema_decay=0.9, training__warmup=0)
+    average = run.state.averages["ema"].module
+    expected = average.head.weight.detach().clone()
+    for iteration in range(3):
+        run.iterate()
+        decay = (1 + iteration) / (10 + iteration)
+        expected = decay * expected + (1 - decay) * run.state.generator.head.weight.detach()
+    torch.testing.assert_close(average.head.weight, expected)
+
+
+def test_weights_that_training_does_not_keep_are_found_before_it(tmp_path):
+    values = read_yaml(tiny.ROOT / "config/experiments/digits.yaml")
+    values["sampling"]["weights"] = "ema-0.5"
+    with pytest.raises(UserError, match=r"sampling\.weights: ema-0\.5, but training keeps ema, raw"):
+        validate(Experiment, values, "x")

@@ -76,7 +76,8 @@ def metrics(run):
     """Lines of metrics.jsonl without what depends on the clock."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [
-        {key: value for key, value in line.items() if key not in {"seconds", "images_per_second"}} for line in lines
+        {key: value for key, value in line.items() if key not in {"seconds", "images_per_second", "memory_gib"}}
+        for line in lines
     ]
 
 

@@ -20,10 +20,10 @@ SHARED = (
 HOW = (
     click.option(
         "--weights",
-        type=click.Choice(["ema", "raw"]),
+        type=str,
         default="ema",
         show_default=True,
-        help="Averaged weights or the trained ones.",
+        help="ema, raw, or another average.",
     ),
     click.option(
         "--posterior",

@@ -33,7 +33,7 @@ def _labels(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
 @click.option("--posterior", type=click.Choice(["scalar", "exact"]), help="Covariance of the posterior.")
 @click.option("--guidance", type=float, help="w of classifier-free guidance; for models trained with label dropout.")
 @click.option("--noise", type=str, help="Noise file, .npz with base, eps_L, …, eps_1, in the place of a seed.")
-@click.option("--weights", "kind", type=click.Choice(["ema", "raw"]), help="Averaged weights, or the trained ones.")
+@click.option("--weights", "kind", type=str, help="ema, raw, or another average such as ema-0.999.")
 @click.option("--iteration", type=int, help="Sample the weights kept at this iteration of training.")
 @click.option("--intermediate/--no-intermediate", default=None, help="Keep every level's output too, at full side.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to run.")

@@ -106,6 +106,10 @@ class Training(Section):
     """A discriminator step every so many iterations."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     """Decay of the exponential moving average of the generator, updated every iteration; 0 for none."""
+    more_ema_decays: list[Annotated[float, Field(gt=0, lt=1)]] = []
+    """Further averages kept beside it, for sampling.weights: ema-0.999 and the like."""
+    ema_warmup: bool = False
+    """Begin with shorter averages: decay min(ema_decay, (1 + iteration)/(10 + iteration)); for all averages."""
     level_probabilities: list[NonNegativeFloat] | None = None
     """Probability of drawing each level, l = 1 first; default: uniform, as published."""
     flip: bool = True
@@ -138,6 +142,17 @@ class Training(Section):
     """Also write these values, and the previews, as TensorBoard event files."""
     preview_every: NonNegativeInt = 0
     """Iterations between previews, a grid of images of the same noise each time; 0 for none."""
+
+    @property
+    def averages(self) -> dict[str, float]:
+        """Decays of the averages that are kept, by name."""
+        first = {"ema": self.ema_decay} if self.ema_decay else {}
+        return first | {f"ema-{decay:g}": decay for decay in self.more_ema_decays}
+
+    @property
+    def kept_weights(self) -> list[str]:
+        """Names of all weights that a run ends with."""
+        return [*self.averages, "raw"]
 
     @property
     def processes(self) -> int:
@@ -173,8 +188,8 @@ class Sampling(Section):
     """w of classifier-free guidance, f(no label) + w·(f(label) - f(no label)): 1 is none; needs label dropout."""
     noise: str | None = None
     """File of the noise to start from (.npz: base, eps_L, …, eps_1), instead of noise from `seed`."""
-    weights: Literal["ema", "raw"] = "ema"
-    """Averaged weights, or the trained ones themselves."""
+    weights: Annotated[str, Field(pattern=r"^(ema|raw|ema-0\.\d+)$")] = "ema"
+    """ema: averaged weights; raw: the trained ones themselves; ema-0.999: an average of training.more_ema_decays."""
     iteration: PositiveInt | None = None
     """Sample a milestone (training.keep_every) instead of the end of training."""
     intermediate: bool = False
@@ -312,8 +327,10 @@ class Experiment(Section):
             raise ValueError("sampling.labels: the generator is not class_conditional; leave them out")
         if sampling.labels == "none" and not self.generator.label_dropout:
             raise ValueError("sampling.labels: none, but the generator is not trained with label_dropout above 0")
-        if isinstance(training, Training) and sampling.weights == "ema" and not training.ema_decay:
-            raise ValueError("sampling.weights: ema, but training.ema_decay is 0; use raw")
+        if isinstance(training, Training) and sampling.weights not in training.kept_weights:
+            raise ValueError(
+                f"sampling.weights: {sampling.weights}, but training keeps {', '.join(training.kept_weights)}"
+            )
         return self
 
     @model_validator(mode="after")

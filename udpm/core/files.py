@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,14 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
+        # On a read-only disk even removing what is not there fails.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def remove_temporary(folder: str | os.PathLike, pattern: str) -> None:
+    """Remove what killed processes left of files they were writing: temporary files of paths that match `pattern`."""
+    for temporary in Path(folder).glob(f".{pattern}.tmp-*"):
         temporary.unlink(missing_ok=True)
 
 

@@ -8,6 +8,16 @@ import time
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 10
+UNITS = (("days", 86400, 2 * 86400), ("h", 3600, 2 * 3600), ("min", 60, 120))
+"""Name, length and where it begins to be used, in seconds."""
+
+
+def duration(seconds: float) -> str:
+    """A time in words, such as "45 s", "12 min" or "2.3 days"."""
+    for name, length, least in UNITS:
+        if seconds >= least:
+            return f"{seconds / length:.{1 if seconds < 10 * length else 0}f} {name}"
+    return f"{max(seconds, 0):.0f} s"
 
 
 class Progress:

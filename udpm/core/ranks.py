@@ -8,11 +8,13 @@ import time
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from udpm.core.errors import UserError
+from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import write_text
+from udpm.core.signals import StopRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,7 +75,7 @@ def find_place(world: int, environment: Mapping[str, str] = os.environ) -> Place
 
 
 @contextmanager
-def joined(place: Place, backend: str, folder: Path) -> Iterator[None]:
+def joined(place: Place, backend: str, folder: Path, stop: StopRequest | bool = False) -> Iterator[None]:
     """Connect all processes for the time of the context; does nothing for a single one.
 
     Under srun rank 0 takes a free port, so that jobs on one node never collide, and tells the others by a file in the
@@ -83,9 +85,11 @@ def joined(place: Place, backend: str, folder: Path) -> Iterator[None]:
         place: this process's.
         backend: "nccl" or "gloo".
         folder: the run's folder, which all processes see.
+        stop: asked while waiting for the others.
 
     Raises:
         UserError: the backend is not there, or the others did not come.
+        StoppedEarly: a signal came while waiting for them.
     """
     if place.world == 1:
         yield
@@ -96,7 +100,7 @@ def joined(place: Place, backend: str, folder: Path) -> Iterator[None]:
         raise UserError(f"training.backend: {backend} is not in this PyTorch; use auto")
     try:
         if place.meeting:
-            store = _meet(place, folder)
+            store = _meet(place, folder, stop)
             dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world)
         else:
             dist.init_process_group(backend)
@@ -130,8 +134,21 @@ class Agreement:
         import torch.distributed as dist
 
         asked = torch.tensor(wishes, dtype=torch.uint8)
-        dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._group)
+        with _together():
+            dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._group)
         return tuple(bool(value) for value in asked.tolist())
+
+    def same(self, value: int) -> bool:
+        """Whether all processes have the same number. All must ask together."""
+        if self._group is None:
+            return True
+        import torch
+        import torch.distributed as dist
+
+        bounds = torch.tensor([value, -value])
+        with _together():
+            dist.all_reduce(bounds, dist.ReduceOp.MAX, group=self._group)
+        return bounds[0].item() == -bounds[1].item()
 
 
 def average(values: list[torch.Tensor], place: Place) -> None:
@@ -144,13 +161,34 @@ def average(values: list[torch.Tensor], place: Place) -> None:
     for kind in dict.fromkeys(value.dtype for value in values):
         part = [value for value in values if value.dtype == kind]
         flat = torch.cat([value.reshape(-1) for value in part])
-        dist.all_reduce(flat)
+        with _together():
+            dist.all_reduce(flat)
         flat /= place.world
         for value, mean in zip(part, flat.split([value.numel() for value in part]), strict=True):
             value.copy_(mean.view_as(value))
 
 
-def _meet(place: Place, folder: Path):
+def lowest(value: torch.Tensor, place: Place) -> int:
+    """The least of all processes' whole numbers. All must ask together."""
+    if place.world > 1:
+        import torch.distributed as dist
+
+        with _together():
+            dist.all_reduce(value, dist.ReduceOp.MIN)
+    return int(value.item())
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Something that all processes do together, and that fails when one of them is no more."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise StoppedEarly(f"another process of this training ended ({reason}): run the same command again") from None
+
+
+def _meet(place: Place, folder: Path, stop: StopRequest | bool):
     from torch.distributed import TCPStore
 
     path = folder / "rendezvous" / place.meeting
@@ -161,10 +199,12 @@ def _meet(place: Place, folder: Path):
         write_text(path, f"{host}:{store.port}\n")
         return store
     deadline = time.monotonic() + RENDEZVOUS_SECONDS
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and not stop:
         try:
             host, _, port = path.read_text(encoding="utf-8").strip().rpartition(":")
-            return TCPStore(host, int(port), place.world, is_master=False)
-        except (OSError, ValueError):
+            return TCPStore(host, int(port), place.world, is_master=False, timeout=timedelta(seconds=10))
+        except (OSError, ValueError, RuntimeError):
             time.sleep(0.2)
+    if stop:
+        raise StoppedEarly(f"stopped on {stop} while waiting for the other processes")
     raise OSError(f"no word from rank 0 in {path} for {RENDEZVOUS_SECONDS:g} s")

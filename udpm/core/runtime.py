@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from udpm.core.errors import UserError
@@ -41,6 +42,20 @@ def configure(device: str, threads: int, local: int = 0, *, tf32: bool = True) -
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
+
+
+def resident_bytes() -> int:
+    """Memory that this process has in RAM now, in bytes."""
+    # The second number of statm is the resident set, in pages: proc(5).
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def found() -> str:
+    """The devices here, e.g. "2 × NVIDIA H200" or "no CUDA device"."""
+    import torch
+
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names)) or "no CUDA device"
 
 
 def describe(device: torch.device) -> str:

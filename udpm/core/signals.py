@@ -13,6 +13,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._received: signal.Signals | None = None
+        self._interrupts = 0
 
     @classmethod
     def install(cls) -> StopRequest:
@@ -29,6 +30,7 @@ class StopRequest:
         return self._received.name if self._received else "no request"
 
     def _remember(self, number: int, _frame: object) -> None:
-        if number == signal.SIGINT and self._received is not None:
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
             raise KeyboardInterrupt
         self._received = signal.Signals(number)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import pickle
 import tarfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,12 +71,13 @@ class Batches:
         try:
             if self.place.is_dir():
                 return (self.place / name).read_bytes()
-            with tarfile.open(self.place) as archive:
-                member = archive.extractfile(f"{FORMS[self.kind][0]}/{name}")
-                return member.read() if member else b""
-        except (FileNotFoundError, KeyError):
+            # As a stream: to look a name up, the library would first unpack everything, and then begin anew.
+            with tarfile.open(self.place, "r|*") as archive:
+                member = next(member for member in archive if member.name.rsplit("/", 1)[-1] == name)
+                return archive.extractfile(member).read()
+        except (FileNotFoundError, StopIteration):
             raise UserError(f"{self.place}: has no {name}; unpack or download it again") from None
-        except (OSError, EOFError, tarfile.TarError) as error:
+        except (OSError, EOFError, AttributeError, zlib.error, tarfile.TarError) as error:
             raise UserError(f"{self.place}: cannot be read: {error}") from None
 
     def parsed(self, name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:

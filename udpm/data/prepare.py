@@ -217,7 +217,8 @@ class _Job:
             UserError: images were refused, and the configuration does not say to go on without them.
         """
         refused = {number: reason for outcome in outcomes for number, reason in outcome.refused.items()}
-        if refused and (self.config.on_error == "fail" or len(refused) == len(self.source.names)):
+        in_training = sum(number < self.source.splits["train"] for number in refused)
+        if refused and (self.config.on_error == "fail" or in_training == self.source.splits["train"]):
             raise UserError(self._complaint(refused))
         self.store.mkdir()
         record = self._finish(refused, sum((Counter(outcome.modes) for outcome in outcomes), Counter()))

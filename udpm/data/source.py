@@ -25,7 +25,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """A source's images, none of them read yet. About 100 bytes of memory for each.
+    """A source's images, none of them read yet. Some 120 bytes of memory for each.
 
     Attributes:
         splits: number of images by split, training first; a split's images follow one another in this order.

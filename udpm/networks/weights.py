@@ -19,7 +19,6 @@ from udpm.networks.build import build_generator
 from udpm.networks.unet import UNet
 
 FORMAT = "udpm-weights/2"
-KINDS = ("ema", "raw")
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,17 @@ class Model:
 
 
 def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], description: dict[str, Any]) -> None:
-    """Write tensors with a JSON description in the metadata, atomically."""
+    """Write tensors with a JSON description in the metadata, atomically.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"udpm": json.dumps(description, sort_keys=True)})
+        try:
+            save_file(tensors, temporary, metadata={"udpm": json.dumps(description, sort_keys=True)})
+        except SafetensorError as error:
+            raise UserError(f"{path}: cannot be written: {error}") from None
 
 
 def read_tensors(path: str | Path, expected_format: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -73,7 +79,8 @@ def save_weights(
     Args:
         path: where to.
         config: of the generator.
-        networks: state dicts by what they are: "ema" (averaged), "raw", or both; and "discriminator" if it comes along.
+        networks: state dicts by what they are: "ema" (averaged), further averages, "raw"; and "discriminator" if it
+            comes along.
         description: experiment, run_seed, dataset, dataset_sha256, iteration, and whatever else is known.
     """
     tensors = {f"{kind}/{name}": tensor for kind, state in networks.items() for name, tensor in state.items()}
@@ -85,7 +92,7 @@ def load_model(path: str | Path, weights: str = "ema", device: torch.device | st
 
     Args:
         path: a file of `save_weights`.
-        weights: "ema" or "raw".
+        weights: "ema", "raw", or the name of a further average.
         device: where it goes.
 
     Raises:
@@ -95,7 +102,7 @@ def load_model(path: str | Path, weights: str = "ema", device: torch.device | st
     config = validate(ModelConfig, description["model"], str(path))
     state = tensors_under(tensors, f"{weights}/")
     if not state:
-        held = [kind for kind in KINDS if tensors_under(tensors, f"{kind}/")]
+        held = sorted({name.partition("/")[0] for name in tensors} - {"discriminator"})
         raise UserError(f"{path}: holds no {weights} weights, only {' and '.join(held)}; ask for those")
     generator = build_generator(config)
     try:

@@ -50,12 +50,11 @@ def claim(run: Path, config: RunConfig, allow_world_size_change: bool, *, writes
     """
     path = run / "config.json"
     if path.exists():
-        earlier = _flat(read_resolved(RunConfig, path).model_dump(mode="json"))
-        now = _flat(config.model_dump(mode="json"))
+        earlier = read_resolved(RunConfig, path)
         free = INCIDENTAL | WORLD if allow_world_size_change else INCIDENTAL
-        changed = [key for key in now | earlier if now.get(key) != earlier.get(key) and key not in free]
+        changed = differences(earlier, config, free)
         if changed:
-            shown = "; ".join(f"{key} was {earlier.get(key)!r}, is {now.get(key)!r}" for key in changed)
+            shown = "; ".join(changed.values())
             way = ", or pass --allow-world-size-change" if set(changed) <= WORLD else ""
             raise UserError(
                 f"{run}: holds a run of another configuration ({shown}); undo the change, give the experiment a new "
@@ -63,6 +62,16 @@ def claim(run: Path, config: RunConfig, allow_world_size_change: bool, *, writes
             )
     if writes:
         write_text(path, to_json(config))
+
+
+def differences(earlier: RunConfig, now: RunConfig, free: set[str]) -> dict[str, str]:
+    """By key, how a run's configuration differs from an earlier one, apart from the keys in `free`."""
+    before, after = (_flat(config.model_dump(mode="json")) for config in (earlier, now))
+    return {
+        key: f"{key} was {before.get(key)!r}, is {after.get(key)!r}"
+        for key in after | before
+        if before.get(key) != after.get(key) and key not in free
+    }
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -22,9 +23,13 @@ from udpm.data.cache import Levels
 from udpm.networks.weights import milestone, save_weights
 from udpm.training.checkpoint import resume, save_checkpoint
 from udpm.training.claim import claim
+from udpm.training.events import Events, writer_class
 from udpm.training.failure import save_failure
 from udpm.training.metrics import Metrics, NotFinite
+from udpm.training.needs import count_needs, milestone_needs
 from udpm.training.owner import STALE, Owner
+from udpm.training.previews import draw_preview, preview_path, write_preview
+from udpm.training.telling import postfix, progress_line
 from udpm.training.trainer import Trainer
 
 
@@ -40,8 +45,8 @@ def train(
 ) -> None:
     """Train until `training.iterations`, from the newest checkpoint in the run's folder if there is one.
 
-    Writes ``config.json``, ``checkpoints/``, ``metrics.jsonl``, milestones and, at the end, ``weights.safetensors`` and
-    ``complete.json``. While another trainer is at work in the folder, waits for it.
+    Writes ``config.json``, ``checkpoints/``, ``metrics.jsonl``, milestones, where they are asked for ``previews/`` and
+    ``tensorboard/``, and, at the end, ``weights.safetensors`` and ``complete.json``. While another trainer is at work in the folder, waits for it.
 
     Args:
         config: of the run.
@@ -54,11 +59,14 @@ def train(
 
     Raises:
         StoppedEarly: a signal or the time asked for it and the state is saved; or another trainer took over.
-        UserError: the folder holds another run, the number of processes is wrong, or a loss is not finite.
+        UserError: the folder holds another run, the number of processes is wrong, a loss is not finite, or an extra is
+            not installed.
     """
     if config.training == "imported":
         raise UserError(f"{run}: training is imported, so there is nothing to train; `udpm import` makes this run")
     training, place = config.training, find_place(config.training.processes)
+    if training.tensorboard:
+        writer_class()
     run.mkdir(parents=True, exist_ok=True)
     device = runtime.configure(training.device, training.threads, place.local, tf32=training.tf32)
     deadline = time.monotonic() + 60 * max_minutes if max_minutes is not None else float("inf")
@@ -107,6 +115,7 @@ class Session:
         self.digest = levels.store.digest
         self.history: list[dict[str, int]] = []
         self.origin: dict[str, Any] | None = None
+        self.events: Events | None = None
 
     def train(self, allow_world_size_change: bool) -> None:
         """Claim the folder, continue where the run stands, and bring it to its end."""
@@ -117,6 +126,9 @@ class Session:
         trainer = Trainer(self.config, self.levels, self.device, self.place)
         self._continue(trainer)
         metrics = Metrics(self.run / "metrics.jsonl", trainer.state.iteration, self.place)
+        self._say_needs(trainer)
+        if self.config.training.tensorboard and self.owner is not None:
+            self.events = Events(self.run / "tensorboard", trainer.state.iteration)
         try:
             self._loop(trainer, metrics)
         except NotFinite as found:
@@ -154,7 +166,10 @@ class Session:
                 last = stopping or state.iteration == total
                 saves = last or wishes[2] or state.iteration % training.checkpoint_every == 0
                 if saves or state.iteration % training.log_every == 0:
-                    self._log(trainer, metrics, interactive)
+                    told = self._log(trainer, metrics, interactive)
+                    progress.set_postfix_str(told, refresh=False)
+                if training.preview_every and state.iteration % training.preview_every == 0:
+                    self._preview(trainer)
                 if training.keep_every and state.iteration % training.keep_every == 0:
                     self._commit(lambda: self._keep(trainer))
                 if saves:
@@ -167,14 +182,32 @@ class Session:
                         "command again"
                     )
 
-    def _log(self, trainer: Trainer, metrics: Metrics, interactive: bool) -> None:
-        iteration, total = trainer.state.iteration, trainer.iterations
-        line = metrics.take(iteration, trainer.learning_rate(iteration - 1), self.config.training.batch)
-        self._commit(lambda: metrics.write(line))
+    def _log(self, trainer: Trainer, metrics: Metrics, interactive: bool) -> str:
+        """Write a line of metrics, and tell it in a log; returns what a progress bar should say."""
+        iteration, batch = trainer.state.iteration, self.config.training.batch
+        line = metrics.take(iteration, trainer.learning_rate(iteration - 1), batch)
+        self._commit(lambda: self._write_line(metrics, line))
         if not interactive:
-            rate = line["images_per_second"] / self.config.training.batch
-            left = (total - iteration) / rate / 60
-            self._say(f"iteration {iteration} of {total}, {rate:.2f} per second, {left:.1f} minutes left", sys.stderr)
+            self._say(progress_line(line, trainer.iterations, batch), sys.stderr)
+        return postfix(line)
+
+    def _write_line(self, metrics: Metrics, line: dict[str, Any]) -> None:
+        metrics.write(line)
+        if self.events is not None:
+            self.events.add_line(line)
+
+    def _preview(self, trainer: Trainer) -> None:
+        """Images that rank 0 draws while the others wait."""
+        state, grid = trainer.state, None
+        if self.owner is not None:
+            network = next((average.module for average in state.averages.values()), state.generator)
+            grid = draw_preview(network, self.config.model)
+        self._commit(lambda: self._write_preview(grid, state.iteration))
+
+    def _write_preview(self, grid: np.ndarray, iteration: int) -> None:
+        write_preview(preview_path(self.run, iteration), grid)
+        if self.events is not None:
+            self.events.add_image(grid, iteration)
 
     def _commit(self, write: Callable[[], None]) -> None:
         """Let rank 0 write, if the folder is still its own; all processes go on together, or none does."""
@@ -197,15 +230,15 @@ class Session:
     def _keep(self, trainer: Trainer) -> None:
         """A milestone: the averaged weights (the trained ones where there is no average), for good."""
         state = trainer.state
-        kind, network = ("raw", state.generator) if state.averaged is None else ("ema", state.averaged.module)
+        kept = {name: average.module.state_dict() for name, average in state.averages.items()}
         path = milestone(self.run / "weights.safetensors", state.iteration)
-        save_weights(path, self.config.model, {kind: network.state_dict()}, self._description(trainer))
+        networks = kept or {"raw": state.generator.state_dict()}
+        save_weights(path, self.config.model, networks, self._description(trainer))
 
     def _finish(self, trainer: Trainer, metrics: Metrics) -> None:
         weights, state = self.run / "weights.safetensors", trainer.state
-        networks = {"raw": state.generator.state_dict()}
-        if state.averaged is not None:
-            networks = {"ema": state.averaged.module.state_dict(), **networks}
+        networks = {name: average.module.state_dict() for name, average in state.averages.items()}
+        networks["raw"] = state.generator.state_dict()
         save_weights(weights, self.config.model, networks, self._description(trainer))
         record = {
             "format": "udpm-run/1",
@@ -222,6 +255,13 @@ class Session:
             "provenance": provenance.record(),
         }
         write_json(self.run / "complete.json", record)
+
+    def _say_needs(self, trainer: Trainer) -> None:
+        """Say how much disk the milestones still ahead will take, where that is much."""
+        needs = count_needs(self.config, trainer.iterations)
+        told = milestone_needs(needs, trainer.state.iteration, self.config.training.keep_every, self.run)
+        if told is not None:
+            self._say(told, sys.stderr)
 
     def _description(self, trainer: Trainer) -> dict[str, Any]:
         return {

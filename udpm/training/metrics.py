@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from udpm.core import runtime
 from udpm.core.files import write_text
 from udpm.core.ranks import Place, average
 
@@ -112,9 +113,11 @@ class Metrics:
 
 
 def _memory() -> dict[str, float]:
-    if not torch.cuda.is_initialized():
-        return {}
-    return {"gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3)}
+    """Memory in GiB: of this process in RAM now, and the most its tensors took on the GPU."""
+    found = {"memory_gib": round(runtime.resident_bytes() / 2**30, 3)}
+    if torch.cuda.is_initialized():
+        found["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
+    return found
 
 
 def _lines_up_to(path: Path, iteration: int) -> list[dict]:

@@ -13,10 +13,11 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from udpm.core.errors import StoppedEarly
+from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import write_json
 from udpm.core.signals import StopRequest
 
@@ -53,6 +54,7 @@ class Owner:
             "started": _started(os.getpid()),
             "job": os.environ.get("SLURM_JOB_ID"),
             "attempt": os.environ.get("SLURM_RESTART_COUNT"),
+            "since": time.time(),
             "beat": 0,
             "time": time.time(),
         }
@@ -73,8 +75,10 @@ class Owner:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
+        # One that cannot be removed is known to be dead, or stale after a while.
         if self.holds():
-            self._path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
 
     def holds(self) -> bool:
         """Whether the folder is still this process's."""
@@ -89,7 +93,7 @@ class Owner:
         """
         if not self.holds():
             other = read_owner(self._path.parent)
-            taken = f"{_name(other)} took it over" if other else "its owner record is gone"
+            taken = f"{name_of(other)} took it over" if other else "its owner record is gone"
             raise StoppedEarly(f"{self._path.parent}: {taken}; nothing more is written here")
 
     def _beat(self) -> None:
@@ -99,22 +103,27 @@ class Owner:
                 if not self.holds():
                     return
                 self._record |= {"beat": self._record["beat"] + 1, "time": time.time()}
-                write_json(self._path, self._record)
+                try:
+                    write_json(self._path, self._record)
+                except UserError:
+                    # A full disk is told by whoever saves something. A file's time needs no room on it.
+                    with suppress(OSError):
+                        os.utime(self._path)
 
     def _wait_until_free(self) -> None:
         seen, since, told = None, time.monotonic(), False
-        while (other := read_owner(self._path.parent)) is not None and not _is_dead(other):
-            beat = (other.get("token"), other.get("beat"))
+        while (other := read_owner(self._path.parent)) is not None and not is_dead(other):
+            beat = (other.get("token"), other.get("beat"), _touched(self._path))
             if beat != seen:
                 seen, since = beat, time.monotonic()
             if time.monotonic() - since > self._stale:
-                print(f"{_name(other)} gave no sign of life for {self._stale:g} s: taking over", file=sys.stderr)
+                print(f"{name_of(other)} gave no sign of life for {self._stale:g} s: taking over", file=sys.stderr)
                 return
             if not told:
-                print(f"{self._path.parent}: {_name(other)} is training here; waiting for it to end", file=sys.stderr)
+                print(f"{self._path.parent}: {name_of(other)} is training here; waiting for it to end", file=sys.stderr)
                 told = True
             if self._stop:
-                raise StoppedEarly(f"stopped on {self._stop} while waiting for {_name(other)}")
+                raise StoppedEarly(f"stopped on {self._stop} while waiting for {name_of(other)}")
             time.sleep(min(1.0, self._stale / 10))
 
 
@@ -127,7 +136,14 @@ def read_owner(run: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def _is_dead(record: dict[str, Any]) -> bool:
+def _touched(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def is_dead(record: dict[str, Any]) -> bool:
     """Whether the record's process ran on this host and is no more; its number may have been given to another."""
     if record.get("host") != socket.gethostname():
         return False
@@ -139,12 +155,17 @@ def _started(pid: int) -> str | None:
     """When a process of this host started, in its kernel's ticks with the boot's identity; None if there is none."""
     try:
         # The name in brackets may hold anything, so counting starts behind it: field 22 of proc(5).
-        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        if fields[0] in "ZX":
+            # Dead, and not yet reaped by its parent.
+            return None
+        ticks = fields[19]
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{ticks}"
     except OSError:
         return None
 
 
-def _name(record: dict[str, Any]) -> str:
+def name_of(record: dict[str, Any]) -> str:
+    """The record's process in words, e.g. "process 12 on node3, job 7"."""
     job = f", job {record['job']}" if record.get("job") else ""
     return f"process {record.get('pid')} on {record.get('host')}{job}"

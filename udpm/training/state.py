@@ -27,9 +27,11 @@ class State:
     """
 
     generator: UNet
-    averaged: AveragedModel | None
+    averages: dict[str, AveragedModel]
     discriminator: Discriminator | None
     optimizers: dict[str, torch.optim.Adam]
+    decays: dict[str, float]
+    ema_warmup: bool
     iteration: int = 0
 
     @classmethod
@@ -41,7 +43,8 @@ class State:
         if config.adversarial:
             torch.manual_seed(derive_seed(config.seed, "weights", "discriminator"))
             discriminator = build_discriminator(config).to(device)
-        averaged = _average_of(generator, config.training.ema_decay)
+        decays = config.training.averages
+        averages = {name: _average_of(generator) for name in decays}
         betas = tuple(config.training.betas)
         players = {"generator": generator, "discriminator": discriminator}
         optimizers = {
@@ -49,7 +52,15 @@ class State:
             for name, player in players.items()
             if player is not None
         }
-        return cls(generator, averaged, discriminator, optimizers)
+        return cls(generator, averages, discriminator, optimizers, decays, config.training.ema_warmup)
+
+    def average(self) -> None:
+        """Update every average, a ← d·a + (1 - d)·θ, with the generator as it is after this iteration."""
+        begun = (1 + self.iteration) / (10 + self.iteration)
+        for name, average in self.averages.items():
+            decay = min(self.decays[name], begun) if self.ema_warmup else self.decays[name]
+            average.multi_avg_fn = get_ema_multi_avg_fn(decay)
+            average.update_parameters(self.generator)
 
     def start_from(self, config: RunConfig) -> dict[str, Any]:
         """Take over the weights that the run's configuration names, before the first iteration.
@@ -62,8 +73,8 @@ class State:
         """
         given, origin = starting_point(config)
         self.generator.load_state_dict(given["raw"])
-        if self.averaged is not None:
-            self.averaged.module.load_state_dict(given.get("ema", given["raw"]))
+        for name, average in self.averages.items():
+            average.module.load_state_dict(given.get(name, given.get("ema", given["raw"])))
         if self.discriminator is not None and "discriminator" in given:
             try:
                 self.discriminator.load_state_dict(given["discriminator"])
@@ -78,8 +89,9 @@ class State:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything as named tensors."""
-        averaged = {} if self.averaged is None else self.averaged.state_dict()
-        found = {f"averaged/{name}": value for name, value in averaged.items()}
+        found = {}
+        for kind, average in self.averages.items():
+            found |= {f"{kind}/{name}": value for name, value in average.state_dict().items()}
         for player, network in self.players().items():
             found |= {f"{player}/{name}": value for name, value in network.state_dict().items()}
             for name, parameter in network.named_parameters():
@@ -93,8 +105,8 @@ class State:
         Raises:
             RuntimeError: names or shapes do not fit.
         """
-        if self.averaged is not None:
-            self.averaged.load_state_dict(tensors_under(tensors, "averaged/"))
+        for kind, average in self.averages.items():
+            average.load_state_dict(tensors_under(tensors, f"{kind}/"))
         for player, network in self.players().items():
             network.load_state_dict(tensors_under(tensors, f"{player}/"))
             optimizer = self.optimizers[player]
@@ -108,10 +120,8 @@ class State:
         self.iteration = iteration
 
 
-def _average_of(generator: UNet, decay: float) -> AveragedModel | None:
-    if not decay:
-        return None
-    averaged = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+def _average_of(generator: UNet) -> AveragedModel:
+    averaged = AveragedModel(generator, use_buffers=True)
     # Count the starting point as averaged: the first update then averages instead of copying.
     averaged.n_averaged.fill_(1)
     return averaged.requires_grad_(False).eval()

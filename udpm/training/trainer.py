@@ -67,8 +67,7 @@ class Trainer:
             level, losses = self._step(player, self.state.iteration)
             if metrics is not None:
                 metrics.add(player, level, losses)
-        if self.state.averaged is not None:
-            self.state.averaged.update_parameters(self.state.generator)
+        self.state.average()
         self.state.iteration += 1
 
     def _step(self, player: str, iteration: int) -> tuple[int, dict[str, torch.Tensor]]:

@@ -1,0 +1,166 @@
+"""What a run will take: memory for its state, disk, arithmetic. Allocates and computes nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from udpm.config.experiment import RunConfig
+from udpm.networks.build import build_discriminator, build_generator
+from udpm.networks.cost import parameters
+from udpm.networks.unet import IMAGE_CHANNELS
+from udpm.process.schedule import Schedule
+from udpm.training.objective import Draw, discriminator_losses, generator_losses, level_terms
+
+GB = 1e9
+MUCH = 1e9
+"""Bytes of milestones above which training says beforehand what they will take."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Sizes in bytes of tensors alone; what describes them in a file adds some kilobytes.
+
+    Attributes:
+        parameters: number of trainable values, by player.
+        weights: of all networks that are trained.
+        gradients: of these.
+        moments: Adam's.
+        averages: of the generator.
+        checkpoint: one.
+        milestone: one.
+        milestones: how many there will be.
+        final: the weights at the end.
+    """
+
+    parameters: dict[str, int]
+    weights: int
+    gradients: int
+    moments: int
+    averages: int
+    checkpoint: int
+    milestone: int
+    milestones: int
+    final: int
+
+    @property
+    def state(self) -> int:
+        """Memory that the state takes on each device."""
+        return self.weights + self.gradients + self.moments + self.averages
+
+
+def count_needs(config: RunConfig, iterations: int) -> Needs:
+    """What a run of so many iterations takes.
+
+    Args:
+        config: of the run.
+        iterations: at its end.
+    """
+    players = _players(config)
+    averages = len(config.training.averages)
+    generator = _bytes(players["generator"].state_dict().values())
+    weights = sum(_bytes(network.state_dict().values()) for network in players.values())
+    gradients = sum(_bytes(network.parameters()) for network in players.values())
+    # Adam counts its steps in a float32 for each parameter, an average in an int64.
+    counters = 4 * sum(len(list(network.parameters())) for network in players.values()) + 8 * averages
+    every = config.training.keep_every
+    return Needs(
+        parameters={name: parameters(network) for name, network in players.items()},
+        weights=weights,
+        gradients=gradients,
+        moments=2 * gradients,
+        averages=averages * generator,
+        checkpoint=weights + 2 * gradients + averages * generator + counters,
+        milestone=max(averages, 1) * generator,
+        milestones=iterations // every if every else 0,
+        final=(averages + 1) * generator,
+    )
+
+
+def milestone_needs(needs: Needs, done: int, every: int, run: Path) -> str | None:
+    """One line on the disk that milestones still to come will take, or None where it is not much.
+
+    Args:
+        needs: of the run.
+        done: iterations done.
+        every: training.keep_every.
+        run: the run's folder, existing.
+    """
+    ahead = needs.milestones - (done // every if every else 0)
+    if ahead * needs.milestone <= MUCH:
+        return None
+    told = f"milestones will take {times(ahead, needs.milestone)} (training.keep_every: {every}; 0 keeps none)"
+    free = shutil.disk_usage(run).free
+    return told if free > ahead * needs.milestone else f"warning: {told}, but only {free / GB:.2f} GB are free"
+
+
+def times(count: int, size: int) -> str:
+    """E.g. "60 × 0.23 GB = 13.86 GB"."""
+    return f"{count} × {size / GB:.2f} GB = {count * size / GB:.2f} GB"
+
+
+def count_arithmetic(config: RunConfig) -> float:
+    """Multiply-adds of an iteration's forward and backward passes, over all processes, in the mean over levels.
+
+    Counted as `udpm.networks.cost` does; LPIPS, Adam and the averages are left out.
+    """
+    training, levels = config.training, config.process.levels
+    chances = training.level_probabilities or [1 / levels] * levels
+    generator = sum(chance * _generator_step(config, level) for level, chance in enumerate(chances, start=1))
+    if not config.adversarial:
+        return training.batch * generator
+    judged = sum(chance * _discriminator_step(config, level) for level, chance in enumerate(chances, start=1))
+    return training.batch * (generator + judged / training.discriminator_every)
+
+
+def _generator_step(config: RunConfig, level: int) -> int:
+    players, schedule = _players(config), Schedule.from_config(config.process)
+    terms = replace(level_terms(config)[level - 1], lpips=0.0)
+    if "discriminator" in players:
+        players["discriminator"].requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        losses = generator_losses(
+            players["generator"], players.get("discriminator"), None, schedule, terms, _draw(config, level)
+        )
+        losses["total"].backward()
+    return counter.get_total_flops() // 2
+
+
+def _discriminator_step(config: RunConfig, level: int) -> int:
+    players, schedule = _players(config), Schedule.from_config(config.process)
+    terms = level_terms(config)[level - 1]
+    with FlopCounterMode(display=False) as counter:
+        losses = discriminator_losses(
+            players["generator"], players["discriminator"], schedule, terms, _draw(config, level)
+        )
+        losses["total"].backward()
+    return counter.get_total_flops() // 2
+
+
+def _draw(config: RunConfig, level: int) -> Draw:
+    """One image's."""
+    side = config.dataset.side >> level
+    return Draw(
+        level,
+        torch.empty(1, IMAGE_CHANNELS, 2 * side, 2 * side, device="meta"),
+        torch.zeros(1, dtype=torch.int64, device="meta"),
+        torch.empty(1, IMAGE_CHANNELS, side, side, device="meta"),
+    )
+
+
+def _players(config: RunConfig) -> dict[str, nn.Module]:
+    with torch.device("meta"):
+        players: dict[str, nn.Module] = {"generator": build_generator(config.model)}
+        if config.adversarial:
+            players["discriminator"] = build_discriminator(config)
+    return players
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

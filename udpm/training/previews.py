@@ -1,0 +1,86 @@
+"""Previews: images of the same noise, drawn again and again while training goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from udpm.config.model import ModelConfig
+from udpm.core.files import atomic_path
+from udpm.process.chain import sample
+from udpm.process.images import to_bytes
+from udpm.process.latent import seeded
+from udpm.process.schedule import Schedule
+
+COLUMNS, ROWS, GAP = 8, 8, 2
+SEED = 0
+SHOWN_SIDE = 64
+"""Smaller images are enlarged by a whole factor up to about this side."""
+
+
+def preview_path(run: Path, iteration: int) -> Path:
+    """Where the preview of an iteration lies in a run's folder."""
+    return run / "previews" / f"{iteration:09d}.png"
+
+
+def preview_labels(classes: int) -> list[int]:
+    """The class of each preview, row after row: the first eight classes, each in as many rows as there is room for.
+
+    Args:
+        classes: number of classes; 0 if unconditional, and all are 0 then.
+    """
+    shown = min(max(classes, 1), ROWS)
+    rows = [row // (ROWS // shown) for row in range(shown * (ROWS // shown))]
+    return [label for label in rows for _ in range(COLUMNS)]
+
+
+def draw_preview(network: nn.Module, config: ModelConfig) -> np.ndarray:
+    """A grid of images 0, 1, … of seed 0, scalar posterior; needs no random state and leaves the network as it was.
+
+    Args:
+        network: a generator, in any mode.
+        config: of the generator.
+
+    Returns:
+        (height, width, 3) uint8, RGB.
+    """
+    schedule, labels = Schedule.from_config(config.process), preview_labels(config.classes)
+    device, training = next(network.parameters()).device, network.training
+    images = []
+    network.eval()
+    # Not inference_mode: what a network might keep of such a call could not take part in training afterwards.
+    with torch.no_grad():
+        for start in range(0, len(labels), COLUMNS):
+            latent = seeded(schedule, config.side, SEED, range(start, start + COLUMNS))
+            base, *noises = [values.to(device) for values in (latent.base, *latent.noises)]
+            chosen = torch.tensor(labels[start : start + COLUMNS], device=device) if config.classes else None
+            images.append(to_bytes(sample(schedule, network, base, noises, chosen)[-1].output))
+    network.train(training)
+    return _grid(images)
+
+
+def write_preview(path: Path, grid: np.ndarray) -> None:
+    """Write a grid as PNG, atomically.
+
+    Raises:
+        UserError: the disk is full or cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        Image.fromarray(grid).save(temporary, format="PNG")
+
+
+def _grid(rows: list[np.ndarray]) -> np.ndarray:
+    """Rows of images, each (COLUMNS, N, N, 3), on white."""
+    factor = max(1, SHOWN_SIDE // rows[0].shape[1])
+    side = rows[0].shape[1] * factor
+    step = side + GAP
+    canvas = np.full((len(rows) * step - GAP, COLUMNS * step - GAP, 3), 255, dtype=np.uint8)
+    for row, images in enumerate(rows):
+        for column, image in enumerate(images):
+            top, left = row * step, column * step
+            canvas[top : top + side, left : left + side] = image.repeat(factor, axis=0).repeat(factor, axis=1)
+    return canvas
