@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from udpm.cli.options import FILE, FOLDER
+
 
 @click.group()
 def command() -> None:
@@ -26,4 +28,26 @@ def data(images: Path, side: int, workers: int | None, limit: int) -> None:
     from udpm.data.benchmark import bench_preparation
 
     for line in bench_preparation(str(images), side, workers or len(os.sched_getaffinity(0)), limit):
+        click.echo(line)
+
+
+@command.command(
+    epilog="Example: udpm bench train results/configs/digits/seed0.json --dataset results/datasets/digits "
+    "--cache results/caches/digits"
+)
+@click.argument("config", type=FILE)
+@click.option("--dataset", type=FOLDER, required=True, help="Prepared data set.")
+@click.option("--cache", type=FOLDER, required=True, help="Its level cache.")
+@click.option("--iterations", type=click.IntRange(1), default=50, show_default=True, help="Iterations measured.")
+def train(config: Path, dataset: Path, cache: Path, iterations: int) -> None:
+    """How fast a run trains, and where its time goes: data, both players' steps, LPIPS, optimisers, averages.
+
+    CONFIG is a run's resolved configuration (udpm resolve). Nothing is kept.
+    """
+    from udpm.config import RunConfig, read_resolved
+    from udpm.data.cache import open_levels
+    from udpm.training.benchmark import bench_training
+
+    resolved = read_resolved(RunConfig, config)
+    for line in bench_training(resolved, open_levels(dataset, cache, resolved.process.levels), iterations):
         click.echo(line)

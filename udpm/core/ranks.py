@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import write_text
-from udpm.core.signals import StopRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
+    from torch.distributed import TCPStore
+
+    from udpm.core.signals import StopRequest
 
 RENDEZVOUS_SECONDS = 300.0
 
@@ -101,6 +103,7 @@ def joined(place: Place, backend: str, folder: Path, stop: StopRequest | bool = 
     try:
         if place.meeting:
             store = _meet(place, folder, stop)
+            _wait_for_all(store, place, stop)
             dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world)
         else:
             dist.init_process_group(backend)
@@ -188,7 +191,7 @@ def _together() -> Iterator[None]:
         raise StoppedEarly(f"another process of this training ended ({reason}): run the same command again") from None
 
 
-def _meet(place: Place, folder: Path, stop: StopRequest | bool):
+def _meet(place: Place, folder: Path, stop: StopRequest | bool) -> TCPStore:
     from torch.distributed import TCPStore
 
     path = folder / "rendezvous" / place.meeting
@@ -202,9 +205,27 @@ def _meet(place: Place, folder: Path, stop: StopRequest | bool):
     while time.monotonic() < deadline and not stop:
         try:
             host, _, port = path.read_text(encoding="utf-8").strip().rpartition(":")
-            return TCPStore(host, int(port), place.world, is_master=False, timeout=timedelta(seconds=10))
+            soon = timedelta(seconds=10)
+            store = TCPStore(host, int(port), place.world, is_master=False, timeout=soon, wait_for_workers=False)
         except (OSError, ValueError, RuntimeError):
             time.sleep(0.2)
+        else:
+            store.set_timeout(timedelta(seconds=RENDEZVOUS_SECONDS))
+            return store
     if stop:
         raise StoppedEarly(f"stopped on {stop} while waiting for the other processes")
     raise OSError(f"no word from rank 0 in {path} for {RENDEZVOUS_SECONDS:g} s")
+
+
+def _wait_for_all(store: TCPStore, place: Place, stop: StopRequest | bool) -> None:
+    """Wait until all processes are there. PyTorch's own waiting hears no signals."""
+    store.set(f"here/{place.rank}", "")
+    everyone = [f"here/{rank}" for rank in range(place.world)]
+    deadline = time.monotonic() + RENDEZVOUS_SECONDS
+    while not store.check(everyone):
+        if stop:
+            store.delete_key(f"here/{place.rank}")
+            raise StoppedEarly(f"stopped on {stop} while waiting for the other processes")
+        if time.monotonic() > deadline:
+            raise OSError(f"not all of them came within {RENDEZVOUS_SECONDS:g} s")
+        time.sleep(0.1)

@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,19 +61,17 @@ def prepare(
     source = open_source(config)
     with only_one(folder, "preparing this data set"):
         job = _Job(config, source, folder)
-        job.recover()
-        if job.is_finished():
-            print(f"{folder}: complete already, nothing to do")
-            return
         try:
-            outcomes = job.fill(_workers(workers or config.workers, source), stop)
-            job.publish(outcomes)
+            job.recover()
+            if job.is_finished():
+                job.discard()
+                print(f"{folder}: complete already, nothing to do")
+                return
+            job.publish(job.fill(_workers(workers or config.workers, source), stop))
         except OSError as error:
+            # Most likely the disk is full, and what would be kept is what fills it.
             job.discard()
             raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
-        except UserError:
-            job.discard()
-            raise
 
 
 def _workers(wanted: int | None, source: Source) -> int:
@@ -149,9 +147,11 @@ class _Job:
         shutil.rmtree(self.store, ignore_errors=True)
 
     def discard(self) -> None:
-        """Remove work in progress."""
-        self.recover()
-        shutil.rmtree(self.partial, ignore_errors=True)
+        """Remove work in progress; never the store, neither the new one nor the one it was to replace."""
+        with suppress(OSError):
+            self.recover()
+        if not self._replaced.exists():
+            shutil.rmtree(self.partial, ignore_errors=True)
 
     def is_finished(self) -> bool:
         """Whether the store is there, of these images and whole."""
@@ -219,6 +219,7 @@ class _Job:
         refused = {number: reason for outcome in outcomes for number, reason in outcome.refused.items()}
         in_training = sum(number < self.source.splits["train"] for number in refused)
         if refused and (self.config.on_error == "fail" or in_training == self.source.splits["train"]):
+            self.discard()
             raise UserError(self._complaint(refused))
         self.store.mkdir()
         record = self._finish(refused, sum((Counter(outcome.modes) for outcome in outcomes), Counter()))
@@ -229,7 +230,7 @@ class _Job:
             self.folder.rename(self._replaced)
         self.store.rename(self.folder)
         sync(self.folder.parent)
-        shutil.rmtree(self.partial)
+        shutil.rmtree(self.partial, ignore_errors=True)
         _tell(self.folder, record)
 
     def _complaint(self, refused: dict[int, str]) -> str:

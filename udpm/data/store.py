@@ -17,6 +17,9 @@ from udpm.core.files import read_json, sha256
 
 FORMAT = "udpm-dataset/1"
 RECORD, IMAGES, LABELS = "dataset.json", "images.npy", "labels.npy"
+KEYS = ("count", "side", "classes", "splits", "sha256")
+"""What a record must say for its store to be used."""
+
 HEADER_BYTES = 128
 """Where the images begin in ``images.npy``."""
 
@@ -118,6 +121,9 @@ def open_store(folder: str | Path) -> Store:
     record = read_json(folder / RECORD, "dataset record (run `udpm prepare` first)")
     if record.get("format") != FORMAT:
         raise UserError(f"{folder / RECORD}: format is {record.get('format')!r}, expected {FORMAT!r}; prepare it again")
+    lacking = [key for key in KEYS if key not in record]
+    if lacking:
+        raise UserError(f"{folder / RECORD}: lacks {', '.join(lacking)}; prepare it again")
     images = open_array(folder / IMAGES, (record["count"], record["side"], record["side"], 3), np.uint8)
     labels = np.array(open_array(folder / LABELS, (record["count"],), np.int64))
     return Store(folder, images, labels, record)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from udpm.config.experiment import RunConfig
+from udpm.config.load import validate
 from udpm.core import provenance, runtime
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import read_json, sha256, write_json
@@ -21,8 +22,8 @@ from udpm.core.ranks import Agreement, Place, find_place, joined
 from udpm.core.signals import StopRequest
 from udpm.data.cache import Levels
 from udpm.networks.weights import milestone, save_weights
-from udpm.training.checkpoint import resume, save_checkpoint
-from udpm.training.claim import claim
+from udpm.training.checkpoint import forget_after, resume, save_checkpoint
+from udpm.training.claim import INCIDENTAL, WORLD, claim, differences
 from udpm.training.events import Events, writer_class
 from udpm.training.failure import save_failure
 from udpm.training.metrics import Metrics, NotFinite
@@ -46,7 +47,8 @@ def train(
     """Train until `training.iterations`, from the newest checkpoint in the run's folder if there is one.
 
     Writes ``config.json``, ``checkpoints/``, ``metrics.jsonl``, milestones, where they are asked for ``previews/`` and
-    ``tensorboard/``, and, at the end, ``weights.safetensors`` and ``complete.json``. While another trainer is at work in the folder, waits for it.
+    ``tensorboard/``, and, at the end, ``weights.safetensors`` and ``complete.json``. While another trainer is at work
+    in the folder, waits for it.
 
     Args:
         config: of the run.
@@ -67,10 +69,13 @@ def train(
     training, place = config.training, find_place(config.training.processes)
     if training.tensorboard:
         writer_class()
-    run.mkdir(parents=True, exist_ok=True)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{run}: cannot be made: {error.strerror or error}") from None
     device = runtime.configure(training.device, training.threads, place.local, tf32=training.tf32)
     deadline = time.monotonic() + 60 * max_minutes if max_minutes is not None else float("inf")
-    with joined(place, _backend(config, device), run):
+    with joined(place, _backend(config, device), run, stop):
         agreement = Agreement(place)
         with Owner(run, stop, stale) if place.rank == 0 else nullcontext() as owner:
             # Nobody looks into the folder before it is this run's.
@@ -140,17 +145,29 @@ class Session:
         self._commit(lambda: self._finish(trainer, metrics))
 
     def _continue(self, trainer: Trainer) -> None:
-        description = resume(self.run / "checkpoints", trainer.state)
+        folder = self.run / "checkpoints"
+        description = resume(folder, trainer.state, self._check)
+        if not self.agreement.same(trainer.state.iteration):
+            raise StoppedEarly(f"{folder}: not all processes could read the same one: run the same command again")
+        if self.owner is not None:
+            forget_after(folder, trainer.state.iteration)
         if description is None:
             if self.config.weights is not None:
                 self.origin = trainer.state.start_from(self.config)
         else:
-            if description["dataset_sha256"] != self.digest:
-                raise UserError(f"{self.run}: was trained on other images than those in {self.levels.store.folder}")
             self.history, self.origin = description["processes"], description["origin"]
             self._say(f"resumed at iteration {trainer.state.iteration}", file=sys.stderr)
         if not self.history or self.history[-1]["processes"] != self.place.world:
             self.history.append({"from_iteration": trainer.state.iteration, "processes": self.place.world})
+
+    def _check(self, checkpoint: Path, description: dict[str, Any]) -> None:
+        """Whether a checkpoint is this run's: of these images, and of this configuration."""
+        if description["dataset_sha256"] != self.digest:
+            raise UserError(f"{checkpoint}: was trained on other images than those in {self.levels.store.folder}")
+        earlier = validate(RunConfig, description["run"], str(checkpoint))
+        changed = differences(earlier, self.config, INCIDENTAL | WORLD)
+        if changed:
+            raise UserError(f"{checkpoint}: is of another run ({'; '.join(changed.values())}); take it out of the folder")
 
     def _loop(self, trainer: Trainer, metrics: Metrics) -> None:
         training, state, total = self.config.training, trainer.state, trainer.iterations
@@ -165,18 +182,21 @@ class Session:
                 stopping = any(wishes[:2]) and state.iteration < total
                 last = stopping or state.iteration == total
                 saves = last or wishes[2] or state.iteration % training.checkpoint_every == 0
-                if saves or state.iteration % training.log_every == 0:
+                keeps = training.keep_every and state.iteration % training.keep_every == 0
+                # Nothing is written before its losses were looked at.
+                if saves or keeps or state.iteration % training.log_every == 0:
                     told = self._log(trainer, metrics, interactive)
                     progress.set_postfix_str(told, refresh=False)
                 if training.preview_every and state.iteration % training.preview_every == 0:
                     self._preview(trainer)
-                if training.keep_every and state.iteration % training.keep_every == 0:
+                if keeps:
                     self._commit(lambda: self._keep(trainer))
                 if saves:
                     self._commit(lambda: save_checkpoint(self.run / "checkpoints", state, self._description(trainer)))
                     saved = time.monotonic()
                 if stopping:
-                    reason = str(self.stop) if wishes[0] else "--max-minutes"
+                    signal = str(self.stop) if self.stop else "another process's signal"
+                    reason = signal if wishes[0] else "--max-minutes"
                     raise StoppedEarly(
                         f"stopped on {reason} at iteration {state.iteration} of {total}, state saved: run the same "
                         "command again"
@@ -217,13 +237,14 @@ class Session:
             if not lost:
                 try:
                     write()
-                except UserError as error:
-                    problem = error
+                except (UserError, OSError) as error:
+                    problem = error if isinstance(error, UserError) else UserError(f"{self.run}: {error}")
+                    lost = not self.owner.holds()
         taken, failed = self.agreement.any(lost, problem is not None)
-        if problem is not None:
-            raise problem
         if taken:
             raise StoppedEarly(f"{self.run}: another trainer took it over; nothing more is written by this one")
+        if problem is not None:
+            raise problem from None
         if failed:
             raise StoppedEarly(f"{self.run}: rank 0 could not write")
 
@@ -283,11 +304,15 @@ class Session:
         return found.get("weights_sha256") == sha256(weights) and found.get("dataset_sha256") == self.digest
 
     def _say(self, text: str, file: Any = None) -> None:
+        # A log that cannot be written is no reason to end.
         if self.place.rank == 0:
-            print(text, file=file or sys.stdout)
+            with suppress(OSError):
+                print(text, file=file or sys.stdout)
 
 
 def _backend(config: RunConfig, device: torch.device) -> str:
+    if config.training.backend == "nccl" and device.type != "cuda":
+        raise UserError("training.backend: nccl is for GPUs, and this training is on the CPU; use auto or gloo")
     if config.training.backend != "auto":
         return config.training.backend
     return "nccl" if device.type == "cuda" else "gloo"

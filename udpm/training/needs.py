@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from udpm.config.experiment import RunConfig
 from udpm.networks.build import build_discriminator, build_generator
@@ -124,23 +125,34 @@ def _generator_step(config: RunConfig, level: int) -> int:
     terms = replace(level_terms(config)[level - 1], lpips=0.0)
     if "discriminator" in players:
         players["discriminator"].requires_grad_(False)
-    with FlopCounterMode(display=False) as counter:
-        losses = generator_losses(
-            players["generator"], players.get("discriminator"), None, schedule, terms, _draw(config, level)
-        )
-        losses["total"].backward()
-    return counter.get_total_flops() // 2
+    generator, discriminator = players["generator"], players.get("discriminator")
+    with _Counter() as counter:
+        generator_losses(generator, discriminator, None, schedule, terms, _draw(config, level))["total"].backward()
+    return counter.flops // 2
 
 
 def _discriminator_step(config: RunConfig, level: int) -> int:
     players, schedule = _players(config), Schedule.from_config(config.process)
     terms = level_terms(config)[level - 1]
-    with FlopCounterMode(display=False) as counter:
-        losses = discriminator_losses(
-            players["generator"], players["discriminator"], schedule, terms, _draw(config, level)
-        )
-        losses["total"].backward()
-    return counter.get_total_flops() // 2
+    generator, discriminator = players["generator"], players["discriminator"]
+    with _Counter() as counter:
+        discriminator_losses(generator, discriminator, schedule, terms, _draw(config, level))["total"].backward()
+    return counter.flops // 2
+
+
+class _Counter(TorchDispatchMode):
+    """Counts FLOPs by PyTorch's own formulas; its FlopCounterMode cannot be where a gradient's gradient is taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        formula = flop_registry.get(function.overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def _draw(config: RunConfig, level: int) -> Draw:

@@ -18,7 +18,7 @@ SHOWN = {
 
 
 def progress_line(line: dict[str, Any], total: int, batch: int) -> str:
-    """Everything of note, such as "iteration 40 of 3200, 812 img/s, 2.1 min left, rate 0.0008 | l=1 rec 0.2 … | 0.6 GiB".
+    """Everything of note: "iteration 40 of 3200, 812 img/s, 2.1 min left, rate 0.0008 | l=1 rec 0.2 … | 0.60 GiB".
 
     Args:
         line: of ``metrics.jsonl``.
