@@ -549,3 +549,19 @@ def test_weights_that_training_does_not_keep_are_found_before_it(tmp_path):
     values["sampling"]["weights"] = "ema-0.5"
     with pytest.raises(UserError, match=r"sampling\.weights: ema-0\.5, but training keeps ema, raw"):
         validate(Experiment, values, "x")
+
+
+# --- switches of speed -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("switch", ["channels_last", "bfloat16"])
+def test_switches_change_numbers_only_by_rounding(levels, switch):
+    changes = {"training__channels_last": True} if switch == "channels_last" else {"training__precision": "bfloat16"}
+    plain, switched = trainer(levels), trainer(levels, **changes)
+    for run in (plain, switched):
+        for _ in range(3):
+            run.iterate()
+    ours, theirs = (run.state.generator.state_dict() for run in (plain, switched))
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=0.05, atol=5e-3)
+    assert theirs["head.weight"].dtype == torch.float32

@@ -116,7 +116,11 @@ class StopAfter:
 
 
 def weights(run):
-    with safe_open(run / "weights.safetensors", "pt") as file:
+    return tensors(run / "weights.safetensors")
+
+
+def tensors(path):
+    with safe_open(path, "pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 

@@ -115,6 +115,10 @@ class Plan:
         """Identity of a data set's configuration."""
         return _digest(load_dataset(wildcards.dataset, CONFIG))
 
+    def preparation_workers(self, wildcards) -> int:
+        """Cores that preparing a data set is given: as many as its configuration has workers, else one."""
+        return load_dataset(wildcards.dataset, CONFIG).workers or 1
+
     def dataset(self, wildcards) -> str:
         """Folder of the prepared data set that a job reads."""
         return f"{self.results}/datasets/{self.experiment(wildcards).dataset}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from contextlib import suppress
 
 import click
 
@@ -21,6 +22,7 @@ VERBS = {
     "prepare": "Turn a source of images into a checked, memory-mapped store.",
     "cache": "Write the downsampled levels of a prepared data set.",
     "train": "Train a model; resumes by itself.",
+    "status": "Say where training runs stand.",
     "sample": "Draw a sample set from trained weights.",
     "export": "Write a sample set as image files.",
     "latents": "Explore what each noise map of a model's latent controls.",
@@ -84,5 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _stop(message: str, code: int) -> None:
-    click.echo(" ".join(message.split()), err=True)
+    # On a full disk there may be nowhere to say it; the exit code still does.
+    with suppress(OSError):
+        click.echo(" ".join(message.split()), err=True)
     sys.exit(code)

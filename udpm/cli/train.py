@@ -15,9 +15,14 @@ from udpm.core.signals import StopRequest
     "--cache results/caches/digits --run results/runs/digits/seed0"
 )
 @click.argument("config", type=FILE)
-@click.option("--dataset", type=FOLDER, required=True, help="Prepared data set.")
-@click.option("--cache", type=FOLDER, required=True, help="Its level cache.")
-@click.option("--run", type=FOLDER, required=True, help="The run's folder: checkpoints, metrics.jsonl, weights.")
+@click.option("--dataset", type=FOLDER, help="Prepared data set.  [required, but for a dry run]")
+@click.option("--cache", type=FOLDER, help="Its level cache.  [required, but for a dry run]")
+@click.option(
+    "--run",
+    type=FOLDER,
+    help="The run's folder: checkpoints, metrics.jsonl, weights.  [required, but for a dry run]",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be trained and what it takes; write nothing.")
 @click.option("--max-minutes", type=click.FloatRange(0), help="Stop after so long, with the state saved and code 75.")
 @click.option("--allow-world-size-change", is_flag=True, help="Continue a run of another number of processes.")
 @click.option(
@@ -29,9 +34,10 @@ from udpm.core.signals import StopRequest
 )
 def command(
     config: Path,
-    dataset: Path,
-    cache: Path,
-    run: Path,
+    dataset: Path | None,
+    cache: Path | None,
+    run: Path | None,
+    dry_run: bool,
     max_minutes: float | None,
     allow_world_size_change: bool,
     stale_after: float,
@@ -41,18 +47,41 @@ def command(
     CONFIG is a run's resolved configuration (udpm resolve). The same command continues a run that was interrupted:
     the weights come out as if it had not been. SIGTERM, SIGUSR1 or Ctrl-C save the state and exit with code 75.
     """
+    if not dry_run:
+        _require({"--dataset": dataset, "--cache": cache, "--run": run})
     stop = StopRequest.install()
     from udpm.config import RunConfig, read_resolved
     from udpm.data.cache import open_levels
-    from udpm.training.loop import train
 
     resolved = read_resolved(RunConfig, config)
+    levels = open_levels(dataset, cache, resolved.process.levels) if dataset and cache else None
+    if dry_run:
+        _describe(resolved, levels, run)
+        return
+    from udpm.training.loop import train
+
     train(
         resolved,
-        open_levels(dataset, cache, resolved.process.levels),
+        levels,
         run,
         stop,
         max_minutes=max_minutes,
         allow_world_size_change=allow_world_size_change,
         stale=stale_after,
     )
+
+
+def _require(options: dict[str, Path | None]) -> None:
+    for name, value in options.items():
+        if value is None:
+            raise click.UsageError(f"Missing option '{name}'.", click.get_current_context())
+
+
+def _describe(config, levels, run: Path | None) -> None:
+    from udpm.core.errors import UserError
+
+    if config.training == "imported":
+        raise UserError(f"{config.experiment}: training is imported, so there is nothing to train")
+    from udpm.reporting.dryrun import describe_run
+
+    click.echo(describe_run(config, levels, run), nl=False)

@@ -43,13 +43,15 @@ class DatasetConfig(Section):
     """Images that cannot be read, or are smaller than `side`. fail: they are named and nothing is made. skip: they are
     left out and listed in ``dataset.json``."""
     max_pixels: PositiveInt = 100_000_000
-    """Largest image that is decoded, width × height (a small file can claim any); larger ones count as unreadable."""
+    """Largest image that is decoded, width × height: a small file can claim any, and a pixel takes up to 16 bytes of
+    memory. Larger ones count as unreadable."""
     max_file_bytes: PositiveInt = 268_435_456
     """Largest image file that is read, in an archive after unpacking; larger ones count as unreadable."""
     check_md5: bool = True
     """Source cifar10: refuse batches whose MD5 is not the official one."""
     workers: PositiveInt | None = None
-    """Processes that decode and resize; default: one for each core there is. No influence on the images."""
+    """Processes that decode and resize; default: one for each core that may be used. No influence on the images.
+    The workflow asks for as many cores."""
 
     @model_validator(mode="after")
     def _path_where_needed(self) -> DatasetConfig:

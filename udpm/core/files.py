@@ -37,10 +37,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def remove_temporary(folder: str | os.PathLike, pattern: str) -> None:
-    """Remove what killed processes left of files they were writing: temporary files of paths that match `pattern`."""
-    for temporary in Path(folder).glob(f".{pattern}.tmp-*"):
-        temporary.unlink(missing_ok=True)
+def remove_temporary(folder: str | os.PathLike, keep: str) -> None:
+    """Remove what killed processes left of files they were writing, at any depth, except of files called `keep`."""
+    for temporary in Path(folder).rglob(".*.tmp-*"):
+        if not temporary.name.startswith(f".{keep}.tmp-"):
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
@@ -19,8 +22,10 @@ class StopRequest:
     def install(cls) -> StopRequest:
         """Handle SIGTERM, SIGUSR1 and SIGINT of this process from now on."""
         request = cls()
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        for number in SIGNALS:
             signal.signal(number, request._remember)
+        # While the interpreter takes itself apart, a signal would end it with another exit code than its own.
+        atexit.register(_ignore)
         return request
 
     def __bool__(self) -> bool:
@@ -34,3 +39,8 @@ class StopRequest:
         if self._interrupts > 1:
             raise KeyboardInterrupt
         self._received = signal.Signals(number)
+
+
+def _ignore() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

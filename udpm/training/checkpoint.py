@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from udpm.core.errors import UserError
-from udpm.core.files import read_json, remove_temporary, sha256, write_json
+from udpm.core.files import read_json, sha256, write_json
 from udpm.networks.weights import read_tensors, write_tensors
 from udpm.training.state import State
 
@@ -74,21 +74,20 @@ def resume(folder: Path, state: State, check: Callable[[Path, dict[str, Any]], N
         except (RuntimeError, KeyError) as error:
             raise UserError(f"{path}: is whole, but not a state of this run: {str(error).splitlines()[-1]}") from None
         return description
-    # The manifest comes last: a single checkpoint without one is a first save that was interrupted, and nothing is lost.
+    # The manifest comes last: a single checkpoint without one is a first save that was interrupted; nothing is lost.
     if found and (len(found) > 1 or _manifest(found[0]).exists()):
         raise UserError(f"{folder}: none of its {len(found)} checkpoints can be read; delete the folder to start anew")
     return None
 
 
 def forget_after(folder: Path, iteration: int) -> None:
-    """Remove what was passed over: checkpoints of later iterations, which training comes to again, and temporary files.
+    """Remove what was passed over: checkpoints of later iterations, which training comes to again.
 
     Only for the process that writes, once all processes have resumed.
     """
     for path in checkpoints(folder):
         if iteration_of(path) > iteration:
             _remove(path)
-    remove_temporary(folder, "*")
 
 
 def _remove(path: Path) -> None:

@@ -16,7 +16,10 @@ FORMAT = "udpm-failure/1"
 
 
 def save_failure(run: Path, trainer: Trainer, problem: NotFinite, description: dict[str, Any]) -> None:
-    """Write ``failures/<iteration>.safetensors``: the state as it is, and the first batch whose loss was not finite.
+    """Write ``failures/<iteration>.safetensors``: the state, and the first batch whose loss was not finite.
+
+    Losses are looked at once per interval (training.log_every), so the state is that at the interval's end: metadata
+    holds its `iteration`, and the batch's as `first`, counted from 0. The batch is that of all processes.
 
     Args:
         run: the run's folder.
@@ -24,7 +27,7 @@ def save_failure(run: Path, trainer: Trainer, problem: NotFinite, description: d
         problem: which loss of which iteration.
         description: of the run.
     """
-    draw = trainer.draws_at(problem.player, problem.iteration)
+    draw = trainer.whole_draw(problem.player, problem.iteration)
     parts = {field.name: getattr(draw, field.name) for field in fields(draw)}
     batch = {f"batch/{name}": value for name, value in parts.items() if isinstance(value, torch.Tensor)}
     told = {"format": FORMAT, "term": problem.term, "player": problem.player, "level": draw.level}

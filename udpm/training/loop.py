@@ -17,7 +17,7 @@ from udpm.config.experiment import RunConfig
 from udpm.config.load import validate
 from udpm.core import provenance, runtime
 from udpm.core.errors import StoppedEarly, UserError
-from udpm.core.files import read_json, sha256, write_json
+from udpm.core.files import read_json, remove_temporary, sha256, write_json
 from udpm.core.ranks import Agreement, Place, find_place, joined
 from udpm.core.signals import StopRequest
 from udpm.data.cache import Levels
@@ -28,7 +28,7 @@ from udpm.training.events import Events, writer_class
 from udpm.training.failure import save_failure
 from udpm.training.metrics import Metrics, NotFinite
 from udpm.training.needs import count_needs, milestone_needs
-from udpm.training.owner import STALE, Owner
+from udpm.training.owner import RECORD, STALE, Owner
 from udpm.training.previews import draw_preview, preview_path, write_preview
 from udpm.training.telling import postfix, progress_line
 from udpm.training.trainer import Trainer
@@ -138,10 +138,12 @@ class Session:
             self._loop(trainer, metrics)
         except NotFinite as found:
             problem = found
-            self._commit(lambda: save_failure(self.run, trainer, problem, self._description(trainer)))
-            raise UserError(
-                f"{self.run}: {problem} (state and batch are in failures/; the last checkpoint is older)"
-            ) from None
+            kept = "state and batch are in failures/"
+            try:
+                self._commit(lambda: save_failure(self.run, trainer, problem, self._description(trainer)))
+            except UserError as error:
+                kept = f"state and batch are not kept: {error}"
+            raise UserError(f"{self.run}: {problem} ({kept}; the last checkpoint is older)") from None
         self._commit(lambda: self._finish(trainer, metrics))
 
     def _continue(self, trainer: Trainer) -> None:
@@ -151,6 +153,7 @@ class Session:
             raise StoppedEarly(f"{folder}: not all processes could read the same one: run the same command again")
         if self.owner is not None:
             forget_after(folder, trainer.state.iteration)
+            remove_temporary(self.run, keep=RECORD)
         if description is None:
             if self.config.weights is not None:
                 self.origin = trainer.state.start_from(self.config)
@@ -167,7 +170,8 @@ class Session:
         earlier = validate(RunConfig, description["run"], str(checkpoint))
         changed = differences(earlier, self.config, INCIDENTAL | WORLD)
         if changed:
-            raise UserError(f"{checkpoint}: is of another run ({'; '.join(changed.values())}); take it out of the folder")
+            shown = "; ".join(changed.values())
+            raise UserError(f"{checkpoint}: is of another run ({shown}); take it out of the folder")
 
     def _loop(self, trainer: Trainer, metrics: Metrics) -> None:
         training, state, total = self.config.training, trainer.state, trainer.iterations

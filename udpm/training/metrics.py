@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from udpm.core import runtime
+from udpm.core.errors import UserError
 from udpm.core.files import write_text
-from udpm.core.ranks import Place, average
+from udpm.core.ranks import Place, average, lowest
 
 
 class NotFinite(Exception):
@@ -21,13 +22,14 @@ class NotFinite(Exception):
     Attributes:
         player: whose step it was.
         term: which one, "adversarial" for example.
+        level: l.
         iteration: the first such one, counted from 0.
     """
 
-    def __init__(self, player: str, term: str, level: str, iteration: int) -> None:
-        self.player, self.term, self.iteration = player, term, iteration
+    def __init__(self, player: str, term: str, level: int, iteration: int) -> None:
+        self.player, self.term, self.level, self.iteration = player, term, level, iteration
         super().__init__(
-            f"{player}/{term} of level {level.removeprefix('l')} is not finite in iteration {iteration + 1}; a lower "
+            f"{player}/{term} of level {level} is not finite in iteration {iteration + 1}; a lower "
             "training.learning_rate may help"
         )
 
@@ -83,9 +85,9 @@ class Metrics:
         means = [torch.stack([value for _, value in self._kept[key]]).mean() for key in keys]
         average(means, self._place)
         values = torch.stack(means).tolist() if means else []
-        for key, value in zip(keys, values, strict=True):
-            if not math.isfinite(value):
-                raise self._first_of(key)
+        broken = [key for key, value in zip(keys, values, strict=True) if not math.isfinite(value)]
+        if broken:
+            raise self._first_of(broken)
         now = time.monotonic()
         elapsed, self._since = now - self._since, now
         self._seconds += elapsed
@@ -101,15 +103,30 @@ class Metrics:
         return line
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append a line."""
-        with open(self._path, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(line) + "\n")
+        """Append a line.
 
-    def _first_of(self, key: str) -> NotFinite:
-        player, term, level = key.split("/")
-        steps = [iteration for iteration, value in self._kept[key] if not torch.isfinite(value)]
-        # Another process's, if none here.
-        return NotFinite(player, term, level, steps[0] if steps else self._kept[key][0][0])
+        Raises:
+            UserError: the disk is full or cannot be written.
+        """
+        try:
+            with open(self._path, "a", encoding="utf-8") as handle:
+                handle.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise UserError(f"{self._path}: cannot be written: {error.strerror or error}") from None
+
+    def _first_of(self, keys: list[str]) -> NotFinite:
+        """The first value of these that is not finite, over all processes.
+
+        An iteration begins with the discriminator's step, and a step ends with its gradient.
+        """
+        order = sorted(keys, key=lambda key: (key.startswith("generator/"), "/gradient/" in key, key))
+        steps = [(index, iteration, value) for index, key in enumerate(order) for iteration, value in self._kept[key]]
+        places = [iteration * len(order) + index for index, iteration, value in steps if not torch.isfinite(value)]
+        # None is found where only the mean overflows, and where it is another process's.
+        first = min(places, default=self._iteration * len(order) - 1)
+        iteration, index = divmod(lowest(torch.tensor(first, device=steps[0][2].device), self._place), len(order))
+        player, term, level = order[index].split("/")
+        return NotFinite(player, term, int(level.removeprefix("l")), iteration)
 
 
 def _memory() -> dict[str, float]:
@@ -124,12 +141,12 @@ def _lines_up_to(path: Path, iteration: int) -> list[dict]:
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
             # A killed process can leave its last line torn; the work it describes is repeated.
             continue
-        if line["iteration"] <= iteration:
+        if isinstance(line, dict) and line.get("iteration", iteration + 1) <= iteration:
             lines.append(line)
     return lines

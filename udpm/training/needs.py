@@ -19,7 +19,7 @@ from udpm.networks.unet import IMAGE_CHANNELS
 from udpm.process.schedule import Schedule
 from udpm.training.objective import Draw, discriminator_losses, generator_losses, level_terms
 
-GB = 1e9
+GB, MB = 1e9, 1e6
 MUCH = 1e9
 """Bytes of milestones above which training says beforehand what they will take."""
 
@@ -98,12 +98,17 @@ def milestone_needs(needs: Needs, done: int, every: int, run: Path) -> str | Non
         return None
     told = f"milestones will take {times(ahead, needs.milestone)} (training.keep_every: {every}; 0 keeps none)"
     free = shutil.disk_usage(run).free
-    return told if free > ahead * needs.milestone else f"warning: {told}, but only {free / GB:.2f} GB are free"
+    return told if free > ahead * needs.milestone else f"warning: {told}, but only {amount(free)} are free"
 
 
 def times(count: int, size: int) -> str:
     """E.g. "60 × 0.23 GB = 13.86 GB"."""
-    return f"{count} × {size / GB:.2f} GB = {count * size / GB:.2f} GB"
+    return f"{count} × {amount(size)} = {amount(count * size)}"
+
+
+def amount(size: int) -> str:
+    """A number of bytes in words."""
+    return f"{size / GB:.2f} GB" if size >= GB / 10 else f"{size / MB:.2f} MB"
 
 
 def count_arithmetic(config: RunConfig) -> float:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import warnings
+from contextlib import nullcontext, redirect_stderr
 
 import torch
 from torch import nn
@@ -57,7 +60,9 @@ def load_lpips(network: str, exponent: float, device: torch.device) -> Perceptua
     except ImportError:
         raise UserError("losses.lpips_weight: above 0 needs the lpips extra: pip install 'udpm[lpips]'") from None
     try:
-        with warnings.catch_warnings():
+        # A download shows its progress to whoever looks at it; in a log it would be lines and lines.
+        shown = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+        with warnings.catch_warnings(), shown:
             warnings.simplefilter("ignore", UserWarning)
             model = lpips.LPIPS(net="vgg", pnet_rand=network == "vgg-random", verbose=False)
     except OSError as error:

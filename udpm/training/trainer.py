@@ -9,7 +9,7 @@ import torch
 from udpm.config.experiment import RunConfig
 from udpm.core.errors import UserError
 from udpm.core.ranks import Place, average
-from udpm.data.batches import Batches
+from udpm.data.batches import Batches, Residence
 from udpm.data.cache import Levels
 from udpm.process.schedule import Schedule
 from udpm.training.draws import Ahead, Draws, players_at
@@ -37,11 +37,12 @@ class Trainer:
         self.config, self.device, self.place = config, device, place or Place()
         self.schedule = Schedule.from_config(config.process)
         self.terms = level_terms(config)
-        batches = self._batches(levels)
+        self._levels = levels
+        batches = self._batches(self.place, config.training.data)
         self.iterations = _iterations(config, batches)
-        self.draws_at = self.draws = Draws(config, self.terms, batches)
+        self.draws = Draws(config, self.terms, batches)
         if config.training.workers:
-            self.draws = Ahead(self.draws_at, self.players, config.training.workers, self.iterations)
+            self.draws = Ahead(self.draws, self.players, config.training.workers, self.iterations)
         self.state = State.fresh(config, device)
         self._calls = {name: self._prepared(network) for name, network in self.state.players().items()}
         self.perceptual: Perceptual | None = None
@@ -107,18 +108,22 @@ class Trainer:
             return discriminator_losses(generate, judge, self.schedule, terms, draw)
         return generator_losses(generate, judge, self.perceptual, self.schedule, terms, draw)
 
-    def _batches(self, levels: Levels) -> Batches:
+    def whole_draw(self, player: str, iteration: int) -> Draw:
+        """What all processes together are fed in a player's step."""
+        return Draws(self.config, self.terms, self._batches(Place(), "memory"))(player, iteration)
+
+    def _batches(self, place: Place, residence: Residence) -> Batches:
         training = self.config.training
         return Batches(
-            levels,
+            self._levels,
             self.schedule.scale,
             training.batch,
             self.config.seed,
             flip=training.flip,
             device=self.device,
-            residence=training.data,
-            rank=self.place.rank,
-            world=self.place.world,
+            residence=residence,
+            rank=place.rank,
+            world=place.world,
         )
 
     def _prepared(self, network: torch.nn.Module) -> Callable[..., torch.Tensor]:

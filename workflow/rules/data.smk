@@ -10,6 +10,7 @@ rule prepare_dataset:
         f"{RESULTS}/benchmarks/prepare_dataset/{{dataset}}.tsv"
     conda:
         "../../envs/udpm.yaml"
+    threads: PLAN.preparation_workers
     params:
         folder=subpath(output[0], parent=True),
     shell:
