@@ -23,7 +23,7 @@ from udpm.data.cache import write_cache
 from udpm.data.prepare import prepare
 
 SETTING = {
-    "training__iterations": 30,
+    "training__iterations": 20,
     "training__batch": 4,
     "training__checkpoint_every": 2,
     "training__keep_every": 10,
@@ -124,7 +124,7 @@ class Soak:
 
     def compare(self, run):
         """Weights and milestones against the undisturbed run's; nothing of a killed process may be left."""
-        for path in ["weights.safetensors", *(f"milestones/{iteration:09d}.safetensors" for iteration in (10, 20, 30))]:
+        for path in ["weights.safetensors", *(f"milestones/{iteration:09d}.safetensors" for iteration in (10, 20))]:
             found, expected = (tiny.tensors(folder / path) for folder in (run, self.undisturbed))
             different = [key for key in expected if key not in found or not torch.equal(found[key], expected[key])]
             if different or found.keys() != expected.keys():
@@ -154,12 +154,22 @@ def reached(run):
 
 def listens(process):
     """Whether a process handles SIGTERM by now. Before, its interpreter is starting, and a signal just ends it."""
+    return _has(process, "SigCgt:", signal.SIGTERM)
+
+
+def pending(process, number):
+    """Whether a signal was sent to a process and not yet taken by it."""
+    return _has(process, "ShdPnd:", number)
+
+
+def _has(process, field, number):
+    """Whether a signal is in one of the sets that proc(5) shows of a process."""
     try:
         status = Path(f"/proc/{process.pid}/status").read_text()
-        (caught,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+        (found,) = [line.split()[1] for line in status.splitlines() if line.startswith(field)]
     except (OSError, ValueError):
         return False
-    return bool(int(caught, 16) & 1 << signal.SIGTERM - 1)
+    return bool(int(found, 16) & 1 << number - 1)
 
 
 def waiting(processes, condition):

@@ -16,18 +16,29 @@ def command() -> None:
 
 
 @command.command(epilog="Example: udpm bench data resources/ffhq.zip --side 64")
-@click.argument("images", type=click.Path(path_type=Path))
-@click.option("--side", type=click.IntRange(1), default=32, show_default=True, help="Side of the prepared images.")
+@click.argument("images", type=click.Path(path_type=Path), required=False)
+@click.option("--side", type=click.IntRange(8), default=32, show_default=True, help="Side of the prepared images.")
 @click.option("--workers", type=click.IntRange(1), help="Processes that decode and resize; default: one for each core.")
 @click.option("--limit", type=click.IntRange(1), default=20000, show_default=True, help="Images prepared at most.")
-def data(images: Path, side: int, workers: int | None, limit: int) -> None:
-    """How fast images are prepared, and what limits it.
+@click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images that are fed at once.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads of the feeding.")
+def data(
+    images: Path | None, side: int, workers: int | None, limit: int, batch: int, device: str, threads: int
+) -> None:
+    """How fast images are prepared and training is fed, and what limits the preparation.
 
-    IMAGES is a folder of images or a .zip of one; nothing is kept.
+    IMAGES is a folder of images or a .zip of one; without it only the feeding is measured. Nothing is kept.
     """
-    from udpm.data.benchmark import bench_preparation
+    if images is not None:
+        from udpm.data.benchmark import bench_preparation
 
-    for line in bench_preparation(str(images), side, workers or len(os.sched_getaffinity(0)), limit):
+        for line in bench_preparation(str(images), side, workers or len(os.sched_getaffinity(0)), limit):
+            click.echo(line)
+    from udpm.core import runtime
+    from udpm.data.feeding import bench_feeding
+
+    for line in bench_feeding(side, batch, runtime.configure(device, threads)):
         click.echo(line)
 
 

@@ -117,31 +117,28 @@ def count_arithmetic(config: RunConfig) -> float:
     Counted as `udpm.networks.cost` does; LPIPS, Adam and the averages are left out.
     """
     training, levels = config.training, config.process.levels
-    chances = training.level_probabilities or [1 / levels] * levels
-    generator = sum(chance * _generator_step(config, level) for level, chance in enumerate(chances, start=1))
-    if not config.adversarial:
-        return training.batch * generator
-    judged = sum(chance * _discriminator_step(config, level) for level, chance in enumerate(chances, start=1))
-    return training.batch * (generator + judged / training.discriminator_every)
+    players = _players(config)
+    chances = dict(enumerate(training.level_probabilities or [1 / levels] * levels, start=1))
+    counts = {
+        name: sum(chance * _step(config, players, name, level) for level, chance in chances.items() if chance)
+        for name in players
+    }
+    return training.batch * (counts["generator"] + counts.get("discriminator", 0) / training.discriminator_every)
 
 
-def _generator_step(config: RunConfig, level: int) -> int:
-    players, schedule = _players(config), Schedule.from_config(config.process)
-    terms = replace(level_terms(config)[level - 1], lpips=0.0)
-    if "discriminator" in players:
-        players["discriminator"].requires_grad_(False)
+def _step(config: RunConfig, players: dict[str, nn.Module], player: str, level: int) -> int:
+    """Multiply-adds of one player's step for one image."""
     generator, discriminator = players["generator"], players.get("discriminator")
+    schedule, draw = Schedule.from_config(config.process), _draw(config, level)
+    terms = replace(level_terms(config)[level - 1], lpips=0.0)
+    if discriminator is not None:
+        discriminator.requires_grad_(player == "discriminator")
     with _Counter() as counter:
-        generator_losses(generator, discriminator, None, schedule, terms, _draw(config, level))["total"].backward()
-    return counter.flops // 2
-
-
-def _discriminator_step(config: RunConfig, level: int) -> int:
-    players, schedule = _players(config), Schedule.from_config(config.process)
-    terms = level_terms(config)[level - 1]
-    generator, discriminator = players["generator"], players["discriminator"]
-    with _Counter() as counter:
-        discriminator_losses(generator, discriminator, schedule, terms, _draw(config, level))["total"].backward()
+        if player == "discriminator":
+            losses = discriminator_losses(generator, discriminator, schedule, terms, draw)
+        else:
+            losses = generator_losses(generator, discriminator, None, schedule, terms, draw)
+        losses["total"].backward()
     return counter.flops // 2
 
 

@@ -1,0 +1,94 @@
+"""Training that is killed again and again ends in the weights of training that nobody disturbed."""
+
+import itertools
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+import soak
+import tiny
+
+from udpm.training.checkpoint import checkpoints
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def single(digits, tmp_path_factory):
+    return soak.Soak(tmp_path_factory.mktemp("single"), digits)
+
+
+@pytest.fixture(scope="module")
+def pair(digits, tmp_path_factory):
+    return soak.Soak(tmp_path_factory.mktemp("pair"), digits, processes=2)
+
+
+def test_sigkill_at_any_moment(single):
+    moment = soak.at_random(random.Random(1), signal.SIGKILL, single.seconds)
+    kills = list(single.kills(8, signal.SIGKILL, moment))
+    assert len(kills) == 8
+
+
+def test_sigkill_of_two_processes_at_any_moment(pair):
+    moment = soak.at_random(random.Random(2), signal.SIGKILL, pair.seconds)
+    assert len(list(pair.kills(2, signal.SIGKILL, moment))) == 2
+
+
+def test_sigterm_at_the_start_and_in_a_save(single):
+    rng = random.Random(3)
+    moments = itertools.cycle([soak.at_start(rng, 1.0), soak.in_a_save(rng, 3)])
+    kills = list(single.kills(6, signal.SIGTERM, lambda *given: next(moments)(*given)))
+    assert [kill.codes for kill in kills] == [[75]] * 6
+    for kill in kills:
+        *_, last = kill.told[0].splitlines()
+        assert last.startswith("stopped on SIGTERM at iteration ")
+        assert last.endswith(" of 20, state saved: run the same command again")
+
+
+def test_sigterm_of_two_processes_at_the_start(pair):
+    (kill,) = pair.kills(1, signal.SIGTERM, soak.at_start(random.Random(4), 1.0))
+    assert kill.codes == [75, 75]
+
+
+def test_of_two_processes_one_is_killed(pair):
+    """The other one says so, and does not wait for ever."""
+    run = pair.folder / "halved"
+    processes = pair.start(run)
+    soak.waiting(processes, lambda: checkpoints(run / "checkpoints"))
+    processes[1].kill()
+    codes, told = soak.ended(processes)
+    assert codes == [75, -signal.SIGKILL]
+    assert told[0].splitlines()[-1].startswith("another process of this training ended")
+    pair.finish(run)
+    pair.compare(run)
+
+
+def test_a_second_interrupt_ends_at_once(single):
+    """While the first waits for the end of an iteration, here behind an import that takes its time."""
+    program = (
+        "import os, signal, time\n"
+        "from udpm.core.signals import StopRequest\n"
+        "stop = StopRequest.install()\n"
+        "for number in (signal.SIGTERM, signal.SIGINT):\n"
+        "    os.kill(os.getpid(), number)\n"
+        "print(stop, flush=True)\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, cwd=tiny.ROOT)
+    assert done.stdout.split() == ["SIGTERM", "interrupted"]
+    run = single.folder / "interrupted"
+    (process,) = single.start(run)
+    soak.waiting([process], lambda: soak.listens(process))
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        # Two that come together count as one.
+        soak.waiting([process], lambda: not soak.pending(process, signal.SIGINT))
+    (code,), (told,) = soak.ended([process])
+    assert (code, told.splitlines()[-1]) == (130, "interrupted")
+    assert not (run / "weights.safetensors").exists()
