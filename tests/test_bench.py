@@ -36,7 +36,6 @@ def test_how_fast_images_are_prepared_and_fed(tmp_path, monkeypatch, capsys):
     assert re.search(r"limited by (read|decode|resize|write): \d+%", shown)
     assert re.search(r"[\d.]+ images per second with 1 process$", shown, re.M)
     fed = re.findall(r"^  (memory|device) +l = (\d) +(\d+) images per second", shown, re.M)
-    assert [kind + level for kind, level, _ in fed] == [
-        kind + level for kind in ("memory", "device") for level in "123"
-    ]
+    expected = [kind + level for kind in ("memory", "device") for level in "123"]
+    assert [kind + level for kind, level, _ in fed] == expected
     assert all(int(rate) > 0 for _, _, rate in fed)
