@@ -179,6 +179,12 @@ def test_without_the_package_one_line_says_so(levels, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+def test_events_that_cannot_be_written_stop_the_run_in_one_line(levels, tmp_path):
+    (tmp_path / "tensorboard").write_text("a file in the folder's place")
+    with pytest.raises(UserError, match="tensorboard: cannot be written"):
+        train(tiny.run_config(training__tensorboard=True), levels, tmp_path, False)
+
+
 def test_nothing_is_seen_unless_asked_for(trained):
     assert not (trained / "tensorboard").exists()
     assert not (trained / "previews").exists()
@@ -446,3 +452,28 @@ def test_arithmetic_of_an_iteration():
     )
     judged = tiny.run_config(training__level_probabilities=[1.0, 0.0, 0.0])
     assert count_arithmetic(judged) > alone + 8 * forward
+
+
+@pytest.mark.slow
+def test_two_processes_write_once(digits, tmp_path):
+    seen = {"training__tensorboard": True, "training__preview_every": 3}
+    config = tiny.write_config(tmp_path, training__processes_per_node=2, training__iterations=6, **seen)
+    places = ["--dataset", digits / "dataset", "--cache", digits / "cache", "--run", tmp_path / "run"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "--",
+        "udpm",
+    ]
+    command = [str(part) for part in (*launch, "train", config, *places)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tiny.ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("iteration ")]) == 3
+    assert len(list((tmp_path / "run/tensorboard").iterdir())) == 1
+    assert [event.step for event in events(tmp_path / "run").Scalars("learning_rate")] == [2, 4, 6]
+    assert [event.step for event in events(tmp_path / "run").Images("preview")] == [3, 6]

@@ -144,6 +144,9 @@ class Session:
             except UserError as error:
                 kept = f"state and batch are not kept: {error}"
             raise UserError(f"{self.run}: {problem} ({kept}; the last checkpoint is older)") from None
+        finally:
+            if self.events is not None:
+                self.events.close()
         self._commit(lambda: self._finish(trainer, metrics))
 
     def _continue(self, trainer: Trainer) -> None:
