@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 REPORT := results/report.html
 
-.PHONY: install demo test
+.PHONY: install demo test soak
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml envs/constraints.txt
@@ -20,8 +20,12 @@ demo: install
 	@echo "Report: $(CURDIR)/$(REPORT)"
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not soak"
 	$(BIN)/python -m pytest -m slow
+
+# What takes longer than every change should have to wait for.
+soak: install
+	$(BIN)/python -m pytest -m soak
 
 # The same versions for `snakemake --sdm conda`.
 envs/udpm.yaml: envs/constraints.txt

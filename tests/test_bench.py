@@ -3,9 +3,12 @@
 import re
 
 import tiny
+import torch
 from PIL import Image
 
+from udpm.config import Scoring, to_json
 from udpm.data import feeding
+from udpm.scoring import benchmark
 
 
 def test_where_training_spends_its_time(digits, tmp_path, capsys):
@@ -39,3 +42,18 @@ def test_how_fast_images_are_prepared_and_fed(tmp_path, monkeypatch, capsys):
     expected = [kind + level for kind in ("memory", "device") for level in "123"]
     assert [kind + level for kind, level, _ in fed] == expected
     assert all(int(rate) > 0 for _, _, rate in fed)
+
+
+def test_how_fast_features_are_taken(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "SECONDS", 0.02)
+    torch.jit.save(torch.jit.trace(torch.nn.Flatten(), torch.zeros(2, 3, 20, 20)), str(tmp_path / "x.pt"))
+    scoring = Scoring(extractor=str(tmp_path / "x.pt"), input_side=20, batch=4, threads=1)
+    (tmp_path / "scoring.json").write_text(to_json(scoring))
+    before = tiny.snapshot(tmp_path)
+    assert not tiny.call("bench", "score", tmp_path / "scoring.json", "--side", 8)
+    shown = capsys.readouterr().out
+    assert "to 20×20 by clean-fid's PIL bicubic, in [0, 255]" in shown
+    rates = re.findall(r"^  (resize|network|both) +(\d+) images per second", shown, re.M)
+    assert [name for name, _ in rates] == ["resize", "network", "both"]
+    assert all(int(rate) > 0 for _, rate in rates)
+    assert tiny.snapshot(tmp_path) == before

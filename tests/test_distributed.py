@@ -41,7 +41,7 @@ def test_a_single_process_looks_at_no_environment(environment):
 @pytest.mark.parametrize(
     ("world", "environment", "expected"),
     [
-        (4, {}, "torchrun --standalone --nproc-per-node 4 -m udpm train"),
+        (4, {}, "torchrun --standalone --nproc-per-node 4 -m -- udpm train"),
         (4, TORCHRUN, "4 in all are configured, but 2 were started"),
         (2, SRUN, "2 in all are configured, but 4 were started"),
     ],

@@ -383,7 +383,7 @@ def test_a_damaged_record_of_losses_is_mended(levels, trained, run):
 # --- a week ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_memory_does_not_grow(digits, tmp_path):
     """After 3000 iterations a process takes what it took after 500, but for a few MiB."""
     config = tiny.write_config(

@@ -8,7 +8,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pytest
 import tiny
 
 from udpm.core import runtime
@@ -17,11 +16,11 @@ from udpm.data.prepare import prepare
 from udpm.training.loop import train
 
 GOLDEN = Path(__file__).parent / "golden" / "first_losses.json"
-# Adam's first steps have the size of the rate whatever the gradient, so a high one would turn the last digits of another
-# CPU's arithmetic into other weights.
+# With a low rate the last digits of another CPU's arithmetic stay last digits: Adam's first steps have the size of the
+# rate whatever the gradient.
 SETTING = {
     "training__iterations": 50,
-    "training__learning_rate": 1e-4,
+    "training__learning_rate": 1e-5,
     "training__log_every": 1,
     "training__checkpoint_every": 50,
 }
@@ -40,16 +39,31 @@ def first_losses(levels, run):
 
 
 def test_the_first_losses_are_what_they_were(levels, tmp_path):
+    """All but a few agree to 1e-4: where a kink of a loss or an activation is met, the last digits decide a side.
+
+    Another set of kernels puts 2 of the 400 values beyond 1e-4, at most by 2e-3; a rate 1 % higher, 223 of them.
+    """
     found, expected = first_losses(levels, tmp_path), json.loads(GOLDEN.read_text())
-    assert found.keys() == expected.keys()
-    for name in expected:
-        assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-7), name
+    assert {name: values.keys() for name, values in found.items()} == {
+        name: values.keys() for name, values in expected.items()
+    }
+    apart = {
+        f"{name} in iteration {iteration}": abs(found[name][iteration] - value) / max(abs(value), 1e-2)
+        for name, values in expected.items()
+        for iteration, value in values.items()
+    }
+    worst = sorted(apart, key=apart.get, reverse=True)
+    assert apart[worst[0]] < 2e-2, worst[0]
+    beyond = [name for name in worst if apart[name] > 1e-4]
+    assert len(beyond) <= 0.03 * len(apart), beyond
 
 
 def test_every_player_term_and_level_is_held():
     names = {f"generator/{term}/l{level}" for term in ("reconstruction", "adversarial", "gradient") for level in (1, 2)}
     names |= {"generator/adversarial/l3", "generator/gradient/l3"}
-    names |= {f"discriminator/{term}/l{level}" for term in ("loss", "r1", "gradient") for level in (1, 2, 3)}
+    names |= {
+        f"discriminator/{term}/l{level}" for term in ("loss", "real", "fake", "r1", "gradient") for level in (1, 2, 3)
+    }
     assert json.loads(GOLDEN.read_text()).keys() >= names
 
 

@@ -187,6 +187,12 @@ def _save(change):
     torch.save(state, "bad.pt")
 
 
+def _save_both(change):
+    judge = state_dict("disc_cond", "disc/")
+    change(judge)
+    torch.save({"model": state_dict("net_ncsn_cond"), "discriminator": judge}, "bad.pt")
+
+
 def _code(folder):
     torch.save({"model": state_dict("net_ncsn_cond"), "optimizer": Trap(str(folder / "sprung"))}, "bad.pt")
 
@@ -221,6 +227,58 @@ CASES = {
     "rubbish": (lambda f: (f / "bad.pt").write_bytes(b"rubbish"), IMPORT, "bad.pt: not a readable checkpoint"),
     "empty": (lambda f: (f / "bad.pt").write_bytes(b""), IMPORT, "bad.pt: not a readable checkpoint"),
     "not there": (lambda f: None, IMPORT, "bad.pt: no such file"),
+    "not finite": (
+        lambda f: _save(lambda state: state.update({"net.map_layer1.bias": torch.full((64,), torch.nan)})),
+        IMPORT,
+        "1 tensors are not finite: net.map_layer1.bias",
+    ),
+    "tensors of no dimension": (
+        lambda f: _save(lambda state: state.update({"net.map_layer0.weight": torch.tensor(1.0)})),
+        IMPORT,
+        "bad.pt: no network of a known family",
+    ),
+    "a discriminator of other classes": (
+        lambda f: _save_both(lambda judge: judge.update({"map_label.weight": judge["map_label.weight"][:, :7]})),
+        IMPORT,
+        "its discriminator knows 7 classes, its generator 10",
+    ),
+    "the checkpoint itself as output": (
+        lambda f: None,
+        "import model_ema_state_x.pt --output model_ema_state_x.pt",
+        "--output: model_ema_state_x.pt must end in .safetensors",
+    ),
+    "another schedule than the JSON's": (
+        lambda f: shutil.copy(f / "config_x.json", f / "bad.json"),
+        WITH_JSON + " --alphas 0.5,0.2,0.1 --sigmas 0.1,0.2,0.3",
+        "bad.json: names another schedule than --alphas, --sigmas",
+    ),
+    "another box than the JSON's": (
+        lambda f: shutil.copy(f / "config_x.json", f / "bad.json"),
+        WITH_JSON + " --normalization sum",
+        "--normalization: sum, but bad.json says norm",
+    ),
+    "an experiment of a name that is there": (
+        lambda f: None,
+        "import model_ema_state_x.pt --config config_x.json --name digits",
+        "digits.yaml: is there already; choose another --name",
+    ),
+    "a name that leads elsewhere": (
+        lambda f: None,
+        "import model_ema_state_x.pt --config config_x.json --name ../evil",
+        "'../evil': not a name",
+    ),
+    "JSON of a wrong type": (_json(img_size="32"), WITH_JSON, "bad.json: img_size: expected int, got '32'"),
+    "JSON of a word for a truth": (_json(use_amp="False"), WITH_JSON, "use_amp: expected bool, got 'False'"),
+    "weights as the place of samples": (
+        lambda f: run("import", "model_ema_state_x.pt", "--output", "ours.safetensors"),
+        "sample ours.safetensors --output ours.safetensors",
+        "--output: ours.safetensors must end in .npz",
+    ),
+    "samples and chain in one place": (
+        lambda f: run("import", "model_ema_state_x.pt", "--output", "ours.safetensors"),
+        "sample ours.safetensors --output a.npz --chain a.npz",
+        "--chain: a.npz is --output too",
+    ),
     "no state dict": (lambda f: torch.save({"epoch": 3}, "bad.pt"), IMPORT, "not a published checkpoint"),
     "another network": (
         lambda f: torch.save(torch.nn.Linear(3, 3).state_dict(), "bad.pt"),

@@ -35,7 +35,7 @@ def test_the_record_is_there_while_training_and_gone_after(tmp_path):
 
 
 def test_a_dead_owner_of_this_host_is_followed_at_once(tmp_path):
-    foreign(tmp_path, host=owners.socket.gethostname(), pid=2**22 + 1)
+    foreign(tmp_path, machine=owners._machine(), pid=2**22 + 1)
     started = time.monotonic()
     with Owner(tmp_path, False) as owner:
         assert owner.holds()
@@ -44,7 +44,7 @@ def test_a_dead_owner_of_this_host_is_followed_at_once(tmp_path):
 
 def test_a_number_given_to_another_process_is_not_the_owner(tmp_path):
     # Process 1 of this host is alive, but it did not start when the record says.
-    foreign(tmp_path, host=owners.socket.gethostname(), pid=1)
+    foreign(tmp_path, machine=owners._machine(), pid=1)
     with Owner(tmp_path, False) as owner:
         assert owner.holds()
 
@@ -130,7 +130,7 @@ def test_a_trainer_that_sleeps_long_enough_loses_the_folder(digits, tmp_path):
     first.send_signal(signal.SIGSTOP)
     # As from another node, where nobody can see whether the process lives.
     record = json.loads((run / "owner.json").read_text())
-    (run / "owner.json").write_text(json.dumps(record | {"host": "elsewhere"}))
+    (run / "owner.json").write_text(json.dumps(record | {"host": "elsewhere", "machine": "another"}))
     second = tiny.start(*command(digits, config, run, "--stale-after", 1))
     wait_for(lambda: (read_owner(run) or {}).get("pid") == second.pid)
     first.send_signal(signal.SIGCONT)

@@ -167,6 +167,7 @@ def test_batches_count_all_gpus():
     assert gpus == 4
     values, _, _ = to_experiment(BASE | flags, "x", "a command", gpus=gpus)
     assert values["training"]["batch"] == 64
+    assert parse_command("torchrun --nnodes=2 --nproc_per_node=4 train.py --lr 1")[1] == 8
 
 
 def test_what_is_not_given_takes_the_published_default():
@@ -177,6 +178,10 @@ def test_what_is_not_given_takes_the_published_default():
     assert values["training"]["batch"] == 1
     assert dataset["path"] == "resources/x"
     assert validate(Experiment, values, "x").losses.normalize is False
+    plain = {name: value for name, value in BASE.items() if name != "EMA_weight"}
+    assert to_experiment(plain, "x", "a command")[0]["training"]["ema_decay"] == 0.9999
+    flags, _ = parse_command("sample.py --use_ema")
+    assert to_experiment(flags, "x", "a command")[0]["sampling"] == {"weights": "ema", "seed": 0, "count": 8}
 
 
 @pytest.mark.parametrize(
@@ -186,6 +191,8 @@ def test_what_is_not_given_takes_the_published_default():
         ("train.py --lr", "--lr: expected one value, got none"),
         ("train.py --lr 1 2", "--lr: expected one value, got 1 2"),
         ("train.py --batch_per_GPU many", "--batch_per_GPU: expected int, got 'many'"),
+        ("train.py --use_amp maybe", "--use_amp: expected true or false, got 'maybe'"),
+        ("", "a published command line: is empty"),
         ("train.py stray --lr 1", "stray: stands before any flag"),
         ("train.py --lr '1", "a published command line: No closing quotation"),
         ("train.py --t_type continuous --n_samples 3", "t_type is 'continuous'; discrete is the only kind of time"),

@@ -192,7 +192,7 @@ def samples(tmp_path):
 
 def pictures(folder):
     """Pixels of every image file below a folder, by its path."""
-    return {str(path.relative_to(folder)): np.asarray(Image.open(path)) for path in sorted(folder.rglob("*.*"))}
+    return {str(path.relative_to(folder)): np.asarray(Image.open(path)) for path in sorted(folder.rglob("*.*g"))}
 
 
 def assert_pictures(found, expected):
@@ -239,7 +239,11 @@ def test_jpg_files_resemble_the_images(tmp_path):
 def test_a_folder_is_replaced_by_a_whole_one_only(samples, tmp_path, monkeypatch, capsys):
     folder, command = tmp_path / "files", ("export", tmp_path / "a.npz", "--output", tmp_path / "files")
     folder.mkdir()
-    (folder / "old.txt").write_text("old")
+    (folder / "thesis.txt").write_text("not ours")
+    assert tiny.call(*command) == 2
+    assert "holds other files (no export.json); name a folder of its own" in capsys.readouterr().err
+    assert tiny.snapshot(folder) == {(folder / "thesis.txt").relative_to(folder): b"not ours"}
+    (folder / "thesis.txt").rename(folder / "export.json")
     write, written = export._write, []
 
     def full_disk(image, path):
@@ -252,7 +256,7 @@ def test_a_folder_is_replaced_by_a_whole_one_only(samples, tmp_path, monkeypatch
         patch.setattr(export, "_write", full_disk)
         assert tiny.call(*command) == 2
     assert capsys.readouterr().err == f"error: {folder}: cannot be written: No space left on device\n"
-    assert tiny.snapshot(folder) == {(folder / "old.txt").relative_to(folder): b"old"}
+    assert tiny.snapshot(folder) == {(folder / "export.json").relative_to(folder): b"not ours"}
     assert {path.name for path in tmp_path.iterdir()} == {"a.npz", "a.json", "files"}
     assert tiny.call(*command) == 0
     assert len(pictures(folder)) == 21

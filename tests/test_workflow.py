@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -133,10 +132,6 @@ def test_only_what_changed_is_redone(study):
         path.write_text(before.replace("description: ", "description: still "))
         done = snakemake("-n", cwd=study)
         assert "Nothing to be done" in done.stdout + done.stderr
-        path.write_text(before.replace("iterations: 40", "iterations: 41"))
-        done = snakemake("-n", cwd=study)
-        assert "train_model" in done.stdout
-        assert "prepare_dataset" not in done.stdout
     finally:
         path.write_text(before)
 
@@ -152,19 +147,49 @@ def test_report(study):
 
 
 @pytest.mark.slow
-def test_a_failed_job_shows_its_log_and_loses_nothing(study):
+def test_a_changed_run_is_refused_before_anything_is_lost(study):
     folder = study / "results/runs/digits-smoke/seed0"
-    weights = (folder / "weights.safetensors").read_bytes()
+    before = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
     path = study / "config/experiments/digits-smoke.yaml"
-    before = path.read_text()
+    text = path.read_text()
     try:
-        path.write_text(before.replace("iterations: 40", "iterations: 41"))
+        path.write_text(text.replace("iterations: 40", "iterations: 41"))
         done = snakemake(cwd=study)
-        assert done.returncode != 0
-        assert "holds a run of another configuration (training.iterations was 40, is 41)" in done.stdout + done.stderr
     finally:
-        path.write_text(before)
-    done = snakemake(cwd=study)
-    assert done.returncode == 0, done.stderr
-    assert (folder / "weights.safetensors").read_bytes() == weights
-    assert os.path.getsize(folder / "complete.json") > 0
+        path.write_text(text)
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "holds a run of another configuration (training.iterations was 40, is 41)" in errors[0]
+    assert {path: path.read_bytes() for path in before} == before
+    assert "Nothing to be done" in snakemake("-n", cwd=study).stdout
+
+
+@pytest.mark.slow
+def test_words_about_a_data_set_rerun_nothing(study):
+    path = study / "config/datasets/digits.yaml"
+    text = path.read_text()
+    try:
+        path.write_text(text.replace("description: ", "description: still "))
+        assert "Nothing to be done" in snakemake("-n", cwd=study).stdout
+    finally:
+        path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("training: imported\nweights: nowhere.pt\n", "two.yaml: weights: nowhere.pt is not there"),
+        ("sampling: {noise: nowhere.npz}\n", "two.yaml: sampling.noise: nowhere.npz is not there"),
+        ("training: {nodes: 2}\n", "two.yaml: training.nodes: the workflow starts processes on one node"),
+    ],
+)
+def test_what_would_stop_a_job_is_found_before_it(tmp_path, lines, expected):
+    for name in SOURCES:
+        shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / "config/experiments/two.yaml").write_text(f"extends: digits\n{lines}")
+    done = snakemake("-n", "--config", "experiments=two", cwd=tmp_path)
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert expected in errors[0]

@@ -6,9 +6,11 @@ import hashlib
 import re
 import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from udpm.config import (
+    DatasetConfig,
     Experiment,
     RunConfig,
     load_dataset,
@@ -18,6 +20,8 @@ from udpm.config import (
     to_json,
 )
 from udpm.core.errors import EXIT_USER_ERROR, UserError
+from udpm.core.published import INCEPTION
+from udpm.training.claim import claim
 
 CONFIG = "config"
 RUN_FIGURES = ("samples", "chain", "curves")
@@ -55,11 +59,30 @@ class Plan:
         self.results = study.results
         self.experiments = {name: load_experiment(name, CONFIG) for name in study.experiments}
         for name, seed in self.runs():
-            resolve_run(name, seed, CONFIG)
+            self._check(name, seed)
         self.any_experiment = _any_of(self.experiments)
         self.any_imported = _any_of(name for name in self.experiments if self.is_imported(name))
         self.any_trained = _any_of(name for name in self.experiments if not self.is_imported(name))
+        self.any_inception_folder = _any_of(
+            experiment.scoring.inception_folder
+            for experiment in self.experiments.values()
+            if experiment.scoring.extractor == "inception"
+        )
         self.any_dataset = _any_of(experiment.dataset for experiment in self.experiments.values())
+
+    def _check(self, name: str, seed: int) -> None:
+        """Find before any job starts what would stop one, or cost a finished run its files."""
+        run, experiment = self.run(name, seed), self.experiments[name]
+        # Snakemake removes a job's outputs before it runs it again: training's refusal would come too late for them.
+        claim(Path(self.results) / "runs" / name / f"seed{seed}", run, False, writes=False)
+        for key, file in (("weights", experiment.weights), ("sampling.noise", experiment.sampling.noise)):
+            if file is not None and not Path(file).exists():
+                raise UserError(f"{CONFIG}/experiments/{name}.yaml: {key}: {file} is not there")
+        if not self.is_imported(name) and experiment.training.nodes > 1:
+            raise UserError(
+                f"{CONFIG}/experiments/{name}.yaml: training.nodes: the workflow starts processes on one node; start "
+                "this run by srun -n N udpm train (docs/training.md)"
+            )
 
     def runs(self) -> list[tuple[str, int]]:
         """(experiment, seed) of every training run."""
@@ -99,7 +122,8 @@ class Plan:
 
     def run_digest(self, wildcards) -> str:
         """Identity of a run's resolved configuration: the run's file is rewritten when it changes."""
-        return _digest(self.run(wildcards.experiment, int(wildcards.seed)))
+        run = self.run(wildcards.experiment, int(wildcards.seed))
+        return _digest(run.model_copy(update={"dataset": _silent(run.dataset)}))
 
     def section_digest(self, wildcards) -> str:
         """Identity of an experiment's sampling, scoring or latents section."""
@@ -113,7 +137,7 @@ class Plan:
 
     def dataset_digest(self, wildcards) -> str:
         """Identity of a data set's configuration."""
-        return _digest(load_dataset(wildcards.dataset, CONFIG))
+        return _digest(_silent(load_dataset(wildcards.dataset, CONFIG)))
 
     def preparation_workers(self, wildcards) -> int:
         """Cores that preparing a data set is given: as many as its configuration has workers, else one."""
@@ -128,14 +152,28 @@ class Plan:
         return f"{self.results}/caches/{self.experiment(wildcards).dataset}"
 
     def extractor(self, wildcards) -> str:
-        """The feature extractor that an experiment is scored with."""
+        """The TorchScript file of the feature extractor that an experiment is scored with."""
         experiment = self.experiment(wildcards)
-        trained = experiment.scoring.extractor == "digits"
-        return f"{self.results}/extractors/{experiment.dataset}.pt" if trained else experiment.scoring.extractor
+        scoring = experiment.scoring
+        files = {
+            "digits": f"{self.results}/extractors/{experiment.dataset}.pt",
+            "inception": f"{scoring.inception_folder}/{INCEPTION.name}",
+        }
+        return files.get(scoring.extractor, scoring.extractor)
 
     def made_extractor(self, wildcards) -> list[str]:
-        """The extractor as an input, where the workflow itself makes it."""
-        return [self.extractor(wildcards)] if self.experiment(wildcards).scoring.extractor == "digits" else []
+        """The extractor as an input, where the workflow itself makes or fetches it."""
+        made = self.experiment(wildcards).scoring.extractor in ("digits", "inception")
+        return [self.extractor(wildcards)] if made or Path(self.extractor(wildcards)).exists() else []
+
+    def inception_options(self, wildcards) -> str:
+        """How `udpm fetch` gets the Inception weights of a folder, or only looks at them."""
+        scoring = next(
+            experiment.scoring
+            for experiment in self.experiments.values()
+            if experiment.scoring.inception_folder == wildcards.folder
+        )
+        return f"--sha256 {scoring.inception_sha256}" + ("" if scoring.download else " --offline")
 
     def latent_options(self, wildcards) -> str:
         """How the latents of a run are decoded, as `udpm latents` takes it: as its samples are."""
@@ -154,7 +192,7 @@ class Plan:
     def yardsticks(self, name: str) -> tuple[str, ...]:
         """Yardsticks that can be measured beside an experiment: held-out images need a test split."""
         dataset = load_dataset(self.experiments[name].dataset, CONFIG)
-        split = dataset.holdout or dataset.source == "cifar10"
+        split = dataset.holdout or dataset.source == "cifar10" or dataset.expected_test_count
         return YARDSTICKS if split else YARDSTICKS[1:]
 
     def figures(self) -> list[str]:
@@ -175,6 +213,11 @@ class Plan:
     def targets(self) -> list[str]:
         """What `all` asks for."""
         return [f"{self.results}/tables/scores.csv", *self.figures(), *self.exported()]
+
+
+def _silent(dataset: DatasetConfig) -> DatasetConfig:
+    """A data set without its words, which nothing is made from."""
+    return dataset.model_copy(update=dict.fromkeys(("description", "licence", "obtain"), ""))
 
 
 def _digest(model) -> str:

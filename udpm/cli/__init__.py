@@ -19,6 +19,7 @@ from udpm.core.errors import EXIT_STOPPED_EARLY, EXIT_USER_ERROR, StoppedEarly, 
 VERBS = {
     "resolve": "Validate a configuration and write it out complete.",
     "schema": "Write the JSON schemas of the configuration files.",
+    "fetch": "Bring weights and data sets here beforehand.",
     "prepare": "Turn a source of images into a checked, memory-mapped store.",
     "cache": "Write the downsampled levels of a prepared data set.",
     "train": "Train a model; resumes by itself.",

@@ -23,9 +23,7 @@ from udpm.cli.options import FILE, FOLDER, Numbers
 )
 @click.option("--alphas", type=Numbers(float), help="The schedule, l = 1 first: 0.5,0.2,1e-3.")
 @click.option("--sigmas", type=Numbers(float), help="The schedule, l = 1 first: 0.1,0.2,0.3.")
-@click.option(
-    "--normalization", type=click.Choice(["norm", "sum"]), default="norm", show_default=True, help="Of H's box."
-)
+@click.option("--normalization", type=click.Choice(["norm", "sum"]), help="Of H's box; default: norm.")
 @click.option("--classes", type=click.IntRange(2), help="Number of classes, where label dropout hides it.")
 @click.option("--folder", type=FOLDER, default="config", show_default=True, help="Folder of the configuration.")
 @click.option(
@@ -42,7 +40,7 @@ def command(
     gpus: int | None,
     alphas: list[float] | None,
     sigmas: list[float] | None,
-    normalization: str,
+    normalization: str | None,
     classes: int | None,
     folder: Path,
     run_config: Path | None,
@@ -57,34 +55,22 @@ def command(
     if run_config is not None or run is not None:
         _adopt(checkpoints, run_config, run)
         return
+    if (dataset is not None or gpus is not None) and name is None:
+        raise click.UsageError("--dataset and --gpus are for the experiment of --name", click.get_current_context())
+    if not checkpoints and (output is not None or alphas is not None or normalization is not None):
+        raise click.UsageError("--output and the schedule's options go with CHECKPOINTS", click.get_current_context())
     if not checkpoints and name is None:
         raise click.UsageError("give CHECKPOINTS, or --name with --config or --command", click.get_current_context())
     from udpm.networks import move
 
     if command_line == "-":
         command_line = click.get_text_stream("stdin").read()
-    described = move.describe(flags_file, command_line, name or "imported", dataset, gpus)
-    imported, weights, lines = None, None, []
-    if checkpoints:
-        weights = output or Path("resources/weights") / f"{name or checkpoints[0].stem}.safetensors"
-        process = _process(alphas, sigmas, normalization)
-        imported, lines = move.convert(list(checkpoints), described, process, classes, weights)
-    if name is not None:
-        lines += move.write_experiment(name, folder, described, weights, imported)
-    for line in lines:
-        click.echo(line)
-
-
-def _process(alphas: list[float] | None, sigmas: list[float] | None, normalization: str):
-    from udpm.config import Process
-    from udpm.config.load import validate
-
-    if alphas is None and sigmas is None:
-        return None
-    if alphas is None or sigmas is None:
+    if (alphas is None) != (sigmas is None):
         raise click.UsageError("--alphas and --sigmas go together", click.get_current_context())
-    values = {"levels": len(alphas), "alphas": alphas, "sigmas": sigmas, "normalization": normalization}
-    return validate(Process, values, "--alphas, --sigmas")
+    described = move.describe(flags_file, command_line, name or "imported", dataset, gpus)
+    schedule = move.Schedule(alphas, sigmas, normalization)
+    for line in move.bring_over(list(checkpoints), described, schedule, classes, output, name, folder):
+        click.echo(line)
 
 
 def _adopt(checkpoints: tuple[Path, ...], run_config: Path | None, run: Path | None) -> None:
@@ -98,3 +84,4 @@ def _adopt(checkpoints: tuple[Path, ...], run_config: Path | None, run: Path | N
     if config.training != "imported":
         raise UserError(f"{run_config}: training: is not imported, so `udpm train` makes this run")
     adopt(config, run)
+    click.echo(f"{run / 'weights.safetensors'}: from {config.weights}")

@@ -13,19 +13,47 @@ from udpm.cli.options import FILE, FOLDER
     epilog="Example: udpm reference results/datasets/digits --extractor results/extractors/digits.pt "
     "--config results/configs/digits/scoring.json --output results/references/digits.npz"
 )
-@click.argument("dataset", type=FOLDER)
-@click.option("--extractor", type=FILE, required=True, help="TorchScript file: (N, 3, h, w) in [0, 255] to features.")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--extractor", type=FILE, help="Its TorchScript file; default: what the configuration names.")
 @click.option("--config", type=FILE, required=True, help="Resolved scoring section (udpm resolve --part scoring).")
+@click.option("--count", type=click.IntRange(2), metavar="N", help="Take N of a plain folder's images; default: all.")
+@click.option("--flips", is_flag=True, help="Also every mirror image, whatever the configuration says.")
+@click.option("--import", "published", is_flag=True, help="SOURCE is an .npz of published statistics, mu and sigma.")
+@click.option("--features", type=FOLDER, help="Folder that keeps features, so that no pass is made twice.")
 @click.option("--output", type=FILE, required=True, help="The reference, .npz with mu, sigma, features, record.")
-def command(dataset: Path, extractor: Path, config: Path, output: Path) -> None:
-    """Compute feature statistics of a prepared data set, to score against."""
+def command(
+    source: Path,
+    extractor: Path | None,
+    config: Path,
+    count: int | None,
+    flips: bool,
+    published: bool,
+    features: Path | None,
+    output: Path,
+) -> None:
+    """Compute feature statistics of images, to score against.
+
+    SOURCE is a prepared data set, of which the configured split is taken, or a folder, .zip or .npz of images, all of
+    one size. Statistics that others published (--import) are taken for the configured extractor's; they have no
+    features, so nothing scored against them has a kernel distance, precision or recall.
+    """
     from udpm.config import Scoring, read_resolved
     from udpm.core import runtime
-    from udpm.data.store import open_store
-    from udpm.scoring.extractor import load_extractor
-    from udpm.scoring.reference import write_reference
+    from udpm.data.images import open_images
+    from udpm.data.store import RECORD, open_store
+    from udpm.scoring import reference
+    from udpm.scoring.extractor import open_extractor
 
     scoring = read_resolved(Scoring, config)
     device = runtime.configure(scoring.device, scoring.threads)
-    network = load_extractor(extractor, device)
-    write_reference(open_store(dataset), scoring.reference_split, network, scoring.batch, output)
+    network = open_extractor(scoring, extractor, device)
+    options = {"flips": flips or scoring.reference_flips, "cache": features}
+    if published:
+        reference.import_reference(source, network, output)
+    elif (source / RECORD).exists():
+        reference.write_reference(
+            open_store(source), scoring.reference_split, network, scoring.batch, output, **options
+        )
+    else:
+        images = open_images(source, count)
+        reference.write_image_reference(images, source.stem, network, scoring.batch, output, **options)

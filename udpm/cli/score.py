@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from udpm.cli.options import FILE, FOLDER
+
+SUBJECTS = ("samples", "images", "heldout", "noise")
+PATHS = ("samples", "images", "reference", "extractor", "dataset")
 
 
 @click.command(
@@ -15,45 +19,97 @@ from udpm.cli.options import FILE, FOLDER
     "--config results/configs/digits/scoring.json --output results/scores/digits/seed0.json"
 )
 @click.option("--samples", type=FILE, help="Score a sample set (.npz of udpm sample).")
+@click.option("--images", type=click.Path(path_type=Path), help="Score a folder, .zip or .npz of others' images.")
 @click.option("--heldout", is_flag=True, help="Score the data set's test split: the floor.")
 @click.option("--noise", type=click.IntRange(2), metavar="N", help="Score N images of noise: the ceiling.")
-@click.option("--reference", type=FILE, required=True, help="What to measure against (.npz of udpm reference).")
-@click.option("--extractor", type=FILE, required=True, help="The reference's extractor.")
-@click.option("--dataset", type=FOLDER, required=True, help="The reference's prepared data set.")
-@click.option("--config", type=FILE, required=True, help="Resolved scoring section (udpm resolve --part scoring).")
+@click.option("--again", type=FILE, help="Redo what a score says of itself; needs nothing but --output.")
+@click.option("--count", type=click.IntRange(2), metavar="N", help="Score N of --samples or --images; default: all.")
+@click.option("--reference", type=FILE, help="What to measure against (.npz of udpm reference).")
+@click.option("--extractor", type=FILE, help="Its TorchScript file; default: what the configuration names.")
+@click.option("--dataset", type=FOLDER, help="The reference's prepared data set; --images can do without.")
+@click.option("--config", type=FILE, help="Resolved scoring section (udpm resolve --part scoring).")
+@click.option("--features", type=FOLDER, help="Folder that keeps features, so that no pass is made twice.")
 @click.option("--output", type=FILE, required=True, help="The score, .json.")
-def command(
-    samples: Path | None,
-    heldout: bool,
-    noise: int | None,
-    reference: Path,
-    extractor: Path,
-    dataset: Path,
-    config: Path,
-    output: Path,
-) -> None:
-    """Score a sample set or a yardstick: exactly one of --samples, --heldout and --noise."""
-    if (samples is not None) + heldout + (noise is not None) != 1:
-        raise click.UsageError("give exactly one of --samples, --heldout and --noise", click.get_current_context())
-    from udpm.config import Scoring, read_resolved
-    from udpm.core import runtime
-    from udpm.core.files import write_json
-    from udpm.data.samples import load_samples
-    from udpm.data.store import open_store
-    from udpm.scoring import score as scores
-    from udpm.scoring.extractor import load_extractor
-    from udpm.scoring.reference import load_reference
+def command(again: Path | None, features: Path | None, output: Path, **given: Any) -> None:
+    """Score a sample set, others' images or a yardstick: exactly one of --samples, --images, --heldout and --noise.
 
-    scoring = read_resolved(Scoring, config)
-    device = runtime.configure(scoring.device, scoring.threads)
-    store = open_store(dataset)
-    if samples is not None:
-        subject = scores.sampled(load_samples(samples))
-    else:
-        subject = scores.heldout(store) if heldout else scores.noise(store, noise)
-    network = load_extractor(extractor, device)
-    found = scores.score(subject, store, load_reference(reference), network, scoring)
+    The score says how it was made, and `udpm score --again` makes it anew, if all its files are what they were.
+    """
+    from udpm.core.files import write_json
+
+    request = _requested(given) if again is None else _remembered(again, given)
+    found = _score(request, features)
+    if again is not None:
+        _check_same(again, found)
     write_json(output, found)
     known = [metric for metric in found["metrics"].values() if metric["value"] is not None]
     shown = [f"{metric['label']} {metric['value']:.4g}" for metric in known]
     click.echo(f"{output}: " + ", ".join(shown))
+
+
+def _requested(given: dict[str, Any]) -> dict[str, Any]:
+    """What is asked for, complete: paths as text, and the whole scoring section in the place of its file."""
+    context = click.get_current_context()
+    if sum(bool(given[name]) for name in SUBJECTS) != 1:
+        raise click.UsageError("give exactly one of --samples, --images, --heldout, --noise and --again", context)
+    if given["count"] and not (given["samples"] or given["images"]):
+        raise click.UsageError("--count is for --samples and --images", context)
+    needed = ("reference", "config") if given["images"] else ("reference", "config", "dataset")
+    for name in needed:
+        if given[name] is None:
+            raise click.UsageError(f"--{name} is missing", context)
+    from udpm.config import Scoring, read_resolved
+
+    paths = {name: None if given[name] is None else str(given[name]) for name in PATHS}
+    scoring = read_resolved(Scoring, given["config"]).model_dump()
+    return paths | {name: given[name] for name in ("heldout", "noise", "count")} | {"scoring": scoring}
+
+
+def _remembered(path: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """What a score was asked for."""
+    from udpm.core.errors import UserError
+    from udpm.core.files import read_json
+
+    if any(given.values()):
+        raise click.UsageError("--again takes no option beside --output and --features", click.get_current_context())
+    request = read_json(path, "score").get("request")
+    if not isinstance(request, dict) or {*PATHS, "heldout", "noise", "count", "scoring"} - set(request):
+        raise UserError(f"{path}: does not say how it was made; score the images anew")
+    return request
+
+
+def _score(request: dict[str, Any], features: Path | None) -> dict[str, Any]:
+    from udpm.config import Scoring
+    from udpm.config.load import validate
+    from udpm.core import runtime
+    from udpm.data.images import open_images
+    from udpm.data.samples import load_samples
+    from udpm.data.store import open_store
+    from udpm.scoring import score as scores
+    from udpm.scoring.extractor import open_extractor
+    from udpm.scoring.reference import load_reference
+
+    scoring = validate(Scoring, request["scoring"], "scoring")
+    device = runtime.configure(scoring.device, scoring.threads)
+    store = open_store(request["dataset"]) if request["dataset"] else None
+    if request["samples"]:
+        subject = scores.sampled(load_samples(request["samples"]), request["count"])
+    elif request["images"]:
+        subject = scores.handed_over(open_images(request["images"], request["count"]), Path(request["images"]).name)
+    else:
+        subject = scores.heldout(store) if request["heldout"] else scores.noise(store, request["noise"])
+    network = open_extractor(scoring, request["extractor"], device)
+    found = scores.score(subject, store, load_reference(request["reference"]), network, scoring, features)
+    return found | {"request": request}
+
+
+def _check_same(path: Path, found: dict[str, Any]) -> None:
+    """The files are those that the score was made of."""
+    from udpm.core.errors import UserError
+    from udpm.core.files import read_json
+
+    before = read_json(path, "score")
+    for what, where in (("the images", "subject"), ("reference or extractor", "protocol")):
+        keys = ("images_sha256",) if where == "subject" else ("reference", "extractor", "n")
+        if any(before.get(where, {}).get(key) != found[where][key] for key in keys):
+            raise UserError(f"{path}: {what} changed since; score them anew")

@@ -17,8 +17,11 @@ from udpm.config.base import (
     Section,
 )
 from udpm.config.dataset import DatasetConfig
-from udpm.config.model import Generator, ModelConfig, Process, check_fit
+from udpm.config.model import Generator, ModelConfig, Process, check_fit, normalized_groups
+from udpm.core.published import INCEPTION
 
+WIDEST = 512
+"""Channels of the discriminator's widest map."""
 DecayFactor = Annotated[float, Field(gt=0, le=1)]
 LpipsExponent = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 
@@ -26,8 +29,8 @@ LpipsExponent = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 class Discriminator(Section):
     """The discriminator D(x, t_l, y) of images of level l - 1."""
 
-    channels: PositiveInt
-    """Base width F."""
+    channels: Annotated[int, Field(gt=0, multiple_of=2)]
+    """Base width F, even."""
     dropout: Fraction | list[Fraction] = 0.0
     """Dropout probability in its blocks and on the logit. One value, or one for each level with l = 1 first."""
     class_conditional: bool = False
@@ -35,6 +38,17 @@ class Discriminator(Section):
     sees_state: bool = False
     """Whether it also sees the noisy state x_l that an image was made from, as in denoising diffusion GANs; not in the
     paper."""
+
+    @model_validator(mode="after")
+    def _widths_can_be_normalized(self) -> Discriminator:
+        for doubled in range(10):
+            width = min(WIDEST, self.channels * 2**doubled)
+            if width % normalized_groups(width):
+                raise ValueError(
+                    f"channels: {self.channels} gives maps of {width} channels, which {normalized_groups(width)} "
+                    "groups of a normalisation do not divide; a multiple of 4 does"
+                )
+        return self
 
 
 class DiscriminatorNoise(Section):
@@ -147,7 +161,7 @@ class Training(Section):
     def averages(self) -> dict[str, float]:
         """Decays of the averages that are kept, by name."""
         first = {"ema": self.ema_decay} if self.ema_decay else {}
-        return first | {f"ema-{decay:g}": decay for decay in self.more_ema_decays}
+        return first | {f"ema-{decay!r}": decay for decay in self.more_ema_decays}
 
     @property
     def kept_weights(self) -> list[str]:
@@ -158,6 +172,13 @@ class Training(Section):
     def processes(self) -> int:
         """All processes that train together."""
         return self.nodes * self.processes_per_node
+
+    @model_validator(mode="after")
+    def _averages_differ(self) -> Training:
+        decays = [self.ema_decay, *self.more_ema_decays]
+        if len(set(decays)) < len(decays) or not all(repr(decay).startswith("0.") for decay in self.more_ema_decays):
+            raise ValueError(f"more_ema_decays: must differ, and from ema_decay, and be at least 0.0001: {decays}")
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Training:
@@ -240,12 +261,38 @@ class Scoring(Section):
     """How sample sets are scored."""
 
     extractor: str
-    """digits: the classifier that the workflow trains on the data set's training split; or the path of a TorchScript
-    file, (N, 3, side, side) float in [0, 255] -> (N, d) features."""
+    """digits: the classifier that the workflow trains on the data set's training split; inception: the network whose
+    distance is called FID; or the path of a TorchScript file, (N, 3, side, side) float -> (N, d) features."""
+    inception_mode: Literal["clean", "legacy_tensorflow", "legacy_pytorch"] = "clean"
+    """How images come to Inception's 299 pixels, as clean-fid names it. Published numbers of EDM and StyleGAN are
+    legacy_tensorflow, those of pytorch-fid legacy_pytorch."""
+    inception_folder: str = "resources/weights"
+    """Folder that holds inception-2015-12-05.pt, or that it is downloaded into."""
+    inception_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] = INCEPTION.sha256
+    """SHA-256 that this file must have. The distance of any other file than the published one is not called FID."""
+    download: bool = True
+    """Whether a missing inception-2015-12-05.pt may be downloaded."""
+    input_side: PositiveInt | None = None
+    """Side that images are resized to before they enter a TorchScript file; null: they enter at their own."""
+    input_resize: Literal["pil_bicubic", "pil_bilinear", "pil_lanczos", "pil_box", "pytorch_bilinear"] = "pil_bicubic"
+    """Library and filter of this resizing, by clean-fid's functions and without rounding to bytes."""
+    input_range: Literal["0..255", "0..1", "-1..1"] = "0..255"
+    """What the values 0 to 255 of a pixel become before they enter a TorchScript file."""
     reference_split: Literal["train", "test"] = "train"
     """Split of the data set that the reference statistics are taken from."""
+    reference_flips: bool = False
+    """Whether the reference also holds every image's mirror image."""
+    ranges: PositiveInt = 1
+    """Equal parts that a sample set is cut into, in the order of its samples' numbers: the scores are those of the
+    first, and the Fréchet distance of each is told beside them with the least. EDM reports the least of 3."""
     neighbours: PositiveInt = 3
     """k of the k-nearest-neighbour precision and recall."""
+    kernel_subsets: PositiveInt = 100
+    """Random subsets that the kernel distance (KID) is averaged over."""
+    kernel_subset_size: Annotated[int, Field(ge=2)] = 1000
+    """Images of either kind in one of them, at most as many as there are."""
+    inception_splits: PositiveInt = 10
+    """Parts of a set that the Inception score is averaged over."""
     batch: PositiveInt = 250
     """Images per call of the extractor."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -325,12 +372,30 @@ class Experiment(Section):
             raise ValueError("sampling.guidance: needs a generator trained with label_dropout above 0")
         if isinstance(sampling.labels, list) and not self.generator.class_conditional:
             raise ValueError("sampling.labels: the generator is not class_conditional; leave them out")
+        if sampling.labels == "none" and sampling.guidance != 1:
+            raise ValueError("sampling.guidance: leads to labels, but sampling.labels is none")
         if sampling.labels == "none" and not self.generator.label_dropout:
             raise ValueError("sampling.labels: none, but the generator is not trained with label_dropout above 0")
         if isinstance(training, Training) and sampling.weights not in training.kept_weights:
             raise ValueError(
                 f"sampling.weights: {sampling.weights}, but training keeps {', '.join(training.kept_weights)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _sampled_milestone_is_kept(self) -> Experiment:
+        iteration, training = self.sampling.iteration, self.training
+        if iteration is None:
+            return self
+        if not isinstance(training, Training):
+            raise ValueError("sampling.iteration: imported weights have no milestones; leave it out")
+        if not training.keep_every or iteration % training.keep_every or iteration > training.iterations:
+            raise ValueError(
+                f"sampling.iteration: {iteration} is not kept; training keeps every {training.keep_every} (keep_every) "
+                f"up to {training.iterations}"
+            )
+        if self.sampling.weights == "raw" and training.averages:
+            raise ValueError("sampling.weights: raw, but milestones keep averages only; use ema")
         return self
 
     @model_validator(mode="after")

@@ -91,6 +91,7 @@ def check_fit(side: int, process: Process, generator: Generator, images: str) ->
     Raises:
         ValueError: they do not fit; the message names the key.
     """
+    _check_widths(generator)
     _check_depth(side, process.levels, len(generator.channel_multipliers), images)
     sides = [side // 2 >> depth for depth in range(len(generator.channel_multipliers))]
     for wanted in generator.attention:
@@ -113,6 +114,27 @@ def _check_depth(side: int, levels: int, depth: int, images: str) -> None:
             f"of {factor}, but its smallest input (level {levels} of a {side}-pixel image) has side {coarsest}; use "
             f"at most {(coarsest & -coarsest).bit_length()} multipliers"
         )
+
+
+def normalized_groups(channels: int) -> int:
+    """Groups of a normalisation over so many channels: one for four, at most 32 and at least 1."""
+    return max(min(32, channels // 4), 1)
+
+
+def _check_widths(generator: Generator) -> None:
+    """Every normalised map, joined ones in the decoder too, must be divisible by its number of groups."""
+    widths = [generator.channels * multiplier for multiplier in generator.channel_multipliers]
+    stem = widths[0] if generator.family == "adm" else generator.channels
+    joined = []
+    for depth, width in enumerate(widths):
+        above, below = (widths[depth - 1] if depth else stem), widths[min(depth + 1, len(widths) - 1)]
+        joined += [below + width, *([2 * width] * (generator.blocks > 1)), width + above]
+    for width in (stem, *widths, *joined):
+        if width % normalized_groups(width):
+            raise ValueError(
+                f"generator.channels: {generator.channels} gives maps of {width} channels, which "
+                f"{normalized_groups(width)} groups of a normalisation do not divide; a multiple of 32 does"
+            )
 
 
 def _check_heads(generator: Generator, sides: list[int]) -> None:

@@ -17,6 +17,10 @@ FAMILIES = {"NCSN": "ncsnpp", "DDPM": "ddpmpp", "Dhariwal": "adm"}
 NOISE_KINDS = {"standard": "none", "noisy": "noisy", "diffusion": "diffusion"}
 BACKENDS = {"nccl": "auto", "gloo": "gloo", "mpi": "gloo"}
 PAPER_EMA = 0.9999
+PAPER_SCHEDULE = {"levels": 3, "alphas": [0.5, 0.2, 1e-3], "sigmas": [0.1, 0.2, 0.3]}
+PUBLISHED_COUNT = 8
+"""Images of a sampling command that does not say how many."""
+TRUTH = {"": True, "true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 GIVEN = object()
 """As a default: the flag counts only where it is given."""
 
@@ -117,7 +121,7 @@ FLAGS = (
     Flag("class_dropout_prob", float, 0.0, "generator.label_dropout"),
     Flag("lr", float, 1e-4, "training.learning_rate"),
     Flag("lr_disc", float, 1e-4, "training.discriminator_learning_rate"),
-    Flag("EMA_weight", float, 0.0, "training.ema_decay", "0 or none: no average, and `sampling.weights` is raw"),
+    Flag("EMA_weight", float, PAPER_EMA, "training.ema_decay", "0 or none: no average, and `sampling.weights` is raw"),
     Flag("warmup_steps", int, 5000, "training.warmup"),
     Flag("batch_per_GPU", int, 1, "training.batch", "times the number of GPUs (`--gpus`): the batch is the global one"),
     Flag("num_workers", int, 0, "training.workers"),
@@ -205,6 +209,10 @@ def read_flags(path: str | Path) -> tuple[dict[str, Any], list[str]]:
     """
     given = read_json(path, "published configuration")
     known = {BY_NAME[name].name: value for name, value in given.items() if name in BY_NAME}
+    for name, value in known.items():
+        if not _fits(BY_NAME[name], value):
+            wanted = f"{BY_NAME[name].kind.__name__}{' values' if BY_NAME[name].many else ''}"
+            raise UserError(f"{path}: {name}: expected {wanted}, got {value!r}")
     return known, sorted(set(given) - set(BY_NAME))
 
 
@@ -221,6 +229,8 @@ def parse_command(text: str) -> tuple[dict[str, Any], int]:
         words = shlex.split(text.replace("\\\n", " ").replace("\n", " "))
     except ValueError as problem:
         raise UserError(f"a published command line: {problem}") from None
+    if not words:
+        raise UserError("a published command line: is empty")
     script = next((index for index, word in enumerate(words) if word.endswith(".py")), -1)
     flags = _collect(words[script + 1 :])
     return {flag: _value(BY_NAME[flag], values) for flag, values in flags.items()}, _processes(words[:script])
@@ -255,6 +265,7 @@ def to_experiment(
             _put(values, flag.home, value)
     if any(BY_NAME[flag].command == "sampling" for flag in flags):
         _put(values, "sampling.seed", given["seed"])
+        values["sampling"].setdefault("count", PUBLISHED_COUNT)
     else:
         values["seeds"] = [given["seed"]]
     if any(f"seed{number}" in given for number in range(1, 5)):
@@ -266,6 +277,16 @@ def to_experiment(
     values["dataset"] = dataset or name
     values["scoring"] = {"extractor": f"resources/extractors/features{images['side']}.pt"}
     return values, prepared, notes
+
+
+def _fits(flag: Flag, value: Any) -> bool:
+    if value is None:
+        return flag.default is None
+    if isinstance(value, list):
+        return flag.many and all(_fits(flag, part) and not isinstance(part, list) for part in value)
+    if isinstance(value, bool) or flag.kind is bool:
+        return isinstance(value, bool) and flag.kind is bool
+    return isinstance(value, (int, float) if flag.kind is float else flag.kind)
 
 
 def flag_table() -> str:
@@ -284,7 +305,8 @@ def _completed(flags: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     if given["alphas"] is None and given["sigmas"] is None and flags.get("diffusion_steps", 3) == 3:
         # The published README's sampling commands leave the schedule out; there is one paper, and one schedule in it.
         notes.append("alphas and sigmas are not given: the paper's schedule is taken")
-        given |= {"diffusion_steps": 3, "alphas": [0.5, 0.2, 1e-3], "sigmas": [0.1, 0.2, 0.3]}
+        given |= {"diffusion_steps": PAPER_SCHEDULE["levels"]}
+        given |= {key: PAPER_SCHEDULE[key] for key in ("alphas", "sigmas")}
     return given
 
 
@@ -350,7 +372,10 @@ def _collect(words: list[str]) -> dict[str, list[str]]:
 
 def _value(flag: Flag, words: list[str]) -> Any:
     if flag.kind is bool:
-        return not words or words[-1].lower() in {"true", "1", "yes"}
+        word = " ".join(words).lower()
+        if word not in TRUTH:
+            raise UserError(f"--{flag.name}: expected true or false, got {word!r}")
+        return TRUTH[word]
     try:
         found = [None if word.lower() == "none" else flag.kind(word) for word in words]
     except ValueError:
@@ -362,10 +387,13 @@ def _value(flag: Flag, words: list[str]) -> Any:
 
 
 def _processes(words: list[str]) -> int:
+    """GPUs that torchrun was told of: processes on a node, times nodes."""
+    counts = {"nproc_per_node": 1, "nnodes": 1}
     for index, word in enumerate(words):
         name, _, value = word.partition("=")
-        if name.lstrip("-").replace("-", "_") == "nproc_per_node":
+        name = name.lstrip("-").replace("-", "_")
+        if name in counts:
             value = value or (words[index + 1] if index + 1 < len(words) else "")
             if value.isdigit():
-                return int(value)
-    return 1
+                counts[name] = int(value)
+    return counts["nproc_per_node"] * counts["nnodes"]

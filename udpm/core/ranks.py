@@ -69,7 +69,7 @@ def find_place(world: int, environment: Mapping[str, str] = os.environ) -> Place
     else:
         raise UserError(
             f"training.processes: {world} in all are configured, but this is a single one; start it with "
-            f"torchrun --standalone --nproc-per-node {world} -m udpm train … or srun -n {world} udpm train …"
+            f"torchrun --standalone --nproc-per-node {world} -m -- udpm train … or srun -n {world} udpm train …"
         )
     if found.world != world:
         raise UserError(f"training.processes: {world} in all are configured, but {found.world} were started")
@@ -127,7 +127,8 @@ class Agreement:
         if place.world > 1:
             import torch.distributed as dist
 
-            self._group = dist.new_group(backend="gloo")
+            # Rank 0 may wait for the run's folder for days.
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
 
     def any(self, *wishes: bool) -> tuple[bool, ...]:
         """For each wish, whether any process has it. All processes must ask together."""

@@ -89,7 +89,7 @@ def write_cache(dataset: str | Path, folder: str | Path) -> None:
             process makes this cache.
     """
     store = open_store(dataset)
-    with only_one(Path(folder), "caching this data set"), atomic_folder(folder) as building:
+    with only_one(Path(folder), "caching this data set"), atomic_folder(folder, RECORD, "level_1.npy") as building:
         paths = {level: building / f"level_{level}.npy" for level in levels_of(store.side)}
         _write_levels(store, paths)
         checked = _check_sample(store, paths)

@@ -9,9 +9,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from udpm.core.files import atomic_folder
+from udpm.core.files import atomic_folder, write_json
 from udpm.data.samples import load_samples
 
+FORMAT = "udpm-images/1"
+RECORD = "export.json"
 JPEG_QUALITY = 95
 
 
@@ -20,7 +22,7 @@ def export_images(samples: Path, folder: Path, layout: str, image_format: str) -
 
     Args:
         samples: .npz of a sample set.
-        folder: where to; replaced once the new one is whole.
+        folder: where to; an export that is there is replaced once the new one is whole, anything else is refused.
         layout: "flat", or "classes" for a folder for each class.
         image_format: "png" (lossless) or "jpg" (quality 95).
 
@@ -28,7 +30,7 @@ def export_images(samples: Path, folder: Path, layout: str, image_format: str) -
         The number of files.
 
     Raises:
-        UserError: no readable sample set.
+        UserError: no readable sample set, or the folder holds something else.
     """
     found = load_samples(samples)
     sets = {"": found.images} | {f"level_{level}": images for level, images in found.outputs.items()}
@@ -36,7 +38,7 @@ def export_images(samples: Path, folder: Path, layout: str, image_format: str) -
     total = len(found.images) * len(sets)
     by_class = layout == "classes" and found.record.get("classes", 0) > 0
     with (
-        atomic_folder(folder) as building,
+        atomic_folder(folder, RECORD) as building,
         tqdm(total=total, unit="file", desc="export", disable=not sys.stderr.isatty()) as progress,
     ):
         for name, images in sets.items():
@@ -45,6 +47,7 @@ def export_images(samples: Path, folder: Path, layout: str, image_format: str) -
                 place.mkdir(parents=True, exist_ok=True)
                 _write(image, place / f"{number:0{digits}d}.{image_format}")
                 progress.update()
+        write_json(building / RECORD, {"format": FORMAT, "layout": layout, "samples": found.record})
     return total
 
 

@@ -92,19 +92,7 @@ def open_folder(config: DatasetConfig) -> Source:
         UserError: not there, empty, a loop of links, or not the classes that are configured.
     """
     root = Path(config.path)
-    if root.is_dir():
-        names, keys = _walk(os.fsencode(root))
-        reader = TreeReader(os.fsencode(root), config.max_file_bytes)
-    elif root.suffix.lower() == ".zip" and root.is_file():
-        names, keys = list_members(root)
-        reader = ZipReader(root, config.max_file_bytes)
-    else:
-        hint = f"; {config.obtain}" if config.obtain else ""
-        raise UserError(f"{root}: no such folder or .zip; `path` must name what holds the images{hint}")
-    wanted = sorted((i for i, name in enumerate(names) if _is_image(name)), key=names.__getitem__)
-    names, keys = [names[i] for i in wanted], keys[wanted]
-    if not names:
-        raise UserError(f"{root}: no images in it; looked for {', '.join(suffix.decode() for suffix in SUFFIXES)}")
+    names, keys, reader = list_images(root, config.max_file_bytes, config.obtain)
     prefix, splits, ignored = _layout(names, config, root)
     order = np.concatenate([indices for _, indices in splits])
     labels, classes = _labels([names[i][len(prefix) :] for i in order], 0 if ignored is None else 1, config, root)
@@ -117,6 +105,32 @@ def open_folder(config: DatasetConfig) -> Source:
         reader=reader,
         notes={"images_in_no_split": ignored} if ignored else {},
     )
+
+
+def list_images(root: Path, limit: int, obtain: str = "") -> tuple[list[bytes], np.ndarray, TreeReader | ZipReader]:
+    """Names of all images in a folder or .zip in their order, their keys, and what reads them.
+
+    Args:
+        root: the folder or .zip.
+        limit: largest file in bytes.
+        obtain: how to come by it, for the error.
+
+    Raises:
+        UserError: not there, empty, or a loop of links.
+    """
+    if root.is_dir():
+        names, keys = _walk(os.fsencode(root))
+        reader = TreeReader(os.fsencode(root), limit)
+    elif root.suffix.lower() == ".zip" and root.is_file():
+        names, keys = list_members(root)
+        reader = ZipReader(root, limit)
+    else:
+        hint = f"; {obtain}" if obtain else ""
+        raise UserError(f"{root}: no such folder or .zip; `path` must name what holds the images{hint}")
+    wanted = sorted((i for i, name in enumerate(names) if _is_image(name)), key=names.__getitem__)
+    if not wanted:
+        raise UserError(f"{root}: no images in it; looked for {', '.join(suffix.decode() for suffix in SUFFIXES)}")
+    return [names[i] for i in wanted], keys[wanted], reader
 
 
 def _walk(root: bytes) -> tuple[list[bytes], np.ndarray]:

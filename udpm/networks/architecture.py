@@ -114,6 +114,9 @@ def _strict(tensors: Tensors, names: dict[str, str], expected: Tensors) -> Tenso
     told = [f"{len(found)} {what}: {_shown(found)}" for what, found in problems if found]
     if told:
         raise UnknownArchitecture("; ".join(told))
+    broken = [name for name in given if not torch.isfinite(tensors[name]).all()]
+    if broken:
+        raise UnknownArchitecture(f"{len(broken)} tensors are not finite: {_shown(broken)}")
     return from_published(tensors, names)
 
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from udpm.config.experiment import WIDEST
 from udpm.networks.block import ADM, ResidualBlock
 from udpm.networks.layers import one_hot, sinusoids, times_like
 
-WIDEST = 512
 SLOPE = 0.2
 GROUP = 4
 

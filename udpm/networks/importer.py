@@ -20,7 +20,7 @@ from udpm.networks import architecture
 from udpm.networks.architecture import Tensors, UnknownArchitecture
 from udpm.networks.discriminator import DiscriminatorShape
 from udpm.networks.unet import UNetShape
-from udpm.networks.weights import FORMAT, read_tensors, tensors_under
+from udpm.networks.weights import FORMAT, described_model, read_tensors, tensors_under
 
 PREFIXES = ("module.", "_orig_mod.")
 """What data-parallel training and compilation put before every name."""
@@ -115,6 +115,9 @@ def read_weights(paths: Sequence[str | Path], classes: int | None = None) -> Imp
         return _identified(held, [Path(path) for path in paths], classes)
     except UnknownArchitecture as problem:
         raise UserError(f"{where}: {problem}") from None
+    except (ArithmeticError, IndexError, TypeError, ValueError, RuntimeError) as problem:
+        # Tensors of the right names can have any shape; what the network's own code makes of it says enough.
+        raise UserError(f"{where}: no network of a known family: {' '.join(str(problem).split())[:160]}") from None
 
 
 def differences(found: ModelConfig, wanted: ModelConfig) -> list[str]:
@@ -141,6 +144,9 @@ def _identified(held: dict[str, Tensors], paths: list[Path], classes: int | None
         judge = architecture.discriminator_shape(discriminator, side)
         # The discriminator has no entry for a dropped label, so it tells the number of classes.
         classes = judge.classes or classes
+        known = architecture.generator_shape(next(iter(generators.values())), classes).classes
+        if judge.classes and known and judge.classes != known:
+            raise UnknownArchitecture(f"its discriminator knows {judge.classes} classes, its generator {known}")
     shapes = {kind: architecture.generator_shape(tensors, classes) for kind, tensors in generators.items()}
     shape = next(iter(shapes.values()))
     if any(other != shape for other in shapes.values()):
@@ -174,9 +180,9 @@ def _section(shape: UNetShape) -> Generator:
 
 def _own(path: Path) -> Imported:
     tensors, description = read_tensors(path, FORMAT)
-    model = validate(ModelConfig, description.get("model"), str(path))
-    kinds = ("ema", "raw", "discriminator")
-    networks = {kind: found for kind in kinds if (found := tensors_under(tensors, f"{kind}/"))}
+    model = described_model(path, description)
+    kinds = dict.fromkeys(name.partition("/")[0] for name in tensors)
+    networks = {kind: tensors_under(tensors, f"{kind}/") for kind in kinds}
     known = ("experiment", "run_seed", "dataset", "dataset_sha256", "origin")
     return Imported(
         networks,
@@ -204,11 +210,17 @@ def _published(path: Path) -> dict[str, Tensors]:
     else:
         found = {"ema": content}
     for state in found.values():
-        if not (isinstance(state, dict) and state and all(isinstance(value, torch.Tensor) for value in state.values())):
+        if not _is_state(state):
             raise UserError(
                 f"{path}: not a published checkpoint: expected a state dict of tensors, or one under 'model'"
             )
     return {kind: {_plain(name): value for name, value in state.items()} for kind, state in found.items()}
+
+
+def _is_state(state: Any) -> bool:
+    if not isinstance(state, dict) or not state or not all(isinstance(name, str) for name in state):
+        return False
+    return all(isinstance(value, torch.Tensor) and not value.is_complex() for value in state.values())
 
 
 def _load(path: Path) -> Any:
@@ -230,8 +242,8 @@ def _load(path: Path) -> Any:
 
 
 def _plain(name: str) -> str:
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
+    while name.startswith(PREFIXES):
+        name = name.partition(".")[2]
     return name
 
 

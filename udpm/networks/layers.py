@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from udpm.config.model import normalized_groups
+
 NO_LABEL = -1
 """In the place of a label: an all-zero one-hot row, for networks trained with label dropout."""
 
 
 def group_norm(channels: int, eps: float) -> nn.GroupNorm:
     """GroupNorm with one group for four channels, at most 32 and at least 1."""
-    return nn.GroupNorm(max(min(32, channels // 4), 1), channels, eps=eps)
+    return nn.GroupNorm(normalized_groups(channels), channels, eps=eps)
 
 
 class Resample(nn.Module):

@@ -12,13 +12,40 @@ from udpm.config.dataset import DatasetConfig
 from udpm.config.experiment import Experiment
 from udpm.config.load import load_dataset, named_file, run_of, validate
 from udpm.config.model import ModelConfig, Process
-from udpm.config.published import parse_command, read_flags, to_experiment
+from udpm.config.published import PAPER_SCHEDULE, parse_command, read_flags, to_experiment
 from udpm.core.errors import UserError
-from udpm.core.files import write_text
+from udpm.core.files import check_outputs, write_text
 from udpm.networks.importer import Imported, differences, read_weights
 from udpm.networks.weights import save_weights
 
-PAPER_SCHEDULE = {"levels": 3, "alphas": [0.5, 0.2, 1e-3], "sigmas": [0.1, 0.2, 0.3]}
+WEIGHTS = Path("resources/weights")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What options say of the schedule.
+
+    Attributes:
+        alphas: for each level, l = 1 first, or None.
+        sigmas: the same.
+        normalization: of H's box, or None.
+    """
+
+    alphas: list[float] | None = None
+    sigmas: list[float] | None = None
+    normalization: str | None = None
+
+    def process(self) -> Process | None:
+        """The process, where alphas and sigmas are given.
+
+        Raises:
+            UserError: they are no schedule.
+        """
+        if self.alphas is None:
+            return None
+        values = {"levels": len(self.alphas), "alphas": self.alphas, "sigmas": self.sigmas}
+        values |= {"normalization": self.normalization} if self.normalization else {}
+        return validate(Process, values, "--alphas, --sigmas")
 
 
 @dataclass(frozen=True)
@@ -29,12 +56,14 @@ class Described:
         source: what they were read from.
         experiment: values for ``experiments/NAME.yaml``, valid.
         dataset: values for ``datasets/NAME.yaml``.
+        names_schedule: whether the schedule is theirs, not the paper's in its place.
         notes: for the user.
     """
 
     source: str
     experiment: dict[str, Any]
     dataset: dict[str, Any]
+    names_schedule: bool
     notes: list[str]
 
 
@@ -60,42 +89,55 @@ def describe(
     validate(Experiment, experiment, source)
     if unused:
         notes = [*notes, f"not flags of the published commands, left out: {', '.join(unused)}"]
-    return Described(source, experiment, images, notes)
+    return Described(source, experiment, images, flags.get("alphas") is not None, notes)
 
 
-def convert(
-    checkpoints: list[Path], described: Described | None, process: Process | None, classes: int | None, output: Path
-) -> tuple[Imported, list[str]]:
-    """Write checkpoints as one self-describing file.
+def bring_over(
+    checkpoints: list[Path],
+    described: Described | None,
+    schedule: Schedule,
+    classes: int | None,
+    output: Path | None,
+    name: str | None,
+    folder: Path,
+) -> list[str]:
+    """Write checkpoints as one self-describing file, an experiment of a name, or both, once all is known to be right.
 
     Args:
-        checkpoints: see `importer.read_weights`.
+        checkpoints: see `importer.read_weights`; may be empty.
         described: what the flags say; checked against the tensors.
-        process: the schedule, where it was given; else the flags', else the paper's.
+        schedule: what was typed of it.
         classes: number of classes, where it was given.
-        output: where to.
+        output: where the weights go; default: resources/weights/.
+        name: of the experiment, or None for none.
+        folder: of the configuration.
 
     Returns:
-        What was read, and lines that say so.
+        Lines that say what was written.
 
     Raises:
-        UserError: see `importer.read_weights`; or flags and tensors contradict each other.
+        UserError: see `importer.read_weights`; flags, tensors and options contradict each other; or a file is there.
     """
-    where, notes = ", ".join(map(str, checkpoints)), []
+    if not checkpoints:
+        files = _experiment(name, folder, described, None, None, None)
+        return _written(files, described, [])
+    where = ", ".join(map(str, checkpoints))
+    weights = output or WEIGHTS / f"{name or checkpoints[0].stem}.safetensors"
+    check_outputs({"--output": (weights, ".safetensors")}, *checkpoints)
+    if output is None and weights.exists():
+        raise UserError(f"{weights}: is there already; name another file with --output")
     imported = read_weights(checkpoints, classes or _classes(described))
     if classes is not None and imported.classes != classes:
         raise UserError(f"--classes: {classes}, but the network in {where} has labels for {imported.classes}")
-    if process is None and described is not None:
-        process = validate(Process, described.experiment["process"], described.source)
-    if process is None and imported.process is None:
-        process = Process.model_validate(PAPER_SCHEDULE)
-        notes.append("no schedule is given: the paper's is taken (--alphas and --sigmas give another)")
+    process, notes = _settled(schedule, described, imported, where)
     model = imported.model(process, where)
     if described is not None:
         _agree(model, described, where)
-    description = {"experiment": output.stem, "run_seed": 0, "iteration": imported.iteration, "origin": imported.origin}
-    save_weights(output, model, imported.networks, description)
-    return imported, [f"{output}: {summary(model, imported)}", *notes]
+    files = _experiment(name, folder, described, weights, imported, process) if name is not None else {}
+    known = {"iteration": imported.iteration, "origin": imported.origin}
+    description = {"experiment": weights.stem, "run_seed": 0, **known}
+    save_weights(weights, model, imported.networks, description)
+    return [f"{weights}: {summary(model, imported)}", *_written(files, described, notes)]
 
 
 def summary(model: ModelConfig, imported: Imported) -> str:
@@ -111,34 +153,46 @@ def summary(model: ModelConfig, imported: Imported) -> str:
     )
 
 
-def write_experiment(
-    name: str, folder: Path, described: Described | None, weights: Path | None, imported: Imported | None
-) -> list[str]:
-    """Write ``experiments/NAME.yaml``, and ``datasets/NAME.yaml`` unless the experiment names an existing data set.
+def _settled(
+    schedule: Schedule, described: Described | None, imported: Imported, where: str
+) -> tuple[Process, list[str]]:
+    """The one process that weights and experiment are for; who names one must name the same."""
+    named = {where: imported.process, "--alphas, --sigmas": schedule.process()}
+    if described is not None and described.names_schedule:
+        named[described.source] = validate(Process, described.experiment["process"], described.source)
+    told = {source: process for source, process in named.items() if process is not None}
+    first = next(iter(told), None)
+    for source, process in told.items():
+        if process != told[first]:
+            raise UserError(f"{source}: names another schedule than {first}; leave one of them out")
+    wanted = schedule.normalization
+    if first is None:
+        process = Process.model_validate(PAPER_SCHEDULE | ({"normalization": wanted} if wanted else {}))
+        return process, ["no schedule is given: the paper's is taken (--alphas and --sigmas give another)"]
+    if wanted not in (None, told[first].normalization):
+        raise UserError(f"--normalization: {wanted}, but {first} says {told[first].normalization}")
+    return told[first], []
 
-    Args:
-        name: of the experiment.
-        folder: of the configuration.
-        described: what the flags say.
-        weights: a converted checkpoint that replaces the training, or None.
-        imported: what it holds.
 
-    Returns:
-        Lines that say what was written.
-
-    Raises:
-        UserError: a file of that name is there, or the values are not valid.
-    """
+def _experiment(
+    name: str,
+    folder: Path,
+    described: Described | None,
+    weights: Path | None,
+    imported: Imported | None,
+    process: Process | None,
+) -> dict[Path, dict[str, Any]]:
+    """What goes into ``experiments/NAME.yaml``, and ``datasets/NAME.yaml`` unless an existing data set is named."""
     if described is None:
         raise UserError("--name: an experiment takes --config or --command, which say what it is")
     values, dataset = dict(described.experiment), described.dataset
     if weights is not None:
-        kinds = {"ema", "raw"} & imported.networks.keys()
+        kinds = imported.networks.keys() - {"discriminator"}
         sampling = dict(values.get("sampling", {}))
         if sampling.get("weights", "ema") not in kinds:
-            sampling["weights"] = kinds.pop()
+            sampling["weights"] = min(kinds)
         values |= {"training": "imported", "weights": str(weights), "seeds": values.get("seeds", [0])}
-        values |= {"sampling": sampling} if sampling else {}
+        values |= {"process": process.model_dump(), **({"sampling": sampling} if sampling else {})}
     files = {named_file(folder / "experiments", name): values}
     if values["dataset"] == name:
         files[named_file(folder / "datasets", name)] = dataset
@@ -154,11 +208,17 @@ def write_experiment(
             f"{described.source}: img_size is {dataset['side']}, but data set {values['dataset']} has {prepared.side}"
         )
     run_of(experiment, name, experiment.seeds[0], prepared, described.source)
+    return files
+
+
+def _written(files: dict[Path, dict[str, Any]], described: Described | None, notes: list[str]) -> list[str]:
+    """Write configuration files; lines that say so."""
     for path, content in files.items():
         kind = path.parent.name.removesuffix("s")
         head = f"# yaml-language-server: $schema=../schema/{kind}.schema.json\n"
         write_text(path, head + _yaml(content))
-    return [*(f"{path}: written" for path in files), *(f"note: {note}" for note in described.notes)]
+    told = [*notes, *(described.notes if described is not None else [])]
+    return [*(f"{path}: written" for path in files), *(f"note: {note}" for note in told)]
 
 
 def _classes(described: Described | None) -> int | None:

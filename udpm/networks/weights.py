@@ -65,6 +65,8 @@ def read_tensors(path: str | Path, expected_format: str) -> tuple[dict[str, torc
         raise UserError(f"{path}: no such file") from None
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not a readable safetensors file: {error}") from None
+    if not isinstance(description, dict):
+        raise UserError(f"{path}: its description is no JSON object")
     found = description.get("format")
     if found != expected_format:
         raise UserError(f"{path}: format is {found!r}, expected {expected_format!r}")
@@ -99,7 +101,7 @@ def load_model(path: str | Path, weights: str = "ema", device: torch.device | st
         UserError: missing, damaged, not a weight file, or without these weights.
     """
     tensors, description = read_tensors(path, FORMAT)
-    config = validate(ModelConfig, description["model"], str(path))
+    config = described_model(path, description)
     state = tensors_under(tensors, f"{weights}/")
     if not state:
         held = sorted({name.partition("/")[0] for name in tensors} - {"discriminator"})
@@ -116,6 +118,17 @@ def load_model(path: str | Path, weights: str = "ema", device: torch.device | st
         "weights_sha256": sha256(path),
     }
     return Model(generator.eval().requires_grad_(False).to(device), config, record)
+
+
+def described_model(path: str | Path, description: dict[str, Any]) -> ModelConfig:
+    """The model that a weight file's description is of.
+
+    Raises:
+        UserError: it describes none.
+    """
+    if not isinstance(description.get("model"), dict):
+        raise UserError(f"{path}: does not describe its model")
+    return validate(ModelConfig, description["model"], str(path))
 
 
 def milestone(weights: str | Path, iteration: int) -> Path:

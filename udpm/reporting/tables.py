@@ -16,7 +16,7 @@ from udpm.reporting.render import MISSING, html, latex, markdown
 FORMAT = "udpm-score/1"
 WORDS = 2
 """Leading columns of the table to read that hold words."""
-ORDER = {"samples": 0, "heldout": 1, "noise": 2}
+ORDER = {"samples": 0, "images": 1, "heldout": 2, "noise": 3}
 SHOWN = {
     "precision": ("precision", "{:.3f}"),
     "recall": ("recall", "{:.3f}"),
@@ -53,11 +53,12 @@ def full_table(scores: list[dict[str, Any]]) -> pd.DataFrame:
                 "subject": _subject(score),
                 "nfe": subject.get("nfe"),
                 "n": protocol["n"],
-                **{name: metric["value"] for name, metric in score["metrics"].items()},
+                **_values(score),
                 "frechet_label": score["metrics"]["frechet_distance"]["label"],
                 "neighbours": protocol["neighbours"],
                 "extractor": protocol["extractor"]["name"],
                 "extractor_sha256": protocol["extractor"]["sha256"],
+                "preprocessing": protocol["extractor"].get("preprocessing"),
                 "extractor_heldout_accuracy": protocol["extractor"].get("heldout_accuracy"),
                 "reference": f"{reference['dataset']}/{reference['split']}",
                 "reference_n": reference["n"],
@@ -95,6 +96,8 @@ def readable_table(scores: list[dict[str, Any]]) -> pd.DataFrame:
         for label in dict.fromkeys(labels.values()):
             own = labels[_comparable(score)] == label
             row[label] = _rounded(score, "frechet_distance", "{:.2f}") if own else MISSING
+        if any("frechet_distance_best" in other["metrics"] for other in scores):
+            row["best of its ranges"] = _rounded(score, "frechet_distance_best", "{:.2f}")
         for name, (title, pattern) in SHOWN.items():
             row[title] = _rounded(score, name, pattern)
         rows.append(row)
@@ -112,7 +115,7 @@ def footnotes(scores: list[dict[str, Any]]) -> list[str]:
         notes.append(
             f"{_frechet_columns(scores)[_comparable(score)]}: Fréchet distance in features of {extractor['name']} "
             f"(SHA-256 {extractor['sha256'][:12]}{known}) to {reference['dataset']}/{reference['split']}, "
-            f"{reference['n']} images (SHA-256 {reference['sha256'][:12]}); precision and recall with "
+            f"{_count(reference)} (SHA-256 {reference['sha256'][:12]}); precision and recall with "
             f"k = {protocol['neighbours']}. N images each, as listed: distances at different N do not compare."
         )
     for score in scores:
@@ -157,6 +160,7 @@ def _comparable(score: dict[str, Any]) -> tuple[str, ...]:
     return (
         score["metrics"]["frechet_distance"]["label"],
         protocol["extractor"]["sha256"],
+        protocol["extractor"].get("preprocessing"),
         protocol["reference"]["sha256"],
     )
 
@@ -171,6 +175,22 @@ def _frechet_columns(scores: list[dict[str, Any]]) -> dict[tuple[str, ...], str]
     }
 
 
+def _count(reference: dict[str, Any]) -> str:
+    # Who publishes mu and sigma seldom says of how many images.
+    return "published statistics" if reference["n"] is None else f"{reference['n']} images"
+
+
+def _values(score: dict[str, Any]) -> dict[str, Any]:
+    """Every metric's value, and beside it the standard deviation, subsets, and each range's value where it has them."""
+    found = {}
+    for name, metric in score["metrics"].items():
+        found[name] = metric["value"]
+        found |= {f"{name}_{key}": metric[key] for key in ("std", "subsets", "subset_size", "splits") if key in metric}
+        if "values" in metric:
+            found[f"{name}_values"] = " ".join(map(str, metric["values"]))
+    return found
+
+
 def _rounded(score: dict[str, Any], name: str, pattern: str) -> str:
     value = score["metrics"].get(name, {}).get("value")
     return MISSING if value is None else pattern.format(value)
@@ -180,6 +200,8 @@ def _subject(score: dict[str, Any]) -> str:
     subject = score["subject"]
     if subject["kind"] == "heldout":
         return "held-out images (floor)"
+    if subject["kind"] == "images":
+        return subject["source"]
     return "noise (ceiling)" if subject["kind"] == "noise" else f"UDPM, seed {subject['run_seed']}"
 
 

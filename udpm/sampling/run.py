@@ -10,6 +10,7 @@ import torch
 from udpm.config.experiment import Sampling
 from udpm.core import provenance, runtime
 from udpm.core.errors import UserError
+from udpm.core.files import check_outputs
 from udpm.data.arrays import save_arrays
 from udpm.data.samples import save_samples
 from udpm.networks.weights import load_model, milestone
@@ -35,6 +36,7 @@ def draw_samples(weights: Path, config: Sampling, output: Path, chain: Path | No
     Raises:
         UserError: weights missing or damaged.
     """
+    check_outputs({"--output": (output, ".npz"), "--chain": (chain, ".npz")}, weights, config.noise)
     device = runtime.configure(config.device, config.threads)
     if config.iteration is not None:
         weights = kept_weights(weights, config.iteration)

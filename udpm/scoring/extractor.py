@@ -1,17 +1,22 @@
-"""Feature extractors: TorchScript files that map images to feature vectors."""
+"""Feature extractors: networks in TorchScript files, and what is done to images before these see them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from udpm.config.experiment import Scoring
+from udpm.core.download import obtain
 from udpm.core.errors import UserError
 from udpm.core.files import read_json, sha256
+from udpm.core.published import INCEPTION, Published
+from udpm.scoring.inception import MODES, Inception
+from udpm.scoring.inputs import Inputs
 
 FORMAT = "udpm-extractor/1"
 EXPECTED = "(N, 3, side, side) float in [0, 255] to (N, d) float"
@@ -19,34 +24,46 @@ EXPECTED = "(N, 3, side, side) float in [0, 255] to (N, d) float"
 
 @dataclass(frozen=True)
 class Extractor:
-    """A loaded extractor; its identity is the file's SHA-256.
+    """A loaded extractor; its identity is its name, the file's SHA-256 and the preprocessing.
 
     Attributes:
         path: the TorchScript file.
-        name: from the record beside it, else the file's stem.
+        name: from the record beside it, else the file's stem; "inception" for Inception.
         sha256: of the file.
         module: the loaded network.
         device: where it runs.
         record: the JSON record beside the file, or empty.
+        inputs: the preprocessing.
     """
 
     path: Path
     name: str
     sha256: str
-    module: torch.jit.ScriptModule
+    module: torch.nn.Module
     device: torch.device
     record: dict[str, Any]
+    inputs: Inputs = field(default_factory=Inputs)
+
+    @property
+    def is_inception(self) -> bool:
+        """Whether it is the network whose Fréchet distance is called FID: the published file and no other."""
+        return self.name == "inception" and self.sha256 == INCEPTION.sha256
 
     @property
     def classifies(self) -> bool:
-        """Whether it also exports `classify`, features to class logits."""
-        return hasattr(self.module, "classify")
+        """Whether `classes` works: Inception with its last layer, or a file that also exports `classify`."""
+        return self.module.classifies if isinstance(self.module, Inception) else hasattr(self.module, "classify")
+
+    @property
+    def knows_labels(self) -> bool:
+        """Whether its classes are the data set's: Inception's are ImageNet's."""
+        return self.classifies and not isinstance(self.module, Inception)
 
     def features(self, images: np.ndarray, batch: int) -> np.ndarray:
         """Features of images.
 
         Args:
-            images: (N, side, side, 3) uint8.
+            images: (N, h, w, 3) uint8.
             batch: images per call.
 
         Returns:
@@ -55,31 +72,47 @@ class Extractor:
         Raises:
             UserError: the file's output is not what an extractor's should be.
         """
-        return np.concatenate(list(self._passes(images, batch)))
+        parts = [images[start : start + batch] for start in range(0, len(images), batch)]
+        threads, found = torch.get_num_threads(), []
+        # While the network is at one batch, the next is resized.
+        with ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(self.inputs.prepare, parts[0], threads)
+            for following in [*parts[1:], None]:
+                ready = coming.result()
+                if following is not None:
+                    coming = ahead.submit(self.inputs.prepare, following, threads)
+                found.append(self.forward(ready))
+        return np.concatenate(found)
 
-    def classes(self, features: np.ndarray) -> np.ndarray:
-        """The most likely class of each feature vector: (N, d) to (N,) int64. Only where `classifies`."""
+    def forward(self, part: torch.Tensor) -> np.ndarray:
+        """One call of the network: (n, 3, h, w), prepared, to (n, d) float32.
+
+        Raises:
+            UserError: as `features`.
+        """
+        try:
+            with torch.inference_mode():
+                found = self.module(part.to(self.device))
+        except RuntimeError as error:
+            # TorchScript's own message is a traceback of many lines; its last one says what went wrong.
+            reason = str(error).strip().splitlines()[-1]
+            shape = "×".join(map(str, part.shape[2:]))
+            raise UserError(f"{self.path}: fails on {shape} images: {reason}; expected {EXPECTED}") from None
+        return self._checked(found, len(part))
+
+    def probabilities(self, features: np.ndarray, batch: int = 4096) -> np.ndarray:
+        """Class probabilities: (N, d) to (N, K) float32. Only where `classifies`."""
+        name = "logits" if isinstance(self.module, Inception) else "classify"
+        found = []
         with torch.inference_mode():
-            logits = self.module.classify(torch.from_numpy(features).to(self.device))
-        return logits.argmax(dim=1).cpu().numpy()
+            for part in torch.from_numpy(features).split(batch):
+                found.append(getattr(self.module, name)(part.to(self.device)).softmax(dim=1).cpu().numpy())
+        return np.concatenate(found)
 
     def describe(self) -> dict[str, Any]:
-        """Its part of a protocol: name, SHA-256, and the held-out accuracy where it is known."""
+        """Its part of a protocol: its identity, and the held-out accuracy where it is known."""
         known = {key: self.record[key] for key in ("heldout_accuracy", "heldout_count") if key in self.record}
-        return {"name": self.name, "sha256": self.sha256, **known}
-
-    def _passes(self, images: np.ndarray, batch: int) -> Iterator[np.ndarray]:
-        for start in range(0, len(images), batch):
-            part = torch.from_numpy(np.array(images[start : start + batch])).to(self.device)
-            try:
-                with torch.inference_mode():
-                    found = self.module(part.permute(0, 3, 1, 2).float())
-            except RuntimeError as error:
-                # TorchScript's own message is a traceback of many lines; its last one says what went wrong.
-                reason = str(error).strip().splitlines()[-1]
-                shape = "×".join(map(str, images.shape[1:3]))
-                raise UserError(f"{self.path}: fails on {shape} images: {reason}; expected {EXPECTED}") from None
-            yield self._checked(found, len(part))
+        return {"name": self.name, "sha256": self.sha256, "preprocessing": self.inputs.describe(), **known}
 
     def _checked(self, found: Any, count: int) -> np.ndarray:
         if not isinstance(found, torch.Tensor) or not found.is_floating_point():
@@ -87,11 +120,35 @@ class Extractor:
         if found.ndim != 2 or len(found) != count:
             raise UserError(f"{self.path}: wrong output {tuple(found.shape)} for {count} images; expected {EXPECTED}")
         if not torch.isfinite(found).all():
-            raise UserError(f"{self.path}: its features are not finite")
+            raise UserError(f"{self.path}: its features are not finite (NaN or infinite); take another extractor")
         return found.float().cpu().numpy()
 
 
-def load_extractor(path: str | Path, device: torch.device) -> Extractor:
+def open_extractor(config: Scoring, path: str | Path | None, device: torch.device) -> Extractor:
+    """The configured extractor.
+
+    Args:
+        config: says which, and its preprocessing.
+        path: its TorchScript file, where it is another than the configuration says.
+        device: where it is to run.
+
+    Raises:
+        UserError: there is no such extractor, or not the one that is asked for.
+    """
+    if config.extractor == "inception":
+        path = Path(path or Path(config.inception_folder) / INCEPTION.name)
+        if path.name != INCEPTION.name:
+            raise UserError(f"{path}: scoring.extractor is inception, whose file is called {INCEPTION.name}")
+        return _load_inception(config, path.parent, device)
+    if config.extractor == "digits":
+        if path is None:
+            raise UserError("scoring.extractor: digits is trained by `udpm extractor`; give its file with --extractor")
+        return load_extractor(path, device)
+    inputs = Inputs(config.input_side, config.input_resize, config.input_range)
+    return load_extractor(path or config.extractor, device, inputs)
+
+
+def load_extractor(path: str | Path, device: torch.device, inputs: Inputs | None = None) -> Extractor:
     """Load a TorchScript extractor and, if there is one, the record beside it (same name, .json).
 
     Raises:
@@ -99,7 +156,7 @@ def load_extractor(path: str | Path, device: torch.device) -> Extractor:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: extractor not found; scoring.extractor names a TorchScript file, or digits")
+        raise UserError(f"{path}: extractor not found; scoring.extractor names a TorchScript file, digits or inception")
     try:
         module = torch.jit.load(str(path), map_location=device).eval()
     except (RuntimeError, ValueError) as error:
@@ -109,4 +166,13 @@ def load_extractor(path: str | Path, device: torch.device) -> Extractor:
         record = read_json(path.with_suffix(".json"), "extractor's record")
         if record.get("format") != FORMAT or record.get("sha256") != digest:
             raise UserError(f"{path.with_suffix('.json')}: does not describe {path.name}; make the extractor again")
-    return Extractor(path, record.get("name", path.stem), digest, module, device, record)
+    return Extractor(path, record.get("name", path.stem), digest, module, device, record, inputs or Inputs())
+
+
+def _load_inception(config: Scoring, folder: Path, device: torch.device) -> Extractor:
+    file = Published(INCEPTION.name, INCEPTION.url, config.inception_sha256)
+    path = obtain(file, folder, download=config.download)
+    network = Inception(folder, config.inception_mode, device)
+    # One who lets another file stand in for Inception must not find its name on the scores.
+    name = "inception" if file == INCEPTION else "stand-in for inception"
+    return Extractor(path, name, file.sha256, network, device, {}, MODES[config.inception_mode])

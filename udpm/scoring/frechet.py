@@ -22,8 +22,8 @@ def statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def frechet_distance(mu: np.ndarray, sigma: np.ndarray, other_mu: np.ndarray, other_sigma: np.ndarray) -> float:
     """‖μ₁ - μ₂‖² + tr Σ₁ + tr Σ₂ - 2 tr (Σ₁^{1/2} Σ₂ Σ₁^{1/2})^{1/2}  (Dowson and Landau 1982).
 
-    The symmetric form needs no square root of a non-symmetric matrix, so it stays real and stable where covariances
-    are singular.
+    The trace of the root is the sum of the roots of the eigenvalues of hᵀ Σ₂ h for any h with h hᵀ = Σ₁. This symmetric
+    form needs no root of a non-symmetric matrix, so it stays real and stable where covariances are singular.
 
     Args:
         mu: μ₁, (d,).
@@ -31,8 +31,24 @@ def frechet_distance(mu: np.ndarray, sigma: np.ndarray, other_mu: np.ndarray, ot
         other_mu: μ₂, (d,).
         other_sigma: Σ₂, (d, d).
     """
-    values, vectors = np.linalg.eigh(sigma)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ other_sigma @ root).clip(0)).sum()
+    half = _half(sigma)
+    products = np.linalg.eigvalsh(half.T @ other_sigma @ half) if half.size else np.zeros(1)
+    cross = np.sqrt(products[products > _rounding(products)]).sum()
     difference = mu - other_mu
     return max(0.0, float(difference @ difference + np.trace(sigma) + np.trace(other_sigma) - 2 * cross))
+
+
+def _half(sigma: np.ndarray) -> np.ndarray:
+    """A matrix h, (d, rank), with h hᵀ = Σ: any such has the eigenvalues of Σ₁^{1/2} Σ₂ Σ₁^{1/2} in hᵀ Σ₂ h."""
+    # By far the fastest, but it refuses most singular matrices.
+    try:
+        return np.linalg.cholesky(sigma)
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(sigma)
+    kept = values > _rounding(values)
+    return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def _rounding(values: np.ndarray) -> float:
+    """What an eigenvalue of 0 may come out as. The root of it, once for each of many, would be no small number."""
+    return max(0.0, float(values.max())) * len(values) * np.finfo(np.float64).eps

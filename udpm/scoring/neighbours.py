@@ -9,10 +9,19 @@ import torch
 
 from udpm.core.errors import UserError
 
-BLOCK = 1024
+BLOCK_BYTES = 1 << 27
+"""What a block of distances may take; some three of them are in memory at a time."""
+
+SPARE = 4
+"""Candidates beyond the k-th neighbour whose distance is computed again."""
+
+ROUNDING = 1e-11
+"""How far a squared distance from inner products may be off, as a share of |x|² + |y|²."""
 
 
-def precision_recall(real: np.ndarray, drawn: np.ndarray, neighbours: int) -> tuple[float, float]:
+def precision_recall(
+    real: np.ndarray, drawn: np.ndarray, neighbours: int, device: torch.device | str = "cpu"
+) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al. 2019).
 
     The manifold of a set is the union of balls around its points, each reaching to the point's k-th nearest neighbour.
@@ -22,6 +31,7 @@ def precision_recall(real: np.ndarray, drawn: np.ndarray, neighbours: int) -> tu
         real: (N, d) features.
         drawn: (M, d) features.
         neighbours: k.
+        device: where the distances are computed.
 
     Raises:
         UserError: a set has not more than k points.
@@ -29,7 +39,9 @@ def precision_recall(real: np.ndarray, drawn: np.ndarray, neighbours: int) -> tu
     for name, points in (("real", real), ("drawn", drawn)):
         if len(points) <= neighbours:
             raise UserError(f"scoring.neighbours: {neighbours} needs more than {neighbours} {name} images")
-    return _covered(drawn, real, neighbours), _covered(real, drawn, neighbours)
+    centre = real.mean(axis=0, dtype=np.float64).astype(np.float32)
+    one, other = (_points(points, centre, device) for points in (real, drawn))
+    return _covered(other, one, neighbours), _covered(one, other, neighbours)
 
 
 def nearest_distances(images: np.ndarray, bank: np.ndarray) -> np.ndarray:
@@ -42,21 +54,54 @@ def nearest_distances(images: np.ndarray, bank: np.ndarray) -> np.ndarray:
     Returns:
         (N,) float64.
     """
-    flat = images.reshape(len(images), -1) / 255.0
-    nearest = [block.min(axis=1) for block in _distances(flat, bank.reshape(len(bank), -1) / 255.0)]
-    return np.concatenate(nearest) / np.sqrt(flat.shape[1])
+    flat, others = (torch.from_numpy(np.array(part)).flatten(1).double() / 255 for part in (images, bank))
+    nearest = []
+    for block, squares in _squares(flat, others):
+        chosen = squares.topk(min(1 + SPARE, len(others)), largest=False).indices
+        nearest.append(_exact(block, others, chosen).amin(1).sqrt())
+    return torch.cat(nearest).numpy() / np.sqrt(flat.shape[1])
 
 
-def _covered(points: np.ndarray, centres: np.ndarray, neighbours: int) -> float:
+def _points(features: np.ndarray, centre: np.ndarray, device: torch.device | str) -> torch.Tensor:
+    # About their middle the points are short, so that inner products lose few digits of distances. A middle in float32
+    # makes the differences themselves exact: points on the edge of a ball stay there.
+    return torch.from_numpy(features.astype(np.float64) - centre).to(device)
+
+
+def _covered(points: torch.Tensor, centres: torch.Tensor, neighbours: int) -> float:
+    """Share of points within any centre's ball: the ball's edge belongs to it."""
+    radii = torch.cat([_radii(block, squares, centres, neighbours) for block, squares in _squares(centres, centres)])
+    inside = [_inside(block, squares, centres, radii) for block, squares in _squares(points, centres)]
+    return float(torch.cat(inside).double().mean())
+
+
+def _radii(block: torch.Tensor, squares: torch.Tensor, centres: torch.Tensor, neighbours: int) -> torch.Tensor:
+    """Squared distance of each point to its k-th other neighbour."""
     # A point is its own nearest neighbour, at distance 0: the k-th other one stands at place k.
-    radii = np.concatenate([np.partition(block, neighbours, axis=1)[:, neighbours] for block in _distances(centres)])
-    inside = [(block <= radii).any(axis=1) for block in _distances(points, centres)]
-    return float(np.concatenate(inside).mean())
+    chosen = squares.topk(min(neighbours + 1 + SPARE, len(centres)), largest=False).indices
+    return _exact(block, centres, chosen).kthvalue(neighbours + 1).values
 
 
-def _distances(points: np.ndarray, others: np.ndarray | None = None) -> Iterator[np.ndarray]:
-    """Euclidean distances in float64, a block of points at a time: (block, M)."""
-    bank = torch.from_numpy(np.ascontiguousarray(points if others is None else others, dtype=np.float64))
-    for block in torch.from_numpy(np.ascontiguousarray(points, dtype=np.float64)).split(BLOCK):
-        # Not by way of inner products, which would lose the digits that decide a point on the edge of a ball.
-        yield torch.cdist(block, bank, compute_mode="donot_use_mm_for_euclid_dist").numpy()
+def _exact(block: torch.Tensor, others: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Squared distances from differences: of (b, d) points to the (b, k) others chosen for each, (b, k)."""
+    rows = max(1, BLOCK_BYTES // (8 * chosen.shape[1] * others.shape[1]))
+    parts = zip(block.split(rows), chosen.split(rows), strict=True)
+    return torch.cat([(part[:, None] - others[near]).square().sum(-1) for part, near in parts])
+
+
+def _inside(block: torch.Tensor, squares: torch.Tensor, centres: torch.Tensor, radii: torch.Tensor) -> torch.Tensor:
+    """Whether each point of a block lies in a ball; what rounding leaves open is computed again."""
+    lengths = block.square().sum(1)[:, None] + centres.square().sum(1)
+    margin = squares.sub_(radii).div_(lengths.clamp_(min=1e-300))
+    inside = (margin < -ROUNDING).any(1)
+    for row in ((margin.abs() <= ROUNDING).any(1) & ~inside).nonzero().flatten():
+        near = (margin[row].abs() <= ROUNDING).nonzero().flatten()
+        inside[row] = ((block[row] - centres[near]).square().sum(-1) <= radii[near]).any()
+    return inside
+
+
+def _squares(points: torch.Tensor, others: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Points and their squared distances to others from inner products, (b, d) and (b, M), a block at a time."""
+    lengths = others.square().sum(1)
+    for block in points.split(max(1, BLOCK_BYTES // (8 * len(others)))):
+        yield block, torch.addmm(lengths, block, others.T, alpha=-2).add_(block.square().sum(1)[:, None])

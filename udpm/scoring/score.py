@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,19 @@ from udpm.core.errors import UserError
 from udpm.core.seeds import derive_seed
 from udpm.data.samples import SampleSet
 from udpm.data.store import Store
+from udpm.scoring.classes import class_agreement, class_distances, inception_score
 from udpm.scoring.extractor import Extractor
+from udpm.scoring.features import Images, extract
 from udpm.scoring.frechet import frechet_distance, statistics
+from udpm.scoring.kernel import kernel_distance
 from udpm.scoring.neighbours import nearest_distances, precision_recall
 from udpm.scoring.reference import Reference
 
 FORMAT = "udpm-score/1"
 NOISE_SEED = 0
+
+FID_COUNT = 50_000
+"""Images that a Fréchet Inception distance is taken of where it is called FID and nothing more."""
 
 
 @dataclass(frozen=True)
@@ -27,28 +34,40 @@ class Subject:
     """What is scored.
 
     Attributes:
-        images: (n, side, side, 3) uint8.
+        images: (n, h, w, 3) uint8, an array or what reads one when it is sliced.
         labels: (n,) int64.
         labelled: whether the labels mean anything.
         identity: what the images are, for the record.
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     labelled: bool
     identity: dict[str, Any]
 
 
-def sampled(samples: SampleSet) -> Subject:
-    """A model's sample set."""
+def sampled(samples: SampleSet, count: int | None = None) -> Subject:
+    """A model's sample set, or the first `count` of it.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    found = len(samples.images)
+    if count is not None and count > found:
+        raise UserError(f"the sample set has {found} images, fewer than the {count} asked for; lower --count")
     identity = {key: value for key, value in samples.record.items() if key not in {"format", "provenance"}}
     identity["samples_sha256"] = identity.pop("sha256")
     return Subject(
-        samples.images,
-        samples.labels,
+        samples.images[:count],
+        samples.labels[:count],
         samples.record.get("classes", 0) > 0,
         {"kind": "samples", **identity, "made_by": samples.record.get("provenance")},
     )
+
+
+def handed_over(images: Images, name: str) -> Subject:
+    """Images of others, of which no more is known than where they lay."""
+    return Subject(images, np.zeros(len(images), np.int64), False, {"kind": "images", "source": name})
 
 
 def heldout(store: Store) -> Subject:
@@ -66,73 +85,175 @@ def noise(store: Store, count: int) -> Subject:
     return Subject(images, labels, store.classes > 0, {"kind": "noise", "seed": NOISE_SEED})
 
 
-def score(subject: Subject, store: Store, reference: Reference, extractor: Extractor, config: Scoring) -> dict:
+def score(
+    subject: Subject,
+    store: Store | None,
+    reference: Reference,
+    extractor: Extractor,
+    config: Scoring,
+    cache: str | Path | None = None,
+) -> dict:
     """All metrics of a subject, each with its value or the reason why it has none.
+
+    Args:
+        subject: the images.
+        store: the reference's data set; without it nothing is said of the distance to training images.
+        reference: what they are measured against.
+        extractor: of the reference's features.
+        config: how they are measured.
+        cache: folder of the features of earlier passes.
 
     Raises:
         UserError: reference, extractor and data set do not belong together, or the images have another side.
     """
     _belong_together(subject, store, reference, extractor)
-    features = extractor.features(subject.images, config.batch)
-    precision, recall = precision_recall(reference.features, features, config.neighbours)
-    distance = frechet_distance(reference.mu, reference.sigma, *statistics(features))
+    count = _range_count(subject, config)
+    features, digest = extract(subject.images, extractor, config.batch, cache)
+    first, labels = features[:count], subject.labels[:count]
     return {
         "format": FORMAT,
-        "subject": subject.identity,
+        "subject": subject.identity | {"images_sha256": digest},
         "metrics": {
-            "frechet_distance": {"value": distance, "label": f"FD ({extractor.name} features)"},
-            "precision": {"value": precision, "label": "precision"},
-            "recall": {"value": recall, "label": "recall"},
-            "class_agreement": _agreement(subject, extractor, features),
-            **_memorisation(subject, store),
+            **_frechet(features, count, reference, extractor),
+            **_against_features(first, reference, extractor, config),
+            "inception_score": _inception_score(first, extractor, config),
+            "class_frechet_distance": _by_class(subject, labels, first, reference),
+            "class_agreement": _agreement(subject, labels, first, extractor),
+            **_memorisation(subject, store, count),
         },
         "protocol": {
-            "n": len(subject.images),
+            "n": count,
             "extractor": extractor.describe(),
-            "preprocessing": "none: images enter the extractor at their own side, in [0, 255]",
-            "reference": {key: reference.record[key] for key in ("dataset", "dataset_sha256", "split", "n")}
+            "preprocessing": extractor.inputs.describe(),
+            "reference": {
+                key: reference.record.get(key) for key in ("dataset", "dataset_sha256", "split", "n", "flips")
+            }
             | {"sha256": reference.sha256},
             "neighbours": config.neighbours,
+            "ranges": len(features) // count,
             "device": runtime.describe(extractor.device),
         },
         "provenance": provenance.record(),
     }
 
 
-def _belong_together(subject: Subject, store: Store, reference: Reference, extractor: Extractor) -> None:
+def frechet_label(extractor: Extractor, count: int) -> tuple[str, str]:
+    """What a Fréchet distance of N images is called, in records and in tables.
+
+    Only Inception's is FID, and only at 50 000 images without a number: it falls as N grows.
+    """
+    short = f"{count // 1000}k" if count % 1000 == 0 else str(count)
+    if not extractor.is_inception:
+        return f"fd_{short}", f"FD ({extractor.name} features)"
+    return ("fid", "FID") if count == FID_COUNT else (f"fid_{short}", f"FID-{short}")
+
+
+def _belong_together(subject: Subject, store: Store | None, reference: Reference, extractor: Extractor) -> None:
     made_with = reference.record["extractor"]["sha256"]
     if made_with != extractor.sha256:
         raise UserError(
             f"{extractor.path}: is not the extractor of the reference (SHA-256 {extractor.sha256[:12]}, the "
             f"reference's {made_with[:12]}); make the reference again"
         )
-    if reference.record["dataset_sha256"] != store.digest:
+    if reference.preprocessing != extractor.inputs.describe():
+        raise UserError(
+            f"{extractor.path}: its preprocessing ({extractor.inputs.describe()}) is not the reference's "
+            f"({reference.preprocessing}); make the reference again"
+        )
+    height, width = subject.images.shape[1:3]
+    if store is not None and reference.record["dataset_sha256"] != store.digest:
         raise UserError(f"{store.folder}: is not the data set of the reference; make the reference again")
-    if subject.images.shape[1] != store.side:
-        raise UserError(f"images have side {subject.images.shape[1]}, but data set {store.folder} has {store.side}")
+    if store is not None and (height, width) != (store.side, store.side):
+        raise UserError(f"images have side {height}, but data set {store.folder} has {store.side}")
+    size = reference.record.get("size")
+    if size is not None and [height, width] != size:
+        raise UserError(
+            f"images have {width}×{height} pixels, but the reference {reference.record['dataset']} was made of "
+            f"{size[1]}×{size[0]}; bring them to its size (udpm prepare)"
+        )
 
 
-def _agreement(subject: Subject, extractor: Extractor, features: np.ndarray) -> dict[str, Any]:
+def _range_count(subject: Subject, config: Scoring) -> int:
+    """N: all images, or those of one range of a sample set."""
+    found = len(subject.images)
+    ranges = config.ranges if subject.identity["kind"] == "samples" else 1
+    if found % ranges or found < 2 * ranges:
+        raise UserError(f"scoring.ranges: {found} samples make no {ranges} equal ranges of 2 or more; change the count")
+    return found // ranges
+
+
+def _frechet(features: np.ndarray, count: int, reference: Reference, extractor: Extractor) -> dict[str, Any]:
+    """The first range's distance, and where there are more ranges the least of all, with all."""
+    if features.shape[1] != len(reference.mu):
+        raise UserError(f"{extractor.path}: gives {features.shape[1]} features, the reference has {len(reference.mu)}")
+    parts = [features[start : start + count] for start in range(0, len(features), count)]
+    values = [frechet_distance(reference.mu, reference.sigma, *statistics(part)) for part in parts]
+    name, label = frechet_label(extractor, count)
+    found = {"frechet_distance": {"value": values[0], "label": label, "name": name}}
+    if len(values) > 1:
+        best = {"value": min(values), "values": values, "label": f"{label}, best of {len(values)}"}
+        found["frechet_distance_best"] = best
+    return found
+
+
+def _against_features(features: np.ndarray, reference: Reference, extractor: Extractor, config: Scoring) -> dict:
+    """What needs the reference's features, not only their mean and covariance."""
+    kernel = {"value": None, "label": "KID" if extractor.is_inception else "kernel distance"}
+    shares = {name: {"value": None, "label": name} for name in ("precision", "recall")}
+    if reference.features is None:
+        reason = {"reason": "the reference holds mu and sigma only"}
+        return {name: metric | reason for name, metric in ({"kernel_distance": kernel} | shares).items()}
+    mean, spread, size = kernel_distance(reference.features, features, config.kernel_subsets, config.kernel_subset_size)
+    kernel |= {"value": mean, "std": spread, "subsets": config.kernel_subsets, "subset_size": size}
+    values = precision_recall(reference.features, features, config.neighbours, extractor.device)
+    for metric, value in zip(shares.values(), values, strict=True):
+        metric["value"] = value
+    return {"kernel_distance": kernel} | shares
+
+
+def _inception_score(features: np.ndarray, extractor: Extractor, config: Scoring) -> dict[str, Any]:
+    label = "Inception score" if extractor.is_inception else f"Inception score ({extractor.name} classes)"
+    if not extractor.classifies:
+        return {"value": None, "label": label, "reason": f"extractor {extractor.name} does not classify"}
+    mean, spread = inception_score(extractor.probabilities(features), config.inception_splits)
+    return {"value": mean, "std": spread, "splits": min(config.inception_splits, len(features)), "label": label}
+
+
+def _by_class(subject: Subject, labels: np.ndarray, features: np.ndarray, reference: Reference) -> dict[str, Any]:
+    metric = {"value": None, "label": "mean Fréchet distance within a class"}
+    if not subject.labelled:
+        return metric | {"reason": "the images have no labels"}
+    if reference.labels is None or reference.features is None:
+        return metric | {"reason": "the reference has no labels"}
+    values = class_distances(reference.features, reference.labels, features, labels)
+    if not values:
+        return metric | {"reason": "no class has two images"}
+    return metric | {"value": float(np.mean(list(values.values()))), "by_class": values}
+
+
+def _agreement(subject: Subject, labels: np.ndarray, features: np.ndarray, extractor: Extractor) -> dict[str, Any]:
     metric = {"value": None, "label": "class agreement"}
     if not subject.labelled:
         return metric | {"reason": "the images have no labels"}
-    if not extractor.classifies:
+    if not extractor.knows_labels:
         return metric | {"reason": f"extractor {extractor.name} does not classify"}
-    return metric | {"value": float((extractor.classes(features) == subject.labels).mean())}
+    classes = extractor.probabilities(features).argmax(axis=1)
+    return metric | {"value": float((classes == labels).mean()), "by_class": class_agreement(classes, labels)}
 
 
-def _memorisation(subject: Subject, store: Store) -> dict[str, Any]:
+def _memorisation(subject: Subject, store: Store | None, count: int) -> dict[str, Any]:
     """Mean distance to the nearest training image, and its ratio to what held-out images have (1 = like new ones)."""
-    training = np.array(store.images[store.split("train")])
-    distance = float(nearest_distances(subject.images, training).mean())
+    distance: dict[str, Any] = {"value": None, "label": "distance to the nearest training image"}
     ratio: dict[str, Any] = {"value": None, "label": "nearest-image distance ratio"}
+    if store is None:
+        metrics = {"nearest_distance": distance, "nearest_distance_ratio": ratio}
+        return {name: metric | {"reason": "no data set was given"} for name, metric in metrics.items()}
+    training = np.array(store.images[store.split("train")])
+    distance["value"] = float(nearest_distances(subject.images[:count], training).mean())
     try:
         unseen = np.array(store.images[store.split("test")])
     except UserError:
         ratio["reason"] = "the data set has no test split"
     else:
-        ratio["value"] = distance / float(nearest_distances(unseen, training).mean())
-    return {
-        "nearest_distance": {"value": distance, "label": "distance to the nearest training image"},
-        "nearest_distance_ratio": ratio,
-    }
+        ratio["value"] = distance["value"] / float(nearest_distances(unseen, training).mean())
+    return {"nearest_distance": distance, "nearest_distance_ratio": ratio}

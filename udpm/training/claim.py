@@ -22,6 +22,7 @@ INCIDENTAL = {
     "dataset.path",
     "dataset.workers",
     "training.checkpoint_every",
+    "training.checkpoint_minutes",
     "training.data",
     "training.device",
     "training.keep_every",

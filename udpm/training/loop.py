@@ -157,6 +157,8 @@ class Session:
         if self.owner is not None:
             forget_after(folder, trainer.state.iteration)
             remove_temporary(self.run, keep=RECORD)
+            for part in ("checkpoints", "milestones", "failures", "previews"):
+                remove_temporary(self.run / part)
         if description is None:
             if self.config.weights is not None:
                 self.origin = trainer.state.start_from(self.config)

@@ -26,6 +26,7 @@ HEARTBEAT = 5.0
 """Seconds between two beats."""
 STALE = 60.0
 """Seconds without a beat after which an owner is taken for dead."""
+READINGS = 3
 SETTLE = 0.5
 """Seconds after which a record that was just written must still be one's own."""
 
@@ -50,6 +51,7 @@ class Owner:
         self._record: dict[str, Any] = {
             "token": uuid.uuid4().hex,
             "host": socket.gethostname(),
+            "machine": _machine(),
             "pid": os.getpid(),
             "started": _started(os.getpid()),
             "job": os.environ.get("SLURM_JOB_ID"),
@@ -59,7 +61,6 @@ class Owner:
             "time": time.time(),
         }
         self._ended = threading.Event()
-        self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._beat, name="udpm-heartbeat", daemon=True)
 
     def __enter__(self) -> Owner:
@@ -81,34 +82,26 @@ class Owner:
                 self._path.unlink(missing_ok=True)
 
     def holds(self) -> bool:
-        """Whether the folder is still this process's."""
-        record = read_owner(self._path.parent)
-        return record is not None and record.get("token") == self._record["token"]
-
-    def check(self) -> None:
-        """Call before anything is written into the folder.
-
-        Raises:
-            StoppedEarly: another trainer took the folder over.
-        """
-        if not self.holds():
-            other = read_owner(self._path.parent)
-            taken = f"{name_of(other)} took it over" if other else "its owner record is gone"
-            raise StoppedEarly(f"{self._path.parent}: {taken}; nothing more is written here")
+        """Whether the folder is still this process's; a record that cannot be read is read again before it is lost."""
+        for _ in range(READINGS):
+            record = read_owner(self._path.parent)
+            if record is not None:
+                return record.get("token") == self._record["token"]
+            time.sleep(SETTLE / READINGS)
+        return False
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT):
-            with self._writing:
-                # A process that was stopped finds another's record here, and must not write over it.
-                if not self.holds():
-                    return
-                self._record |= {"beat": self._record["beat"] + 1, "time": time.time()}
-                try:
-                    write_json(self._path, self._record)
-                except UserError:
-                    # A full disk is told by whoever saves something. A file's time needs no room on it.
-                    with suppress(OSError):
-                        os.utime(self._path)
+            # A process that was stopped finds another's record here, and must not write over it.
+            if not self.holds():
+                return
+            self._record |= {"beat": self._record["beat"] + 1, "time": time.time()}
+            try:
+                write_json(self._path, self._record)
+            except UserError:
+                # A full disk is told by whoever saves something. A file's time needs no room on it.
+                with suppress(OSError):
+                    os.utime(self._path)
 
     def _wait_until_free(self) -> None:
         seen, since, told = None, time.monotonic(), False
@@ -144,23 +137,31 @@ def _touched(path: Path) -> int:
 
 
 def is_dead(record: dict[str, Any]) -> bool:
-    """Whether the record's process ran on this host and is no more; its number may have been given to another."""
-    if record.get("host") != socket.gethostname():
+    """Whether the record's process ran on this machine and is no more; its number may have been given to another."""
+    if record.get("machine") is None or record["machine"] != _machine():
         return False
     started = _started(record.get("pid", 0))
     return started is None or started != record.get("started")
 
 
+def _machine() -> str | None:
+    """This machine's boot and this process's namespace of numbers: host names repeat, and containers share a kernel."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()}/{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
 def _started(pid: int) -> str | None:
-    """When a process of this host started, in its kernel's ticks with the boot's identity; None if there is none."""
+    """When a process of this machine started, in its kernel's ticks; None if there is none."""
     try:
         # The name in brackets may hold anything, so counting starts behind it: field 22 of proc(5).
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         if fields[0] in "ZX":
             # Dead, and not yet reaped by its parent.
             return None
-        ticks = fields[19]
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{ticks}"
+        return fields[19]
     except OSError:
         return None
 

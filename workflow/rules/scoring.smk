@@ -17,6 +17,22 @@ rule train_extractor:
         "udpm extractor {params.dataset} --threads 2 --output {output.network} > {log} 2>&1"
 
 
+# A local rule: nodes that compute seldom have a network. A file that is there already is left as it is.
+rule fetch_inception:
+    output:
+        "{folder}/inception-2015-12-05.pt",
+    log:
+        f"{RESULTS}/logs/fetch_inception/{{folder}}.log",
+    wildcard_constraints:
+        folder=PLAN.any_inception_folder,
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        options=PLAN.inception_options,
+    shell:
+        "udpm fetch inception --folder {wildcards.folder} {params.options} > {log} 2>&1"
+
+
 rule compute_reference:
     input:
         dataset=lambda wildcards: f"{PLAN.dataset(wildcards)}/dataset.json",
@@ -34,9 +50,10 @@ rule compute_reference:
     params:
         dataset=subpath(input.dataset, parent=True),
         extractor=PLAN.extractor,
+        features=f"{RESULTS}/features",
     shell:
         "udpm reference {params.dataset} --extractor {params.extractor} --config {input.config}"
-        " --output {output} > {log} 2>&1"
+        " --features {params.features} --output {output} > {log} 2>&1"
 
 
 rule score_samples:
@@ -59,9 +76,11 @@ rule score_samples:
     params:
         dataset=subpath(input.dataset, parent=True),
         extractor=PLAN.extractor,
+        features=f"{RESULTS}/features",
     shell:
         "udpm score --samples {input.samples} --reference {input.reference} --extractor {params.extractor}"
-        " --dataset {params.dataset} --config {input.config} --output {output} > {log} 2>&1"
+        " --dataset {params.dataset} --config {input.config} --features {params.features}"
+        " --output {output} > {log} 2>&1"
 
 
 # What the numbers are to be read against: real images that training never saw (floor), and noise (ceiling).
@@ -83,6 +102,7 @@ rule score_yardstick:
     params:
         dataset=subpath(input.dataset, parent=True),
         extractor=PLAN.extractor,
+        features=f"{RESULTS}/features",
         subject=lambda wildcards: (
             "--heldout"
             if wildcards.yardstick == "heldout"
@@ -90,4 +110,5 @@ rule score_yardstick:
         ),
     shell:
         "udpm score {params.subject} --reference {input.reference} --extractor {params.extractor}"
-        " --dataset {params.dataset} --config {input.config} --output {output} > {log} 2>&1"
+        " --dataset {params.dataset} --config {input.config} --features {params.features}"
+        " --output {output} > {log} 2>&1"

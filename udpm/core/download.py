@@ -1,0 +1,75 @@
+"""Brings published files here: whole, with the bytes they must have, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+
+from udpm.core.errors import UserError
+from udpm.core.files import atomic_path, sha256
+from udpm.core.progress import Progress
+from udpm.core.published import Published
+
+OFFLINE = "UDPM_OFFLINE"
+"""Environment variable that forbids downloads when it is set to anything."""
+
+TIMEOUT_SECONDS = 30
+CHUNK_BYTES = 1 << 20
+
+
+def obtain(file: Published, folder: str | Path, *, download: bool = True) -> Path:
+    """A published file in a folder, downloaded there if it is not; its bytes are checked either way.
+
+    Args:
+        file: which.
+        folder: where it lies, or goes.
+        download: whether it may be downloaded; `OFFLINE` forbids it too.
+
+    Returns:
+        Its path.
+
+    Raises:
+        UserError: other bytes; or not there, and downloading is forbidden or fails.
+    """
+    path = Path(folder) / file.name
+    if not path.exists():
+        if not download or os.environ.get(OFFLINE):
+            raise UserError(f"{path}: not found, and downloads are switched off; {_by_hand(file, path)}")
+        _download(file, path)
+    elif (found := sha256(path)) != file.sha256:
+        raise UserError(
+            f"{path}: its SHA-256 is {found}, not the expected {file.sha256}; remove it, and {_by_hand(file, path)}"
+        )
+    return path
+
+
+def _download(file: Published, path: Path) -> None:
+    digest = hashlib.sha256()
+    with atomic_path(path) as temporary:
+        try:
+            _receive(file, temporary, digest)
+        # What breaks off a transfer: no network, a refusal, a time-out (all OSError), or half an answer.
+        except (OSError, HTTPException, ValueError) as error:
+            raise UserError(f"{path}: cannot be downloaded ({error}); {_by_hand(file, path)}") from None
+        if digest.hexdigest() != file.sha256:
+            raise UserError(
+                f"{path}: what {file.url} sent has SHA-256 {digest.hexdigest()}, not the expected {file.sha256}; "
+                f"{_by_hand(file, path)}"
+            )
+
+
+def _receive(file: Published, path: Path, digest) -> None:
+    with urllib.request.urlopen(file.url, timeout=TIMEOUT_SECONDS) as answer, open(path, "wb") as handle:
+        total = int(answer.headers.get("Content-Length") or 0)
+        with Progress(total, f"download {file.name}", "byte") as progress:
+            while chunk := answer.read(CHUNK_BYTES):
+                handle.write(chunk)
+                digest.update(chunk)
+                progress.update(len(chunk))
+
+
+def _by_hand(file: Published, path: Path) -> str:
+    return f"put {file.name} from {file.url} into {path.parent}, where `udpm fetch` takes it on a machine with network"

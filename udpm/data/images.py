@@ -1,0 +1,132 @@
+"""Images as others hand them over: a folder, a .zip or a .npz, decoded as they are asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from udpm.core.errors import UserError
+from udpm.core.seeds import derive_seed
+from udpm.data.arrays import UNREADABLE
+from udpm.data.folder import TreeReader, ZipReader, list_images
+from udpm.data.picture import Recipe, Refused, quiet_decoders, to_rgb
+from udpm.data.source import shown
+
+ARRAYS = ("images", "arr_0")
+"""Names that a .npz may have its images under, ours and what numpy gives an array without one."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Image files, read and decoded by the slice; all have one size.
+
+    Attributes:
+        root: the folder or .zip.
+        names: of the files.
+        keys: where the reader finds each.
+        reader: of the files.
+        shape: (n, h, w, 3).
+    """
+
+    root: Path
+    names: Sequence[bytes]
+    keys: np.ndarray
+    reader: TreeReader | ZipReader
+    shape: tuple[int, int, int, int]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        """(n, h, w, 3) uint8.
+
+        Raises:
+            UserError: a file cannot be decoded, or has another size than the first.
+        """
+        # A .zip is one open file with one position: its members are read one by one, and decoded together.
+        files = [self._content(name, key) for name, key in zip(self.names[part], self.keys[part], strict=True)]
+        with quiet_decoders(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            images = list(pool.map(self._decoded, self.names[part], files))
+        for name, image in zip(self.names[part], images, strict=True):
+            if image.shape != self.shape[1:]:
+                raise UserError(
+                    f"{self.root}: {shown(name)} has {_size(image.shape)} pixels, but {shown(self.names[0])} has "
+                    f"{_size(self.shape[1:])}; bring them to one size (udpm prepare)"
+                )
+        return np.stack(images)
+
+    def _content(self, name: bytes, key: np.ndarray) -> bytes:
+        try:
+            return self.reader.load(name, key)
+        except Refused as refusal:
+            raise UserError(f"{self.root}: {shown(name)} {refusal}") from None
+
+    def _decoded(self, name: bytes, content: bytes) -> np.ndarray:
+        return _decode(self.root, name, content)
+
+
+def open_images(path: str | Path, count: int | None = None) -> np.ndarray | Pictures:
+    """The images of a folder, .zip or .npz: an array or something to be sliced like one, (n, h, w, 3) uint8.
+
+    Args:
+        path: where they are.
+        count: how many to take, drawn from a fixed seed: the order of names often is that of classes; None: all.
+
+    Raises:
+        UserError: not there, empty, fewer than asked for, or no images.
+    """
+    path = Path(path)
+    found = _array(path) if path.suffix.lower() == ".npz" and not path.is_dir() else _pictures(path)
+    if count is None or count == len(found):
+        return found
+    if count > len(found):
+        raise UserError(f"{path}: has {len(found)} images, fewer than the {count} asked for; lower --count")
+    generator = np.random.Generator(np.random.PCG64(derive_seed("images", "count")))
+    chosen = np.sort(generator.choice(len(found), count, replace=False))
+    if isinstance(found, np.ndarray):
+        return found[chosen]
+    names = [found.names[i] for i in chosen]
+    return Pictures(path, names, found.keys[chosen], found.reader, (count, *found.shape[1:]))
+
+
+def _pictures(path: Path) -> Pictures:
+    limits = Recipe(1)
+    names, keys, reader = list_images(path, limits.max_file_bytes)
+    try:
+        with quiet_decoders():
+            first = _decode(path, names[0], reader.load(names[0], keys[0]))
+    except Refused as refusal:
+        raise UserError(f"{path}: {shown(names[0])} {refusal}") from None
+    return Pictures(path, names, keys, reader, (len(names), *first.shape))
+
+
+def _decode(root: Path, name: bytes, content: bytes) -> np.ndarray:
+    try:
+        return np.asarray(to_rgb(content, Recipe(1))[0])
+    except Refused as refusal:
+        raise UserError(f"{root}: {shown(name)} {refusal}") from None
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            name = next(name for name in ARRAYS if name in arrays.files)
+            images = arrays[name]
+    except FileNotFoundError:
+        raise UserError(f"{path}: images not found") from None
+    except StopIteration:
+        raise UserError(f"{path}: has no array called {' or '.join(ARRAYS)}") from None
+    except UNREADABLE as error:
+        raise UserError(f"{path}: not a readable .npz of images: {error}") from None
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
+        raise UserError(f"{path}: {name} is {images.dtype} {images.shape}; expected uint8 (N, height, width, 3)")
+    return images
+
+
+def _size(shape: Sequence[int]) -> str:
+    return f"{shape[1]}×{shape[0]}"
