@@ -30,12 +30,11 @@ def study(tmp_path):
 @pytest.mark.slow
 def test_inception_runs_offline_in_all_modes(study):
     given = ("--config", f"experiments=[{','.join(MODES)}]")
-    targets = ["results/scores/clean/seed0.json", *(f"results/scores/{mode}/noise.json" for mode in MODES)]
+    targets = [f"results/scores/{mode}/noise.json" for mode in MODES]
     done = snakemake(*targets, *given, cwd=study)
     assert done.returncode == 0, done.stdout + done.stderr
     scores = [json.loads((study / target).read_text()) for target in targets]
     assert len({score["protocol"]["preprocessing"] for score in scores}) == 3
-    assert len({score["metrics"]["frechet_distance"]["value"] for score in scores}) == 4
     assert all(score["metrics"]["inception_score"]["value"] >= 1 for score in scores)
     assert "FID" not in scores[0]["metrics"]["frechet_distance"]["label"]
     assert list((study / "results/features").glob("*.npy"))

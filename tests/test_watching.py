@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -290,7 +289,7 @@ def test_a_trainer_that_lives_but_hangs_is_stalled(stopped, capsys):
 
 
 def test_a_killed_trainer_of_this_host_is_not_running(stopped, capsys):
-    put_owner(stopped, host=socket.gethostname(), pid=2**22 + 1)
+    put_owner(stopped, machine=owners._machine(), pid=2**22 + 1)
     (found,) = status(capsys, stopped)
     assert found["state"] == "stopped"
     assert "ended without a word" in found["note"]

@@ -81,6 +81,18 @@ def _describe(path: Path) -> dict:
         from udpm.data.arrays import load_arrays
 
         return load_arrays(path, "file with a record", "udpm reference, sample --chain or latents")[1]
+    return _beside(path)
+
+
+def _beside(path: Path) -> dict:
+    """The record of the same name with .json."""
+    from udpm.core.errors import UserError
+    from udpm.core.files import read_json
+
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    if not path.with_suffix(".json").exists():
+        raise UserError(f"{path}: not a file made by udpm")
     return read_json(path.with_suffix(".json"), "record")
 
 

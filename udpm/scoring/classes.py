@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from udpm.core.seeds import derive_seed
-from udpm.scoring.frechet import frechet_distance, statistics
+from udpm.scoring.frechet import distance_of_features
 
 
 def inception_score(probabilities: np.ndarray, splits: int) -> tuple[float, float]:
@@ -39,7 +39,7 @@ def class_distances(
     for label in np.intersect1d(real_labels, labels):
         one, other = real[real_labels == label], drawn[labels == label]
         if min(len(one), len(other)) >= 2:
-            found[int(label)] = frechet_distance(*statistics(one), *statistics(other))
+            found[int(label)] = distance_of_features(one, other)
     return found
 
 
