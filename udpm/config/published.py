@@ -275,7 +275,7 @@ def to_experiment(
     _settle(values, images, notes)
     prepared = {"source": "folder", "path": images["path"] or f"resources/{name}", **_rest(images)}
     values["dataset"] = dataset or name
-    values["scoring"] = {"extractor": f"resources/extractors/features{images['side']}.pt"}
+    values["scoring"] = {"extractor": "inception"}
     return values, prepared, notes
 
 
