@@ -9,12 +9,14 @@ import time
 
 import pytest
 import tiny
+import torch
 
 from udpm.config import RunConfig
 from udpm.config.load import validate
 from udpm.core.errors import UserError
 from udpm.core.ranks import Place, find_place
 from udpm.training.checkpoint import checkpoints
+from udpm.training.state import State
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
 SRUN = {
@@ -85,14 +87,14 @@ def torchrun(*arguments):
     )
 
 
-def srun(*arguments, job="7"):
+def srun(*arguments, job="7", program=("-m", "udpm")):
     """Two tasks with the variables that srun gives them."""
     tasks = []
     for rank in range(2):
         given = {"SLURM_JOB_ID": job, "SLURM_STEP_ID": "0", "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
         tasks.append(
             subprocess.Popen(
-                [sys.executable, "-m", "udpm", *map(str, arguments)],
+                [sys.executable, *map(str, program), *map(str, arguments)],
                 cwd=tiny.ROOT,
                 env=environment(SLURM_STEP_NUM_TASKS="2", **given),
                 stderr=subprocess.PIPE,
@@ -131,6 +133,42 @@ def test_two_processes_are_one_that_accumulates(digits, shared, tmp_path):
     assert closeness(tmp_path / "run", shared / "run") < 1e-5
     for ours, theirs in zip(tiny.metrics(tmp_path / "run"), tiny.metrics(shared / "run"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
+
+
+def test_a_bit_in_weights_or_averages_shows(levels):
+    first, second = (State.fresh(tiny.run_config(), torch.device("cpu")) for _ in range(2))
+    assert first.fingerprint() == second.fingerprint()
+    for network in (second.generator, second.discriminator, second.averages["ema"].module):
+        weight = next(network.parameters()).data.view(-1)
+        kept = weight[0].clone()
+        weight[0] = torch.nextafter(kept, torch.tensor(9.0))
+        assert first.fingerprint() != second.fingerprint()
+        weight[0] = kept
+    assert first.fingerprint() == second.fingerprint()
+
+
+@pytest.mark.slow
+def test_processes_that_drift_apart_stop(digits, tmp_path):
+    """One process whose arithmetic is off: neither saves what came of it."""
+    config = tiny.write_config(tmp_path, training__iterations=20, training__processes_per_node=2, training__warmup=0)
+    script = tmp_path / "off.py"
+    script.write_text(
+        "import os, sys\n"
+        "from udpm.training.state import State\n"
+        "plain = State.average\n"
+        "def average(state):\n"
+        "    plain(state)\n"
+        "    if os.environ['SLURM_PROCID'] == '1':\n"
+        "        next(state.averages['ema'].module.parameters()).data.add_(1e-3)\n"
+        "State.average = average\n"
+        "from udpm.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    tasks = srun(*command(digits, config, tmp_path / "run"), job="11", program=[script])
+    told = [ended(task) for task in tasks]
+    assert [code for code, _ in told] == [2, 2]
+    assert "the processes' weights differ after iteration 4" in told[0][1]
+    assert not checkpoints(tmp_path / "run/checkpoints")
 
 
 @pytest.mark.slow

@@ -201,6 +201,7 @@ class Session:
                 if keeps:
                     self._commit(lambda: self._keep(trainer))
                 if saves:
+                    self._check_together(trainer)
                     self._commit(lambda: save_checkpoint(self.run / "checkpoints", state, self._description(trainer)))
                     saved = time.monotonic()
                 if stopping:
@@ -210,6 +211,14 @@ class Session:
                         f"stopped on {reason} at iteration {state.iteration} of {total}, state saved: run the same "
                         "command again"
                     )
+
+    def _check_together(self, trainer: Trainer) -> None:
+        """All processes hold the same weights and averages; if not, nothing of this is worth saving."""
+        if self.place.world > 1 and not self.agreement.same(trainer.state.fingerprint()):
+            raise UserError(
+                f"{self.run}: the processes' weights differ after iteration {trainer.state.iteration}, so their machines "
+                "do not compute alike; the last checkpoint is from before that"
+            )
 
     def _log(self, trainer: Trainer, metrics: Metrics, interactive: bool) -> str:
         """Write a line of metrics, and tell it in a log; returns what a progress bar should say."""

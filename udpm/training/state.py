@@ -62,6 +62,16 @@ class State:
             average.multi_avg_fn = get_ema_multi_avg_fn(decay)
             average.update_parameters(self.generator)
 
+    def fingerprint(self) -> int:
+        """A number that differs where a bit of the networks or averages does, but for rare accidents."""
+        networks = [*self.players().values(), *(average.module for average in self.averages.values())]
+        bits = [
+            value.contiguous().view(torch.int32).sum(dtype=torch.int64)
+            for network in networks
+            for value in network.state_dict().values()
+        ]
+        return int(torch.stack(bits).sum())
+
     def start_from(self, config: RunConfig) -> dict[str, Any]:
         """Take over the weights that the run's configuration names, before the first iteration.
 
