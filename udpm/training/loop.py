@@ -216,8 +216,8 @@ class Session:
         """All processes hold the same weights and averages; if not, nothing of this is worth saving."""
         if self.place.world > 1 and not self.agreement.same(trainer.state.fingerprint()):
             raise UserError(
-                f"{self.run}: the processes' weights differ after iteration {trainer.state.iteration}: their machines do "
-                "not compute alike; the last checkpoint is from before that"
+                f"{self.run}: the processes' weights differ after iteration {trainer.state.iteration}: their machines "
+                "do not compute alike; the last checkpoint is from before that"
             )
 
     def _log(self, trainer: Trainer, metrics: Metrics, interactive: bool) -> str:
