@@ -157,11 +157,6 @@ def listens(process):
     return _has(process, "SigCgt:", signal.SIGTERM)
 
 
-def pending(process, number):
-    """Whether a signal was sent to a process and not yet taken by it."""
-    return _has(process, "ShdPnd:", number)
-
-
 def _has(process, field, number):
     """Whether a signal is in one of the sets that proc(5) shows of a process."""
     try:
