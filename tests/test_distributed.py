@@ -71,19 +71,8 @@ def environment(**more):
 
 
 def torchrun(*arguments):
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "--",
-        "udpm",
-    ]
     return subprocess.Popen(
-        [*launch, *map(str, arguments)], cwd=tiny.ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+        [*tiny.TORCHRUN, *map(str, arguments)], cwd=tiny.ROOT, env=environment(), stderr=subprocess.PIPE, text=True
     )
 
 

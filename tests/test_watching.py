@@ -458,18 +458,7 @@ def test_two_processes_write_once(digits, tmp_path):
     seen = {"training__tensorboard": True, "training__preview_every": 3}
     config = tiny.write_config(tmp_path, training__processes_per_node=2, training__iterations=6, **seen)
     places = ["--dataset", digits / "dataset", "--cache", digits / "cache", "--run", tmp_path / "run"]
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "--",
-        "udpm",
-    ]
-    command = [str(part) for part in (*launch, "train", config, *places)]
+    command = [str(part) for part in (*tiny.TORCHRUN, "train", config, *places)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tiny.ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("iteration ")]) == 3

@@ -14,6 +14,9 @@ from udpm.config import RunConfig
 from udpm.config.load import resolve_run, to_json, validate
 
 ROOT = Path(__file__).parents[1]
+# Two processes that train together; "--" because torchrun would take --run for an option of its own.
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+TORCHRUN += ["--nproc-per-node", "2", "-m", "--", "udpm"]
 
 SMALL = {
     "generator.channels": 8,
