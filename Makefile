@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 REPORT := results/report.html
 
-.PHONY: install demo test soak
+.PHONY: install demo test test-slurm soak
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml envs/constraints.txt
@@ -22,6 +22,11 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -m "not slow and not soak"
 	$(BIN)/python -m pytest -m slow
+
+# The workflow on a live SLURM, started for the tests; installs Debian's packages of it where that may be.
+test-slurm: install
+	tests/slurm/install.sh
+	$(BIN)/python -m pytest tests/slurm -m "slow or soak"
 
 # What takes longer than every change should have to wait for.
 soak: install

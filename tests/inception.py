@@ -25,7 +25,11 @@ class StandIn(nn.Module):
         self.output = nn.Linear(2048, 1008)
 
     def forward(self, img, return_features: bool = False):
-        x = F.interpolate(img, size=[299, 299], mode="bilinear", align_corners=False)
+        # As the published file does it: bilinear, the first pixels' corners (not their middles) on each other.
+        shift = [1 / img.shape[3] - 1 / 299, 1 / img.shape[2] - 1 / 299]
+        place = torch.tensor([[1.0, 0.0, shift[0]], [0.0, 1.0, shift[1]]], dtype=img.dtype, device=img.device)
+        grid = F.affine_grid(place.expand(len(img), 2, 3), [len(img), 3, 299, 299], align_corners=False)
+        x = F.grid_sample(img, grid, mode="bilinear", padding_mode="border", align_corners=False)
         features = self.layers((x - 128) / 128)
         if return_features:
             return features

@@ -75,6 +75,7 @@ def test_the_manual_lists_every_key():
     ("kind", "path"),
     [("study", CONFIG / "config.yaml")]
     + [("experiment", CONFIG / f"experiments/{name}.yaml") for name in EXPERIMENTS]
+    + [("sweep", CONFIG / f"sweeps/{name}.yaml") for name in names_in(CONFIG / "sweeps")]
     + [("dataset", CONFIG / f"datasets/{name}.yaml") for name in names_in(CONFIG / "datasets")],
     ids=lambda value: getattr(value, "stem", value),
 )

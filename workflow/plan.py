@@ -5,18 +5,25 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from jobs import check_cluster
+from sweeps import SweepPlan
 
 from udpm.config import (
     DatasetConfig,
     Experiment,
     RunConfig,
+    load_cluster,
     load_dataset,
     load_experiment,
     load_study,
-    resolve_run,
+    names_in,
+    place_of,
+    run_of,
     to_json,
 )
 from udpm.core.errors import EXIT_USER_ERROR, UserError
@@ -24,7 +31,7 @@ from udpm.core.published import INCEPTION
 from udpm.training.claim import claim
 
 CONFIG = "config"
-RUN_FIGURES = ("samples", "chain", "curves")
+RUN_FIGURES = ("samples", "chain", "neighbours", "curves")
 YARDSTICKS = ("heldout", "noise")
 LATENTS = ("perturb", "swap", "interpolate", "pca")
 
@@ -48,41 +55,73 @@ class Plan:
 
     Args:
         config: Snakemake's merged configuration.
+        on_slurm: whether jobs go to SLURM.
 
     Raises:
         SystemExit: a mistake, told in one line that names file, key and what would be right; code 2.
     """
 
     @one_line
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], on_slurm: bool) -> None:
         study = load_study(config, f"{CONFIG}/config.yaml (or --config)")
+        self.cluster, self._on_slurm = load_cluster(CONFIG), on_slurm
         self.results = study.results
         self.experiments = {name: load_experiment(name, CONFIG) for name in study.experiments}
+        self.sweep = SweepPlan(study.sweep, CONFIG, study.results) if study.sweep else None
+        # A sweep's points are experiments like any other, but the targets `all` and `figures` leave them out.
+        self.known = self.experiments | (self.sweep.experiments if self.sweep else {})
         for name, seed in self.runs():
             self._check(name, seed)
-        self.any_experiment = _any_of(self.experiments)
-        self.any_imported = _any_of(name for name in self.experiments if self.is_imported(name))
-        self.any_trained = _any_of(name for name in self.experiments if not self.is_imported(name))
+        if self.sweep:
+            self.sweep.check(self._check)
+        self.any_experiment = self._any_known(lambda name: True)
+        self.any_imported = self._any_known(self.is_imported)
+        self.any_trained = self._any_known(lambda name: not self.is_imported(name))
         self.any_inception_folder = _any_of(
             experiment.scoring.inception_folder
-            for experiment in self.experiments.values()
+            for experiment in self.known.values()
             if experiment.scoring.extractor == "inception"
         )
-        self.any_dataset = _any_of(experiment.dataset for experiment in self.experiments.values())
+        self.any_sharded = self._any_known(lambda name: self.known[name].sampling.shards > 1)
+        self.any_whole = self._any_known(lambda name: self.known[name].sampling.shards == 1)
+        scored = self.sweep.scored if self.sweep else {}
+        self.any_published = self._any_known(
+            lambda name: self.known[name].scoring.reference is not None and scored.get(name, name) == name
+        )
+        self.any_dataset = _any_of(experiment.dataset for experiment in self.known.values())
+
+    def _any_known(self, wanted: Callable[[str], bool]) -> str:
+        """A pattern for the names of all experiments that are wanted."""
+        names = [name for name in self.known if wanted(name)]
+        points = set(self.sweep.loaded.points) if self.sweep else set()
+        if not points or not points.issubset(names):
+            return _any_of(names)
+        # Not a choice of all names: matching a thousand of them takes Snakemake half of its time.
+        return "|".join(filter(None, (_any_of(set(names) - points, none=""), self.sweep.any_point)))
 
     def _check(self, name: str, seed: int) -> None:
         """Find before any job starts what would stop one, or cost a finished run its files."""
-        run, experiment = self.run(name, seed), self.experiments[name]
+        run, experiment = self.run(name, seed), self.known[name]
         # Snakemake removes a job's outputs before it runs it again: training's refusal would come too late for them.
-        claim(Path(self.results) / "runs" / name / f"seed{seed}", run, False, writes=False)
-        for key, file in (("weights", experiment.weights), ("sampling.noise", experiment.sampling.noise)):
+        if self._trained_as(name, seed) == name:
+            claim(Path(self.results) / "runs" / name / f"seed{seed}", run, False, writes=False)
+        given = {
+            "weights": experiment.weights,
+            "sampling.noise": experiment.sampling.noise,
+            "scoring.reference": experiment.scoring.reference,
+        }
+        for key, file in given.items():
             if file is not None and not Path(file).exists():
-                raise UserError(f"{CONFIG}/experiments/{name}.yaml: {key}: {file} is not there")
-        if not self.is_imported(name) and experiment.training.nodes > 1:
+                raise UserError(f"{place_of(name, CONFIG)}: {key}: {file} is not there")
+        if not self.is_imported(name) and experiment.training.nodes > 1 and not self._on_slurm:
             raise UserError(
-                f"{CONFIG}/experiments/{name}.yaml: training.nodes: the workflow starts processes on one node; start "
-                "this run by srun -n N udpm train (docs/training.md)"
+                f"{place_of(name, CONFIG)}: training.nodes: several nodes need a scheduler: snakemake --profile slurm"
             )
+
+    @one_line
+    def check_cluster(self) -> None:
+        """Find out before any job is submitted whether SLURM knows account and partition."""
+        check_cluster(self.cluster.account, self.cluster.partition)
 
     def runs(self) -> list[tuple[str, int]]:
         """(experiment, seed) of every training run."""
@@ -90,7 +129,7 @@ class Plan:
 
     def is_imported(self, name: str) -> bool:
         """Whether an experiment takes given weights in the place of training."""
-        return self.experiments[name].training == "imported"
+        return self.known[name].training == "imported"
 
     def given_weights(self, wildcards) -> list[str]:
         """The weights that a run starts from or consists of, as an input."""
@@ -99,26 +138,80 @@ class Plan:
 
     def experiment(self, wildcards) -> Experiment:
         """The experiment that a job belongs to."""
-        return self.experiments[wildcards.experiment]
+        return self.known[wildcards.experiment]
 
     @cache  # noqa: B019 - one plan lives as long as the process
     def run(self, name: str, seed: int) -> RunConfig:
         """A run's resolved configuration."""
-        return resolve_run(name, seed, CONFIG)
+        if self.sweep and (name, seed) in self.sweep.runs:
+            return self.sweep.runs[name, seed]
+        experiment = self.known[name]
+        return run_of(experiment, name, seed, self.dataset_config(experiment.dataset), place_of(name, CONFIG))
+
+    @cache  # noqa: B019
+    def dataset_config(self, name: str) -> DatasetConfig:
+        """A data set's configuration."""
+        return load_dataset(name, CONFIG)
+
+    def weights(self, wildcards) -> str:
+        """The weights that a job samples."""
+        name = self._trained_as(wildcards.experiment, int(wildcards.seed))
+        return f"{self.results}/runs/{name}/seed{wildcards.seed}/weights.safetensors"
+
+    def _trained_as(self, name: str, seed: int) -> str:
+        """Points of a sweep that differ only in what comes after training share a run."""
+        return self.sweep.trained.get((name, seed), name) if self.sweep else name
+
+    def samples(self, wildcards) -> list[str]:
+        """The files of a run's sample set, as inputs."""
+        stem = f"{self.results}/samples/{wildcards.experiment}/seed{wildcards.seed}"
+        if not self.shards(wildcards):
+            return [f"{stem}.npz", f"{stem}.json"]
+        return [f"{stem}.json", *self.shards(wildcards)]
+
+    def sample_set(self, wildcards) -> str:
+        """What commands are given of them: the images, or the record of shards."""
+        return self.samples(wildcards)[0]
+
+    def shards(self, wildcards) -> list[str]:
+        """The shards of a run's sample set, where it is drawn in several."""
+        count = self.experiment(wildcards).sampling.shards
+        stem = f"{self.results}/samples/{wildcards.experiment}/seed{wildcards.seed}"
+        return [f"{stem}_{index}of{count}.npz" for index in range(1, count + 1)] if count > 1 else []
+
+    def reference(self, wildcards) -> str:
+        """What a job's images are scored against."""
+        return f"{self.results}/references/{self._scored_as(wildcards)}.npz"
+
+    def scoring(self, wildcards) -> str:
+        """How a job's images are scored: its resolved configuration."""
+        return f"{self.results}/configs/{self._scored_as(wildcards)}/scoring.json"
+
+    def _scored_as(self, wildcards) -> str:
+        """A sweep's points are scored as its base is, where they say nothing else, and share its reference."""
+        name = wildcards.experiment
+        return self.sweep.scored.get(name, name) if self.sweep else name
 
     def training(self, wildcards):
         """The training section of a job's run."""
         return self.run(wildcards.experiment, int(wildcards.seed)).training
 
+    def run_folder(self, wildcards) -> str:
+        """Folder of a job's run."""
+        return f"{self.results}/runs/{wildcards.experiment}/seed{wildcards.seed}"
+
     def training_command(self, wildcards) -> str:
-        """How a run is started: as one process, or as several on one node."""
-        processes = self.training(wildcards).processes_per_node
-        return "udpm" if processes == 1 else f"ranks {processes}"
+        """How a run is started: as one process, as several on one node, or on several nodes."""
+        training = self.training(wildcards)
+        if training.nodes > 1:
+            return f"tasks {training.nodes} {training.processes_per_node} {training.threads + training.workers}"
+        return "udpm" if training.processes == 1 else f"ranks {training.processes}"
 
     def training_threads(self, wildcards) -> int:
-        """CPU threads of all processes of a run on one node."""
+        """CPU threads of a run: of all its processes on one node, or of one of those on several."""
         training = self.training(wildcards)
-        return training.processes_per_node * training.threads
+        each = training.threads + training.workers
+        return each if training.nodes > 1 else training.processes_per_node * each
 
     def run_digest(self, wildcards) -> str:
         """Identity of a run's resolved configuration: the run's file is rewritten when it changes."""
@@ -137,11 +230,11 @@ class Plan:
 
     def dataset_digest(self, wildcards) -> str:
         """Identity of a data set's configuration."""
-        return _digest(_silent(load_dataset(wildcards.dataset, CONFIG)))
+        return _digest(_silent(self.dataset_config(wildcards.dataset)))
 
     def preparation_workers(self, wildcards) -> int:
         """Cores that preparing a data set is given: as many as its configuration has workers, else one."""
-        return load_dataset(wildcards.dataset, CONFIG).workers or 1
+        return self.dataset_config(wildcards.dataset).workers or 1
 
     def dataset(self, wildcards) -> str:
         """Folder of the prepared data set that a job reads."""
@@ -170,7 +263,7 @@ class Plan:
         """How `udpm fetch` gets the Inception weights of a folder, or only looks at them."""
         scoring = next(
             experiment.scoring
-            for experiment in self.experiments.values()
+            for experiment in self.known.values()
             if experiment.scoring.inception_folder == wildcards.folder
         )
         return f"--sha256 {scoring.inception_sha256}" + ("" if scoring.download else " --offline")
@@ -185,8 +278,14 @@ class Plan:
     def scores(self) -> list[str]:
         """All score files: runs and yardsticks."""
         runs = [f"{name}/seed{seed}" for name, seed in self.runs()]
+        best = [f"{name}/seed{seed}_best" for name, seed in self.runs() if self.experiments[name].candidates]
         yardsticks = [f"{name}/{kind}" for name in self.experiments for kind in self.yardsticks(name)]
-        return [f"{self.results}/scores/{subject}.json" for subject in runs + yardsticks]
+        return [f"{self.results}/scores/{subject}.json" for subject in runs + best + yardsticks]
+
+    def milestone_scores(self, wildcards) -> list[str]:
+        """Scores of the milestones that a run's best is chosen from."""
+        folder = f"{self.results}/selection/{wildcards.experiment}/seed{wildcards.seed}/scores"
+        return [f"{folder}/{iteration}.json" for iteration in self.experiment(wildcards).candidates]
 
     @one_line
     def yardsticks(self, name: str) -> tuple[str, ...]:
@@ -197,18 +296,30 @@ class Plan:
 
     def figures(self) -> list[str]:
         """All figures, as png."""
-        schedules = [f"{name}/schedule" for name in self.experiments]
+        schedules = [f"{name}/{kind}" for name in self.experiments for kind in ("schedule", "forward")]
         runs = [f"{name}/seed{seed}/{kind}" for name, seed in self.runs() for kind in self._figure_kinds(name)]
         return [f"{self.results}/figures/{figure}.png" for figure in schedules + runs]
 
     def _figure_kinds(self, name: str) -> list[str]:
         figures = [figure for figure in RUN_FIGURES if figure != "curves" or not self.is_imported(name)]
+        if self.experiments[name].candidates:
+            figures.append("selection")
         return [*figures, *(f"latents_{kind}" for kind in LATENTS)]
 
     def exported(self) -> list[str]:
         """Folders of image files, where an experiment asks for them."""
         wanted = [(name, seed) for name, seed in self.runs() if self.experiments[name].sampling.images != "none"]
         return [f"{self.results}/images/{name}/seed{seed}" for name, seed in wanted]
+
+    @one_line
+    def sweep_targets(self, target: str, tells: bool) -> list[str]:
+        """What `sweep` and `sweep_plan` ask for; if it tells, where the points stand is printed."""
+        if self.sweep is None:
+            there = ", ".join(names_in(f"{CONFIG}/sweeps"))
+            raise UserError(f"sweep: is missing; snakemake {target} --config sweep=NAME, of: {there}")
+        if tells:
+            self.sweep.tell()
+        return self.sweep.targets() if target == "sweep" else self.sweep.plan_targets()
 
     def targets(self) -> list[str]:
         """What `all` asks for."""
@@ -224,6 +335,6 @@ def _digest(model) -> str:
     return hashlib.sha256(to_json(model).encode()).hexdigest()[:16]
 
 
-def _any_of(names) -> str:
+def _any_of(names, none: str = "(?!)") -> str:
     # Of no names at all: what no text matches.
-    return "|".join(sorted({re.escape(name) for name in names})) or "(?!)"
+    return "|".join(sorted({re.escape(name) for name in names})) or none

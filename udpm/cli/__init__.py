@@ -9,11 +9,14 @@ import importlib
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import click
 
 from udpm import __version__
+from udpm.core.caches import keep_private
 from udpm.core.errors import EXIT_STOPPED_EARLY, EXIT_USER_ERROR, StoppedEarly, UserError
+from udpm.core.usage import measured
 
 # Help lines stand here, not in the modules, so that `udpm --help` imports none of them.
 VERBS = {
@@ -25,14 +28,20 @@ VERBS = {
     "train": "Train a model; resumes by itself.",
     "status": "Say where training runs stand.",
     "sample": "Draw a sample set from trained weights.",
+    "join": "Make one sample set of its shards.",
     "export": "Write a sample set as image files.",
     "latents": "Explore what each noise map of a model's latent controls.",
     "extractor": "Train the small classifier whose features score digits.",
     "reference": "Feature statistics of a data set, to score against.",
     "score": "Score a sample set or a yardstick against a reference.",
+    "select": "Choose a run's best milestone by its score.",
     "table": "Render scores as a table (csv, md, tex, html).",
+    "paper": "Render the paper's tables, published numbers beside measured ones.",
+    "summary": "Say on one page what ran, what came of it, and what is missing.",
+    "card": "Write a run's model card.",
     "figure": "Render a figure (svg, png, csv of the data behind it).",
     "schedule": "Show a noise schedule's numbers, and how well sampling starts.",
+    "sweep": "Plan, watch and rank a sweep of experiments.",
     "cost": "Count what an image costs: multiply-adds and parameters.",
     "import": "Bring over published checkpoints, configurations and command lines.",
     "bench": "Measure speed on this machine.",
@@ -58,12 +67,18 @@ class _Verbs(click.Group):
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="udpm")
-def udpm() -> None:
+@click.option(
+    "--usage", type=click.Path(path_type=Path), help="Append to this .jsonl what the command used: time, memory, GPU."
+)
+@click.pass_context
+def udpm(context: click.Context, usage: Path | None) -> None:
     """Train, sample, score and report Upsampling Diffusion Probabilistic Models.
 
     Exit codes: 0 done; 2 a mistake in what was asked for, told in one line; 75 stopped early with everything
     saved: run the same command again.
     """
+    if usage is not None:
+        context.with_resource(measured(usage, context.invoked_subcommand))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -71,6 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Read when OpenMP is loaded, so before torch is. Threads that spin while they wait take the core from whatever else
     # runs, and from each other: training beside one busy process was four times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_private()
     try:
         sys.exit(udpm.main(arguments, prog_name="udpm", standalone_mode=False) or 0)
     except UserError as error:

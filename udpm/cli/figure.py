@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FILE
+from udpm.cli.options import FILE, FOLDER
 
 STEM = click.option(
     "--output", type=click.Path(path_type=Path), required=True, metavar="STEM", help="Path without suffix."
@@ -48,6 +48,16 @@ def curves(source: Path, output: Path) -> None:
     draw_curves(source, output)
 
 
+@command.command(epilog="Example: udpm figure selection selection.json --output figures/selection")
+@click.argument("source", type=FILE)
+@STEM
+def selection(source: Path, output: Path) -> None:
+    """The Fréchet distance of a run's milestones, and which was chosen."""
+    from udpm.reporting.selection import draw_selection
+
+    draw_selection(source, output)
+
+
 @command.command(epilog="Example: udpm figure schedule results/configs/digits/seed0.json --output figures/schedule")
 @click.argument("source", type=FILE)
 @STEM
@@ -58,6 +68,20 @@ def schedule(source: Path, output: Path) -> None:
     draw_run_schedule(source, output)
 
 
+@command.command(
+    epilog="Example: udpm figure forward results/configs/digits/seed0.json --dataset results/datasets/digits "
+    "--output figures/forward"
+)
+@click.argument("source", type=FILE)
+@click.option("--dataset", type=FOLDER, required=True, help="Prepared data set that the run is trained on.")
+@STEM
+def forward(source: Path, dataset: Path, output: Path) -> None:
+    """The forward process of a run's schedule: a training image of each class, and its state at every level."""
+    from udpm.reporting.forward_process import draw_forward_process
+
+    draw_forward_process(source, dataset, output)
+
+
 @command.command(epilog="Example: udpm figure latents results/latents/digits/seed0/swap.npz --output figures/swap")
 @click.argument("source", type=FILE)
 @STEM
@@ -66,3 +90,29 @@ def latents(source: Path, output: Path) -> None:
     from udpm.reporting.latents import draw_latents
 
     draw_latents(source, output)
+
+
+@command.command(epilog="Example: udpm figure tradeoff --results results --output figures/tradeoff")
+@click.option("--results", type=FOLDER, default="results", show_default=True, help="Folder of the results.")
+@click.option("--config", type=FOLDER, default="config", show_default=True, help="Folder of the configuration.")
+@STEM
+def tradeoff(results: Path, config: Path, output: Path) -> None:
+    """FID against multiply-adds: published points of the paper and its peers, and what was measured here."""
+    from udpm.reporting.study import Paper
+
+    Paper(results, config).draw_tradeoff(output)
+
+
+@command.command(
+    epilog="Example: udpm figure neighbours results/samples/digits/seed0.npz --dataset results/datasets/digits "
+    "--output figures/neighbours"
+)
+@click.argument("source", type=FILE)
+@click.option("--dataset", type=FOLDER, required=True, help="Prepared data set that the model was trained on.")
+@click.option("--columns", type=click.IntRange(1, 24), default=12, show_default=True, help="Samples shown.")
+@STEM
+def neighbours(source: Path, dataset: Path, columns: int, output: Path) -> None:
+    """Samples over their nearest training images, with the distance against that of held-out images (memorisation)."""
+    from udpm.reporting.neighbours import draw_neighbours
+
+    draw_neighbours(source, dataset, output, columns)

@@ -8,7 +8,7 @@ import click
 
 from udpm.cli.options import FILE, FOLDER
 
-PARTS = ("run", "sampling", "scoring", "latents", "dataset")
+PARTS = ("run", "sampling", "scoring", "selection_sampling", "selection_scoring", "latents", "dataset")
 
 
 @click.command(epilog="Example: udpm resolve digits --part run --seed 0 --output results/configs/digits/seed0.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,19 @@ def _labels(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
         raise click.BadParameter(f"{value!r} is neither balanced nor none nor a list such as 0,3,7") from None
 
 
+def _shard(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", value or "1/1")
+    if not found:
+        raise click.BadParameter(f"{value!r} is not of the form 2/4")
+    return int(found[1]), int(found[2])
+
+
 @click.command(epilog="Example: udpm sample weights.safetensors --count 100 --labels 3,5 --output threes-and-fives.npz")
 @click.argument("weights", type=FILE)
 @click.option("--config", type=FILE, help="Resolved sampling section (udpm resolve --part sampling); options win.")
-@click.option("--output", type=FILE, required=True, help="The sample set, .npz; its record goes beside it, .json.")
+@click.option("--output", type=FILE, help="The sample set, .npz; its record goes beside it, .json.")
 @click.option("--chain", type=FILE, help="Also write the sampling chain of one image per class, .npz.")
+@click.option("--shard", callback=_shard, help="Draw one part: 2/4 is the second of four. udpm join makes them one.")
 @click.option("--count", type=int, help=f"Number of images; {CASUAL_COUNT} where no --config says otherwise.")
 @click.option("--batch", type=int, help="Images per network call; has no influence on the images.")
 @click.option("--seed", type=int, help="The n-th image's noise is a function of (seed, n) alone.")
@@ -35,11 +44,19 @@ def _labels(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
 @click.option("--noise", type=str, help="Noise file, .npz with base, eps_L, …, eps_1, in the place of a seed.")
 @click.option("--weights", "kind", type=str, help="ema, raw, or another average such as ema-0.999.")
 @click.option("--iteration", type=int, help="Sample the weights kept at this iteration of training.")
+@click.option("--selection", type=FILE, help="Sample the milestone that this chose (.json of udpm select).")
 @click.option("--intermediate/--no-intermediate", default=None, help="Keep every level's output too, at full side.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to run.")
 @click.option("--threads", type=int, help="CPU threads.")
 def command(
-    weights: Path, config: Path | None, output: Path, chain: Path | None, kind: str | None, **options: Any
+    weights: Path,
+    config: Path | None,
+    output: Path | None,
+    chain: Path | None,
+    shard: tuple[int, int],
+    kind: str | None,
+    selection: Path | None,
+    **options: Any,
 ) -> None:
     """Draw a sample set from trained weights.
 
@@ -49,7 +66,14 @@ def command(
     from udpm.config import Sampling, read_resolved
     from udpm.config.load import validate
     from udpm.sampling.run import draw_samples
+    from udpm.scoring.selection import read_selection
 
+    if output is None and chain is None:
+        raise click.UsageError("Missing option '--output'.", click.get_current_context())
+    if selection is not None:
+        if options["iteration"] is not None:
+            raise click.UsageError("give either --iteration or --selection", click.get_current_context())
+        options["iteration"] = read_selection(selection)["iteration"]
     values = {"count": CASUAL_COUNT} if config is None else read_resolved(Sampling, config).model_dump()
     given = {key: value for key, value in {**options, "weights": kind}.items() if value is not None}
-    draw_samples(weights, validate(Sampling, values | given, "sampling"), output, chain)
+    draw_samples(weights, validate(Sampling, values | given, "sampling"), output, chain, shard)

@@ -10,7 +10,7 @@ import click
 from udpm.cli.options import FILE, FOLDER
 
 SUBJECTS = ("samples", "images", "heldout", "noise")
-PATHS = ("samples", "images", "reference", "extractor", "dataset")
+PATHS = ("samples", "images", "selection", "reference", "extractor", "dataset")
 
 
 @click.command(
@@ -22,6 +22,7 @@ PATHS = ("samples", "images", "reference", "extractor", "dataset")
 @click.option("--images", type=click.Path(path_type=Path), help="Score a folder, .zip or .npz of others' images.")
 @click.option("--heldout", is_flag=True, help="Score the data set's test split: the floor.")
 @click.option("--noise", type=click.IntRange(2), metavar="N", help="Score N images of noise: the ceiling.")
+@click.option("--selection", type=FILE, help="What chose the milestone that --samples are of (.json of udpm select).")
 @click.option("--again", type=FILE, help="Redo what a score says of itself; needs nothing but --output.")
 @click.option("--count", type=click.IntRange(2), metavar="N", help="Score N of --samples or --images; default: all.")
 @click.option("--reference", type=FILE, help="What to measure against (.npz of udpm reference).")
@@ -54,6 +55,8 @@ def _requested(given: dict[str, Any]) -> dict[str, Any]:
         raise click.UsageError("give exactly one of --samples, --images, --heldout, --noise and --again", context)
     if given["count"] and not (given["samples"] or given["images"]):
         raise click.UsageError("--count is for --samples and --images", context)
+    if given["selection"] and not given["samples"]:
+        raise click.UsageError("--selection is for --samples", context)
     needed = ("reference", "config") if given["images"] else ("reference", "config", "dataset")
     for name in needed:
         if given[name] is None:
@@ -93,7 +96,7 @@ def _score(request: dict[str, Any], features: Path | None) -> dict[str, Any]:
     device = runtime.configure(scoring.device, scoring.threads)
     store = open_store(request["dataset"]) if request["dataset"] else None
     if request["samples"]:
-        subject = scores.sampled(load_samples(request["samples"]), request["count"])
+        subject = scores.sampled(load_samples(request["samples"]), request["count"], request["selection"])
     elif request["images"]:
         subject = scores.handed_over(open_images(request["images"], request["count"]), Path(request["images"]).name)
     else:

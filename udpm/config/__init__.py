@@ -16,36 +16,52 @@ from udpm.config.experiment import (
     Training,
 )
 from udpm.config.load import (
+    load_cluster,
     load_dataset,
     load_experiment,
     load_study,
+    load_sweep,
     names_in,
+    place_of,
     read_resolved,
     resolve_run,
+    run_of,
     to_json,
 )
 from udpm.config.model import Generator, ModelConfig, Process
+from udpm.config.points import LoadedSweep, Point, Resolved
+from udpm.config.resources import ClusterConfig
 from udpm.config.study import Study
+from udpm.config.sweep import Sweep
 
 __all__ = [
+    "ClusterConfig",
     "DatasetConfig",
     "Discriminator",
     "Experiment",
     "Generator",
     "Latents",
+    "LoadedSweep",
     "Losses",
     "ModelConfig",
+    "Point",
     "Process",
+    "Resolved",
     "RunConfig",
     "Sampling",
     "Scoring",
     "Study",
+    "Sweep",
     "Training",
+    "load_cluster",
     "load_dataset",
     "load_experiment",
     "load_study",
+    "load_sweep",
     "names_in",
+    "place_of",
     "read_resolved",
     "resolve_run",
+    "run_of",
     "to_json",
 ]

@@ -18,6 +18,7 @@ from udpm.config.base import (
 )
 from udpm.config.dataset import DatasetConfig
 from udpm.config.model import Generator, ModelConfig, Process, check_fit, normalized_groups
+from udpm.config.resources import Resources
 from udpm.core.published import INCEPTION
 
 WIDEST = 512
@@ -201,6 +202,8 @@ class Sampling(Section):
     """Classes asked for, in turn: all of them, or those listed; none: no label, for a model with label dropout."""
     batch: PositiveInt = 250
     """Images per network call; has no influence on the images."""
+    shards: PositiveInt = 1
+    """Jobs that draw the set side by side, each whole batches; has no influence on the images."""
     seed: NonNegativeInt = 0
     """The n-th image's noise is a function of (seed, n) alone."""
     posterior: Literal["scalar", "exact"] = "scalar"
@@ -221,8 +224,17 @@ class Sampling(Section):
     """Of those files."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is one, else the CPU."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: of the network's convolutions and linear layers; the chain between its calls stays float32."""
     threads: PositiveInt = 2
     """CPU threads of the sampling process."""
+
+    @model_validator(mode="after")
+    def _shards_hold_batches(self) -> Sampling:
+        batches = -(-self.count // self.batch)
+        if self.shards > batches:
+            raise ValueError(f"shards: {self.shards}, but {self.count} images are {batches} batches of {self.batch}")
+        return self
 
 
 class Latents(Section):
@@ -278,6 +290,9 @@ class Scoring(Section):
     """Library and filter of this resizing, by clean-fid's functions and without rounding to bytes."""
     input_range: Literal["0..255", "0..1", "-1..1"] = "0..255"
     """What the values 0 to 255 of a pixel become before they enter a TorchScript file."""
+    reference: str | None = None
+    """Statistics that others published for this extractor (.npz with mu and sigma, as pytorch-fid and EDM write it) to
+    measure against, instead of the data set's. They have no features: no kernel distance, precision and recall."""
     reference_split: Literal["train", "test"] = "train"
     """Split of the data set that the reference statistics are taken from."""
     reference_flips: bool = False
@@ -299,6 +314,34 @@ class Scoring(Section):
     """auto: CUDA where there is one, else the CPU."""
     threads: PositiveInt = 2
     """CPU threads of the scoring process."""
+
+    @model_validator(mode="after")
+    def _published_statistics_stand_alone(self) -> Scoring:
+        if self.reference is None:
+            return self
+        if self.extractor == "digits":
+            raise ValueError(
+                "reference: published statistics are not of the digits extractor, which is trained here; declare "
+                "theirs as extractor (inception, or a TorchScript file)"
+            )
+        if self.reference_flips or self.reference_split != "train":
+            key = "reference_flips" if self.reference_flips else "reference_split"
+            raise ValueError(
+                f"{key}: is for the data set's statistics, but reference names published ones; leave one out"
+            )
+        return self
+
+
+class Selection(Section):
+    """Which milestone of a run is reported as its best: the one whose images have the least Fréchet distance. These are
+    drawn for the choice alone, so that the score that is reported is not the number that was chosen by."""
+
+    milestones: Annotated[list[PositiveInt], Field(min_length=1)] | None = None
+    """Iterations of the milestones to choose from; default: all that training keeps (training.keep_every)."""
+    count: Annotated[int, Field(ge=2)] = 10_000
+    """Images drawn from each."""
+    seed: NonNegativeInt = 1
+    """Their sampling seed; must not be sampling.seed."""
 
 
 TrainingOrImported = Annotated[
@@ -331,7 +374,31 @@ class Experiment(Section):
     published checkpoint (.pt)."""
     sampling: Sampling = Sampling()
     scoring: Scoring
+    selection: Selection | None = None
+    """Also report the best milestone; default: the end of training alone."""
     latents: Latents = Latents()
+    resources: Resources = Resources()
+    """What jobs ask a cluster for."""
+
+    @property
+    def candidates(self) -> list[int]:
+        """Iterations of the milestones that the best is chosen from, ascending; none without a selection."""
+        if self.selection is None or self.training == "imported":
+            return []
+        every, end = self.training.keep_every, self.training.iterations
+        return sorted(self.selection.milestones or range(every, end + 1, every))
+
+    @property
+    def selection_sampling(self) -> Sampling:
+        """How the images that the choice is made by are drawn: as those that are scored, but for count and seed."""
+        selection = self.selection or Selection()
+        own = {"count": selection.count, "seed": selection.seed, "noise": None, "iteration": None, "shards": 1}
+        return self.sampling.model_copy(update=own | {"intermediate": False, "images": "none"})
+
+    @property
+    def selection_scoring(self) -> Scoring:
+        """How they are scored: as those of the end of training, in one range."""
+        return self.scoring.model_copy(update={"ranges": 1})
 
     @model_validator(mode="after")
     def _lists_have_one_value_per_level(self) -> Experiment:
@@ -399,9 +466,60 @@ class Experiment(Section):
         return self
 
     @model_validator(mode="after")
+    def _selection_has_milestones(self) -> Experiment:
+        selection, training = self.selection, self.training
+        if selection is None:
+            return self
+        if not isinstance(training, Training):
+            raise ValueError("selection: imported weights have no milestones to choose from; leave it out")
+        every = training.keep_every
+        if every == 0 or every > training.iterations:
+            raise ValueError(
+                f"selection: training keeps no milestones; training.keep_every is {every}, must lie in "
+                f"1..{training.iterations}"
+            )
+        for iteration in selection.milestones or []:
+            if iteration % every or iteration > training.iterations:
+                raise ValueError(
+                    f"selection.milestones: {iteration} is not kept; training keeps every {every} (keep_every) up to "
+                    f"{training.iterations}"
+                )
+        if training.epochs and not selection.milestones:
+            raise ValueError("selection.milestones: is missing; training.epochs may end before all that are kept")
+        return self
+
+    @model_validator(mode="after")
+    def _selection_is_independent(self) -> Experiment:
+        selection, sampling, training = self.selection, self.sampling, self.training
+        if selection is None:
+            return self
+        if selection.seed == sampling.seed:
+            raise ValueError(
+                f"selection.seed: {selection.seed} is sampling.seed too; take another, so that the score that is "
+                "reported is not the one that was chosen by"
+            )
+        if len(set(self.candidates)) != len(self.candidates):
+            raise ValueError(f"selection.milestones: an iteration is there twice in {selection.milestones}")
+        if sampling.iteration is not None:
+            raise ValueError("sampling.iteration: samples one milestone, selection the best of them; leave one out")
+        if sampling.weights == "raw" and training.averages:
+            raise ValueError("sampling.weights: raw, but milestones keep averages only; use ema")
+        return self
+
+    @model_validator(mode="after")
     def _latents_fit_the_model(self) -> Experiment:
         if self.latents.labels and not self.generator.class_conditional:
             raise ValueError("latents.labels: the generator is not class_conditional; leave them out")
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_are_one_for_each_process(self) -> Experiment:
+        gpus, training = self.resources.training.gpus_per_node, self.training
+        if isinstance(training, Training) and gpus not in (None, 0, training.processes_per_node):
+            raise ValueError(
+                f"resources.training.gpus_per_node: {gpus}, but training.processes_per_node is "
+                f"{training.processes_per_node}; each process takes one GPU, or gpus_per_node is 0"
+            )
         return self
 
     @model_validator(mode="after")

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from udpm.config.dataset import DatasetConfig
 from udpm.config.experiment import Experiment, RunConfig
+from udpm.config.points import LoadedSweep, Resolved, check_differ, points_of, resolve_point, split_name
+from udpm.config.resources import ClusterConfig
 from udpm.config.study import Study
+from udpm.config.sweep import Sweep
+from udpm.config.validation import NAME, Model, validate
 from udpm.core.errors import UserError
 from udpm.core.files import read_json
-
-Model = TypeVar("Model", bound=BaseModel)
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class _Loader(yaml.SafeLoader):
@@ -72,14 +74,130 @@ def load_study(values: dict[str, Any], where: str) -> Study:
 
 
 def load_experiment(name: str, config: str | Path = "config") -> Experiment:
-    """Read experiment `name` from ``<config>/experiments/``, with what it extends.
+    """Read experiment `name` from ``<config>/experiments/``, with what it extends, or the point of a sweep.
+
+    Args:
+        name: of a file, or SWEEP.POINT.
+        config: folder of the configuration.
 
     Raises:
         UserError: missing file, circular `extends`, or an invalid value.
     """
     folder = Path(config) / "experiments"
-    values = _with_ancestors(folder, name, [])
-    return validate(Experiment, values, str(folder / f"{name}.yaml"))
+    point = _point_of(name, config)
+    if point is not None:
+        return load_point(*point, config).experiment
+    return validate(Experiment, _with_ancestors(folder, name, []), str(folder / f"{name}.yaml"))
+
+
+def load_sweep(name: str, config: str | Path = "config") -> LoadedSweep:
+    """Read sweep `name` from ``<config>/sweeps/``, with all its points and their runs.
+
+    Raises:
+        UserError: missing file, or the sweep, its base or a point is invalid, or a point is there twice.
+    """
+    sweep, where = _read_sweep(name, config), str(sweep_file(name, config))
+    base = _base_values(sweep, where, config)
+    points = [resolve_point(point, base, sweep.seeds, where) for point in points_of(name, sweep, where).values()]
+    check_differ(points, where)
+    datasets: dict[str, DatasetConfig] = {}
+    runs = {}
+    for point, experiment in ((resolved.point, resolved.experiment) for resolved in points):
+        at = f"{where}: point {point.name}"
+        file = named_file(Path(config) / "experiments", point.experiment)
+        if file.exists():
+            raise UserError(f"{at}: {file} has the same name; rename one")
+        if experiment.dataset not in datasets:
+            datasets[experiment.dataset] = load_dataset(experiment.dataset, config)
+        first = run_of(experiment, point.experiment, experiment.seeds[0], datasets[experiment.dataset], at)
+        runs |= {(point.experiment, seed): first.model_copy(update={"seed": seed}) for seed in experiment.seeds}
+    experiments = {resolved.point.experiment: resolved for resolved in points}
+    return LoadedSweep(name, sweep, Experiment.model_validate(base), experiments, runs)
+
+
+def _read_sweep(name: str, config: str | Path) -> Sweep:
+    return validate(Sweep, read_yaml(sweep_file(name, config)), str(sweep_file(name, config)))
+
+
+def load_point(name: str, point: str, config: str | Path = "config") -> Resolved:
+    """One point of a sweep; the others are not built.
+
+    Raises:
+        UserError: as `load_sweep`, or there is no such point.
+    """
+    sweep, where = _read_sweep(name, config), str(sweep_file(name, config))
+    points = points_of(name, sweep, where)
+    if point not in points:
+        near = difflib.get_close_matches(point, points, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(points)}"
+        raise UserError(f"{where}: has no point {point}; {hint}")
+    return resolve_point(points[point], _base_values(sweep, where, config), sweep.seeds, where)
+
+
+def place_of(name: str, config: str | Path = "config") -> str:
+    """What to call the source of an experiment in errors: its file, and of a sweep's point the point."""
+    point = _point_of(name, config)
+    if point is None:
+        return str(Path(config) / "experiments" / f"{name}.yaml")
+    return f"{sweep_file(point[0], config)}: point {point[1]}"
+
+
+def sweep_file(name: str, config: str | Path = "config") -> Path:
+    """The file of a sweep, there or not.
+
+    Raises:
+        UserError: not a name of a sweep.
+    """
+    if "." in name:
+        raise UserError(f"{name!r}: not a name of a sweep: the '.' separates its name from a point's")
+    return named_file(Path(config) / "sweeps", name)
+
+
+def _point_of(name: str, config: str | Path) -> tuple[str, str] | None:
+    """Sweep and point, where a name is not an experiment's file but may be a point's."""
+    parts = split_name(name)
+    if parts is None or named_file(Path(config) / "experiments", name).exists():
+        return None
+    return parts if sweep_file(parts[0], config).exists() else None
+
+
+def _base_values(sweep: Sweep, where: str, config: str | Path) -> dict[str, Any]:
+    """Values of a sweep's base, which is valid by itself."""
+    folder = Path(config) / "experiments"
+    try:
+        values = _with_ancestors(folder, sweep.base, [])
+    except UserError as error:
+        raise UserError(f"{where}: base: {error}") from None
+    validate(Experiment, values, str(folder / f"{sweep.base}.yaml"))
+    return values
+
+
+def load_cluster(config: str | Path = "config", environment: Mapping[str, str] = os.environ) -> ClusterConfig:
+    """Read ``cluster.yaml``, where there is one, and what the environment says instead.
+
+    Raises:
+        UserError: a mistake in the file or in a variable, which is named.
+    """
+    path = Path(config) / "cluster.yaml"
+    values = read_yaml(path) if path.exists() else {}
+    # First alone, so that a message names who is wrong.
+    validate(ClusterConfig, values, str(path))
+    for key in ClusterConfig.model_fields:
+        variable = f"UDPM_{key.upper()}"
+        if given := environment.get(variable):
+            value = _as_number(given)
+            validate(ClusterConfig, {key: value}, f"environment variable {variable}")
+            values[key] = value
+    return validate(ClusterConfig, values, str(path))
+
+
+def _as_number(text: str) -> str | int | float:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def load_dataset(name: str, config: str | Path = "config") -> DatasetConfig:
@@ -99,8 +217,7 @@ def resolve_run(name: str, seed: int, config: str | Path = "config") -> RunConfi
         UserError: as `load_experiment` and `load_dataset`, or network and data do not fit together.
     """
     experiment = load_experiment(name, config)
-    where = str(Path(config) / "experiments" / f"{name}.yaml")
-    return run_of(experiment, name, seed, load_dataset(experiment.dataset, config), where)
+    return run_of(experiment, name, seed, load_dataset(experiment.dataset, config), place_of(name, config))
 
 
 def run_of(experiment: Experiment, name: str, seed: int, dataset: DatasetConfig, where: str) -> RunConfig:
@@ -145,20 +262,6 @@ def to_json(model: BaseModel) -> str:
     return json.dumps(model.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
 
 
-def validate(model: type[Model], values: dict[str, Any], where: str) -> Model:
-    """Validate `values`; every error becomes one line that names the file, the key and what would be right.
-
-    Raises:
-        UserError: invalid.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        problems = [_explain(model, problem) for problem in error.errors(include_url=False)]
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(f"{where}: {problems[0]}{more}") from None
-
-
 def _with_ancestors(folder: Path, name: str, chain: list[str]) -> dict[str, Any]:
     if name in chain:
         raise UserError(f"{folder / chain[0]}.yaml: extends: goes in a circle: {' -> '.join([*chain, name])}")
@@ -197,39 +300,3 @@ def _nearest_file(path: Path) -> str:
     if near:
         return f"; did you mean {near[0]}?"
     return f"; there are: {', '.join(names)}" if names else ""
-
-
-def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
-    location = [part for part in problem["loc"] if not _is_union_tag(part)]
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(model, location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-        return f"{path}: unknown key; {hint}"
-    if problem["type"] == "missing":
-        return f"{path}: is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return f"{path}.{message}" if path else message
-    got = problem["input"]
-    shown = f", got {got!r}" if isinstance(got, (str, int, float, bool, list)) or got is None else ""
-    return f"{path}: {message[0].lower()}{message[1:]}{shown}"
-
-
-def _is_union_tag(part: Any) -> bool:
-    # pydantic adds the tried branch of "number or list" to the location; no key of ours contains brackets or is a type.
-    return isinstance(part, str) and ("[" in part or part in {"float", "int", "str", "list", "constrained-float"})
-
-
-def _known_keys(model: type[BaseModel], location: list[Any]) -> list[str]:
-    for part in location:
-        model = next(found for found in _types(model.model_fields[part].annotation) if issubclass(found, BaseModel))
-    return sorted(model.model_fields)
-
-
-def _types(annotation: Any) -> Iterator[type]:
-    if isinstance(annotation, type):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _types(argument)

@@ -8,9 +8,20 @@ from pydantic import BaseModel
 
 from udpm.config.dataset import DatasetConfig
 from udpm.config.experiment import Experiment
+from udpm.config.resources import ClusterConfig
+from udpm.config.results import PublishedRuntime, PublishedTable
 from udpm.config.study import Study
+from udpm.config.sweep import Sweep
 
-FILES: dict[str, type[BaseModel]] = {"experiment": Experiment, "dataset": DatasetConfig, "study": Study}
+FILES: dict[str, type[BaseModel]] = {
+    "experiment": Experiment,
+    "dataset": DatasetConfig,
+    "sweep": Sweep,
+    "study": Study,
+    "cluster": ClusterConfig,
+    "published": PublishedTable,
+    "runtime": PublishedRuntime,
+}
 """Kinds of configuration files and their models."""
 
 KEYS, FLAGS = "keys", "flags"
@@ -32,7 +43,13 @@ def json_schema(kind: str) -> dict[str, Any]:
 def key_reference() -> str:
     """A markdown table of every key: type, default, meaning."""
     parts = []
-    titles = {"study": "config.yaml", "dataset": "datasets/NAME.yaml", "experiment": "experiments/NAME.yaml"}
+    titles = {
+        "study": "config.yaml",
+        "dataset": "datasets/NAME.yaml",
+        "experiment": "experiments/NAME.yaml",
+        "sweep": "sweeps/NAME.yaml",
+        "cluster": "cluster.yaml",
+    }
     for kind, title in titles.items():
         schema = json_schema(kind)
         rows = list(_rows(schema, schema, ""))

@@ -18,5 +18,7 @@ class Study(Section):
 
     experiments: Annotated[list[str], BeforeValidator(_one_or_many), Field(min_length=1)]
     """Experiments to run: names of files in ``config/experiments/``. One name may stand without a list."""
+    sweep: str | None = None
+    """Sweep that the targets `sweep` and `sweep_plan` build: a file in ``config/sweeps/``."""
     results: str = "results"
     """Folder for everything that is made, relative to the folder in which `snakemake` is called."""

@@ -31,7 +31,7 @@ def bench_feeding(side: int, batch: int, device: torch.device) -> Iterator[str]:
         Lines of text.
     """
     with tempfile.TemporaryDirectory() as folder:
-        levels = _random_levels(Path(folder), side)
+        levels = random_levels(Path(folder), side, LEVELS, IMAGES)
         yield f"feeding batches of {batch} at side {side} to {device.type}: {IMAGES} images, flipped at random"
         for residence in ("memory", "device"):
             feed = Batches(levels, 2, batch, 0, flip=True, device=device, residence=residence)
@@ -42,15 +42,23 @@ def bench_feeding(side: int, batch: int, device: torch.device) -> Iterator[str]:
                 yield f"  {residence:6} l = {level} {speed}"
 
 
-def _random_levels(folder: Path, side: int) -> Levels:
-    images = np.random.default_rng(0).integers(0, 256, (IMAGES, side, side, 3), dtype=np.uint8)
-    arrays = [images, *(block_sums(images, level) for level in range(1, LEVELS))]
+def random_levels(folder: Path, side: int, levels: int, count: int) -> Levels:
+    """A data set of random bytes for benchmarks, unlabelled.
+
+    Args:
+        folder: where its arrays are written.
+        side: of the images.
+        levels: L.
+        count: images.
+    """
+    images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    arrays = [images, *(block_sums(images, level) for level in range(1, levels))]
     maps = []
     for level, values in enumerate(arrays):
         np.save(folder / f"{level}.npy", values)
         maps.append(np.load(folder / f"{level}.npy", mmap_mode="r"))
-    record = {"side": side, "classes": 0, "count": IMAGES, "splits": {"train": [0, IMAGES]}, "sha256": ""}
-    return Levels(Store(folder, maps[0], np.zeros(IMAGES, dtype=np.int64), record), maps)
+    record = {"side": side, "classes": 0, "count": count, "splits": {"train": [0, count]}, "sha256": ""}
+    return Levels(Store(folder, maps[0], np.zeros(count, dtype=np.int64), record), maps)
 
 
 def _rate(feed: Batches, level: int, batch: int, device: torch.device) -> float:

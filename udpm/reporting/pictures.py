@@ -36,7 +36,7 @@ def draw_samples(path: str | Path, stem: str | Path) -> None:
     height, width = canvas.shape[:2]
     figure, axes = plt.subplots(figsize=(6.4, 6.0 * height / width + 0.3), layout="constrained")
     axes.imshow(canvas, interpolation="nearest")
-    _bare(axes)
+    bare(axes)
     if rows:
         axes.set_yticks([row * (side + gap) + side / 2 for row in range(len(shown))], rows)
         axes.set_ylabel("class asked for")
@@ -66,7 +66,7 @@ def draw_chain(path: str | Path, stem: str | Path) -> None:
         picture, caption = _shown(values, kind, level, scale)
         for column in range(count):
             grid[row, column].imshow(picture[column].transpose(1, 2, 0), interpolation="nearest")
-            _bare(grid[row, column])
+            bare(grid[row, column])
             if row == 0 and record.get("classes"):
                 grid[row, column].set_title(f"class {labels[column]}")
         grid[row, 0].set_ylabel(caption, rotation=0, ha="right", va="center")
@@ -78,13 +78,18 @@ def _shown(values: np.ndarray, kind: str, level: int, scale: int) -> tuple[np.nd
     """Values as colours in [0, 1], (n, 3, h, w), and the row's caption."""
     side = values.shape[-1]
     if kind == "f":
-        name = "x₀ = f(x₁)" if level == 1 else f"f(x{_subscript(level)})"
+        name = "x₀ = f(x₁)" if level == 1 else f"f(x{subscript(level)})"
         return ((values / scale ** (level - 1) + 1) / 2).clip(0, 1), f"{name}\n{side}×{side}"
-    reach = NOISE_RANGE * values.std()
-    return ((values / reach + 1) / 2).clip(0, 1), f"x{_subscript(level)}\n{side}×{side}, ±{NOISE_RANGE} std"
+    return shown_state(values), f"x{subscript(level)}\n{side}×{side}, ±{NOISE_RANGE} std"
 
 
-def _subscript(number: int) -> str:
+def shown_state(values: np.ndarray) -> np.ndarray:
+    """Noisy states as colours in [0, 1]: black and white are three standard deviations from 0."""
+    return ((values / (NOISE_RANGE * values.std()) + 1) / 2).clip(0, 1)
+
+
+def subscript(number: int) -> str:
+    """A number as an index."""
     return str(number).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
 
 
@@ -97,7 +102,8 @@ def _rows(labels: np.ndarray, classes: int) -> tuple[list[str], list[list[int]]]
     return [str(label) for label in present], [list(np.flatnonzero(labels == label)[:COLUMNS]) for label in present]
 
 
-def _bare(axes: Axes) -> None:
+def bare(axes: Axes) -> None:
+    """Nothing but the image."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(False)

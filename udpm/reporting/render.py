@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 
 MISSING = "–"
+SYMBOLS = {
+    symbol: f"\\ensuremath{{\\{name}}}"
+    for symbol, name in zip("αβγλσ≥≤", ("alpha", "beta", "gamma", "lambda", "sigma", "ge", "le"), strict=True)
+}
+"""Characters that LaTeX's own fonts lack, by what it calls them."""
 
 
 def markdown(table: pd.DataFrame, notes: list[str]) -> str:
@@ -24,7 +31,9 @@ def latex(table: pd.DataFrame, notes: list[str], words: int) -> str:
     body = styled.to_latex(hrules=True, column_format="l" * words + "r" * (table.shape[1] - words))
     escaped = pd.DataFrame({"note": notes}).style.format(escape="latex")
     lines = [escaped._display_funcs[(row, 0)](note) for row, note in enumerate(notes)]
-    return "% needs \\usepackage{booktabs}\n" + body + "".join(f"\\par\\footnotesize {line}\n" for line in lines)
+    text = body + "".join(f"\\par\\footnotesize {line}\n" for line in lines)
+    # Two hyphens of an option would be set as one dash.
+    return "% needs \\usepackage{booktabs}\n" + text.replace("--", "-{}-").translate(str.maketrans(SYMBOLS))
 
 
 def html(table: pd.DataFrame, notes: list[str], words: int, title: str) -> str:
@@ -36,14 +45,46 @@ def html(table: pd.DataFrame, notes: list[str], words: int, title: str) -> str:
         words: number of leading columns that are set to the left.
         title: of the page.
     """
+    return html_page(title, [_html_part(table, notes, words, title)])
+
+
+def html_page(title: str, parts: list[str]) -> str:
+    """A page of its own.
+
+    Args:
+        title: of the page.
+        parts: html of what stands in it, each as `html_section` gives it.
+    """
+    return f'<!doctype html><meta charset="utf-8"><title>{title}</title>\n' + "".join(f"{part}\n" for part in parts)
+
+
+def html_section(table: pd.DataFrame, notes: list[str], words: int, title: str) -> str:
+    """A table under its title, for a page that holds several.
+
+    Args:
+        table: of text; may be empty.
+        notes: under it.
+        words: number of leading columns that are set to the left.
+        title: plain words.
+    """
+    return f'<h2 style="font: bold 16px sans-serif">{title}</h2>\n' + _html_part(table, notes, words, title)
+
+
+def _html_part(table: pd.DataFrame, notes: list[str], words: int, title: str) -> str:
     left = ", ".join(f"td.col{column}" for column in range(words))
     rules = [
         {"selector": "", "props": "border-collapse: collapse; font: 14px sans-serif"},
         {"selector": "th, td", "props": "padding: 4px 12px; text-align: right; border-bottom: 1px solid #ddd"},
         {"selector": left, "props": "text-align: left"},
     ]
-    styled = table.style.hide(axis="index").format(escape="html").set_table_styles(rules).set_uuid(title.lower())
+    name = _identifier(title)
+    styled = table.style.hide(axis="index").format(escape="html").set_table_styles(rules).set_uuid(name)
     listed = pd.DataFrame({"": notes}).style.hide(axis="index").hide(axis="columns").format(escape="html")
-    listed = listed.set_table_styles([{"selector": "", "props": "font: 12px sans-serif"}]).set_uuid("notes")
-    page = styled.to_html() + "<p></p>" + listed.to_html()
-    return f'<!doctype html><meta charset="utf-8"><title>{title}</title>\n{page}\n'
+    small = [{"selector": "", "props": "font: 12px sans-serif"}]
+    shown = "" if table.empty else styled.to_html() + "<p></p>"
+    return shown + listed.set_table_styles(small).set_uuid(f"{name}-notes").to_html()
+
+
+def _identifier(title: str) -> str:
+    """A title as the name that a page's style refers to its table by."""
+    return re.sub("[^a-z0-9]+", "-", title.lower())

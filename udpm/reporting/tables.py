@@ -8,14 +8,15 @@ from typing import Any
 
 import pandas as pd
 
-from udpm.core.errors import UserError
-from udpm.core.files import read_json, write_text
+from udpm.core.files import write_text
 from udpm.reporting import words
 from udpm.reporting.render import MISSING, html, latex, markdown
+from udpm.scoring.records import read_score
 
-FORMAT = "udpm-score/1"
 WORDS = 2
 """Leading columns of the table to read that hold words."""
+WHOLE = ("nfe", "run_seed", "sampling_seed", "iteration", "selection_n", "selection_seed")
+"""Columns of whole numbers, also where some are missing."""
 ORDER = {"samples": 0, "images": 1, "heldout": 2, "noise": 3}
 SHOWN = {
     "precision": ("precision", "{:.3f}"),
@@ -33,12 +34,13 @@ def collect(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
     """
     scores = []
     for path in paths:
-        score = read_json(path, "score")
-        if score.get("format") != FORMAT:
-            raise UserError(f"{path}: format is {score.get('format')!r}, expected {FORMAT!r}")
+        score = read_score(path)
         # Yardsticks belong to the experiment whose folder they lie in.
         score["experiment"] = score["subject"].get("experiment") or Path(path).parent.name
         scores.append(score)
+    selected = {_run(score) for score in scores if "selection" in score["subject"]}
+    for score in scores:
+        score["beside_best"] = _run(score) in selected and "selection" not in score["subject"]
     return sorted(scores, key=_place)
 
 
@@ -70,6 +72,7 @@ def full_table(scores: list[dict[str, Any]]) -> pd.DataFrame:
                 "guidance": subject.get("guidance"),
                 "weights": subject.get("weights"),
                 "iteration": subject.get("iteration"),
+                **_selection(subject),
                 "weights_sha256": subject.get("weights_sha256"),
                 "weights_origin": "; ".join(file["name"] for file in (subject.get("origin") or {}).get("files", [])),
                 "device": protocol["device"],
@@ -78,7 +81,7 @@ def full_table(scores: list[dict[str, Any]]) -> pd.DataFrame:
             }
         )
     table = pd.DataFrame(rows)
-    whole = [name for name in ("nfe", "run_seed", "sampling_seed", "iteration") if name in table]
+    whole = [name for name in WHOLE if name in table]
     return table.astype(dict.fromkeys(whole, "Int64"))
 
 
@@ -130,7 +133,8 @@ def footnotes(scores: list[dict[str, Any]]) -> list[str]:
             notes.append(
                 f"{score['experiment']}, {_subject(score)}: {words.weights(subject)} "
                 f"(SHA-256 {subject['weights_sha256'][:12]}), {words.noise(subject)}, {subject['posterior']} "
-                f"posterior{guidance}, udpm {versions.get('udpm', '?')}, torch {versions.get('torch', '?')}."
+                f"posterior{guidance}{_chosen(subject)}, udpm {versions.get('udpm', '?')}, "
+                f"torch {versions.get('torch', '?')}."
             )
     return list(dict.fromkeys(notes))
 
@@ -202,8 +206,39 @@ def _subject(score: dict[str, Any]) -> str:
         return "held-out images (floor)"
     if subject["kind"] == "images":
         return subject["source"]
-    return "noise (ceiling)" if subject["kind"] == "noise" else f"UDPM, seed {subject['run_seed']}"
+    if subject["kind"] == "noise":
+        return "noise (ceiling)"
+    which = ", last" if score.get("beside_best") else ""
+    if "selection" in subject:
+        which = f", best of {len(subject['selection']['iterations'])} milestones"
+    return f"UDPM, seed {subject['run_seed']}{which}"
 
 
 def _place(score: dict[str, Any]) -> tuple:
-    return score["experiment"], ORDER[score["subject"]["kind"]], score["subject"].get("run_seed", 0)
+    subject = score["subject"]
+    return score["experiment"], ORDER[subject["kind"]], subject.get("run_seed") or 0, not score["beside_best"]
+
+
+def _run(score: dict[str, Any]) -> tuple:
+    return score["experiment"], score["subject"].get("run_seed")
+
+
+def _selection(subject: dict[str, Any]) -> dict[str, Any]:
+    """Columns on how a milestone was chosen; none where none was."""
+    if "selection" not in subject:
+        return {}
+    selection = subject["selection"]
+    shown = {f"selection_{key}": selection[key] for key in ("n", "seed", "frechet_distance")}
+    return shown | {"selection_iterations": " ".join(map(str, selection["iterations"]))}
+
+
+def _chosen(subject: dict[str, Any]) -> str:
+    """In words, by what a milestone was chosen."""
+    if "selection" not in subject:
+        return ""
+    selection = subject["selection"]
+    return (
+        f", chosen from iterations {', '.join(map(str, selection['iterations']))} by the least Fréchet distance of "
+        f"{selection['n']} other images each (sampling seed {selection['seed']}; it was "
+        f"{selection['frechet_distance']:.4g})"
+    )

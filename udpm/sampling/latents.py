@@ -45,7 +45,7 @@ def explore_latents(weights: Path, kind: str, config: Latents, sampling: Samplin
     if sampling.iteration is not None:
         weights = kept_weights(weights, sampling.iteration)
     model = load_model(weights, sampling.weights, device)
-    sampler = Sampler(model, sampling.posterior, sampling.batch, sampling.guidance)
+    sampler = Sampler(model, sampling.posterior, sampling.batch, sampling.guidance, sampling.precision)
     arrays = EXPERIMENTS[kind](sampler, config)
     record = {
         "format": FORMAT,

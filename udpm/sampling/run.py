@@ -24,30 +24,38 @@ from udpm.sampling.sampler import Sampler
 UNLABELLED_CHAINS = 8
 
 
-def draw_samples(weights: Path, config: Sampling, output: Path, chain: Path | None = None) -> None:
-    """Draw `config.count` images and write them with their record.
+def draw_samples(
+    weights: Path,
+    config: Sampling,
+    output: Path | None,
+    chain: Path | None = None,
+    shard: tuple[int, int] = (1, 1),
+) -> None:
+    """Draw `config.count` images, or one shard of them, and write them with their record.
 
     Args:
         weights: a run's weight file.
         config: of the sampling.
-        output: .npz of the sample set; its record gets the same name with .json.
+        output: .npz of the sample set; its record gets the same name with .json. None: draw chains only.
         chain: .npz of the states and network outputs of one image per class (arrays x_l, f_l, labels, record).
+        shard: (i, k), 1 <= i <= k: the i-th of k parts, which are cut at multiples of the batch. The images are the
+            same whatever k.
 
     Raises:
-        UserError: weights missing or damaged.
+        UserError: weights missing or damaged, or more shards than batches.
     """
     check_outputs({"--output": (output, ".npz"), "--chain": (chain, ".npz")}, weights, config.noise)
+    numbers = shard_numbers(config.count, config.batch, *shard)
     device = runtime.configure(config.device, config.threads)
     if config.iteration is not None:
         weights = kept_weights(weights, config.iteration)
     model = load_model(weights, config.weights, device)
-    sampler = Sampler(model, config.posterior, config.batch, config.guidance)
-    labels = sampler.labels(config.count, config.labels)
+    sampler = Sampler(model, config.posterior, config.batch, config.guidance, config.precision)
+    labels = sampler.labels(config.count, config.labels)[numbers.start : numbers.stop]
     source, identity = config.seed, {"seed": config.seed}
     if config.noise is not None:
         source, identity = stored(config.noise, sampler.schedule, model.config.side, config.count)
         identity = {"seed": None, "noise": identity}
-    images, outputs = _draw(sampler, labels, source, config.intermediate)
     record = {
         **model.record,
         "classes": 0 if config.labels == "none" else sampler.classes,
@@ -61,15 +69,39 @@ def draw_samples(weights: Path, config: Sampling, output: Path, chain: Path | No
     }
     if chain is not None:
         _write_chain(sampler, _chain_labels(sampler, config), source, chain, record)
-    save_samples(output, images, labels.clip(0), record, outputs)
+    if output is not None:
+        images, outputs = _draw(sampler, labels, source, numbers.start, config.intermediate)
+        part = {} if shard == (1, 1) else {"shard": list(shard)}
+        save_samples(output, images, labels.clip(0), record | part, outputs)
+
+
+def shard_numbers(count: int, batch: int, index: int, shards: int) -> range:
+    """Numbers of the images of a shard: whole batches, but for the last of all.
+
+    Args:
+        count: images in all.
+        batch: images per network call.
+        index: 1..shards.
+        shards: number of parts.
+
+    Raises:
+        UserError: more shards than batches.
+    """
+    batches = -(-count // batch)
+    if not 1 <= index <= shards or shards > batches:
+        raise UserError(
+            f"shard {index} of {shards}: {count} images in batches of {batch} can be cut into 1 to {batches} shards"
+        )
+    start, stop = ((part * batches // shards) * batch for part in (index - 1, index))
+    return range(start, min(stop, count))
 
 
 def _draw(
-    sampler: Sampler, labels: np.ndarray, source: int | NoiseSource, intermediate: bool
+    sampler: Sampler, labels: np.ndarray, source: int | NoiseSource, first: int, intermediate: bool
 ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     """Images, and the outputs of the coarser levels at full side where they are wanted."""
     found: dict[int, list[np.ndarray]] = {}
-    for steps in sampler.chains(labels, source):
+    for steps in sampler.chains(labels, source, first):
         for step in steps if intermediate else steps[-1:]:
             found.setdefault(step.level, []).append(to_bytes(_at_full_side(step, sampler.schedule)))
     outputs = {level: np.concatenate(parts) for level, parts in found.items()}
@@ -93,6 +125,7 @@ def kept_weights(weights: Path, iteration: int) -> Path:
     if not path.exists():
         kept = sorted(int(found.stem) for found in path.parent.glob("*.safetensors"))
         held = f"kept are {', '.join(map(str, kept))}" if kept else "none are kept (training.keep_every)"
+        held += "; take one that is (sampling.iteration, selection.milestones), or train the run anew"
         raise UserError(f"{path}: no weights of iteration {iteration}; {held}")
     return path
 

@@ -11,7 +11,9 @@ import torch
 from tqdm import tqdm
 
 from udpm.core.errors import UserError
+from udpm.core.usage import count_images
 from udpm.networks.layers import NO_LABEL
+from udpm.networks.serving import Precision, serve
 from udpm.networks.weights import Model
 from udpm.process.chain import Network, Step, sample
 from udpm.process.images import to_bytes
@@ -29,12 +31,20 @@ class Sampler:
         posterior: "scalar" or "exact".
         batch: images per network call.
         guidance: w of classifier-free guidance; 1 is none.
+        precision: of the network; the chain stays float32. The model's own weights are prepared for it, in place.
 
     Raises:
         UserError: guidance for a model that was not trained with label dropout.
     """
 
-    def __init__(self, model: Model, posterior: Form = "scalar", batch: int = 250, guidance: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: Model,
+        posterior: Form = "scalar",
+        batch: int = 250,
+        guidance: float = 1.0,
+        precision: Precision = "float32",
+    ) -> None:
         self.model = model
         self.schedule = Schedule.from_config(model.config.process)
         self.posterior: Form = posterior
@@ -43,7 +53,8 @@ class Sampler:
         self.drops_labels = model.generator.shape.label_dropout
         if guidance != 1 and not self.drops_labels:
             raise UserError("guidance: this model was not trained with label dropout; only 1 (none) is possible")
-        self._network: Network = model.generator if guidance == 1 else _guided(model.generator, guidance)
+        network: Network = serve(model.generator, precision)
+        self._network = network if guidance == 1 else _guided(network, guidance)
         self.nfe = self.schedule.levels * (1 if guidance == 1 else 2)
         self._device = next(model.generator.parameters()).device
 
@@ -89,20 +100,29 @@ class Sampler:
         return np.concatenate([to_bytes(steps[-1].output) for steps in self.chains(chosen, seed)])
 
     @torch.inference_mode()
-    def chains(self, labels: np.ndarray, noise: int | NoiseSource) -> Iterator[list[Step]]:
-        """The sampling chains of images 0..len(labels) - 1, batch by batch.
+    def chains(self, labels: np.ndarray, noise: int | NoiseSource, first: int = 0) -> Iterator[list[Step]]:
+        """The sampling chains of images first..first + len(labels) - 1, batch by batch.
+
+        All batches of a set have one size, the last one is filled up: bits of an image depend on it, and are thus the
+        same in whichever job of several it is drawn.
 
         Args:
             labels: (n,) int64; `NO_LABEL` for none.
             noise: a seed, or where the noise comes from.
+            first: number of the first image, a multiple of the batch.
         """
         source = self._seeded(noise) if isinstance(noise, int) else noise
-        numbers = range(0, len(labels), self.batch)
+        several = first + len(labels) > self.batch
         with tqdm(total=len(labels), unit="image", desc="sample", disable=not sys.stderr.isatty()) as progress:
-            for start in numbers:
+            for start in range(0, len(labels), self.batch):
                 part = labels[start : start + self.batch]
-                yield self._chain(source(range(start, start + len(part))), part)
+                latent = source(range(first + start, first + start + len(part)))
+                if several and len(part) < self.batch:
+                    yield [_cut(step, len(part)) for step in self._chain(*_filled(latent, part, self.batch))]
+                else:
+                    yield self._chain(latent, part)
                 progress.update(len(part))
+                count_images(len(part))
 
     def latent(self, seed: int) -> Latent:
         """The latent of image 0 of a seed, on the CPU."""
@@ -126,6 +146,7 @@ class Sampler:
                 steps = self._chain(batch, chosen[start : start + self.batch])
                 images.append(steps[-1].output.float().cpu())
                 progress.update(len(batch.base))
+                count_images(len(batch.base))
         return torch.cat(images)
 
     def _chain(self, latent: Latent, labels: np.ndarray) -> list[Step]:
@@ -149,6 +170,18 @@ class Sampler:
         if chosen.min() < 0 or chosen.max() >= self.classes:
             raise UserError(f"labels: must lie in 0..{self.classes - 1}, got {chosen.min()}..{chosen.max()}")
         return chosen.astype(np.int64)
+
+
+def _filled(latent: Latent, labels: np.ndarray, batch: int) -> tuple[Latent, np.ndarray]:
+    """A batch filled up with its last image."""
+    missing = batch - len(labels)
+    maps = (latent.base, *latent.noises)
+    base, *noises = [torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) for part in maps]
+    return Latent(base, tuple(noises)), np.pad(labels, (0, missing), mode="edge")
+
+
+def _cut(step: Step, count: int) -> Step:
+    return step._replace(state=step.state[:count], output=step.output[:count])
 
 
 def _guided(network: Network, weight: float) -> Network:

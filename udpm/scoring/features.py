@@ -10,6 +10,7 @@ import numpy as np
 
 from udpm.core.files import atomic_path
 from udpm.core.progress import Progress
+from udpm.core.usage import count_images
 from udpm.scoring.extractor import Extractor
 
 PART = 1000
@@ -50,6 +51,7 @@ def extract(
             digest.update(own.digest())
             found.append(_features(part, own.digest(), extractor, batch, cache))
             progress.update(len(part))
+            count_images(len(part))
     return np.concatenate(found), digest.hexdigest()
 
 

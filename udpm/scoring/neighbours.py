@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -54,12 +55,43 @@ def nearest_distances(images: np.ndarray, bank: np.ndarray) -> np.ndarray:
     Returns:
         (N,) float64.
     """
-    flat, others = (torch.from_numpy(np.array(part)).flatten(1).double() / 255 for part in (images, bank))
-    nearest = []
-    for block, squares in _squares(flat, others):
-        chosen = squares.topk(min(1 + SPARE, len(others)), largest=False).indices
-        nearest.append(_exact(block, others, chosen).amin(1).sqrt())
-    return torch.cat(nearest).numpy() / np.sqrt(flat.shape[1])
+    return nearest_images(images, bank)[1]
+
+
+def nearest_images(images: np.ndarray, bank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest image of a bank, and the distance to it: root mean square over pixels in [0, 1].
+
+    Args:
+        images: (N, side, side, 3) uint8.
+        bank: (M, side, side, 3) uint8.
+
+    Returns:
+        Numbers in the bank, (N,) int64, and distances, (N,) float64.
+    """
+    pixels = int(np.prod(images.shape[1:]))
+    # Neither the bytes of all images as floats nor all distances are ever in memory.
+    size = max(1, min(BLOCK_BYTES // (8 * pixels), math.isqrt(BLOCK_BYTES // 8)))
+    found = [_nearest(block, bank, size) for _, block in _blocks(images, size)]
+    numbers, squares = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
+    return numbers, np.sqrt(squares) / (255 * math.sqrt(pixels))
+
+
+def _nearest(block: torch.Tensor, bank: np.ndarray, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The nearest image of a bank to each of a block, and its squared distance in bytes; of equals the first."""
+    least = torch.full((len(block),), math.inf, dtype=torch.float64)
+    numbers = torch.zeros(len(block), dtype=torch.int64)
+    for start, others in _blocks(bank, size):
+        # Bytes make these whole numbers far below 2^53: inner products are exact, unlike those of features.
+        here = torch.addmm(others.square().sum(1), block, others.T, alpha=-2).min(1)
+        nearer = here.values < least
+        least[nearer], numbers[nearer] = here.values[nearer], here.indices[nearer] + start
+    return numbers, least + block.square().sum(1)
+
+
+def _blocks(images: np.ndarray, size: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """Number of the first, and float64 rows of bytes, of so many images at a time."""
+    for start in range(0, len(images), size):
+        yield start, torch.from_numpy(images[start : start + size].astype(np.float64)).flatten(1)
 
 
 def _points(features: np.ndarray, centre: np.ndarray, device: torch.device | str) -> torch.Tensor:
@@ -70,9 +102,14 @@ def _points(features: np.ndarray, centre: np.ndarray, device: torch.device | str
 
 def _covered(points: torch.Tensor, centres: torch.Tensor, neighbours: int) -> float:
     """Share of points within any centre's ball: the ball's edge belongs to it."""
-    radii = torch.cat([_radii(block, squares, centres, neighbours) for block, squares in _squares(centres, centres)])
-    inside = [_inside(block, squares, centres, radii) for block, squares in _squares(points, centres)]
-    return float(torch.cat(inside).double().mean())
+    # One tensor for all results: small ones kept between the large ones would leave the allocator's memory in pieces.
+    radii = centres.new_empty(len(centres))
+    for part, squares in _squares(centres, centres):
+        radii[part] = _radii(centres[part], squares, centres, neighbours)
+    inside = radii.new_empty(len(points), dtype=torch.bool)
+    for part, squares in _squares(points, centres):
+        inside[part] = _inside(points[part], squares, centres, radii)
+    return float(inside.double().mean())
 
 
 def _radii(block: torch.Tensor, squares: torch.Tensor, centres: torch.Tensor, neighbours: int) -> torch.Tensor:
@@ -100,8 +137,10 @@ def _inside(block: torch.Tensor, squares: torch.Tensor, centres: torch.Tensor, r
     return inside
 
 
-def _squares(points: torch.Tensor, others: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Points and their squared distances to others from inner products, (b, d) and (b, M), a block at a time."""
-    lengths = others.square().sum(1)
-    for block in points.split(max(1, BLOCK_BYTES // (8 * len(others)))):
-        yield block, torch.addmm(lengths, block, others.T, alpha=-2).add_(block.square().sum(1)[:, None])
+def _squares(points: torch.Tensor, others: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """A block of points at a time, and their squared distances to others from inner products, (b, M)."""
+    lengths, size = others.square().sum(1), max(1, BLOCK_BYTES // (8 * len(others)))
+    for start in range(0, len(points), size):
+        block = points[start : start + size]
+        squares = torch.addmm(lengths, block, others.T, alpha=-2).add_(block.square().sum(1)[:, None])
+        yield slice(start, start + len(block)), squares

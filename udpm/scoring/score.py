@@ -20,9 +20,10 @@ from udpm.scoring.features import Images, extract
 from udpm.scoring.frechet import frechet_distance, statistics
 from udpm.scoring.kernel import kernel_distance
 from udpm.scoring.neighbours import nearest_distances, precision_recall
+from udpm.scoring.records import FORMAT
 from udpm.scoring.reference import Reference
+from udpm.scoring.selection import chosen_as
 
-FORMAT = "udpm-score/1"
 NOISE_SEED = 0
 
 FID_COUNT = 50_000
@@ -46,17 +47,19 @@ class Subject:
     identity: dict[str, Any]
 
 
-def sampled(samples: SampleSet, count: int | None = None) -> Subject:
-    """A model's sample set, or the first `count` of it.
+def sampled(samples: SampleSet, count: int | None = None, selection: str | Path | None = None) -> Subject:
+    """A model's sample set, or the first `count` of it; `selection` is the file by which its milestone was chosen.
 
     Raises:
-        UserError: it has fewer.
+        UserError: it has fewer, or is not of the selected milestone.
     """
     found = len(samples.images)
     if count is not None and count > found:
         raise UserError(f"the sample set has {found} images, fewer than the {count} asked for; lower --count")
     identity = {key: value for key, value in samples.record.items() if key not in {"format", "provenance"}}
     identity["samples_sha256"] = identity.pop("sha256")
+    if selection is not None:
+        identity["selection"] = chosen_as(selection, identity)
     return Subject(
         samples.images[:count],
         samples.labels[:count],
@@ -126,7 +129,8 @@ def score(
             "extractor": extractor.describe(),
             "preprocessing": extractor.inputs.describe(),
             "reference": {
-                key: reference.record.get(key) for key in ("dataset", "dataset_sha256", "split", "n", "flips")
+                key: reference.record.get(key)
+                for key in ("dataset", "dataset_sha256", "imported_sha256", "split", "n", "flips")
             }
             | {"sha256": reference.sha256},
             "neighbours": config.neighbours,
@@ -161,7 +165,9 @@ def _belong_together(subject: Subject, store: Store | None, reference: Reference
             f"({reference.preprocessing}); make the reference again"
         )
     height, width = subject.images.shape[1:3]
-    if store is not None and reference.record["dataset_sha256"] != store.digest:
+    # Published statistics do not say of which images they are.
+    of = reference.record["dataset_sha256"]
+    if store is not None and of not in (None, store.digest):
         raise UserError(f"{store.folder}: is not the data set of the reference; make the reference again")
     if store is not None and (height, width) != (store.side, store.side):
         raise UserError(f"images have side {height}, but data set {store.folder} has {store.side}")
@@ -248,10 +254,10 @@ def _memorisation(subject: Subject, store: Store | None, count: int) -> dict[str
     if store is None:
         metrics = {"nearest_distance": distance, "nearest_distance_ratio": ratio}
         return {name: metric | {"reason": "no data set was given"} for name, metric in metrics.items()}
-    training = np.array(store.images[store.split("train")])
+    training = store.images[store.split("train")]
     distance["value"] = float(nearest_distances(subject.images[:count], training).mean())
     try:
-        unseen = np.array(store.images[store.split("test")])
+        unseen = store.images[store.split("test")]
     except UserError:
         ratio["reason"] = "the data set has no test split"
     else:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from udpm.config.experiment import RunConfig
-from udpm.core import runtime
+from udpm.core import provenance, runtime
 from udpm.core.errors import UserError
+from udpm.core.measure import ceilings, now, paired
 from udpm.data.cache import Levels
 from udpm.networks.cost import count_cost
+from udpm.training.plain import PlainTrainer
 from udpm.training.trainer import Trainer
 
 WARM_UP = 5
-MATRIX = 2048
-PRODUCTS = 8
+COMPARISON = "udpm-comparison/1"
+PLAIN, FLOAT32, CONFIGURED = "plain", "float32", "as configured"
 
 
 class Clock:
@@ -29,9 +31,7 @@ class Clock:
 
     def now(self) -> float:
         """Seconds, once the device has done all it was given."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
+        return now(self._device)
 
     def timed(self, part: str, function: Callable) -> Callable:
         """The function, its time added to `part`."""
@@ -87,6 +87,86 @@ def bench_training(config: RunConfig, levels: Levels, iterations: int) -> list[s
     ]
 
 
+def for_speed(config: RunConfig, batch: int | None, threads: int | None, *, random: bool) -> RunConfig:
+    """A configuration with another batch or other threads; random images need no trained LPIPS either."""
+    if config.training == "imported":
+        return config
+    changes = {"batch": batch or config.training.batch, "threads": threads or config.training.threads}
+    changed = _changed(config, **changes)
+    if not random:
+        return changed
+    return changed.model_copy(update={"losses": config.losses.model_copy(update={"lpips_network": "vgg-random"})})
+
+
+def compare_training(config: RunConfig, levels: Levels, repetitions: int) -> dict[str, Any]:
+    """An iteration, both players at one level: the plain way and as configured, in turn, at every level.
+
+    Where a run is configured for bfloat16, this trainer's float32 is measured too.
+
+    Args:
+        config: of a run; its number of processes is ignored.
+        levels: its data set and caches.
+        repetitions: of each way at each level.
+
+    Returns:
+        The record: by level, times and how many times faster than the plain way; and an iteration's mean time over
+        levels as training draws them.
+
+    Raises:
+        UserError: training is imported.
+    """
+    if config.training == "imported":
+        raise UserError(f"{config.experiment}: training is imported; there is nothing to measure")
+    training = config.training
+    device = runtime.configure(training.device, training.threads, tf32=training.tf32)
+    trainers = {PLAIN: PlainTrainer(config, levels, device)}
+    if training.precision != "float32":
+        trainers[FLOAT32] = Trainer(_changed(config, precision="float32"), levels, device)
+    trainers[CONFIGURED] = Trainer(config, levels, device)
+    by_level = {}
+    for level in range(1, config.process.levels + 1):
+        for trainer in trainers.values():
+            _fix_level(trainer, level)
+        calls = {name: trainer.iterate for name, trainer in trainers.items()}
+        by_level[level] = paired(calls, repetitions, device)
+    return {
+        "format": COMPARISON,
+        "of": "training",
+        "experiment": config.experiment,
+        "batch": training.batch,
+        "precision": training.precision,
+        "generator_multiply_adds": [call * training.batch for call in count_cost(config).calls],
+        "ceilings": ceilings(device),
+        "levels": by_level,
+        "iteration": {name: _mean_over_levels(config, by_level, name) for name in trainers},
+        "device": runtime.describe(device),
+        "provenance": provenance.record(),
+    }
+
+
+def _fix_level(trainer: Trainer, level: int) -> None:
+    shares = [float(other == level) for other in range(1, trainer.config.process.levels + 1)]
+    batches = trainer._batches(trainer.place, trainer.config.training.data)
+    trainer.draws = trainer.feed(_changed(trainer.config, level_probabilities=shares), batches)
+
+
+def _changed(config: RunConfig, **changes: Any) -> RunConfig:
+    return config.model_copy(update={"training": config.training.model_copy(update=changes)})
+
+
+def _mean_over_levels(config: RunConfig, by_level: dict[int, dict[str, Any]], name: str) -> dict[str, float]:
+    """Seconds of an iteration, medians weighed by how often a level is drawn, and the plain way's over them."""
+    shares = config.training.level_probabilities or [1 / len(by_level)] * len(by_level)
+
+    def mean(way: str, kind: str) -> float:
+        pairs = zip(shares, by_level.values(), strict=True)
+        return sum(share * found[way][kind]["median"] for share, found in pairs)
+
+    told = {kind: mean(name, kind) for kind in ("seconds", "cpu_seconds")}
+    speedups = {"speedup": "seconds", "cpu_speedup": "cpu_seconds"}
+    return told | {key: mean(PLAIN, kind) / told[kind] for key, kind in speedups.items()}
+
+
 def _shares(trainer: Trainer, clock: Clock, iterations: int) -> list[str]:
     """Time by part; a step's own share is what remains of it without its parts."""
     trainer.draws = clock.timed("data and noise", trainer.draws)
@@ -122,22 +202,11 @@ def _utilisation(trainer: Trainer, rate: float) -> list[str]:
     # A step costs its forward pass three times; the discriminator's step adds the generator's forward pass.
     per_image = 3 * forward + (forward if config.adversarial else 0)
     used = 2 * per_image * config.training.batch * rate
-    reached = _product_speed(trainer)
+    reached = ceilings(trainer.device)[f"{config.training.precision}_flops"]
     return [
         f"generator's own arithmetic: {used / 1e9:.4g} GFLOP/s, {100 * used / reached:.1f} % of the "
-        f"{reached / 1e9:.4g} GFLOP/s that a {MATRIX}×{MATRIX} matrix product reaches here"
+        f"{reached / 1e9:.4g} GFLOP/s that a large matrix product reaches here"
     ]
-
-
-def _product_speed(trainer: Trainer) -> float:
-    kind = torch.bfloat16 if trainer.config.training.precision == "bfloat16" else torch.float32
-    matrix = torch.randn(MATRIX, MATRIX, device=trainer.device, dtype=kind)
-    clock = Clock(trainer.device)
-    matrix @ matrix
-    since = clock.now()
-    for _ in range(PRODUCTS):
-        matrix @ matrix
-    return PRODUCTS * 2 * MATRIX**3 / (clock.now() - since)
 
 
 def _memory(device: torch.device) -> list[str]:

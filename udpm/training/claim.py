@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from udpm.config.base import Section
 from udpm.config.experiment import RunConfig
 from udpm.config.load import read_resolved, to_json
 from udpm.core.errors import UserError
@@ -50,7 +51,8 @@ def claim(run: Path, config: RunConfig, allow_world_size_change: bool, *, writes
         UserError: the folder holds a run of another configuration; the differing keys are named.
     """
     path = run / "config.json"
-    if path.exists():
+    # A sweep has hundreds of runs: the same text is not parsed again.
+    if path.exists() and not _is_text(path, to_json(config)):
         earlier = read_resolved(RunConfig, path)
         free = INCIDENTAL | WORLD if allow_world_size_change else INCIDENTAL
         changed = differences(earlier, config, free)
@@ -65,8 +67,15 @@ def claim(run: Path, config: RunConfig, allow_world_size_change: bool, *, writes
         write_text(path, to_json(config))
 
 
-def differences(earlier: RunConfig, now: RunConfig, free: set[str]) -> dict[str, str]:
-    """By key, how a run's configuration differs from an earlier one, apart from the keys in `free`."""
+def _is_text(path: Path, text: str) -> bool:
+    try:
+        return path.read_bytes() == text.encode()
+    except OSError:
+        return False
+
+
+def differences(earlier: Section, now: Section, free: set[str]) -> dict[str, str]:
+    """By key, how a configuration differs from an earlier one, apart from the keys in `free`."""
     before, after = (_flat(config.model_dump(mode="json")) for config in (earlier, now))
     return {
         key: f"{key} was {before.get(key)!r}, is {after.get(key)!r}"

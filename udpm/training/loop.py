@@ -20,8 +20,10 @@ from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import read_json, remove_temporary, sha256, write_json
 from udpm.core.ranks import Agreement, Place, find_place, joined
 from udpm.core.signals import StopRequest
+from udpm.core.usage import count_images
 from udpm.data.cache import Levels
 from udpm.networks.weights import milestone, save_weights
+from udpm.training.attempts import failed_alike, recorded
 from udpm.training.checkpoint import forget_after, resume, save_checkpoint
 from udpm.training.claim import INCIDENTAL, WORLD, claim, differences
 from udpm.training.events import Events, writer_class
@@ -128,12 +130,17 @@ class Session:
         if self._is_complete():
             self._say(f"{self.run}: complete already, nothing to do")
             return
+        self._check_failures()
         trainer = Trainer(self.config, self.levels, self.device, self.place)
         self._continue(trainer)
         metrics = Metrics(self.run / "metrics.jsonl", trainer.state.iteration, self.place)
         self._say_needs(trainer)
         if self.config.training.tensorboard and self.owner is not None:
             self.events = Events(self.run / "tensorboard", trainer.state.iteration)
+        with recorded(self.run, self.owner.record) if self.owner is not None else nullcontext():
+            self._bring_to_its_end(trainer, metrics)
+
+    def _bring_to_its_end(self, trainer: Trainer, metrics: Metrics) -> None:
         try:
             self._loop(trainer, metrics)
         except NotFinite as found:
@@ -148,6 +155,12 @@ class Session:
             if self.events is not None:
                 self.events.close()
         self._commit(lambda: self._finish(trainer, metrics))
+
+    def _check_failures(self) -> None:
+        """Whether it is worth trying: a cluster that starts a failing training again and again would fill its days."""
+        reason = failed_alike(self.run)
+        if reason is not None and any((self.run / "failures").glob("*.safetensors")):
+            raise UserError(f"{self.run}: failed twice alike ({reason}); remove its failures/ to try once more")
 
     def _continue(self, trainer: Trainer) -> None:
         folder = self.run / "checkpoints"
@@ -185,6 +198,7 @@ class Session:
             while state.iteration < total:
                 trainer.iterate(metrics)
                 metrics.tick()
+                count_images(training.batch)
                 progress.update()
                 overdue = time.monotonic() - saved > 60 * training.checkpoint_minutes
                 wishes = self.agreement.any(bool(self.stop), time.monotonic() > self.deadline, overdue)

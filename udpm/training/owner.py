@@ -42,13 +42,16 @@ class Owner:
         stop: asked while waiting.
         stale: seconds.
 
+    Attributes:
+        record: what others read of this process.
+
     Raises:
         StoppedEarly: on entering, if a signal came while waiting.
     """
 
     def __init__(self, run: Path, stop: StopRequest | bool, stale: float = STALE) -> None:
         self._path, self._stop, self._stale = run / RECORD, stop, stale
-        self._record: dict[str, Any] = {
+        self.record: dict[str, Any] = {
             "token": uuid.uuid4().hex,
             "host": socket.gethostname(),
             "machine": _machine(),
@@ -66,7 +69,7 @@ class Owner:
     def __enter__(self) -> Owner:
         while True:
             self._wait_until_free()
-            write_json(self._path, self._record)
+            write_json(self._path, self.record)
             # Of two that write at once the later record stays; both look again before either begins.
             time.sleep(SETTLE)
             if self.holds():
@@ -86,7 +89,7 @@ class Owner:
         for _ in range(READINGS):
             record = read_owner(self._path.parent)
             if record is not None:
-                return record.get("token") == self._record["token"]
+                return record.get("token") == self.record["token"]
             time.sleep(SETTLE / READINGS)
         return False
 
@@ -95,9 +98,9 @@ class Owner:
             # A process that was stopped finds another's record here, and must not write over it.
             if not self.holds():
                 return
-            self._record |= {"beat": self._record["beat"] + 1, "time": time.time()}
+            self.record |= {"beat": self.record["beat"] + 1, "time": time.time()}
             try:
-                write_json(self._path, self._record)
+                write_json(self._path, self.record)
             except UserError:
                 # A full disk is told by whoever saves something. A file's time needs no room on it.
                 with suppress(OSError):

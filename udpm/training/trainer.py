@@ -40,7 +40,7 @@ class Trainer:
         self._levels = levels
         batches = self._batches(self.place, config.training.data)
         self.iterations = _iterations(config, batches)
-        self.draws = Draws(config, self.terms, batches)
+        self.draws = self.feed(config, batches)
         if config.training.workers:
             self.draws = Ahead(self.draws, self.players, config.training.workers, self.iterations)
         self.state = State.fresh(config, device)
@@ -49,6 +49,10 @@ class Trainer:
         if any(terms.lpips for terms in self.terms):
             losses = config.losses
             self.perceptual = load_lpips(losses.lpips_network, losses.lpips_exponent, device)
+
+    def feed(self, config: RunConfig, batches: Batches) -> Draws:
+        """What each player's step is fed, as a configuration says."""
+        return Draws(config, self.terms, batches)
 
     def players(self, iteration: int) -> list[str]:
         """Who takes a step in an iteration, in order."""

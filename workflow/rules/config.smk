@@ -21,7 +21,7 @@ rule resolve_section:
     log:
         f"{RESULTS}/logs/resolve_section/{{experiment}}_{{section}}.log",
     wildcard_constraints:
-        section="sampling|scoring|latents",
+        section="(selection_)?(sampling|scoring)|latents",
     conda:
         "../../envs/udpm.yaml"
     params:

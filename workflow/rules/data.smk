@@ -12,9 +12,10 @@ rule prepare_dataset:
         "../../envs/udpm.yaml"
     threads: PLAN.preparation_workers
     params:
+        usage=f"{RESULTS}/benchmarks/prepare_dataset/{{dataset}}.jsonl",
         folder=subpath(output[0], parent=True),
     shell:
-        "udpm prepare {input} --output {params.folder} > {log} 2>&1"
+        "udpm --usage {params.usage} prepare {input} --output {params.folder} > {log} 2>&1"
 
 
 rule cache_levels:
@@ -29,7 +30,8 @@ rule cache_levels:
     conda:
         "../../envs/udpm.yaml"
     params:
+        usage=f"{RESULTS}/benchmarks/cache_levels/{{dataset}}.jsonl",
         dataset=subpath(input[0], parent=True),
         folder=subpath(output[0], parent=True),
     shell:
-        "udpm cache {params.dataset} --output {params.folder} > {log} 2>&1"
+        "udpm --usage {params.usage} cache {params.dataset} --output {params.folder} > {log} 2>&1"

@@ -13,10 +13,13 @@ rule explore_latents:
     conda:
         "../../envs/udpm.yaml"
     threads: lambda wildcards: PLAN.experiment(wildcards).sampling.threads
+    resources:
+        **JOBS.sampling,
     params:
+        usage=f"{RESULTS}/benchmarks/explore_latents/{{experiment}}_seed{{seed}}_{{kind}}.jsonl",
         options=PLAN.latent_options,
     shell:
-        "udpm latents {wildcards.kind} {input.weights} --config {input.config} {params.options}"
+        "udpm --usage {params.usage} latents {wildcards.kind} {input.weights} --config {input.config} {params.options}"
         " --output {output} > {log} 2>&1"
 
 

@@ -55,8 +55,7 @@ rule count_cost:
 
 rule render_samples:
     input:
-        images=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}.npz",
-        record=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}.json",
+        PLAN.samples,
     output:
         report(
             f"{RESULTS}/figures/{{experiment}}/seed{{seed}}/samples.png",
@@ -76,9 +75,10 @@ rule render_samples:
     conda:
         "../../envs/udpm.yaml"
     params:
+        samples=PLAN.sample_set,
         stem=subpath(output[0], strip_suffix=".png"),
     shell:
-        "udpm figure samples {input.images} --output {params.stem} > {log} 2>&1"
+        "udpm figure samples {params.samples} --output {params.stem} > {log} 2>&1"
 
 
 rule render_chain:
@@ -155,3 +155,32 @@ rule render_schedule:
         stem=subpath(output[0], strip_suffix=".png"),
     shell:
         "udpm figure schedule {input} --output {params.stem} > {log} 2>&1"
+
+
+rule render_forward:
+    input:
+        config=lambda wildcards: (
+            f"{RESULTS}/configs/{wildcards.experiment}/seed{PLAN.experiment(wildcards).seeds[0]}.json"
+        ),
+        dataset=lambda wildcards: f"{PLAN.dataset(wildcards)}/dataset.json",
+    output:
+        report(
+            f"{RESULTS}/figures/{{experiment}}/forward.png",
+            caption="../report/forward.rst",
+            category="Figures",
+            labels={
+                "figure": "forward process",
+                "experiment": "{experiment}",
+                "seed": "all",
+            },
+        ),
+        multiext(f"{RESULTS}/figures/{{experiment}}/forward", ".svg", ".csv"),
+    log:
+        f"{RESULTS}/logs/render_forward/{{experiment}}.log",
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        dataset=subpath(input.dataset, parent=True),
+        stem=subpath(output[0], strip_suffix=".png"),
+    shell:
+        "udpm figure forward {input.config} --dataset {params.dataset} --output {params.stem} > {log} 2>&1"

@@ -12,9 +12,10 @@ rule train_extractor:
         "../../envs/udpm.yaml"
     threads: 2
     params:
+        usage=f"{RESULTS}/benchmarks/train_extractor/{{dataset}}.jsonl",
         dataset=subpath(input[0], parent=True),
     shell:
-        "udpm extractor {params.dataset} --threads 2 --output {output.network} > {log} 2>&1"
+        "udpm --usage {params.usage} extractor {params.dataset} --threads 2 --output {output.network} > {log} 2>&1"
 
 
 # A local rule: nodes that compute seldom have a network. A file that is there already is left as it is.
@@ -47,22 +48,48 @@ rule compute_reference:
     conda:
         "../../envs/udpm.yaml"
     threads: lambda wildcards: PLAN.experiment(wildcards).scoring.threads
+    resources:
+        **JOBS.scoring,
     params:
+        usage=f"{RESULTS}/benchmarks/compute_reference/{{experiment}}.jsonl",
         dataset=subpath(input.dataset, parent=True),
         extractor=PLAN.extractor,
         features=f"{RESULTS}/features",
     shell:
-        "udpm reference {params.dataset} --extractor {params.extractor} --config {input.config}"
+        "udpm --usage {params.usage} reference {params.dataset} --extractor {params.extractor} --config {input.config}"
         " --features {params.features} --output {output} > {log} 2>&1"
+
+
+ruleorder: import_reference > compute_reference
+
+
+# Where `scoring.reference` names statistics that others published.
+rule import_reference:
+    input:
+        statistics=lambda wildcards: PLAN.experiment(wildcards).scoring.reference,
+        config=f"{RESULTS}/configs/{{experiment}}/scoring.json",
+        extractor=PLAN.made_extractor,
+    output:
+        f"{RESULTS}/references/{{experiment}}.npz",
+    log:
+        f"{RESULTS}/logs/import_reference/{{experiment}}.log",
+    wildcard_constraints:
+        experiment=PLAN.any_published,
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        extractor=PLAN.extractor,
+    shell:
+        "udpm reference {input.statistics} --import --extractor {params.extractor} --config {input.config}"
+        " --output {output} > {log} 2>&1"
 
 
 rule score_samples:
     input:
-        samples=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}.npz",
-        record=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}.json",
-        reference=f"{RESULTS}/references/{{experiment}}.npz",
+        samples=PLAN.samples,
+        reference=PLAN.reference,
         dataset=lambda wildcards: f"{PLAN.dataset(wildcards)}/dataset.json",
-        config=f"{RESULTS}/configs/{{experiment}}/scoring.json",
+        config=PLAN.scoring,
         extractor=PLAN.made_extractor,
     output:
         f"{RESULTS}/scores/{{experiment}}/seed{{seed}}.json",
@@ -73,12 +100,16 @@ rule score_samples:
     conda:
         "../../envs/udpm.yaml"
     threads: lambda wildcards: PLAN.experiment(wildcards).scoring.threads
+    resources:
+        **JOBS.scoring,
     params:
+        usage=f"{RESULTS}/benchmarks/score_samples/{{experiment}}_seed{{seed}}.jsonl",
+        samples=PLAN.sample_set,
         dataset=subpath(input.dataset, parent=True),
         extractor=PLAN.extractor,
         features=f"{RESULTS}/features",
     shell:
-        "udpm score --samples {input.samples} --reference {input.reference} --extractor {params.extractor}"
+        "udpm --usage {params.usage} score --samples {params.samples} --reference {input.reference} --extractor {params.extractor}"
         " --dataset {params.dataset} --config {input.config} --features {params.features}"
         " --output {output} > {log} 2>&1"
 
@@ -99,6 +130,8 @@ rule score_yardstick:
     conda:
         "../../envs/udpm.yaml"
     threads: lambda wildcards: PLAN.experiment(wildcards).scoring.threads
+    resources:
+        **JOBS.scoring,
     params:
         dataset=subpath(input.dataset, parent=True),
         extractor=PLAN.extractor,

@@ -18,13 +18,16 @@ rule train_model:
     conda:
         "../../envs/udpm.yaml"
     threads: PLAN.training_threads
+    resources:
+        **JOBS.training,
     params:
+        usage=f"{RESULTS}/benchmarks/train_model/{{experiment}}_seed{{seed}}.jsonl",
         command=PLAN.training_command,
         dataset=subpath(input.dataset, parent=True),
         cache=subpath(input.cache, parent=True),
-        run=subpath(output.weights, parent=True),
+        run=PLAN.run_folder,
     shell:
-        "{params.command} train {input.config} --dataset {params.dataset} --cache {params.cache} --run {params.run}"
+        "{params.command} --usage {params.usage} train {input.config} --dataset {params.dataset} --cache {params.cache} --run {params.run}"
         " > {log} 2>&1"
 
 
@@ -50,7 +53,7 @@ rule import_weights:
 
 rule sample_images:
     input:
-        weights=f"{RESULTS}/runs/{{experiment}}/seed{{seed}}/weights.safetensors",
+        weights=PLAN.weights,
         config=f"{RESULTS}/configs/{{experiment}}/sampling.json",
     output:
         images=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}.npz",
@@ -60,18 +63,85 @@ rule sample_images:
         f"{RESULTS}/logs/sample_images/{{experiment}}_seed{{seed}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/sample_images/{{experiment}}_seed{{seed}}.tsv"
+    wildcard_constraints:
+        experiment=PLAN.any_whole,
     conda:
         "../../envs/udpm.yaml"
     threads: lambda wildcards: PLAN.experiment(wildcards).sampling.threads
+    resources:
+        **JOBS.sampling,
+    params:
+        usage=f"{RESULTS}/benchmarks/sample_images/{{experiment}}_seed{{seed}}.jsonl",
     shell:
-        "udpm sample {input.weights} --config {input.config} --output {output.images} --chain {output.chain}"
+        "udpm --usage {params.usage} sample {input.weights} --config {input.config} --output {output.images} --chain {output.chain}"
         " > {log} 2>&1"
+
+
+rule sample_shard:
+    input:
+        weights=PLAN.weights,
+        config=f"{RESULTS}/configs/{{experiment}}/sampling.json",
+    output:
+        images=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}_{{part}}of{{parts}}.npz",
+        record=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}_{{part}}of{{parts}}.json",
+    log:
+        f"{RESULTS}/logs/sample_shard/{{experiment}}_seed{{seed}}_{{part}}of{{parts}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/sample_shard/{{experiment}}_seed{{seed}}_{{part}}of{{parts}}.tsv"
+    wildcard_constraints:
+        experiment=PLAN.any_sharded,
+        part=r"\d+",
+        parts=r"\d+",
+    conda:
+        "../../envs/udpm.yaml"
+    threads: lambda wildcards: PLAN.experiment(wildcards).sampling.threads
+    resources:
+        **JOBS.sampling,
+    params:
+        usage=f"{RESULTS}/benchmarks/sample_shard/{{experiment}}_seed{{seed}}_{{part}}of{{parts}}.jsonl",
+    shell:
+        "udpm --usage {params.usage} sample {input.weights} --config {input.config} --shard {wildcards.part}/{wildcards.parts}"
+        " --output {output.images} > {log} 2>&1"
+
+
+rule sample_chain:
+    input:
+        weights=PLAN.weights,
+        config=f"{RESULTS}/configs/{{experiment}}/sampling.json",
+    output:
+        f"{RESULTS}/samples/{{experiment}}/seed{{seed}}_chain.npz",
+    log:
+        f"{RESULTS}/logs/sample_chain/{{experiment}}_seed{{seed}}.log",
+    wildcard_constraints:
+        experiment=PLAN.any_sharded,
+    conda:
+        "../../envs/udpm.yaml"
+    threads: lambda wildcards: PLAN.experiment(wildcards).sampling.threads
+    resources:
+        **JOBS.sampling,
+    shell:
+        "udpm sample {input.weights} --config {input.config} --chain {output} > {log} 2>&1"
+
+
+# The images stay in the shards.
+rule join_shards:
+    input:
+        PLAN.shards,
+    output:
+        f"{RESULTS}/samples/{{experiment}}/seed{{seed}}.json",
+    log:
+        f"{RESULTS}/logs/join_shards/{{experiment}}_seed{{seed}}.log",
+    wildcard_constraints:
+        experiment=PLAN.any_sharded,
+    conda:
+        "../../envs/udpm.yaml"
+    shell:
+        "udpm join {input} --output {output} > {log} 2>&1"
 
 
 rule export_images:
     input:
-        images=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}.npz",
-        record=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}.json",
+        PLAN.samples,
     output:
         directory(f"{RESULTS}/images/{{experiment}}/seed{{seed}}"),
     log:
@@ -79,8 +149,9 @@ rule export_images:
     conda:
         "../../envs/udpm.yaml"
     params:
+        samples=PLAN.sample_set,
         layout=lambda wildcards: PLAN.experiment(wildcards).sampling.images,
         format=lambda wildcards: PLAN.experiment(wildcards).sampling.image_format,
     shell:
-        "udpm export {input.images} --layout {params.layout} --format {params.format} --output {output}"
+        "udpm export {params.samples} --layout {params.layout} --format {params.format} --output {output}"
         " > {log} 2>&1"

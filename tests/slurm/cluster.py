@@ -1,0 +1,282 @@
+"""A real SLURM on this host: two nodes of two fake GPUs each, accounting, everything in one folder and on free ports.
+
+Nothing is read from or written to /etc/slurm, so it does no harm beside a real one. The daemons end with the process
+that started them, however that ends. Run as a program, it keeps a cluster up until Ctrl-C, to try things on.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "sbatch", "munged", "mariadbd", "mariadb-install-db", "setpriv")
+CLUSTER = "udpmtest"
+ACCOUNT = "lab"
+NODES = ("n1", "n2")
+WAIT = 60.0
+
+SLURM_CONF = """\
+ClusterName={cluster}
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller_port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={folder}/munge/socket,cred_expire=10
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool/%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.%n.log
+MpiDefault=none
+ReturnToService=2
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+GresTypes=gpu
+AccountingStorageType={accounting}
+AccountingStorageTRES=gres/gpu
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={database_port}
+AccountingStoragePass={folder}/munge/socket
+AccountingStoreFlags=job_comment
+AccountingStorageEnforce={enforce}
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=2
+JobAcctGatherParams=OverMemoryKill
+SchedulerParameters=sched_interval=1,batch_sched_delay=1,bf_interval=2,sched_min_interval=100000
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmdTimeout=20
+SlurmctldTimeout=10
+KillWait=10
+MinJobAge=300
+MaxJobCount=10000
+NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{node_ports}] CPUs=2 RealMemory=8000 Gres=gpu:2
+PartitionName=gpu Nodes=ALL Default=YES MaxTime=240 State=UP PriorityTier=10 PreemptMode=OFF
+PartitionName=polite Nodes=ALL MaxTime=240 State=UP PriorityTier=5 GraceTime=60 PreemptMode=REQUEUE
+PartitionName=rude Nodes=ALL MaxTime=240 State=UP PriorityTier=5 GraceTime=0 PreemptMode=REQUEUE
+"""
+
+SLURMDBD_CONF = """\
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={database_port}
+SlurmUser={user}
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser={user}
+StorageLoc=slurm
+PidFile={folder}/slurmdbd.pid
+LogFile={folder}/slurmdbd.log
+"""
+
+
+def missing() -> list[str]:
+    """Programs that a cluster needs and that are not there."""
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    return [name for name in PROGRAMS if shutil.which(name, path=path) is None]
+
+
+class Cluster:
+    """A live SLURM; use as a context manager.
+
+    Args:
+        folder: of its own, short (sockets have a length limit); made and removed.
+        accounting: whether there is a database that sacct can ask.
+
+    Attributes:
+        environment: variables with which SLURM's commands reach this cluster.
+    """
+
+    def __init__(self, folder: Path | None = None, accounting: bool = True) -> None:
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+        self.accounting = accounting
+        self._daemons: dict[str, subprocess.Popen] = {}
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))},
+            "SLURM_CONF": str(self.folder / "slurm.conf"),
+            "PATH": f"{self.folder}/bin:{os.environ['PATH']}:/usr/sbin:/sbin",
+        }
+
+    def __enter__(self) -> Cluster:
+        try:
+            self._write()
+            self._start_munge()
+            if self.accounting:
+                self._start_accounting()
+            self.start("slurmctld", "slurmctld", "-D")
+            for node in NODES:
+                self.start_node(node)
+            self._wait("nodes to be idle", lambda: self.ask("sinfo", "-h", "-o", "%T %D").split() == ["idle", "2"])
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(subprocess.SubprocessError, OSError):
+            self.ask("scancel", "--full", "--signal=KILL", "-u", getpass.getuser())
+        for name in reversed(list(self._daemons)):
+            self.kill(name, signal.SIGTERM)
+        self._kill_leftovers()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start_node(self, node: str) -> None:
+        """Start a node's slurmd."""
+        self.start(node, "slurmd", "-D", "-N", node)
+
+    def start(self, name: str, *command: str) -> None:
+        """Start a daemon that ends with this process."""
+        with open(self.folder / f"{name}.out", "ab") as log:
+            self._daemons[name] = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.environment,
+                start_new_session=True,
+            )
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> None:
+        """End a daemon by a signal, and wait for its end; the jobs that it started live on."""
+        daemon = self._daemons.pop(name)
+        daemon.send_signal(number)
+        try:
+            daemon.wait(20)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
+
+    def ask(self, *command: str) -> str:
+        """What a SLURM command prints.
+
+        Raises:
+            subprocess.CalledProcessError: it failed.
+        """
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        if done.returncode:
+            raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
+        return done.stdout
+
+    def _write(self) -> None:
+        for name in ("munge", "state", "spool", "db", "bin"):
+            (self.folder / name).mkdir(parents=True)
+        (self.folder / "munge").chmod(0o755)
+        self.folder.chmod(0o755)
+        controller, database, node = free_ports()
+        given = {
+            "cluster": CLUSTER,
+            "host": socket.gethostname().partition(".")[0],
+            "user": getpass.getuser(),
+            "folder": self.folder,
+            "controller_port": controller,
+            "database_port": database,
+            "node_ports": f"{node}-{node + len(NODES) - 1}",
+            "accounting": "accounting_storage/slurmdbd" if self.accounting else "accounting_storage/none",
+            "enforce": "associations" if self.accounting else "none",
+        }
+        gpus = []
+        for number in range(2):
+            gpu = self.folder / f"gpu{number}"
+            gpu.touch()
+            gpus.append(f"Name=gpu File={gpu}")
+        texts = {
+            "slurm.conf": SLURM_CONF.format(**given),
+            "slurmdbd.conf": SLURMDBD_CONF.format(**given),
+            "gres.conf": "AutoDetect=off\n" + "\n".join(gpus) + "\n",
+            "cgroup.conf": "CgroupAutomount=no\n",
+        }
+        for name, text in texts.items():
+            (self.folder / name).write_text(text)
+        (self.folder / "slurmdbd.conf").chmod(0o600)
+        # Snakemake's job step strips SLURM_* variables from what it starts: a nested srun would look in /etc/slurm.
+        wrapper = self.folder / "bin" / "srun"
+        wrapper.write_text(f'#!/bin/sh\nexport SLURM_CONF={self.folder}/slurm.conf\nexec /usr/bin/srun "$@"\n')
+        wrapper.chmod(0o755)
+
+    def _start_munge(self) -> None:
+        munge = self.folder / "munge"
+        (munge / "key").write_bytes(os.urandom(128))
+        (munge / "key").chmod(0o400)
+        files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        options = [f"--{option}={munge / name}" for option, name in files.items()]
+        # --force: the folder's parents need not be as strict as munge wants them.
+        self.start("munged", "munged", "--foreground", "--force", *options)
+        self._wait("munge", (munge / "socket").exists)
+
+    def _start_accounting(self) -> None:
+        database, user = self.folder / "db", getpass.getuser()
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": self.environment, "timeout": 120}
+        install = ["mariadb-install-db", "--no-defaults", f"--datadir={database}/data", f"--user={user}"]
+        subprocess.run([*install, "--auth-root-authentication-method=normal", "--skip-test-db"], check=True, **quiet)
+        server = ["mariadbd", "--no-defaults", f"--datadir={database}/data", f"--user={user}", "--skip-networking"]
+        server += [f"--socket={database}/socket", f"--pid-file={database}/pid", "--innodb-flush-log-at-trx-commit=0"]
+        self.environment["MYSQL_UNIX_PORT"] = f"{database}/socket"
+        self.start("mariadbd", *server)
+        self._wait("the database", (database / "socket").exists)
+        make = f"CREATE USER IF NOT EXISTS '{user}'@'localhost'; GRANT ALL ON *.* TO '{user}'@'localhost';"
+        subprocess.run(["mariadb", "--no-defaults", "-u", "root", "-e", make], check=True, **quiet)
+        self.start("slurmdbd", "slurmdbd", "-D")
+        self._wait("accounting", lambda: self.ask("sacctmgr", "-n", "show", "cluster") is not None)
+        self.ask("sacctmgr", "-i", "add", "cluster", CLUSTER)
+        self.ask("sacctmgr", "-i", "add", "account", ACCOUNT, "description=lab", "organization=lab")
+        self.ask("sacctmgr", "-i", "add", "user", user, f"account={ACCOUNT}")
+
+    def _wait(self, what: str, ready) -> None:
+        deadline = time.monotonic() + WAIT
+        while True:
+            with suppress(subprocess.SubprocessError):
+                if ready():
+                    return
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"waited {WAIT:g} s in vain for {what}:\n{self._told()}")
+            time.sleep(0.2)
+
+    def _told(self) -> str:
+        """The ends of all logs."""
+        logs = sorted([*self.folder.glob("*.log"), *self.folder.glob("*.out")])
+        return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-600:]}" for log in logs if log.stat().st_size)
+
+    def _kill_leftovers(self) -> None:
+        """Kill what the jobs of this cluster left behind: whatever has its configuration in its environment."""
+        mark = f"SLURM_CONF={self.folder}/slurm.conf".encode()
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if int(process.name) != os.getpid() and mark in (process / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(process.name), signal.SIGKILL)
+
+
+def free_ports() -> tuple[int, int, int]:
+    """Ports that nobody listens on: of the controller, of the database, and the first of the nodes'."""
+    needed = 2 + len(NODES)
+    for first in random.sample(range(20_000, 30_000, needed), 100):
+        with ExitStack() as stack, suppress(OSError):
+            for port in range(first, first + needed):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first, first + 1, first + 2
+    raise OSError("no free ports between 20000 and 30000")
+
+
+if __name__ == "__main__":
+    if missing():
+        sys.exit(f"not installed: {', '.join(missing())}")
+    with Cluster() as cluster:
+        print(f"export SLURM_CONF={cluster.environment['SLURM_CONF']} PATH={cluster.folder}/bin:$PATH", flush=True)
+        with suppress(KeyboardInterrupt):
+            signal.pause()

@@ -1,0 +1,185 @@
+"""A live cluster, and copies of the project on it."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cluster import ACCOUNT, Cluster, missing
+from tiny import ROOT
+
+from udpm.config import load_experiment
+
+SOURCES = ("config", "workflow", "slurm", "envs")
+PYTHON = Path(sys.executable)
+LIVE = ROOT / "tests" / "slurm"
+
+
+def pytest_collection_modifyitems(config, items):
+    """Say loudly what is not tested."""
+    lacking = missing()
+    if not lacking:
+        return
+    why = f"SLURM IS NOT TESTED HERE: {', '.join(lacking)} not installed; `make test-slurm` installs them"
+    here = [item for item in items if LIVE in Path(item.fspath).parents]
+    for item in here:
+        item.add_marker(pytest.mark.skip(reason=why))
+    if here:
+        config.get_terminal_writer().line(f"\n{why}\n", red=True, bold=True)
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A live SLURM."""
+    with Cluster() as live:
+        yield live
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A copy of the project in which digits are prepared and cached, to start training from at once."""
+    folder = tmp_path_factory.mktemp("prepared") / "study"
+    copy_sources(folder)
+    write_experiment(folder, "smoke", "extends: digits-smoke\n")
+    done = subprocess.run(
+        [PYTHON.parent / "snakemake", "results/caches/digits/cache.json"],
+        **_options(folder, os.environ | {"PYTHONPATH": str(ROOT)}),
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def study(cluster, prepared, tmp_path):
+    """A copy of the project, digits prepared, on the live cluster."""
+    shutil.copytree(prepared, tmp_path / "study", symlinks=True, ignore=shutil.ignore_patterns(".snakemake"))
+    live = Study(tmp_path / "study", cluster)
+    yield live
+    live.end()
+
+
+def copy_sources(folder):
+    """What a clone holds, with a profile that looks at jobs more often than one would on a cluster that others use."""
+    for name in SOURCES:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    profile = folder / "slurm" / "config.yaml"
+    text = re.sub(r"(status-checks): 20", r"\1: 2", profile.read_text())
+    profile.write_text(text.replace("latency-wait: 60", "latency-wait: 5"))
+
+
+def write_experiment(folder, name, text):
+    """Make an experiment, and the only one of the study."""
+    (folder / "config/experiments" / f"{name}.yaml").write_text(text)
+    (folder / "config/config.yaml").write_text(f"experiments: [{name}]\n")
+    return load_experiment(name, folder / "config")
+
+
+def _options(folder, environment):
+    return {"cwd": folder, "env": environment, "capture_output": True, "text": True, "timeout": 560}
+
+
+class Study:
+    """The project on a cluster, as its user sees it."""
+
+    def __init__(self, folder, cluster):
+        self.folder, self.cluster = folder, cluster
+        self.environment = cluster.environment | {
+            # On many clusters homes cannot be written on the nodes.
+            "HOME": "/proc/nowhere",
+            "PYTHONPATH": str(ROOT),
+            "UDPM_ACCOUNT": ACCOUNT,
+            "UDPM_PARTITION": "gpu",
+        }
+        self._running = []
+
+    def experiment(self, name, text):
+        """Make an experiment, and the only one of the study."""
+        return write_experiment(self.folder, name, text)
+
+    def snakemake(self, *arguments, **environment):
+        """`snakemake --profile slurm`, to its end."""
+        command = [PYTHON.parent / "snakemake", "--profile", "slurm", *arguments]
+        return subprocess.run(command, **_options(self.folder, self.environment | environment))
+
+    def start(self, *arguments, **environment):
+        """The same, running."""
+        with open(self.folder / f"snakemake{len(self._running)}.log", "wb") as log:
+            process = subprocess.Popen(
+                [PYTHON.parent / "snakemake", "--profile", "slurm", *arguments],
+                cwd=self.folder,
+                env=self.environment | environment,
+                stdout=log,
+                stderr=log,
+            )
+        self._running.append(process)
+        return process
+
+    def said(self):
+        """All that was printed by those that were started."""
+        return "".join(log.read_text() for log in sorted(self.folder.glob("snakemake*.log")))
+
+    def finish(self, process):
+        """Wait for a started one to end well."""
+        assert process.wait(300) == 0, self.said()[-6000:] + self.training_log()
+
+    def end(self):
+        """Stop what is still running, and its jobs."""
+        for process in self._running:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+        subprocess.run(["scancel", "-A", ACCOUNT, "--full"], env=self.environment, check=False)
+        until("no job is left", lambda: not self.cluster.ask("squeue", "-h"), 60)
+
+    @property
+    def run(self):
+        """The folder of the only run."""
+        return next((self.folder / "results/runs").glob("*/seed0"))
+
+    def lines(self):
+        """What training has told so far."""
+        try:
+            return [json.loads(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]
+        except (OSError, StopIteration, ValueError):
+            return []
+
+    def iteration(self):
+        """How far training is."""
+        return max((line["iteration"] for line in self.lines()), default=0)
+
+    def wait_for(self, iteration):
+        """Wait until training has come so far."""
+        until(f"iteration {iteration}", lambda: self.iteration() >= iteration, 120, self.said)
+
+    def attempts(self):
+        """How each attempt at the run ended; None of one that did not say."""
+        lines = [json.loads(line) for line in (self.run / "attempts.jsonl").read_text().splitlines()]
+        ends = {line["token"]: line["ended"] for line in lines if "ended" in line}
+        return [ends.get(line["token"]) for line in lines if "began" in line]
+
+    def jobs(self):
+        """SLURM's jobs in the queue."""
+        return self.cluster.ask("squeue", "-h", "-o", "%i").split()
+
+    def states(self):
+        """By job, what accounting says became of it."""
+        rows = self.cluster.ask("sacct", "-nPX", "-D", "-o", "jobid,state").splitlines()
+        return [tuple(row.split("|")) for row in rows]
+
+    def training_log(self):
+        """The logs of training jobs."""
+        return "".join(path.read_text()[-2000:] for path in (self.folder / "results/logs/train_model").glob("*"))
+
+
+def until(what, ready, seconds=60, told=lambda: ""):
+    """Wait for something, or fail."""
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain: {what}\n{told()[-4000:]}"
+        time.sleep(0.3)

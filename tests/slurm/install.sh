@@ -1,0 +1,26 @@
+#!/bin/sh
+# Installs what the test cluster needs (Debian's packages), where it is not there. Starts nothing.
+set -eu
+PATH="$PATH:/usr/sbin:/sbin"
+missing=""
+for program in slurmctld slurmd slurmdbd sbatch munged mariadbd setpriv; do
+  command -v "$program" >/dev/null || missing="$missing $program"
+done
+[ -n "$missing" ] || exit 0
+echo "not here:$missing"
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+  echo "install SLURM (slurmctld slurmd slurmdbd slurm-client), munge and mariadb-server, then call this again" >&2
+  exit 1
+fi
+# Packages start their services on installation; these must not, and a file that says so stays away afterwards.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+  printf '#!/bin/sh\nexit 101\n' > "$policy"
+  chmod +x "$policy"
+  trap 'rm -f "$policy"' EXIT
+fi
+export DEBIAN_FRONTEND=noninteractive
+packages="slurmctld slurmd slurmdbd slurm-client munge mariadb-server"
+# shellcheck disable=SC2086
+apt-get install -y --no-install-recommends $packages ||
+  { apt-get update && apt-get install -y --no-install-recommends $packages; }

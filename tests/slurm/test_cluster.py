@@ -1,0 +1,169 @@
+"""`snakemake --profile slurm` on a live SLURM: the whole DAG, what its jobs ask for, and mistakes."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import until
+from tiny import ROOT, TORCHRUN, udpm
+
+from udpm.core.files import sha256
+from udpm.data.samples import load_samples
+
+pytestmark = pytest.mark.slow
+
+COMMON = """\
+extends: digits-smoke
+sampling: {count: 90, batch: 25, shards: 4}
+"""
+ONE_NODE = COMMON + "training: {processes_per_node: 2}\nresources: {training: {gpus_per_node: 2}}\n"
+TWO_NODES = COMMON + "training: {nodes: 2, processes_per_node: 2}\nresources: {training: {gpus_per_node: 2}}\n"
+
+
+@pytest.fixture(scope="module")
+def whole(cluster, prepared, tmp_path_factory):
+    """The whole DAG, trained once by torchrun on one node and once by srun over two."""
+    from conftest import Study, copy_sources
+
+    folder = tmp_path_factory.mktemp("whole") / "study"
+    copy_sources(folder)
+    study = Study(folder, cluster)
+    study.experiment("one", ONE_NODE)
+    study.experiment("two", TWO_NODES)
+    (folder / "config/config.yaml").write_text("experiments: [one, two]\n")
+    planned = study.snakemake("-n")
+    assert planned.returncode == 0, planned.stderr
+    began = time.strftime("%Y-%m-%dT%H:%M:%S")
+    done = study.snakemake()
+    assert done.returncode == 0, done.stderr[-6000:] + study.training_log()
+    study.planned, study.began = planned.stdout, began
+    yield study
+    study.end()
+
+
+def results(study, kind, name):
+    return study.folder / "results" / kind / name
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_weights_are_those_of_the_same_ranks_without_slurm(whole, name, tmp_path):
+    processes = {"one": "2", "two": "4"}[name]
+    command = [processes if word == "2" else word for word in TORCHRUN]
+    folders = {"--dataset": "datasets", "--cache": "caches"}
+    given = [part for option, kind in folders.items() for part in (option, results(whole, kind, "digits"))]
+    config = results(whole, "configs", name) / "seed0.json"
+    done = subprocess.run(
+        [*command, "train", config, *given, "--run", tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    found = results(whole, "runs", name) / "seed0" / "weights.safetensors"
+    assert sha256(found) == sha256(tmp_path / "weights.safetensors")
+
+
+def test_samples_are_those_of_one_job(whole, tmp_path):
+    weights = results(whole, "runs", "two") / "seed0" / "weights.safetensors"
+    config = results(whole, "configs", "two") / "sampling.json"
+    udpm("sample", weights, "--config", config, "--output", tmp_path / "a.npz")
+    expected, found = load_samples(tmp_path / "a.npz"), load_samples(results(whole, "samples", "two") / "seed0.json")
+    assert [part["count"] for part in found.record["shards"]] == [25, 25, 25, 15]
+    assert np.array_equal(found.images, expected.images)
+    assert np.array_equal(found.labels, expected.labels)
+
+
+def test_everything_is_reported(whole):
+    table = (results(whole, "tables", "scores.md")).read_text()
+    assert "one" in table
+    assert "two" in table
+    figures = {path.stem for path in results(whole, "figures", "two").rglob("*.png")}
+    assert {"samples", "chain", "curves"} <= figures
+    assert not list(whole.folder.glob("*.out"))
+
+
+RULE = re.compile(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", re.MULTILINE)
+
+
+def asked_for(planned):
+    """By rule, the resources that a dry run shows; of its last job."""
+    found = {}
+    for name, text in RULE.findall(planned):
+        told = dict(part.split("=", 1) for part in re.search(r"resources: (.*)", text)[1].split(", ") if "=" in part)
+        threads = re.search(r"threads: (\d+)", text)
+        wildcards = re.search(r"wildcards: (.*)", text)
+        experiment = re.search(r"experiment=(\w+)", wildcards[1]) if wildcards else None
+        found[name, experiment and experiment[1]] = told | {"threads": int(threads[1]) if threads else 1}
+    return found
+
+
+def test_jobs_ask_for_what_the_configuration_says(whole):
+    planned = asked_for(whole.planned)
+    columns = "comment,reqcpus,reqmem,reqtres,timelimitraw,reqnodes,account,partition,state"
+    rows = whole.cluster.ask("sacct", "-nPX", "-S", whole.began, "-o", columns).splitlines()
+    seen = set()
+    for row in rows:
+        comment, cpus, memory, tres, minutes, nodes, account, partition, state = row.split("|")
+        rule, _, wildcards = comment.removeprefix("rule_").partition("_wildcards_")
+        experiment = next((name for name in ("one", "two") if name in wildcards.split("_")), None)
+        expected = planned[rule, experiment]
+        tasks = 4 if (rule, experiment) == ("train_model", "two") else 1
+        gpus = {("train_model", "one"): 2, ("train_model", "two"): 4}.get((rule, experiment), 0)
+        assert int(cpus) == expected["threads"] * tasks, row
+        assert int(minutes) == int(expected["runtime"]), row
+        assert int(nodes) == int(expected.get("nodes", 1)), row
+        assert memory == f"{expected['mem_mb']}M", row
+        assert (re.search(r"gres/gpu=(\d+)", tres) or [0, "0"])[1] == str(gpus), row
+        assert (account, partition, state) == ("lab", "gpu", "COMPLETED"), row
+        seen.add(rule)
+    assert {"prepare_dataset", "train_model", "sample_shard", "compute_reference", "score_samples"} <= seen
+    assert not {"render_table", "resolve_run", "join_shards"} & seen
+
+
+def test_the_default_profile_leaves_the_slurm_profile_alone(study):
+    """workflow/profiles/default is always read, and its keys win."""
+    study.experiment("smoke", "extends: digits-smoke\nresources: {training: {hours: 3, memory_gb: 2.5}}\n")
+    planned = study.snakemake("-n")
+    asked = asked_for(planned.stdout)
+    training, figure = asked["train_model", "smoke"], asked["train_extractor", None]
+    for found in (training, figure):
+        assert (found["slurm_account"], found["slurm_partition"]) == ("lab", "gpu")
+    assert (training["runtime"], training["mem_mb"], figure["runtime"]) == ("180", "2500", "60")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"UDPM_ACCOUNT": "nobody"}, "account: nobody is not one of yours; these are: lab"),
+        ({"UDPM_PARTITION": "gpus"}, "partition: there is no gpus here; there are: gpu, polite, rude"),
+        ({"UDPM_MAX_HOURS": "never"}, "environment variable UDPM_MAX_HOURS: max_hours: input should be a valid number"),
+    ],
+    ids=["account", "partition", "hours"],
+)
+def test_a_mistake_is_told_in_one_line_and_nothing_is_submitted(study, variables, expected):
+    before = len(study.states())
+    done = study.snakemake(**variables)
+    assert done.returncode == 2
+    assert [expected in line for line in done.stderr.splitlines() if "rror" in line] == [True]
+    assert len(study.states()) == before
+
+
+def test_two_at_once(study):
+    study.experiment("slow", "extends: digits-smoke\ntraining: {iterations: 400}\n")
+    first = study.start("results/runs/slow/seed0/complete.json")
+    until("a job", study.jobs, 60, study.said)
+    second = study.snakemake("results/runs/slow/seed0/complete.json")
+    assert second.returncode != 0
+    assert "Directory cannot be locked" in second.stderr
+    assert first.poll() is None
+
+
+def test_without_several_nodes(study):
+    """A run over several nodes is refused where there is no scheduler."""
+    study.experiment("two", TWO_NODES)
+    done = subprocess.run(
+        [f"{sys.prefix}/bin/snakemake", "-n"], cwd=study.folder, capture_output=True, text=True, env=os.environ
+    )
+    assert done.returncode == 2
+    assert "two.yaml: training.nodes: several nodes need a scheduler: snakemake --profile slurm" in done.stderr

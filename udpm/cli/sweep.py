@@ -1,0 +1,114 @@
+"""``udpm sweep``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from udpm.cli.options import FILE, FOLDER
+
+CONFIG = click.option("--config", type=FOLDER, default="config", show_default=True, help="Folder of the configuration.")
+RESULTS = click.option("--results", type=FOLDER, default="results", show_default=True, help="Folder of the results.")
+STEM = click.option("--output", type=click.Path(path_type=Path), metavar="STEM", help="Path without suffix.")
+
+
+@click.group()
+def command() -> None:
+    """Look at a sweep, a file in config/sweeps/. `snakemake sweep --config sweep=NAME` runs it."""
+
+
+@command.command(epilog="Example: udpm sweep plan schedules-digits --output results/sweeps/schedules-digits/plan")
+@click.argument("sweep")
+@CONFIG
+@STEM
+def plan(sweep: str, config: Path, output: Path | None) -> None:
+    """Say beforehand what is tried: every point's schedule, how well sampling starts, and device-hours.
+
+    Nothing is trained. With --output the table is written as STEM.csv, .md, .tex and .html, too.
+    """
+    from udpm.config import load_sweep
+    from udpm.reporting.sweep_plan import render_plan, write_plan
+
+    loaded = load_sweep(sweep, config)
+    click.echo(render_plan(loaded) if output is None else write_plan(loaded, output), nl=False)
+
+
+@command.command(epilog="Example: udpm sweep status schedules-digits --results results")
+@click.argument("sweep")
+@CONFIG
+@RESULTS
+def status(sweep: str, config: Path, results: Path) -> None:
+    """Say of every point what is done, what is new, and what would be done again because of which key.
+
+    \b
+    new       nothing is there yet
+    changed   its folder holds a run of another configuration, which would be refused
+    retrain   a key without influence on weights changed: they are made again from the last checkpoint
+    resample  the run stays, samples and scores are made again
+    rescore   only the scores are
+    trained   not scored yet
+    complete  scored
+    and running, stalled, stopped, waiting, failed as `udpm status` says it
+    """
+    from udpm.config import load_sweep
+    from udpm.reporting.points import point_standings, render_points
+
+    click.echo(render_points(point_standings(load_sweep(sweep, config), results)), nl=False)
+
+
+@command.command(epilog="Example: udpm sweep rank schedules-digits --output ranking --best best.yaml")
+@click.argument("sweep")
+@CONFIG
+@RESULTS
+@STEM
+@click.option("--best", type=FILE, help="Also write the best point as an experiment, at the base's length.")
+def rank(sweep: str, config: Path, results: Path, output: Path | None, best: Path | None) -> None:
+    """Rank the points that are scored so far; a missing score is told, and the rest is ranked.
+
+    With --output the table is written as STEM.csv, .md, .tex and .html, too.
+    """
+    from udpm.config import load_sweep
+    from udpm.core.files import write_text
+    from udpm.reporting.sweep_ranking import best_experiment, read_results, render_ranking, write_ranking
+
+    loaded = load_sweep(sweep, config)
+    found = read_results(loaded, results)
+    text = render_ranking(loaded, found) if output is None else write_ranking(loaded, found, output)
+    click.echo(text, nl=False)
+    if best is not None:
+        write_text(best, best_experiment(loaded, found))
+
+
+@command.command(epilog="Example: udpm sweep heat schedules-digits start --output results/sweeps/heat")
+@click.argument("sweep")
+@click.argument("grid")
+@CONFIG
+@RESULTS
+@click.option("--output", type=click.Path(path_type=Path), required=True, metavar="STEM", help="Path without suffix.")
+def heat(sweep: str, grid: str, config: Path, results: Path, output: Path) -> None:
+    """Draw a GRID of two axes as a heat map: STEM.svg, STEM.png, and STEM.csv of the data behind it."""
+    from udpm.config import load_sweep
+    from udpm.reporting.sweep_ranking import draw_heat_map, read_results
+
+    loaded = load_sweep(sweep, config)
+    draw_heat_map(loaded, read_results(loaded, results), grid, output)
+
+
+@command.command(epilog="Example: udpm sweep strip ablations-digits --output results/sweeps/ablations-digits/strip")
+@click.argument("sweep")
+@CONFIG
+@RESULTS
+@click.option("--output", type=click.Path(path_type=Path), required=True, metavar="STEM", help="Path without suffix.")
+def strip(sweep: str, config: Path, results: Path, output: Path) -> None:
+    """Draw the same images of every point, one noise and class to a column, beside its score: svg, png and csv.
+
+    Images are those of the point's first seed. What is not there yet is shown as missing; of many points the best are
+    shown.
+    """
+    from udpm.config import load_sweep
+    from udpm.reporting.strip import draw_strip
+    from udpm.reporting.sweep_ranking import read_results
+
+    loaded = load_sweep(sweep, config)
+    draw_strip(loaded, read_results(loaded, results), results, output)

@@ -1,0 +1,98 @@
+"""A sweep: an experiment, and the points at which it is tried. ``config/sweeps/NAME.yaml``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from udpm.config.base import NonNegativeInt, PositiveFloat, Section
+from udpm.config.validation import NAME
+
+
+class Axis(Section):
+    """One axis of a grid: a key and its values, or named groups of keys that change together."""
+
+    key: str | None = None
+    """Key of the experiment, such as losses.adversarial_weight, or process.sigmas[3] for the value of level 3 alone."""
+    values: list[Any] | dict[str, Any]
+    """Values of the key: plain ones, which name themselves, or NAME: value. Without a key, NAME: {key: value, …}."""
+
+    @model_validator(mode="after")
+    def _values_have_names(self) -> Axis:
+        if not self.values:
+            raise ValueError("values: is empty; give at least one")
+        for value in self.values if isinstance(self.values, list) else ():
+            if self.key is None:
+                raise ValueError("key: is missing; without one, values are groups with names, NAME: {key: value}")
+            if isinstance(value, (list, dict)) or value is None:
+                raise ValueError(f"values: {value!r} does not name itself; write NAME: {value!r}")
+        for name in self.labels:
+            if not NAME.fullmatch(name):
+                raise ValueError(f"values: {name!r} is no name; use letters, digits, '.', '_' and '-'")
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"values: a value is there twice in {self.values}")
+        for name, value in self.values.items() if self.key is None else ():
+            if not isinstance(value, dict):
+                raise ValueError(f"values.{name}: without a key of the axis it must be {{key: value}}, got {value!r}")
+        return self
+
+    @property
+    def labels(self) -> list[str]:
+        """The values' names, which are parts of the points' names."""
+        return [str(value).lower() if isinstance(value, bool) else str(value) for value in self.values]
+
+    def changes(self, index: int) -> dict[str, Any]:
+        """Keys that the value of an index changes."""
+        value = self.values[index] if isinstance(self.values, list) else list(self.values.values())[index]
+        return value if self.key is None else {self.key: value}
+
+
+class Sweep(Section):
+    """One file of ``config/sweeps/``."""
+
+    description: str = ""
+    """One line for reports."""
+    base: str
+    """Experiment that the points are changes of: a file in ``config/experiments/``."""
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
+    """Training seeds of every point; default: the base's. A point may have `seeds` of its own."""
+    budget: dict[str, Any] = {}
+    """Keys that make every run of the sweep short, such as training.iterations. A point may have a `budget` of its own.
+    The best point is written out without it, at the base's length."""
+    points: dict[str, dict[str, Any]] = {}
+    """NAME: {key: value}, or {} for the base itself. Keys are dotted or nested; process.sigmas[3] is the value of level
+    3 alone."""
+    grids: dict[str, dict[str, Axis]] = {}
+    """NAME: {axis: {key, values}}. All combinations are points; a grid of two axes is drawn as a heat map."""
+    rank_by: Literal[
+        "frechet_distance", "class_frechet_distance", "kernel_distance", "precision", "recall", "class_agreement"
+    ] = "frechet_distance"
+    """Metric that points are ranked by, in the mean over seeds: distances rise, the others fall."""
+    multiply_adds_per_second: PositiveFloat = 2e13
+    """What one device is assumed to do in training and sampling, for the plan's device-hours: half its FLOP/s."""
+
+    @model_validator(mode="after")
+    def _names_can_be_used(self) -> Sweep:
+        if not (self.points or self.grids):
+            raise ValueError("points: a sweep needs points, or grids")
+        named = {"points": self.points, "grids": self.grids}
+        named |= {f"grids.{grid}": axes for grid, axes in self.grids.items()}
+        for where, names in named.items():
+            for name in names:
+                if not NAME.fullmatch(name):
+                    raise ValueError(f"{where}: {name!r} is no name; use letters, digits, '.', '_' and '-'")
+        for grid, axes in self.grids.items():
+            if not axes:
+                raise ValueError(f"grids.{grid}: has no axes")
+        return self
+
+    @property
+    def heat_maps(self) -> list[str]:
+        """Grids that are drawn as heat maps."""
+        return [grid for grid, axes in self.grids.items() if len(axes) == 2]
+
+    @property
+    def falls(self) -> bool:
+        """Whether the best value is the greatest."""
+        return not self.rank_by.endswith("distance")

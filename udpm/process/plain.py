@@ -1,0 +1,45 @@
+"""The process the plain way, H as a circular convolution by FFT: what benchmarks compare with, used nowhere else."""
+
+from __future__ import annotations
+
+import torch
+
+from udpm.process.coefficients import coefficients
+from udpm.process.schedule import Schedule
+
+
+def downsample_by_fft(image: torch.Tensor, scale: int, times: int = 1) -> torch.Tensor:
+    """H^times x: a product with the box's spectrum, then every other pixel; see `udpm.process.operator.downsample`."""
+    for _ in range(times):
+        image = _filtered(image, _spectrum(image, scale))[..., ::2, ::2]
+    return image
+
+
+def adjoint_by_fft(image: torch.Tensor, scale: int) -> torch.Tensor:
+    """Hᵀ y: zeros between the pixels, then the box's conjugate spectrum; see `udpm.process.operator.adjoint`."""
+    *batch, height, width = image.shape
+    apart = image.new_zeros(*batch, 2 * height, 2 * width)
+    apart[..., ::2, ::2] = image
+    return _filtered(apart, _spectrum(apart, scale).conj())
+
+
+def draw_state(
+    schedule: Schedule, state: torch.Tensor, output: torch.Tensor, level: int, noise: torch.Tensor
+) -> torch.Tensor:
+    """x_{l-1} from x_l and f with the scalar posterior."""
+    numbers = coefficients(schedule, level, "scalar")
+    mean = numbers.variance_blocks * (numbers.state * adjoint_by_fft(state, schedule.scale) + numbers.output * output)
+    return mean + numbers.variance_blocks**0.5 * noise
+
+
+def _spectrum(image: torch.Tensor, scale: int) -> torch.Tensor:
+    """Of the 2×2 box whose taps sum to s, placed so that an even pixel's value is its own block's."""
+    kernel = image.new_zeros(image.shape[-2:])
+    for row in (0, -1):
+        for column in (0, -1):
+            kernel[row, column] = scale / 4
+    return torch.fft.fft2(kernel)
+
+
+def _filtered(image: torch.Tensor, spectrum: torch.Tensor) -> torch.Tensor:
+    return torch.fft.ifft2(torch.fft.fft2(image) * spectrum).real

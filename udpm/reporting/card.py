@@ -1,0 +1,179 @@
+"""A run's model card, in the format of Hugging Face: YAML front matter, then markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from udpm.config.experiment import RunConfig
+from udpm.config.load import read_resolved
+from udpm.core.errors import UserError
+from udpm.core.files import read_json
+from udpm.reporting.measured import checkpoint, preprocessing, read_scores
+from udpm.reporting.render import MISSING
+
+TASK = "unconditional-image-generation"
+"""Hugging Face's name of the nearest of its tasks; it has none for images of a class."""
+LOSSES = ("reconstruction", "lpips", "adversarial")
+LIMITS = (
+    "Draws images like those it was trained on, at their side, and nothing else.",
+    "A score says how a set of images differs from a reference in the features of one network; it compares only with "
+    "scores of the same protocol.",
+    "Whether single training images are reproduced has to be looked at for every use: see the distance to the nearest "
+    "training image, where it is given.",
+)
+
+
+def model_card(run: Path, scores: Sequence[str | Path] = ()) -> str:
+    """The card's text.
+
+    Args:
+        run: folder of a finished run.
+        scores: files of scores of its images.
+
+    Raises:
+        UserError: no finished run, a score that cannot be read, or one of another run.
+    """
+    record = read_json(run / "complete.json", "record of a finished run")
+    config = run_config(run)
+    found = read_scores(scores)
+    for path, score in zip(scores, found, strict=True):
+        subject = score["subject"]
+        if (subject.get("experiment"), subject.get("run_seed")) != (record["experiment"], record["seed"]):
+            raise UserError(f"{path}: is not a score of run {record['experiment']}, seed {record['seed']}")
+    name = f"udpm-{record['experiment']}-seed{record['seed']}"
+    front = yaml.safe_dump(_front_matter(name, config, found), sort_keys=False, allow_unicode=True)
+    parts = [f"---\n{front}---\n\n# {name}\n", _what(config), _data(config, record), _training(config, record)]
+    return "\n".join([*parts, _scores(found, config), _limits(), _use(config, record), _origin(record)])
+
+
+def run_config(run: Path) -> RunConfig:
+    """A finished run's resolved configuration; imported weights have theirs among the resolved ones of the results.
+
+    Raises:
+        UserError: it is in neither place.
+    """
+    own = run / "config.json"
+    if not own.exists():
+        own = run.parents[1].parent / "configs" / run.parent.name / f"{run.name}.json"
+    return read_resolved(RunConfig, own)
+
+
+def _front_matter(name: str, config: RunConfig, scores: list[dict[str, Any]]) -> dict[str, Any]:
+    """What Hugging Face reads; the weights' licence is the publisher's to state."""
+    front: dict[str, Any] = {
+        "library_name": "udpm",
+        "pipeline_tag": TASK,
+        "tags": ["udpm", "diffusion", "image-generation"],
+        "datasets": [config.dataset_name],
+    }
+    results = [
+        {
+            "task": {"type": TASK},
+            "dataset": {"name": config.dataset_name, "type": config.dataset_name},
+            "metrics": [
+                {
+                    "type": metric.get("name", "frechet_distance"),
+                    "name": f"{metric['label']} ({checkpoint(score['subject'], _iterations(config))} checkpoint, "
+                    f"N = {score['protocol']['n']})",
+                    "value": round(metric["value"], 4),
+                }
+            ],
+        }
+        for score in scores
+        for metric in [score["metrics"]["frechet_distance"]]
+        if metric["value"] is not None
+    ]
+    return front | ({"model-index": [{"name": name, "results": results}]} if results else {})
+
+
+def _what(config: RunConfig) -> str:
+    kind = "class-conditional" if config.generator.class_conditional else "unconditional"
+    side = config.dataset.side
+    return (
+        f"An Upsampling Diffusion Probabilistic Model ([arXiv 2305.16269](https://arxiv.org/abs/2305.16269)): {kind} "
+        f"images of {side}×{side} in {config.process.levels} network calls, each of which doubles the side.\n"
+    )
+
+
+def _data(config: RunConfig, record: dict[str, Any]) -> str:
+    dataset = config.dataset
+    digest = record.get("dataset_sha256")
+    lines = [
+        f"- Data set: {config.dataset_name}{f' ({dataset.description})' if dataset.description else ''}",
+        f"- Classes: {dataset.classes or 'none'}",
+        f"- Licence or terms of the images: {dataset.licence or 'not stated in the configuration'}",
+        f"- SHA-256 of images and labels: {digest or 'unknown'}",
+    ]
+    return "## Data\n\n" + "\n".join(lines) + "\n"
+
+
+def _training(config: RunConfig, record: dict[str, Any]) -> str:
+    parameters = record.get("parameters", {})
+    if config.training == "imported":
+        lines = ["- Imported weights: nothing is known here of their training but what their files say"]
+    else:
+        training = config.training
+        lines = [
+            f"- {record['iterations']} iterations of {training.batch} images, seed {config.seed}, {training.precision}",
+            f"- Adam, learning rate {training.learning_rate:g}, warm-up {training.warmup}",
+            f"- Averages of the weights: {', '.join(training.averages) or 'none'}",
+            "- Weights of the losses by level (l = 1 first): "
+            + ", ".join(f"{kind} {config.per_level(f'losses.{kind}_weight')}" for kind in LOSSES),
+        ]
+    seconds = record.get("seconds")
+    took = MISSING if seconds is None else f"{seconds / 3600:.2f} h"
+    lines += [
+        f"- Noise schedule: α {config.process.alphas}, σ {config.process.sigmas}",
+        f"- Parameters of the generator: {parameters.get('generator', MISSING)}; of the discriminator: "
+        f"{parameters.get('discriminator') or MISSING}",
+        f"- On: {record.get('device') or MISSING}; took {took}",
+    ]
+    return "## Training\n\n" + "\n".join(lines) + "\n"
+
+
+def _scores(scores: list[dict[str, Any]], config: RunConfig) -> str:
+    if not scores:
+        return "## Scores\n\nNot run.\n"
+    lines = []
+    for score in scores:
+        protocol, reference = score["protocol"], score["protocol"]["reference"]
+        values = [
+            f"{metric['label']} {metric['value']:.4g}"
+            for metric in score["metrics"].values()
+            if metric["value"] is not None
+        ]
+        lines.append(
+            f"- {checkpoint(score['subject'], _iterations(config))} checkpoint: {', '.join(values)}. Protocol: N = "
+            f"{protocol['n']}, extractor {protocol['extractor']['name']} (SHA-256 "
+            f"{protocol['extractor']['sha256'][:12]}; {preprocessing(score)}), reference "
+            f"{reference['dataset']}/{reference['split']} ({reference['n']} images), sampling seed "
+            f"{score['subject'].get('seed')}"
+        )
+    return "## Scores\n\n" + "\n".join(lines) + "\n"
+
+
+def _limits() -> str:
+    return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in LIMITS) + "\n"
+
+
+def _use(config: RunConfig, record: dict[str, Any]) -> str:
+    labels = ", labels=0" if config.generator.class_conditional else ""
+    return (
+        "## Use\n\n```python\nimport udpm\n\n"
+        f'images = udpm.load("weights.safetensors").sample(16{labels}, seed=0)  # uint8\n```\n\n'
+        f"SHA-256 of weights.safetensors: {record['weights_sha256']}\n"
+    )
+
+
+def _origin(record: dict[str, Any]) -> str:
+    provenance = record["provenance"]
+    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+    return f"## Provenance\n\nCommit {provenance['commit'] or 'unknown'}; {versions}; {provenance['machine']}.\n"
+
+
+def _iterations(config: RunConfig) -> int | None:
+    return None if config.training == "imported" else config.training.iterations

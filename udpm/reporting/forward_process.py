@@ -1,0 +1,106 @@
+"""The forward process on training images: what each level keeps of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+
+from udpm.config.experiment import RunConfig
+from udpm.config.load import read_resolved
+from udpm.core.errors import UserError
+from udpm.data.cache import decode
+from udpm.data.store import Store, open_store
+from udpm.process.forward import step
+from udpm.process.latent import seeded
+from udpm.process.schedule import Schedule
+from udpm.reporting.pictures import bare, shown_state, subscript
+from udpm.reporting.style import save
+
+ROWS = 10
+"""At most."""
+CELL, MARGINS = 0.74, (1.4, 0.9)
+"""Inches."""
+SEED = 0
+"""Of the noise, which is a function of it and of the image's number."""
+
+
+def draw_forward_process(config: str | Path, dataset: str | Path, stem: str | Path) -> None:
+    """A training image of each class, and its states x_1 … x_L of one draw of the noise.
+
+    Args:
+        config: a run's resolved configuration.
+        dataset: the prepared data set.
+        stem: of the figure.
+
+    Raises:
+        UserError: no readable configuration or data set, or images of another side.
+    """
+    run, store = read_resolved(RunConfig, config), open_store(dataset)
+    if run.dataset.side != store.side:
+        raise UserError(f"{config}: is for images of side {run.dataset.side}, but {dataset} has {store.side}")
+    schedule = Schedule.from_config(run.process)
+    numbers, names = _examples(store)
+    images = np.array(store.images[numbers])
+    states = _states(schedule, images, numbers)
+    count = len(numbers)
+    size = [cells * CELL + margin for cells, margin in zip((len(states) + 1, count), MARGINS, strict=True)]
+    figure, grid = plt.subplots(count, len(states) + 1, figsize=size, squeeze=False, layout="constrained")
+    rows = []
+    for row, (number, name) in enumerate(zip(numbers, names, strict=True)):
+        grid[row, 0].imshow(images[row], interpolation="nearest")
+        grid[row, 0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for level, state in enumerate(states, start=1):
+            grid[row, level].imshow(shown_state(state)[row].transpose(1, 2, 0), interpolation="nearest")
+        rows += _data(schedule, number, int(store.labels[number]), [state[row] for state in states])
+    for axes in grid.flat:
+        bare(axes)
+    grid[0, 0].set_title(f"$x_0$\n{store.side}×{store.side}\n")
+    for level, state in enumerate(states, start=1):
+        side = state.shape[-1]
+        grid[0, level].set_title(f"x{subscript(level)}\n{side}×{side}\nSNR {schedule.snr(level):.2g}")
+    figure.suptitle(f"{run.experiment}: forward process", fontsize=9)
+    save(figure, stem, pd.DataFrame(rows))
+
+
+def _examples(store: Store) -> tuple[list[int], list[str]]:
+    """The first training image of each class, or the first ones of a data set without; and the rows' names."""
+    train = store.split("train")
+    if not store.classes:
+        numbers = list(range(train.start, train.stop))[:ROWS]
+        return numbers, [f"image {number}" for number in numbers]
+    labels, firsts = np.unique(store.labels[train], return_index=True)
+    names = store.record.get("class_names") or []
+    told = [names[label] if len(names) > label else f"class {label}" for label in labels[:ROWS].tolist()]
+    return (firsts[:ROWS] + train.start).tolist(), told
+
+
+def _states(schedule: Schedule, images: np.ndarray, numbers: list[int]) -> list[np.ndarray]:
+    """x_1 … x_L, (n, 3, h, w) each, one step after another."""
+    latent = seeded(schedule, images.shape[1], SEED, numbers)
+    state = torch.from_numpy(decode(images, 0, schedule.scale)).movedim(-1, 1)
+    states = []
+    for level in range(1, schedule.levels + 1):
+        state = step(schedule, state, level, latent.noise(level))
+        states.append(state.numpy())
+    return states
+
+
+def _data(schedule: Schedule, number: int, label: int, states: list[np.ndarray]) -> list[dict[str, float]]:
+    return [
+        {
+            "image": number,
+            "label": label,
+            "level": level,
+            "side": state.shape[-1],
+            "signal": schedule.signal(level),
+            "sigma_tilde": schedule.sigma_tilde(level),
+            "snr": schedule.snr(level),
+            "mean": state.mean(),
+            "std": state.std(),
+        }
+        for level, state in enumerate(states, start=1)
+    ]

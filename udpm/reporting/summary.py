@@ -1,0 +1,186 @@
+"""One page on a study: what ran, on what, the headline numbers with their protocol, and what is missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from udpm.config.experiment import Experiment
+from udpm.config.results import PublishedTable
+from udpm.core.files import read_json, write_text
+from udpm.reporting.measured import BEST, Measured, measured, preprocessing
+from udpm.reporting.paper import NOT_RUN, YARDSTICKS, command_for, verdict
+from udpm.reporting.render import MISSING, html_page, html_section, markdown
+
+TITLE = "What ran, and what came of it"
+HOUR = 3600
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        title: above it.
+        table: of text; may be empty.
+        notes: under it.
+    """
+
+    title: str
+    table: pd.DataFrame
+    notes: list[str]
+
+
+def summarize(
+    results: Path, experiments: dict[str, Experiment], scores: list[dict[str, Any]], tables: list[PublishedTable]
+) -> list[Section]:
+    """The page's parts.
+
+    Args:
+        results: folder of results.
+        experiments: the study's.
+        scores: as `measured.read_scores` gives them.
+        tables: published scores, to compare with.
+
+    Raises:
+        UserError: a run's record cannot be read.
+    """
+    runs = _runs(results, experiments)
+    found = {name: measured(scores, name, _iterations(config)) for name, config in experiments.items()}
+    return [
+        Section("Headline numbers", *_headlines(experiments, found, scores, tables)),
+        Section("What ran", *_what_ran(runs, experiments)),
+        Section("What is missing", pd.DataFrame(), _missing(runs, experiments, found, tables)),
+    ]
+
+
+def write_summary(sections: list[Section], folder: Path) -> str:
+    """Write ``summary.md`` and ``overview.html``, the same page.
+
+    Returns:
+        The markdown.
+    """
+    parts = []
+    for section in sections:
+        body = "".join(f"- {note}\n" for note in section.notes)
+        shown = body if section.table.empty else markdown(section.table, section.notes)
+        parts.append(f"## {section.title}\n\n{shown}")
+    text = f"# {TITLE}\n\n" + "\n".join(parts)
+    pages = [html_section(section.table, section.notes, 1, section.title) for section in sections]
+    write_text(folder / "summary.md", text)
+    write_text(folder / "overview.html", html_page(TITLE, pages))
+    return text
+
+
+def _runs(results: Path, experiments: dict[str, Experiment]) -> dict[tuple[str, int], dict[str, Any] | None]:
+    """The completion record of every run of the study; None where it is not complete."""
+    wanted = [(name, seed) for name, config in experiments.items() for seed in config.seeds]
+    files = {run: results / "runs" / run[0] / f"seed{run[1]}" / "complete.json" for run in wanted}
+    return {run: read_json(path, "run's record") if path.exists() else None for run, path in files.items()}
+
+
+def _headlines(
+    experiments: dict[str, Experiment],
+    found: dict[str, list[Measured]],
+    scores: list[dict[str, Any]],
+    tables: list[PublishedTable],
+) -> tuple[pd.DataFrame, list[str]]:
+    rows, notes = [], []
+    for name in experiments:
+        floors = {kind: _yardstick(scores, name, kind) for kind in YARDSTICKS}
+        for entry in found[name] or [None]:
+            rows.append(
+                {
+                    "experiment": name,
+                    "checkpoint": MISSING if entry is None else entry.checkpoint,
+                    "score": MISSING if entry is None else entry.label,
+                    "measured": NOT_RUN if entry is None else entry.show(),
+                    "N": MISSING if entry is None else str(entry.score["protocol"]["n"]),
+                    "held-out (floor)": floors["heldout"],
+                    "noise (ceiling)": floors["noise"],
+                    **_against_the_paper(name, entry, tables),
+                }
+            )
+            if entry is not None:
+                notes.append(_protocol(entry))
+    notes.append("± is the standard deviation over training seeds. Floor and ceiling are measured in the same way.")
+    return pd.DataFrame(rows), list(dict.fromkeys(notes))
+
+
+def _against_the_paper(name: str, entry: Measured | None, tables: list[PublishedTable]) -> dict[str, str]:
+    for table in tables:
+        for row in table.rows:
+            if name in row.experiments and row.value is not None:
+                word, why = verdict(table, row, entry)
+                return {"published": f"{row.value:.2f}", "verdict": f"{word}: {why}" if why else word}
+    return {"published": "none", "verdict": MISSING}
+
+
+def _yardstick(scores: list[dict[str, Any]], name: str, kind: str) -> str:
+    values = [
+        score["metrics"]["frechet_distance"]["value"]
+        for score in scores
+        if score["experiment"] == name and score["subject"]["kind"] == kind
+    ]
+    return f"{values[0]:.2f}" if values and values[0] is not None else MISSING
+
+
+def _protocol(entry: Measured) -> str:
+    protocol, subject = entry.score["protocol"], entry.score["subject"]
+    reference = protocol["reference"]
+    return (
+        f"{entry.experiment}, {entry.checkpoint}: {entry.label} of {protocol['n']} images, seeds "
+        f"{', '.join(map(str, entry.values))}, in features of {protocol['extractor']['name']} "
+        f"({preprocessing(entry.score)}) to {reference['dataset']}/{reference['split']} ({reference['n']} images); "
+        f"{subject.get('weights')} weights, {subject.get('nfe')} network calls per image."
+    )
+
+
+def _what_ran(
+    runs: dict[tuple[str, int], dict[str, Any] | None], experiments: dict[str, Experiment]
+) -> tuple[pd.DataFrame, list[str]]:
+    rows = [
+        {
+            "run": f"{name}, seed {seed}",
+            "data set": experiments[name].dataset,
+            "iterations": MISSING if record.get("iterations") is None else str(record["iterations"]),
+            "hours": MISSING if record.get("seconds") is None else f"{record['seconds'] / HOUR:.2g}",
+            "device": record.get("device") or MISSING,
+            "weights (SHA-256)": record["weights_sha256"][:12],
+            "commit": (record["provenance"]["commit"] or "unknown")[:12],
+            "torch": record["provenance"]["versions"].get("torch", MISSING),
+        }
+        for (name, seed), record in runs.items()
+        if record is not None
+    ]
+    return pd.DataFrame(rows), [] if rows else ["Nothing has run to its end."]
+
+
+def _missing(
+    runs: dict[tuple[str, int], dict[str, Any] | None],
+    experiments: dict[str, Experiment],
+    found: dict[str, list[Measured]],
+    tables: list[PublishedTable],
+) -> list[str]:
+    notes = [
+        f"{name}, seed {seed}: not trained to its end; {command_for(name, 'last', experiments[name])}."
+        for (name, seed), record in runs.items()
+        if record is None
+    ]
+    for name, config in experiments.items():
+        measured_seeds = {seed for entry in found[name] for seed in entry.values}
+        left = [str(seed) for seed in config.seeds if seed not in measured_seeds]
+        if left:
+            notes.append(f"{name}: no score of seed {', '.join(left)}; {command_for(name, 'last', config)}.")
+        if not any(entry.checkpoint == BEST for entry in found[name]):
+            notes.append(f"{name}: the best checkpoint is not scored; {command_for(name, BEST, config)}.")
+    for name in dict.fromkeys(name for table in tables for name in table.experiments if name not in experiments):
+        notes.append(f"{name}: is not in this study; `snakemake --config experiments={name}`.")
+    return notes or ["Nothing that this study lists."]
+
+
+def _iterations(config: Experiment) -> int | None:
+    return None if config.training == "imported" else config.training.iterations

@@ -1,0 +1,116 @@
+"""The choice of a run's best milestone by Fréchet distance, on images that are drawn for the choice alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from udpm.core import provenance
+from udpm.core.errors import UserError
+from udpm.core.files import read_json
+from udpm.scoring.records import read_score
+
+FORMAT = "udpm-selection/1"
+
+SAME = {
+    "subject": ("experiment", "run_seed", "dataset_sha256", "weights", "seed", "posterior", "guidance", "classes"),
+    "protocol": ("n", "extractor", "reference", "neighbours"),
+}
+"""What scores must have in common for their distances to differ by the milestone alone."""
+
+
+def select(paths: Sequence[str | Path]) -> dict[str, Any]:
+    """The milestone whose images have the least Fréchet distance; of equals the earliest.
+
+    Args:
+        paths: score files, one for each milestone of one run.
+
+    Returns:
+        The selection: which iteration, chosen from which, by which images, and every milestone's metrics.
+
+    Raises:
+        UserError: a file is no score of a milestone, two are of one milestone, or they do not compare.
+    """
+    scores = {Path(path): _of_a_milestone(path) for path in paths}
+    first = next(iter(scores))
+    for path, score in scores.items():
+        for part, keys in SAME.items():
+            other = [key for key in keys if score[part].get(key) != scores[first][part].get(key)]
+            if other:
+                what = f"another {other[0]} than {first}"
+                raise UserError(f"{path}: {what}, so they do not compare; score all milestones alike")
+    found = sorted(scores.values(), key=lambda score: score["subject"]["iteration"])
+    iterations = [score["subject"]["iteration"] for score in found]
+    if len(set(iterations)) != len(iterations):
+        twice = next(iteration for iteration in iterations if iterations.count(iteration) > 1)
+        raise UserError(f"{first}: iteration {twice} is scored twice among these files; give each milestone once")
+    best = min(found, key=lambda score: score["metrics"]["frechet_distance"]["value"])
+    subject, protocol = best["subject"], best["protocol"]
+    return {
+        "format": FORMAT,
+        **{key: subject.get(key) for key in ("experiment", "run_seed", "iteration", "weights", "weights_sha256")},
+        "seed": subject["seed"],
+        "protocol": {key: protocol[key] for key in SAME["protocol"]},
+        "frechet_distance": best["metrics"]["frechet_distance"]["value"],
+        "label": best["metrics"]["frechet_distance"]["label"],
+        "milestones": [_row(score) for score in found],
+        "provenance": provenance.record(),
+    }
+
+
+def read_selection(path: str | Path) -> dict[str, Any]:
+    """Read what `select` found.
+
+    Raises:
+        UserError: missing, unreadable, or not a selection.
+    """
+    found = read_json(path, "selection")
+    if found.get("format") != FORMAT:
+        raise UserError(f"{path}: format is {found.get('format')!r}, expected {FORMAT!r}; `udpm select` makes it")
+    return found
+
+
+def chosen_as(path: str | Path, subject: dict[str, Any]) -> dict[str, Any]:
+    """How the milestone behind a sample set was chosen, for its score's protocol.
+
+    Args:
+        path: the selection.
+        subject: the sample set's identity.
+
+    Raises:
+        UserError: the images are not of the selected milestone, or are those that it was chosen by.
+    """
+    selection = read_selection(path)
+    if subject.get("weights_sha256") != selection["weights_sha256"]:
+        raise UserError(
+            f"{path}: selects iteration {selection['iteration']} of {selection['experiment']}, but these images are of "
+            f"other weights (iteration {subject.get('iteration')}); draw them with udpm sample --selection"
+        )
+    if subject.get("seed") == selection["seed"]:
+        raise UserError(
+            f"{path}: chose by images of sampling seed {selection['seed']}, which these are too; score others"
+        )
+    return {
+        "iteration": selection["iteration"],
+        "iterations": [row["iteration"] for row in selection["milestones"]],
+        "n": selection["protocol"]["n"],
+        "seed": selection["seed"],
+        "frechet_distance": selection["frechet_distance"],
+    }
+
+
+def _of_a_milestone(path: str | Path) -> dict[str, Any]:
+    score = read_score(path)
+    if score["subject"].get("iteration") is None:
+        raise UserError(f"{path}: is not the score of a milestone: its images are of no known iteration of training")
+    return score
+
+
+def _row(score: dict[str, Any]) -> dict[str, Any]:
+    """A milestone's metrics; what could not be measured is null."""
+    row = {"iteration": score["subject"]["iteration"], "weights_sha256": score["subject"]["weights_sha256"]}
+    for name, metric in score["metrics"].items():
+        row[name] = metric["value"]
+        row |= {f"{name}_std": metric["std"]} if "std" in metric else {}
+    return row

@@ -1,0 +1,135 @@
+"""What each job asks a scheduler for: what its experiment says, as far as the cluster grants it."""
+
+from __future__ import annotations
+
+import getpass
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from udpm.config import ClusterConfig
+from udpm.config.resources import JobResources
+from udpm.core.errors import UserError
+from udpm.training.attempts import one_was_killed
+
+MEGABYTES = 1000
+
+
+class Jobs:
+    """Resources of the rules, as Snakemake's functions of wildcards and attempt.
+
+    Args:
+        plan: the experiments.
+        cluster: what it grants.
+
+    Attributes:
+        training: of a run's training.
+        sampling: of drawing images.
+        scoring: of passes of the feature extractor.
+    """
+
+    def __init__(self, plan, cluster: ClusterConfig) -> None:
+        self._plan, self._cluster = plan, cluster
+        self.training: dict[str, Callable] = {
+            "runtime": lambda wildcards: cluster.minutes(self._asked(wildcards).training.hours),
+            "mem_mb": self._training_memory,
+            "nodes": lambda wildcards: plan.training(wildcards).nodes,
+            "gpu": self._training_gpus,
+            "gpu_model": lambda wildcards: cluster.gpu_model if self._training_gpus(wildcards) else None,
+            "gres": self._training_gres,
+            "mpi": lambda wildcards: "srun" if self._several_nodes(wildcards) else None,
+            "tasks": self._tasks,
+            "tasks_per_node": self._tasks_per_node,
+        }
+        self.sampling = self._on_one_node("sampling")
+        self.scoring = self._on_one_node("scoring")
+
+    def _asked(self, wildcards):
+        return self._plan.experiment(wildcards).resources
+
+    def _several_nodes(self, wildcards) -> bool:
+        return self._plan.training(wildcards).nodes > 1
+
+    def _training_memory(self, wildcards, attempt) -> int:
+        once = round(self._asked(wildcards).training.memory_gb * MEGABYTES)
+        # Whoever was killed may have run out of memory; one that was stopped by its wall time had enough.
+        return once * 2 if attempt > 1 and one_was_killed(Path(self._plan.run_folder(wildcards))) else once
+
+    def _gpus_per_node(self, wildcards) -> int:
+        training, asked = self._plan.training(wildcards), self._asked(wildcards).training.gpus_per_node
+        if asked is None:
+            return 0 if training.device == "cpu" else training.processes_per_node
+        return asked
+
+    def _training_gpus(self, wildcards) -> int | None:
+        return None if self._several_nodes(wildcards) else self._gpus_per_node(wildcards) or None
+
+    def _training_gres(self, wildcards) -> str | None:
+        # `gpu` is a number for the whole job, which a scheduler may spread unevenly over nodes; this is one for each.
+        count = self._gpus_per_node(wildcards)
+        if not count or not self._several_nodes(wildcards):
+            return None
+        return ":".join(["gpu", *([self._cluster.gpu_model] if self._cluster.gpu_model else []), str(count)])
+
+    def _tasks_per_node(self, wildcards) -> int | None:
+        each = self._plan.training(wildcards).processes_per_node
+        return each if self._several_nodes(wildcards) and each > 1 else None
+
+    def _tasks(self, wildcards) -> int | None:
+        # The plugin takes tasks_per_node only above 1, and only one of the two.
+        training = self._plan.training(wildcards)
+        return training.processes if self._several_nodes(wildcards) and training.processes_per_node == 1 else None
+
+    def _on_one_node(self, section: str) -> dict[str, Callable]:
+        def asked(wildcards) -> JobResources:
+            return getattr(self._asked(wildcards), section)
+
+        def gpus(wildcards) -> int | None:
+            count = asked(wildcards).gpus
+            if count is None:
+                # The extractor takes a GPU where there is one.
+                device = getattr(getattr(self._plan.experiment(wildcards), section), "device", "auto")
+                count = int(device != "cpu")
+            return count or None
+
+        return {
+            "runtime": lambda wildcards: self._cluster.minutes(asked(wildcards).hours),
+            "mem_mb": lambda wildcards, attempt: round(asked(wildcards).memory_gb * MEGABYTES) * attempt,
+            "nodes": lambda _wildcards: 1,
+            "gpu": gpus,
+            "gpu_model": lambda wildcards: self._cluster.gpu_model if gpus(wildcards) else None,
+        }
+
+
+def check_cluster(account: str | None, partition: str | None) -> None:
+    """Whether SLURM here knows account and partition; says nothing where it cannot be asked.
+
+    Raises:
+        UserError: it does not.
+    """
+    partitions = _ask("sinfo", "--noheader", "--format=%R")
+    if partition is not None and partitions and partition not in partitions:
+        raise UserError(
+            f"config/cluster.yaml (or UDPM_PARTITION): partition: there is no {partition} here; there are: "
+            f"{', '.join(partitions)}"
+        )
+    if account is None:
+        return
+    accounts = _ask("sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", "format=account")
+    if accounts and account not in accounts:
+        raise UserError(
+            f"config/cluster.yaml (or UDPM_ACCOUNT): account: {account} is not one of yours; these are: "
+            f"{', '.join(accounts)}"
+        )
+
+
+def _ask(*command: str) -> list[str]:
+    """The different lines that a command of SLURM's prints; none where it is not there or fails."""
+    if shutil.which(command[0]) is None:
+        return []
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except subprocess.TimeoutExpired:
+        return []
+    return sorted({line.strip() for line in done.stdout.splitlines() if line.strip()})
