@@ -1,5 +1,6 @@
 """Benchmarks run and say what they measured; how fast anything is, they do not judge."""
 
+import json
 import re
 
 import tiny
@@ -7,8 +8,14 @@ import torch
 from PIL import Image
 
 from udpm.config import Scoring, to_json
+from udpm.core import measure
 from udpm.data import feeding
+from udpm.data.cache import open_levels
+from udpm.process.operator import adjoint, downsample
+from udpm.process.plain import adjoint_by_fft, downsample_by_fft
 from udpm.scoring import benchmark
+from udpm.training.plain import PlainTrainer
+from udpm.training.trainer import Trainer
 
 
 def test_where_training_spends_its_time(digits, tmp_path, capsys):
@@ -57,3 +64,58 @@ def test_how_fast_features_are_taken(tmp_path, monkeypatch, capsys):
     assert [name for name, _ in rates] == ["resize", "network", "both"]
     assert all(int(rate) > 0 for _, rate in rates)
     assert tiny.snapshot(tmp_path) == before
+
+
+def comparison(capsys, *arguments):
+    assert not tiny.call("bench", *arguments, "--baseline", "--repetitions", 2, "--threads", 1, "--json")
+    record = json.loads(capsys.readouterr().out)
+    assert record["format"] == "udpm-comparison/1"
+    assert set(record["ceilings"]) == {"float32_flops", "bfloat16_flops", "copy_bytes"}
+    return record
+
+
+def assert_measured(ways):
+    for found in ways.values():
+        for key in ("seconds", "cpu_seconds", "speedup", "cpu_speedup"):
+            assert found[key]["count"] == 2
+            assert 0 < found[key]["low"] <= found[key]["median"] <= found[key]["high"]
+    assert ways["plain"]["speedup"]["median"] == 1
+
+
+def test_sampling_against_the_plain_way(capsys, monkeypatch):
+    monkeypatch.setattr(measure, "MATRIX", 64)
+    monkeypatch.setattr(measure, "COPIED_BYTES", 1 << 16)
+    record = comparison(capsys, "sample", "digits", "--batch", 2)
+    assert_measured(record["ways"])
+    assert set(record["ways"]) == {"plain", "float32", "bfloat16"}
+    assert all(found["of_matrix_product"] > 0 and found["weight_bytes"] > 0 for found in record["ways"].values())
+
+
+def test_training_against_the_plain_way(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(measure, "MATRIX", 64)
+    monkeypatch.setattr(measure, "COPIED_BYTES", 1 << 16)
+    config = tiny.write_config(tmp_path, training__precision="bfloat16")
+    record = comparison(capsys, "train", config, "--batch", 4)
+    assert list(record["levels"]) == ["1", "2", "3"]
+    for ways in record["levels"].values():
+        assert_measured(ways)
+    assert set(record["iteration"]) == {"plain", "float32", "as configured"}
+    assert record["iteration"]["plain"]["speedup"] == 1
+
+
+def test_the_plain_way_computes_the_same(digits):
+    image = torch.randn(2, 3, 16, 16)
+    for scale in (1, 2):
+        torch.testing.assert_close(downsample_by_fft(image, scale, 2), downsample(image, scale, 2))
+        torch.testing.assert_close(adjoint_by_fft(image, scale), adjoint(image, scale))
+    levels = open_levels(digits / "dataset", digits / "cache", 3)
+    config = tiny.run_config(training__flip=False)
+    plain, ours = (kind(config, levels, torch.device("cpu")) for kind in (PlainTrainer, Trainer))
+    for _ in range(3):
+        plain.iterate()
+        ours.iterate()
+    for name in ("generator", "discriminator"):
+        one, other = (trainer.state.players()[name].state_dict() for trainer in (plain, ours))
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    one, other = (trainer.state.averages["ema"].module.state_dict() for trainer in (plain, ours))
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

@@ -396,3 +396,13 @@ def test_a_mistake_is_one_line(weights, tmp_path, monkeypatch, capsys, case):
     (line,) = capsys.readouterr().err.splitlines()
     assert expected in line
     assert tiny.snapshot(tmp_path) == before
+
+
+def test_a_bfloat16_network_draws_nearly_the_same_images(weights, tmp_path):
+    drawn = {}
+    for precision in ("float32", "bfloat16"):
+        path = tmp_path / f"{precision}.npz"
+        drawn[precision] = sample(weights, path, "--precision", precision).images.astype(float)
+        assert json.loads(path.with_suffix(".json").read_text())["precision"] == precision
+    difference = np.abs(drawn["float32"] - drawn["bfloat16"])
+    assert 0 < difference.mean() < 3

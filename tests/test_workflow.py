@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -142,8 +143,14 @@ def test_report(study):
     assert done.returncode == 0, done.stderr
     report = (study / "results/report.html").read_text()
     assert "Upsampling Diffusion Probabilistic Models" in report
-    for name in ("samples.png", "chain.png", "curves.png", "schedule.png", "latents_swap.png", "scores.html"):
-        assert name in report
+    for name in ("samples", "chain", "curves", "schedule", "forward", "latents_swap"):
+        assert f"{name}.png" in report
+    assert "scores.html" in report
+    for category in ("Overview", "Scores", "Figures"):
+        assert f'"{category}"' in report
+    # It opens where there is no network.
+    assert not re.search(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//", report)
+    assert "@import url(http" not in report
 
 
 @pytest.mark.slow
@@ -181,7 +188,10 @@ def test_words_about_a_data_set_rerun_nothing(study):
     [
         ("training: imported\nweights: nowhere.pt\n", "two.yaml: weights: nowhere.pt is not there"),
         ("sampling: {noise: nowhere.npz}\n", "two.yaml: sampling.noise: nowhere.npz is not there"),
-        ("training: {nodes: 2}\n", "two.yaml: training.nodes: the workflow starts processes on one node"),
+        (
+            "training: {nodes: 2}\n",
+            "two.yaml: training.nodes: several nodes need a scheduler: snakemake --profile slurm",
+        ),
     ],
 )
 def test_what_would_stop_a_job_is_found_before_it(tmp_path, lines, expected):

@@ -271,7 +271,7 @@ class Plan:
     def latent_options(self, wildcards) -> str:
         """How the latents of a run are decoded, as `udpm latents` takes it: as its samples are."""
         sampling = self.experiment(wildcards).sampling
-        keys = ("weights", "iteration", "posterior", "guidance", "batch", "device", "threads")
+        keys = ("weights", "iteration", "posterior", "guidance", "batch", "device", "precision", "threads")
         values = {key: getattr(sampling, key) for key in keys}
         return " ".join(f"--{key} {value}" for key, value in values.items() if value is not None)
 

@@ -47,14 +47,7 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 GresTypes=gpu
-AccountingStorageType={accounting}
-AccountingStorageTRES=gres/gpu
-AccountingStorageHost=127.0.0.1
-AccountingStoragePort={database_port}
-AccountingStoragePass={folder}/munge/socket
-AccountingStoreFlags=job_comment
-AccountingStorageEnforce={enforce}
-JobAcctGatherType=jobacct_gather/linux
+{accounting}JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=2
 JobAcctGatherParams=OverMemoryKill
 SchedulerParameters=sched_interval=1,batch_sched_delay=1,bf_interval=2,sched_min_interval=100000
@@ -69,6 +62,16 @@ NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{node_ports}] CPUs=
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=240 State=UP PriorityTier=10 PreemptMode=OFF
 PartitionName=polite Nodes=ALL MaxTime=240 State=UP PriorityTier=5 GraceTime=60 PreemptMode=REQUEUE
 PartitionName=rude Nodes=ALL MaxTime=240 State=UP PriorityTier=5 GraceTime=0 PreemptMode=REQUEUE
+"""
+
+ACCOUNTING = """\
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageTRES=gres/gpu
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={database_port}
+AccountingStoragePass={folder}/munge/socket
+AccountingStoreFlags=job_comment
+AccountingStorageEnforce=associations
 """
 
 SLURMDBD_CONF = """\
@@ -188,8 +191,6 @@ class Cluster:
             "controller_port": controller,
             "database_port": database,
             "node_ports": f"{node}-{node + len(NODES) - 1}",
-            "accounting": "accounting_storage/slurmdbd" if self.accounting else "accounting_storage/none",
-            "enforce": "associations" if self.accounting else "none",
         }
         gpus = []
         for number in range(2):
@@ -197,7 +198,7 @@ class Cluster:
             gpu.touch()
             gpus.append(f"Name=gpu File={gpu}")
         texts = {
-            "slurm.conf": SLURM_CONF.format(**given),
+            "slurm.conf": SLURM_CONF.format(**given, accounting=ACCOUNTING.format(**given) if self.accounting else ""),
             "slurmdbd.conf": SLURMDBD_CONF.format(**given),
             "gres.conf": "AutoDetect=off\n" + "\n".join(gpus) + "\n",
             "cgroup.conf": "CgroupAutomount=no\n",

@@ -126,7 +126,7 @@ class Study:
 
     def finish(self, process):
         """Wait for a started one to end well."""
-        assert process.wait(300) == 0, self.said()[-6000:] + self.training_log()
+        assert process.wait(600) == 0, self.said()[-6000:] + self.training_log()
 
     def end(self):
         """Stop what is still running, and its jobs."""

@@ -36,10 +36,17 @@ HOW = (
     click.option("--iteration", type=click.IntRange(1), help="Weights kept at this iteration of training."),
     click.option("--batch", type=click.IntRange(1), default=250, show_default=True, help="Images per network call."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+    click.option(
+        "--precision",
+        type=click.Choice(["float32", "bfloat16"]),
+        default="float32",
+        show_default=True,
+        help="Of the network.",
+    ),
     click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads."),
 )
 # Of the options, those that are keys of the section `sampling`.
-SAMPLING = ("weights", "iteration", "posterior", "guidance", "batch", "device", "threads")
+SAMPLING = ("weights", "iteration", "posterior", "guidance", "batch", "device", "precision", "threads")
 
 
 def _options(*own: Callable) -> Callable:

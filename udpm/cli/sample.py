@@ -47,6 +47,7 @@ def _shard(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 @click.option("--selection", type=FILE, help="Sample the milestone that this chose (.json of udpm select).")
 @click.option("--intermediate/--no-intermediate", default=None, help="Keep every level's output too, at full side.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to run.")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), help="Of the network; the chain is float32.")
 @click.option("--threads", type=int, help="CPU threads.")
 def command(
     weights: Path,

@@ -54,8 +54,8 @@ class Point:
 
     @property
     def changes_text(self) -> str:
-        """Its changes of the base, in a line."""
-        return "; ".join(f"{key} = {json.dumps(value)}" for key, value in self.changes.items())
+        """Its changes of the base, in a line, but for its seeds."""
+        return "; ".join(f"{key} = {json.dumps(value)}" for key, value in self.changes.items() if key != "seeds")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ LIMITS = (
     "scores of the same protocol.",
     "Whether single training images are reproduced has to be looked at for every use: see the distance to the nearest "
     "training image, where it is given.",
+    "The terms of the images, above, bear on what weights and samples may be used for. A licence of the weights is for "
+    "those who publish them to state; none is stated here.",
 )
 
 
@@ -125,7 +127,7 @@ def _training(config: RunConfig, record: dict[str, Any]) -> str:
             + ", ".join(f"{kind} {config.per_level(f'losses.{kind}_weight')}" for kind in LOSSES),
         ]
     seconds = record.get("seconds")
-    took = MISSING if seconds is None else f"{seconds / 3600:.2f} h"
+    took = MISSING if seconds is None else f"{seconds / 3600:.2g} h"
     lines += [
         f"- Noise schedule: α {config.process.alphas}, σ {config.process.sigmas}",
         f"- Parameters of the generator: {parameters.get('generator', MISSING)}; of the discriminator: "

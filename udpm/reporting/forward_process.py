@@ -20,9 +20,9 @@ from udpm.process.schedule import Schedule
 from udpm.reporting.pictures import bare, shown_state, subscript
 from udpm.reporting.style import save
 
-ROWS = 10
+COLUMNS = 10
 """At most."""
-CELL, MARGINS = 0.74, (1.4, 0.9)
+CELL, MARGINS = 0.74, (1.4, 0.6)
 """Inches."""
 SEED = 0
 """Of the noise, which is a function of it and of the image's number."""
@@ -46,36 +46,38 @@ def draw_forward_process(config: str | Path, dataset: str | Path, stem: str | Pa
     numbers, names = _examples(store)
     images = np.array(store.images[numbers])
     states = _states(schedule, images, numbers)
-    count = len(numbers)
-    size = [cells * CELL + margin for cells, margin in zip((len(states) + 1, count), MARGINS, strict=True)]
-    figure, grid = plt.subplots(count, len(states) + 1, figsize=size, squeeze=False, layout="constrained")
-    rows = []
-    for row, (number, name) in enumerate(zip(numbers, names, strict=True)):
-        grid[row, 0].imshow(images[row], interpolation="nearest")
-        grid[row, 0].set_ylabel(name, rotation=0, ha="right", va="center")
-        for level, state in enumerate(states, start=1):
-            grid[row, level].imshow(shown_state(state)[row].transpose(1, 2, 0), interpolation="nearest")
-        rows += _data(schedule, number, int(store.labels[number]), [state[row] for state in states])
-    for axes in grid.flat:
-        bare(axes)
-    grid[0, 0].set_title(f"$x_0$\n{store.side}×{store.side}\n")
-    for level, state in enumerate(states, start=1):
-        side = state.shape[-1]
-        grid[0, level].set_title(f"x{subscript(level)}\n{side}×{side}\nSNR {schedule.snr(level):.2g}")
+    shape = len(states) + 1, len(numbers)
+    size = [count * CELL + margin for count, margin in zip(reversed(shape), MARGINS, strict=True)]
+    figure, grid = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
+    shown = [images / 255, *(shown_state(state).transpose(0, 2, 3, 1) for state in states)]
+    for level, (row, pictures) in enumerate(zip(grid, shown, strict=True)):
+        for axes, picture in zip(row, pictures, strict=True):
+            axes.imshow(picture, interpolation="nearest")
+            bare(axes)
+        side = pictures.shape[1]
+        ratio = f"\nSNR {schedule.snr(level):.2g}" if level else ""
+        row[0].set_ylabel(f"x{subscript(level)}\n{side}×{side}{ratio}", rotation=0, ha="right", va="center")
+    for axes, name in zip(grid[0], names, strict=True):
+        axes.set_title(name)
     figure.suptitle(f"{run.experiment}: forward process", fontsize=9)
+    rows = [
+        row
+        for place, number in enumerate(numbers)
+        for row in _data(schedule, number, int(store.labels[number]), [state[place] for state in states])
+    ]
     save(figure, stem, pd.DataFrame(rows))
 
 
 def _examples(store: Store) -> tuple[list[int], list[str]]:
-    """The first training image of each class, or the first ones of a data set without; and the rows' names."""
+    """The first training image of each class, or the first ones of a data set without; and the columns' names."""
     train = store.split("train")
     if not store.classes:
-        numbers = list(range(train.start, train.stop))[:ROWS]
+        numbers = list(range(train.start, train.stop))[:COLUMNS]
         return numbers, [f"image {number}" for number in numbers]
     labels, firsts = np.unique(store.labels[train], return_index=True)
     names = store.record.get("class_names") or []
-    told = [names[label] if len(names) > label else f"class {label}" for label in labels[:ROWS].tolist()]
-    return (firsts[:ROWS] + train.start).tolist(), told
+    told = [names[label] if len(names) > label else f"class {label}" for label in labels[:COLUMNS].tolist()]
+    return (firsts[:COLUMNS] + train.start).tolist(), told
 
 
 def _states(schedule: Schedule, images: np.ndarray, numbers: list[int]) -> list[np.ndarray]:

@@ -61,7 +61,8 @@ def draw(heat: HeatMap, pattern: str, stem: str | Path, data: pd.DataFrame, *, f
     # Cells without a value show the ground.
     axes.set_facecolor("0.85")
     shown = axes.imshow(heat.values, cmap=COLOUR_MAP if falls else f"{COLOUR_MAP}_r", aspect="auto")
-    figure.colorbar(shown, ax=axes, label=heat.scale)
+    # Whole numbers on the scale, not what they exceed another one by.
+    figure.colorbar(shown, ax=axes, label=heat.scale).ax.ticklabel_format(useOffset=False)
     axes.set_xticks(range(columns), heat.labels[1], rotation=45 if columns > MANY else 0)
     axes.set_yticks(range(rows), heat.labels[0])
     axes.set(ylabel=heat.axes[0], xlabel=heat.axes[1])

@@ -28,7 +28,8 @@ def draw_samples(path: str | Path, stem: str | Path) -> None:
     rows, shown = _rows(samples.labels, samples.record.get("classes", 0))
     side = samples.images.shape[1]
     gap = max(1, side // 16)
-    canvas = np.full((len(shown) * (side + gap) - gap, COLUMNS * (side + gap) - gap, 3), 255, dtype=np.uint8)
+    columns = max(map(len, shown))
+    canvas = np.full((len(shown) * (side + gap) - gap, columns * (side + gap) - gap, 3), 255, dtype=np.uint8)
     for row, numbers in enumerate(shown):
         for column, number in enumerate(numbers):
             top, left = row * (side + gap), column * (side + gap)

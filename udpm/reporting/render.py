@@ -71,7 +71,7 @@ def html_section(table: pd.DataFrame, notes: list[str], words: int, title: str) 
 
 
 def _html_part(table: pd.DataFrame, notes: list[str], words: int, title: str) -> str:
-    left = ", ".join(f"td.col{column}" for column in range(words))
+    left = ", ".join(f"{cell}.col{column}" for cell in ("th", "td") for column in range(words))
     rules = [
         {"selector": "", "props": "border-collapse: collapse; font: 14px sans-serif"},
         {"selector": "th, td", "props": "padding: 4px 12px; text-align: right; border-bottom: 1px solid #ddd"},

@@ -17,6 +17,14 @@ from udpm.reporting.render import MISSING, html_page, html_section, markdown
 
 TITLE = "What ran, and what came of it"
 HOUR = 3600
+WHERE = [
+    "Every score with its whole protocol: tables/scores.md and .csv. The paper's tables: tables/paper/ (`snakemake "
+    "paper_tables`).",
+    "Pictures: figures/EXPERIMENT/. A run's card, with its data's terms and its limits: "
+    "runs/EXPERIMENT/seedN/README.md. Sweeps: sweeps/NAME/ranking.md.",
+    "What made a file: `udpm info PATH`.",
+]
+"""Beside the page, in the folder of results."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ def summarize(
         Section("Headline numbers", *_headlines(experiments, found, scores, tables)),
         Section("What ran", *_what_ran(runs, experiments)),
         Section("What is missing", pd.DataFrame(), _missing(runs, experiments, found, tables)),
+        Section("Where to look", pd.DataFrame(), WHERE),
     ]
 
 
@@ -106,7 +115,10 @@ def _headlines(
             )
             if entry is not None:
                 notes.append(_protocol(entry))
-    notes.append("± is the standard deviation over training seeds. Floor and ceiling are measured in the same way.")
+    notes.append(
+        "± is the standard deviation over training seeds. Lower is better: the floor is the score of real images that "
+        "were held out of training, the ceiling that of noise, measured in the same way."
+    )
     return pd.DataFrame(rows), list(dict.fromkeys(notes))
 
 

@@ -35,7 +35,7 @@ def explore_latents(weights: Path, kind: str, config: Latents, sampling: Samplin
         weights: a run's weight file.
         kind: a key of EXPERIMENTS.
         config: what is shown.
-        sampling: how it is drawn: posterior, guidance, weights, iteration, batch, device, threads.
+        sampling: how it is drawn: posterior, guidance, weights, iteration, batch, device, precision, threads.
         output: .npz.
 
     Raises:

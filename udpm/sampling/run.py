@@ -62,6 +62,7 @@ def draw_samples(
         **identity,
         "posterior": config.posterior,
         "guidance": config.guidance,
+        "precision": config.precision,
         "nfe": sampler.nfe,
         "scale": sampler.schedule.scale,
         "device": runtime.describe(device),
