@@ -159,7 +159,10 @@ class Study:
 
     def attempts(self):
         """How each attempt at the run ended; None of one that did not say."""
-        lines = [json.loads(line) for line in (self.run / "attempts.jsonl").read_text().splitlines()]
+        try:
+            lines = [json.loads(line) for line in (self.run / "attempts.jsonl").read_text().splitlines()]
+        except (OSError, StopIteration):
+            return []
         ends = {line["token"]: line["ended"] for line in lines if "ended" in line}
         return [ends.get(line["token"]) for line in lines if "began" in line]
 
