@@ -113,7 +113,8 @@ def test_jobs_ask_for_what_the_configuration_says(whole):
         assert int(cpus) == expected["threads"] * tasks, row
         assert int(minutes) == int(expected["runtime"]), row
         assert int(nodes) == int(expected.get("nodes", 1)), row
-        assert memory == f"{expected['mem_mb']}M", row
+        # Asked for on each node; accounting sums them up.
+        assert memory == f"{int(expected['mem_mb']) * int(nodes)}M", row
         assert (re.search(r"gres/gpu=(\d+)", tres) or [0, "0"])[1] == str(gpus), row
         assert (account, partition, state) == ("lab", "gpu", "COMPLETED"), row
         seen.add(rule)

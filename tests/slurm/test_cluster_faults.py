@@ -72,7 +72,7 @@ def check(study, expected):
 
 def test_wall_time_runs_out_twice(study, undisturbed):
     # In jobs of one minute, each told to save half a minute before its end, or earlier: SLURM rounds.
-    target = experiment(study, "steady", hours=1 / 60, iterations=LONG)
+    target = experiment(study, iterations=LONG)
     running = study.start(target, UDPM_MAX_HOURS="0.016", UDPM_GRACE_SECONDS="30")
     until("two stops", lambda: study.attempts().count("stopped") >= 2, 300, study.said)
     # The rest in a longer job: what was seen would only be seen again.
