@@ -96,7 +96,14 @@ def test_the_whole_dag(study):
     assert all(float(row["frechet_distance"]) > 0 for row in rows)
     figures = {path.relative_to(study / "results/figures") for path in (study / "results").rglob("*.png")}
     latents = {f"latents_{kind}" for kind in ("perturb", "swap", "interpolate", "pca")}
-    assert {path.stem for path in figures} == {"samples", "chain", "neighbours", "curves", "schedule"} | latents
+    assert {path.stem for path in figures} == {
+        "samples",
+        "chain",
+        "forward",
+        "neighbours",
+        "curves",
+        "schedule",
+    } | latents
     record = json.loads((study / "results/runs/digits-smoke/seed0/complete.json").read_text())
     assert record["iterations"] == 40
     assert (study / "results/logs/train_model/digits-smoke_seed0.log").exists()
