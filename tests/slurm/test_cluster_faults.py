@@ -20,7 +20,7 @@ extends: digits-smoke
 training: {{iterations: {iterations}, checkpoint_every: 20, {more}}}
 resources: {{training: {{hours: {hours}, memory_gb: {memory}, gpus_per_node: 0}}}}
 """
-LONG = 1500
+LONG = 2000
 TWO_NODES = "nodes: 2, processes_per_node: 1"
 
 
