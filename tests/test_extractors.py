@@ -458,10 +458,4 @@ def test_bad_input(project, case, capsys, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", refused)
     prepare, command, expected = BAD[case]
     prepare(project)
-    before = tiny.snapshot(project)
-    capsys.readouterr()
-    assert tiny.call(*command.split()) == 2
-    errors = capsys.readouterr().err
-    assert len(errors.splitlines()) == 1, errors
-    assert expected in errors
-    assert tiny.snapshot(project) == before
+    tiny.assert_refused(project, command, expected, capsys)

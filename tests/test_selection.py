@@ -195,13 +195,7 @@ def test_bad_input(project, digits, case, capsys):
     shutil.copytree(digits / "dataset", project / "dataset")
     prepare, command, expected = BAD[case]
     prepare(project)
-    before = tiny.snapshot(project)
-    capsys.readouterr()
-    assert tiny.call(*command.split()) == 2
-    errors = capsys.readouterr().err
-    assert len(errors.splitlines()) == 1, errors
-    assert expected in errors
-    assert tiny.snapshot(project) == before
+    tiny.assert_refused(project, command, expected, capsys)
 
 
 def test_images_to_choose_by_are_drawn_as_those_to_score(project):

@@ -89,6 +89,17 @@ def snapshot(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def assert_refused(folder, command, expected, capsys):
+    """A udpm command ends with code 2 and one line, and leaves every byte of a folder as it was."""
+    before = snapshot(folder)
+    capsys.readouterr()
+    assert call(*command.split()) == 2
+    errors = capsys.readouterr().err
+    assert len(errors.splitlines()) == 1, errors
+    assert expected in errors
+    assert snapshot(folder) == before
+
+
 def flip_byte(path, where):
     """Change one byte of a file."""
     with open(path, "r+b") as file:

@@ -12,8 +12,9 @@ from udpm.config.experiment import RunConfig
 from udpm.config.load import read_resolved
 from udpm.core.errors import UserError
 from udpm.core.files import read_json
-from udpm.reporting.measured import checkpoint, preprocessing, read_scores
+from udpm.reporting.measured import checkpoint
 from udpm.reporting.render import MISSING
+from udpm.scoring.records import preprocessing, read_scores
 
 TASK = "unconditional-image-generation"
 """Hugging Face's name of the nearest of its tasks; it has none for images of a class."""

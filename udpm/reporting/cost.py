@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from udpm.core.files import write_text
 from udpm.core.provenance import versions
-from udpm.reporting.render import MISSING, html, latex, markdown
+from udpm.reporting.render import MISSING, markdown, write_table
 
 if TYPE_CHECKING:
     from udpm.networks.cost import Cost
@@ -72,11 +71,7 @@ def render_costs(costs: dict[str, Cost]) -> str:
 
 def write_costs(costs: dict[str, Cost], stem: str | Path) -> None:
     """Write ``STEM.csv`` (everything), ``STEM.md``, ``STEM.tex`` and ``STEM.html`` (to read)."""
-    table = readable_costs(costs)
-    write_text(f"{stem}.csv", cost_table(costs).to_csv(index=False))
-    write_text(f"{stem}.md", markdown(table, NOTES))
-    write_text(f"{stem}.tex", latex(table, NOTES, WORDS))
-    write_text(f"{stem}.html", html(table, NOTES, WORDS, "Cost"))
+    write_table(stem, cost_table(costs), readable_costs(costs), NOTES, WORDS, "Cost")
 
 
 def _rows(cost: Cost) -> list[dict[str, Any]]:

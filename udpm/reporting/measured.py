@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from udpm.scoring.records import read_score
+from udpm.scoring.records import preprocessing
 
 LAST, BEST, MILESTONE, GIVEN = "last", "best", "milestone", "given"
 """Checkpoints: end of training, selected milestone, a milestone that the configuration names, imported weights."""
@@ -58,25 +58,11 @@ def score_files(results: str | Path, experiments: Iterable[str]) -> list[Path]:
     return [path for paths in found for path in paths]
 
 
-def read_scores(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """Read score files, each with the experiment that it belongs to, whose folder yardsticks lie in.
-
-    Raises:
-        UserError: missing, unreadable, or not a score.
-    """
-    scores = []
-    for path in paths:
-        score = read_score(path)
-        score["experiment"] = score["subject"].get("experiment") or Path(path).parent.name
-        scores.append(score)
-    return scores
-
-
 def measured(scores: Sequence[dict[str, Any]], experiment: str, iterations: int | None = None) -> list[Measured]:
     """What was measured of an experiment's runs, one entry for each checkpoint and way of measuring.
 
     Args:
-        scores: as `read_scores` gives them.
+        scores: as `records.read_scores` gives them.
         experiment: its name.
         iterations: at which its training ends, to tell a milestone from the end; None: not known.
     """
@@ -114,8 +100,3 @@ def way(score: dict[str, Any]) -> tuple:
     own = tuple(subject.get(key) for key in ("weights", "posterior", "guidance", "nfe", "classes"))
     measuring = (protocol["n"], protocol["extractor"]["sha256"], preprocessing(score), reference["sha256"])
     return (score["metrics"]["frechet_distance"]["label"], *own, *measuring)
-
-
-def preprocessing(score: dict[str, Any]) -> str | None:
-    """What was done to the images before the extractor."""
-    return score["protocol"].get("preprocessing") or score["protocol"]["extractor"].get("preprocessing")

@@ -13,8 +13,9 @@ from udpm.config.experiment import Experiment
 from udpm.config.results import STANDINGS, Protocol, PublishedTable, Row
 from udpm.core.files import write_text
 from udpm.reporting import words
-from udpm.reporting.measured import BEST, LAST, Measured, measured, preprocessing
+from udpm.reporting.measured import BEST, LAST, Measured, measured
 from udpm.reporting.render import MISSING, html, latex, markdown
+from udpm.scoring.records import preprocessing
 
 NOT_RUN, NOT_COMPARABLE = "not run", "not comparable"
 REPRODUCED, BETTER, NOT_REPRODUCED = "reproduced", "better", "not reproduced"
@@ -64,7 +65,7 @@ def entries(
 
     Args:
         table: the published scores.
-        scores: measured ones, as `measured.read_scores` gives them.
+        scores: measured ones, as `records.read_scores` gives them.
         experiments: the configuration of those the table names; None where it cannot be read.
     """
     found = []

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pandas as pd
+
+from udpm.core.files import write_text
 
 MISSING = "–"
 SYMBOLS = {
@@ -46,6 +49,30 @@ def html(table: pd.DataFrame, notes: list[str], words: int, title: str) -> str:
         title: of the page.
     """
     return html_page(title, [_html_part(table, notes, words, title)])
+
+
+def write_table(
+    stem: str | Path, everything: pd.DataFrame, shown: pd.DataFrame, notes: list[str], words: int, title: str
+) -> str:
+    """Write ``STEM.csv`` (everything), and to read ``STEM.md``, ``STEM.tex`` and ``STEM.html``.
+
+    Args:
+        stem: path without suffix.
+        everything: in full precision.
+        shown: of text.
+        notes: under what is shown.
+        words: number of leading columns of it that are set to the left.
+        title: of the page.
+
+    Returns:
+        The markdown.
+    """
+    text = markdown(shown, notes)
+    write_text(f"{stem}.csv", everything.to_csv(index=False))
+    write_text(f"{stem}.md", text)
+    write_text(f"{stem}.tex", latex(shown, notes, words))
+    write_text(f"{stem}.html", html(shown, notes, words, title))
+    return text
 
 
 def html_page(title: str, parts: list[str]) -> str:

@@ -8,9 +8,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from udpm.core.files import write_text
-from udpm.reporting import words
-from udpm.reporting.render import MISSING, html, latex, markdown
+from udpm.reporting import render, words
+from udpm.reporting.render import MISSING
 from udpm.reporting.style import COLOURS, save
 from udpm.scoring.selection import read_selection
 
@@ -37,10 +36,7 @@ def write_table(selection: dict[str, Any], stem: str | Path) -> None:
             row[name.replace("_", " ")] = MISSING if value is None else pattern.format(value)
         rows.append(row)
     table, notes = pd.DataFrame(rows), [_note(selection)]
-    write_text(f"{stem}.csv", milestone_table(selection).to_csv(index=False))
-    write_text(f"{stem}.md", markdown(table, notes))
-    write_text(f"{stem}.tex", latex(table, notes, WORDS))
-    write_text(f"{stem}.html", html(table, notes, WORDS, "Milestones"))
+    render.write_table(stem, milestone_table(selection), table, notes, WORDS, "Milestones")
 
 
 def draw_selection(path: str | Path, stem: str | Path) -> None:

@@ -21,11 +21,12 @@ from udpm.config.results import (
 )
 from udpm.core.errors import UserError
 from udpm.networks.cost import Cost, count_cost
-from udpm.reporting.measured import read_scores, score_files
+from udpm.reporting.measured import score_files
 from udpm.reporting.paper import write_paper_table
 from udpm.reporting.runtime import read_speed, speed_file, write_runtime
 from udpm.reporting.setup import Shown, write_setup
 from udpm.reporting.summary import summarize, write_summary
+from udpm.scoring.records import read_scores
 
 
 class Paper:

@@ -11,9 +11,10 @@ import pandas as pd
 from udpm.config.experiment import Experiment
 from udpm.config.results import PublishedTable
 from udpm.core.files import read_json, write_text
-from udpm.reporting.measured import BEST, Measured, measured, preprocessing
+from udpm.reporting.measured import BEST, Measured, measured
 from udpm.reporting.paper import NOT_RUN, YARDSTICKS, command_for, verdict
 from udpm.reporting.render import MISSING, html_page, html_section, markdown
+from udpm.scoring.records import preprocessing
 
 TITLE = "What ran, and what came of it"
 HOUR = 3600
@@ -50,7 +51,7 @@ def summarize(
     Args:
         results: folder of results.
         experiments: the study's.
-        scores: as `measured.read_scores` gives them.
+        scores: as `records.read_scores` gives them.
         tables: published scores, to compare with.
 
     Raises:

@@ -13,11 +13,10 @@ import torch
 from udpm.config.experiment import RunConfig
 from udpm.config.points import LoadedSweep, Resolved
 from udpm.core.errors import UserError
-from udpm.core.files import write_text
 from udpm.networks.build import build_generator
 from udpm.networks.cost import multiply_adds
 from udpm.process.schedule import Schedule
-from udpm.reporting.render import html, latex, markdown
+from udpm.reporting.render import markdown, write_table
 from udpm.reporting.schedule import schedule_table, schedule_warning
 from udpm.training.needs import count_arithmetic
 
@@ -72,12 +71,7 @@ def write_plan(loaded: LoadedSweep, stem: str | Path) -> str:
     """
     table = plan_table(loaded)
     shown, notes = _readable(table), [*NOTES, *_notes(table, loaded)]
-    text = markdown(shown, notes)
-    write_text(f"{stem}.csv", table.to_csv(index=False))
-    write_text(f"{stem}.md", text)
-    write_text(f"{stem}.tex", latex(shown, notes, WORDS))
-    write_text(f"{stem}.html", html(shown, notes, WORDS, "Plan"))
-    return text
+    return write_table(stem, table, shown, notes, WORDS, "Plan")
 
 
 def _schedule(run: RunConfig, base: str, resolved: Resolved) -> dict[str, Any]:

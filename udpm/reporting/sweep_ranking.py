@@ -15,8 +15,7 @@ import yaml
 
 from udpm.config.points import LoadedSweep, Resolved
 from udpm.core.errors import UserError
-from udpm.core.files import write_text
-from udpm.reporting.render import MISSING, html, latex, markdown
+from udpm.reporting.render import MISSING, markdown, write_table
 from udpm.scoring.records import read_score
 
 WORDS = 3
@@ -102,12 +101,7 @@ def write_ranking(loaded: LoadedSweep, found: list[Result], stem: str | Path) ->
         The markdown.
     """
     shown, notes = _readable(loaded, found), _notes(loaded, found)
-    text = markdown(shown, notes)
-    write_text(f"{stem}.csv", ranking_table(found).to_csv(index=False))
-    write_text(f"{stem}.md", text)
-    write_text(f"{stem}.tex", latex(shown, notes, WORDS))
-    write_text(f"{stem}.html", html(shown, notes, WORDS, "Ranking"))
-    return text
+    return write_table(stem, ranking_table(found), shown, notes, WORDS, "Ranking")
 
 
 def ranking_table(found: list[Result]) -> pd.DataFrame:

@@ -8,10 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from udpm.core.files import write_text
-from udpm.reporting import words
-from udpm.reporting.render import MISSING, html, latex, markdown
-from udpm.scoring.records import read_score
+from udpm.reporting import render, words
+from udpm.reporting.render import MISSING
+from udpm.scoring.records import preprocessing, read_scores
 
 WORDS = 2
 """Leading columns of the table to read that hold words."""
@@ -32,12 +31,7 @@ def collect(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
     Raises:
         UserError: missing, unreadable, or not a score.
     """
-    scores = []
-    for path in paths:
-        score = read_score(path)
-        # Yardsticks belong to the experiment whose folder they lie in.
-        score["experiment"] = score["subject"].get("experiment") or Path(path).parent.name
-        scores.append(score)
+    scores = read_scores(paths)
     selected = {_run(score) for score in scores if "selection" in score["subject"]}
     for score in scores:
         score["beside_best"] = _run(score) in selected and "selection" not in score["subject"]
@@ -60,7 +54,7 @@ def full_table(scores: list[dict[str, Any]]) -> pd.DataFrame:
                 "neighbours": protocol["neighbours"],
                 "extractor": protocol["extractor"]["name"],
                 "extractor_sha256": protocol["extractor"]["sha256"],
-                "preprocessing": protocol["extractor"].get("preprocessing"),
+                "preprocessing": preprocessing(score),
                 "extractor_heldout_accuracy": protocol["extractor"].get("heldout_accuracy"),
                 "reference": f"{reference['dataset']}/{reference['split']}",
                 "reference_n": reference["n"],
@@ -150,12 +144,7 @@ def write_table(paths: Sequence[str | Path], stem: str | Path) -> str:
     """
     scores = collect(paths)
     table, notes = readable_table(scores), footnotes(scores)
-    text = markdown(table, notes)
-    write_text(f"{stem}.csv", full_table(scores).to_csv(index=False))
-    write_text(f"{stem}.md", text)
-    write_text(f"{stem}.tex", latex(table, notes, WORDS))
-    write_text(f"{stem}.html", html(table, notes, WORDS, "Scores"))
-    return text
+    return render.write_table(stem, full_table(scores), table, notes, WORDS, "Scores")
 
 
 def _comparable(score: dict[str, Any]) -> tuple[str, ...]:
@@ -164,7 +153,7 @@ def _comparable(score: dict[str, Any]) -> tuple[str, ...]:
     return (
         score["metrics"]["frechet_distance"]["label"],
         protocol["extractor"]["sha256"],
-        protocol["extractor"].get("preprocessing"),
+        preprocessing(score),
         protocol["reference"]["sha256"],
     )
 

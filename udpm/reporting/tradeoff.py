@@ -32,7 +32,7 @@ def tradeoff_points(
     Args:
         tables: those with a place in this figure are taken.
         runtime: the published and counted costs.
-        scores: measured ones, as `measured.read_scores` gives them.
+        scores: measured ones, as `records.read_scores` gives them.
     """
     points: dict[tuple, dict[str, Any]] = {}
     for table in (table for table in tables if table.figure):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,3 +22,22 @@ def read_score(path: str | Path) -> dict[str, Any]:
     if score.get("format") != FORMAT:
         raise UserError(f"{path}: format is {score.get('format')!r}, expected {FORMAT!r}")
     return score
+
+
+def read_scores(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """Read score files, each with the experiment that it belongs to, whose folder yardsticks lie in.
+
+    Raises:
+        UserError: missing, unreadable, or not a score.
+    """
+    scores = []
+    for path in paths:
+        score = read_score(path)
+        score["experiment"] = score["subject"].get("experiment") or Path(path).parent.name
+        scores.append(score)
+    return scores
+
+
+def preprocessing(score: dict[str, Any]) -> str | None:
+    """What was done to the images before the extractor."""
+    return score["protocol"].get("preprocessing") or score["protocol"]["extractor"].get("preprocessing")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from udpm.config.experiment import RunConfig
+from udpm.config.experiment import RunConfig, Training
 from udpm.core import provenance, runtime
 from udpm.core.errors import UserError
 from udpm.core.measure import ceilings, now, paired
@@ -64,9 +64,7 @@ def bench_training(config: RunConfig, levels: Levels, iterations: int) -> list[s
     Raises:
         UserError: training is imported.
     """
-    if config.training == "imported":
-        raise UserError(f"{config.experiment}: training is imported; there is nothing to measure")
-    training = config.training
+    training = _trained(config)
     device = runtime.configure(training.device, training.threads, tf32=training.tf32)
     trainer = Trainer(config, levels, device)
     clock = Clock(device)
@@ -115,9 +113,7 @@ def compare_training(config: RunConfig, levels: Levels, repetitions: int) -> dic
     Raises:
         UserError: training is imported.
     """
-    if config.training == "imported":
-        raise UserError(f"{config.experiment}: training is imported; there is nothing to measure")
-    training = config.training
+    training = _trained(config)
     device = runtime.configure(training.device, training.threads, tf32=training.tf32)
     trainers = {PLAIN: PlainTrainer(config, levels, device)}
     if training.precision != "float32":
@@ -148,6 +144,17 @@ def _fix_level(trainer: Trainer, level: int) -> None:
     shares = [float(other == level) for other in range(1, trainer.config.process.levels + 1)]
     batches = trainer._batches(trainer.place, trainer.config.training.data)
     trainer.draws = trainer.feed(_changed(trainer.config, level_probabilities=shares), batches)
+
+
+def _trained(config: RunConfig) -> Training:
+    """The training section of a run that trains.
+
+    Raises:
+        UserError: training is imported.
+    """
+    if config.training == "imported":
+        raise UserError(f"{config.experiment}: training is imported; there is nothing to measure")
+    return config.training
 
 
 def _changed(config: RunConfig, **changes: Any) -> RunConfig:
