@@ -73,11 +73,11 @@ def check(study, expected):
 def test_wall_time_runs_out_twice(study, undisturbed):
     # In jobs of one minute, each told to save half a minute before its end, or earlier: SLURM rounds.
     target = experiment(study, iterations=LONG)
-    running = study.start(target, UDPM_MAX_HOURS="0.016", UDPM_GRACE_SECONDS="30")
+    study.start(target, UDPM_MAX_HOURS="0.016", UDPM_GRACE_SECONDS="30")
     until("two stops", lambda: study.attempts().count("stopped") >= 2, 300, study.said)
     # The rest in a longer job: what was seen would only be seen again.
-    running.send_signal(signal.SIGINT)
-    running.wait(120)
+    study.end()
+    assert study.snakemake("--unlock").returncode == 0
     study.finish(study.start(target))
     check(study, undisturbed(LONG))
 
