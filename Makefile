@@ -6,9 +6,10 @@ REPORT := results/report.html
 .PHONY: install demo test test-slurm soak
 install: $(VENV)/.installed
 
+# Not compiled beforehand: Python compiles what it imports, a small part of it.
 $(VENV)/.installed: pyproject.toml envs/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c envs/constraints.txt -e '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c envs/constraints.txt -e '.[all,dev]'
 	touch $@
 
 # The whole pipeline on the embedded data set; what is up to date is not redone.

@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import tiny
 import yaml
 from PIL import Image
-from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker
+from pylatexenc.latexwalker import LatexEnvironmentNode, LatexGroupNode, LatexWalker
 
 import udpm
 from udpm.cli import main
@@ -110,11 +111,11 @@ def test_the_study_of_the_paper_lists_its_experiments():
 def test_nothing_measured_is_not_run_and_says_how_to(tmp_path):
     rows = table1(tmp_path)
     assert [row["state"] for row in rows.values()] == ["not run", "not run"]
-    assert rows["last"]["to_fill"] == "`snakemake --config experiments=cifar10`"
+    assert rows["last"]["to_fill"] == "`snakemake paper_tables --config experiments=cifar10`"
     markdown = (tmp_path / "t.md").read_text()
     ours = next(line for line in markdown.splitlines() if line.startswith("| UDPM"))
     assert ours.count("not run") == 3
-    assert "] To fill: `snakemake --config experiments=cifar10`." in markdown
+    assert "] To fill: `snakemake paper_tables --config experiments=cifar10`." in markdown
 
 
 @pytest.mark.parametrize(
@@ -221,7 +222,11 @@ def test_same_scores_same_bytes_and_latex_that_parses(everything, name):
     text = (everything / "a" / f"{name}.tex").read_text()
     nodes, _, length = LatexWalker(text, tolerant_parsing=False).get_latex_nodes()
     assert length == len(text)
-    assert "tabular" in [node.environmentname for node in nodes if isinstance(node, LatexEnvironmentNode)]
+    groups = [node.nodelist for node in nodes if isinstance(node, LatexGroupNode)]
+    found = [node.environmentname for group in groups for node in group if isinstance(node, LatexEnvironmentNode)]
+    # A page does not hold all peers.
+    assert found == ["longtable" if name == "peers" else "tabular"]
+    assert "`" not in text
     assert not set("αβγλσ") & set(text.partition("\n")[2])
 
 
@@ -264,6 +269,32 @@ def test_a_mistake_in_one_file_stops_its_table_alone(tmp_path, capsys, before, a
     assert (tmp_path / "out/table2.md").exists()
 
 
+def test_a_mistake_in_published_costs_stops_the_run_time_alone(tmp_path, capsys):
+    shutil.copytree(CONFIG, tmp_path / "config")
+    path = tmp_path / "config/published/runtime.yaml"
+    path.write_text(path.read_text().replace("image: 13.35", "image: many"))
+    given = ("--results", tmp_path, "--config", tmp_path / "config", "--output", tmp_path / "out")
+    assert tiny.call("paper", "runtime", "table1", *given) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "runtime.yaml: costs[0].image: input should be a valid number, got 'many'" in line
+    assert not (tmp_path / "out/runtime.md").exists()
+    assert "not run" in (tmp_path / "out/table1.md").read_text()
+
+
+def test_a_published_number_is_counted_or_read_but_not_both(everything):
+    """The paper's own line of costs holds nothing that was counted elsewhere."""
+    costs = pd.read_csv(everything / "a/runtime.csv").dropna(subset="standing").set_index(["what", "standing"])
+    assert np.isnan(costs.loc[("published, 64×64", "A"), "generator_mega_parameters"])
+    assert set(costs.loc[("published code, 64×64", "C"), "generator_mega_parameters"]) == {65.41}
+
+
+def test_a_table_of_nothing_measured_here_has_no_columns_for_it(everything):
+    text = (everything / "a/retraining.md").read_text()
+    assert "measured" not in text.partition("\n\n- ")[0]
+    assert "30.58 h of training, 1.88 s for a batch." in text
+    assert "| 98.61 " in text
+
+
 def test_bad_input(tmp_path, capsys):
     assert tiny.call("paper", "tabel1", "--config", CONFIG, "--output", tmp_path / "out") == 2
     assert "tabel1: no such table; there are: digits, peers" in capsys.readouterr().err
@@ -294,7 +325,7 @@ def test_the_summary(study, tmp_path):
     text = (tmp_path / "a/summary.md").read_text()
     assert "| digits, seed 0 | digits" in text
     assert "18.00" in text
-    assert "cifar10: is not in this study; `snakemake --config experiments=cifar10`." in text
+    assert "cifar10: is not in this study; `snakemake all --config experiments=cifar10`." in text
     assert "digits: the best checkpoint is not scored" in text
     assert "What is missing" in (tmp_path / "a/overview.html").read_text()
 
@@ -303,7 +334,7 @@ def test_a_summary_of_nothing(tmp_path):
     assert not tiny.call("summary", "digits", "--results", tmp_path, "--config", CONFIG, "--output", tmp_path)
     text = (tmp_path / "summary.md").read_text()
     assert "Nothing has run to its end." in text
-    assert "digits, seed 0: not trained to its end; `snakemake --config experiments=digits`." in text
+    assert "digits, seed 0: not trained to its end; `snakemake all --config experiments=digits`." in text
 
 
 def test_the_card(study, tmp_path, capsys):
@@ -378,11 +409,11 @@ def test_nearest_images_are_the_nearest():
     assert (numbers[3], distances[3]) == (11, 0)
 
 
-def dry_run(folder, *arguments):
+def dry_run(folder, command="snakemake paper_tables --config"):
     """The jobs of a dry run: (rule, its wildcards)."""
-    command = [Path(sys.executable).with_name("snakemake"), "-n", "paper_tables", *arguments]
-    given = ("--config", f"results={folder}/results")
-    done = subprocess.run([*command, *given], cwd=tiny.ROOT, capture_output=True, text=True, timeout=300)
+    _, *words = shlex.split(command)
+    given = [Path(sys.executable).with_name("snakemake"), "-n", *words, f"results={folder}/results"]
+    done = subprocess.run(given, cwd=tiny.ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     rules = re.findall(r"^(?:local)?rule (\w+):$(?:\n .*)*?\n    wildcards: (.*)$", done.stdout, re.MULTILINE)
     return [(rule, dict(part.split("=") for part in wildcards.split(", "))) for rule, wildcards in rules]
@@ -401,4 +432,12 @@ def test_paper_tables_train_what_the_study_lists_and_nothing_else(tmp_path):
 
 
 def test_the_study_of_the_paper_trains_its_experiments(tmp_path):
-    assert sorted(trained(dry_run(tmp_path, "--configfile", "config/paper.yaml"))) == ["afhqv2", "cifar10", "ffhq64"]
+    command = "snakemake paper_tables --configfile config/paper.yaml --config"
+    assert sorted(trained(dry_run(tmp_path, command))) == ["afhqv2", "cifar10", "ffhq64"]
+
+
+def test_the_command_in_a_cell_fills_it(tmp_path):
+    jobs = dry_run(tmp_path, table1(tmp_path)["last"]["to_fill"].strip("`"))
+    assert trained(jobs) == ["cifar10"]
+    assert ("render_paper_table", {"table": "table1"}) in jobs
+    assert ("score_samples", {"experiment": "cifar10", "seed": "0"}) in jobs

@@ -1,11 +1,14 @@
 """What lies in config/: it resolves, it holds the paper's values, schemas and manual agree with the code."""
 
 import json
+import re
+import shlex
 
 import jsonschema
 import pytest
 import torch
 import yaml
+from snakemake.cli import get_argument_parser, parse_config
 from tiny import ROOT
 
 from udpm.config import names_in, resolve_run
@@ -89,3 +92,16 @@ def test_conda_says_the_same_versions():
     pins = [line for line in (ROOT / "envs/constraints.txt").read_text().splitlines() if "==" in line]
     environment = yaml.safe_load((ROOT / "envs/udpm.yaml").read_text())
     assert environment["dependencies"][-1]["pip"] == pins, "run `make envs/udpm.yaml`"
+
+
+MANUALS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *CONFIG.rglob("*.md"), *CONFIG.glob("*.yaml")]
+COMMAND = re.compile(r"`(snakemake [^`]+)`|(?:^ {4}|: )(snakemake [^`#\n]+)", re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", sorted(MANUALS), ids=lambda path: str(path.relative_to(ROOT)))
+def test_snakemake_understands_the_manuals_commands(path):
+    """--config and --configfile swallow the targets that stand after them."""
+    for command in map("".join, COMMAND.findall(path.read_text())):
+        given = get_argument_parser().parse_args(shlex.split(command)[1:])
+        parse_config(given.config)
+        assert all((ROOT / file).is_file() for file in given.configfile or []), command

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -58,8 +59,19 @@ def prepared(tmp_path_factory):
 @pytest.fixture
 def study(cluster, prepared, tmp_path):
     """A copy of the project, digits prepared, on the live cluster."""
-    shutil.copytree(prepared, tmp_path / "study", symlinks=True, ignore=shutil.ignore_patterns(".snakemake"))
-    live = Study(tmp_path / "study", cluster)
+    yield from copied(prepared, tmp_path / "study", cluster)
+
+
+@pytest.fixture(scope="module")
+def shared_study(cluster, prepared, tmp_path_factory):
+    """The same, for tests that each add to its results."""
+    yield from copied(prepared, tmp_path_factory.mktemp("shared") / "study", cluster)
+
+
+def copied(prepared, folder, cluster):
+    """A study in a folder, until it is not needed any more."""
+    shutil.copytree(prepared, folder, symlinks=True, ignore=shutil.ignore_patterns(".snakemake"))
+    live = Study(folder, cluster)
     yield live
     live.end()
 
@@ -107,8 +119,13 @@ class Study:
         command = [PYTHON.parent / "snakemake", "--profile", "slurm", *arguments]
         return subprocess.run(command, **_options(self.folder, self.environment | environment))
 
+    def typed(self, command):
+        """A command line to its end, as the user of an activated environment types it."""
+        path = {"PATH": f"{PYTHON.parent}:{self.environment['PATH']}"}
+        return subprocess.run(shlex.split(command), **_options(self.folder, self.environment | path))
+
     def start(self, *arguments, **environment):
-        """The same, running."""
+        """The same as `snakemake`, running."""
         with open(self.folder / f"snakemake{len(self._running)}.log", "wb") as log:
             process = subprocess.Popen(
                 [PYTHON.parent / "snakemake", "--profile", "slurm", *arguments],

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from udpm.cli.options import FILE, FOLDER
+from udpm.cli.options import FILE, FOLDER, Numbers
 
 SIDES = ("8", "16", "32", "64", "128", "256")
 """That three levels of a cache can halve."""
 
-RANDOM_IMAGES = 1000
+BASELINE = click.option("--baseline", is_flag=True, help="Measure against the same work done the plain way.")
+GAINS = click.option("--gains", is_flag=True, help="Also switch every gain over alone, with --baseline.")
+MEMORY = click.option(
+    "--memory", is_flag=True, help="Also every way's peak memory, in processes of their own, with --baseline."
+)
+REPETITIONS = click.option(
+    "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Of each way, with --baseline."
+)
+THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads; default: the configuration's.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the record instead of text.")
+OUTPUT = click.option("--output", type=FILE, help="Also write the record, .json.")
 
 
 @click.group()
@@ -30,31 +41,37 @@ def command() -> None:
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images that are fed at once.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads of the feeding.")
+@JSON
+@OUTPUT
 def data(
-    images: Path | None, side: str, workers: int | None, limit: int, batch: int, device: str, threads: int
+    images: Path | None,
+    side: str,
+    workers: int | None,
+    limit: int,
+    batch: int,
+    device: str,
+    threads: int,
+    as_json: bool,
+    output: Path | None,
 ) -> None:
     """How fast images are prepared and training is fed, and what limits the preparation.
 
     IMAGES is a folder of images or a .zip of one; without it only the feeding is measured. Nothing is kept.
     """
-    if images is not None:
-        from udpm.data.benchmark import bench_preparation
-
-        for line in bench_preparation(str(images), int(side), workers or len(os.sched_getaffinity(0)), limit):
-            click.echo(line)
     from udpm.core import runtime
-    from udpm.data.feeding import bench_feeding
+    from udpm.core.measure import ceilings
+    from udpm.core.speed import record
+    from udpm.data.benchmark import bench_preparation, preparation_lines
+    from udpm.data.feeding import IMAGES, bench_feeding, feeding_lines
 
-    for line in bench_feeding(int(side), batch, runtime.configure(device, threads)):
-        click.echo(line)
-
-
-BASELINE = click.option("--baseline", is_flag=True, help="Measure against the same work done the plain way.")
-REPETITIONS = click.option(
-    "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Of each way, with --baseline."
-)
-THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads; default: the configuration's.")
-JSON = click.option("--json", "as_json", is_flag=True, help="Print the record instead of a table, with --baseline.")
+    where = runtime.configure(device, threads)
+    best, found = ceilings(where), {}
+    if images is not None:
+        found = bench_preparation(str(images), int(side), workers or len(os.sched_getaffinity(0)), limit, best)
+    rows = found.pop("rows", []) + bench_feeding(int(side), batch, where, best)
+    told = record("data", where, best, rows, **found | {"side": int(side), "batch": batch, "fed": IMAGES})
+    prepared = preparation_lines if images is not None else _nothing
+    _tell(told, lambda record: [*prepared(record), *feeding_lines(record)], as_json, output)
 
 
 @command.command(
@@ -68,8 +85,12 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the record in
 @click.option("--batch", type=click.IntRange(1), help="Images per iteration; default: the configuration's.")
 @THREADS
 @BASELINE
+@click.option("--levels", type=Numbers(int), help="Levels l with --baseline, such as 1,3; default: all.")
+@GAINS
+@MEMORY
 @REPETITIONS
 @JSON
+@OUTPUT
 def train(
     config: Path,
     dataset: Path | None,
@@ -78,56 +99,56 @@ def train(
     batch: int | None,
     threads: int | None,
     baseline: bool,
+    levels: list[int] | None,
+    gains: bool,
+    memory: bool,
     repetitions: int,
     as_json: bool,
+    output: Path | None,
 ) -> None:
     """How fast a run trains, and where its time goes: data, both players' steps, LPIPS, optimisers, averages.
 
     CONFIG is a run's resolved configuration (udpm resolve). With --baseline: how much faster an iteration is than in
-    float32 with a DataLoader, FFT, an average updated parameter by parameter and losses read in every step; both are
-    measured in turn. LPIPS has random weights where images are random. Nothing is kept.
+    float32 with a DataLoader, FFT, average and Adam updated parameter by parameter and losses read in every step; both
+    are measured in turn. LPIPS has random weights where images are random. Nothing is kept.
     """
-    import tempfile
-
     from udpm.config import RunConfig, read_resolved
-    from udpm.data.cache import open_levels
-    from udpm.data.feeding import random_levels
-    from udpm.training.benchmark import bench_training, compare_training, for_speed
+    from udpm.core.speed import comparison_lines
+    from udpm.training.benchmark import Images, bench_training, for_speed, training_lines
+    from udpm.training.comparison import compare_training
 
     if (dataset is None) != (cache is None):
         raise click.UsageError("--dataset and --cache belong together")
+    _check(baseline, {"--gains": gains, "--memory": memory, "--levels": levels is not None})
     resolved = for_speed(read_resolved(RunConfig, config), batch, threads, random=dataset is None)
-    side, count = resolved.dataset.side, resolved.process.levels
-    with tempfile.TemporaryDirectory() as folder:
-        if dataset is None or cache is None:
-            levels = random_levels(Path(folder), side, count, RANDOM_IMAGES)
-        else:
-            levels = open_levels(dataset, cache, count)
-        if baseline:
-            _tell(compare_training(resolved, levels, repetitions), as_json)
-            return
-        for line in bench_training(resolved, levels, iterations):
-            click.echo(line)
+    images = Images(dataset, cache)
+    if baseline:
+        found = compare_training(resolved, images, repetitions, levels, gains=gains, memory=memory)
+        _tell(found, comparison_lines, as_json, output)
+        return
+    with images.opened(resolved) as opened:
+        _tell(bench_training(resolved, opened, iterations), training_lines, as_json, output)
 
 
 @command.command(epilog="Example: udpm bench score results/configs/digits/scoring.json --extractor x.pt --side 32")
 @click.argument("config", type=FILE)
 @click.option("--extractor", type=FILE, help="Its TorchScript file; default: what the configuration names.")
 @click.option("--side", type=click.IntRange(1), default=32, show_default=True, help="Side of the images.")
-def score(config: Path, extractor: Path | None, side: int) -> None:
+@JSON
+@OUTPUT
+def score(config: Path, extractor: Path | None, side: int, as_json: bool, output: Path | None) -> None:
     """How fast features are taken of images: resizing, the network, and both together.
 
     CONFIG is a resolved scoring section (udpm resolve --part scoring). Nothing is kept.
     """
     from udpm.config import Scoring, read_resolved
     from udpm.core import runtime
-    from udpm.scoring.benchmark import bench_extractor
+    from udpm.scoring.benchmark import bench_extractor, scoring_lines
     from udpm.scoring.extractor import open_extractor
 
     scoring = read_resolved(Scoring, config)
     network = open_extractor(scoring, extractor, runtime.configure(scoring.device, scoring.threads))
-    for line in bench_extractor(network, side, scoring.batch):
-        click.echo(line)
+    _tell(bench_extractor(network, side, scoring.batch), scoring_lines, as_json, output)
 
 
 @command.command(epilog="Example: udpm bench sample cifar10 --output results/speed/cifar10.json")
@@ -136,11 +157,14 @@ def score(config: Path, extractor: Path | None, side: int) -> None:
 @click.option(
     "--batch", type=click.IntRange(1), help="Images per call; default: the experiment's, at most 16 on a CPU."
 )
-@click.option("--seconds", type=click.FloatRange(0), default=5.0, show_default=True, help="Measured for at the least.")
+@click.option("--seconds", type=click.FloatRange(0), default=5.0, show_default=True, help="Measured for, about.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: the experiment's.")
-@click.option("--output", type=FILE, help="Also write the record, .json, for the paper's run-time table.")
+@click.option("--output", type=FILE, help="Also write the record, .json; the paper's run-time table reads it.")
 @THREADS
 @BASELINE
+@click.option("--compile", "compiles", is_flag=True, help="Also the compiled network, with --baseline: minutes.")
+@GAINS
+@MEMORY
 @REPETITIONS
 @JSON
 def sample(
@@ -152,6 +176,9 @@ def sample(
     output: Path | None,
     threads: int | None,
     baseline: bool,
+    compiles: bool,
+    gains: bool,
+    memory: bool,
     repetitions: int,
     as_json: bool,
 ) -> None:
@@ -163,51 +190,47 @@ def sample(
     """
     from udpm.config import load_experiment, resolve_run
     from udpm.core import runtime
-    from udpm.core.files import write_json
-    from udpm.sampling.benchmark import bench_sampling, compare_sampling
+    from udpm.core.speed import comparison_lines
+    from udpm.sampling.benchmark import bench_sampling, compare_sampling, sampling_lines
 
+    _check(baseline, {"--gains": gains, "--memory": memory, "--compile": compiles})
     settings = load_experiment(experiment, config)
     where = runtime.configure(device or settings.sampling.device, threads or settings.sampling.threads)
     batch = batch or (settings.sampling.batch if where.type == "cuda" else min(16, settings.sampling.batch))
     run = resolve_run(experiment, settings.seeds[0], config)
     if baseline:
-        record = compare_sampling(run, where, batch, repetitions)
-        _tell(record, as_json)
+        found = compare_sampling(run, where, batch, repetitions, gains=gains, memory=memory, compiles=compiles)
+        _tell(found, comparison_lines, as_json, output)
     else:
-        record = bench_sampling(run, where, batch, seconds)
-        click.echo(
-            f"{record['images_per_second']:.4g} images/s, {record['steps_per_second']:.4g} full-side steps/s, batches "
-            f"of {batch}, {record['device']}"
-        )
+        _tell(bench_sampling(run, where, batch, seconds), sampling_lines, as_json, output)
+
+
+@command.command(epilog="Example: udpm bench table results/speed/cifar10.json")
+@click.argument("records", nargs=-1, required=True, type=FILE, metavar="RECORD...")
+def table(records: tuple[Path, ...]) -> None:
+    """Print records of benchmarks (--output) as markdown."""
+    from udpm.reporting.speed import render_speeds
+
+    click.echo(render_speeds(records), nl=False)
+
+
+def _check(baseline: bool, given: dict[str, bool]) -> None:
+    """Refuse options that mean nothing without --baseline."""
+    for name, there in given.items():
+        if there and not baseline:
+            raise click.UsageError(f"{name} needs --baseline")
+
+
+def _tell(
+    found: dict[str, Any], lines: Callable[[dict[str, Any]], list[str]], as_json: bool, output: Path | None
+) -> None:
+    """Write a record where that is asked for, and print it, or as text."""
+    from udpm.core.files import write_json
+
     if output is not None:
-        write_json(output, record)
+        write_json(output, found)
+    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))
 
 
-def _tell(record: dict[str, Any], as_json: bool) -> None:
-    """Print a comparison as its record, or as a table."""
-    if as_json:
-        click.echo(json.dumps(record, indent=2))
-        return
-    click.echo(f"{record['of']} of {record['experiment']}, batch {record['batch']}, {record['device']}")
-    best = record["ceilings"]
-    click.echo(
-        f"  ceilings: {best['float32_flops'] / 1e9:.4g} GFLOP/s float32, {best['bfloat16_flops'] / 1e9:.4g} bfloat16, "
-        f"copy {best['copy_bytes'] / 1e9:.4g} GB/s"
-    )
-    groups = {"": record["ways"]} if "ways" in record else {f"l = {level}": v for level, v in record["levels"].items()}
-    for group, ways in groups.items():
-        for name, found in ways.items():
-            click.echo(f"  {group:6}{name:14}{_line(found)}")
-    for name, found in record.get("iteration", {}).items():
-        click.echo(
-            f"  mean  {name:14}{found['seconds']:8.3f} s  ×{found['speedup']:.2f}; CPU {found['cpu_seconds']:.3f} s  "
-            f"×{found['cpu_speedup']:.2f}"
-        )
-
-
-def _line(found: dict[str, Any]) -> str:
-    seconds, cpu = found["seconds"], found["cpu_seconds"]
-    return (
-        f"{seconds['median']:8.3f} s ({seconds['low']:.3f}–{seconds['high']:.3f})  ×{found['speedup']['median']:.2f}; "
-        f"CPU {cpu['median']:.3f} s ({cpu['low']:.3f}–{cpu['high']:.3f})  ×{found['cpu_speedup']['median']:.2f}"
-    )
+def _nothing(found: dict[str, Any]) -> list[str]:
+    return []

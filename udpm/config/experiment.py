@@ -80,6 +80,8 @@ class Losses(Section):
     """λa of softplus(-D). One value, or one for each level; all zero means no discriminator is trained."""
     r1_gamma: NonNegativeFloat | list[NonNegativeFloat] = 0.0
     """γ of the R1 gradient penalty. One value, or one for each level."""
+    r1_every: PositiveInt = 1
+    """Apply R1 in every so many discriminator steps only, with so many times γ; not in the paper."""
     r1_decay_per_1000: DecayFactor = 1.0
     """Factor on r1_gamma every 1000 iterations."""
     adversarial_start: NonNegativeInt = 0
@@ -226,8 +228,19 @@ class Sampling(Section):
     """auto: CUDA where there is one, else the CPU."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: of the network's convolutions and linear layers; the chain between its calls stays float32."""
+    compile: bool = False
+    """Compile the network (torch.compile), a minute or more at the start; pixels may differ by rounding. Needs a C++
+    compiler, on GPUs Triton."""
+    cuda_graphs: bool = False
+    """On GPUs, launch the network's kernels as one CUDA graph for each level; has no effect on a CPU."""
     threads: PositiveInt = 2
     """CPU threads of the sampling process."""
+
+    @model_validator(mode="after")
+    def _one_way_of_calling(self) -> Sampling:
+        if self.compile and self.cuda_graphs:
+            raise ValueError("cuda_graphs: compile uses CUDA graphs by itself; leave one of the two out")
+        return self
 
     @model_validator(mode="after")
     def _shards_hold_batches(self) -> Sampling:

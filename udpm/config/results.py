@@ -152,6 +152,8 @@ class PublishedRuntime(Section):
 
     title: str
     """Heading of the table."""
+    description: str = ""
+    """What has to be known to read it, for a footnote."""
     costs: list[Step]
     """Multiply-adds."""
     speeds: list[Speed] = []

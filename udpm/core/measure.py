@@ -1,18 +1,60 @@
-"""What benchmarks measure with: paired repetitions, and what the device reaches at best."""
+"""What benchmarks measure with: repetitions, alone or in turn, memory, and what the device reaches at best."""
 
 from __future__ import annotations
 
+import multiprocessing
+import re
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from udpm.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
 MATRIX = 2048
 COPIED_BYTES = 1 << 28
-REPETITIONS = 8
+BEST_OF = 8
+"""Calls of which a ceiling is the fastest."""
+BLOCKS = 5
+"""Repetitions of what is measured for a time."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call, a value for each repetition.
+
+    Attributes:
+        wall: by the clock.
+        cpu: of this process's threads.
+    """
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def measure(self, call: Callable[[], object], device: torch.device, calls: int = 1) -> None:
+        """Add a repetition, the mean of so many calls; the device is waited for on both sides."""
+        wall, cpu = now(device), time.process_time()
+        for _ in range(calls):
+            call()
+        self.wall.append((now(device) - wall) / calls)
+        self.cpu.append((time.process_time() - cpu) / calls)
+
+    @classmethod
+    def mean(cls, timings: list[Timing], shares: list[float]) -> Timing:
+        """Repetition by repetition, the weighted mean of several calls' seconds; shares sum to 1."""
+
+        def mixed(kind: str) -> list[float]:
+            repetitions = zip(*(getattr(timing, kind) for timing in timings), strict=True)
+            return [sum(share * value for share, value in zip(shares, one, strict=True)) for one in repetitions]
+
+        return cls(mixed("wall"), mixed("cpu"))
 
 
 def now(device: torch.device) -> float:
@@ -24,44 +66,53 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def paired(calls: dict[str, Callable[[], object]], repetitions: int, device: torch.device) -> dict[str, dict[str, Any]]:
+def in_turn(calls: dict[str, Callable[[], object]], repetitions: int, device: torch.device) -> dict[str, Timing]:
     """Time several ways to do the same thing, in turn, so that whatever disturbs the machine disturbs them alike.
 
     Args:
-        calls: by name; the first is what the others are compared with. Each is called once before, not counted.
+        calls: by name. Each is called once before, not counted.
         repetitions: of every call; every other time in reverse order.
-        device: waited for on both sides of a call.
-
-    Returns:
-        By name: `seconds` and `cpu_seconds` (of this process's threads), and how many times faster than the first,
-        `speedup` and `cpu_speedup`, from pairs of one repetition; each as median, quartiles and number.
+        device: where they run.
     """
     for call in calls.values():
         call()
-    walls: dict[str, list[float]] = {name: [] for name in calls}
-    cpus: dict[str, list[float]] = {name: [] for name in calls}
+    timings = {name: Timing() for name in calls}
     for repetition in range(repetitions):
         for name in list(calls)[:: -1 if repetition % 2 else 1]:
-            wall, cpu = now(device), time.process_time()
-            calls[name]()
-            walls[name].append(now(device) - wall)
-            cpus[name].append(time.process_time() - cpu)
-    first = next(iter(calls))
-    return {
-        name: {
-            "seconds": spread(walls[name]),
-            "cpu_seconds": spread(cpus[name]),
-            "speedup": spread(_ratios(walls[first], walls[name])),
-            "cpu_speedup": spread(_ratios(cpus[first], cpus[name])),
-        }
-        for name in calls
-    }
+            timings[name].measure(calls[name], device)
+    return timings
+
+
+def repeated(call: Callable[[], object], device: torch.device, seconds: float) -> Timing:
+    """Time a call over `BLOCKS` repetitions of as many calls as fill the time, at least one, after one that does not
+    count; within a repetition nobody waits for the device.
+
+    Args:
+        call: what is timed.
+        device: where it runs.
+        seconds: of all repetitions together, about.
+    """
+    call()
+    timing = Timing()
+    for _ in range(BLOCKS):
+        began, cpu, calls = now(device), time.process_time(), 0
+        while not calls or time.perf_counter() - began < seconds / BLOCKS:
+            call()
+            calls += 1
+        timing.wall.append((now(device) - began) / calls)
+        timing.cpu.append((time.process_time() - cpu) / calls)
+    return timing
 
 
 def spread(values: list[float]) -> dict[str, float]:
     """Median, lower and upper quartile, and number of values."""
     low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return {"median": median, "low": low, "high": high, "count": len(values)}
+
+
+def speedup(slow: Timing, fast: Timing) -> dict[str, Any]:
+    """How many times faster, from pairs of one repetition: `speedup` by the clock, `cpu_speedup` in CPU seconds."""
+    return {"speedup": spread(_ratios(slow.wall, fast.wall)), "cpu_speedup": spread(_ratios(slow.cpu, fast.cpu))}
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
@@ -78,17 +129,44 @@ def ceilings(device: torch.device) -> dict[str, float]:
     return found | {"copy_bytes": 2 * COPIED_BYTES / _best(lambda: target.copy_(source), device)}
 
 
+def peak_bytes(function: Callable[..., object], *arguments: object) -> int:
+    """Memory that a call needs at most in a process of its own, everything loaded included; on a GPU, what PyTorch
+    allocated there.
+
+    Args:
+        function: of a module, so that another process finds it.
+        arguments: that can be pickled.
+
+    Raises:
+        UserError: the process was killed.
+    """
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(_peak, function, *arguments).result()
+    except BrokenProcessPool:
+        raise UserError("--memory: the process that measures was killed, probably for want of memory") from None
+
+
+def _peak(function: Callable[..., object], *arguments: object) -> int:
+    import torch
+
+    function(*arguments)
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    # Not getrusage: its maximum is the parent's where that was larger when this process began.
+    (kilobytes,) = re.findall(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
+    return int(kilobytes) * 1024
+
+
 def _best(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of the fastest of some calls, after one that does not count."""
     call()
-    seconds = []
-    for _ in range(REPETITIONS):
-        since = now(device)
-        call()
-        seconds.append(now(device) - since)
-    return min(seconds)
+    timing = Timing()
+    for _ in range(BEST_OF):
+        timing.measure(call, device)
+    return min(timing.wall)
 
 
-def _ratios(plain: list[float], other: list[float]) -> list[float]:
+def _ratios(slow: list[float], fast: list[float]) -> list[float]:
     # A clock too coarse for a tiny call must not divide by zero.
-    return [a / max(b, 1e-9) for a, b in zip(plain, other, strict=True)]
+    return [max(a, 1e-9) / max(b, 1e-9) for a, b in zip(slow, fast, strict=True)]

@@ -40,6 +40,8 @@ def configure(device: str, threads: int, local: int = 0, *, tf32: bool = True) -
     if local >= torch.cuda.device_count():
         raise UserError(f"device: process {local + 1} of this node finds only {torch.cuda.device_count()} GPUs")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    # Trying algorithms out and keeping the fastest would let a clock choose how results are rounded.
+    torch.backends.cudnn.benchmark = False
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
 

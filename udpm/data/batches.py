@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from udpm.core.seeds import derive_seed
+from udpm.core.transfer import moved
 from udpm.data.cache import Levels, decoding_table
 
 Residence = Literal["auto", "device", "memory"]
@@ -83,9 +84,9 @@ class Batches:
         sums = self._fetch(indices, level - 1).permute(0, 3, 1, 2).contiguous()
         values = self._tables[level - 1].index_select(0, sums.flatten().int()).view(sums.shape)
         if self._flip:
-            flips = _moved(self._flips(iteration)[self.part], self._device)
+            flips = moved(self._flips(iteration)[self.part], self._device)
             values = torch.where(flips[:, None, None, None], values.flip(-1), values)
-        return values, _moved(torch.from_numpy(self._levels.store.labels[indices]), self._device)
+        return values, moved(torch.from_numpy(self._levels.store.labels[indices]), self._device)
 
     def _index(self, position: int) -> int:
         epoch, place = divmod(position, self._count)
@@ -104,7 +105,7 @@ def _mapped(levels: Levels, device: torch.device) -> Fetch:
     """Read from the memory maps; of a level only what is asked for."""
 
     def fetch(indices: np.ndarray, level: int) -> torch.Tensor:
-        return _moved(_tensor(levels.sums[level][indices]), device)
+        return moved(_tensor(levels.sums[level][indices]), device)
 
     return fetch
 
@@ -114,7 +115,7 @@ def _resident(levels: Levels, split: slice, device: torch.device) -> Fetch:
     kept = [_tensor(np.array(sums[split])).to(device) for sums in levels.sums]
 
     def fetch(indices: np.ndarray, level: int) -> torch.Tensor:
-        return kept[level].index_select(0, _moved(torch.from_numpy(indices - split.start), device))
+        return kept[level].index_select(0, moved(torch.from_numpy(indices - split.start), device))
 
     return fetch
 
@@ -131,9 +132,3 @@ def _fits(levels: Levels, split: slice, device: torch.device) -> bool:
 def _tensor(sums: np.ndarray) -> torch.Tensor:
     # torch indexes and converts few unsigned types.
     return torch.from_numpy(sums if sums.dtype == np.uint8 else sums.astype(np.int32))
-
-
-def _moved(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    if device.type != "cuda":
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)

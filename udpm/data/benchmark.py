@@ -7,21 +7,28 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 
 from udpm.config.dataset import DatasetConfig
-from udpm.data.fill import CHUNK, Chunk, Work, chunks, do_chunks
+from udpm.core.errors import UserError
+from udpm.core.measure import BLOCKS, Timing
+from udpm.core.speed import Work, row
+from udpm.data import fill
 from udpm.data.picture import Recipe, Refused, fit, quiet_decoders, to_rgb
 from udpm.data.source import Source
 from udpm.data.sources import open_source
 from udpm.data.store import HEADER_BYTES
 
 STAGES = ("read", "decode", "resize", "write")
+PREPARATION = "preparation"
 SAMPLE = 1024
+LEAST_CHUNKS = 2
 
 
-def bench_preparation(path: str, side: int, workers: int, limit: int) -> Iterator[str]:
+def bench_preparation(path: str, side: int, workers: int, limit: int, best: dict[str, float]) -> dict[str, Any]:
     """Measure the preparation of a folder or .zip; nothing is kept.
 
     Args:
@@ -29,70 +36,110 @@ def bench_preparation(path: str, side: int, workers: int, limit: int) -> Iterato
         side: of the prepared images.
         workers: processes of the last measurement.
         limit: images of each measurement of the whole, at most.
+        best: ceilings of the CPU.
 
-    Yields:
-        Lines of text.
+    Returns:
+        Entries of a record: rows by stage for one image, spread over images (of writing, over chunks), and for the
+        whole; the images there, and how many of those measured were refused.
 
     Raises:
-        UserError: no images there.
+        UserError: no images there that can be used.
     """
     config = DatasetConfig(source="folder", path=path, side=side)
     source = open_source(config)
     with tempfile.TemporaryDirectory() as folder:
-        work = Work(source.reader, Recipe.from_config(config), Path(folder) / "rows")
+        work = fill.Work(source.reader, Recipe.from_config(config), Path(folder) / "rows")
         _make_room(work.rows, min(limit, len(source.names)), side)
-        yield f"preparation of {path} at side {side}: {len(source.names)} images"
-        stages, refused = _time_stages(work, source)
-        for stage, seconds in stages.items():
-            yield f"  {stage:<8} {seconds * 1e6:8.1f} µs per image"
-        slowest = max(stages, key=stages.__getitem__)
-        yield f"  limited by {slowest}: {stages[slowest] / sum(stages.values()):.0%} of the time"
-        if refused:
-            yield f"  {refused} of the images measured cannot be used"
-        for count in sorted({1, workers}):
-            rate = _time_whole(work, source, count, limit)
-            yield f"  {rate:8.0f} images per second with {count} process{'es' if count > 1 else ''}"
+        stages, refused, stored = _time_stages(work, source)
+        if not stored:
+            raise UserError(f"{path}: none of the images measured can be used")
+        whole = {count: _time_whole(work, source, count, limit) for count in sorted({1, workers})}
+    moved = {"read": stored, "write": 3 * side**2}
+    rows = [
+        row(stage, PREPARATION, timing, Work(1, 0, moved.get(stage, 0)), best, mean_seconds=fmean(timing.wall))
+        for stage, timing in stages.items()
+    ]
+    rows += [
+        row("whole", f"{count} process{'es' if count > 1 else ''}", timing, Work(1, 0, sum(moved.values())), best)
+        for count, timing in whole.items()
+    ]
+    return {"path": path, "side": side, "images": len(source.names), "refused": refused, "rows": rows}
 
 
-def _time_stages(work: Work, source: Source) -> tuple[dict[str, float], int]:
-    """Seconds for an image by stage, in one process, over images spread evenly; and how many were refused."""
+def preparation_lines(found: dict[str, Any]) -> list[str]:
+    """Of a record, what `bench_preparation` found, as text."""
+    seconds = {each["part"]: each["mean_seconds"] for each in found["rows"] if each["way"] == PREPARATION}
+    slowest = max(seconds, key=seconds.__getitem__)
+    return [
+        f"preparation of {found['path']} at side {found['side']}: {found['images']} images",
+        *(f"  {stage:<8} {spent * 1e6:8.1f} µs per image" for stage, spent in seconds.items()),
+        f"  limited by {slowest}: {seconds[slowest] / sum(seconds.values()):.0%} of the time",
+        *([f"  {found['refused']} of the images measured cannot be used"] if found["refused"] else []),
+        *(
+            f"  {each['images_per_second']['median']:8.0f} images per second with {each['way']}"
+            for each in found["rows"]
+            if each["part"] == "whole"
+        ),
+    ]
+
+
+def _time_stages(work: fill.Work, source: Source) -> tuple[dict[str, Timing], int, int]:
+    """By stage, seconds for an image in one process, over images spread evenly; how many were refused; the mean number
+    of bytes that one is stored in."""
     chosen = np.unique(np.linspace(0, len(source.names) - 1, SAMPLE).astype(np.int64))
-    seconds, refused, fitted = dict.fromkeys(STAGES, 0.0), 0, []
+    timings, refused, fitted, stored = {stage: Timing() for stage in STAGES}, 0, [], 0
     with quiet_decoders():
         for number in chosen:
-            start = time.perf_counter()
+            ends = [_clocks()]
             try:
                 content = source.reader.load(source.names[number], source.keys[number])
-                read = time.perf_counter()
+                ends.append(_clocks())
                 image, _ = to_rgb(content, work.recipe)
-                decoded = time.perf_counter()
+                ends.append(_clocks())
                 fitted.append(fit(image, work.recipe.side))
-                resized = time.perf_counter()
+                ends.append(_clocks())
             except Refused:
                 refused += 1
                 continue
-            seconds["read"] += read - start
-            seconds["decode"] += decoded - read
-            seconds["resize"] += resized - decoded
-    start = time.perf_counter()
-    for first in range(0, len(fitted), CHUNK):
-        work.write(0, np.stack(fitted[first : first + CHUNK]))
-    seconds["write"] = time.perf_counter() - start
-    return {stage: spent / max(1, len(fitted)) for stage, spent in seconds.items()}, refused
+            stored += len(content)
+            for stage, begin, end in zip(STAGES, ends, ends[1:], strict=False):
+                _add(timings[stage], begin, end, 1)
+    for first in range(0, len(fitted), fill.CHUNK):
+        part = np.stack(fitted[first : first + fill.CHUNK])
+        begin = _clocks()
+        work.write(0, part)
+        _add(timings["write"], begin, _clocks(), len(part))
+    return timings, refused, round(stored / max(1, len(fitted)))
 
 
-def _time_whole(work: Work, source: Source, workers: int, limit: int) -> float:
-    """Images per second of whole chunks; the clock starts with the first one done, as workers take a while to start."""
-    some: Iterator[Chunk] = itertools.islice(chunks(source), max(2, limit // CHUNK))
-    done, start = 0, None
-    for _ in do_chunks(work, some, workers, False):
-        if start is None:
-            start = time.perf_counter()
-        else:
-            done += CHUNK
-    return done / (time.perf_counter() - start) if done else 0.0
+def _time_whole(work: fill.Work, source: Source, workers: int, limit: int) -> Timing:
+    """Seconds for an image of whole chunks, in a few blocks; of several processes their CPU time is not known.
+
+    The clock of several starts with the first chunk done, as they take a while to start.
+    """
+    some: Iterator[fill.Chunk] = itertools.islice(fill.chunks(source), max(2, limit // fill.CHUNK))
+    stamps = [(0, _clocks())]
+    for outcome in fill.do_chunks(work, some, workers, False):
+        stamps.append((stamps[-1][0] + sum(outcome.modes.values()) + len(outcome.refused), _clocks()))
+    stamps = stamps[1:] if workers > 1 and len(stamps) > LEAST_CHUNKS else stamps
+    bounds = np.unique(np.linspace(0, len(stamps) - 1, BLOCKS + 1).astype(int))
+    timing = Timing()
+    for first, last in itertools.pairwise(bounds):
+        (before, begin), (after, end) = stamps[first], stamps[last]
+        _add(timing, begin, end, after - before)
+    return timing if workers == 1 else Timing(timing.wall)
+
+
+def _clocks() -> tuple[float, float]:
+    """Seconds by the clock, and CPU seconds of this process."""
+    return time.perf_counter(), time.process_time()
+
+
+def _add(timing: Timing, begin: tuple[float, float], end: tuple[float, float], images: int) -> None:
+    timing.wall.append((end[0] - begin[0]) / images)
+    timing.cpu.append((end[1] - begin[1]) / images)
 
 
 def _make_room(rows: Path, count: int, side: int) -> None:
     with open(rows, "wb") as file:
-        file.truncate(HEADER_BYTES + (count + 2 * CHUNK) * side**2 * 3)
+        file.truncate(HEADER_BYTES + (count + 2 * fill.CHUNK) * side**2 * 3)

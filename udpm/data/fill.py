@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
-import signal
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -18,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from udpm.core.errors import StoppedEarly
+from udpm.core.processes import SPAWN, obey_parent
 from udpm.core.signals import StopRequest
 from udpm.data.picture import Recipe, Refused, fit, quiet_decoders, to_rgb
 from udpm.data.source import Reader, Source
@@ -139,9 +136,7 @@ def do_chunks(work: Work, todo: Iterable[Chunk], workers: int, stop: StopRequest
 
 
 def _in_processes(work: Work, todo: Iterator[Chunk], workers: int, stop: StopRequest | bool) -> Iterator[Outcome]:
-    # A forked process would inherit locks that other threads hold; a spawned one starts clean.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(work,))
+    pool = ProcessPoolExecutor(workers, SPAWN, initializer=_begin, initargs=(work,))
     try:
         pending: set[Future[Outcome]] = set()
         stopping = False
@@ -165,18 +160,9 @@ _work: Work | None = None
 
 
 def _begin(work: Work) -> None:
-    """Start of a worker: signals are its parent's to decide on, and without a parent there is nothing to do."""
     global _work
     _work = work
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    # A pool's worker that outlives a killed parent would wait for work for ever.
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    obey_parent()
 
 
 def _do(chunk: Chunk) -> Outcome:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from udpm.process.chain import Network, Step
 from udpm.process.coefficients import coefficients
+from udpm.process.forward import marginal
 from udpm.process.schedule import Schedule
 
 
@@ -23,10 +25,29 @@ def adjoint_by_fft(image: torch.Tensor, scale: int) -> torch.Tensor:
     return _filtered(apart, _spectrum(apart, scale).conj())
 
 
-def draw_state(
+def sample_by_fft(
+    schedule: Schedule,
+    network: Network,
+    base: torch.Tensor,
+    noises: list[torch.Tensor],
+    labels: torch.Tensor | None = None,
+) -> list[Step]:
+    """The chain with the scalar posterior; see `udpm.process.chain.sample`."""
+    levels = schedule.levels
+    state = marginal(schedule, downsample_by_fft(base, schedule.scale, levels), levels, noises[0])
+    steps = []
+    for level in range(levels, 0, -1):
+        output = network(state, schedule.time(level), labels)
+        steps.append(Step(level, state, output))
+        if level > 1:
+            state = _draw_state(schedule, state, output, level, noises[levels - level + 1])
+    return steps
+
+
+def _draw_state(
     schedule: Schedule, state: torch.Tensor, output: torch.Tensor, level: int, noise: torch.Tensor
 ) -> torch.Tensor:
-    """x_{l-1} from x_l and f with the scalar posterior."""
+    """x_{l-1} from x_l and f."""
     numbers = coefficients(schedule, level, "scalar")
     mean = numbers.variance_blocks * (numbers.state * adjoint_by_fft(state, schedule.scale) + numbers.output * output)
     return mean + numbers.variance_blocks**0.5 * noise

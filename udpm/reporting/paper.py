@@ -118,9 +118,9 @@ def verdict(table: PublishedTable, row: Row, found: Measured | None) -> tuple[st
     return (REPRODUCED if found.mean <= row.value + band else NOT_REPRODUCED), ""
 
 
-def command_for(experiment: str, checkpoint: str, config: Experiment | None) -> str:
-    """How a cell that nobody measured is filled."""
-    run = f"`snakemake --config experiments={experiment}`"
+def command_for(experiment: str, checkpoint: str, config: Experiment | None, target: str = "all") -> str:
+    """How a score that nobody measured comes to be, and with it what a target of the workflow makes of scores."""
+    run = f"`snakemake {target} --config experiments={experiment}`"
     if checkpoint == BEST and (config is None or config.selection is None):
         return f"`selection: {{}}` in config/experiments/{experiment}.yaml, then {run}"
     return run
@@ -136,6 +136,8 @@ def readable(
     frame = pd.DataFrame(rows).rename(columns={"published": f"published {metric}"})
     if not several:
         frame = frame.drop(columns="data set")
+    if not any(entry.experiment or entry.title for entry in lines):
+        frame = frame.drop(columns=[name for name in frame if name == "verdict" or name.startswith("measured")])
     numbered = [f"[{number}] {text}" for number, text in enumerate(notes.texts, start=1)]
     return frame, _general_notes(table, lines) + numbered + _protocols(lines)
 
@@ -166,7 +168,7 @@ def write_paper_table(
     lines = entries(table, scores, experiments)
     frame, notes = readable(table, lines, experiments)
     write_text(f"{stem}.csv", full_table(table, lines, experiments).to_csv(index=False))
-    return write_readable(frame, notes, table.title, stem)
+    return write_readable(frame, notes, table.title, stem, WORDS if "data set" in frame else WORDS - 1)
 
 
 def write_readable(frame: pd.DataFrame, notes: list[str], title: str, stem: str | Path, columns: int = WORDS) -> str:
@@ -249,7 +251,11 @@ def _readable_row(
 def _published(entry: Entry) -> str:
     if entry.row.value is None:
         return MISSING if entry.title else "none"
-    return f"{entry.row.value:g}" if entry.row.value >= 100 else f"{entry.row.value:.2f}"
+    return f"{entry.row.value:.{1 if entry.row.value >= 100 else 2}f}"
+
+
+def _filled_by(entry: Entry, which: str, experiments: dict[str, Experiment | None]) -> str:
+    return command_for(entry.experiment, which, experiments.get(entry.experiment), "paper_tables")
 
 
 def _cell(
@@ -260,13 +266,13 @@ def _cell(
         return MISSING if found is None else _value(found, table)
     config = experiments.get(entry.experiment)
     if found is None:
-        return f"{NOT_RUN} {notes.mark('To fill: ' + command_for(entry.experiment, which, config) + '.')}"
+        return f"{NOT_RUN} {notes.mark('To fill: ' + _filled_by(entry, which, experiments) + '.')}"
     text = _value(found, table)
     missing = [seed for seed in (config.seeds if config else []) if seed not in found.values]
     if missing:
         seeds = ", ".join(map(str, missing))
         text += " " + notes.mark(
-            f"{entry.experiment}: no score of seed {seeds}; to fill: {command_for(entry.experiment, which, config)}."
+            f"{entry.experiment}: no score of seed {seeds}; to fill: {_filled_by(entry, which, experiments)}."
         )
     if found.checkpoint not in (LAST, BEST):
         said = {"milestone": "a milestone that the configuration names", "given": "imported weights"}[found.checkpoint]
@@ -323,7 +329,7 @@ def _full_row(
         "values": " ".join(map(repr, found.values.values())) if found else None,
         "verdict": word,
         "reason": why,
-        "to_fill": command_for(entry.experiment, which or LAST, experiments.get(entry.experiment)) if missing else None,
+        "to_fill": _filled_by(entry, which or LAST, experiments) if missing else None,
         "n": protocol.get("n"),
         "extractor": protocol.get("extractor", {}).get("name"),
         "extractor_sha256": protocol.get("extractor", {}).get("sha256"),
@@ -345,9 +351,11 @@ def _general_notes(table: PublishedTable, lines: Sequence[Entry]) -> list[str]:
     if standings:
         notes.append("Standing: " + "; ".join(f"{name} {STANDINGS[name]}" for name in standings) + ".")
         notes.append("Sources: " + "; ".join(f"{key}: {table.sources[key]}" for key in used) + ".")
+    if any(row.value is not None and row.conditional is None for row in table.rows):
+        notes.append(f"{MISSING} under conditional: what was read does not say.")
     if any(entry.experiment and entry.row.value is not None for entry in lines):
         notes += [_rule(table), _stated(table.protocol)]
-    if any(entry.experiment is None and not entry.title for entry in lines):
+    if table.experiments and any(entry.experiment is None and not entry.title for entry in lines):
         notes.append(f"{MISSING} under measured: no experiment of this project stands for the row.")
     return notes
 

@@ -10,6 +10,13 @@ import pandas as pd
 from udpm.core.files import write_text
 
 MISSING = "–"
+CODE = re.compile("`([^`]*)`")
+IN_LATEX, IN_HTML = r"\\texttt{\1}", r"<code>\1</code>"
+"""What markdown writes between backticks, in LaTeX and in html."""
+SMALL = "{\\footnotesize\\setlength{\\tabcolsep}{3pt}%\n"
+"""Begins the group of a table: so many columns would not fit on a page otherwise. What follows it keeps its size."""
+PAGE = 40
+"""Rows that surely fit on one page of print."""
 SYMBOLS = {
     symbol: f"\\ensuremath{{\\{name}}}"
     for symbol, name in zip("αβγλσ≥≤", ("alpha", "beta", "gamma", "lambda", "sigma", "ge", "le"), strict=True)
@@ -23,7 +30,7 @@ def markdown(table: pd.DataFrame, notes: list[str]) -> str:
 
 
 def latex(table: pd.DataFrame, notes: list[str], words: int) -> str:
-    """A booktabs tabular and small paragraphs.
+    """A booktabs tabular, or longtable where a page would not hold it, and small paragraphs.
 
     Args:
         table: of text.
@@ -31,12 +38,25 @@ def latex(table: pd.DataFrame, notes: list[str], words: int) -> str:
         words: number of leading columns that are set to the left.
     """
     styled = table.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
-    body = styled.to_latex(hrules=True, column_format="l" * words + "r" * (table.shape[1] - words))
+    columns = "l" * words + "r" * (table.shape[1] - words)
+    long = len(table) > PAGE
+    body = styled.to_latex(hrules=True, column_format=columns, environment="longtable" if long else None)
+    head = next(line for line in body.splitlines() if line.endswith(r"\\"))
+    body = SMALL + body.replace(head, _stacked(head, words)) + "}\\par\\smallskip\n"
     escaped = pd.DataFrame({"note": notes}).style.format(escape="latex")
     lines = [escaped._display_funcs[(row, 0)](note) for row, note in enumerate(notes)]
-    text = body + "".join(f"\\par\\footnotesize {line}\n" for line in lines)
+    text = body + "".join(f"\n{{\\footnotesize\\raggedright {CODE.sub(IN_LATEX, line)}\\par}}\n" for line in lines)
     # Two hyphens of an option would be set as one dash.
-    return "% needs \\usepackage{booktabs}\n" + text.replace("--", "-{}-").translate(str.maketrans(SYMBOLS))
+    packages = "booktabs,longtable" if long else "booktabs"
+    return f"% needs \\usepackage{{{packages}}}\n" + text.replace("--", "-{}-").translate(str.maketrans(SYMBOLS))
+
+
+def _stacked(head: str, words: int) -> str:
+    """A head whose numbers' names stand on several lines: numbers are narrow."""
+    cells = head.removesuffix(r" \\").split(" & ")
+    lines = [cell.replace(" ", r"\\") for cell in cells[words:]]
+    numbers = [rf"\shortstack[r]{{{line}}}" if r"\\" in line else line for line in lines]
+    return " & ".join([*cells[:words], *numbers]) + r" \\"
 
 
 def html(table: pd.DataFrame, notes: list[str], words: int, title: str) -> str:
@@ -48,7 +68,7 @@ def html(table: pd.DataFrame, notes: list[str], words: int, title: str) -> str:
         words: number of leading columns that are set to the left.
         title: of the page.
     """
-    return html_page(title, [_html_part(table, notes, words, title)])
+    return html_page(title, [html_section(table, notes, words, title)])
 
 
 def write_table(
@@ -109,7 +129,7 @@ def _html_part(table: pd.DataFrame, notes: list[str], words: int, title: str) ->
     listed = pd.DataFrame({"": notes}).style.hide(axis="index").hide(axis="columns").format(escape="html")
     small = [{"selector": "", "props": "font: 12px sans-serif"}]
     shown = "" if table.empty else styled.to_html() + "<p></p>"
-    return shown + listed.set_table_styles(small).set_uuid(f"{name}-notes").to_html()
+    return shown + CODE.sub(IN_HTML, listed.set_table_styles(small).set_uuid(f"{name}-notes").to_html())
 
 
 def _identifier(title: str) -> str:

@@ -9,7 +9,8 @@ import pandas as pd
 
 from udpm.config.results import STANDINGS, PublishedRuntime
 from udpm.core.errors import UserError
-from udpm.core.files import read_json, write_text
+from udpm.core.files import write_text
+from udpm.core.speed import read_record
 from udpm.reporting.paper import NOT_RUN, write_readable
 from udpm.reporting.render import MISSING
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from udpm.networks.cost import Cost
 
 GIGA, MEGA = 1e9, 1e6
-SPEED_FORMAT = "udpm-speed/1"
+COUNTED = "C"
+"""The standing of what is counted on the published code."""
 
 
 def speed_file(results: str | Path, experiment: str) -> Path:
@@ -31,11 +33,9 @@ def read_speed(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: missing, unreadable, or not such a record.
     """
-    record = read_json(path, "speed record")
-    if record.get("format") != SPEED_FORMAT:
-        raise UserError(
-            f"{path}: format is {record.get('format')!r}, expected {SPEED_FORMAT!r}; udpm bench sample makes it"
-        )
+    record = read_record(path)
+    if "steps_per_second" not in record:
+        raise UserError(f"{path}: holds no steps at the full side; udpm bench sample without --baseline measures them")
     return record
 
 
@@ -52,11 +52,12 @@ def runtime_rows(
     """
     quoted = [
         _row(
-            f"published, {cost.side}×{cost.side}",
+            f"published{' code' if cost.standing == COUNTED else ''}, {cost.side}×{cost.side}",
             cost.dataset,
             cost.image,
             cost.step,
-            published.parameters.get(cost.dataset, 0) / MEGA or None,
+            # Nobody publishes them: they are counted as well.
+            published.parameters.get(cost.dataset, 0) / MEGA or None if cost.standing == COUNTED else None,
             standing=cost.standing,
             source=cost.source,
         )
@@ -153,6 +154,7 @@ def _notes(published: PublishedRuntime, costs: dict[str, Cost], speeds: dict[str
         "full-side step: one call of a network built for the full side. Images per step: how many images are drawn in "
         "the time that one such step of one image takes.",
         "Counted here as `udpm cost` does, for lines named after an experiment.",
+        *([published.description] if published.description else []),
         "Standing: " + "; ".join(f"{name} {STANDINGS[name]}" for name in sorted(standings)) + ".",
         "Sources: " + "; ".join(sources) + ".",
     ]
@@ -164,5 +166,5 @@ def _notes(published: PublishedRuntime, costs: dict[str, Cost], speeds: dict[str
     left = [name for name in costs if name not in speeds]
     if left:
         commands = "; ".join(f"`udpm bench sample {name} --output results/speed/{name}.json`" for name in left)
-        notes.append(f"Not run; to fill: {commands}.")
+        notes.append(f"Not run; to fill: {commands}; then `snakemake paper_tables`.")
     return notes

@@ -191,7 +191,7 @@ def _missing(
         if not any(entry.checkpoint == BEST for entry in found[name]):
             notes.append(f"{name}: the best checkpoint is not scored; {command_for(name, BEST, config)}.")
     for name in dict.fromkeys(name for table in tables for name in table.experiments if name not in experiments):
-        notes.append(f"{name}: is not in this study; `snakemake --config experiments={name}`.")
+        notes.append(f"{name}: is not in this study; {command_for(name, 'last', None)}.")
     return notes or ["Nothing that this study lists."]
 
 

@@ -19,7 +19,7 @@ from udpm.data.arrays import save_arrays
 from udpm.networks.weights import load_model
 from udpm.process.images import to_bytes
 from udpm.process.latent import Latent, interpolate, mix
-from udpm.sampling.run import kept_weights
+from udpm.sampling.run import configured, kept_weights
 from udpm.sampling.sampler import Sampler
 
 FORMAT = "udpm-latents/1"
@@ -35,7 +35,8 @@ def explore_latents(weights: Path, kind: str, config: Latents, sampling: Samplin
         weights: a run's weight file.
         kind: a key of EXPERIMENTS.
         config: what is shown.
-        sampling: how it is drawn: posterior, guidance, weights, iteration, batch, device, precision, threads.
+        sampling: how it is drawn: posterior, guidance, weights, iteration, batch, device, precision, threads, and how
+            the network is called.
         output: .npz.
 
     Raises:
@@ -45,7 +46,7 @@ def explore_latents(weights: Path, kind: str, config: Latents, sampling: Samplin
     if sampling.iteration is not None:
         weights = kept_weights(weights, sampling.iteration)
     model = load_model(weights, sampling.weights, device)
-    sampler = Sampler(model, sampling.posterior, sampling.batch, sampling.guidance, sampling.precision)
+    sampler = configured(model, sampling)
     arrays = EXPERIMENTS[kind](sampler, config)
     record = {
         "format": FORMAT,

@@ -1,44 +1,90 @@
-"""Sampling the plain way: what `udpm bench sample` compares with, used nowhere else."""
+"""Sampling with its gains switched one by one: what `udpm bench sample` measures with, used nowhere else."""
 
 from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from udpm.networks.unet import IMAGE_CHANNELS, UNet
-from udpm.process.chain import noise_sides
-from udpm.process.forward import marginal
-from udpm.process.images import to_bytes
-from udpm.process.plain import downsample_by_fft, draw_state
-from udpm.process.schedule import Schedule
+from udpm.core.speed import PLAIN
+from udpm.networks.weights import Model
+from udpm.process.chain import Step
+from udpm.process.latent import Latent
+from udpm.process.plain import sample_by_fft
+from udpm.sampling.sampler import Sampler
 
 
-@torch.no_grad()
-def sample_plainly(
-    schedule: Schedule, generator: UNet, side: int, labels: torch.Tensor | None, batch: int
-) -> np.ndarray:
-    """A batch of images: float32, eager, H by FFT, noise drawn where it is needed, no inference mode.
+@dataclass(frozen=True)
+class SamplingGains:
+    """What makes drawing faster than the plain way, each on or off.
+
+    Attributes:
+        pooling: H as average pooling and repeating, instead of products with its spectrum.
+        channels_last: weights and feature maps with their channels last.
+        inference_mode: torch.inference_mode instead of torch.no_grad.
+        bfloat16: the network's convolutions and linear layers, instead of float32.
+        graphs: CUDA graphs of the network's calls; no effect on a CPU, nor with `compile`.
+        compile: the network by torch.compile.
+    """
+
+    pooling: bool = False
+    channels_last: bool = False
+    inference_mode: bool = False
+    bfloat16: bool = False
+    graphs: bool = False
+    compile: bool = False
+
+
+def sampling_ways(*, graphs: bool, compiles: bool) -> dict[str, SamplingGains]:
+    """Ways to draw by name, the plain one first, the one with all gains last.
 
     Args:
-        schedule: α, σ and s.
-        generator: in eval mode, its weights laid out as torch creates them.
-        side: N.
-        labels: (B,) int64 where the network is class-conditional.
-        batch: B.
-
-    Returns:
-        (B, N, N, 3) uint8.
+        graphs: whether there is a GPU to replay CUDA graphs.
+        compiles: whether compiling, which takes a while, is wanted.
     """
-    device = next(generator.parameters()).device
+    float32 = SamplingGains(pooling=True, channels_last=True, inference_mode=True)
+    bfloat16 = replace(float32, bfloat16=True)
+    found = {PLAIN: SamplingGains(), "float32": float32, "bfloat16": bfloat16}
+    if graphs:
+        found["bfloat16, graphs"] = replace(bfloat16, graphs=True)
+    if compiles:
+        found["bfloat16, compiled"] = replace(bfloat16, compile=True)
+    return found
 
-    def noise(size: int) -> torch.Tensor:
-        return torch.randn(batch, IMAGE_CHANNELS, size, size).to(device)
 
-    levels, sides = schedule.levels, noise_sides(schedule, side)
-    base = downsample_by_fft(noise(side), schedule.scale, levels)
-    state = marginal(schedule, base, levels, noise(sides[0]))
-    for level in range(levels, 0, -1):
-        output = generator(state, schedule.time(level), labels)
-        if level > 1:
-            state = draw_state(schedule, state, output, level, noise(sides[levels - level + 1]))
-    return to_bytes(output)
+class SwitchedSampler(Sampler):
+    """A sampler of one batch with some gains; with all, it is the sampler itself.
+
+    Args:
+        model: loaded weights; left as they are.
+        batch: images per network call.
+        gains: which.
+    """
+
+    def __init__(self, model: Model, batch: int, gains: SamplingGains) -> None:
+        copied = Model(deepcopy(model.generator), model.config, model.record)
+        super().__init__(
+            copied,
+            batch=batch,
+            precision="bfloat16" if gains.bfloat16 else "float32",
+            compiles=gains.compile,
+            graphs=gains.graphs,
+        )
+        if not gains.channels_last:
+            copied.generator.to(memory_format=torch.contiguous_format)
+        self.gains = gains
+
+    def _chain(self, latent: Latent, labels: np.ndarray) -> list[Step]:
+        if self.gains.inference_mode:
+            return self._by_operator(latent, labels)
+        with torch.inference_mode(False), torch.no_grad():
+            return self._by_operator(latent, labels)
+
+    def _by_operator(self, latent: Latent, labels: np.ndarray) -> list[Step]:
+        if self.gains.pooling:
+            return super()._chain(latent, labels)
+        base, *noises = [values.to(self._device) for values in (latent.base, *latent.noises)]
+        chosen = torch.from_numpy(labels).to(self._device) if self.classes else None
+        return sample_by_fft(self.schedule, self._network, base, noises, chosen)

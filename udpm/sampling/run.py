@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from udpm.config.experiment import Sampling
 from udpm.core import provenance, runtime
@@ -13,11 +12,7 @@ from udpm.core.errors import UserError
 from udpm.core.files import check_outputs
 from udpm.data.arrays import save_arrays
 from udpm.data.samples import save_samples
-from udpm.networks.weights import load_model, milestone
-from udpm.process.chain import Step
-from udpm.process.images import to_bytes
-from udpm.process.operator import adjoint
-from udpm.process.schedule import Schedule
+from udpm.networks.weights import Model, load_model, milestone
 from udpm.sampling.noise import NoiseSource, stored
 from udpm.sampling.sampler import Sampler
 
@@ -50,7 +45,7 @@ def draw_samples(
     if config.iteration is not None:
         weights = kept_weights(weights, config.iteration)
     model = load_model(weights, config.weights, device)
-    sampler = Sampler(model, config.posterior, config.batch, config.guidance, config.precision)
+    sampler = configured(model, config)
     labels = sampler.labels(config.count, config.labels)[numbers.start : numbers.stop]
     source, identity = config.seed, {"seed": config.seed}
     if config.noise is not None:
@@ -63,6 +58,7 @@ def draw_samples(
         "posterior": config.posterior,
         "guidance": config.guidance,
         "precision": config.precision,
+        "compiled": config.compile,
         "nfe": sampler.nfe,
         "scale": sampler.schedule.scale,
         "device": runtime.describe(device),
@@ -71,9 +67,23 @@ def draw_samples(
     if chain is not None:
         _write_chain(sampler, _chain_labels(sampler, config), source, chain, record)
     if output is not None:
-        images, outputs = _draw(sampler, labels, source, numbers.start, config.intermediate)
+        levels = range(1, 1 + (sampler.schedule.levels if config.intermediate else 1))
+        outputs = sampler.images(labels, source, numbers.start, levels)
         part = {} if shard == (1, 1) else {"shard": list(shard)}
-        save_samples(output, images, labels.clip(0), record | part, outputs)
+        save_samples(output, outputs.pop(1), labels.clip(0), record | part, outputs)
+
+
+def configured(model: Model, config: Sampling) -> Sampler:
+    """The sampler of a model that a configuration asks for."""
+    return Sampler(
+        model,
+        config.posterior,
+        config.batch,
+        config.guidance,
+        config.precision,
+        compiles=config.compile,
+        graphs=config.cuda_graphs,
+    )
 
 
 def shard_numbers(count: int, batch: int, index: int, shards: int) -> range:
@@ -95,25 +105,6 @@ def shard_numbers(count: int, batch: int, index: int, shards: int) -> range:
         )
     start, stop = ((part * batches // shards) * batch for part in (index - 1, index))
     return range(start, min(stop, count))
-
-
-def _draw(
-    sampler: Sampler, labels: np.ndarray, source: int | NoiseSource, first: int, intermediate: bool
-) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """Images, and the outputs of the coarser levels at full side where they are wanted."""
-    found: dict[int, list[np.ndarray]] = {}
-    for steps in sampler.chains(labels, source, first):
-        for step in steps if intermediate else steps[-1:]:
-            found.setdefault(step.level, []).append(to_bytes(_at_full_side(step, sampler.schedule)))
-    outputs = {level: np.concatenate(parts) for level, parts in found.items()}
-    return outputs.pop(1), outputs
-
-
-def _at_full_side(step: Step, schedule: Schedule) -> torch.Tensor:
-    """f of a level as an image of side N: (Hᵀ)^{l-1} f, in the scale of images."""
-    times = step.level - 1
-    # (Hᵀ)^k multiplies by (s/4)^k and f by s^k; dividing by both leaves block means, repeated.
-    return adjoint(step.output, schedule.scale, times) * (4 / schedule.scale**2) ** times
 
 
 def kept_weights(weights: Path, iteration: int) -> Path:

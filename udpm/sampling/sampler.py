@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from functools import partial
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from udpm.core.ahead import ahead, one_behind
 from udpm.core.errors import UserError
+from udpm.core.transfer import Arriving, moved, pinned
 from udpm.core.usage import count_images
 from udpm.networks.layers import NO_LABEL
 from udpm.networks.serving import Precision, serve
 from udpm.networks.weights import Model
 from udpm.process.chain import Network, Step, sample
-from udpm.process.images import to_bytes
+from udpm.process.images import quantized
 from udpm.process.latent import Latent, join, seeded
+from udpm.process.operator import adjoint
 from udpm.process.posterior import Form
 from udpm.process.schedule import Schedule
 from udpm.sampling.noise import NoiseSource
@@ -32,6 +36,8 @@ class Sampler:
         batch: images per network call.
         guidance: w of classifier-free guidance; 1 is none.
         precision: of the network; the chain stays float32. The model's own weights are prepared for it, in place.
+        compiles: whether the network is compiled by torch.compile.
+        graphs: whether a GPU replays CUDA graphs of the uncompiled network.
 
     Raises:
         UserError: guidance for a model that was not trained with label dropout.
@@ -44,6 +50,9 @@ class Sampler:
         batch: int = 250,
         guidance: float = 1.0,
         precision: Precision = "float32",
+        *,
+        compiles: bool = False,
+        graphs: bool = False,
     ) -> None:
         self.model = model
         self.schedule = Schedule.from_config(model.config.process)
@@ -53,7 +62,7 @@ class Sampler:
         self.drops_labels = model.generator.shape.label_dropout
         if guidance != 1 and not self.drops_labels:
             raise UserError("guidance: this model was not trained with label dropout; only 1 (none) is possible")
-        network: Network = serve(model.generator, precision)
+        network: Network = serve(model.generator, precision, compiles=compiles, graphs=graphs)
         self._network = network if guidance == 1 else _guided(network, guidance)
         self.nfe = self.schedule.levels * (1 if guidance == 1 else 2)
         self._device = next(model.generator.parameters()).device
@@ -96,8 +105,42 @@ class Sampler:
         Raises:
             UserError: labels of the wrong number or range.
         """
-        chosen = self._checked(count, labels)
-        return np.concatenate([to_bytes(steps[-1].output) for steps in self.chains(chosen, seed)])
+        return self.images(self._checked(count, labels), seed)[1]
+
+    def images(
+        self, labels: np.ndarray, noise: int | NoiseSource, first: int = 0, levels: Sequence[int] = (1,)
+    ) -> dict[int, np.ndarray]:
+        """Images first..first + len(labels) - 1, and the network's outputs at coarser levels, at full side.
+
+        A GPU is given a batch before the bytes of the last one are waited for.
+
+        Args:
+            labels: (n,) int64; `NO_LABEL` for none.
+            noise: a seed, or where the noise comes from.
+            first: number of the first image, a multiple of the batch.
+            levels: whose outputs are wanted; 1 is the image.
+
+        Returns:
+            By level, (n, N, N, 3) uint8, RGB.
+        """
+        side, done = self.model.config.side, 0
+        sets = {level: np.empty((len(labels), side, side, 3), dtype=np.uint8) for level in levels}
+        launched = (
+            {step.level: Arriving(self._shown(step)) for step in steps if step.level in sets}
+            for steps in self.chains(labels, noise, first)
+        )
+        for batch in one_behind(launched):
+            count = min(self.batch, len(labels) - done)
+            for level, drawn in batch.items():
+                sets[level][done : done + count] = drawn.wait().numpy()
+            done += count
+        return sets
+
+    def _shown(self, step: Step) -> torch.Tensor:
+        """f of a level as an image of side N: (Hᵀ)^{l-1} f, in the scale of images, as bytes."""
+        times, scale = step.level - 1, self.schedule.scale
+        # (Hᵀ)^k multiplies by (s/4)^k and f by s^k; dividing by both leaves block means, repeated.
+        return quantized(adjoint(step.output, scale, times) * (4 / scale**2) ** times)
 
     @torch.inference_mode()
     def chains(self, labels: np.ndarray, noise: int | NoiseSource, first: int = 0) -> Iterator[list[Step]]:
@@ -113,14 +156,24 @@ class Sampler:
         """
         source = self._seeded(noise) if isinstance(noise, int) else noise
         several = first + len(labels) > self.batch
-        with tqdm(total=len(labels), unit="image", desc="sample", disable=not sys.stderr.isatty()) as progress:
-            for start in range(0, len(labels), self.batch):
-                part = labels[start : start + self.batch]
-                latent = source(range(first + start, first + start + len(part)))
-                if several and len(part) < self.batch:
-                    yield [_cut(step, len(part)) for step in self._chain(*_filled(latent, part, self.batch))]
-                else:
-                    yield self._chain(latent, part)
+
+        def prepared(part: np.ndarray, start: int) -> tuple[Latent, np.ndarray]:
+            latent = source(range(start, start + len(part)))
+            if several and len(part) < self.batch:
+                latent, part = _filled(latent, part, self.batch)
+            base, *noises = [pinned(values, self._device) for values in (latent.base, *latent.noises)]
+            return Latent(base, tuple(noises)), part
+
+        starts = range(0, len(labels), self.batch)
+        parts = [labels[start : start + self.batch] for start in starts]
+        feed = ahead(lambda index: prepared(parts[index], first + starts[index]), range(len(parts)))
+        with (
+            closing(feed),
+            tqdm(total=len(labels), unit="image", desc="sample", disable=not sys.stderr.isatty()) as progress,
+        ):
+            for part, (latent, chosen) in zip(parts, feed, strict=True):
+                steps = self._chain(latent, chosen)
+                yield steps if len(chosen) == len(part) else [_cut(step, len(part)) for step in steps]
                 progress.update(len(part))
                 count_images(len(part))
 
@@ -150,8 +203,8 @@ class Sampler:
         return torch.cat(images)
 
     def _chain(self, latent: Latent, labels: np.ndarray) -> list[Step]:
-        base, *noises = [values.to(self._device) for values in (latent.base, *latent.noises)]
-        chosen = torch.from_numpy(labels).to(self._device) if self.classes else None
+        base, *noises = [moved(values, self._device) for values in (latent.base, *latent.noises)]
+        chosen = moved(torch.from_numpy(labels), self._device) if self.classes else None
         return sample(self.schedule, self._network, base, noises, chosen, self.posterior)
 
     def _seeded(self, seed: int) -> NoiseSource:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from udpm.core import runtime
+from udpm.core.measure import ceilings, repeated
+from udpm.core.speed import Work, record, row
 from udpm.scoring.extractor import Extractor
 
 SECONDS = 3.0
-"""How long each measurement takes, at least one call."""
+"""How long each measurement takes, about."""
 
 SEED = 0
 
 
-def bench_extractor(extractor: Extractor, side: int, batch: int) -> Iterator[str]:
+def bench_extractor(extractor: Extractor, side: int, batch: int) -> dict[str, Any]:
     """Measure an extractor on images of random bytes.
 
     Args:
@@ -25,31 +26,45 @@ def bench_extractor(extractor: Extractor, side: int, batch: int) -> Iterator[str
         side: of the images.
         batch: images per call.
 
-    Yields:
-        Lines of text.
+    Returns:
+        The record. Bytes are those of images, of what the network is fed, of its weights and of its features.
 
     Raises:
         UserError: the extractor does not take images of this side.
     """
     images = np.random.default_rng(SEED).integers(0, 256, (2 * batch, side, side, 3), dtype=np.uint8)
-    threads = torch.get_num_threads()
+    threads, device = torch.get_num_threads(), extractor.device
     ready = extractor.inputs.prepare(images[:batch], threads)
-    yield f"{extractor.name} on {runtime.describe(extractor.device)}: images of side {side}, batch {batch}"
-    yield f"  preprocessing {extractor.inputs.describe()}"
+    with FlopCounterMode(display=False) as counter:
+        features = extractor.forward(ready)
+    resize = Work(batch, 0, images[:batch].nbytes + ready.nbytes)
+    network = Work(batch, counter.get_total_flops() // 2, ready.nbytes + _size(extractor.module) + features.nbytes)
+    both = Work(2 * batch, 2 * network.multiply_adds, 2 * (resize.bytes + network.bytes))
     measured = {
-        "resize": (batch, lambda: extractor.inputs.prepare(images[:batch], threads)),
-        "network": (batch, lambda: extractor.forward(ready)),
-        "both": (2 * batch, lambda: extractor.features(images, batch)),
+        "resize": (resize, lambda: extractor.inputs.prepare(images[:batch], threads)),
+        "network": (network, lambda: extractor.forward(ready)),
+        "both": (both, lambda: extractor.features(images, batch)),
     }
-    for name, (count, call) in measured.items():
-        yield f"  {name:<8} {_rate(call, count):8.0f} images per second"
+    timings = {name: repeated(call, device, SECONDS) for name, (_, call) in measured.items()}
+    best = ceilings(device)
+    rows = [row(name, "", timings[name], work, best) for name, (work, _) in measured.items()]
+    preprocessing = extractor.inputs.describe()
+    return record(
+        "scoring", device, best, rows, extractor=extractor.name, preprocessing=preprocessing, side=side, batch=batch
+    )
 
 
-def _rate(call: Callable[[], object], count: int) -> float:
-    """Images per second; the first call, which may compile something, does not count."""
-    call()
-    calls, start = 0, time.perf_counter()
-    while not calls or time.perf_counter() - start < SECONDS:
-        call()
-        calls += 1
-    return calls * count / (time.perf_counter() - start)
+def scoring_lines(found: dict[str, Any]) -> list[str]:
+    """What `bench_extractor` found, as text."""
+    return [
+        f"{found['extractor']} on {found['device']}: images of side {found['side']}, batch {found['batch']}",
+        f"  preprocessing {found['preprocessing']}",
+        *(
+            f"  {each['part']:<8} {each['images_per_second']['median']:8.0f} images per second"
+            for each in found["rows"]
+        ),
+    ]
+
+
+def _size(module: torch.nn.Module) -> int:
+    return sum(values.nbytes for values in [*module.parameters(), *module.buffers()])

@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from udpm.config.experiment import RunConfig, Training
-from udpm.core import provenance, runtime
+from udpm.core import runtime
 from udpm.core.errors import UserError
-from udpm.core.measure import ceilings, now, paired
-from udpm.data.cache import Levels
-from udpm.networks.cost import count_cost
-from udpm.training.plain import PlainTrainer
+from udpm.core.measure import BLOCKS, Timing, ceilings, now
+from udpm.core.speed import Work, record, row
+from udpm.data.cache import Levels, open_levels
+from udpm.data.feeding import random_levels
+from udpm.training.cost import IterationCost, IterationCounter
 from udpm.training.trainer import Trainer
 
 WARM_UP = 5
-COMPARISON = "udpm-comparison/1"
-PLAIN, FLOAT32, CONFIGURED = "plain", "float32", "as configured"
+RANDOM_IMAGES = 1000
+CONFIGURED, MEAN = "as configured", "mean"
+
+
+@dataclass(frozen=True)
+class Images:
+    """What to train on for speed: a prepared data set with its cache, or random images where these are None."""
+
+    dataset: Path | None = None
+    cache: Path | None = None
+
+    @contextmanager
+    def opened(self, config: RunConfig) -> Iterator[Levels]:
+        """The data for a run; random images are gone afterwards."""
+        levels = config.process.levels
+        if self.dataset is not None and self.cache is not None:
+            yield open_levels(self.dataset, self.cache, levels)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            yield random_levels(Path(folder), config.dataset.side, levels, RANDOM_IMAGES)
 
 
 class Clock:
@@ -50,7 +72,7 @@ class Clock:
         self.seconds[part] = self.seconds.get(part, 0.0) + self.now() - since
 
 
-def bench_training(config: RunConfig, levels: Levels, iterations: int) -> list[str]:
+def bench_training(config: RunConfig, levels: Levels, iterations: int) -> dict[str, Any]:
     """Train so many iterations twice, first undisturbed for the speed, then with clocks around the parts.
 
     Args:
@@ -59,30 +81,61 @@ def bench_training(config: RunConfig, levels: Levels, iterations: int) -> list[s
         iterations: measured, after a few that are not.
 
     Returns:
-        Lines to print.
+        The record, with the share of the time that each part takes.
 
     Raises:
         UserError: training is imported.
     """
-    training = _trained(config)
+    training = trained(config)
     device = runtime.configure(training.device, training.threads, tf32=training.tf32)
     trainer = Trainer(config, levels, device)
-    clock = Clock(device)
     for _ in range(WARM_UP):
         trainer.iterate()
-    since = clock.now()
-    for _ in range(iterations):
-        trainer.iterate()
-    rate = iterations / (clock.now() - since)
-    return [
-        f"{config.experiment} on {runtime.describe(device)}: batch {training.batch}, {training.precision}"
-        f"{', TF32' * (training.tf32 and device.type == 'cuda')}{', channels last' * training.channels_last}"
-        f"{', compiled' * training.compile}",
-        f"{rate:.2f} iterations/s, {rate * training.batch:.1f} images/s",
-        *_shares(trainer, clock, iterations),
-        *_utilisation(trainer, rate),
-        *_memory(device),
+    timing, blocks = Timing(), min(BLOCKS, iterations)
+    for block in range(blocks):
+        timing.measure(trainer.iterate, device, (block + 1) * iterations // blocks - block * iterations // blocks)
+    counter, shares = IterationCounter(config, trainer.terms, trainer.perceptual), level_shares(config)
+    cycle = range(WARM_UP, WARM_UP + training.discriminator_every * config.losses.r1_every)
+    levels_costs = [
+        IterationCost.mean([counter.count(level, iteration) for iteration in cycle], [1 / len(cycle)] * len(cycle))
+        for level in range(1, config.process.levels + 1)
     ]
+    cost = IterationCost.mean(levels_costs, shares)
+    work = Work(training.batch, cost.multiply_adds, cost.bytes, training.precision)
+    best = ceilings(device)
+    return record(
+        "training",
+        device,
+        best,
+        [row(MEAN, CONFIGURED, timing, work, best)],
+        **setting(config),
+        iterations=iterations,
+        tf32=training.tf32 and device.type == "cuda",
+        channels_last=training.channels_last,
+        compile=training.compile,
+        shares=_time_shares(trainer, Clock(device), iterations),
+        gpu_peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+    )
+
+
+def training_lines(found: dict[str, Any]) -> list[str]:
+    """What `bench_training` found, as text."""
+    (each,) = found["rows"]
+    reached = found["ceilings"][f"{found['precision']}_flops"]
+    rate = each["images_per_second"]["median"]
+    marks = {"TF32": found["tf32"], "channels last": found["channels_last"], "compiled": found["compile"]}
+    setting = ", ".join([found["precision"], *(mark for mark, there in marks.items() if there)])
+    share = each["of_matrix_product"]
+    lines = [
+        f"{found['experiment']} on {found['device']}: batch {found['batch']}, {setting}",
+        f"{rate / found['batch']:.2f} iterations/s, {rate:.1f} images/s",
+        *(f"  {part:24} {100 * spent:5.1f} %" for part, spent in found["shares"].items()),
+        f"arithmetic of both players and LPIPS: {share * reached / 1e9:.4g} GFLOP/s, {100 * share:.1f} % of the "
+        f"{reached / 1e9:.4g} GFLOP/s that a large matrix product reaches here",
+    ]
+    if found["gpu_peak_bytes"]:
+        lines.append(f"GPU memory: {found['gpu_peak_bytes'] / 2**30:.2f} GiB at most")
+    return lines
 
 
 def for_speed(config: RunConfig, batch: int | None, threads: int | None, *, random: bool) -> RunConfig:
@@ -90,63 +143,25 @@ def for_speed(config: RunConfig, batch: int | None, threads: int | None, *, rand
     if config.training == "imported":
         return config
     changes = {"batch": batch or config.training.batch, "threads": threads or config.training.threads}
-    changed = _changed(config, **changes)
+    found = changed(config, **changes)
     if not random:
-        return changed
-    return changed.model_copy(update={"losses": config.losses.model_copy(update={"lpips_network": "vgg-random"})})
+        return found
+    return found.model_copy(update={"losses": config.losses.model_copy(update={"lpips_network": "vgg-random"})})
 
 
-def compare_training(config: RunConfig, levels: Levels, repetitions: int) -> dict[str, Any]:
-    """An iteration, both players at one level: the plain way and as configured, in turn, at every level.
-
-    Where a run is configured for bfloat16, this trainer's float32 is measured too.
-
-    Args:
-        config: of a run; its number of processes is ignored.
-        levels: its data set and caches.
-        repetitions: of each way at each level.
-
-    Returns:
-        The record: by level, times and how many times faster than the plain way; and an iteration's mean time over
-        levels as training draws them.
-
-    Raises:
-        UserError: training is imported.
-    """
-    training = _trained(config)
-    device = runtime.configure(training.device, training.threads, tf32=training.tf32)
-    trainers = {PLAIN: PlainTrainer(config, levels, device)}
-    if training.precision != "float32":
-        trainers[FLOAT32] = Trainer(_changed(config, precision="float32"), levels, device)
-    trainers[CONFIGURED] = Trainer(config, levels, device)
-    by_level = {}
-    for level in range(1, config.process.levels + 1):
-        for trainer in trainers.values():
-            _fix_level(trainer, level)
-        calls = {name: trainer.iterate for name, trainer in trainers.items()}
-        by_level[level] = paired(calls, repetitions, device)
-    return {
-        "format": COMPARISON,
-        "of": "training",
-        "experiment": config.experiment,
-        "batch": training.batch,
-        "precision": training.precision,
-        "generator_multiply_adds": [call * training.batch for call in count_cost(config).calls],
-        "ceilings": ceilings(device),
-        "levels": by_level,
-        "iteration": {name: _mean_over_levels(config, by_level, name) for name in trainers},
-        "device": runtime.describe(device),
-        "provenance": provenance.record(),
-    }
+def setting(config: RunConfig) -> dict[str, Any]:
+    """What a record says of a run."""
+    training = config.training
+    return {"experiment": config.experiment, "batch": training.batch, "precision": training.precision}
 
 
-def _fix_level(trainer: Trainer, level: int) -> None:
-    shares = [float(other == level) for other in range(1, trainer.config.process.levels + 1)]
-    batches = trainer._batches(trainer.place, trainer.config.training.data)
-    trainer.draws = trainer.feed(_changed(trainer.config, level_probabilities=shares), batches)
+def level_shares(config: RunConfig) -> list[float]:
+    """How often each level is drawn, l = 1 first."""
+    levels = config.process.levels
+    return config.training.level_probabilities or [1 / levels] * levels
 
 
-def _trained(config: RunConfig) -> Training:
+def trained(config: RunConfig) -> Training:
     """The training section of a run that trains.
 
     Raises:
@@ -157,24 +172,12 @@ def _trained(config: RunConfig) -> Training:
     return config.training
 
 
-def _changed(config: RunConfig, **changes: Any) -> RunConfig:
+def changed(config: RunConfig, **changes: Any) -> RunConfig:
+    """The run with other values in its training section."""
     return config.model_copy(update={"training": config.training.model_copy(update=changes)})
 
 
-def _mean_over_levels(config: RunConfig, by_level: dict[int, dict[str, Any]], name: str) -> dict[str, float]:
-    """Seconds of an iteration, medians weighed by how often a level is drawn, and the plain way's over them."""
-    shares = config.training.level_probabilities or [1 / len(by_level)] * len(by_level)
-
-    def mean(way: str, kind: str) -> float:
-        pairs = zip(shares, by_level.values(), strict=True)
-        return sum(share * found[way][kind]["median"] for share, found in pairs)
-
-    told = {kind: mean(name, kind) for kind in ("seconds", "cpu_seconds")}
-    speedups = {"speedup": "seconds", "cpu_speedup": "cpu_seconds"}
-    return told | {key: mean(PLAIN, kind) / told[kind] for key, kind in speedups.items()}
-
-
-def _shares(trainer: Trainer, clock: Clock, iterations: int) -> list[str]:
+def _time_shares(trainer: Trainer, clock: Clock, iterations: int) -> dict[str, float]:
     """Time by part; a step's own share is what remains of it without its parts."""
     trainer.draws = clock.timed("data and noise", trainer.draws)
     if trainer.perceptual is not None:
@@ -196,27 +199,4 @@ def _shares(trainer: Trainer, clock: Clock, iterations: int) -> list[str]:
     if "LPIPS" in seconds:
         seconds["generator step"] -= seconds["LPIPS"]
     seconds["rest"] = whole - sum(seconds.values())
-    ordered = sorted(seconds.items(), key=lambda item: -item[1])
-    return [f"  {part:24} {100 * spent / whole:5.1f} %" for part, spent in ordered]
-
-
-def _utilisation(trainer: Trainer, rate: float) -> list[str]:
-    """The generator's and discriminator's multiply-adds against what a large matrix product reaches here."""
-    config = trainer.config
-    calls = count_cost(config).calls
-    shares = config.training.level_probabilities or [1 / len(calls)] * len(calls)
-    forward = sum(share * call for share, call in zip(shares, calls, strict=True))
-    # A step costs its forward pass three times; the discriminator's step adds the generator's forward pass.
-    per_image = 3 * forward + (forward if config.adversarial else 0)
-    used = 2 * per_image * config.training.batch * rate
-    reached = ceilings(trainer.device)[f"{config.training.precision}_flops"]
-    return [
-        f"generator's own arithmetic: {used / 1e9:.4g} GFLOP/s, {100 * used / reached:.1f} % of the "
-        f"{reached / 1e9:.4g} GFLOP/s that a large matrix product reaches here"
-    ]
-
-
-def _memory(device: torch.device) -> list[str]:
-    if device.type != "cuda":
-        return []
-    return [f"GPU memory: {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB at most"]
+    return {part: spent / whole for part, spent in sorted(seconds.items(), key=lambda item: -item[1])}

@@ -39,6 +39,8 @@ class LevelTerms:
         noise_decay: factor on `noise` every 1000 iterations.
         r1_decay: factor on `r1` every 1000 iterations.
         adversarial_start: iteration before which λa counts as 0.
+        r1_every: R1 applies in one of so many discriminator steps, with so many times γ.
+        plays_every: iterations from one discriminator step to the next.
     """
 
     reconstruction: float
@@ -54,14 +56,17 @@ class LevelTerms:
     noise_decay: float = 1.0
     r1_decay: float = 1.0
     adversarial_start: int = 0
+    r1_every: int = 1
+    plays_every: int = 1
 
     def at(self, iteration: int) -> LevelTerms:
         """The terms in force at an iteration, counted from 0: decay goes in steps of 1000."""
         thousands = iteration // 1000
+        lazy = 0 if iteration // self.plays_every % self.r1_every else self.r1_every
         return replace(
             self,
             noise=self.noise * self.noise_decay**thousands,
-            r1=self.r1 * self.r1_decay**thousands,
+            r1=lazy * self.r1 * self.r1_decay**thousands,
             adversarial=self.adversarial if iteration >= self.adversarial_start else 0.0,
         )
 
@@ -91,6 +96,8 @@ def level_terms(config: RunConfig) -> list[LevelTerms]:
             shown_side=config.dataset.side if losses.upsample_discriminator_input else 0,
             r1_decay=losses.r1_decay_per_1000,
             adversarial_start=losses.adversarial_start,
+            r1_every=losses.r1_every,
+            plays_every=1 if config.training == "imported" else config.training.discriminator_every,
             **_veil(config, schedule, level),
         )
         for level, (reconstruction, lpips, adversarial, r1, drop) in enumerate(columns, start=1)

@@ -59,8 +59,9 @@ class State:
         begun = (1 + self.iteration) / (10 + self.iteration)
         for name, average in self.averages.items():
             decay = min(self.decays[name], begun) if self.ema_warmup else self.decays[name]
-            average.multi_avg_fn = get_ema_multi_avg_fn(decay)
-            average.update_parameters(self.generator)
+            # The average's own method would read its counter on the device, and so wait for it.
+            get_ema_multi_avg_fn(decay)(_values(average.module), _values(self.generator), None)
+            average.n_averaged += 1
 
     def fingerprint(self) -> int:
         """A number that differs where a bit of the networks or averages does, but for rare accidents."""
@@ -123,11 +124,16 @@ class State:
             for name, parameter in network.named_parameters():
                 keys = {kind: f"adam/{player}/{kind}/{name}" for kind in ("step", "exp_avg", "exp_avg_sq")}
                 if keys["step"] in tensors:
-                    moments = {kind: tensors[key].clone() for kind, key in keys.items()}
-                    for kind in ("exp_avg", "exp_avg_sq"):
-                        moments[kind] = moments[kind].to(parameter.device)
-                    optimizer.state[parameter] = moments
+                    # The step, too: a fused Adam counts it where the weights are.
+                    optimizer.state[parameter] = {
+                        kind: tensors[key].clone().to(parameter.device) for kind, key in keys.items()
+                    }
         self.iteration = iteration
+
+
+def _values(network: nn.Module) -> list[torch.Tensor]:
+    """Parameters and buffers, without gradients' history."""
+    return [value.detach() for value in (*network.parameters(), *network.buffers())]
 
 
 def _average_of(generator: UNet) -> AveragedModel:

@@ -11,6 +11,7 @@ from udpm.core.errors import UserError
 from udpm.core.ranks import Place, average
 from udpm.data.batches import Batches, Residence
 from udpm.data.cache import Levels
+from udpm.networks.compiling import compiled
 from udpm.process.schedule import Schedule
 from udpm.training.draws import Ahead, Draws, players_at
 from udpm.training.metrics import Metrics
@@ -109,6 +110,9 @@ class Trainer:
             discriminator.train(player == "discriminator").requires_grad_(player == "discriminator")
         generate, judge = self._calls["generator"], self._calls.get("discriminator")
         if player == "discriminator":
+            if terms.r1 > 0:
+                # What is compiled cannot be differentiated twice.
+                judge = discriminator
             return discriminator_losses(generate, judge, self.schedule, terms, draw)
         return generator_losses(generate, judge, self.perceptual, self.schedule, terms, draw)
 
@@ -134,7 +138,7 @@ class Trainer:
         """The network as it is called: its weights' layout and compilation are this trainer's affair alone."""
         if self.config.training.channels_last:
             network.to(memory_format=torch.channels_last)
-        return torch.compile(network) if self.config.training.compile else network
+        return compiled(network, "training.compile") if self.config.training.compile else network
 
 
 def _iterations(config: RunConfig, batches: Batches) -> int:
