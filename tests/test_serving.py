@@ -136,7 +136,7 @@ def test_training_does_not_wait_for_the_gpu(levels):
 # --- compiled calls --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @torch.inference_mode()
 def test_a_compiled_network_gives_the_eager_outputs():
     f = network()
@@ -277,7 +277,7 @@ def test_lazy_r1_in_every_step_is_r1(levels):
     assert not torch.equal(weights[0], weights[2])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_compiled_training_with_r1(levels):
     """R1 differentiates twice, which a compiled network cannot: there the discriminator is the eager one."""
     changes = {"training__level_probabilities": [0, 0, 1], "training__batch": 4, "losses__r1_gamma": 0.5}
