@@ -257,16 +257,23 @@ def test_every_way_draws_the_same():
     with torch.no_grad():
         for parameter in model.generator.parameters():
             parameter.normal_(std=0.1)
-    expected = Sampler(Model(deepcopy(model.generator), model.config, {}), batch=4).sample(4)
+
+    def fresh():
+        return replace(model, generator=deepcopy(model.generator))
+
+    def drawn(gains):
+        return SwitchedSampler(fresh(), 4, gains).sample(4)
+
+    expected = Sampler(fresh(), batch=4).sample(4)
     full = sampling_ways(graphs=False, compiles=False)["float32"]
-    assert (SwitchedSampler(model, 4, full).sample(4) == expected).all()
+    assert (drawn(full) == expected).all()
     assert np.ptp(expected) > 20
-    bfloat16 = Sampler(Model(deepcopy(model.generator), model.config, {}), batch=4, precision="bfloat16").sample(4)
+    bfloat16 = Sampler(fresh(), batch=4, precision="bfloat16").sample(4)
     for name in switches(full):
         if name == "bfloat16":
-            found, wanted = SwitchedSampler(model, 4, replace(full, bfloat16=True)).sample(4), bfloat16
+            found, wanted = drawn(replace(full, bfloat16=True)), bfloat16
         else:
-            found, wanted = SwitchedSampler(model, 4, replace(full, **{name: False})).sample(4), expected
+            found, wanted = drawn(replace(full, **{name: False})), expected
         # Where a value lies between two bytes, rounding decides.
         assert np.abs(found.astype(int) - wanted).max() <= 1, name
 

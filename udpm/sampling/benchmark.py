@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -117,10 +118,9 @@ def compare_sampling(
 
 def draw_twice(config: RunConfig, device: str, threads: int, batch: int, gains: SamplingGains) -> None:
     """Draw two batches with some gains; for the memory that it takes."""
-    model = _fresh(config, runtime.configure(device, threads))
-    call = _call(model, batch, gains)
+    sampler = SwitchedSampler(_fresh(config, runtime.configure(device, threads)), batch, gains)
     for _ in range(TWICE):
-        call()
+        sampler.sample(batch)
 
 
 def sampling_lines(found: dict[str, Any]) -> list[str]:
@@ -136,7 +136,8 @@ def _fresh(config: RunConfig, device: torch.device) -> Model:
 
 
 def _call(model: Model, batch: int, gains: SamplingGains) -> Callable[[], object]:
-    sampler = SwitchedSampler(model, batch, gains)
+    # Ways prepare weights each in its own manner, in place.
+    sampler = SwitchedSampler(replace(model, generator=deepcopy(model.generator)), batch, gains)
     return lambda: sampler.sample(batch)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,22 +57,21 @@ class SwitchedSampler(Sampler):
     """A sampler of one batch with some gains; with all, it is the sampler itself.
 
     Args:
-        model: loaded weights; left as they are.
+        model: loaded weights; they are prepared in place.
         batch: images per network call.
         gains: which.
     """
 
     def __init__(self, model: Model, batch: int, gains: SamplingGains) -> None:
-        copied = Model(deepcopy(model.generator), model.config, model.record)
         super().__init__(
-            copied,
+            model,
             batch=batch,
             precision="bfloat16" if gains.bfloat16 else "float32",
             compiles=gains.compile,
             graphs=gains.graphs,
         )
         if not gains.channels_last:
-            copied.generator.to(memory_format=torch.contiguous_format)
+            model.generator.to(memory_format=torch.contiguous_format)
         self.gains = gains
 
     def _chain(self, latent: Latent, labels: np.ndarray) -> list[Step]:
