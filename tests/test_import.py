@@ -392,7 +392,7 @@ def test_bad_input(folder, case, capsys):
     assert not (folder / "sprung").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_published_checkpoint_reaches_a_scored_report_without_training(tmp_path):
     """The digits model of another lab: its checkpoint is all there is, and `snakemake` goes straight to sampling."""
     for name in ("config", "workflow", "envs"):

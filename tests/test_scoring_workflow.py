@@ -35,7 +35,7 @@ def study(tmp_path, trained):
     return tmp_path
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_inception_runs_offline_in_all_modes(study):
     given = ("--config", f"experiments=[{','.join(MODES)}]")
     targets = [f"results/scores/{mode}/seed0.json" for mode in MODES]
