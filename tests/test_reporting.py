@@ -152,3 +152,12 @@ def test_metrics_of_a_resumed_and_killed_run(tmp_path):
     path.write_text("rubbish\n" + json.dumps(lines[0]) + "\n")
     with pytest.raises(UserError, match="line 1 is not a line of metrics"):
         read_metrics(path)
+
+
+def test_how_the_network_was_called_is_told(tmp_path):
+    other = score()
+    other["subject"] |= {"precision": "bfloat16", "compiled": True, "guidance": 2.0}
+    markdown = write_table(files(tmp_path, seed0=other), tmp_path / "t")
+    assert "scalar posterior, guidance 2, bfloat16 network, compiled, udpm" in markdown
+    row = pd.read_csv(tmp_path / "t.csv").iloc[0]
+    assert (row["network_precision"], bool(row["network_compiled"])) == ("bfloat16", True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import re
 import statistics
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udpm.core.errors import UserError
+from udpm.core.processes import SPAWN, obey_parent
 
 if TYPE_CHECKING:
     import torch
@@ -141,7 +141,7 @@ def peak_bytes(function: Callable[..., object], *arguments: object) -> int:
         UserError: the process was killed.
     """
     try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(1, SPAWN, initializer=obey_parent) as pool:
             return pool.submit(_peak, function, *arguments).result()
     except BrokenProcessPool:
         raise UserError("--memory: the process that measures was killed, probably for want of memory") from None

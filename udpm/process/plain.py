@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from udpm.process.chain import Network, Step
+from udpm.process.chain import Network, Step, follow
 from udpm.process.coefficients import coefficients
-from udpm.process.forward import marginal
 from udpm.process.schedule import Schedule
 
 
@@ -33,24 +32,14 @@ def sample_by_fft(
     labels: torch.Tensor | None = None,
 ) -> list[Step]:
     """The chain with the scalar posterior; see `udpm.process.chain.sample`."""
-    levels = schedule.levels
-    state = marginal(schedule, downsample_by_fft(base, schedule.scale, levels), levels, noises[0])
-    steps = []
-    for level in range(levels, 0, -1):
-        output = network(state, schedule.time(level), labels)
-        steps.append(Step(level, state, output))
-        if level > 1:
-            state = _draw_state(schedule, state, output, level, noises[levels - level + 1])
-    return steps
 
+    def draw(step: Step, noise: torch.Tensor) -> torch.Tensor:
+        numbers = coefficients(schedule, step.level, "scalar")
+        seen = numbers.state * adjoint_by_fft(step.state, schedule.scale) + numbers.output * step.output
+        return numbers.variance_blocks * seen + numbers.variance_blocks**0.5 * noise
 
-def _draw_state(
-    schedule: Schedule, state: torch.Tensor, output: torch.Tensor, level: int, noise: torch.Tensor
-) -> torch.Tensor:
-    """x_{l-1} from x_l and f."""
-    numbers = coefficients(schedule, level, "scalar")
-    mean = numbers.variance_blocks * (numbers.state * adjoint_by_fft(state, schedule.scale) + numbers.output * output)
-    return mean + numbers.variance_blocks**0.5 * noise
+    coarsest = downsample_by_fft(base, schedule.scale, schedule.levels)
+    return follow(schedule, network, coarsest, noises, labels, draw)
 
 
 def _spectrum(image: torch.Tensor, scale: int) -> torch.Tensor:

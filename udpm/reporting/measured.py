@@ -97,6 +97,8 @@ def checkpoint(subject: dict[str, Any], iterations: int | None = None) -> str:
 def way(score: dict[str, Any]) -> tuple:
     """What two Fréchet distances must share to stand in one mean."""
     subject, protocol, reference = score["subject"], score["protocol"], score["protocol"]["reference"]
-    own = tuple(subject.get(key) for key in ("weights", "posterior", "guidance", "nfe", "classes"))
+    own = tuple(
+        subject.get(key) for key in ("weights", "posterior", "guidance", "precision", "compiled", "nfe", "classes")
+    )
     measuring = (protocol["n"], protocol["extractor"]["sha256"], preprocessing(score), reference["sha256"])
     return (score["metrics"]["frechet_distance"]["label"], *own, *measuring)

@@ -341,6 +341,9 @@ def _full_row(
         "weights": subject.get("weights"),
         "sampling_seed": subject.get("seed"),
         "posterior": subject.get("posterior"),
+        "guidance": subject.get("guidance"),
+        "network_precision": subject.get("precision"),
+        "network_compiled": subject.get("compiled"),
     }
 
 
@@ -405,7 +408,7 @@ def _protocols(lines: Sequence[Entry]) -> list[str]:
                 f"{', '.join(map(str, found.values))}: {found.label} of N = {protocol['n']} images, extractor "
                 f"{protocol['extractor']['name']} (SHA-256 {protocol['extractor']['sha256'][:12]}; "
                 f"{preprocessing(found.score)}), to {reference['dataset']}/{reference['split']}, {size}; "
-                f"{words.weights(subject)}{how}, {words.noise(subject)}, {subject['posterior']} posterior."
+                f"{words.weights(subject)}{how}, {words.noise(subject)}, {words.drawing(subject)}."
             )
     return list(dict.fromkeys(notes))
 

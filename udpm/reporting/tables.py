@@ -64,6 +64,8 @@ def full_table(scores: list[dict[str, Any]]) -> pd.DataFrame:
                 "noise_sha256": (subject.get("noise") or {}).get("sha256"),
                 "posterior": subject.get("posterior"),
                 "guidance": subject.get("guidance"),
+                "network_precision": subject.get("precision"),
+                "network_compiled": subject.get("compiled"),
                 "weights": subject.get("weights"),
                 "iteration": subject.get("iteration"),
                 **_selection(subject),
@@ -123,11 +125,10 @@ def footnotes(scores: list[dict[str, Any]]) -> list[str]:
         subject = score["subject"]
         if subject["kind"] == "samples":
             versions = score["provenance"]["versions"]
-            guidance = f", guidance {subject['guidance']:g}" if subject.get("guidance", 1) != 1 else ""
             notes.append(
                 f"{score['experiment']}, {_subject(score)}: {words.weights(subject)} "
-                f"(SHA-256 {subject['weights_sha256'][:12]}), {words.noise(subject)}, {subject['posterior']} "
-                f"posterior{guidance}{_chosen(subject)}, udpm {versions.get('udpm', '?')}, "
+                f"(SHA-256 {subject['weights_sha256'][:12]}), {words.noise(subject)}, "
+                f"{words.drawing(subject)}{_chosen(subject)}, udpm {versions.get('udpm', '?')}, "
                 f"torch {versions.get('torch', '?')}."
             )
     return list(dict.fromkeys(notes))

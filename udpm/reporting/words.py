@@ -24,3 +24,15 @@ def noise(record: dict[str, Any]) -> str:
     if file is None:
         return f"sampling seed {record['seed']}"
     return f"noise of {file['file']} (SHA-256 {file['sha256'][:12]})"
+
+
+def drawing(record: dict[str, Any]) -> str:
+    """How a sample set was drawn, "scalar posterior, guidance 2, bfloat16 network"; what is usual is left out."""
+    told = [f"{record['posterior']} posterior"]
+    if record.get("guidance", 1) != 1:
+        told.append(f"guidance {record['guidance']:g}")
+    if record.get("precision", "float32") != "float32":
+        told.append(f"{record['precision']} network")
+    if record.get("compiled"):
+        told.append("compiled")
+    return ", ".join(told)

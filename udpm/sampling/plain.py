@@ -83,6 +83,4 @@ class SwitchedSampler(Sampler):
     def _by_operator(self, latent: Latent, labels: np.ndarray) -> list[Step]:
         if self.gains.pooling:
             return super()._chain(latent, labels)
-        base, *noises = [values.to(self._device) for values in (latent.base, *latent.noises)]
-        chosen = torch.from_numpy(labels).to(self._device) if self.classes else None
-        return sample_by_fft(self.schedule, self._network, base, noises, chosen)
+        return sample_by_fft(self.schedule, self._network, *self._fed(latent, labels))

@@ -58,7 +58,7 @@ def draw_samples(
         "posterior": config.posterior,
         "guidance": config.guidance,
         "precision": config.precision,
-        "compiled": config.compile,
+        **({"compiled": True} if config.compile else {}),
         "nfe": sampler.nfe,
         "scale": sampler.schedule.scale,
         "device": runtime.describe(device),

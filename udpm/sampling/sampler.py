@@ -203,9 +203,12 @@ class Sampler:
         return torch.cat(images)
 
     def _chain(self, latent: Latent, labels: np.ndarray) -> list[Step]:
+        return sample(self.schedule, self._network, *self._fed(latent, labels), self.posterior)
+
+    def _fed(self, latent: Latent, labels: np.ndarray) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None]:
+        """A batch on the device: base, noises, and labels where the network takes any."""
         base, *noises = [moved(values, self._device) for values in (latent.base, *latent.noises)]
-        chosen = moved(torch.from_numpy(labels), self._device) if self.classes else None
-        return sample(self.schedule, self._network, base, noises, chosen, self.posterior)
+        return base, noises, moved(torch.from_numpy(labels), self._device) if self.classes else None
 
     def _seeded(self, seed: int) -> NoiseSource:
         return partial(seeded, self.schedule, self.model.config.side, seed)

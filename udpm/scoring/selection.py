@@ -14,7 +14,10 @@ from udpm.scoring.records import read_score
 FORMAT = "udpm-selection/1"
 
 SAME = {
-    "subject": ("experiment", "run_seed", "dataset_sha256", "weights", "seed", "posterior", "guidance", "classes"),
+    "subject": (
+        *("experiment", "run_seed", "dataset_sha256", "weights"),
+        *("seed", "posterior", "guidance", "precision", "compiled", "classes"),
+    ),
     "protocol": ("n", "extractor", "reference", "neighbours"),
 }
 """What scores must have in common for their distances to differ by the milestone alone."""
