@@ -43,7 +43,7 @@ def _is_prepared(path: Path) -> bool:
 
 def _check(path: Path) -> None:
     from udpm.core.errors import UserError
-    from udpm.core.files import read_json
+    from udpm.core.reading import read_json
     from udpm.data.store import check_files, open_store
     from udpm.data.summary import differences
 
@@ -58,7 +58,7 @@ def _check(path: Path) -> None:
 
 def _describe(path: Path) -> dict:
     from udpm.core.errors import UserError
-    from udpm.core.files import read_json
+    from udpm.core.reading import read_json
 
     if (path / "dataset.json").exists():
         from udpm.data.store import open_store
@@ -87,7 +87,7 @@ def _describe(path: Path) -> dict:
 def _beside(path: Path) -> dict:
     """The record of the same name with .json."""
     from udpm.core.errors import UserError
-    from udpm.core.files import read_json
+    from udpm.core.reading import read_json
 
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")

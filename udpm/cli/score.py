@@ -71,7 +71,7 @@ def _requested(given: dict[str, Any]) -> dict[str, Any]:
 def _remembered(path: Path, given: dict[str, Any]) -> dict[str, Any]:
     """What a score was asked for."""
     from udpm.core.errors import UserError
-    from udpm.core.files import read_json
+    from udpm.core.reading import read_json
 
     if any(given.values()):
         raise click.UsageError("--again takes no option beside --output and --features", click.get_current_context())
@@ -109,7 +109,7 @@ def _score(request: dict[str, Any], features: Path | None) -> dict[str, Any]:
 def _check_same(path: Path, found: dict[str, Any]) -> None:
     """The files are those that the score was made of."""
     from udpm.core.errors import UserError
-    from udpm.core.files import read_json
+    from udpm.core.reading import read_json
 
     before = read_json(path, "score")
     for what, where in (("the images", "subject"), ("reference or extractor", "protocol")):

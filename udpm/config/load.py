@@ -21,7 +21,7 @@ from udpm.config.study import Study
 from udpm.config.sweep import Sweep
 from udpm.config.validation import NAME, Model, validate
 from udpm.core.errors import UserError
-from udpm.core.files import read_json
+from udpm.core.reading import read_json
 
 
 class _Loader(yaml.SafeLoader):

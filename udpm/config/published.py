@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from udpm.core.errors import UserError
-from udpm.core.files import read_json
+from udpm.core.reading import read_json
 
 FAMILIES = {"NCSN": "ncsnpp", "DDPM": "ddpmpp", "Dhariwal": "adm"}
 NOISE_KINDS = {"standard": "none", "noisy": "noisy", "diffusion": "diffusion"}

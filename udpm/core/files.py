@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from udpm.core.errors import UserError
+from udpm.core.reading import opened
 
 
 @contextmanager
@@ -126,35 +127,11 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: str | os.PathLike, what: str) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Args:
-        path: the file.
-        what: what the file should be, for the error ("dataset record").
-
-    Raises:
-        UserError: missing, unreadable, or not a JSON object.
-    """
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: {what} not found") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not a readable {what}: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a {what}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
 def sha256(path: str | os.PathLike) -> str:
     """SHA-256 of a file's bytes, in hexadecimal.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: not a regular file, or it cannot be read.
     """
-    try:
-        with open(path, "rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    with opened(path, "file") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from udpm.core import provenance, runtime
 from udpm.core.errors import UserError
-from udpm.core.files import read_json
 from udpm.core.measure import Timing, in_turn, speedup, spread
+from udpm.core.reading import read_json
 
 if TYPE_CHECKING:
     import torch

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from udpm.core.errors import UserError
-from udpm.core.files import atomic_folder, read_json, sha256, write_json
+from udpm.core.files import atomic_folder, sha256, write_json
 from udpm.core.locks import only_one
 from udpm.core.progress import Progress
+from udpm.core.reading import read_json
 from udpm.core.seeds import derive_seed
 from udpm.data.store import Store, array_header, check_files, open_array, open_store
 

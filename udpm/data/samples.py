@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from udpm.core.errors import UserError
-from udpm.core.files import atomic_path, read_json, sha256, write_json
+from udpm.core.files import atomic_path, sha256, write_json
+from udpm.core.reading import read_json
 from udpm.data.arrays import UNREADABLE
 
 FORMAT = "udpm-samples/1"

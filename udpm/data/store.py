@@ -13,7 +13,8 @@ import numpy as np
 from numpy.lib import format as npy
 
 from udpm.core.errors import UserError
-from udpm.core.files import read_json, sha256
+from udpm.core.files import sha256
+from udpm.core.reading import read_json
 
 FORMAT = "udpm-dataset/1"
 RECORD, IMAGES, LABELS = "dataset.json", "images.npy", "labels.npy"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from udpm.config.load import to_json
 from udpm.core.errors import UserError
-from udpm.core.files import atomic_folder, read_json, sha256, write_json, write_text
+from udpm.core.files import atomic_folder, sha256, write_json, write_text
+from udpm.core.reading import read_json
 from udpm.data.samples import load_samples
 from udpm.reporting.card import model_card, run_config
 

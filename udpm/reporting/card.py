@@ -11,7 +11,7 @@ import yaml
 from udpm.config.experiment import RunConfig
 from udpm.config.load import read_resolved
 from udpm.core.errors import UserError
-from udpm.core.files import read_json
+from udpm.core.reading import read_json
 from udpm.reporting.measured import checkpoint
 from udpm.reporting.render import MISSING
 from udpm.scoring.records import preprocessing, read_scores

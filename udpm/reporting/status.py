@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from udpm.core.errors import UserError
-from udpm.core.files import read_json
 from udpm.core.progress import duration
+from udpm.core.reading import read_json
 from udpm.training.owner import STALE, is_dead, name_of, read_owner
 
 QUIET_INTERVALS = 10

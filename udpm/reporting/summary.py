@@ -10,7 +10,8 @@ import pandas as pd
 
 from udpm.config.experiment import Experiment
 from udpm.config.results import PublishedTable
-from udpm.core.files import read_json, write_text
+from udpm.core.files import write_text
+from udpm.core.reading import read_json
 from udpm.reporting.measured import BEST, Measured, measured
 from udpm.reporting.paper import NOT_RUN, YARDSTICKS, command_for, verdict
 from udpm.reporting.render import MISSING, html_page, html_section, markdown

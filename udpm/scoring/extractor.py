@@ -13,8 +13,9 @@ import torch
 from udpm.config.experiment import Scoring
 from udpm.core.download import obtain
 from udpm.core.errors import UserError
-from udpm.core.files import read_json, sha256
+from udpm.core.files import sha256
 from udpm.core.published import INCEPTION, Published
+from udpm.core.reading import read_json
 from udpm.scoring.inception import MODES, Inception
 from udpm.scoring.inputs import Inputs
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from udpm.core.errors import UserError
-from udpm.core.files import read_json
+from udpm.core.reading import read_json
 
 FORMAT = "udpm-score/1"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from udpm.core import provenance
 from udpm.core.errors import UserError
-from udpm.core.files import read_json
+from udpm.core.reading import read_json
 from udpm.scoring.records import read_score
 
 FORMAT = "udpm-selection/1"

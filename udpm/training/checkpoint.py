@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from udpm.core.errors import UserError
-from udpm.core.files import read_json, sha256, write_json
+from udpm.core.files import sha256, write_json
+from udpm.core.reading import read_json
 from udpm.networks.weights import read_tensors, write_tensors
 from udpm.training.state import State
 

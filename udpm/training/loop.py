@@ -17,8 +17,9 @@ from udpm.config.experiment import RunConfig
 from udpm.config.load import validate
 from udpm.core import provenance, runtime
 from udpm.core.errors import StoppedEarly, UserError
-from udpm.core.files import read_json, remove_temporary, sha256, write_json
+from udpm.core.files import remove_temporary, sha256, write_json
 from udpm.core.ranks import Agreement, Place, find_place, joined
+from udpm.core.reading import read_json
 from udpm.core.signals import StopRequest
 from udpm.core.usage import count_images
 from udpm.data.cache import Levels

@@ -1,0 +1,275 @@
+"""How bytes get in: from regular files of bounded size, as text, as JSON of bounded depth, or as lines of it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+from udpm.core.errors import UserError
+
+JSON_BYTES = 16 * 2**20
+"""Largest JSON file that is read, unless a caller allows more."""
+JSON_DEPTH = 64
+JSON_BYTES_PER_VALUE = 8
+"""A file may hold one value for so many bytes of its limit: a value takes about 100 bytes of memory."""
+LINE_BYTES = 2**20
+LINES_BYTES = 256 * 2**20
+"""Longest line, and largest file of JSON lines, that is read."""
+INTEGERS = range(-(2**63), 2**64)
+"""What fits into 64 bits, with or without a sign."""
+
+_KINDS = {
+    stat.S_ISDIR: "a folder",
+    stat.S_ISFIFO: "a pipe",
+    stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+}
+_NO_TEXT = re.compile(r"[\0\ud800-\udfff]")
+_ESCAPED = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+
+
+@contextmanager
+def opened(path: str | os.PathLike, what: str, limit: int | None = None) -> Iterator[BinaryIO]:
+    """Open a regular file to read bytes from; a pipe, device, socket or folder is refused and never waited for.
+
+    Args:
+        path: the file.
+        what: what the file should be, for the error ("dataset record").
+        limit: largest size in bytes; None: any.
+
+    Raises:
+        UserError: missing, not a regular file, too large, or it cannot be read.
+    """
+    try:
+        # Without O_NONBLOCK, opening a pipe waits until somebody writes to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise UserError(_why_not(path, what, error)) from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path}: not a readable {what}: it is {_kind(status.st_mode)}, not a file")
+    with os.fdopen(descriptor, "rb") as file:
+        if limit is not None and status.st_size > limit:
+            raise UserError(_too_large(path, what, status.st_size, limit))
+        try:
+            yield file
+        except OSError as error:
+            raise UserError(f"{path}: not a readable {what}: {error.strerror or error}") from None
+
+
+def check_readable(path: str | os.PathLike, what: str, limit: int | None = None) -> None:
+    """Check that a file can be opened, for libraries that open it by its name.
+
+    Raises:
+        UserError: as `opened`.
+    """
+    with opened(path, what, limit):
+        pass
+
+
+def read_bytes(path: str | os.PathLike, what: str, limit: int) -> bytes:
+    """All bytes of a file.
+
+    Raises:
+        UserError: as `opened`.
+    """
+    with opened(path, what, limit) as file:
+        # Some files say that their size is 0, and others grow.
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise UserError(_too_large(path, what, len(data), limit))
+    return data
+
+
+def read_text(path: str | os.PathLike, what: str, limit: int) -> str:
+    """A file as UTF-8 text, without the byte order mark that some editors put first.
+
+    Raises:
+        UserError: as `opened`, or not UTF-8.
+    """
+    return _decoded(read_bytes(path, what, limit), f"{path}: not a readable {what}")
+
+
+def read_json(path: str | os.PathLike, what: str, limit: int = JSON_BYTES) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: the file.
+        what: what the file should be, for the error ("dataset record").
+        limit: largest size in bytes.
+
+    Raises:
+        UserError: missing, unreadable, or not a JSON object.
+    """
+    value = parse_json(read_bytes(path, what, limit), f"{path}: not a readable {what}", limit)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a {what}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def parse_json(data: bytes | str, where: str, limit: int = JSON_BYTES) -> Any:
+    """Parse JSON of bounded size and depth, with finite numbers and integers of 64 bits, every key once in its object.
+
+    Args:
+        data: UTF-8.
+        where: what comes before the reason in the error ("run.json: not a readable configuration").
+        limit: largest size in bytes (characters of a text).
+
+    Raises:
+        UserError: not such JSON.
+    """
+    if len(data) > limit:
+        raise UserError(f"{where}: it has {len(data)} bytes, more than {limit}")
+    text = _decoded(data, where) if isinstance(data, bytes) else data
+    values = sum(text.count(mark) for mark in ",[{")
+    if values > limit // JSON_BYTES_PER_VALUE:
+        raise UserError(f"{where}: it holds more than {limit // JSON_BYTES_PER_VALUE} values")
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_int=_integer,
+            parse_float=_finite,
+            parse_constant=_constant,
+        )
+        _check_depth(value)
+        if _ESCAPED.search(text) or _NO_TEXT.search(text):
+            _check_text(value)
+    except RecursionError:
+        raise UserError(f"{where}: it is nested more than {JSON_DEPTH} deep") from None
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+    return value
+
+
+def read_json_lines(path: str | os.PathLike, what: str, tail: int | None = None) -> Iterator[dict[str, Any] | None]:
+    """Objects of a file of JSON lines, in order, one line in memory at a time.
+
+    Args:
+        path: the file.
+        what: what the file should be, for the error.
+        tail: read so many bytes at the end alone; the line that they begin in counts as unreadable.
+
+    Yields:
+        For each line its object, or None where it holds no readable one. A last line that was torn by a killed
+        process is left out.
+
+    Raises:
+        UserError: as `opened`.
+    """
+    with opened(path, what, LINES_BYTES if tail is None else None) as file:
+        if tail is not None:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - tail))
+        while line := file.readline(LINE_BYTES + 1):
+            whole = line.endswith(b"\n")
+            if not whole and len(line) > LINE_BYTES:
+                whole = _skip_line(file)
+                found = None
+            else:
+                found = _line_object(line)
+            if found is not None or whole:
+                yield found
+
+
+def _skip_line(file: BinaryIO) -> bool:
+    """Go to the end of the line; whether it has one."""
+    while part := file.readline(LINE_BYTES):
+        if part.endswith(b"\n"):
+            return True
+    return False
+
+
+def _line_object(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = parse_json(line, "")
+    except UserError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _why_not(path: str | os.PathLike, what: str, error: OSError | ValueError) -> str:
+    if isinstance(error, ValueError):
+        return f"{os.fsdecode(path)!r}: not a readable {what}: no name of a file: {error}"
+    if isinstance(error, FileNotFoundError):
+        if os.path.islink(path):
+            return f"{path}: not a readable {what}: it is a link to {os.readlink(path)}, which does not exist"
+        return f"{path}: {what} not found"
+    if error.errno == errno.ELOOP:
+        return f"{path}: not a readable {what}: it is a link that leads back to itself"
+    if error.errno == errno.ENXIO:
+        return f"{path}: not a readable {what}: it is {_kind(os.stat(path).st_mode)}, not a file"
+    return f"{path}: not a readable {what}: {error.strerror or error}"
+
+
+def _kind(mode: int) -> str:
+    return next((name for test, name in _KINDS.items() if test(mode)), "something else")
+
+
+def _too_large(path: str | os.PathLike, what: str, size: int, limit: int) -> str:
+    return f"{path}: not a readable {what}: it has {size} bytes, more than {limit}"
+
+
+def _decoded(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 text: byte {error.start} is {data[error.start]:#04x}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"key {twice[:80]!r} stands twice")
+    return found
+
+
+def _integer(digits: str) -> int:
+    # int() takes time that grows with the square of their number.
+    if len(digits) > 20 or int(digits) not in INTEGERS:
+        raise ValueError(f"an integer of {len(digits)} digits, which 64 bits do not hold")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{digits[:40]} is beyond the range of numbers")
+    return value
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _check_depth(value: Any) -> None:
+    layer = [value]
+    for _ in range(JSON_DEPTH):
+        layer = [inner for outer in layer for inner in _inside(outer) if isinstance(inner, (dict, list))]
+        if not layer:
+            return
+    raise RecursionError
+
+
+def _check_text(value: Any) -> None:
+    """What no file's name can hold (NUL), and what cannot be written again (half of a pair of surrogates)."""
+    layer = [value]
+    while layer:
+        for text in layer:
+            if isinstance(text, str) and (found := _NO_TEXT.search(text)):
+                raise ValueError(f"a text holds the character U+{ord(found[0]):04X}")
+        layer = [inner for outer in layer for inner in (*_inside(outer), *(outer if isinstance(outer, dict) else ()))]
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
