@@ -62,6 +62,11 @@ class Batches:
         """File names of the batches, training first."""
         return [name + FORMS[self.kind][2] for name in (*BATCHES, TEST)]
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold the batches: themselves, or their archive."""
+        return [self.place / name for name in self.names] if self.place.is_dir() else [self.place]
+
     def content(self, name: str) -> bytes:
         """The bytes of one batch file.
 
@@ -111,7 +116,7 @@ def open_cifar10(config: DatasetConfig) -> Source:
     Raises:
         UserError: not there and not to be had, incomplete, not batches, or not the official ones.
     """
-    batches = _find(Path(config.path)) or _downloaded(config)
+    batches = find_batches(Path(config.path)) or _downloaded(config)
     sums, labels = {}, []
     if batches.kind == "binary" and batches.place.is_file():
         sums[batches.place.name] = _checked_sum(batches.place, "", _file_sum(batches.place), config)
@@ -131,7 +136,7 @@ def open_cifar10(config: DatasetConfig) -> Source:
     )
 
 
-def _find(path: Path) -> Batches | None:
+def find_batches(path: Path) -> Batches | None:
     """Batches at `path` or just below it: python before binary, folders before archives."""
     for place in (0, 1):
         for kind, form in FORMS.items():

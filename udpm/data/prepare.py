@@ -26,6 +26,7 @@ from udpm.core.progress import Progress
 from udpm.core.signals import StopRequest
 from udpm.data.duplicates import content_hash, find_duplicates
 from udpm.data.fill import CHUNK, Chunk, Outcome, Work, chunks, do_chunks
+from udpm.data.inventory import take_inventory, write_inventory
 from udpm.data.journal import Journal
 from udpm.data.picture import STEPS, Recipe
 from udpm.data.source import Source, shown
@@ -254,6 +255,9 @@ class _Job:
         digest, hashes = self._finish_images(kept)
         digest.update(labels.astype("<i8").tobytes())
         np.save(self.store / LABELS, labels)
+        inventory = take_inventory(config, source, sha256)
+        if inventory:
+            write_inventory(self.store, inventory)
         return {
             "format": FORMAT,
             "description": config.description,
@@ -273,7 +277,7 @@ class _Job:
             "duplicates": find_duplicates(hashes, labels, splits, lambda row: self._name_of_kept(row, kept)),
             "source": {"fingerprint": self.fingerprint(), **source.notes},
             "config": config.model_dump(mode="json", exclude={"workers"}),
-            "files": {name: sha256(self.store / name) for name in (IMAGES, LABELS)},
+            "files": {path.name: sha256(path) for path in sorted(self.store.iterdir())},
             "sha256": digest.hexdigest(),
             "provenance": provenance.record(),
         }
