@@ -179,7 +179,11 @@ CASES = {
     "a missing reference": (lambda f: None, SCORE, "reference.npz: reference not found"),
     "nothing to score": (lambda f: None, SCORE.replace("--heldout", ""), "give exactly one of"),
     "a table of nothing": (lambda f: None, "table nothing.json --output t", "nothing.json: score not found"),
-    "a figure of nothing": (lambda f: None, "figure curves nothing.jsonl --output t", "metrics cannot be read"),
+    "a figure of nothing": (
+        lambda f: None,
+        "figure curves nothing.jsonl --output t",
+        "nothing.jsonl: record of metrics not found",
+    ),
     "info on nothing": (lambda f: None, "info config", "not a folder made by udpm"),
 }
 

@@ -23,9 +23,10 @@ def command(runs: tuple[Path, ...], results: Path | None, as_json: bool) -> None
     waiting   nothing is trained yet
     failed    a loss was not finite
     complete  the weights are there
+    unreadable  a file of it cannot be read; the others are told all the same
     """
     from udpm.core.errors import UserError
-    from udpm.reporting.status import is_run, read_standing, render_standings, standings_json
+    from udpm.reporting.status import is_run, read_standing, read_standings, render_standings, standings_json
 
     found = list(runs)
     if results is not None:
@@ -35,5 +36,6 @@ def command(runs: tuple[Path, ...], results: Path | None, as_json: bool) -> None
         found += in_results
     if not found:
         raise click.UsageError("give RUN folders, or --results", click.get_current_context())
-    standings = [read_standing(run) for run in dict.fromkeys(found)]
+    different = list(dict.fromkeys(found))
+    standings = read_standings(different) if len(different) > 1 else [read_standing(different[0])]
     click.echo(standings_json(standings) if as_json else render_standings(standings), nl=False)

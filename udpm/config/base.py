@@ -18,3 +18,9 @@ class Section(BaseModel):
     """A strict, frozen section: unknown keys and wrong types are refused; field docstrings become descriptions."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class Record(BaseModel):
+    """What a record that this program wrote must say to be used: strict types, finite numbers, other keys ignored."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, ValidationError
+
+from udpm.config.base import NonNegativeInt, Record
 from udpm.core.files import write_text
+from udpm.core.reading import read_json_lines
 from udpm.data.fill import CHUNK, Chunk, Outcome
 from udpm.data.store import HEADER_BYTES
 
@@ -23,7 +28,7 @@ class Journal:
     Args:
         path: of the journal.
         rows: file with the chunks' rows.
-        header: what all chunks depend on; a journal with another header is started over.
+        header: what all chunks depend on, `count` the number of images; a journal with another header is started over.
     """
 
     def __init__(self, path: Path, rows: Path, header: dict[str, Any]) -> None:
@@ -33,8 +38,7 @@ class Journal:
         if not lines or lines[0] != header or not rows.exists():
             lines = [header]
         self.fresh = len(lines) == 1
-        for line in lines[1:]:
-            outcome = _outcome(line)
+        for outcome in filter(None, (_outcome(line, header["count"]) for line in lines[1:])):
             self.outcomes[outcome.number] = outcome
         self._rewrite(header, self.outcomes.values())
 
@@ -80,19 +84,29 @@ def _text(lines: list[dict[str, Any]]) -> str:
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
+    if not path.exists():
         return []
-    found = []
-    for line in text[: text.rfind(b"\n") + 1].splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return found
+    return list(itertools.takewhile(lambda line: line is not None, read_json_lines(path, "journal of a preparation")))
 
 
-def _outcome(line: dict[str, Any]) -> Outcome:
-    # JSON knows no integers as keys.
-    return Outcome(**{**line, "refused": {int(number): reason for number, reason in line["refused"].items()}})
+class _Line(Record):
+    """A chunk that was done; images' numbers are text, for JSON knows no integers as keys."""
+
+    number: NonNegativeInt
+    inputs: str
+    sha256: str
+    refused: dict[Annotated[str, Field(pattern="^[0-9]{1,18}$")], str]
+    modes: dict[str, NonNegativeInt]
+
+
+def _outcome(line: dict[str, Any], count: int) -> Outcome | None:
+    """None for a line that tells of no chunk of `count` images: the chunk is done again."""
+    try:
+        told = _Line.model_validate(line).model_dump()
+    except ValidationError:
+        return None
+    refused = {int(number): reason for number, reason in told["refused"].items()}
+    first = told["number"] * CHUNK
+    if first >= count or not all(first <= number < min(first + CHUNK, count) for number in refused):
+        return None
+    return Outcome(**{**told, "refused": refused})

@@ -11,6 +11,7 @@ from udpm.core.files import atomic_folder, sha256, write_json, write_text
 from udpm.core.reading import read_json
 from udpm.data.samples import load_samples
 from udpm.reporting.card import model_card, run_config
+from udpm.training.records import read_complete
 
 FORMAT = "udpm-bundle/1"
 RECORD = "bundle.json"
@@ -34,7 +35,7 @@ def bundle_run(run: Path, folder: Path) -> list[str]:
         UserError: the run is not finished, its weights are not those of its record, or `folder` holds something else.
     """
     run = run.resolve()
-    record = read_json(run / "complete.json", "record of a finished run")
+    record = read_complete(run)
     if sha256(run / WEIGHTS) != record["weights_sha256"]:
         raise UserError(f"{run / WEIGHTS}: not the weights that complete.json records; train or import them again")
     results, place = run.parents[2], Path(run.parent.name) / run.name

@@ -11,10 +11,10 @@ import yaml
 from udpm.config.experiment import RunConfig
 from udpm.config.load import read_resolved
 from udpm.core.errors import UserError
-from udpm.core.reading import read_json
 from udpm.reporting.measured import checkpoint
 from udpm.reporting.render import MISSING
 from udpm.scoring.records import preprocessing, read_scores
+from udpm.training.records import read_complete
 
 TASK = "unconditional-image-generation"
 """Hugging Face's name of the nearest of its tasks; it has none for images of a class."""
@@ -40,7 +40,7 @@ def model_card(run: Path, scores: Sequence[str | Path] = ()) -> str:
     Raises:
         UserError: no finished run, a score that cannot be read, or one of another run.
     """
-    record = read_json(run / "complete.json", "record of a finished run")
+    record = read_complete(run)
     config = run_config(run)
     found = read_scores(scores)
     for path, score in zip(scores, found, strict=True):

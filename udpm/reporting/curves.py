@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,6 +10,7 @@ from matplotlib.axes import Axes
 
 from udpm.core.errors import UserError
 from udpm.reporting.style import COLOURS, MARKERS, save
+from udpm.training.records import read_metrics_lines
 
 PANELS = {
     "generator/reconstruction": "generator: reconstruction",
@@ -29,21 +29,13 @@ def read_metrics(path: str | Path) -> pd.DataFrame:
     a line.
 
     Raises:
-        UserError: missing, or a line that is not JSON.
+        UserError: missing, or a line that is not one of metrics.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: metrics cannot be read: {getattr(error, 'strerror', error)}") from None
     rows: dict[int, dict] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            rows[row["iteration"]] = row
-        except (json.JSONDecodeError, KeyError, TypeError):
-            if number == len(lines):
-                continue
-            raise UserError(f"{path}: line {number} is not a line of metrics; delete it") from None
+    for number, row in enumerate(read_metrics_lines(path), start=1):
+        if row is None:
+            raise UserError(f"{path}: line {number} is not a line of metrics; delete it")
+        rows[row["iteration"]] = row
     if not rows:
         raise UserError(f"{path}: holds no metrics yet")
     return pd.DataFrame([rows[iteration] for iteration in sorted(rows)])

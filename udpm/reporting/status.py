@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from udpm.core.errors import UserError
 from udpm.core.progress import duration
-from udpm.core.reading import read_json
+from udpm.core.tensors import read_header
 from udpm.training.owner import STALE, is_dead, name_of, read_owner
+from udpm.training.records import iteration_of, numbered, read_complete, read_metrics_lines, read_run_length
 
 QUIET_INTERVALS = 10
 """A trainer that lives but has written no metrics for so many of their usual intervals is taken to hang ..."""
@@ -31,7 +34,8 @@ class Standing:
     Attributes:
         run: its folder.
         state: complete; running; stalled: its trainer gave no sign of life, or hangs; failed: a loss was not finite;
-            stopped: nobody trains, and there is something to continue; waiting: nothing is trained yet.
+            stopped: nobody trains, and there is something to continue; waiting: nothing is trained yet; unreadable: the
+            note says which of its files.
         iteration: how many are done.
         iterations: how many there will be; with training.epochs the most there can be, until it is complete.
         images_per_second: in the last line of metrics.
@@ -65,6 +69,17 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.json", "owner.json", "complete.json"))
 
 
+def read_standings(runs: Iterable[Path]) -> list[Standing]:
+    """Where runs stand now; one that cannot be read stands among the others, with the reason."""
+    found = []
+    for run in runs:
+        try:
+            found.append(read_standing(run))
+        except UserError as error:
+            found.append(Standing(str(run), "unreadable", note=" ".join(str(error).split())))
+    return found
+
+
 def read_standing(run: Path) -> Standing:
     """Where a run stands now.
 
@@ -76,13 +91,13 @@ def read_standing(run: Path) -> Standing:
             f"{run}: not a run's folder; expected one that holds config.json, such as results/runs/digits/seed0"
         )
     now, lines, owner = time.time(), _last_lines(run / "metrics.jsonl"), read_owner(run)
-    training = _training(run)
+    training = read_run_length(run)
     done = {"iteration": lines[-1]["iteration"] if lines else None, "iterations": training.get("iterations")}
     done["images_per_second"] = lines[-1].get("images_per_second") if lines else None
     checkpoint = _last_checkpoint(run, now)
     known = {**done, **checkpoint}
-    if (run / "complete.json").is_file():
-        total = read_json(run / "complete.json", "completion record").get("iterations")
+    if (run / "complete.json").exists():
+        total = read_complete(run).get("iterations")
         return Standing(str(run), "complete", **known | {"iteration": total, "iterations": total})
     gone = owner is not None and is_dead(owner)
     if owner is not None and not gone:
@@ -128,7 +143,7 @@ def _quiet(run: Path, owner: dict[str, Any], now: float) -> float:
     """Seconds since the trainer began or last wrote metrics."""
     metrics = run / "metrics.jsonl"
     written = metrics.stat().st_mtime if metrics.is_file() else 0.0
-    return now - max(written, owner.get("since", owner.get("time", 0.0)))
+    return now - max(written, owner.get("since") or owner.get("time", 0.0))
 
 
 def _patience(lines: list[dict]) -> float:
@@ -145,44 +160,22 @@ def _seconds_left(known: dict[str, Any], training: dict[str, Any]) -> float | No
     return (known["iterations"] - known["iteration"]) * training["batch"] / known["images_per_second"]
 
 
-def _training(run: Path) -> dict[str, Any]:
-    """The section of the run's configuration, read without validation: older runs have a state, too."""
-    if not (run / "config.json").is_file():
-        return {}
-    found = read_json(run / "config.json", "resolved configuration").get("training")
-    return found if isinstance(found, dict) else {}
-
-
 def _last_lines(path: Path) -> list[dict]:
     """The last two lines of metrics, the older first; as many as there are."""
-    try:
-        with open(path, "rb") as handle:
-            handle.seek(max(0, path.stat().st_size - TAIL))
-            texts = handle.read().split(b"\n")
-    except OSError:
+    if not path.exists():
         return []
-    found: list[dict] = []
-    for text in reversed(texts):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            # Empty, torn by a killed process, or its beginning lies before the tail.
-            continue
-        if isinstance(line, dict) and "iteration" in line:
-            found.insert(0, line)
-        if len(found) == 2:
-            break
-    return found
+    # Not readable is a line whose beginning lies before the tail, or that a killed process tore.
+    return [line for line in read_metrics_lines(path, TAIL) if line is not None][-2:]
 
 
 def _last_checkpoint(run: Path, now: float) -> dict[str, Any]:
     """Of the newest that has its manifest, which is written last."""
-    for manifest in sorted((run / "checkpoints").glob("[0-9]*.json"), reverse=True):
+    for manifest in reversed(numbered(run / "checkpoints", ".json")):
         try:
             if manifest.with_suffix(".safetensors").is_file():
                 age = max(0.0, now - manifest.stat().st_mtime)
-                return {"checkpoint": int(manifest.stem), "checkpoint_age": age}
-        except (OSError, ValueError):
+                return {"checkpoint": iteration_of(manifest), "checkpoint_age": age}
+        except OSError:
             # Removed meanwhile, for newer ones are there.
             continue
     return {}
@@ -190,17 +183,14 @@ def _last_checkpoint(run: Path, now: float) -> dict[str, Any]:
 
 def _last_failure(run: Path) -> tuple[int, str] | None:
     """Iteration of the newest failure that was kept, and what it was."""
-    found = sorted((run / "failures").glob("[0-9]*.safetensors"))
+    found = numbered(run / "failures", ".safetensors")
     if not found:
         return None
-    try:
-        with open(found[-1], "rb") as handle:
-            header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-        told = json.loads(header["__metadata__"]["udpm"])
+    what = "a loss was not finite"
+    with suppress(UserError, KeyError):
+        told = read_header(found[-1]).description
         what = f"{told['player']}/{told['term']} of level {told['level']} was not finite"
-    except (OSError, ValueError, KeyError, TypeError):
-        what = "a loss was not finite"
-    return int(found[-1].stem), f"{what} in iteration {int(found[-1].stem) + 1}: see {found[-1]}"
+    return iteration_of(found[-1]), f"{what} in iteration {iteration_of(found[-1]) + 1}: see {found[-1]}"
 
 
 def _row(standing: Standing) -> tuple[str, ...]:

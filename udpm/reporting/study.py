@@ -79,11 +79,19 @@ class Paper:
         Returns:
             The markdown.
 
+        A score or record that cannot be read is named on the page.
+
         Raises:
-            UserError: a configuration or record that cannot be read.
+            UserError: a configuration that cannot be read.
         """
         experiments = {name: load_experiment(name, self._config) for name in self._experiments}
-        return write_summary(summarize(self._results, experiments, self.scores(), self._readable_tables()), folder)
+        scores, unreadable = [], []
+        for path in score_files(self._results, self._named()):
+            try:
+                scores += read_scores([path])
+            except UserError as error:
+                unreadable.append(str(error))
+        return write_summary(summarize(self._results, experiments, scores, self._readable_tables(), unreadable), folder)
 
     def scores(self) -> list[dict[str, Any]]:
         """All scores of the experiments that the tables name, and of those that were asked for."""

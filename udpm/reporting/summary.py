@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ import pandas as pd
 
 from udpm.config.experiment import Experiment
 from udpm.config.results import PublishedTable
+from udpm.core.errors import UserError
 from udpm.core.files import write_text
-from udpm.core.reading import read_json
 from udpm.reporting.measured import BEST, Measured, measured
 from udpm.reporting.paper import NOT_RUN, YARDSTICKS, command_for, verdict
 from udpm.reporting.render import MISSING, html_page, html_section, markdown
 from udpm.scoring.records import preprocessing
+from udpm.training.records import COMPLETE, read_complete
 
 TITLE = "What ran, and what came of it"
 HOUR = 3600
@@ -45,7 +47,11 @@ class Section:
 
 
 def summarize(
-    results: Path, experiments: dict[str, Experiment], scores: list[dict[str, Any]], tables: list[PublishedTable]
+    results: Path,
+    experiments: dict[str, Experiment],
+    scores: list[dict[str, Any]],
+    tables: list[PublishedTable],
+    unreadable: Sequence[str] = (),
 ) -> list[Section]:
     """The page's parts.
 
@@ -54,15 +60,14 @@ def summarize(
         experiments: the study's.
         scores: as `records.read_scores` gives them.
         tables: published scores, to compare with.
-
-    Raises:
-        UserError: a run's record cannot be read.
+        unreadable: what is wrong with files that were to be read.
     """
-    runs = _runs(results, experiments)
+    runs, broken = _runs(results, experiments)
     found = {name: measured(scores, name, _iterations(config)) for name, config in experiments.items()}
     return [
         Section("Headline numbers", *_headlines(experiments, found, scores, tables)),
         Section("What ran", *_what_ran(runs, experiments)),
+        *([Section("What cannot be read", pd.DataFrame(), problems)] if (problems := [*broken, *unreadable]) else []),
         Section("What is missing", pd.DataFrame(), _missing(runs, experiments, found, tables)),
         Section("Where to look", pd.DataFrame(), WHERE),
     ]
@@ -86,11 +91,18 @@ def write_summary(sections: list[Section], folder: Path) -> str:
     return text
 
 
-def _runs(results: Path, experiments: dict[str, Experiment]) -> dict[tuple[str, int], dict[str, Any] | None]:
-    """The completion record of every run of the study; None where it is not complete."""
-    wanted = [(name, seed) for name, config in experiments.items() for seed in config.seeds]
-    files = {run: results / "runs" / run[0] / f"seed{run[1]}" / "complete.json" for run in wanted}
-    return {run: read_json(path, "run's record") if path.exists() else None for run, path in files.items()}
+def _runs(
+    results: Path, experiments: dict[str, Experiment]
+) -> tuple[dict[tuple[str, int], dict[str, Any] | None], list[str]]:
+    """The completion record of every run of the study, None where it is not complete; and what cannot be read."""
+    found, broken = {}, []
+    for name, seed in ((name, seed) for name, config in experiments.items() for seed in config.seeds):
+        folder = results / "runs" / name / f"seed{seed}"
+        try:
+            found[name, seed] = read_complete(folder) if (folder / COMPLETE).exists() else None
+        except UserError as error:
+            broken.append(str(error))
+    return found, broken
 
 
 def _headlines(

@@ -8,10 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from udpm.core import provenance
-from udpm.core.errors import StoppedEarly
+from udpm.core.errors import StoppedEarly, UserError
+from udpm.core.reading import read_json_lines
+from udpm.training.records import AttemptLine, is_valid
 
 FILE = "attempts.jsonl"
 
@@ -43,32 +45,35 @@ def recorded(run: Path, owner: dict[str, Any]) -> Iterator[None]:
 def one_was_killed(run: Path) -> bool:
     """Whether an attempt never told how it ended (killed, or still at work), or none told of itself at all."""
     lines = _read(run)
-    ended = {line.get("token") for line in lines if "ended" in line}
-    return not lines or any("began" in line and line.get("token") not in ended for line in lines)
+    ended = {line.get("token") for line in lines if line.get("ended")}
+    return not lines or any(line.get("began") is not None and line.get("token") not in ended for line in lines)
 
 
 def failed_alike(run: Path) -> str | None:
     """Why the last two attempts failed, if for the same reason, word for word."""
-    ends = [line for line in _read(run) if "ended" in line][-2:]
-    same = len(ends) == 2 and all(end["ended"] == "failed" for end in ends) and ends[0]["reason"] == ends[1]["reason"]
-    return ends[0]["reason"] if same else None
+    ends = [line for line in _read(run) if line.get("ended")][-2:]
+    same = len(ends) == 2 and all(end["ended"] == "failed" for end in ends)
+    reasons = {end.get("reason", "") for end in ends}
+    return reasons.pop() if same and len(reasons) == 1 else None
 
 
 def _append(run: Path, line: dict[str, Any]) -> None:
     # A full disk is told by whoever saves something that matters.
     with suppress(OSError), open(run / FILE, "a+b") as file:
-        torn = file.tell() > 0 and not (run / FILE).read_bytes().endswith(b"\n")
+        torn = file.tell() > 0 and not _ends_a_line(file)
         file.write(("\n" * torn + json.dumps(line, ensure_ascii=False) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
 
 
+def _ends_a_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
 def _read(run: Path) -> list[dict[str, Any]]:
-    found = []
-    with suppress(OSError):
-        for text in (run / FILE).read_bytes().split(b"\n"):
-            # Empty, or torn by a process that was killed while it wrote.
-            with suppress(ValueError):
-                line = json.loads(text)
-                found += [line] if isinstance(line, dict) else []
-    return found
+    # One that cannot be read tells of no attempt, and is no reason to end one.
+    with suppress(UserError):
+        lines = read_json_lines(run / FILE, "record of attempts")
+        return [line for line in lines if is_valid(AttemptLine, line)]
+    return []

@@ -13,6 +13,7 @@ from udpm.core.errors import UserError
 from udpm.core.files import sha256, write_json
 from udpm.core.reading import read_json
 from udpm.networks.weights import read_tensors, write_tensors
+from udpm.training.records import iteration_of, numbered
 from udpm.training.state import State
 
 FORMAT = "udpm-checkpoint/2"
@@ -39,12 +40,7 @@ def save_checkpoint(folder: Path, state: State, description: dict[str, Any]) -> 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoints in a folder, whole or not, oldest first."""
-    return sorted(folder.glob("[0-9]*.safetensors"))
-
-
-def iteration_of(path: Path) -> int:
-    """The iteration of a checkpoint, by its name."""
-    return int(path.stem)
+    return numbered(folder, ".safetensors")
 
 
 def resume(folder: Path, state: State, check: Callable[[Path, dict[str, Any]], None]) -> dict[str, Any] | None:

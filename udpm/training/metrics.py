@@ -14,6 +14,7 @@ from udpm.core import runtime
 from udpm.core.errors import UserError
 from udpm.core.files import write_text
 from udpm.core.ranks import Place, average, lowest
+from udpm.training.records import read_metrics_lines
 
 
 class NotFinite(Exception):
@@ -48,7 +49,7 @@ class Metrics:
         self._iteration = start
         self._kept: dict[str, list[tuple[int, torch.Tensor]]] = {}
         lines = _lines_up_to(path, start)
-        self._seconds = lines[-1]["seconds"] if lines else 0.0
+        self._seconds = lines[-1].get("seconds", 0.0) if lines else 0.0
         if self._place.rank == 0:
             write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._since = time.monotonic()
@@ -140,13 +141,5 @@ def _memory() -> dict[str, float]:
 def _lines_up_to(path: Path, iteration: int) -> list[dict]:
     if not path.exists():
         return []
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            # A killed process can leave its last line torn; the work it describes is repeated.
-            continue
-        if isinstance(line, dict) and line.get("iteration", iteration + 1) <= iteration:
-            lines.append(line)
-    return lines
+    # A killed process can leave its last line torn; the work it describes is repeated.
+    return [line for line in read_metrics_lines(path) if line is not None and line["iteration"] <= iteration]

@@ -6,7 +6,6 @@ while (or whose node was given up for dead) still holds it when it wakes.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
@@ -19,9 +18,12 @@ from typing import Any
 
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import write_json
+from udpm.core.reading import read_json
 from udpm.core.signals import StopRequest
+from udpm.training.records import OwnerRecord, is_valid
 
 RECORD = "owner.json"
+OWNER_BYTES = 2**16
 HEARTBEAT = 5.0
 """Seconds between two beats."""
 STALE = 60.0
@@ -126,10 +128,10 @@ class Owner:
 def read_owner(run: Path) -> dict[str, Any] | None:
     """The owner record in a run's folder, or None where there is none (or none that can be read)."""
     try:
-        record = json.loads((run / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = read_json(run / RECORD, "owner record", OWNER_BYTES)
+    except UserError:
         return None
-    return record if isinstance(record, dict) else None
+    return record if is_valid(OwnerRecord, record) else None
 
 
 def _touched(path: Path) -> int:

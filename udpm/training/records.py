@@ -1,0 +1,152 @@
+"""What the files in a run's folder must say to be used; imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from udpm.config.base import NonNegativeFloat, NonNegativeInt, Record
+from udpm.config.validation import validate
+from udpm.core.reading import read_json, read_json_lines
+
+COMPLETE = "complete.json"
+ITERATION = re.compile(r"[0-9]{9,18}")
+Kind = TypeVar("Kind", bound=Record)
+
+
+class Provenance(Record):
+    """Where a result came from."""
+
+    versions: dict[str, str]
+    commit: str | None
+    machine: str
+
+
+class Origin(Record):
+    """What imported weights were read from."""
+
+    kind: str | None = None
+    files: list[dict[str, str]] = []
+
+
+class Complete(Record):
+    """``complete.json``: a run that ended."""
+
+    experiment: str
+    seed: NonNegativeInt
+    iterations: NonNegativeInt | None = None
+    seconds: NonNegativeFloat | None = None
+    parameters: dict[str, NonNegativeInt] = {}
+    device: str | None = None
+    origin: Origin | None = None
+    dataset_sha256: str | None = None
+    weights_sha256: str
+    provenance: Provenance
+
+
+class MetricsLine(Record):
+    """A line of ``metrics.jsonl``; all other entries are numbers, too."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float]
+
+    iteration: NonNegativeInt
+    seconds: NonNegativeFloat = 0.0
+    images_per_second: NonNegativeFloat = 0.0
+
+
+class AttemptLine(Record):
+    """A line of ``attempts.jsonl``: an attempt that began, or how it ended."""
+
+    token: str | None = None
+    began: float | None = None
+    ended: str | None = None
+    reason: str = ""
+
+
+class OwnerRecord(Record):
+    """``owner.json``: the process that trains."""
+
+    token: str
+    host: str | None = None
+    machine: str | None = None
+    pid: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    started: str | None = None
+    job: str | None = None
+    attempt: str | None = None
+    since: NonNegativeFloat | None = None
+    beat: NonNegativeInt = 0
+    time: NonNegativeFloat = 0.0
+
+
+class _Training(Record):
+    iterations: NonNegativeInt | None = None
+    batch: NonNegativeInt | None = None
+
+
+class RunSummary(Record):
+    """What ``config.json`` says of a run's length; older runs, whose other keys differ, have a state, too."""
+
+    training: _Training | Literal["imported"] = _Training()
+
+
+def read_run_length(run: Path) -> dict[str, Any]:
+    """`iterations` and `batch` of a run's configuration, where they are known.
+
+    Raises:
+        UserError: ``config.json`` cannot be read.
+    """
+    path = run / "config.json"
+    if not path.exists():
+        return {}
+    training = validate(RunSummary, read_json(path, "resolved configuration"), str(path)).training
+    return {} if training == "imported" else training.model_dump()
+
+
+def read_complete(run: Path) -> dict[str, Any]:
+    """The record of a finished run.
+
+    Raises:
+        UserError: missing, unreadable, or not such a record.
+    """
+    path = run / COMPLETE
+    values = read_json(path, "record of a finished run")
+    validate(Complete, values, str(path))
+    return values
+
+
+def read_metrics_lines(path: Path, tail: int | None = None) -> Iterator[dict[str, Any] | None]:
+    """Lines of ``metrics.jsonl``; None for one that is none.
+
+    Args:
+        path: the file.
+        tail: bytes at its end that are looked at; None: all.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return (line if is_valid(MetricsLine, line) else None for line in read_json_lines(path, "record of metrics", tail))
+
+
+def numbered(folder: Path, suffix: str) -> list[Path]:
+    """Files of a folder that are named by their iteration, such as 000003200.safetensors, in its order."""
+    found = [path for path in folder.glob(f"*{suffix}") if path.suffix == suffix and ITERATION.fullmatch(path.stem)]
+    return sorted(found, key=iteration_of)
+
+
+def iteration_of(path: Path) -> int:
+    """The iteration of a file, by its name."""
+    return int(path.stem)
+
+
+def is_valid(model: type[Record], values: Any) -> bool:
+    """Whether values are such a record."""
+    try:
+        model.model_validate(values)
+    except ValidationError:
+        return False
+    return True
