@@ -1,14 +1,22 @@
 """Files of any kind and content: read, or refused in one line; never waited for, never more than the limits allow."""
 
+import json
 import os
+import shutil
 import socket
 
 import pytest
+import tiny
 
 from udpm.core import reading
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
 from udpm.core.reading import parse_json, read_json, read_json_lines, read_text
+from udpm.data.journal import Journal
+from udpm.training.attempts import failed_alike, one_was_killed
+from udpm.training.checkpoint import checkpoints
+from udpm.training.metrics import Metrics
+from udpm.training.owner import read_owner
 
 
 def special(folder):
@@ -107,3 +115,102 @@ def test_lines_that_cannot_be_read_are_told_from_a_torn_end(tmp_path, monkeypatc
     assert list(read_json_lines(path, "metrics", tail=10)) == [None, {"b": 2}]
     path.write_bytes(b" " * 100)
     assert list(read_json_lines(path, "metrics")) == []
+
+
+# --- a run's records -------------------------------------------------------------------------------------------------
+
+
+PROVENANCE = {"versions": {"udpm": "1"}, "commit": None, "machine": "x"}
+FINISHED = {"experiment": "a", "seed": 0, "iterations": 9, "weights_sha256": "0" * 64, "provenance": PROVENANCE}
+COMPLETE = [{}, [], FINISHED | {"iterations": "9"}, FINISHED | {"seconds": "x"}, FINISHED | {"weights_sha256": 3}]
+COMPLETE += [FINISHED | {"provenance": {}}, FINISHED | {"parameters": [1]}, FINISHED | {"iterations": -1}]
+LINES = [{"iteration": "2"}, {"iteration": -1}, {"iteration": 2, "seconds": "x"}, {"iteration": 2, "x": [1]}, [], {}]
+LINES += [{"iteration": 2, "images_per_second": "fast"}, {"iteration": 2, "x": None}]
+OWNERS = [{}, {"token": 1}, {"token": "t", "time": "now"}, {"token": "t", "pid": "1"}, {"token": "t", "since": [1]}]
+OWNERS += [{"token": "t", "pid": 10**18}, {"token": "t", "host": {}}, {"token": "t", "time": -1.0}]
+
+
+def run_of(folder, name, **files):
+    (folder / name).mkdir(parents=True)
+    for file, content in files.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (folder / name / file.replace("__", ".")).write_text(text)
+    return folder / name
+
+
+@pytest.mark.parametrize("number", range(len(COMPLETE)))
+def test_a_record_of_a_finished_run_that_is_none(tmp_path, capsys, number):
+    """Every reader of complete.json says so; status tells of the other runs all the same."""
+    broken = run_of(tmp_path / "runs/e", "seed0", complete__json=COMPLETE[number], config__json={})
+    run_of(tmp_path / "runs/e", "seed1", complete__json=FINISHED, config__json={})
+    tiny.assert_refused(tmp_path, f"status {broken}", "complete.json: ", capsys)
+    tiny.assert_refused(tmp_path, f"card {broken} --output {tmp_path}/card.md", "complete.json: ", capsys)
+    assert tiny.call("status", "--results", tmp_path, "--json") == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["state"], second["state"]) == ("unreadable", "complete")
+    assert "complete.json: " in first["note"]
+    assert tiny.call("status", "--results", tmp_path) == 0
+    shutil.copytree(tiny.ROOT / "config", tmp_path / "config")
+    (tmp_path / "runs/e").rename(tmp_path / "runs/digits")
+    page = f"summary digits --config {tmp_path}/config --results {tmp_path} --output {tmp_path}".split()
+    assert tiny.call(*page) == 0
+    assert "seed0/complete.json: " in capsys.readouterr().out.partition("What cannot be read")[2]
+
+
+@pytest.mark.parametrize(
+    "content", [{"training": 3}, {"training": {"iterations": "x"}}, {"training": {"batch": -1}}, []]
+)
+def test_a_configuration_of_a_run_that_is_none(tmp_path, capsys, content):
+    run = run_of(tmp_path, "run", config__json=content)
+    tiny.assert_refused(tmp_path, f"status {run}", "config.json: ", capsys)
+
+
+def test_lines_that_are_not_metrics(tmp_path, capsys):
+    good = [{"iteration": 1, "seconds": 1.0, "images_per_second": 5.0}, {"iteration": 3, "seconds": 2.0}]
+    for line in LINES:
+        text = "".join(json.dumps(value) + "\n" for value in (good[0], line, good[1]))
+        run = run_of(tmp_path, "run", config__json={}, metrics__jsonl=text)
+        assert tiny.call("status", run, "--json") == 0
+        assert json.loads(capsys.readouterr().out)[0]["iteration"] == 3
+        tiny.assert_refused(tmp_path, f"figure curves {run}/metrics.jsonl --output {run}/f", "line 2 is not", capsys)
+        metrics = Metrics(run / "metrics.jsonl", 3)
+        assert metrics.seconds == 2.0
+        assert [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] == good
+        shutil.rmtree(run)
+
+
+def test_owners_that_are_none(tmp_path, capsys):
+    for record in OWNERS:
+        run = run_of(tmp_path, "run", owner__json=record, config__json={})
+        assert read_owner(run) is None
+        assert tiny.call("status", run, "--json") == 0
+        assert json.loads(capsys.readouterr().out)[0]["state"] == "waiting"
+        shutil.rmtree(run)
+
+
+def test_lines_that_tell_of_no_attempt(tmp_path):
+    lines = [{"token": []}, {"token": "a", "began": "x"}, {"token": "a", "ended": 1}, {"ended": "failed", "reason": 3}]
+    run = run_of(tmp_path, "run", attempts__jsonl="".join(json.dumps(line) + "\n" for line in lines))
+    assert failed_alike(run) is None
+    assert one_was_killed(run)  # as where none told of itself
+
+
+def test_files_that_are_not_named_by_an_iteration(tmp_path):
+    for name in ("1x", "²", "1", "00000001²", "000000012", "9" * 40, "000000003"):
+        (tmp_path / f"{name}.safetensors").touch()
+    assert [path.stem for path in checkpoints(tmp_path)] == ["000000003", "000000012"]
+
+
+JOURNAL = [{"number": 0}, {}, [], {"number": "0"}, {"refused": {"x": "why"}}, {"refused": {"99": "why"}}]
+JOURNAL += [{"number": 7}, {"number": -1}, {"refused": [1]}, {"modes": {"L": "many"}}, {"sha256": None}, {"refused": 3}]
+
+
+def test_lines_that_tell_of_no_chunk(tmp_path):
+    header, whole = {"count": 70}, {"number": 0, "inputs": "i", "sha256": "s", "refused": {"3": "why"}, "modes": {}}
+    (tmp_path / "rows").touch()
+    for change in JOURNAL:
+        line = whole | change if isinstance(change, dict) and change not in ({}, {"number": 0}) else change
+        (tmp_path / "journal").write_text("".join(json.dumps(value) + "\n" for value in (header, line)))
+        assert Journal(tmp_path / "journal", tmp_path / "rows", header).outcomes == {}
+    (tmp_path / "journal").write_text("".join(json.dumps(value) + "\n" for value in (header, whole)))
+    assert Journal(tmp_path / "journal", tmp_path / "rows", header).outcomes[0].refused == {3: "why"}
