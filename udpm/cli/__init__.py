@@ -15,6 +15,7 @@ import click
 
 from udpm import __version__
 from udpm.core.caches import keep_private
+from udpm.core.device_errors import told_plainly
 from udpm.core.errors import EXIT_STOPPED_EARLY, EXIT_USER_ERROR, StoppedEarly, UserError
 from udpm.core.usage import measured
 
@@ -88,7 +89,9 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_private()
     try:
-        sys.exit(udpm.main(arguments, prog_name="udpm", standalone_mode=False) or 0)
+        with told_plainly():
+            done = udpm.main(arguments, prog_name="udpm", standalone_mode=False)
+        sys.exit(done or 0)
     except UserError as error:
         _stop(f"error: {error}", EXIT_USER_ERROR)
     except StoppedEarly as stop:

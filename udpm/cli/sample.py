@@ -68,6 +68,7 @@ def command(
     """
     from udpm.config import Sampling, read_resolved
     from udpm.config.load import validate
+    from udpm.core.device_errors import told_plainly
     from udpm.sampling.run import draw_samples
     from udpm.scoring.selection import read_selection
 
@@ -79,4 +80,6 @@ def command(
         options["iteration"] = read_selection(selection)["iteration"]
     values = {"count": CASUAL_COUNT} if config is None else read_resolved(Sampling, config).model_dump()
     given = {key: value for key, value in {**options, "weights": kind}.items() if value is not None}
-    draw_samples(weights, validate(Sampling, values | given, "sampling"), output, chain, shard)
+    sampling = validate(Sampling, values | given, "sampling")
+    with told_plainly(f"lower --batch (sampling.batch, is {sampling.batch})"):
+        draw_samples(weights, sampling, output, chain, shard)

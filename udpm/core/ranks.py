@@ -6,12 +6,13 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from udpm.core.device_errors import described, is_device_failure, is_out_of_memory
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import write_text
 
@@ -33,7 +34,7 @@ class Place:
     Attributes:
         rank: 0..world - 1.
         world: number of processes.
-        local: its number on its node; the GPU it uses.
+        local: its number on its node; the GPU it uses, unless it sees but one.
         meeting: name of the meeting, the same for all processes of one start and for no other; empty under torchrun,
             which arranges the meeting itself.
     """
@@ -42,6 +43,11 @@ class Place:
     world: int = 1
     local: int = 0
     meeting: str = ""
+
+    @property
+    def by_srun(self) -> bool:
+        """Whether this is a task of srun, which may have given it a GPU of its own."""
+        return bool(self.meeting)
 
 
 def find_place(world: int, environment: Mapping[str, str] = os.environ) -> Place:
@@ -77,7 +83,13 @@ def find_place(world: int, environment: Mapping[str, str] = os.environ) -> Place
 
 
 @contextmanager
-def joined(place: Place, backend: str, folder: Path, stop: StopRequest | bool = False) -> Iterator[None]:
+def joined(
+    place: Place,
+    backend: str,
+    folder: Path,
+    stop: StopRequest | bool = False,
+    device: torch.device | str = "cpu",
+) -> Iterator[None]:
     """Connect all processes for the time of the context; does nothing for a single one.
 
     Under srun rank 0 takes a free port, so that jobs on one node never collide, and tells the others by a file in the
@@ -88,10 +100,11 @@ def joined(place: Place, backend: str, folder: Path, stop: StopRequest | bool = 
         backend: "nccl" or "gloo".
         folder: the run's folder, which all processes see.
         stop: asked while waiting for the others.
+        device: that this process trains on.
 
     Raises:
-        UserError: the backend is not there, or the others did not come.
-        StoppedEarly: a signal came while waiting for them.
+        UserError: the backend is missing or does not work, or the others did not come.
+        StoppedEarly: a signal came while waiting for them, or one of them ended.
     """
     if place.world == 1:
         yield
@@ -101,18 +114,56 @@ def joined(place: Place, backend: str, folder: Path, stop: StopRequest | bool = 
     if not (dist.is_nccl_available() if backend == "nccl" else dist.is_gloo_available()):
         raise UserError(f"training.backend: {backend} is not in this PyTorch; use auto")
     try:
+        _connect(place, backend, folder, stop, device)
+        yield
+    except BaseException:
+        _leave(failed=True)
+        raise
+    _leave(failed=False)
+
+
+def _connect(place: Place, backend: str, folder: Path, stop: StopRequest | bool, device: torch.device | str) -> None:
+    import torch.distributed as dist
+
+    try:
         if place.meeting:
             store = _meet(place, folder, stop)
             _wait_for_all(store, place, stop)
             dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world)
         else:
             dist.init_process_group(backend)
+        _try_out(backend, device)
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"the {place.world} processes could not connect: {str(error).splitlines()[0]}") from None
-    try:
-        yield
-    finally:
+        told = described(error) if is_device_failure(error) else str(error).splitlines()[0]
+        raise UserError(f"the {place.world} processes could not connect by {backend}: {told}") from None
+
+
+def _try_out(backend: str, device: torch.device | str) -> None:
+    """Sum one number over all processes: NCCL connects at its first exchange, and fails there where it is broken."""
+    import torch
+    import torch.distributed as dist
+
+    number = torch.ones(1, device=device)
+    with _together():
+        dist.all_reduce(number)
+        # Reading it waits for the GPU, where the exchange may still fail.
+        total = int(number.item())
+    if total != dist.get_world_size():
+        raise RuntimeError(f"{dist.get_world_size()} ones add up to {total}")
+
+
+def _leave(*, failed: bool) -> None:
+    """Close the connections. After a failure do not wait for exchanges that a process that ended will never finish."""
+    import torch.distributed as dist
+
+    if not failed:
         dist.destroy_process_group()
+    elif dist.is_initialized():
+        # The first failure is the one to report, not what follows from it here.
+        with suppress(Exception):
+            dist.group.WORLD.abort()
+        with suppress(Exception):
+            dist.destroy_process_group()
 
 
 class Agreement:
@@ -184,12 +235,27 @@ def lowest(value: torch.Tensor, place: Place) -> int:
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """Something that all processes do together, and that fails when one of them is no more."""
+    """Something that all processes do together, and that fails when one of them is no more.
+
+    Raises:
+        StoppedEarly: another process ended.
+        RuntimeError: this one's device, memory or NCCL failed; as it came.
+    """
     try:
         yield
     except RuntimeError as error:
+        if not _tells_of_a_peer(error):
+            raise
         reason = str(error).splitlines()[0]
         raise StoppedEarly(f"another process of this training ended ({reason}): run the same command again") from None
+
+
+def _tells_of_a_peer(error: RuntimeError) -> bool:
+    """Whether a failed exchange tells of another process that ended, rather than of this process's own device."""
+    if is_out_of_memory(error):
+        return False
+    # NCCL's own name of it: "a network error or a remote process exiting prematurely".
+    return "ncclRemoteError" in str(error) or not is_device_failure(error)
 
 
 def _meet(place: Place, folder: Path, stop: StopRequest | bool) -> TCPStore:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def configure(device: str, threads: int, local: int = 0, *, tf32: bool = True) -> torch.device:
+def configure(device: str, threads: int, local: int = 0, *, tf32: bool = False, own_gpu: bool = False) -> torch.device:
     """Choose the device and fix the number of CPU threads.
 
     Results on a CPU depend on the number of threads, so it comes from the configuration and overrides whatever
@@ -23,6 +23,7 @@ def configure(device: str, threads: int, local: int = 0, *, tf32: bool = True) -
         threads: CPU threads of this process, >= 1.
         local: number of this process on its node: the GPU it takes.
         tf32: whether GPUs may compute float32 products with TF32 inputs.
+        own_gpu: whether what started this process may have given it a GPU of its own, the only one that it sees.
 
     Raises:
         UserError: "cuda" is asked for and there is none, or fewer GPUs than processes on this node.
@@ -37,8 +38,15 @@ def configure(device: str, threads: int, local: int = 0, *, tf32: bool = True) -
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         return torch.device("cpu")
-    if local >= torch.cuda.device_count():
-        raise UserError(f"device: process {local + 1} of this node finds only {torch.cuda.device_count()} GPUs")
+    count = torch.cuda.device_count()
+    if own_gpu and count == 1:
+        # `srun --gpus-per-task=1` and its like. Two processes that see the same GPU are refused by NCCL.
+        local = 0
+    if local >= count:
+        raise UserError(
+            f"device: process {local + 1} of this node sees {count} GPU{'s' * (count != 1)}; ask for a GPU for each "
+            "process, or start fewer (training.processes_per_node)"
+        )
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     # Trying algorithms out and keeping the fastest would let a clock choose how results are rounded.
     torch.backends.cudnn.benchmark = False

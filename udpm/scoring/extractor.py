@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from udpm.config.experiment import Scoring
+from udpm.core.device_errors import described, is_device_failure
 from udpm.core.download import obtain
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
@@ -95,6 +96,9 @@ class Extractor:
             with torch.inference_mode():
                 found = self.module(part.to(self.device))
         except RuntimeError as error:
+            if is_device_failure(error):
+                relief = f"lower scoring.batch (these were {len(part)} images)"
+                raise UserError(f"{self.path}: {described(error, relief)}") from None
             # TorchScript's own message is a traceback of many lines; its last one says what went wrong.
             reason = str(error).strip().splitlines()[-1]
             shape = "×".join(map(str, part.shape[2:]))
@@ -161,6 +165,8 @@ def load_extractor(path: str | Path, device: torch.device, inputs: Inputs | None
     try:
         module = torch.jit.load(str(path), map_location=device).eval()
     except (RuntimeError, ValueError) as error:
+        if is_device_failure(error):
+            raise
         raise UserError(f"{path}: not a TorchScript file: {str(error).strip().splitlines()[0]}") from None
     digest, record = sha256(path), {}
     if path.with_suffix(".json").exists():

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from udpm.core import vision
+from udpm.core.device_errors import is_device_failure
 from udpm.core.errors import UserError
 from udpm.core.published import INCEPTION
 from udpm.scoring.inputs import Inputs
@@ -47,6 +48,8 @@ class Inception(nn.Module):
         try:
             network = InceptionV3W(str(folder), download=False, resize_inside=mode == "legacy_tensorflow")
         except (RuntimeError, ValueError, AttributeError) as error:
+            if is_device_failure(error):
+                raise
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"{folder / INCEPTION.name}: not a TorchScript file of Inception: {reason}") from None
         self.network = network.eval().to(device)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from udpm.core.device_errors import is_device_failure
 from udpm.core.errors import UserError
 from udpm.core.files import sha256, write_json
 from udpm.core.reading import read_json
@@ -69,6 +70,8 @@ def resume(folder: Path, state: State, check: Callable[[Path, dict[str, Any]], N
         try:
             state.load(tensors, description["iteration"])
         except (RuntimeError, KeyError) as error:
+            if is_device_failure(error):
+                raise
             raise UserError(f"{path}: is whole, but not a state of this run: {str(error).splitlines()[-1]}") from None
         return description
     # The manifest comes last: a single checkpoint without one is a first save that was interrupted; nothing is lost.

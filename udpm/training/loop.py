@@ -16,6 +16,7 @@ from tqdm import tqdm
 from udpm.config.experiment import RunConfig
 from udpm.config.load import validate
 from udpm.core import provenance, runtime
+from udpm.core.device_errors import told_plainly
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import remove_temporary, sha256, write_json
 from udpm.core.ranks import Agreement, Place, find_place, joined
@@ -76,9 +77,11 @@ def train(
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{run}: cannot be made: {error.strerror or error}") from None
-    device = runtime.configure(training.device, training.threads, place.local, tf32=training.tf32)
+    device = runtime.configure(
+        training.device, training.threads, place.local, tf32=training.tf32, own_gpu=place.by_srun
+    )
     deadline = time.monotonic() + 60 * max_minutes if max_minutes is not None else float("inf")
-    with joined(place, _backend(config, device), run, stop):
+    with joined(place, _backend(config, device), run, stop, device):
         agreement = Agreement(place)
         with Owner(run, stop, stale) if place.rank == 0 else nullcontext() as owner:
             # Nobody looks into the folder before it is this run's.
@@ -132,13 +135,16 @@ class Session:
             self._say(f"{self.run}: complete already, nothing to do")
             return
         self._check_failures()
-        trainer = Trainer(self.config, self.levels, self.device, self.place)
-        self._continue(trainer)
+        relief = _relief(self.config, self.device)
+        with told_plainly(relief):
+            trainer = Trainer(self.config, self.levels, self.device, self.place)
+            self._continue(trainer)
         metrics = Metrics(self.run / "metrics.jsonl", trainer.state.iteration, self.place)
         self._say_needs(trainer)
         if self.config.training.tensorboard and self.owner is not None:
             self.events = Events(self.run / "tensorboard", trainer.state.iteration)
-        with recorded(self.run, self.owner.record) if self.owner is not None else nullcontext():
+        recording = recorded(self.run, self.owner.record) if self.owner is not None else nullcontext()
+        with recording, told_plainly(relief):
             self._bring_to_its_end(trainer, metrics)
 
     def _bring_to_its_end(self, trainer: Trainer, metrics: Metrics) -> None:
@@ -349,6 +355,17 @@ def _backend(config: RunConfig, device: torch.device) -> str:
     if config.training.backend != "auto":
         return config.training.backend
     return "nccl" if device.type == "cuda" else "gloo"
+
+
+def _relief(config: RunConfig, device: torch.device) -> str:
+    """What to change where memory runs out."""
+    training = config.training
+    told = [f"raise training.accumulate (is {training.accumulate}) or lower training.batch (is {training.batch})"]
+    if device.type == "cuda" and training.data != "memory":
+        told.append("keep the images off the GPU (training.data: memory)")
+    if device.type == "cuda" and training.precision == "float32":
+        told.append("train in training.precision: bfloat16")
+    return ", ".join(told)
 
 
 def _count(network: torch.nn.Module) -> int:

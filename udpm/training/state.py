@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from udpm.config.experiment import RunConfig
+from udpm.core.device_errors import is_device_failure
 from udpm.core.errors import UserError
 from udpm.core.seeds import derive_seed
 from udpm.networks.build import build_discriminator, build_generator
@@ -37,12 +38,14 @@ class State:
     @classmethod
     def fresh(cls, config: RunConfig, device: torch.device) -> State:
         """The state before the first iteration, a function of the configuration alone."""
+        # Before averages and moments are made of the weights, which take over their layout.
+        layout = torch.channels_last if config.training.channels_last else torch.preserve_format
         torch.manual_seed(derive_seed(config.seed, "weights", "generator"))
-        generator = build_generator(config.model).to(device)
+        generator = build_generator(config.model).to(device, memory_format=layout)
         discriminator = None
         if config.adversarial:
             torch.manual_seed(derive_seed(config.seed, "weights", "discriminator"))
-            discriminator = build_discriminator(config).to(device)
+            discriminator = build_discriminator(config).to(device, memory_format=layout)
         decays = config.training.averages
         averages = {name: _average_of(generator) for name in decays}
         betas = tuple(config.training.betas)
@@ -90,6 +93,8 @@ class State:
             try:
                 self.discriminator.load_state_dict(given["discriminator"])
             except RuntimeError as error:
+                if is_device_failure(error):
+                    raise
                 reason = str(error).splitlines()[-1].strip()
                 raise UserError(f"{config.weights}: its discriminator is not this experiment's: {reason}") from None
         return origin
@@ -125,10 +130,21 @@ class State:
                 keys = {kind: f"adam/{player}/{kind}/{name}" for kind in ("step", "exp_avg", "exp_avg_sq")}
                 if keys["step"] in tensors:
                     # The step, too: a fused Adam counts it where the weights are.
-                    optimizer.state[parameter] = {
-                        kind: tensors[key].clone().to(parameter.device) for kind, key in keys.items()
-                    }
+                    step = tensors[keys["step"]].clone().to(parameter.device)
+                    moments = {kind: _like(parameter, tensors[keys[kind]]) for kind in ("exp_avg", "exp_avg_sq")}
+                    optimizer.state[parameter] = {"step": step, **moments}
         self.iteration = iteration
+
+
+def _like(parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
+    """A value in its parameter's layout: a fused Adam goes through the memory of both side by side.
+
+    Raises:
+        RuntimeError: it has another shape.
+    """
+    if value.shape != parameter.shape:
+        raise RuntimeError(f"a moment is {tuple(value.shape)}, its weight {tuple(parameter.shape)}")
+    return torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
 def _values(network: nn.Module) -> list[torch.Tensor]:

@@ -135,9 +135,7 @@ class Trainer:
         )
 
     def _prepared(self, network: torch.nn.Module) -> Callable[..., torch.Tensor]:
-        """The network as it is called: its weights' layout and compilation are this trainer's affair alone."""
-        if self.config.training.channels_last:
-            network.to(memory_format=torch.channels_last)
+        """The network as it is called: compiled where that is asked for."""
         return compiled(network, "training.compile") if self.config.training.compile else network
 
 

@@ -1,0 +1,336 @@
+"""What must hold on a GPU, as far as a CPU can show it: layouts, failures of devices, processes that end."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import torch.distributed as dist
+
+from udpm.core import ranks, runtime
+from udpm.core.device_errors import described, is_device_failure
+from udpm.core.errors import StoppedEarly, UserError
+from udpm.core.ranks import Agreement, Place, find_place, joined
+from udpm.scoring.extractor import Extractor
+from udpm.training import checkpoint
+from udpm.training.loop import train
+from udpm.training.state import State
+from udpm.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+NO_MEMORY = torch.OutOfMemoryError(
+    "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.20 GiB is free."
+    " Process 4711 has 77.90 GiB memory in use."
+)
+NO_HOST_MEMORY = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "400000000000 bytes. Error code 12 (Cannot allocate memory)"
+)
+ILLEGAL = torch.AcceleratorError(
+    "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be asynchronously reported"
+)
+DUPLICATE = dist.DistBackendError(
+    "NCCL error in: ProcessGroupNCCL.cpp:94, invalid usage (run with NCCL_DEBUG=WARN for details), NCCL version 2.28\n"
+    "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.\n"
+    "Last error:\nDuplicate GPU detected : rank 1 and rank 0 both on CUDA device 1a000"
+)
+REMOTE = dist.DistBackendError(
+    "NCCL error in: ProcessGroupNCCL.cpp:94, remote process exited or there was a network error, NCCL version 2.28\n"
+    "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely."
+)
+CLOSED = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4711")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    runtime.configure("cpu", 1)
+
+
+# --- layouts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_resuming_goes_on_as_if_nothing_had_happened(levels, channels_last, precision):
+    config = tiny.run_config(
+        training__channels_last=channels_last, training__precision=precision, training__warmup=0, training__batch=4
+    )
+    whole = Trainer(config, levels, CPU)
+    for _ in range(2):
+        whole.iterate()
+    parts = Trainer(config, levels, CPU)
+    # As they come from a file.
+    saved = {name: value.detach().contiguous().clone() for name, value in whole.state.tensors().items()}
+    parts.state.load(saved, 2)
+    for _ in range(3):
+        whole.iterate()
+        parts.iterate()
+    found, expected = parts.state.tensors(), whole.state.tensors()
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_averages_and_moments_lie_as_their_weights(levels, channels_last):
+    run = Trainer(tiny.run_config(training__channels_last=channels_last), levels, CPU)
+    run.iterate()
+    run.state.load({name: value.clone() for name, value in run.state.tensors().items()}, 1)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    weights = list(run.state.generator.parameters())
+    assert all(weight.is_contiguous(memory_format=layout) for weight in weights if weight.ndim == 4)
+    for average in run.state.averages.values():
+        assert [value.stride() for value in average.module.parameters()] == [weight.stride() for weight in weights]
+    for optimizer in run.state.optimizers.values():
+        for weight, moments in optimizer.state.items():
+            assert {moments[kind].stride() for kind in ("exp_avg", "exp_avg_sq")} == {weight.stride()}
+
+
+def test_a_moment_of_another_shape_is_not_stretched(levels):
+    run = Trainer(tiny.run_config(), levels, CPU)
+    run.iterate()
+    tensors = run.state.tensors()
+    name = "adam/generator/exp_avg/head.weight"
+    with pytest.raises(RuntimeError, match="a moment is "):
+        run.state.load(tensors | {name: tensors[name][:1]}, 1)
+
+
+# --- failures that are no other process's ----------------------------------------------------------------------------
+
+
+class Group:
+    """In the place of a connected process group: says what is done to it, in order."""
+
+    def __init__(self, monkeypatch):
+        self.done, self.failure = [], None
+        monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: self.done.append("init"))
+        monkeypatch.setattr(dist, "new_group", lambda *_, **__: object())
+        monkeypatch.setattr(dist, "is_initialized", lambda: "init" in self.done)
+        monkeypatch.setattr(dist, "get_world_size", lambda *_: 2)
+        monkeypatch.setattr(dist, "all_reduce", self.all_reduce)
+        monkeypatch.setattr(dist, "destroy_process_group", lambda: self.done.append("destroy"))
+        monkeypatch.setattr(dist, "group", SimpleNamespace(WORLD=self))
+
+    def all_reduce(self, value, *_, **__):
+        if self.failure is not None:
+            raise self.failure
+        if value.dtype == torch.float32:
+            value *= 2
+
+    def abort(self):
+        self.done.append("abort")
+
+
+@pytest.fixture
+def group(monkeypatch):
+    monkeypatch.setattr(ranks, "find_place", lambda world: Place(1, world, 1))
+    return Group(monkeypatch)
+
+
+EXCHANGES = {
+    "gradients": lambda: ranks.average([torch.ones(3)], Place(1, 2)),
+    "the lowest": lambda: ranks.lowest(torch.tensor(3), Place(1, 2)),
+    "a wish": lambda: Agreement(Place(1, 2)).any(True),
+    "a number": lambda: Agreement(Place(1, 2)).same(3),
+}
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("failure", [NO_MEMORY, NO_HOST_MEMORY, ILLEGAL, DUPLICATE], ids=lambda error: str(error)[:20])
+def test_a_failure_of_ones_own_is_not_another_process_that_ended(group, exchange, failure):
+    group.failure = failure
+    with pytest.raises(RuntimeError) as caught:
+        EXCHANGES[exchange]()
+    assert caught.value is failure
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("failure", [CLOSED, REMOTE, dist.DistNetworkError("reset")], ids=["gloo", "NCCL", "network"])
+def test_another_process_that_ended(group, exchange, failure):
+    group.failure = failure
+    with pytest.raises(StoppedEarly, match="another process of this training ended"):
+        EXCHANGES[exchange]()
+
+
+def test_what_is_not_connected_is_told_at_once(group, tmp_path):
+    group.failure = DUPLICATE
+    with pytest.raises(UserError) as caught, joined(Place(1, 2, 1), "gloo", tmp_path):
+        raise AssertionError
+    assert str(caught.value).startswith("the 2 processes could not connect by gloo: ")
+    assert "Duplicate GPU detected : rank 1 and rank 0" in str(caught.value)
+    assert group.done == ["init", "abort", "destroy"]
+
+
+def train_by_two(digits, folder, capsys):
+    """Exit code and what is told by one of two processes."""
+    config = tiny.write_config(folder, training__processes_per_node=2, training__iterations=3)
+    run = ["--dataset", digits / "dataset", "--cache", digits / "cache", "--run", folder / "run"]
+    code = tiny.call("train", config, *run)
+    return code, capsys.readouterr().err
+
+
+@pytest.fixture
+def second_of_two(group, monkeypatch):
+    monkeypatch.setattr("udpm.training.loop.find_place", lambda world: Place(1, world, 1))
+    return group
+
+
+def fail_at_the_first_gradients(group, monkeypatch, failure):
+    def gradients(*_):
+        group.failure = failure
+        raise failure
+
+    monkeypatch.setattr(Trainer, "_gradients", gradients)
+
+
+def test_a_process_that_ended_is_not_waited_for(digits, second_of_two, tmp_path, monkeypatch, capsys):
+    """Taking the connections down in the usual way would wait for what the other never sends."""
+    plain = Trainer.iterate
+
+    def iterate(*arguments):
+        plain(*arguments)
+        second_of_two.failure = CLOSED
+
+    monkeypatch.setattr(Trainer, "iterate", iterate)
+    code, told = train_by_two(digits, tmp_path, capsys)
+    assert (code, second_of_two.done) == (75, ["init", "abort", "destroy"])
+    assert told.splitlines()[-1].endswith("run the same command again")
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (NO_MEMORY, "out of memory on the GPU (2.50 GiB more were asked for): raise training.accumulate (is 1) or low"),
+        (ILLEGAL, "the device or one of its libraries failed: CUDA error: an illegal memory access was encountered"),
+    ],
+)
+def test_a_device_that_fails_is_no_reason_to_try_again(
+    digits, second_of_two, tmp_path, monkeypatch, capsys, failure, expected
+):
+    fail_at_the_first_gradients(second_of_two, monkeypatch, failure)
+    code, told = train_by_two(digits, tmp_path, capsys)
+    assert (code, second_of_two.done) == (2, ["init", "abort", "destroy"])
+    assert told.splitlines()[-1].startswith(f"error: {expected}")
+
+
+# --- one line for each failure ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (NO_MEMORY, "out of memory on the GPU (2.50 GiB more were asked for): less"),
+        (NO_HOST_MEMORY, "out of memory on the CPU (400000000000 bytes more were asked for): less"),
+        (MemoryError("Unable to allocate 74.5 GiB for an array"), "out of memory on the CPU (74.5 GiB more were asked"),
+        (MemoryError(), "out of memory on the CPU: less"),
+        (torch.AcceleratorError("CUDA error: out of memory\nmore"), "out of memory on the GPU: less"),
+        (
+            RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+            "the device or one of its libraries failed: cuDNN",
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "out of memory on the GPU:"),
+        (ILLEGAL, "the device or one of its libraries failed: CUDA error: an illegal memory access was encountered"),
+        (DUPLICATE, "the device or one of its libraries failed: NCCL error in: "),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_a_device_reports_is_one_line(failure, expected):
+    assert is_device_failure(failure)
+    told = described(failure, "less")
+    assert told.startswith(expected)
+    assert "\n" not in told
+    assert "4711" not in told
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"),
+        RuntimeError("Error(s) in loading state_dict for UNet: size mismatch"),
+        CLOSED,
+        ValueError("out of memory"),
+    ],
+    ids=str,
+)
+def test_other_errors_are_no_devices(other):
+    assert not is_device_failure(other)
+
+
+def test_a_checkpoint_is_not_to_blame_for_memory(trained, monkeypatch):
+    state = State.fresh(tiny.run_config(), CPU)
+
+    def load(*_):
+        raise NO_MEMORY
+
+    monkeypatch.setattr(State, "load", load)
+    with pytest.raises(torch.OutOfMemoryError):
+        checkpoint.resume(trained / "checkpoints", state, lambda *_: None)
+
+
+@pytest.mark.parametrize("failure", [NO_MEMORY, RuntimeError(f"in the TorchScript interpreter\n{NO_MEMORY}")])
+def test_an_extractor_is_not_to_blame_for_memory(tmp_path, failure):
+    class Fails(torch.nn.Module):
+        def forward(self, _):
+            raise failure
+
+    extractor = Extractor(tmp_path / "a.pt", "a", "0" * 64, Fails(), CPU, {})
+    with pytest.raises(UserError) as caught:
+        extractor.features(np.zeros((3, 8, 8, 3), np.uint8), 2)
+    assert str(caught.value) == (
+        f"{tmp_path / 'a.pt'}: out of memory on the GPU (2.50 GiB more were asked for): lower scoring.batch (these "
+        "were 2 images)"
+    )
+
+
+@pytest.mark.parametrize("command", ["sample", "latents swap"])
+@pytest.mark.parametrize("failure", [NO_MEMORY, NO_HOST_MEMORY, MemoryError()], ids=["GPU", "CPU", "NumPy"])
+def test_memory_that_runs_out_while_drawing_is_one_line(trained, tmp_path, monkeypatch, capsys, command, failure):
+    def draw(*_, **__):
+        raise failure
+
+    monkeypatch.setattr("udpm.sampling.sampler.sample", draw)
+    given = f"{command} {trained}/weights.safetensors --batch 16 --threads 1 --output {tmp_path}/a.npz"
+    tiny.assert_refused(tmp_path, given, "lower --batch", capsys)
+
+
+# --- which GPU -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def visible(monkeypatch):
+    """Sets how many GPUs a process sees; those chosen."""
+    chosen = []
+
+    def see(count):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+        return chosen
+
+    return see
+
+
+TASK = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, 0), (2, 1), (4, 1)])
+def test_a_task_of_srun_may_have_a_gpu_of_its_own(visible, count, expected):
+    chosen, place = visible(count), find_place(4, TASK)
+    assert place.by_srun
+    assert runtime.configure("auto", 1, place.local, own_gpu=place.by_srun) == torch.device("cuda", expected)
+    assert chosen == [expected]
+
+
+def test_training_as_a_task_with_a_gpu_of_its_own(levels, visible, monkeypatch, tmp_path):
+    visible(1)
+    monkeypatch.setattr("udpm.training.loop.find_place", lambda world: find_place(world, TASK))
+    config = tiny.run_config(training__device="cuda", training__processes_per_node=4, training__backend="nccl")
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: False)
+    with pytest.raises(UserError, match="nccl is not in this PyTorch"):
+        train(config, levels, tmp_path, False)
+
+
+def test_torchruns_processes_need_a_gpu_each(visible):
+    visible(1)
+    with pytest.raises(UserError, match="process 2 of this node sees 1 GPU; ask for a GPU for each process, or start"):
+        runtime.configure("cuda", 1, 1)
