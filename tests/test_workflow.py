@@ -1,11 +1,14 @@
 """The DAG: clean by every checker, dry runs of all that ships, and once for real."""
 
+import ast
 import csv
 import json
 import re
 import shutil
+import string
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,8 @@ from udpm.config import names_in
 
 BIN = Path(sys.executable).parent
 SOURCES = ("config", "workflow", "slurm", "envs")
+# A name that the file system allows. A shell that read it would leave files called PWNED.
+RESULTS = "-r \"my\" $(touch PWNED) `touch PWNED`; touch PWNED & 'R' *?[a-z] #~\u00fc\\n|\t!\r$HOME<name>"
 
 
 def run(*command, cwd=ROOT, **options):
@@ -75,14 +80,46 @@ def test_imports_are_light():
     assert done.returncode == 0, done.stderr
 
 
+def shell_lines(path):
+    """What a rule file gives a shell: the texts of its `shell:` directives."""
+    with open(path, "rb") as handle:
+        tokens = [token for token in tokenize.tokenize(handle.readline) if token.type not in SILENT]
+    for index, token in enumerate(tokens[:-1]):
+        if token.string != "shell" or tokens[index + 1].string == ".":
+            continue
+        assert tokens[index + 1].string == ":", f"{path}:{token.start[0]}: only directives can be checked"
+        texts = [after.string for after in tokens[index + 2 :]]
+        count = next(number for number, text in enumerate(texts) if text[0] not in "\"'")
+        assert count, f"{path}:{token.start[0]}: not plain text"
+        yield "".join(ast.literal_eval(text) for text in texts[:count])
+
+
+SILENT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT}
+RULES = [ROOT / "workflow/Snakefile", *sorted((ROOT / "workflow/rules").glob("*.smk"))]
+
+
+@pytest.mark.parametrize("path", RULES, ids=lambda path: path.name)
+def test_all_that_a_shell_gets_is_quoted(path):
+    for line in shell_lines(path):
+        for _, name, form, _ in string.Formatter().parse(line):
+            assert name is None or form == "q", f"{path.name}: {{{name}}} is not quoted in: {line}"
+
+
+def test_every_rule_with_a_shell_is_checked():
+    text = "".join(path.read_text() for path in RULES)
+    found = sum(len(list(shell_lines(path))) for path in RULES)
+    assert found == len(re.findall(r"^ +shell:", text, re.M)) > 30
+    assert not re.search(r"^ +(run|script|notebook|wrapper|cwl):", text, re.M)
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A copy of the project's sources in which the whole DAG ran on the smallest experiment."""
     folder = tmp_path_factory.mktemp("study")
     for name in SOURCES:
         shutil.copytree(ROOT / name, folder / name)
-    values = (folder / "config/config.yaml").read_text().replace("[digits]", "[digits-smoke]")
-    (folder / "config/config.yaml").write_text(values)
+    values = {"experiments": ["digits-smoke"], "results": RESULTS}
+    (folder / "config/config.yaml").write_text(json.dumps(values))
     done = snakemake(cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
@@ -90,11 +127,11 @@ def study(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_whole_dag(study):
-    with open(study / "results/tables/scores.csv", newline="") as handle:
+    with open(study / RESULTS / "tables/scores.csv", newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert [row["subject"] for row in rows] == ["UDPM, seed 0", "held-out images (floor)", "noise (ceiling)"]
     assert all(float(row["frechet_distance"]) > 0 for row in rows)
-    figures = {path.relative_to(study / "results/figures") for path in (study / "results").rglob("*.png")}
+    figures = {path.relative_to(study / RESULTS / "figures") for path in (study / RESULTS).rglob("*.png")}
     latents = {f"latents_{kind}" for kind in ("perturb", "swap", "interpolate", "pca")}
     assert {path.stem for path in figures} == {
         "samples",
@@ -104,19 +141,20 @@ def test_the_whole_dag(study):
         "curves",
         "schedule",
     } | latents
-    record = json.loads((study / "results/runs/digits-smoke/seed0/complete.json").read_text())
+    record = json.loads((study / RESULTS / "runs/digits-smoke/seed0/complete.json").read_text())
     assert record["iterations"] == 40
-    assert (study / "results/logs/train_model/digits-smoke_seed0.log").exists()
+    assert (study / RESULTS / "logs/train_model/digits-smoke_seed0.log").exists()
+    assert {path.name for path in study.iterdir() if path.name[0] != "."} == {*SOURCES, RESULTS}
 
 
 @pytest.mark.slow
 def test_several_processes_train_together(study):
     path = study / "config/experiments/two.yaml"
     path.write_text("extends: digits-smoke\ntraining: {processes_per_node: 2}\n")
-    done = snakemake("results/runs/two/seed0/complete.json", "--config", "experiments=two", cwd=study)
+    done = snakemake("--config", "experiments=two", "--", f"{RESULTS}/runs/two/seed0/complete.json", cwd=study)
     path.unlink()
     assert done.returncode == 0, done.stdout + done.stderr
-    record = json.loads((study / "results/runs/two/seed0/complete.json").read_text())
+    record = json.loads((study / RESULTS / "runs/two/seed0/complete.json").read_text())
     assert record["processes"] == [{"from_iteration": 0, "processes": 2}]
 
 
@@ -146,9 +184,9 @@ def test_only_what_changed_is_redone(study):
 
 @pytest.mark.slow
 def test_report(study):
-    done = snakemake("--report", "results/report.html", cwd=study)
+    done = snakemake(f"--report={RESULTS}/report.html", cwd=study)
     assert done.returncode == 0, done.stderr
-    report = (study / "results/report.html").read_text()
+    report = (study / RESULTS / "report.html").read_text()
     assert "Upsampling Diffusion Probabilistic Models" in report
     for name in ("samples", "chain", "curves", "schedule", "forward", "latents_swap"):
         assert f"{name}.png" in report
@@ -162,7 +200,7 @@ def test_report(study):
 
 @pytest.mark.slow
 def test_a_changed_run_is_refused_before_anything_is_lost(study):
-    folder = study / "results/runs/digits-smoke/seed0"
+    folder = study / RESULTS / "runs/digits-smoke/seed0"
     before = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
     path = study / "config/experiments/digits-smoke.yaml"
     text = path.read_text()

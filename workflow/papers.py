@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from arguments import Arguments
+
 from udpm.config.results import RUNTIME, SETUPS, load_published, published_names, table_names
 from udpm.core.errors import UserError
 
@@ -75,13 +77,13 @@ class PaperPlan:
         known = self.plan.scores()
         return [path for path in (f"{stem}.json", f"{stem}_best.json") if path in known]
 
-    def experiments(self, _wildcards=None) -> str:
+    def experiments(self, _wildcards=None) -> Arguments:
         """The study's experiments, as `udpm summary` takes them."""
-        return " ".join(self.plan.experiments)
+        return Arguments(*self.plan.experiments)
 
-    def options(self, _wildcards=None) -> str:
+    def options(self, _wildcards=None) -> Arguments:
         """The study's experiments, as `udpm paper` takes them."""
-        return " ".join(f"--experiment {name}" for name in self.plan.experiments)
+        return Arguments(*(word for name in self.plan.experiments for word in ("--experiment", name)))
 
     def runs(self, _wildcards=None) -> list[str]:
         """What says that the study's runs are whole."""

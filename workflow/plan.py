@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from arguments import Arguments
 from jobs import check_cluster
 from sweeps import SweepPlan
 
@@ -77,11 +78,6 @@ class Plan:
         self.any_experiment = self._any_known(lambda name: True)
         self.any_imported = self._any_known(self.is_imported)
         self.any_trained = self._any_known(lambda name: not self.is_imported(name))
-        self.any_inception_folder = _any_of(
-            experiment.scoring.inception_folder
-            for experiment in self.known.values()
-            if experiment.scoring.extractor == "inception"
-        )
         self.any_sharded = self._any_known(lambda name: self.known[name].sampling.shards > 1)
         self.any_whole = self._any_known(lambda name: self.known[name].sampling.shards == 1)
         scored = self.sweep.scored if self.sweep else {}
@@ -200,12 +196,13 @@ class Plan:
         """Folder of a job's run."""
         return f"{self.results}/runs/{wildcards.experiment}/seed{wildcards.seed}"
 
-    def training_command(self, wildcards) -> str:
+    def training_command(self, wildcards) -> Arguments:
         """How a run is started: as one process, as several on one node, or on several nodes."""
         training = self.training(wildcards)
         if training.nodes > 1:
-            return f"tasks {training.nodes} {training.processes_per_node} {training.threads + training.workers}"
-        return "udpm" if training.processes == 1 else f"ranks {training.processes}"
+            threads = training.threads + training.workers
+            return Arguments("tasks", training.nodes, training.processes_per_node, threads)
+        return Arguments("udpm") if training.processes == 1 else Arguments("ranks", training.processes)
 
     def training_threads(self, wildcards) -> int:
         """CPU threads of a run: of all its processes on one node, or of one of those on several."""
@@ -259,21 +256,27 @@ class Plan:
         made = self.experiment(wildcards).scoring.extractor in ("digits", "inception")
         return [self.extractor(wildcards)] if made or Path(self.extractor(wildcards)).exists() else []
 
-    def inception_options(self, wildcards) -> str:
-        """How `udpm fetch` gets the Inception weights of a folder, or only looks at them."""
-        scoring = next(
-            experiment.scoring
-            for experiment in self.known.values()
-            if experiment.scoring.inception_folder == wildcards.folder
-        )
-        return f"--sha256 {scoring.inception_sha256}" + ("" if scoring.download else " --offline")
+    def inception_folders(self) -> dict[str, Arguments]:
+        """Folders that hold the Inception weights, and how `udpm fetch` gets these, or only looks at them."""
+        folders: dict[str, Arguments] = {}
+        for scoring in (experiment.scoring for experiment in self.known.values()):
+            if scoring.extractor == "inception":
+                offline = [] if scoring.download else ["--offline"]
+                folders.setdefault(scoring.inception_folder, Arguments("--sha256", scoring.inception_sha256, *offline))
+        return folders
 
-    def latent_options(self, wildcards) -> str:
+    def yardstick_options(self, wildcards) -> Arguments:
+        """Which yardstick `udpm score` measures."""
+        if wildcards.yardstick == "heldout":
+            return Arguments("--heldout")
+        return Arguments("--noise", self.experiment(wildcards).sampling.count)
+
+    def latent_options(self, wildcards) -> Arguments:
         """How the latents of a run are decoded, as `udpm latents` takes it: as its samples are."""
         sampling = self.experiment(wildcards).sampling
         keys = ("weights", "iteration", "posterior", "guidance", "batch", "device", "precision", "threads")
-        values = {key: getattr(sampling, key) for key in keys}
-        return " ".join(f"--{key} {value}" for key, value in values.items() if value is not None)
+        given = {key: getattr(sampling, key) for key in keys if getattr(sampling, key) is not None}
+        return Arguments(*(word for key, value in given.items() for word in (f"--{key}", value)))
 
     def scores(self) -> list[str]:
         """All score files: runs and yardsticks."""

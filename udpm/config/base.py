@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -12,6 +14,32 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Alpha = Annotated[float, Field(gt=0, le=1)]
+
+_NOT_IN_A_PATH = re.compile(r"[\n\0]")
+# Snakemake's wildcards.
+_BRACES = re.compile(r"[{}]")
+
+
+def _a_path(path: str) -> str:
+    if not path.strip():
+        raise PydanticCustomError("path", "must name a path")
+    if found := _NOT_IN_A_PATH.search(path):
+        raise PydanticCustomError("path", "a path must not contain {found}", {"found": repr(found[0])})
+    return path
+
+
+def _a_workflow_path(path: str) -> str:
+    if found := _BRACES.search(path):
+        raise PydanticCustomError(
+            "path", "a path must not contain {found}, which is part of a wildcard to Snakemake", {"found": found[0]}
+        )
+    return path
+
+
+AnyPath = Annotated[str, AfterValidator(_a_path)]
+"""A path; nothing in it is expanded."""
+WorkflowPath = Annotated[AnyPath, AfterValidator(_a_workflow_path)]
+"""A path that may be an input or output of a rule."""
 
 
 class Section(BaseModel):

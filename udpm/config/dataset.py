@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from udpm.config.base import NonNegativeInt, PositiveInt, Section
+from udpm.config.base import AnyPath, NonNegativeInt, PositiveInt, Section
 
 CIFAR_SIDE = 32
 Channel = Annotated[int, Field(ge=0, le=255)]
@@ -21,7 +21,7 @@ class DatasetConfig(Section):
     """digits: scikit-learn's handwritten digits, shipped with the package. cifar10: the official batches, python or
     binary, found under `path` as a folder or an archive, else downloaded there. folder: a tree of images under `path`,
     or a .zip of one, ``train/`` and ``test/`` or just images."""
-    path: str | None = None
+    path: AnyPath | None = None
     """Folder that holds the data, or an archive of it (sources cifar10 and folder)."""
     obtain: str = ""
     """Where to get the images; shown when they are not there, or are not as many as expected."""

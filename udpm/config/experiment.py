@@ -9,12 +9,14 @@ from pydantic import Discriminator as Choice
 from pydantic import Field, Tag, model_validator
 
 from udpm.config.base import (
+    AnyPath,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Section,
+    WorkflowPath,
 )
 from udpm.config.dataset import DatasetConfig
 from udpm.config.model import Generator, ModelConfig, Process, check_fit, normalized_groups
@@ -212,7 +214,7 @@ class Sampling(Section):
     """Covariance of q(x_{l-1} | x_l, x_0): one number (as published), or the exact matrix."""
     guidance: PositiveFloat = 1.0
     """w of classifier-free guidance, f(no label) + w·(f(label) - f(no label)): 1 is none; needs label dropout."""
-    noise: str | None = None
+    noise: AnyPath | None = None
     """File of the noise to start from (.npz: base, eps_L, …, eps_1), instead of noise from `seed`."""
     weights: Annotated[str, Field(pattern=r"^(ema|raw|ema-0\.\d+)$")] = "ema"
     """ema: averaged weights; raw: the trained ones themselves; ema-0.999: an average of training.more_ema_decays."""
@@ -285,13 +287,13 @@ class Latents(Section):
 class Scoring(Section):
     """How sample sets are scored."""
 
-    extractor: str
+    extractor: WorkflowPath
     """digits: the classifier that the workflow trains on the data set's training split; inception: the network whose
     distance is called FID; or the path of a TorchScript file, (N, 3, side, side) float -> (N, d) features."""
     inception_mode: Literal["clean", "legacy_tensorflow", "legacy_pytorch"] = "clean"
     """How images come to Inception's 299 pixels, as clean-fid names it. Published numbers of EDM and StyleGAN are
     legacy_tensorflow, those of pytorch-fid legacy_pytorch."""
-    inception_folder: str = "resources/weights"
+    inception_folder: WorkflowPath = "resources/weights"
     """Folder that holds inception-2015-12-05.pt, or that it is downloaded into."""
     inception_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] = INCEPTION.sha256
     """SHA-256 that this file must have. The distance of any other file than the published one is not called FID."""
@@ -303,7 +305,7 @@ class Scoring(Section):
     """Library and filter of this resizing, by clean-fid's functions and without rounding to bytes."""
     input_range: Literal["0..255", "0..1", "-1..1"] = "0..255"
     """What the values 0 to 255 of a pixel become before they enter a TorchScript file."""
-    reference: str | None = None
+    reference: WorkflowPath | None = None
     """Statistics that others published for this extractor (.npz with mu and sigma, as pytorch-fid and EDM write it) to
     measure against, instead of the data set's. They have no features: no kernel distance, precision and recall."""
     reference_split: Literal["train", "test"] = "train"
@@ -382,7 +384,7 @@ class Experiment(Section):
     """Needed where a loss weight is adversarial."""
     losses: Losses
     training: TrainingOrImported
-    weights: str | None = None
+    weights: WorkflowPath | None = None
     """Weights to start training from, or, with ``training: imported``, to use as they are: a file of this project or a
     published checkpoint (.pt)."""
     sampling: Sampling = Sampling()

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from udpm.config.base import Section
+from udpm.config.base import Section, WorkflowPath
 
 
 def _one_or_many(value: Any) -> Any:
@@ -20,5 +20,5 @@ class Study(Section):
     """Experiments to run: names of files in ``config/experiments/``. One name may stand without a list."""
     sweep: str | None = None
     """Sweep that the targets `sweep` and `sweep_plan` build: a file in ``config/sweeps/``."""
-    results: str = "results"
+    results: WorkflowPath = "results"
     """Folder for everything that is made, relative to the folder in which `snakemake` is called."""

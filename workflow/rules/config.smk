@@ -12,7 +12,7 @@ rule resolve_run:
     params:
         digest=PLAN.run_digest,
     shell:
-        "udpm resolve {wildcards.experiment} --part run --seed {wildcards.seed} --output {output} > {log} 2>&1"
+        "udpm resolve {wildcards.experiment:q} --part run --seed {wildcards.seed:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule resolve_section:
@@ -27,7 +27,7 @@ rule resolve_section:
     params:
         digest=PLAN.section_digest,
     shell:
-        "udpm resolve {wildcards.experiment} --part {wildcards.section} --output {output} > {log} 2>&1"
+        "udpm resolve {wildcards.experiment:q} --part {wildcards.section:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule resolve_dataset:
@@ -40,4 +40,4 @@ rule resolve_dataset:
     params:
         digest=PLAN.dataset_digest,
     shell:
-        "udpm resolve --dataset {wildcards.dataset} --output {output} > {log} 2>&1"
+        "udpm resolve --dataset {wildcards.dataset:q} --output {output:q} > {log:q} 2>&1"

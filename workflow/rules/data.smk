@@ -15,7 +15,7 @@ rule prepare_dataset:
         usage=f"{RESULTS}/benchmarks/prepare_dataset/{{dataset}}.jsonl",
         folder=subpath(output[0], parent=True),
     shell:
-        "udpm --usage {params.usage} prepare {input} --output {params.folder} > {log} 2>&1"
+        "udpm --usage {params.usage:q} prepare --output {params.folder:q} -- {input:q} > {log:q} 2>&1"
 
 
 rule cache_levels:
@@ -34,4 +34,4 @@ rule cache_levels:
         dataset=subpath(input[0], parent=True),
         folder=subpath(output[0], parent=True),
     shell:
-        "udpm --usage {params.usage} cache {params.dataset} --output {params.folder} > {log} 2>&1"
+        "udpm --usage {params.usage:q} cache --output {params.folder:q} -- {params.dataset:q} > {log:q} 2>&1"

@@ -19,8 +19,8 @@ rule explore_latents:
         usage=f"{RESULTS}/benchmarks/explore_latents/{{experiment}}_seed{{seed}}_{{kind}}.jsonl",
         options=PLAN.latent_options,
     shell:
-        "udpm --usage {params.usage} latents {wildcards.kind} {input.weights} --config {input.config} {params.options}"
-        " --output {output} > {log} 2>&1"
+        "udpm --usage {params.usage:q} latents {wildcards.kind:q} --config {input.config:q} {params.options:q}"
+        " --output {output:q} -- {input.weights:q} > {log:q} 2>&1"
 
 
 rule render_latents:
@@ -51,4 +51,4 @@ rule render_latents:
     params:
         stem=subpath(output[0], strip_suffix=".png"),
     shell:
-        "udpm figure latents {input} --output {params.stem} > {log} 2>&1"
+        "udpm figure latents --output {params.stem:q} -- {input:q} > {log:q} 2>&1"

@@ -29,7 +29,7 @@ rule render_paper_table:
         experiments=PAPER.options,
         folder=subpath(output[0], parent=True),
     shell:
-        "udpm paper {wildcards.table} --results {params.results} {params.experiments} --output {params.folder} > {log} 2>&1"
+        "udpm paper {wildcards.table:q} --results {params.results:q} {params.experiments:q} --output {params.folder:q} > {log:q} 2>&1"
 
 
 # Freshly initialised networks: needs neither weights nor data.
@@ -48,7 +48,7 @@ rule measure_speed:
     resources:
         **JOBS.sampling,
     shell:
-        "udpm bench sample {wildcards.experiment} --output {output} > {log} 2>&1"
+        "udpm bench sample {wildcards.experiment:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule render_tradeoff:
@@ -71,7 +71,7 @@ rule render_tradeoff:
         results=subpath(output[0], ancestor=3),
         stem=subpath(output[0], strip_suffix=".png"),
     shell:
-        "udpm figure tradeoff --results {params.results} --output {params.stem} > {log} 2>&1"
+        "udpm figure tradeoff --results {params.results:q} --output {params.stem:q} > {log:q} 2>&1"
 
 
 rule render_neighbours:
@@ -103,7 +103,7 @@ rule render_neighbours:
         dataset=subpath(input.dataset, parent=True),
         stem=subpath(output[0], strip_suffix=".png"),
     shell:
-        "udpm figure neighbours {params.samples} --dataset {params.dataset} --output {params.stem} > {log} 2>&1"
+        "udpm figure neighbours --dataset {params.dataset:q} --output {params.stem:q} -- {params.samples:q} > {log:q} 2>&1"
 
 
 # Made of the study's run records and of all scores that the tables take: what is not there is listed as missing.
@@ -127,7 +127,7 @@ rule summarize:
         experiments=PAPER.experiments,
         folder=subpath(output[0], parent=True),
     shell:
-        "udpm summary {params.experiments} --results {params.folder} --output {params.folder} > {log} 2>&1"
+        "udpm summary {params.experiments:q} --results {params.folder:q} --output {params.folder:q} > {log:q} 2>&1"
 
 
 rule write_card:
@@ -143,8 +143,8 @@ rule write_card:
         "../../envs/udpm.yaml"
     params:
         run=subpath(input.run, parent=True),
-        scores=lambda wildcards, input: " ".join(
-            f"--score {path}" for path in input.scores
-        ),
+        scores=lambda wildcards, input: [
+            word for path in input.scores for word in ("--score", path)
+        ],
     shell:
-        "udpm card {params.run} {params.scores} --output {output} > {log} 2>&1"
+        "udpm card {params.scores:q} --output {output:q} -- {params.run:q} > {log:q} 2>&1"

@@ -22,7 +22,7 @@ rule render_table:
     params:
         stem=subpath(output[0], strip_suffix=".html"),
     shell:
-        "udpm table {input} --output {params.stem} > {log} 2>&1"
+        "udpm table --output {params.stem:q} -- {input:q} > {log:q} 2>&1"
 
 
 # Needs neither data nor training.
@@ -50,7 +50,7 @@ rule count_cost:
         digests=PLAN.model_digests,
         stem=subpath(output[0], strip_suffix=".html"),
     shell:
-        "udpm cost {params.experiments} --output {params.stem} > {log} 2>&1"
+        "udpm cost {params.experiments:q} --output {params.stem:q} > {log:q} 2>&1"
 
 
 rule render_samples:
@@ -78,7 +78,7 @@ rule render_samples:
         samples=PLAN.sample_set,
         stem=subpath(output[0], strip_suffix=".png"),
     shell:
-        "udpm figure samples {params.samples} --output {params.stem} > {log} 2>&1"
+        "udpm figure samples --output {params.stem:q} -- {params.samples:q} > {log:q} 2>&1"
 
 
 rule render_chain:
@@ -103,7 +103,7 @@ rule render_chain:
     params:
         stem=subpath(output[0], strip_suffix=".png"),
     shell:
-        "udpm figure chain {input} --output {params.stem} > {log} 2>&1"
+        "udpm figure chain --output {params.stem:q} -- {input:q} > {log:q} 2>&1"
 
 
 rule render_curves:
@@ -131,7 +131,7 @@ rule render_curves:
         run=subpath(input[0], parent=True),
         stem=subpath(output[0], strip_suffix=".png"),
     shell:
-        "udpm figure curves {params.run}/metrics.jsonl --output {params.stem} > {log} 2>&1"
+        "udpm figure curves --output {params.stem:q} -- {params.run:q}/metrics.jsonl > {log:q} 2>&1"
 
 
 rule render_schedule:
@@ -154,7 +154,7 @@ rule render_schedule:
     params:
         stem=subpath(output[0], strip_suffix=".png"),
     shell:
-        "udpm figure schedule {input} --output {params.stem} > {log} 2>&1"
+        "udpm figure schedule --output {params.stem:q} -- {input:q} > {log:q} 2>&1"
 
 
 rule render_forward:
@@ -183,4 +183,4 @@ rule render_forward:
         dataset=subpath(input.dataset, parent=True),
         stem=subpath(output[0], strip_suffix=".png"),
     shell:
-        "udpm figure forward {input.config} --dataset {params.dataset} --output {params.stem} > {log} 2>&1"
+        "udpm figure forward --dataset {params.dataset:q} --output {params.stem:q} -- {input.config:q} > {log:q} 2>&1"

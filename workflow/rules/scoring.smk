@@ -15,23 +15,28 @@ rule train_extractor:
         usage=f"{RESULTS}/benchmarks/train_extractor/{{dataset}}.jsonl",
         dataset=subpath(input[0], parent=True),
     shell:
-        "udpm --usage {params.usage} extractor {params.dataset} --threads 2 --output {output.network} > {log} 2>&1"
+        "udpm --usage {params.usage:q} extractor --threads 2 --output {output.network:q} -- {params.dataset:q} > {log:q} 2>&1"
 
 
-# A local rule: nodes that compute seldom have a network. A file that is there already is left as it is.
-rule fetch_inception:
-    output:
-        "{folder}/inception-2015-12-05.pt",
-    log:
-        f"{RESULTS}/logs/fetch_inception/{{folder}}.log",
-    wildcard_constraints:
-        folder=PLAN.any_inception_folder,
-    conda:
-        "../../envs/udpm.yaml"
-    params:
-        options=PLAN.inception_options,
-    shell:
-        "udpm fetch inception --folder {wildcards.folder} {params.options} > {log} 2>&1"
+# Local rules: nodes that compute seldom have a network. A file that is there already is left as it is. One rule for each
+# folder, not a wildcard: a path in the name of a log could lead out of the folder of logs.
+for number, (folder, options) in enumerate(PLAN.inception_folders().items(), 1):
+
+    rule:
+        name:
+            f"fetch_inception_{number}"
+        output:
+            f"{folder}/{INCEPTION.name}",
+        log:
+            f"{RESULTS}/logs/fetch_inception/{number}.log",
+        localrule: True
+        conda:
+            "../../envs/udpm.yaml"
+        params:
+            folder=subpath(output[0], parent=True),
+            options=lambda wildcards, options=options: options,
+        shell:
+            "udpm fetch inception --folder {params.folder:q} {params.options:q} > {log:q} 2>&1"
 
 
 rule compute_reference:
@@ -56,8 +61,8 @@ rule compute_reference:
         extractor=PLAN.extractor,
         features=f"{RESULTS}/features",
     shell:
-        "udpm --usage {params.usage} reference {params.dataset} --extractor {params.extractor} --config {input.config}"
-        " --features {params.features} --output {output} > {log} 2>&1"
+        "udpm --usage {params.usage:q} reference --extractor {params.extractor:q} --config {input.config:q}"
+        " --features {params.features:q} --output {output:q} -- {params.dataset:q} > {log:q} 2>&1"
 
 
 ruleorder: import_reference > compute_reference
@@ -80,8 +85,8 @@ rule import_reference:
     params:
         extractor=PLAN.extractor,
     shell:
-        "udpm reference {input.statistics} --import --extractor {params.extractor} --config {input.config}"
-        " --output {output} > {log} 2>&1"
+        "udpm reference --import --extractor {params.extractor:q} --config {input.config:q}"
+        " --output {output:q} -- {input.statistics:q} > {log:q} 2>&1"
 
 
 rule score_samples:
@@ -109,9 +114,9 @@ rule score_samples:
         extractor=PLAN.extractor,
         features=f"{RESULTS}/features",
     shell:
-        "udpm --usage {params.usage} score --samples {params.samples} --reference {input.reference} --extractor {params.extractor}"
-        " --dataset {params.dataset} --config {input.config} --features {params.features}"
-        " --output {output} > {log} 2>&1"
+        "udpm --usage {params.usage:q} score --samples {params.samples:q} --reference {input.reference:q} --extractor {params.extractor:q}"
+        " --dataset {params.dataset:q} --config {input.config:q} --features {params.features:q}"
+        " --output {output:q} > {log:q} 2>&1"
 
 
 # What the numbers are to be read against: real images that training never saw (floor), and noise (ceiling).
@@ -136,12 +141,8 @@ rule score_yardstick:
         dataset=subpath(input.dataset, parent=True),
         extractor=PLAN.extractor,
         features=f"{RESULTS}/features",
-        subject=lambda wildcards: (
-            "--heldout"
-            if wildcards.yardstick == "heldout"
-            else f"--noise {PLAN.experiment(wildcards).sampling.count}"
-        ),
+        subject=PLAN.yardstick_options,
     shell:
-        "udpm score {params.subject} --reference {input.reference} --extractor {params.extractor}"
-        " --dataset {params.dataset} --config {input.config} --features {params.features}"
-        " --output {output} > {log} 2>&1"
+        "udpm score {params.subject:q} --reference {input.reference:q} --extractor {params.extractor:q}"
+        " --dataset {params.dataset:q} --config {input.config:q} --features {params.features:q}"
+        " --output {output:q} > {log:q} 2>&1"

@@ -19,8 +19,8 @@ rule sample_milestone:
     params:
         usage=f"{RESULTS}/benchmarks/sample_milestone/{{experiment}}_seed{{seed}}_{{iteration}}.jsonl",
     shell:
-        "udpm --usage {params.usage} sample {input.weights} --config {input.config} --iteration {wildcards.iteration}"
-        " --output {output.images} > {log} 2>&1"
+        "udpm --usage {params.usage:q} sample --config {input.config:q} --iteration {wildcards.iteration:q}"
+        " --output {output.images:q} -- {input.weights:q} > {log:q} 2>&1"
 
 
 rule score_milestone:
@@ -48,9 +48,9 @@ rule score_milestone:
         extractor=PLAN.extractor,
         features=f"{RESULTS}/features",
     shell:
-        "udpm --usage {params.usage} score --samples {input.samples} --reference {input.reference} --extractor {params.extractor}"
-        " --dataset {params.dataset} --config {input.config} --features {params.features}"
-        " --output {output} > {log} 2>&1"
+        "udpm --usage {params.usage:q} score --samples {input.samples:q} --reference {input.reference:q} --extractor {params.extractor:q}"
+        " --dataset {params.dataset:q} --config {input.config:q} --features {params.features:q}"
+        " --output {output:q} > {log:q} 2>&1"
 
 
 rule select_checkpoint:
@@ -77,7 +77,7 @@ rule select_checkpoint:
     params:
         stem=subpath(output.table, strip_suffix=".html"),
     shell:
-        "udpm select {input} --output {output.choice} --table {params.stem} > {log} 2>&1"
+        "udpm select --output {output.choice:q} --table {params.stem:q} -- {input:q} > {log:q} 2>&1"
 
 
 rule render_selection:
@@ -104,7 +104,7 @@ rule render_selection:
     params:
         stem=subpath(output[0], strip_suffix=".png"),
     shell:
-        "udpm figure selection {input} --output {params.stem} > {log} 2>&1"
+        "udpm figure selection --output {params.stem:q} -- {input:q} > {log:q} 2>&1"
 
 
 rule sample_best:
@@ -127,8 +127,8 @@ rule sample_best:
     params:
         usage=f"{RESULTS}/benchmarks/sample_best/{{experiment}}_seed{{seed}}.jsonl",
     shell:
-        "udpm --usage {params.usage} sample {input.weights} --config {input.config} --selection {input.selection}"
-        " --output {output.images} > {log} 2>&1"
+        "udpm --usage {params.usage:q} sample --config {input.config:q} --selection {input.selection:q}"
+        " --output {output.images:q} -- {input.weights:q} > {log:q} 2>&1"
 
 
 rule score_best:
@@ -157,6 +157,6 @@ rule score_best:
         extractor=PLAN.extractor,
         features=f"{RESULTS}/features",
     shell:
-        "udpm --usage {params.usage} score --samples {input.samples} --selection {input.selection} --reference {input.reference}"
-        " --extractor {params.extractor} --dataset {params.dataset} --config {input.config}"
-        " --features {params.features} --output {output} > {log} 2>&1"
+        "udpm --usage {params.usage:q} score --samples {input.samples:q} --selection {input.selection:q} --reference {input.reference:q}"
+        " --extractor {params.extractor:q} --dataset {params.dataset:q} --config {input.config:q}"
+        " --features {params.features:q} --output {output:q} > {log:q} 2>&1"

@@ -29,7 +29,7 @@ rule plan_sweep:
         digest=lambda wildcards: PLAN.sweep.plan_digest(),
         stem=subpath(output[0], strip_suffix=".html"),
     shell:
-        "udpm sweep plan {wildcards.sweep} --output {params.stem} > {log} 2>&1"
+        "udpm sweep plan {wildcards.sweep:q} --output {params.stem:q} > {log:q} 2>&1"
 
 
 rule rank_sweep:
@@ -53,8 +53,8 @@ rule rank_sweep:
         results=subpath(output[0], ancestor=3),
         stem=subpath(output[0], strip_suffix=".html"),
     shell:
-        "udpm sweep rank {wildcards.sweep} --results {params.results} --output {params.stem}"
-        " --best {output.best} > {log} 2>&1"
+        "udpm sweep rank {wildcards.sweep:q} --results {params.results:q} --output {params.stem:q}"
+        " --best {output.best:q} > {log:q} 2>&1"
 
 
 rule draw_heat_map:
@@ -77,8 +77,8 @@ rule draw_heat_map:
         results=subpath(output[0], ancestor=3),
         stem=subpath(output[0], strip_suffix=".png"),
     shell:
-        "udpm sweep heat {wildcards.sweep} {wildcards.grid} --results {params.results}"
-        " --output {params.stem} > {log} 2>&1"
+        "udpm sweep heat {wildcards.sweep:q} {wildcards.grid:q} --results {params.results:q}"
+        " --output {params.stem:q} > {log:q} 2>&1"
 
 
 rule draw_strip:
@@ -102,4 +102,4 @@ rule draw_strip:
         results=subpath(output[0], ancestor=3),
         stem=subpath(output[0], strip_suffix=".png"),
     shell:
-        "udpm sweep strip {wildcards.sweep} --results {params.results} --output {params.stem} > {log} 2>&1"
+        "udpm sweep strip {wildcards.sweep:q} --results {params.results:q} --output {params.stem:q} > {log:q} 2>&1"

@@ -27,8 +27,8 @@ rule train_model:
         cache=subpath(input.cache, parent=True),
         run=PLAN.run_folder,
     shell:
-        "{params.command} --usage {params.usage} train {input.config} --dataset {params.dataset} --cache {params.cache} --run {params.run}"
-        " > {log} 2>&1"
+        "{params.command:q} --usage {params.usage:q} train --dataset {params.dataset:q} --cache {params.cache:q} --run {params.run:q}"
+        " -- {input.config:q} > {log:q} 2>&1"
 
 
 # Where training is `imported`: given weights become the run's.
@@ -48,7 +48,7 @@ rule import_weights:
     params:
         run=subpath(output.weights, parent=True),
     shell:
-        "udpm import --run-config {input.config} --run {params.run} > {log} 2>&1"
+        "udpm import --run-config {input.config:q} --run {params.run:q} > {log:q} 2>&1"
 
 
 rule sample_images:
@@ -73,8 +73,8 @@ rule sample_images:
     params:
         usage=f"{RESULTS}/benchmarks/sample_images/{{experiment}}_seed{{seed}}.jsonl",
     shell:
-        "udpm --usage {params.usage} sample {input.weights} --config {input.config} --output {output.images} --chain {output.chain}"
-        " > {log} 2>&1"
+        "udpm --usage {params.usage:q} sample --config {input.config:q} --output {output.images:q} --chain {output.chain:q}"
+        " -- {input.weights:q} > {log:q} 2>&1"
 
 
 rule sample_shard:
@@ -100,8 +100,8 @@ rule sample_shard:
     params:
         usage=f"{RESULTS}/benchmarks/sample_shard/{{experiment}}_seed{{seed}}_{{part}}of{{parts}}.jsonl",
     shell:
-        "udpm --usage {params.usage} sample {input.weights} --config {input.config} --shard {wildcards.part}/{wildcards.parts}"
-        " --output {output.images} > {log} 2>&1"
+        "udpm --usage {params.usage:q} sample --config {input.config:q} --shard {wildcards.part:q}/{wildcards.parts:q}"
+        " --output {output.images:q} -- {input.weights:q} > {log:q} 2>&1"
 
 
 rule sample_chain:
@@ -120,7 +120,7 @@ rule sample_chain:
     resources:
         **JOBS.sampling,
     shell:
-        "udpm sample {input.weights} --config {input.config} --chain {output} > {log} 2>&1"
+        "udpm sample --config {input.config:q} --chain {output:q} -- {input.weights:q} > {log:q} 2>&1"
 
 
 # The images stay in the shards.
@@ -136,7 +136,7 @@ rule join_shards:
     conda:
         "../../envs/udpm.yaml"
     shell:
-        "udpm join {input} --output {output} > {log} 2>&1"
+        "udpm join --output {output:q} -- {input:q} > {log:q} 2>&1"
 
 
 rule export_images:
@@ -153,5 +153,5 @@ rule export_images:
         layout=lambda wildcards: PLAN.experiment(wildcards).sampling.images,
         format=lambda wildcards: PLAN.experiment(wildcards).sampling.image_format,
     shell:
-        "udpm export {params.samples} --layout {params.layout} --format {params.format} --output {output}"
-        " > {log} 2>&1"
+        "udpm export --layout {params.layout:q} --format {params.format:q} --output {output:q}"
+        " -- {params.samples:q} > {log:q} 2>&1"
