@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from udpm.config import Experiment
-from udpm.config.load import read_yaml, resolve_run, validate
+from udpm.config.load import resolve_run, validate
+from udpm.config.yaml_file import read_yaml
 from udpm.core.errors import UserError
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,8 @@ from sklearn.decomposition import PCA
 
 from udpm.cli import main
 from udpm.config import Experiment, Latents, ModelConfig, Sampling, load_dataset, to_json
-from udpm.config.load import read_yaml, run_of, validate
+from udpm.config.load import run_of, validate
+from udpm.config.yaml_file import read_yaml
 from udpm.core import runtime
 from udpm.core.errors import UserError
 from udpm.data.arrays import load_arrays, save_arrays

@@ -120,10 +120,18 @@ def test_lines_that_cannot_be_read_are_told_from_a_torn_end(tmp_path, monkeypatc
 # --- a run's records -------------------------------------------------------------------------------------------------
 
 
-PROVENANCE = {"versions": {"udpm": "1"}, "commit": None, "machine": "x"}
-FINISHED = {"experiment": "a", "seed": 0, "iterations": 9, "weights_sha256": "0" * 64, "provenance": PROVENANCE}
-COMPLETE = [{}, [], FINISHED | {"iterations": "9"}, FINISHED | {"seconds": "x"}, FINISHED | {"weights_sha256": 3}]
-COMPLETE += [FINISHED | {"provenance": {}}, FINISHED | {"parameters": [1]}, FINISHED | {"iterations": -1}]
+COMPLETE = [
+    {},
+    [],
+    tiny.FINISHED | {"iterations": "9"},
+    tiny.FINISHED | {"seconds": "x"},
+    tiny.FINISHED | {"weights_sha256": 3},
+]
+COMPLETE += [
+    tiny.FINISHED | {"provenance": {}},
+    tiny.FINISHED | {"parameters": [1]},
+    tiny.FINISHED | {"iterations": -1},
+]
 LINES = [{"iteration": "2"}, {"iteration": -1}, {"iteration": 2, "seconds": "x"}, {"iteration": 2, "x": [1]}, [], {}]
 LINES += [{"iteration": 2, "images_per_second": "fast"}, {"iteration": 2, "x": None}]
 OWNERS = [{}, {"token": 1}, {"token": "t", "time": "now"}, {"token": "t", "pid": "1"}, {"token": "t", "since": [1]}]
@@ -142,7 +150,7 @@ def run_of(folder, name, **files):
 def test_a_record_of_a_finished_run_that_is_none(tmp_path, capsys, number):
     """Every reader of complete.json says so; status tells of the other runs all the same."""
     broken = run_of(tmp_path / "runs/e", "seed0", complete__json=COMPLETE[number], config__json={})
-    run_of(tmp_path / "runs/e", "seed1", complete__json=FINISHED, config__json={})
+    run_of(tmp_path / "runs/e", "seed1", complete__json=tiny.FINISHED, config__json={})
     tiny.assert_refused(tmp_path, f"status {broken}", "complete.json: ", capsys)
     tiny.assert_refused(tmp_path, f"card {broken} --output {tmp_path}/card.md", "complete.json: ", capsys)
     assert tiny.call("status", "--results", tmp_path, "--json") == 0

@@ -9,7 +9,8 @@ import tiny
 import torch
 
 from udpm.config import Experiment, Sampling
-from udpm.config.load import read_yaml, validate
+from udpm.config.load import validate
+from udpm.config.yaml_file import read_yaml
 from udpm.core import runtime
 from udpm.core.ahead import ahead, one_behind
 from udpm.core.errors import UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from tiny import ROOT, call
+from tiny import FINISHED, ROOT, call
 
 from udpm.cli import main
 from udpm.config import load_experiment, load_sweep, names_in, resolve_run, to_json
@@ -225,7 +225,7 @@ def test_status_names_the_key(config, capsys):
         folder = run_folder(results, f"mine.{name}", 0)
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(to_json(sweep.runs[f"mine.{name}", 0]))
-        (folder / "complete.json").write_text('{"iterations": 3200}')
+        (folder / "complete.json").write_text(json.dumps(FINISHED))
     sampling = results / "configs/mine.c/sampling.json"
     sampling.parent.mkdir(parents=True)
     sampling.write_text(to_json(sweep.points["mine.c"].experiment.sampling.model_copy(update={"count": 7})))

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from udpm.config import Experiment
-from udpm.config.load import read_yaml, validate
+from udpm.config.load import validate
+from udpm.config.yaml_file import read_yaml
 from udpm.core import runtime
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.data.samples import load_samples

@@ -13,6 +13,8 @@ from udpm.cli import main
 from udpm.config import RunConfig
 from udpm.config.load import resolve_run, to_json, validate
 
+PROVENANCE = {"versions": {"udpm": "1"}, "commit": None, "machine": "x"}
+FINISHED = {"experiment": "a", "seed": 0, "iterations": 9, "weights_sha256": "0" * 64, "provenance": PROVENANCE}
 ROOT = Path(__file__).parents[1]
 # Two processes that train together; "--" because torchrun would take --run for an option of its own.
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

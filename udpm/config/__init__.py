@@ -21,7 +21,6 @@ from udpm.config.load import (
     load_experiment,
     load_study,
     load_sweep,
-    names_in,
     place_of,
     read_resolved,
     resolve_run,
@@ -33,6 +32,7 @@ from udpm.config.points import LoadedSweep, Point, Resolved
 from udpm.config.resources import ClusterConfig
 from udpm.config.study import Study
 from udpm.config.sweep import Sweep
+from udpm.config.yaml_file import names_in
 
 __all__ = [
     "ClusterConfig",

@@ -5,12 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from udpm.config.dataset import DatasetConfig
@@ -20,52 +18,12 @@ from udpm.config.resources import ClusterConfig
 from udpm.config.study import Study
 from udpm.config.sweep import Sweep
 from udpm.config.validation import NAME, Model, validate
+from udpm.config.yaml_file import read_yaml
 from udpm.core.errors import UserError
 from udpm.core.reading import read_json
 
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-4 as a number (YAML 1.2) and refuses a key that stands twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
-
-    Raises:
-        UserError: missing, not YAML, or not a mapping.
-    """
-    try:
-        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file{_nearest_file(path)}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" (line {mark.line + 1})" if mark else ""
-        raise UserError(f"{path}: not valid YAML: {getattr(error, 'problem', error)}{line}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected 'key: value' lines, found {type(value).__name__}")
-    return value
-
-
-def names_in(folder: str | Path) -> list[str]:
-    """Names (without .yaml) of the configuration files in a folder, sorted."""
-    return sorted(path.stem for path in Path(folder).glob("*.yaml"))
+LONGEST_CHAIN = 32
+"""Files that an experiment may extend, one after the other."""
 
 
 def load_study(values: dict[str, Any], where: str) -> Study:
@@ -265,6 +223,8 @@ def to_json(model: BaseModel) -> str:
 def _with_ancestors(folder: Path, name: str, chain: list[str]) -> dict[str, Any]:
     if name in chain:
         raise UserError(f"{folder / chain[0]}.yaml: extends: goes in a circle: {' -> '.join([*chain, name])}")
+    if len(chain) > LONGEST_CHAIN:
+        raise UserError(f"{folder / chain[0]}.yaml: extends: goes over more than {LONGEST_CHAIN} files")
     path = named_file(folder, name)
     values = read_yaml(path)
     parent = values.get("extends")
@@ -292,11 +252,3 @@ def named_file(folder: Path, name: str) -> Path:
     if not NAME.fullmatch(name):
         raise UserError(f"{name!r}: not a name; use letters, digits, '.', '_' and '-'")
     return folder / f"{name}.yaml"
-
-
-def _nearest_file(path: Path) -> str:
-    names = names_in(path.parent)
-    near = difflib.get_close_matches(path.stem, names, n=1)
-    if near:
-        return f"; did you mean {near[0]}?"
-    return f"; there are: {', '.join(names)}" if names else ""

@@ -19,6 +19,7 @@ from udpm.config.experiment import Experiment, RunConfig
 from udpm.config.sweep import Sweep
 from udpm.config.validation import NAME, sections_in, validate
 from udpm.core.errors import UserError
+from udpm.core.reading import read_json
 
 BUDGET = "budget"
 """Key of a point that is none of an experiment's."""
@@ -124,8 +125,8 @@ class LoadedSweep:
     def _missing(self, results: Path, key: Run) -> int:
         """0 for a run that is there as it is wanted, 1 for a folder of another, 2 for none."""
         try:
-            earlier = json.loads((run_folder(results, *key) / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            earlier = read_json(run_folder(results, *key) / "config.json", "resolved configuration")
+        except UserError:
             return 2
         return int(earlier != self.runs[key].model_dump(mode="json"))
 

@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from udpm.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Section
-from udpm.config.load import named_file, names_in, read_yaml, validate
+from udpm.config.load import named_file, validate
+from udpm.config.yaml_file import names_in, read_yaml
 
 FOLDER = "published"
 RUNTIME = "runtime"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterator
 from typing import Any, TypeVar, get_args
 
@@ -12,6 +13,9 @@ from pydantic import BaseModel, ValidationError
 from udpm.core.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
+SHORT = reprlib.Repr()
+SHORT.maxlist, SHORT.maxstring, SHORT.maxlong, SHORT.maxlevel = 16, 120, 40, 3
+"""How values are shown in errors; aliases can make a small file's value endless."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Names of configurations: they become names of files and folders."""
 
@@ -44,7 +48,7 @@ def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
     if problem["type"] == "value_error":
         return f"{path}.{message}" if path else message
     got = problem["input"]
-    shown = f", got {got!r}" if isinstance(got, (str, int, float, bool, list)) or got is None else ""
+    shown = f", got {SHORT.repr(got)}" if isinstance(got, (str, int, float, bool, list)) or got is None else ""
     return f"{path}: {message[0].lower()}{message[1:]}{shown}"
 
 

@@ -33,7 +33,8 @@ _KINDS = {
     stat.S_ISCHR: "a device",
     stat.S_ISBLK: "a device",
 }
-_NO_TEXT = re.compile(r"[\0\ud800-\udfff]")
+NO_TEXT = re.compile(r"[\0\ud800-\udfff]")
+"""What no file's name can hold, and what cannot be written again: halves of pairs of surrogates."""
 _ESCAPED = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 
 
@@ -143,7 +144,7 @@ def parse_json(data: bytes | str, where: str, limit: int = JSON_BYTES) -> Any:
             parse_constant=_constant,
         )
         _check_depth(value)
-        if _ESCAPED.search(text) or _NO_TEXT.search(text):
+        if _ESCAPED.search(text) or NO_TEXT.search(text):
             _check_text(value)
     except RecursionError:
         raise UserError(f"{where}: it is nested more than {JSON_DEPTH} deep") from None
@@ -262,11 +263,10 @@ def _check_depth(value: Any) -> None:
 
 
 def _check_text(value: Any) -> None:
-    """What no file's name can hold (NUL), and what cannot be written again (half of a pair of surrogates)."""
     layer = [value]
     while layer:
         for text in layer:
-            if isinstance(text, str) and (found := _NO_TEXT.search(text)):
+            if isinstance(text, str) and (found := NO_TEXT.search(text)):
                 raise ValueError(f"a text holds the character U+{ord(found[0]):04X}")
         layer = [inner for outer in layer for inner in (*_inside(outer), *(outer if isinstance(outer, dict) else ()))]
 

@@ -15,6 +15,7 @@ from udpm.config.load import read_resolved, to_json
 from udpm.config.points import LoadedSweep, run_folder
 from udpm.config.validation import Model
 from udpm.core.errors import UserError
+from udpm.core.reading import JSON_BYTES, read_text
 from udpm.reporting.status import is_run, read_standing
 from udpm.training.claim import INCIDENTAL, differences
 
@@ -49,7 +50,7 @@ def point_standings(loaded: LoadedSweep, results: Path) -> list[PointStanding]:
         UserError: a record there cannot be read.
     """
     trained, scored = loaded.trained(results), loaded.scored
-    return [_standing(loaded, results, key, trained[key], scored[key[0]]) for key in loaded.runs]
+    return [_standing_or_reason(loaded, results, key, trained[key], scored[key[0]]) for key in loaded.runs]
 
 
 def render_points(standings: list[PointStanding]) -> str:
@@ -77,6 +78,16 @@ def summary(name: str, standings: list[PointStanding]) -> str:
 def _names(standings: list[PointStanding]) -> str:
     names = list(dict.fromkeys(f"{one.point}: {one.note}" if one.note else one.point for one in standings))
     return ", ".join([*names[:SHOWN_NAMES], *(["…"] if len(names) > SHOWN_NAMES else [])])
+
+
+def _standing_or_reason(
+    loaded: LoadedSweep, results: Path, key: tuple[str, int], trained: str, scored: str
+) -> PointStanding:
+    """A point's standing; of one whose files cannot be read, which file it is."""
+    try:
+        return _standing(loaded, results, key, trained, scored)
+    except UserError as error:
+        return PointStanding(loaded.points[key[0]].point.name, key[1], "unreadable", " ".join(str(error).split()))
 
 
 def _standing(loaded: LoadedSweep, results: Path, key: tuple[str, int], trained: str, scored: str) -> PointStanding:
@@ -114,9 +125,6 @@ def _section_differences(now: Section, path: Path) -> str:
 
 def _differences(model: type[Model], path: Path, now: Model, free: Iterable[str] = ()) -> str:
     """How a configuration differs from the one in a file, if that is there, in words."""
-    try:
-        if not path.exists() or path.read_text(encoding="utf-8") == to_json(now):
-            return ""
-        return "; ".join(differences(read_resolved(model, path), now, set(free)).values())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if not path.exists() or read_text(path, "resolved configuration", JSON_BYTES) == to_json(now):
+        return ""
+    return "; ".join(differences(read_resolved(model, path), now, set(free)).values())
