@@ -89,7 +89,7 @@ def shell_lines(path):
             continue
         assert tokens[index + 1].string == ":", f"{path}:{token.start[0]}: only directives can be checked"
         texts = [after.string for after in tokens[index + 2 :]]
-        count = next(number for number, text in enumerate(texts) if text[0] not in "\"'")
+        count = next(number for number, text in enumerate(texts) if text[:1] not in ("'", '"'))
         assert count, f"{path}:{token.start[0]}: not plain text"
         yield "".join(ast.literal_eval(text) for text in texts[:count])
 
