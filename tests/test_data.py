@@ -17,7 +17,7 @@ from udpm.config import DatasetConfig
 from udpm.core.errors import UserError
 from udpm.data import cache
 from udpm.data.batches import Batches
-from udpm.data.benchmark import bench_preparation, preparation_lines
+from udpm.data.benchmark import bench_preparation, open_for_bench, preparation_lines
 from udpm.data.cache import block_sums, decode, open_levels, write_cache
 from udpm.data.prepare import prepare
 from udpm.data.store import open_store
@@ -251,7 +251,8 @@ def test_a_cache_that_is_not_written_rightly_is_noticed(digits, tmp_path, monkey
 def test_the_benchmark_names_what_limits_it(tmp_path):
     tree(tmp_path / "images", count=70)
     best = {"copy_bytes": 1e9}
-    lines = preparation_lines(bench_preparation(str(tmp_path / "images"), 16, workers=1, limit=128, best=best))
+    opened = open_for_bench(str(tmp_path / "images"), 16)
+    lines = preparation_lines(bench_preparation(*opened, workers=1, limit=128, best=best))
     assert "140 images" in lines[0]
     assert any(line.split()[:2] == ["limited", "by"] for line in lines)
     assert "images per second with 1 process" in lines[-1]

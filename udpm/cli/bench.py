@@ -61,13 +61,15 @@ def data(
     from udpm.core import runtime
     from udpm.core.measure import ceilings
     from udpm.core.speed import record
-    from udpm.data.benchmark import bench_preparation, preparation_lines
+    from udpm.data.benchmark import bench_preparation, open_for_bench, preparation_lines
     from udpm.data.feeding import IMAGES, bench_feeding, feeding_lines
 
     where = runtime.configure(device, threads)
+    # First what can be wrong: the ceilings take seconds to measure.
+    opened = None if images is None else open_for_bench(str(images), int(side))
     best, found = ceilings(where), {}
-    if images is not None:
-        found = bench_preparation(str(images), int(side), workers or len(os.sched_getaffinity(0)), limit, best)
+    if opened is not None:
+        found = bench_preparation(*opened, workers or len(os.sched_getaffinity(0)), limit, best)
     rows = found.pop("rows", []) + bench_feeding(int(side), batch, where, best)
     told = record("data", where, best, rows, **found | {"side": int(side), "batch": batch, "fed": IMAGES})
     prepared = preparation_lines if images is not None else _nothing

@@ -28,12 +28,24 @@ SAMPLE = 1024
 LEAST_CHUNKS = 2
 
 
-def bench_preparation(path: str, side: int, workers: int, limit: int, best: dict[str, float]) -> dict[str, Any]:
+def open_for_bench(path: str, side: int) -> tuple[DatasetConfig, Source]:
+    """A folder or .zip of images that is to be prepared at a side.
+
+    Raises:
+        UserError: no images there.
+    """
+    config = DatasetConfig(source="folder", path=path, side=side)
+    return config, open_source(config)
+
+
+def bench_preparation(
+    config: DatasetConfig, source: Source, workers: int, limit: int, best: dict[str, float]
+) -> dict[str, Any]:
     """Measure the preparation of a folder or .zip; nothing is kept.
 
     Args:
-        path: folder or .zip of images.
-        side: of the prepared images.
+        config: of the folder or .zip.
+        source: its images.
         workers: processes of the last measurement.
         limit: images of each measurement of the whole, at most.
         best: ceilings of the CPU.
@@ -43,10 +55,9 @@ def bench_preparation(path: str, side: int, workers: int, limit: int, best: dict
         whole; the images there, and how many of those measured were refused.
 
     Raises:
-        UserError: no images there that can be used.
+        UserError: none of the images measured can be used.
     """
-    config = DatasetConfig(source="folder", path=path, side=side)
-    source = open_source(config)
+    path, side = config.path, config.side
     with tempfile.TemporaryDirectory() as folder:
         work = fill.Work(source.reader, Recipe.from_config(config), Path(folder) / "rows")
         _make_room(work.rows, min(limit, len(source.names)), side)
