@@ -1,11 +1,12 @@
 """Strict configuration: every mistake is one line that names the key and what would be right."""
 
 import copy
+import functools
 from pathlib import Path
 
 import pytest
 
-from udpm.config import Experiment
+from udpm.config import DatasetConfig, Experiment, Study
 from udpm.config.load import resolve_run, validate
 from udpm.config.yaml_file import read_yaml
 from udpm.core.errors import UserError
@@ -37,6 +38,46 @@ def test_mistakes_are_one_line(key, value, expected):
         validate(Experiment, values, "x.yaml")
     assert str(error.value).startswith(f"x.yaml: {expected}")
     assert "\n" not in str(error.value)
+
+
+PATHS = {
+    "scoring.extractor": Experiment,
+    "scoring.reference": Experiment,
+    "scoring.inception_folder": Experiment,
+    "weights": Experiment,
+    "sampling.noise": Experiment,
+    "path": DatasetConfig,
+    "results": Study,
+}
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_a_path_may_be_anything_that_fits_on_a_line(key):
+    model = PATHS[key]
+    files = {Experiment: "experiments/digits", DatasetConfig: "datasets/afhqv2", Study: "config"}
+    values = read_yaml(ROOT / f"config/{files[model]}.yaml")
+    *parents, last = key.split(".")
+    section = values
+    for parent in parents:
+        section = section.setdefault(parent, {})
+    if key == "scoring.reference":
+        section["extractor"] = "x.pt"
+    for path in (" a'b\"c $(touch x) `y`;&*?#~|<name>\\\t\r!", "-", "\u00fc/\u202f\u540d", "/", "."):
+        section[last] = path
+        found = validate(model, values, "x.yaml")
+        assert functools.reduce(getattr, key.split("."), found) == path
+    for path, named in (("", "must name a path"), (" ", "must name"), ("a\nb", r"'\n'"), ("a\0", r"'\x00'")):
+        section[last] = path
+        with pytest.raises(UserError, match=r"^[^\n]*$") as error:
+            validate(model, values, "x.yaml")
+        assert str(error.value).startswith(f"x.yaml: {key}: ")
+        assert named in str(error.value)
+    section[last] = "a{b}"
+    if key in ("sampling.noise", "path"):
+        validate(model, values, "x.yaml")
+    else:
+        with pytest.raises(UserError, match=r"must not contain \{, which is part of a wildcard"):
+            validate(model, values, "x.yaml")
 
 
 def test_digits_resolves():

@@ -28,6 +28,12 @@ def test_cluster_from_file_and_environment(tmp_path):
     assert found.minutes(0.25) == 15
     assert found.minutes(100) == 30
     assert load_cluster(tmp_path / "nothing", {}).account is None
+    names = {"account": "0123", "partition": "1e3", "gpu_model": "007"}
+    (tmp_path / "cluster.yaml").write_text("".join(f"{key}: {name!r}\n" for key, name in names.items()))
+    for environment in ({}, {f"UDPM_{key.upper()}": name for key, name in names.items()}):
+        assert load_cluster(tmp_path, environment).model_dump(include=set(names)) == names
+    (tmp_path / "cluster.yaml").write_text("account: 0123\n")
+    assert load_cluster(tmp_path, {}).account == "0123"
 
 
 @pytest.mark.parametrize(
@@ -37,7 +43,12 @@ def test_cluster_from_file_and_environment(tmp_path):
         ("account: a b\n", {}, "cluster.yaml: account: string should match pattern"),
         ("max_hours: 0\n", {}, "cluster.yaml: max_hours: input should be greater than 0, got 0"),
         ("", {"UDPM_GRACE_SECONDS": "5"}, "environment variable UDPM_GRACE_SECONDS: grace_seconds: input should be"),
+        ("", {"UDPM_GRACE_SECONDS": "1e3"}, "environment variable UDPM_GRACE_SECONDS: grace_seconds: input should be"),
+        ("", {"UDPM_MAX_HOURS": "inf"}, "environment variable UDPM_MAX_HOURS: max_hours: input should be a finite"),
         ("", {"UDPM_ACCOUNT": "a: b: c"}, "environment variable UDPM_ACCOUNT: account: "),
+        ("", {"UDPM_PARTITION": "a' $(touch PWNED)"}, "environment variable UDPM_PARTITION: partition: string should"),
+        ("gpu_model: 'a;b'\n", {}, "cluster.yaml: gpu_model: string should match pattern"),
+        ('account: "a\\n"\n', {}, "cluster.yaml: account: string should match pattern"),
     ],
 )
 def test_a_mistake_names_file_or_variable(tmp_path, text, environment, expected):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shlex
 import shutil
 
 import inception
@@ -16,20 +17,25 @@ from tiny import ROOT
 from udpm.core.files import sha256
 
 MODES = ("clean", "legacy_tensorflow", "legacy_pytorch")
+# Paths that the file system allows. A shell that read them would leave files called PWNED.
+FOLDER = "-w e'i\"ghts $(touch PWNED)"
+WEIGHTS = "we'ights $(touch PWNED) <name> #.safetensors"
+NETWORK = "x$(touch PWNED);touch PWNED.pt"
+STATISTICS = "-the'irs $(touch PWNED) & `touch PWNED`.npz"
 
 
 @pytest.fixture
 def study(tmp_path, trained):
     """A copy of the project's sources with an experiment for each mode and a stand-in for Inception."""
-    shutil.copy(trained / "weights.safetensors", tmp_path)
+    shutil.copy(trained / "weights.safetensors", tmp_path / WEIGHTS)
     for name in SOURCES:
         shutil.copytree(ROOT / name, tmp_path / name)
-    digest = sha256(inception.write(tmp_path / "weights"))
-    scoring = {"extractor": "inception", "inception_folder": "weights", "inception_sha256": digest, "download": False}
+    digest = sha256(inception.write(tmp_path / FOLDER))
+    scoring = {"extractor": "inception", "inception_folder": FOLDER, "inception_sha256": digest, "download": False}
     scoring |= {"kernel_subsets": 3, "reference_split": "test", "threads": 1}
     for mode in MODES:
         values = {"extends": "digits", "generator": {"channels": tiny.SMALL["generator.channels"]}}
-        values |= {"training": "imported", "weights": "weights.safetensors", "sampling": {"count": 50, "threads": 1}}
+        values |= {"training": "imported", "weights": WEIGHTS, "sampling": {"count": 50, "threads": 1}}
         values["scoring"] = scoring | {"inception_mode": mode}
         (tmp_path / f"config/experiments/{mode}.yaml").write_text(yaml.safe_dump(values))
     return tmp_path
@@ -55,10 +61,15 @@ def test_inception_runs_offline_in_all_modes(study):
 
 
 def test_missing_weights_are_fetched_before_anything_needs_them(study):
-    (study / "weights/inception-2015-12-05.pt").unlink()
-    done = snakemake("-n", "results/scores/clean/noise.json", "--config", "experiments=clean", cwd=study)
+    (study / FOLDER / "inception-2015-12-05.pt").unlink()
+    done = snakemake("-n", "-p", "results/scores/clean/seed0.json", "--config", "experiments=clean", cwd=study)
     assert done.returncode == 0, done.stderr
     assert "fetch_inception" in done.stdout
+    commands = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("Shell command: udpm ")]
+    fetched = next(words for words in commands if "fetch" in words)
+    assert fetched[fetched.index("--folder") + 1] == FOLDER
+    scored = next(words for words in commands if "score" in words)
+    assert scored[scored.index("--extractor") + 1] == f"{FOLDER}/inception-2015-12-05.pt"
 
 
 @pytest.fixture
@@ -66,19 +77,19 @@ def published(tmp_path, trained):
     """A copy of the project's sources with an experiment that is scored against others' statistics."""
     for name in SOURCES:
         shutil.copytree(ROOT / name, tmp_path / name)
-    shutil.copy(trained / "weights.safetensors", tmp_path)
+    shutil.copy(trained / "weights.safetensors", tmp_path / WEIGHTS)
     network = torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten())
-    torch.jit.save(torch.jit.trace(network, torch.zeros(2, 3, 16, 16)), str(tmp_path / "x.pt"))
+    torch.jit.save(torch.jit.trace(network, torch.zeros(2, 3, 16, 16)), str(tmp_path / NETWORK))
     features = np.random.default_rng(0).uniform(0, 255, (200, 48))
-    np.savez(tmp_path / "theirs.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False))
+    np.savez(tmp_path / STATISTICS, mu=features.mean(0), sigma=np.cov(features, rowvar=False))
     configure(tmp_path)
     return tmp_path
 
 
 def configure(folder, **changes):
     values = {"extends": "digits", "generator": {"channels": tiny.SMALL["generator.channels"]}}
-    values |= {"training": "imported", "weights": "weights.safetensors", "sampling": {"count": 20, "threads": 1}}
-    values["scoring"] = {"extractor": "x.pt", "reference": "theirs.npz", "threads": 1} | changes
+    values |= {"training": "imported", "weights": WEIGHTS, "sampling": {"count": 20, "threads": 1}}
+    values["scoring"] = {"extractor": NETWORK, "reference": STATISTICS, "threads": 1} | changes
     (folder / "config/experiments/published.yaml").write_text(yaml.safe_dump(values))
 
 
@@ -96,9 +107,13 @@ def test_scores_against_published_statistics(published):
         assert found["metrics"][name]["value"] is None
         assert found["metrics"][name]["reason"]
     reference = found["protocol"]["reference"]
-    assert (reference["dataset"], reference["split"], reference["n"]) == ("theirs", "published", None)
-    assert reference["imported_sha256"] == sha256(published / "theirs.npz")
-    np.savez(published / "theirs.npz", mu=np.zeros(3), sigma=np.eye(3))
+    assert (reference["dataset"], reference["split"], reference["n"]) == (
+        STATISTICS.removesuffix(".npz"),
+        "published",
+        None,
+    )
+    assert reference["imported_sha256"] == sha256(published / STATISTICS)
+    np.savez(published / STATISTICS, mu=np.zeros(3), sigma=np.eye(3))
     again = snakemake("-n", *PUBLISHED, cwd=published)
     assert "import_reference" in again.stdout
     assert "sample_images" not in again.stdout

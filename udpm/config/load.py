@@ -17,7 +17,7 @@ from udpm.config.points import LoadedSweep, Resolved, check_differ, points_of, r
 from udpm.config.resources import ClusterConfig
 from udpm.config.study import Study
 from udpm.config.sweep import Sweep
-from udpm.config.validation import NAME, Model, validate
+from udpm.config.validation import NAME, Model, types_in, validate
 from udpm.config.yaml_file import read_yaml
 from udpm.core.errors import UserError
 from udpm.core.reading import read_json
@@ -143,19 +143,19 @@ def load_cluster(config: str | Path = "config", environment: Mapping[str, str] =
     for key in ClusterConfig.model_fields:
         variable = f"UDPM_{key.upper()}"
         if given := environment.get(variable):
-            value = _as_number(given)
+            value = _typed(given, ClusterConfig.model_fields[key].annotation)
             validate(ClusterConfig, {key: value}, f"environment variable {variable}")
             values[key] = value
     return validate(ClusterConfig, values, str(path))
 
 
-def _as_number(text: str) -> str | int | float:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def _typed(text: str, annotation: Any) -> str | int | float:
+    """A variable's text as what its key holds; as it is where that is text, and where it is no such number."""
+    number = next((kind for kind in types_in(annotation) if kind in (int, float)), str)
+    try:
+        return number(text)
+    except ValueError:
+        return text
 
 
 def load_dataset(name: str, config: str | Path = "config") -> DatasetConfig:

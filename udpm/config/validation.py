@@ -67,11 +67,12 @@ def _known_keys(model: type[BaseModel], location: list[Any]) -> list[str]:
 
 def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
     """The models that an annotation mentions."""
-    return (found for found in _types(annotation) if issubclass(found, BaseModel))
+    return (found for found in types_in(annotation) if issubclass(found, BaseModel))
 
 
-def _types(annotation: Any) -> Iterator[type]:
+def types_in(annotation: Any) -> Iterator[type]:
+    """The classes that an annotation mentions."""
     if isinstance(annotation, type):
         yield annotation
     for argument in get_args(annotation):
-        yield from _types(argument)
+        yield from types_in(argument)
