@@ -58,6 +58,20 @@ def test_a_mistake_names_file_or_variable(tmp_path, text, environment, expected)
     assert expected in str(told.value)
 
 
+@pytest.mark.parametrize("value", ["it's $(touch PWNED)", "back\\slash", "b\tell"])
+def test_what_a_node_would_not_get_as_it_is_is_refused(tmp_path, monkeypatch, capsys, value):
+    monkeypatch.chdir(tmp_path)
+    asked(tmp_path)
+    from plan import Plan
+
+    plan = Plan({"experiments": ["some"], "results": value}, True)
+    plan.check_given(["experiments=some", 'results=a b $(c) "d" \u00fc'])
+    with pytest.raises(SystemExit) as stop:
+        plan.check_given([f"results={value}"])
+    assert stop.value.code == 2
+    assert "put it into config/config.yaml" in capsys.readouterr().err
+
+
 class Wildcards:
     experiment, seed = "some", "0"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,20 @@ class Plan:
     def check_cluster(self) -> None:
         """Find out before any job is submitted whether SLURM knows account and partition."""
         check_cluster(self.cluster.account, self.cluster.partition)
+
+    @one_line
+    def check_given(self, given: Iterable[str]) -> None:
+        """Find out before any job is submitted whether the jobs would get what ``--config`` says.
+
+        Args:
+            given: its KEY=VALUE. Snakemake gives them to the shell of a node as Python writes them, which a shell reads
+                as they are only where nothing has to be escaped.
+        """
+        for text in given:
+            if repr(text) != f"'{text}'":
+                raise UserError(
+                    f"--config {text!r}: jobs on nodes would not get this value as it is; put it into {CONFIG}/config.yaml"
+                )
 
     def runs(self) -> list[tuple[str, int]]:
         """(experiment, seed) of every training run."""
