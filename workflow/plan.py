@@ -129,9 +129,8 @@ class Plan:
         """
         for text in given:
             if repr(text) != f"'{text}'":
-                raise UserError(
-                    f"--config {text!r}: jobs on nodes would not get this value as it is; put it into {CONFIG}/config.yaml"
-                )
+                where = f"put it into {CONFIG}/config.yaml"
+                raise UserError(f"--config {text!r}: jobs on nodes would not get this value as it is; {where}")
 
     def runs(self) -> list[tuple[str, int]]:
         """(experiment, seed) of every training run."""
