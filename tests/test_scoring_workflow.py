@@ -62,6 +62,8 @@ def test_inception_runs_offline_in_all_modes(study):
 
 def test_missing_weights_are_fetched_before_anything_needs_them(study):
     (study / FOLDER / "inception-2015-12-05.pt").unlink()
+    path = study / "config/experiments/clean.yaml"
+    path.write_text(path.read_text().replace("download: false", "download: true"))
     done = snakemake("-n", "-p", "results/scores/clean/seed0.json", "--config", "experiments=clean", cwd=study)
     assert done.returncode == 0, done.stderr
     assert "fetch_inception" in done.stdout

@@ -82,8 +82,9 @@ class Plan:
         self.any_whole = self._any_known(lambda name: self.known[name].sampling.shards == 1)
         scored = self.sweep.scored if self.sweep else {}
         self.any_published = self._any_known(
-            lambda name: self.known[name].scoring.reference is not None and scored.get(name, name) == name
+            lambda name: self._scoring(name, "reference") is not None and scored.get(name, name) == name
         )
+        self.any_scored = self._any_known(self.is_scored)
         self.any_dataset = _any_of(experiment.dataset for experiment in self.known.values())
 
     def _any_known(self, wanted: Callable[[str], bool]) -> str:
@@ -101,18 +102,28 @@ class Plan:
         # Snakemake removes a job's outputs before it runs it again: training's refusal would come too late for them.
         if self._trained_as(name, seed) == name:
             claim(Path(self.results) / "runs" / name / f"seed{seed}", run, False, writes=False)
-        given = {
-            "weights": experiment.weights,
-            "sampling.noise": experiment.sampling.noise,
-            "scoring.reference": experiment.scoring.reference,
-        }
-        for key, file in given.items():
-            if file is not None and not Path(file).exists():
-                raise UserError(f"{place_of(name, CONFIG)}: {key}: {file} is not there")
+        self._check_files(name)
         if not self.is_imported(name) and experiment.training.nodes > 1 and not self._on_slurm:
             raise UserError(
                 f"{place_of(name, CONFIG)}: training.nodes: several nodes need a scheduler: snakemake --profile slurm"
             )
+
+    def _check_files(self, name: str) -> None:
+        """All files that an experiment names, and nothing makes, are there."""
+        experiment = self.known[name]
+        given = {
+            "weights": experiment.weights,
+            "sampling.noise": experiment.sampling.noise,
+            "scoring.reference": self._scoring(name, "reference"),
+        }
+        extractor = self._scoring(name, "extractor")
+        if extractor == "inception" and not experiment.scoring.download:
+            given["scoring.download: false, but scoring.inception_folder"] = self.extractor_file(name)
+        elif extractor not in ("digits", "inception"):
+            given["scoring.extractor"] = extractor
+        for key, file in given.items():
+            if file is not None and not Path(file).exists():
+                raise UserError(f"{place_of(name, CONFIG)}: {key}: {file} is not there")
 
     @one_line
     def check_cluster(self) -> None:
@@ -139,6 +150,14 @@ class Plan:
     def is_imported(self, name: str) -> bool:
         """Whether an experiment takes given weights in the place of training."""
         return self.known[name].training == "imported"
+
+    def is_scored(self, name: str) -> bool:
+        """Whether an experiment's images are scored."""
+        return self.known[name].scoring is not None
+
+    def _scoring(self, name: str, key: str) -> Any:
+        """A value of an experiment's scoring; None where nothing is scored."""
+        return getattr(self.known[name].scoring, key, None)
 
     def given_weights(self, wildcards) -> list[str]:
         """The weights that a run starts from or consists of, as an input."""
@@ -255,8 +274,12 @@ class Plan:
         return f"{self.results}/caches/{self.experiment(wildcards).dataset}"
 
     def extractor(self, wildcards) -> str:
+        """The TorchScript file of the feature extractor that a job's images are scored with."""
+        return self.extractor_file(wildcards.experiment)
+
+    def extractor_file(self, name: str) -> str:
         """The TorchScript file of the feature extractor that an experiment is scored with."""
-        experiment = self.experiment(wildcards)
+        experiment = self.known[name]
         scoring = experiment.scoring
         files = {
             "digits": f"{self.results}/extractors/{experiment.dataset}.pt",
@@ -272,8 +295,9 @@ class Plan:
     def inception_folders(self) -> dict[str, Arguments]:
         """Folders that hold the Inception weights, and how `udpm fetch` gets these, or only looks at them."""
         folders: dict[str, Arguments] = {}
-        for scoring in (experiment.scoring for experiment in self.known.values()):
-            if scoring.extractor == "inception":
+        for name in self.known:
+            scoring = self.known[name].scoring
+            if self._scoring(name, "extractor") == "inception":
                 offline = [] if scoring.download else ["--offline"]
                 folders.setdefault(scoring.inception_folder, Arguments("--sha256", scoring.inception_sha256, *offline))
         return folders
@@ -293,7 +317,7 @@ class Plan:
 
     def scores(self) -> list[str]:
         """All score files: runs and yardsticks."""
-        runs = [f"{name}/seed{seed}" for name, seed in self.runs()]
+        runs = [f"{name}/seed{seed}" for name, seed in self.runs() if self.is_scored(name)]
         best = [f"{name}/seed{seed}_best" for name, seed in self.runs() if self.experiments[name].candidates]
         yardsticks = [f"{name}/{kind}" for name in self.experiments for kind in self.yardsticks(name)]
         return [f"{self.results}/scores/{subject}.json" for subject in runs + best + yardsticks]
@@ -306,6 +330,8 @@ class Plan:
     @one_line
     def yardsticks(self, name: str) -> tuple[str, ...]:
         """Yardsticks that can be measured beside an experiment: held-out images need a test split."""
+        if not self.is_scored(name):
+            return ()
         dataset = load_dataset(self.experiments[name].dataset, CONFIG)
         split = dataset.holdout or dataset.source == "cifar10" or dataset.expected_test_count
         return YARDSTICKS if split else YARDSTICKS[1:]
@@ -317,7 +343,8 @@ class Plan:
         return [f"{self.results}/figures/{figure}.png" for figure in schedules + runs]
 
     def _figure_kinds(self, name: str) -> list[str]:
-        figures = [figure for figure in RUN_FIGURES if figure != "curves" or not self.is_imported(name)]
+        left = {"curves": self.is_imported(name), "neighbours": not self.is_scored(name)}
+        figures = [figure for figure in RUN_FIGURES if not left.get(figure)]
         if self.experiments[name].candidates:
             figures.append("selection")
         return [*figures, *(f"latents_{kind}" for kind in LATENTS)]
@@ -339,7 +366,8 @@ class Plan:
 
     def targets(self) -> list[str]:
         """What `all` asks for."""
-        return [f"{self.results}/tables/scores.csv", *self.figures(), *self.exported()]
+        table = [f"{self.results}/tables/scores.csv"] if self.scores() else []
+        return [*table, *self.figures(), *self.exported()]
 
 
 def _silent(dataset: DatasetConfig) -> DatasetConfig:

@@ -27,7 +27,8 @@ def command(
     """
     if (experiment is None) == (dataset is None):
         raise click.UsageError("give either an EXPERIMENT or --dataset NAME", click.get_current_context())
-    from udpm.config import load_dataset, load_experiment, resolve_run, to_json
+    from udpm.config import load_dataset, load_experiment, place_of, resolve_run, to_json
+    from udpm.core.errors import UserError
     from udpm.core.files import write_text
 
     if dataset is not None:
@@ -36,6 +37,8 @@ def command(
         run = resolve_run(experiment, seed, config)
         parts = {"run": run, "dataset": run.dataset}
         resolved = parts.get(part) or getattr(load_experiment(experiment, config), part)
+        if resolved is None:
+            raise UserError(f"{place_of(experiment, config)}: scoring: is null, so it has no part {part}")
     if output is None:
         click.echo(to_json(resolved), nl=False)
     else:

@@ -388,7 +388,8 @@ class Experiment(Section):
     """Weights to start training from, or, with ``training: imported``, to use as they are: a file of this project or a
     published checkpoint (.pt)."""
     sampling: Sampling = Sampling()
-    scoring: Scoring
+    scoring: Scoring | None
+    """null: nothing is scored. Then there are no reference, scores, nearest training images and selection."""
     selection: Selection | None = None
     """Also report the best milestone; default: the end of training alone."""
     latents: Latents = Latents()
@@ -411,9 +412,9 @@ class Experiment(Section):
         return self.sampling.model_copy(update=own | {"intermediate": False, "images": "none"})
 
     @property
-    def selection_scoring(self) -> Scoring:
+    def selection_scoring(self) -> Scoring | None:
         """How they are scored: as those of the end of training, in one range."""
-        return self.scoring.model_copy(update={"ranges": 1})
+        return None if self.scoring is None else self.scoring.model_copy(update={"ranges": 1})
 
     @model_validator(mode="after")
     def _lists_have_one_value_per_level(self) -> Experiment:
@@ -481,10 +482,24 @@ class Experiment(Section):
         return self
 
     @model_validator(mode="after")
+    def _scores_can_be_measured(self) -> Experiment:
+        scoring, count = self.scoring, self.sampling.count
+        if scoring is None:
+            return self
+        if count % scoring.ranges or count < 2 * scoring.ranges:
+            raise ValueError(
+                f"scoring.ranges: sampling.count is {count}, which makes no {scoring.ranges} equal ranges of 2 or "
+                "more; change one of the two, or write scoring: null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _selection_has_milestones(self) -> Experiment:
         selection, training = self.selection, self.training
         if selection is None:
             return self
+        if self.scoring is None:
+            raise ValueError("selection: chooses by scores, but scoring is null; leave one out")
         if not isinstance(training, Training):
             raise ValueError("selection: imported weights have no milestones to choose from; leave it out")
         every = training.keep_every

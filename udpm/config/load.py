@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from udpm.config.dataset import DatasetConfig
-from udpm.config.experiment import Experiment, RunConfig
+from udpm.config.experiment import Experiment, RunConfig, Scoring
 from udpm.config.points import LoadedSweep, Resolved, check_differ, points_of, resolve_point, split_name
 from udpm.config.resources import ClusterConfig
 from udpm.config.study import Study
@@ -22,6 +22,8 @@ from udpm.config.yaml_file import read_yaml
 from udpm.core.errors import UserError
 from udpm.core.reading import read_json
 
+CLASSIFIER_SIDES = 4
+"""The digits extractor halves images twice."""
 LONGEST_CHAIN = 32
 """Files that an experiment may extend, one after the other."""
 
@@ -62,6 +64,8 @@ def load_sweep(name: str, config: str | Path = "config") -> LoadedSweep:
     runs = {}
     for point, experiment in ((resolved.point, resolved.experiment) for resolved in points):
         at = f"{where}: point {point.name}"
+        if experiment.scoring is None:
+            raise UserError(f"{at}: scoring: is null, but a sweep's points are ranked by their scores")
         file = named_file(Path(config) / "experiments", point.experiment)
         if file.exists():
             raise UserError(f"{at}: {file} has the same name; rename one")
@@ -195,6 +199,8 @@ def run_of(experiment: Experiment, name: str, seed: int, dataset: DatasetConfig,
     }
     run = validate(RunConfig, values, where)
     _check_labels(experiment, dataset, where)
+    if experiment.scoring is not None:
+        _check_scoring(experiment.dataset, dataset, experiment.scoring, where)
     return run
 
 
@@ -204,6 +210,25 @@ def _check_labels(experiment: Experiment, dataset: DatasetConfig, where: str) ->
         if isinstance(labels, list) and max(labels, default=0) >= max(dataset.classes, 1):
             expected = f"must lie in 0..{dataset.classes - 1}, the classes of data set {experiment.dataset}"
             raise UserError(f"{where}: {key}.labels: {expected}, got {max(labels)}")
+
+
+def _check_scoring(name: str, dataset: DatasetConfig, scoring: Scoring, where: str) -> None:
+    """What scores are measured with and against can be made of the data set: told here, not after training."""
+    if scoring.extractor == "digits":
+        others = "take inception or a TorchScript file, or write scoring: null"
+        if dataset.classes < 2:
+            raise UserError(
+                f"{where}: scoring.extractor: digits is trained to tell classes, but data set {name} has none; {others}"
+            )
+        if dataset.side % CLASSIFIER_SIDES:
+            raise UserError(
+                f"{where}: scoring.extractor: digits takes images whose side is a multiple of {CLASSIFIER_SIDES}, but "
+                f"data set {name} has side {dataset.side}; {others}"
+            )
+    if scoring.reference_split == "test" and dataset.source == "digits" and not dataset.holdout:
+        raise UserError(
+            f"{where}: scoring.reference_split: test, but data set {name} has no such split; give it a holdout"
+        )
 
 
 def read_resolved(model: type[Model], path: str | Path) -> Model:

@@ -50,6 +50,8 @@ rule compute_reference:
         f"{RESULTS}/logs/compute_reference/{{experiment}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/compute_reference/{{experiment}}.tsv"
+    wildcard_constraints:
+        experiment=PLAN.any_scored,
     conda:
         "../../envs/udpm.yaml"
     threads: lambda wildcards: PLAN.experiment(wildcards).scoring.threads
@@ -102,6 +104,8 @@ rule score_samples:
         f"{RESULTS}/logs/score_samples/{{experiment}}_seed{{seed}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/score_samples/{{experiment}}_seed{{seed}}.tsv"
+    wildcard_constraints:
+        experiment=PLAN.any_scored,
     conda:
         "../../envs/udpm.yaml"
     threads: lambda wildcards: PLAN.experiment(wildcards).scoring.threads
@@ -131,6 +135,7 @@ rule score_yardstick:
     log:
         f"{RESULTS}/logs/score_yardstick/{{experiment}}_{{yardstick}}.log",
     wildcard_constraints:
+        experiment=PLAN.any_scored,
         yardstick="heldout|noise",
     conda:
         "../../envs/udpm.yaml"

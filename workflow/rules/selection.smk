@@ -37,6 +37,8 @@ rule score_milestone:
         f"{RESULTS}/logs/score_milestone/{{experiment}}_seed{{seed}}_{{iteration}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/score_milestone/{{experiment}}_seed{{seed}}_{{iteration}}.tsv"
+    wildcard_constraints:
+        experiment=PLAN.any_scored,
     conda:
         "../../envs/udpm.yaml"
     threads: lambda wildcards: PLAN.experiment(wildcards).scoring.threads
@@ -146,6 +148,8 @@ rule score_best:
         f"{RESULTS}/logs/score_best/{{experiment}}_seed{{seed}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/score_best/{{experiment}}_seed{{seed}}.tsv"
+    wildcard_constraints:
+        experiment=PLAN.any_scored,
     conda:
         "../../envs/udpm.yaml"
     threads: lambda wildcards: PLAN.experiment(wildcards).scoring.threads
