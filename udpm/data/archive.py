@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zipfile
 import zlib
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from udpm.core.errors import UserError
+from udpm.core.reading import opened
 from udpm.data.picture import Refused
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
@@ -19,6 +22,7 @@ _ENTRY = struct.Struct("<4s4xHH4xIIIHHH8xI")
 _END, _LOCATOR, _END64 = struct.Struct("<4s4H2IH"), struct.Struct("<4sIQI"), struct.Struct("<4sQ2H2IQQQQ")
 _LONGEST_COMMENT = 0xFFFF
 _BEYOND32 = 0xFFFFFFFF
+_LARGEST = 2**62
 _ENCRYPTED = 0x1
 _WHY_NOT = "not a readable member of its archive"
 
@@ -35,17 +39,57 @@ def list_members(path: Path) -> tuple[list[bytes], np.ndarray]:
         UserError: missing, or no archive.
     """
     names, keys = [], array("q")
-    try:
-        with open(path, "rb") as file:
-            count, shift = _find_directory(file)
-            for _ in range(count):
-                name, key = _directory_entry(file, shift)
-                if not name.endswith(b"/"):
-                    names.append(name)
-                    keys.extend(key)
-    except (OSError, zipfile.BadZipFile, struct.error) as error:
-        raise UserError(f"{path}: not a readable .zip: {error}") from None
+    with opened(path, ".zip") as file:
+        try:
+            for name, key in Members(file):
+                names.append(name)
+                keys.extend(key)
+        except zipfile.BadZipFile as error:
+            raise UserError(f"{path}: not a readable .zip: {error}") from None
     return names, np.frombuffer(keys, dtype=np.int64).reshape(-1, 5) if names else np.zeros((0, 5), dtype=np.int64)
+
+
+class Members:
+    """An archive's files, to iterate over: the name of each, as the bytes stored in it, and its key.
+
+    A key is offset, compressed size, size, method (-1: encrypted) and CRC-32. All of it lies inside of the file, and
+    no two members share its bytes.
+
+    Args:
+        file: the archive.
+
+    Raises:
+        zipfile.BadZipFile: on iterating, not an archive, or its directory is damaged.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def __iter__(self) -> Iterator[tuple[bytes, tuple[int, int, int, int, int]]]:
+        size, held = os.fstat(self._file.fileno()).st_size, 0
+        try:
+            count, shift = _find_directory(self._file)
+            for _ in range(count):
+                name, key = _directory_entry(self._file, shift)
+                offset, packed, unpacked, _, _ = key
+                held += packed
+                if not 0 <= offset <= size or held > size or unpacked > _LARGEST:
+                    raise zipfile.BadZipFile("its directory claims more than the file holds")
+                if not name.endswith(b"/"):
+                    yield name, key
+        except (OverflowError, ValueError, struct.error):
+            raise zipfile.BadZipFile("it is cut short, or its directory is damaged") from None
+
+
+def enter_member(file: BinaryIO, offset: int) -> bool:
+    """Go to the first byte of a member's data; whether there is a member at its offset."""
+    file.seek(offset)
+    header = file.read(_LOCAL_HEADER.size)
+    if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\x03\x04":
+        return False
+    _, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+    file.seek(name_length + extra_length, 1)
+    return True
 
 
 def _find_directory(file: BinaryIO) -> tuple[int, int]:
@@ -122,12 +166,8 @@ def read_member(file: BinaryIO, key: np.ndarray, limit: int) -> bytes:
         raise Refused(f"has {max(packed, size)} bytes, more than max_file_bytes {limit}")
     if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise Refused("is encrypted" if method == -1 else f"compressed by method {method}; only deflate is read")
-    file.seek(offset)
-    header = file.read(_LOCAL_HEADER.size)
-    if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\x03\x04":
+    if not enter_member(file, offset):
         raise Refused(_WHY_NOT)
-    _, name_length, extra_length = _LOCAL_HEADER.unpack(header)
-    file.seek(name_length + extra_length, 1)
     data = file.read(packed)
     if method == zipfile.ZIP_DEFLATED:
         data = _inflate(data, size)

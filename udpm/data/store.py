@@ -15,6 +15,7 @@ from numpy.lib import format as npy
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
 from udpm.core.reading import read_json
+from udpm.data.npz import map_npy
 
 FORMAT = "udpm-dataset/1"
 RECORD, IMAGES, LABELS = "dataset.json", "images.npy", "labels.npy"
@@ -136,12 +137,9 @@ def open_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     Raises:
         UserError: missing, unreadable, or of another shape or type.
     """
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found, though its record is there; delete the folder and make it again") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: not a readable array: {error}") from None
+    if not path.exists():
+        raise UserError(f"{path}: not found, though its record is there; delete the folder and make it again")
+    array = map_npy(path, "array")
     if array.shape != shape or array.dtype != dtype:
         raise UserError(
             f"{path}: holds {array.dtype} {array.shape}, but its record says {np.dtype(dtype)} {shape}; make it again"

@@ -1,0 +1,214 @@
+"""Arrays of .npz and .npy files: what they claim is compared with what the file holds before memory is taken for it."""
+
+from __future__ import annotations
+
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.lib import format as npy
+
+from udpm.core.errors import UserError
+from udpm.core.reading import opened
+from udpm.data.archive import Members, enter_member
+
+UNPACKED_BYTES = 2**29
+UNPACKED_TIMES = 50
+"""Arrays may unpack to UNPACKED_BYTES, or to so many times the file's size: images of anything but one colour do not
+come near it."""
+MEMBERS = 4096
+PLAIN = "biufcSU"
+"""Kinds of types whose values are plain bytes: no Python objects, and no records."""
+_BLOCK, _PACKED_BLOCK = 2**20, 2**16
+_LONGEST_HEADER = 2**16
+_MAGIC = npy.MAGIC_PREFIX
+
+
+@dataclass(frozen=True)
+class _Header:
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype
+    size: int
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def values_bytes(self) -> int:
+        return self.count * self.dtype.itemsize
+
+    def shaped(self, flat: np.ndarray) -> np.ndarray:
+        return flat.reshape(self.shape[::-1]).T if self.fortran else flat.reshape(self.shape)
+
+
+class Damaged(Exception):
+    """An array's file that is not what it claims to be; the message says why, in few words."""
+
+
+def unpack(path: str | Path, what: str, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of an .npz, or those of the given names that it has.
+
+    Args:
+        path: the file.
+        what: what it should be, for the error.
+        names: arrays to read; default: all.
+
+    Raises:
+        UserError: missing, not an .npz, damaged, or its arrays unpack to more than the limits allow.
+    """
+    with opened(path, what) as file:
+        try:
+            members = _arrays_in(file)
+            wanted = [name for name in members if names is None or name in names]
+            _check_unpacked(sum(members[name][2] for name in wanted), os.fstat(file.fileno()).st_size)
+            return {name: _read_member(file, name, members[name]) for name in wanted}
+        except (Damaged, zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(f"{path}: not a readable {what}: {error}") from None
+
+
+def read_npy(path: str | Path, what: str) -> np.ndarray:
+    """The array of an .npy.
+
+    Raises:
+        UserError: missing, not an .npy, or damaged.
+    """
+    with opened(path, what) as file:
+        header = _npy_header(file, path, what)
+        return header.shaped(np.fromfile(file, header.dtype, header.count))
+
+
+def map_npy(path: str | Path, what: str) -> np.ndarray:
+    """A read-only memory map of the array of an .npy.
+
+    Raises:
+        UserError: missing, not an .npy, or damaged.
+    """
+    with opened(path, what) as file:
+        header = _npy_header(file, path, what)
+        if not header.count:
+            return header.shaped(np.empty(0, header.dtype))
+        order = "F" if header.fortran else "C"
+        return np.memmap(file, header.dtype, "r", header.size, header.shape, order)
+
+
+def _npy_header(file: BinaryIO, path: str | Path, what: str) -> _Header:
+    try:
+        return _header(file, os.fstat(file.fileno()).st_size, "it")
+    except Damaged as error:
+        raise UserError(f"{path}: not a readable {what}: {error}") from None
+
+
+def _arrays_in(file: BinaryIO) -> dict[str, np.ndarray]:
+    """Keys of an archive's arrays, by name."""
+    if file.read(len(_MAGIC)) == _MAGIC:
+        raise Damaged("it is one array (.npy), not an archive of them (.npz)")
+    found: dict[str, np.ndarray] = {}
+    for name, key in Members(file):
+        array = name.decode("utf-8", "backslashreplace").removesuffix(".npy")
+        if array in found:
+            raise Damaged(f"array {array} is there twice")
+        if len(found) >= MEMBERS:
+            raise Damaged(f"it holds more than {MEMBERS} arrays")
+        found[array] = key
+    return found
+
+
+def _check_unpacked(size: int, packed: int) -> None:
+    limit = max(UNPACKED_BYTES, UNPACKED_TIMES * packed)
+    if size > limit:
+        raise Damaged(f"its arrays unpack to {size} bytes, more than {limit}, {UNPACKED_TIMES} times the file's size")
+
+
+def _read_member(file: BinaryIO, name: str, key: tuple[int, ...]) -> np.ndarray:
+    member = _Member(file, key)
+    header = _header(member, key[2], f"array {name}")
+    flat = np.empty(header.values_bytes, np.uint8)
+    view, place = memoryview(flat), 0
+    while place < len(flat):
+        part = member.read(min(_BLOCK, len(flat) - place))
+        if not part:
+            raise Damaged(f"array {name} is cut short")
+        view[place : place + len(part)] = part
+        place += len(part)
+    member.check(name)
+    return header.shaped(flat.view(header.dtype))
+
+
+class _Member:
+    """A member's bytes, unpacked as they are read."""
+
+    def __init__(self, file: BinaryIO, key: tuple[int, ...]) -> None:
+        offset, packed, size, method, crc = key
+        if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise Damaged("it is encrypted" if method == -1 else f"it is compressed by method {method}")
+        if not enter_member(file, offset):
+            raise Damaged("its directory leads to no member")
+        self._file, self._packed, self._left, self._wanted = file, packed, size, crc
+        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS) if method == zipfile.ZIP_DEFLATED else None
+        self._crc = 0
+
+    def read(self, count: int) -> bytes:
+        """At most `count` bytes; none at the end."""
+        count = min(count, self._left)
+        part = self._stored(count) if self._inflater is None else self._inflated(count)
+        self._left -= len(part)
+        self._crc = zlib.crc32(part, self._crc)
+        return part
+
+    def check(self, name: str) -> None:
+        """Compare the checksum of all that was read."""
+        if self._crc != self._wanted:
+            raise Damaged(f"the checksum of array {name} is wrong")
+
+    def _stored(self, count: int) -> bytes:
+        part = self._file.read(min(count, self._packed))
+        self._packed -= len(part)
+        return part
+
+    def _inflated(self, count: int) -> bytes:
+        part = b""
+        while not part and count and not self._inflater.eof:
+            packed = self._inflater.unconsumed_tail or self._stored(_PACKED_BLOCK)
+            part = self._inflater.decompress(packed, count)
+            if not packed:
+                break
+        return part
+
+
+def _header(file: BinaryIO | _Member, size: int, where: str) -> _Header:
+    """The header at the beginning of an array's `size` bytes; what follows it is what it claims."""
+    limited = _Counted(file)
+    # What a damaged header makes numpy, and the parser of Python that it calls, raise is up to them.
+    try:
+        version = npy.read_magic(limited)
+        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
+        shape, fortran, dtype = read(limited)
+    except Exception:
+        raise Damaged(f"{where} has no readable header of an array") from None
+    if dtype.kind not in PLAIN or dtype.subdtype is not None or not dtype.itemsize:
+        raise Damaged(f"{where} holds values of type {str(dtype)[:40]}, not plain numbers or text")
+    header = _Header(shape, fortran, dtype, limited.count)
+    whole = len(shape) <= 32 and all(type(side) is int and side >= 0 for side in shape)
+    if not whole or header.values_bytes != size - header.size:
+        raise Damaged(f"{where} claims {dtype} {shape}, {header.values_bytes} bytes, but has {size - header.size}")
+    return header
+
+
+class _Counted:
+    """Reads no more than a header can have, and counts it."""
+
+    def __init__(self, file: BinaryIO | _Member) -> None:
+        self._file, self.count = file, 0
+
+    def read(self, count: int) -> bytes:
+        part = self._file.read(min(count, _LONGEST_HEADER - self.count))
+        self.count += len(part)
+        return part
