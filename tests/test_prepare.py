@@ -25,9 +25,10 @@ from PIL import Image
 
 from udpm.cli import main
 from udpm.config import DatasetConfig
-from udpm.core import progress, vision
+from udpm.core import processes, progress, vision
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.locks import only_one
+from udpm.core.signals import StopRequest
 from udpm.data import fill
 from udpm.data import prepare as preparation
 from udpm.data.archive import list_members, read_member
@@ -649,6 +650,40 @@ def test_a_worker_that_is_killed_is_no_loss(many, tmp_path, monkeypatch):
             prepare(folder_config(many / "many.zip"), tmp_path / "store", workers=2)
     prepare(folder_config(many / "many.zip"), tmp_path / "store", workers=1)
     same_store(tmp_path / "store", many / "store")
+
+
+class Signalled:
+    """Sends a signal to the process that unpickles it, which a worker does before anything of its own runs in it."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __reduce__(self):
+        return signal.raise_signal, (self.number,)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_no_signal_ends_a_worker_that_has_only_begun(number):
+    process = processes.SPAWN.Process(target=repr, args=(Signalled(number),))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(processes.DECIDED_BY_PARENT)
+
+
+def test_a_worker_that_is_killed_when_told_to_stop_is_a_stop(many, tmp_path, monkeypatch):
+    stop = StopRequest()
+
+    def with_a_kill(*given):
+        for outcome in fill.do_chunks(*given):
+            stop._remember(signal.SIGTERM, None)
+            for child in multiprocessing.active_children():
+                child.kill()
+            yield outcome
+
+    monkeypatch.setattr(preparation, "do_chunks", with_a_kill)
+    with pytest.raises(StoppedEarly, match=r"stopped on SIGTERM with .* prepared and kept"):
+        prepare(folder_config(many / "many.zip"), tmp_path / "store", workers=2, stop=stop)
 
 
 # --- interruptions from outside

@@ -2,14 +2,55 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from udpm.config.base import AnyPath, NonNegativeInt, PositiveInt, Section
 
 CIFAR_SIDE = 32
+LABELLED_FOLDERS = "folders"
+LABEL_SUFFIXES = (".json", ".jsonl", ".csv")
+OWN_CLASSES = {"digits": 10, "cifar10": 10}
+"""Number of classes of the sources that bring their labels along."""
+
 Channel = Annotated[int, Field(ge=0, le=255)]
+Folders = str | Annotated[list[str], Field(min_length=1)]
+
+
+class SplitFolders(Section):
+    """Folders of a data set's splits, below `path`."""
+
+    train: Folders
+    """Training images."""
+    test: Folders | None = None
+    """Images that are kept out of training."""
+
+    @model_validator(mode="after")
+    def _apart(self) -> SplitFolders:
+        taken: list[tuple[str, ...]] = []
+        for split, folders in self.folders.items():
+            for name in folders:
+                parts = PurePosixPath(name).parts
+                if not parts or parts[0] == "/" or ".." in parts:
+                    raise ValueError(f"{split}: must name folders below path, got {name!r}")
+                if any(parts[: len(other)] == other[: len(parts)] for other in taken):
+                    raise ValueError(f"{split}: {name!r} and another folder share images")
+                taken.append(parts)
+        return self
+
+    @property
+    def folders(self) -> dict[str, list[str]]:
+        """The folders of each split."""
+        given = {"train": self.train, "test": self.test or []}
+        return {split: [names] if isinstance(names, str) else list(names) for split, names in given.items()}
+
+
+Splits = Annotated[
+    Annotated[Literal["none"], Tag("str")] | Annotated[SplitFolders, Tag("dict")],
+    Discriminator(lambda value: "str" if isinstance(value, str) else "dict"),
+]
 
 
 class DatasetConfig(Section):
@@ -22,13 +63,24 @@ class DatasetConfig(Section):
     binary, found under `path` as a folder or an archive, else downloaded there. folder: a tree of images under `path`,
     or a .zip of one, ``train/`` and ``test/`` or just images."""
     path: AnyPath | None = None
-    """Folder that holds the data, or an archive of it (sources cifar10 and folder)."""
+    """Folder that holds the data, or an archive of it (sources cifar10 and folder). `~` and `$NAME` are expanded."""
     obtain: str = ""
     """Where to get the images; shown when they are not there, or are not as many as expected."""
     side: PositiveInt
     """Side of the prepared images in pixels; images are resized (bicubic, antialiased) and centre-cropped to it."""
     classes: NonNegativeInt = 0
-    """Number of classes; 0 means unlabelled. For a folder, labels are its first folder level in alphabetical order."""
+    """Number of classes; 0 means unlabelled. A folder's labels come from a file of labels, else from its first folder
+    level, in alphabetical order with numbers in their natural one: 2 before 10."""
+    labels: str | None = None
+    """Where the labels of a folder come from. Default: ``dataset.json`` (StyleGAN, EDM), ``metadata.jsonl`` or
+    ``metadata.csv`` (Hugging Face: file_name, label) if there is one next to the images or their splits, else class
+    folders. FILE.json, FILE.jsonl or FILE.csv: this file, in `path` or anywhere else. folders: class folders, whatever
+    files there are."""
+    splits: Splits | None = None
+    """Folders of the splits. Default: those with the usual names in any case (train, training, training_set; test,
+    testing, test_set; val, valid, validation). Validation images are the `test` split if there is no other, else they
+    are left out. {train: NAME, test: NAME}: these folders, or lists of folders; all else is left out. none: no folder
+    is a split, whatever its name."""
     holdout: NonNegativeInt = 0
     """Images kept out of training as the `test` split where the source has no split of its own."""
     licence: str = ""
@@ -59,6 +111,26 @@ class DatasetConfig(Section):
             raise ValueError("path: source digits takes none")
         if self.source != "digits" and self.path is None:
             raise ValueError(f"path: source {self.source} needs the folder that holds the data")
+        if self.path is not None and (not self.path.strip() or "\0" in self.path):
+            raise ValueError(f"path: must name the folder that holds the data, got {self.path!r}; '.' is this one")
         if self.source == "cifar10" and self.side > CIFAR_SIDE:
             raise ValueError(f"side: must be at most {CIFAR_SIDE}, the side of CIFAR-10's images, got {self.side}")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_where_they_are(self) -> DatasetConfig:
+        own = OWN_CLASSES.get(self.source)
+        if own is not None and self.classes not in (0, own):
+            raise ValueError(
+                f"classes: source {self.source} has {own}, got {self.classes}; set {own}, or 0 to ignore them"
+            )
+        for key in ("labels", "splits"):
+            if own is not None and getattr(self, key) is not None:
+                raise ValueError(f"{key}: is for source folder; {self.source} has its own")
+        if self.labels is not None and not self.classes:
+            raise ValueError("labels: classes is 0, which means unlabelled; give the number of classes too")
+        if self.labels not in (None, LABELLED_FOLDERS) and not self.labels.lower().endswith(LABEL_SUFFIXES):
+            raise ValueError(
+                f"labels: must be {LABELLED_FOLDERS} or a file {', '.join(LABEL_SUFFIXES)}, got {self.labels!r}"
+            )
         return self

@@ -89,8 +89,10 @@ def _section(field: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any] | N
 
 
 def _type(field: dict[str, Any]) -> str:
-    if "anyOf" in field:
-        return " or ".join(_type(option) for option in field["anyOf"] if option.get("type") != "null")
+    if options := field.get("anyOf") or field.get("oneOf"):
+        return " or ".join(_type(option) for option in options if option.get("type") != "null")
+    if "$ref" in field:
+        return "mapping"
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if "const" in field:

@@ -54,7 +54,9 @@ def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
 
 def _is_union_tag(part: Any) -> bool:
     # pydantic adds the tried branch of "number or list" to the location; no key of ours contains brackets or is a type.
-    return isinstance(part, str) and ("[" in part or part in {"float", "int", "str", "list", "constrained-float"})
+    return isinstance(part, str) and (
+        "[" in part or part in {"float", "int", "str", "list", "dict", "constrained-float"}
+    )
 
 
 def _known_keys(model: type[BaseModel], location: list[Any]) -> list[str]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from udpm.config.dataset import CIFAR_SIDE, DatasetConfig
 from udpm.core.errors import UserError
+from udpm.core.paths import expanded
 from udpm.data.source import Source
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -116,7 +117,8 @@ def open_cifar10(config: DatasetConfig) -> Source:
     Raises:
         UserError: not there and not to be had, incomplete, not batches, or not the official ones.
     """
-    batches = find_batches(Path(config.path)) or _downloaded(config)
+    path = expanded(config.path, "path")
+    batches = find_batches(path) or _downloaded(path)
     sums, labels = {}, []
     if batches.kind == "binary" and batches.place.is_file():
         sums[batches.place.name] = _checked_sum(batches.place, "", _file_sum(batches.place), config)
@@ -132,7 +134,7 @@ def open_cifar10(config: DatasetConfig) -> Source:
         labels=np.concatenate(labels),
         class_names=CLASSES,
         reader=Batches(batches.kind, batches.place, identity=" ".join(sums.values())),
-        notes={"batches": batches.kind, "md5": sums, "md5_checked": _verdict(batches, config)},
+        notes={"labels": "the batches", "batches": batches.kind, "md5": sums, "md5_checked": _verdict(batches, config)},
     )
 
 
@@ -146,7 +148,7 @@ def find_batches(path: Path) -> Batches | None:
     return None
 
 
-def _downloaded(config: DatasetConfig) -> Batches:
+def _downloaded(path: Path) -> Batches:
     from udpm.core import vision
 
     vision.enable()
@@ -155,13 +157,13 @@ def _downloaded(config: DatasetConfig) -> Batches:
     except ImportError:
         raise UserError("source cifar10: needs torchvision: pip install 'udpm[lpips]'") from None
     try:
-        CIFAR10(config.path, download=True)
+        CIFAR10(path, download=True)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"{config.path}: CIFAR-10 is not there and cannot be downloaded ({error}); put cifar-10-python.tar.gz or "
+            f"{path}: CIFAR-10 is not there and cannot be downloaded ({error}); put cifar-10-python.tar.gz or "
             "cifar-10-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html into that folder"
         ) from None
-    return Batches("python", Path(config.path) / FORMS["python"][0])
+    return Batches("python", path / FORMS["python"][0])
 
 
 def _checked_sum(place: Path, name: str, found: str, config: DatasetConfig) -> str:

@@ -151,6 +151,9 @@ def _in_processes(work: Work, todo: Iterator[Chunk], workers: int, stop: StopReq
                 yield future.result()
             stopping = stopping or bool(stop)
     except BrokenProcessPool:
+        if stop:
+            # Whoever asks all processes of a group to stop may also end workers; what is done is kept either way.
+            return
         raise StoppedEarly("a worker was killed, perhaps for want of memory: run the same command again") from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from udpm.core.errors import UserError
+from udpm.core.paths import expanded
 from udpm.core.seeds import derive_seed
 from udpm.data.arrays import UNREADABLE
-from udpm.data.folder import TreeReader, ZipReader, list_images
+from udpm.data.listing import TreeReader, ZipReader, list_images, told_counts
 from udpm.data.picture import Recipe, Refused, quiet_decoders, to_rgb
 from udpm.data.source import shown
 
@@ -31,6 +33,7 @@ class Pictures:
         keys: where the reader finds each.
         reader: of the files.
         shape: (n, h, w, 3).
+        left_out: number of other files there, by kind.
     """
 
     root: Path
@@ -38,6 +41,7 @@ class Pictures:
     keys: np.ndarray
     reader: TreeReader | ZipReader
     shape: tuple[int, int, int, int]
+    left_out: dict[str, int]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -80,7 +84,7 @@ def open_images(path: str | Path, count: int | None = None) -> np.ndarray | Pict
     Raises:
         UserError: not there, empty, fewer than asked for, or no images.
     """
-    path = Path(path)
+    path = expanded(str(path), "images")
     found = _array(path) if path.suffix.lower() == ".npz" and not path.is_dir() else _pictures(path)
     if count is None or count == len(found):
         return found
@@ -91,18 +95,21 @@ def open_images(path: str | Path, count: int | None = None) -> np.ndarray | Pict
     if isinstance(found, np.ndarray):
         return found[chosen]
     names = [found.names[i] for i in chosen]
-    return Pictures(path, names, found.keys[chosen], found.reader, (count, *found.shape[1:]))
+    return replace(found, names=names, keys=found.keys[chosen], shape=(count, *found.shape[1:]))
 
 
 def _pictures(path: Path) -> Pictures:
     limits = Recipe(1)
-    names, keys, reader = list_images(path, limits.max_file_bytes)
+    found = list_images(path, limits.max_file_bytes)
+    name, left_out = found.names[0], found.left_out()
     try:
         with quiet_decoders():
-            first = _decode(path, names[0], reader.load(names[0], keys[0]))
+            first = _decode(path, name, found.reader.load(name, found.keys[0]))
     except Refused as refusal:
-        raise UserError(f"{path}: {shown(names[0])} {refusal}") from None
-    return Pictures(path, names, keys, reader, (len(names), *first.shape))
+        raise UserError(f"{path}: {shown(name)} {refusal}") from None
+    if left_out:
+        print(f"{path}: {len(found.names)} images; left out: {told_counts(left_out)}", file=sys.stderr)
+    return Pictures(path, found.names, found.keys, found.reader, (len(found.names), *first.shape), left_out)
 
 
 def _decode(root: Path, name: bytes, content: bytes) -> np.ndarray:

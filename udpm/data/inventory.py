@@ -14,8 +14,10 @@ import numpy as np
 from udpm.config.dataset import DatasetConfig
 from udpm.core.errors import UserError
 from udpm.core.files import write_text
+from udpm.core.paths import expanded
 from udpm.data.cifar import Batches, find_batches
-from udpm.data.folder import TreeReader, open_folder
+from udpm.data.folder import open_folder
+from udpm.data.listing import TreeReader
 from udpm.data.source import Source, shown
 
 FILE = "source.jsonl"
@@ -73,10 +75,11 @@ def inventory_now(config: DatasetConfig, digest: Digest) -> Inventory | None:
     Raises:
         UserError: the source is there and cannot be used.
     """
-    if config.path is None or not Path(config.path).exists():
+    path = None if config.path is None else expanded(config.path, "path")
+    if path is None or not path.exists():
         return None
     if config.source == "cifar10":
-        batches = find_batches(Path(config.path))
+        batches = find_batches(path)
         return None if batches is None else {path.name: digest(path) for path in batches.files}
     return take_inventory(config, open_folder(config), digest)
 

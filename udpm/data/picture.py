@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import BmpImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import BmpImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from udpm.config.dataset import DatasetConfig
 
@@ -20,6 +23,7 @@ FORMATS = [
         PngImagePlugin.PngImageFile,
         WebPImagePlugin.WebPImageFile,
         BmpImagePlugin.BmpImageFile,
+        TiffImagePlugin.TiffImageFile,
     )
 ]
 """The only decoders that ever see a file, whatever it claims to be."""
@@ -28,9 +32,14 @@ STEPS = (
     "first frame; turned as EXIF says; transparency over the background; RGB (16 bits: the high byte); shorter side to "
     "the given side (bicubic, antialiased, Pillow); centre crop"
 )
+PNG_SIGNATURE, PNG_TEXTS = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+BITS_PER_SAMPLE, PHOTOMETRIC = TiffImagePlugin.BITSPERSAMPLE, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION
 _ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 _TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
 _OPAQUE = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
+
+
+_STANDARD_ERROR = threading.Lock()
 
 
 class Refused(Exception):
@@ -88,20 +97,28 @@ def to_rgb(content: bytes | np.ndarray, recipe: Recipe) -> tuple[Image.Image, st
     """
     if not isinstance(content, bytes):
         return Image.fromarray(content), "RGB"
-    # What a decoder raises on damaged bytes is up to its author: OSError, SyntaxError, ValueError, struct.error, ...
-    try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except Exception as error:
-        raise Refused(f"not a readable image{_because(error)}") from None
-    _check_size(image.size, recipe)
-    try:
-        image.load()
-    except Exception as error:
-        raise Refused(f"not a readable image{_because(error)}") from None
+    image = _decoded(content, recipe)
     mode = image.mode
     if any(key in image.info for key in _ORIENTED):
         image = _upright(image)
     return _opaque_rgb(image, recipe.background), mode
+
+
+def _decoded(content: bytes, recipe: Recipe) -> Image.Image:
+    # What a decoder raises on damaged bytes is up to its author: OSError, SyntaxError, ValueError, struct.error, ...
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        _check_size(image.size, recipe)
+        _check_samples(image)
+        with _silent(image):
+            image.load()
+    except Refused:
+        raise
+    except Exception as error:
+        if "MAX_TEXT" in str(error) and (bare := _without_texts(content)) != content:
+            return _decoded(bare, recipe)
+        raise Refused(f"not a readable image{_because(error)}") from None
+    return image
 
 
 def fit(image: Image.Image, side: int) -> np.ndarray:
@@ -127,6 +144,47 @@ def _check_size(size: tuple[int, int], recipe: Recipe) -> None:
         raise Refused(f"claims {width}×{height} pixels, more than max_pixels {recipe.max_pixels}")
     if min(size) < recipe.side:
         raise Refused(f"has {width}×{height} pixels, smaller than side {recipe.side}")
+
+
+@contextmanager
+def _silent(image: Image.Image) -> Iterator[None]:
+    """Keep libtiff's complaints about damaged data, which name no file, from standard error; Pillow raises, too."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        yield
+        return
+    with _STANDARD_ERROR:
+        sys.stderr.flush()
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nowhere)
+
+
+def _check_samples(image: Image.Image) -> None:
+    """Refuse the TIFFs whose values Pillow hands on without the scale or the sign that would make them grey levels."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile) or not image.mode.startswith("I"):
+        return
+    bits, inverted = image.tag_v2.get(BITS_PER_SAMPLE, (1,))[0], image.tag_v2.get(PHOTOMETRIC) == 0
+    if bits != 16 or image.mode == "I" or inverted:
+        kind = "inverted" if inverted else "signed" if bits == 16 else "grey"
+        raise Refused(f"is a TIFF of {bits}-bit {kind} values, which cannot be turned into RGB faithfully")
+
+
+def _without_texts(content: bytes) -> bytes:
+    """A PNG without texts and colour profile: Pillow gives an image up where one of them unpacks to a megabyte."""
+    if not content.startswith(PNG_SIGNATURE):
+        return content
+    kept, place = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while place + 12 <= len(content):
+        end = place + 12 + int.from_bytes(content[place : place + 4], "big")
+        if content[place + 4 : place + 8] not in PNG_TEXTS:
+            kept.append(content[place:end])
+        place = end
+    return b"".join(kept)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -28,13 +28,14 @@ from udpm.data.duplicates import content_hash, find_duplicates
 from udpm.data.fill import CHUNK, Chunk, Outcome, Work, chunks, do_chunks
 from udpm.data.inventory import take_inventory, write_inventory
 from udpm.data.journal import Journal
+from udpm.data.listing import told_counts
 from udpm.data.picture import STEPS, Recipe
 from udpm.data.source import Source, shown
 from udpm.data.sources import open_source
 from udpm.data.store import FORMAT, HEADER_BYTES, IMAGES, LABELS, RECORD, array_header, open_store
 
 SECONDS_BETWEEN_SYNCS = 1.0
-NAMES_SHOWN = 3
+NAMES_SHOWN, CLASSES_SHOWN = 3, 20
 CHUNKS_FOR_A_WORKER = 8
 """A worker takes a quarter of a second to start: fewer chunks for each are done sooner without."""
 
@@ -131,7 +132,12 @@ class _Job:
     def fingerprint(self) -> str:
         """SHA-256 of all that the store depends on; the images by name, size and time of change or checksum."""
         config = self.config.model_dump(mode="json", exclude={"workers", "path"})
-        digest = hashlib.sha256(json.dumps([self.header, config, self.source.splits], sort_keys=True).encode())
+        # Stores that were prepared before there were these keys stay recognised.
+        config = {key: value for key, value in config.items() if value is not None or key not in ("labels", "splits")}
+        parts = [self.header, config, self.source.splits]
+        if not self.source.labels_follow_names:
+            parts.append(self.source.label_digest())
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
         for chunk in chunks(self.source):
             digest.update(chunk.digest.encode())
         return digest.hexdigest()
@@ -232,7 +238,7 @@ class _Job:
         self.store.rename(self.folder)
         sync(self.folder.parent)
         shutil.rmtree(self.partial, ignore_errors=True)
-        _tell(self.folder, record)
+        _tell(self.folder, record, self.source)
 
     def _complaint(self, refused: dict[int, str]) -> str:
         first = [f"{self._place(number)}: {reason}" for number, reason in list(refused.items())[:NAMES_SHOWN]]
@@ -266,6 +272,7 @@ class _Job:
             "count": len(labels),
             "classes": config.classes,
             "class_names": source.class_names if config.classes else [],
+            "class_counts": _class_counts(labels, ranges, config.classes),
             "splits": ranges,
             "preprocessing": {
                 "steps": STEPS,
@@ -326,10 +333,29 @@ def _ranges(splits: dict[str, int], kept: np.ndarray) -> tuple[np.ndarray, dict[
     return numbers, ranges
 
 
-def _tell(folder: Path, record: dict[str, Any]) -> None:
-    splits = ", ".join(f"{stop - start} {name}" for name, (start, stop) in record["splits"].items())
+def _class_counts(labels: np.ndarray, ranges: dict[str, list[int]], classes: int) -> dict[str, list[int]]:
+    """Images of each class in each split; without classes, of all."""
+    return {
+        name: np.bincount(labels[start:stop], minlength=max(classes, 1)).tolist()
+        for name, (start, stop) in ranges.items()
+    }
+
+
+def _tell(folder: Path, record: dict[str, Any], source: Source) -> None:
+    """Say what was made of what: splits, classes, and what was left out."""
+    print(f"{folder}: {record['count']} images of side {record['side']}")
+    for name, (start, stop) in record["splits"].items():
+        folders = record["source"].get("splits", {}).get(name)
+        origin = f" (from {', '.join(folders)})" if folders else ""
+        print(f"  {name}: {stop - start} images{origin}")
+    if "test" not in record["splits"]:
+        print("  test: none; holdout: N keeps N images out of training, to measure how near a score can come to 0")
+    print(f"  {_told_classes(record)}")
+    if left_out := record["source"].get("left_out"):
+        print(f"  left out: {told_counts(left_out)}")
+    for warning in source.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     duplicates, skipped = record["duplicates"], record["skipped"]
-    print(f"{folder}: {record['count']} images ({splits})")
     if skipped:
         print(f"warning: {len(skipped)} images cannot be used and were skipped; {RECORD} lists them", file=sys.stderr)
     if duplicates["images"]:
@@ -338,3 +364,14 @@ def _tell(folder: Path, record: dict[str, Any]) -> None:
             f"under another label, {duplicates['across_splits']} times in another split)",
             file=sys.stderr,
         )
+
+
+def _told_classes(record: dict[str, Any]) -> str:
+    """The classes with their numbers of images in all splits; of many the first."""
+    if not record["classes"]:
+        return "classes: none"
+    counts = np.sum(list(record["class_counts"].values()), axis=0).tolist()
+    names = record["class_names"] or [f"class {number}" for number in range(record["classes"])]
+    told = [f"{name} {count}" for name, count in zip(names, counts, strict=True)][:CLASSES_SHOWN]
+    more = f", and {len(names) - CLASSES_SHOWN} more in {RECORD}" if len(names) > CLASSES_SHOWN else ""
+    return f"{len(names)} classes (labels: {record['source'].get('labels')}): {', '.join(told)}{more}"

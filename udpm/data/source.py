@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -34,7 +36,10 @@ class Source:
         labels: (n,) int64; all zero where there are no classes.
         class_names: by label; empty where they are unknown or there are none.
         reader: of the images.
-        notes: for the record.
+        notes: for the record: splits (folders by split), labels (where they come from), left_out (numbers of files and
+            images by kind), and what else the source knows.
+        warnings: what to tell of it.
+        label_file: whether the labels come from a file of labels.
     """
 
     splits: dict[str, int]
@@ -44,6 +49,18 @@ class Source:
     class_names: list[str]
     reader: Reader
     notes: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    label_file: bool = False
+
+    @property
+    def labels_follow_names(self) -> bool:
+        """Whether labels are known where the images' names are: of class folders in alphabetical order, or of none."""
+        return not self.label_file and self.class_names == sorted(self.class_names)
+
+    def label_digest(self) -> str:
+        """SHA-256 of labels and class names."""
+        names = json.dumps(self.class_names).encode()
+        return hashlib.sha256(self.labels.astype("<i8").tobytes() + names).hexdigest()
 
 
 def shown(name: bytes | str) -> str:

@@ -74,4 +74,5 @@ def _digits(config: DatasetConfig) -> Source:
         labels=labels[order].astype(np.int64),
         class_names=[str(digit) for digit in range(10)],
         reader=ArrayReader(np.repeat(grey[..., None], 3, axis=-1)),
+        notes={"labels": "the digits"},
     )
