@@ -312,9 +312,9 @@ REFUSED = {
     "no object": (EDM, {"dataset.json": "[]"}, TWO_CLASSES, 'expected {"labels": [["NAME", 0], …]}, found a list'),
     "labels of another form": (EDM, {"dataset.json": '{"labels": {"a": 1}}'}, TWO_CLASSES, "found an object"),
     "no JSON": (EDM, {"dataset.json": '{"labels": ['}, TWO_CLASSES, "dataset.json: not readable as JSON"),
-    "JSON too deep": (EDM, {"dataset.json": "[" * 100_000}, TWO_CLASSES, "nested too deeply"),
+    "JSON too deep": (EDM, {"dataset.json": "[" * 100_000}, TWO_CLASSES, "nested more than 64 deep"),
     "a number too long": (EDM, {"dataset.json": f'{{"labels": {"9" * 5000}}}'}, TWO_CLASSES, "not readable as JSON"),
-    "a key twice": (EDM, {"dataset.json": '{"labels": null, "labels": []}'}, TWO_CLASSES, "a key is there twice"),
+    "a key twice": (EDM, {"dataset.json": '{"labels": null, "labels": []}'}, TWO_CLASSES, "key 'labels' stands twice"),
     "no pair": (EDM, {"dataset.json": '{"labels": [["a.png"]]}'}, TWO_CLASSES, 'labels[0] must be ["NAME", 0]'),
     "a name that is no text": (EDM, {"dataset.json": '{"labels": [[1, 1]]}'}, TWO_CLASSES, "name must be text"),
     "a negative label": (EDM, edm(0, -1, 1), TWO_CLASSES, "labels[1]: the label is -1"),
@@ -322,7 +322,7 @@ REFUSED = {
     "a fraction": (EDM, edm(0, 1.0, 1), TWO_CLASSES, "must be a whole number or a name"),
     "a vector": (EDM, edm(0, [0, 1], 1), TWO_CLASSES, "found [0, 1]"),
     "no label": (EDM, edm(0, None, 1), TWO_CLASSES, "found null"),
-    "a huge label": (EDM, edm(0, 10**30, 1), TWO_CLASSES, "number classes without gaps"),
+    "a huge label": (EDM, edm(0, 10**15, 1), TWO_CLASSES, "number classes without gaps"),
     "labels from 1": (EDM, edm(1, 2, 1), TWO_CLASSES, "but no image has 0"),
     "names and numbers": (EDM, edm(0, "cat", 1), TWO_CLASSES, "write all as numbers or all as"),
     "an image without a label": (EDM, edm(0, 1), TWO_CLASSES, "has no label for 00001/img00001"),
@@ -434,11 +434,14 @@ def test_paths_as_people_write_them(tmp_path, monkeypatch):
     folder.rename(tmp_path / "$NOWHERE")
     monkeypatch.chdir(tmp_path)
     assert opened("$NOWHERE").splits == {"train": 1}
-    for path, expected in (("$NOWHERE/x", "NOWHERE, which is not set"), ("~nobody-of-this-name/x", "no home folder")):
+    for path, expected in (
+        ("$NOWHERE/x", "NOWHERE in it, which is not set"),
+        ("~nobody-of-this-name/x", "no home folder"),
+    ):
         with pytest.raises(UserError, match=f"path: .*{expected}"):
             opened(path)
     for path in ("", " ", "a\0b"):
-        with pytest.raises(UserError, match="path: must name the folder that holds the data"):
+        with pytest.raises(UserError, match=r"path: (must name|a path must not contain)"):
             opened(path)
 
 
@@ -557,10 +560,18 @@ def test_tiffs_whose_values_have_no_scale_are_refused(capfd):
     tag = good.index((262).to_bytes(2, "little") + (3).to_bytes(2, "little"))
     with pytest.raises(Refused, match="16-bit inverted"):
         decoded(good[: tag + 8] + bytes(2) + good[tag + 10 :])
-    damaged = bytearray(encoded(noise(), "TIFF", compression="tiff_lzw"))
-    damaged[100] ^= 0x5A
-    with pytest.raises(Refused, match="not a readable image"):
-        decoded(bytes(damaged))
+
+
+def test_damaged_tiffs_are_refused_without_a_word_of_the_library(capfd):
+    good, refused = encoded(noise(), "TIFF", compression="tiff_lzw"), 0
+    for place in range(0, len(good), 97):
+        damaged = bytearray(good)
+        damaged[place] ^= 0x5A
+        try:
+            decoded(bytes(damaged))
+        except Refused:
+            refused += 1
+    assert refused > 2
     assert capfd.readouterr().err == ""
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from udpm.cli.options import FILE, Numbers
+from udpm.cli.options import FILE, Classes, Numbers
 
 SHARED = (
     click.argument("source", type=FILE, metavar="WEIGHTS"),
     click.option("--config", type=FILE, help="Resolved latents section (udpm resolve --part latents)."),
     click.option("--output", type=FILE, required=True, help="Images, axes and record, .npz."),
     click.option("--seeds", type=Numbers(int), metavar="N,N,N,N", help="Seeds of the four latents."),
-    click.option("--labels", type=Numbers(int), metavar="N,…", help="Classes shown."),
+    click.option("--labels", type=Classes(), metavar="CLASS,…", help="Classes shown, by name or number; a name wins."),
 )
 HOW = (
     click.option(

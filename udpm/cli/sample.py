@@ -8,18 +8,9 @@ from typing import Any
 
 import click
 
-from udpm.cli.options import FILE
+from udpm.cli.options import FILE, Classes
 
 CASUAL_COUNT = 64
-
-
-def _labels(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | list[int] | None:
-    if value in (None, "balanced", "none"):
-        return value
-    try:
-        return [int(part) for part in value.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is neither balanced nor none nor a list such as 0,3,7") from None
 
 
 def _shard(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, int]:
@@ -38,7 +29,12 @@ def _shard(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 @click.option("--count", type=int, help=f"Number of images; {CASUAL_COUNT} where no --config says otherwise.")
 @click.option("--batch", type=int, help="Images per network call; has no influence on the images.")
 @click.option("--seed", type=int, help="The n-th image's noise is a function of (seed, n) alone.")
-@click.option("--labels", callback=_labels, help="balanced, none, or classes to take in turn, such as 3,5.")
+@click.option(
+    "--labels",
+    type=Classes("balanced", "none"),
+    metavar="CLASS,…",
+    help="balanced, none, or classes to take in turn, by name (cat,dog) or number (3,5); a name wins.",
+)
 @click.option("--posterior", type=click.Choice(["scalar", "exact"]), help="Covariance of the posterior.")
 @click.option("--guidance", type=float, help="w of classifier-free guidance; for models trained with label dropout.")
 @click.option("--noise", type=str, help="Noise file, .npz with base, eps_L, …, eps_1, in the place of a seed.")

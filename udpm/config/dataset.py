@@ -12,8 +12,11 @@ from udpm.config.base import AnyPath, NonNegativeInt, PositiveInt, Section
 CIFAR_SIDE = 32
 LABELLED_FOLDERS = "folders"
 LABEL_SUFFIXES = (".json", ".jsonl", ".csv")
-OWN_CLASSES = {"digits": 10, "cifar10": 10}
-"""Number of classes of the sources that bring their labels along."""
+OWN_CLASSES = {
+    "digits": [str(digit) for digit in range(10)],
+    "cifar10": ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
+}
+"""Names of the classes of the sources that bring their labels along."""
 
 Channel = Annotated[int, Field(ge=0, le=255)]
 Folders = str | Annotated[list[str], Field(min_length=1)]
@@ -71,7 +74,7 @@ class DatasetConfig(Section):
     classes: NonNegativeInt = 0
     """Number of classes; 0 means unlabelled. A folder's labels come from a file of labels, else from its first folder
     level, in alphabetical order with numbers in their natural one: 2 before 10."""
-    labels: str | None = None
+    labels: AnyPath | None = None
     """Where the labels of a folder come from. Default: ``dataset.json`` (StyleGAN, EDM), ``metadata.jsonl`` or
     ``metadata.csv`` (Hugging Face: file_name, label) if there is one next to the images or their splits, else class
     folders. FILE.json, FILE.jsonl or FILE.csv: this file, in `path` or anywhere else. folders: class folders, whatever
@@ -111,21 +114,19 @@ class DatasetConfig(Section):
             raise ValueError("path: source digits takes none")
         if self.source != "digits" and self.path is None:
             raise ValueError(f"path: source {self.source} needs the folder that holds the data")
-        if self.path is not None and (not self.path.strip() or "\0" in self.path):
-            raise ValueError(f"path: must name the folder that holds the data, got {self.path!r}; '.' is this one")
         if self.source == "cifar10" and self.side > CIFAR_SIDE:
             raise ValueError(f"side: must be at most {CIFAR_SIDE}, the side of CIFAR-10's images, got {self.side}")
         return self
 
     @model_validator(mode="after")
     def _labels_where_they_are(self) -> DatasetConfig:
-        own = OWN_CLASSES.get(self.source)
-        if own is not None and self.classes not in (0, own):
+        own = len(OWN_CLASSES.get(self.source, []))
+        if own and self.classes not in (0, own):
             raise ValueError(
                 f"classes: source {self.source} has {own}, got {self.classes}; set {own}, or 0 to ignore them"
             )
         for key in ("labels", "splits"):
-            if own is not None and getattr(self, key) is not None:
+            if own and getattr(self, key) is not None:
                 raise ValueError(f"{key}: is for source folder; {self.source} has its own")
         if self.labels is not None and not self.classes:
             raise ValueError("labels: classes is 0, which means unlabelled; give the number of classes too")

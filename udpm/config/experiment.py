@@ -26,6 +26,8 @@ from udpm.core.published import INCEPTION
 WIDEST = 512
 """Channels of the discriminator's widest map."""
 DecayFactor = Annotated[float, Field(gt=0, le=1)]
+Label = NonNegativeInt | Annotated[str, Field(min_length=1)]
+"""A class, by number or name."""
 LpipsExponent = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 
 
@@ -202,8 +204,9 @@ class Sampling(Section):
 
     count: PositiveInt = 50_000
     """Number of images."""
-    labels: Literal["balanced", "none"] | list[NonNegativeInt] = "balanced"
-    """Classes asked for, in turn: all of them, or those listed; none: no label, for a model with label dropout."""
+    labels: Literal["balanced", "none"] | list[Label] = "balanced"
+    """Classes asked for, in turn: all of them, or those listed by name or number (a name wins where both are possible);
+    none: no label, for a model with label dropout."""
     batch: PositiveInt = 250
     """Images per network call; has no influence on the images."""
     shards: PositiveInt = 1
@@ -255,8 +258,8 @@ class Sampling(Section):
 class Latents(Section):
     """The latent-space figures (paper, section 4): what a model's noise maps control."""
 
-    labels: list[NonNegativeInt] = []
-    """Classes shown, a row for each; empty: the first four. For a class-conditional model."""
+    labels: list[Label] = []
+    """Classes shown, by name or number, a row for each; empty: the first four. For a class-conditional model."""
     seeds: Annotated[list[NonNegativeInt], Field(min_length=4, max_length=4)] = [0, 1, 2, 3]
     """Four latents: the first is perturbed, the first two are swapped, all four are interpolated. Without classes, rows
     are seeds: all four are perturbed, and the other two are swapped too."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from udpm.config.dataset import DatasetConfig
+from udpm.config.dataset import OWN_CLASSES, DatasetConfig
 from udpm.config.experiment import Experiment, RunConfig, Scoring
 from udpm.config.points import LoadedSweep, Resolved, check_differ, points_of, resolve_point, split_name
 from udpm.config.resources import ClusterConfig
@@ -19,6 +19,7 @@ from udpm.config.study import Study
 from udpm.config.sweep import Sweep
 from udpm.config.validation import NAME, Model, types_in, validate
 from udpm.config.yaml_file import read_yaml
+from udpm.core.classes import class_number
 from udpm.core.errors import UserError
 from udpm.core.reading import read_json
 
@@ -207,9 +208,16 @@ def run_of(experiment: Experiment, name: str, seed: int, dataset: DatasetConfig,
 def _check_labels(experiment: Experiment, dataset: DatasetConfig, where: str) -> None:
     """Classes that are asked for are the data set's: told here, not after days of training."""
     for key, labels in (("sampling", experiment.sampling.labels), ("latents", experiment.latents.labels)):
-        if isinstance(labels, list) and max(labels, default=0) >= max(dataset.classes, 1):
+        if isinstance(labels, str):
+            continue
+        numbers = [label for label in labels if isinstance(label, int)]
+        if max(numbers, default=0) >= max(dataset.classes, 1):
             expected = f"must lie in 0..{dataset.classes - 1}, the classes of data set {experiment.dataset}"
-            raise UserError(f"{where}: {key}.labels: {expected}, got {max(labels)}")
+            raise UserError(f"{where}: {key}.labels: {expected}, got {max(numbers)}; a name like this goes in quotes")
+        names = OWN_CLASSES.get(dataset.source, []) if dataset.classes else []
+        for label in labels:
+            if names or not dataset.classes:
+                class_number(label, names, dataset.classes, f"{where}: {key}.labels")
 
 
 def _check_scoring(name: str, dataset: DatasetConfig, scoring: Scoring, where: str) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from udpm.config.dataset import CIFAR_SIDE, DatasetConfig
+from udpm.config.dataset import CIFAR_SIDE, OWN_CLASSES, DatasetConfig
 from udpm.core.errors import UserError
 from udpm.core.paths import expanded
 from udpm.data.source import Source
 
-CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+CLASSES = OWN_CLASSES["cifar10"]
 BATCHES = [f"data_batch_{number}" for number in range(1, 6)]
 TEST = "test_batch"
 PIXELS = 3 * CIFAR_SIDE**2

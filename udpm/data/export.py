@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from udpm.core.ahead import in_order
+from udpm.core.classes import class_folders
 from udpm.core.errors import StoppedEarly
 from udpm.core.files import atomic_folder, write_json
 from udpm.core.processes import SPAWN, obey_parent
@@ -37,7 +38,7 @@ def export_images(samples: Path, folder: Path, layout: str, image_format: str) -
     Args:
         samples: .npz of a sample set.
         folder: where to; an export that is there is replaced once the new one is whole, anything else is refused.
-        layout: "flat", or "classes" for a folder for each class.
+        layout: "flat", or "classes" for a folder for each class, called by its name where that is known.
         image_format: "png" (lossless) or "jpg" (quality 95).
 
     Returns:
@@ -50,6 +51,7 @@ def export_images(samples: Path, folder: Path, layout: str, image_format: str) -
     sets = {"": found.images} | {f"level_{level}": images for level, images in found.outputs.items()}
     digits = max(5, len(str(len(found.images) - 1)))
     total = len(found.images) * len(sets)
+    folders = class_folders(found.record.get("class_names", []), found.record.get("classes", 0))
     by_class = layout == "classes" and found.record.get("classes", 0) > 0
     with (
         atomic_folder(folder, RECORD) as building,
@@ -58,7 +60,7 @@ def export_images(samples: Path, folder: Path, layout: str, image_format: str) -
         jobs: list[Job] = []
         for name, images in sets.items():
             for number, (image, label) in enumerate(zip(images, found.labels, strict=True)):
-                place = building / name / (str(label) if by_class else "")
+                place = building / name / (folders[label] if by_class else "")
                 jobs.append((image, place / f"{number:0{digits}d}.{image_format}"))
         for place in {path.parent for _, path in jobs}:
             place.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from udpm.config.dataset import DatasetConfig
+from udpm.config.dataset import OWN_CLASSES, DatasetConfig
 from udpm.core.errors import UserError
 from udpm.core.seeds import derive_seed
 from udpm.data.cifar import open_cifar10
@@ -72,7 +72,7 @@ def _digits(config: DatasetConfig) -> Source:
         names=[b"digit %d" % index for index in order],
         keys=order[:, None].astype(np.int64),
         labels=labels[order].astype(np.int64),
-        class_names=[str(digit) for digit in range(10)],
+        class_names=OWN_CLASSES["digits"],
         reader=ArrayReader(np.repeat(grey[..., None], 3, axis=-1)),
         notes={"labels": "the digits"},
     )

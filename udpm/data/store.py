@@ -56,6 +56,11 @@ class Store:
         return self.record["classes"]
 
     @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, by label; empty where there are none or they are not known."""
+        return self.record.get("class_names") or []
+
+    @property
     def digest(self) -> str:
         """SHA-256 over images and labels: the data set's identity."""
         return self.record["sha256"]

@@ -20,7 +20,7 @@ from udpm.networks import architecture
 from udpm.networks.architecture import Tensors, UnknownArchitecture
 from udpm.networks.discriminator import DiscriminatorShape
 from udpm.networks.unet import UNetShape
-from udpm.networks.weights import FORMAT, described_model, read_tensors, tensors_under
+from udpm.networks.weights import FORMAT, class_names_of, described_model, read_tensors, tensors_under
 
 PREFIXES = ("module.", "_orig_mod.")
 """What data-parallel training and compilation put before every name."""
@@ -43,6 +43,7 @@ class Imported:
         levels: L, where the file tells it.
         iteration: of training, or None.
         origin: what the weights were read from, for the record.
+        class_names: under this key, where the file tells them.
     """
 
     networks: dict[str, Tensors]
@@ -53,6 +54,7 @@ class Imported:
     levels: int | None
     iteration: int | None
     origin: dict[str, Any] = field(default_factory=dict)
+    class_names: dict[str, list[str]] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """What was found, for people: architecture, sizes, which weights, iteration and files."""
@@ -65,6 +67,7 @@ class Imported:
                 kind: sum(tensor.numel() for tensor in tensors.values()) for kind, tensors in self.networks.items()
             },
             "iteration": self.iteration,
+            **self.class_names,
             **self.origin,
         }
 
@@ -197,6 +200,7 @@ def _own(path: Path) -> Imported:
             "files": _identities([path]),
             **{key: description[key] for key in known if description.get(key) is not None},
         },
+        class_names=class_names_of(path, description, model),
     )
 
 

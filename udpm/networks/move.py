@@ -134,7 +134,7 @@ def bring_over(
     if described is not None:
         _agree(model, described, where)
     files = _experiment(name, folder, described, weights, imported, process) if name is not None else {}
-    known = {"iteration": imported.iteration, "origin": imported.origin}
+    known = {"iteration": imported.iteration, "origin": imported.origin, **imported.class_names}
     description = {"experiment": weights.stem, "run_seed": 0, **known}
     save_weights(weights, model, imported.networks, description)
     return [f"{weights}: {summary(model, imported)}", *_written(files, described, notes)]

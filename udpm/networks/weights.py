@@ -29,7 +29,7 @@ class Model:
         generator: in eval mode.
         config: its shape and its process.
         record: experiment, run_seed, dataset, dataset_sha256, iteration (each None where unknown), origin (of imported
-            weights), which weights, and the file's SHA-256.
+            weights), class_names (where they are known), which weights, and the file's SHA-256.
     """
 
     generator: UNet
@@ -83,7 +83,7 @@ def save_weights(
         config: of the generator.
         networks: state dicts by what they are: "ema" (averaged), further averages, "raw"; and "discriminator" if it
             comes along.
-        description: experiment, run_seed, dataset, dataset_sha256, iteration, and whatever else is known.
+        description: experiment, run_seed, dataset, dataset_sha256, class_names, iteration, and whatever else is known.
     """
     tensors = {f"{kind}/{name}": tensor for kind, state in networks.items() for name, tensor in state.items()}
     write_tensors(path, tensors, {"format": FORMAT, "model": config.model_dump(mode="json"), **description})
@@ -114,6 +114,7 @@ def load_model(path: str | Path, weights: str = "ema", device: torch.device | st
     known = ("experiment", "run_seed", "dataset", "dataset_sha256", "iteration", "origin")
     record = {
         **{key: description.get(key) for key in known},
+        **class_names_of(path, description, config),
         "weights": weights,
         "weights_sha256": sha256(path),
     }
@@ -129,6 +130,20 @@ def described_model(path: str | Path, description: dict[str, Any]) -> ModelConfi
     if not isinstance(description.get("model"), dict):
         raise UserError(f"{path}: does not describe its model")
     return validate(ModelConfig, description["model"], str(path))
+
+
+def class_names_of(path: str | Path, description: dict[str, Any], config: ModelConfig) -> dict[str, list[str]]:
+    """The names of the classes that a weight file's generator knows, under "class_names"; empty where it says none.
+
+    Raises:
+        UserError: they are no names, or not as many as there are classes.
+    """
+    names = description.get("class_names")
+    if names is None or not config.classes:
+        return {}
+    if not isinstance(names, list) or len(names) != config.classes or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: class_names must be {config.classes} names; the file was changed or is damaged")
+    return {"class_names": names}
 
 
 def milestone(weights: str | Path, iteration: int) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from udpm.training.records import read_complete
 
 TASK = "unconditional-image-generation"
 """Hugging Face's name of the nearest of its tasks; it has none for images of a class."""
+CLASSES_NAMED = 100
 LOSSES = ("reconstruction", "lpips", "adversarial")
 LIMITS = (
     "Draws images like those it was trained on, at their side, and nothing else.",
@@ -107,11 +109,19 @@ def _data(config: RunConfig, record: dict[str, Any]) -> str:
     digest = record.get("dataset_sha256")
     lines = [
         f"- Data set: {config.dataset_name}{f' ({dataset.description})' if dataset.description else ''}",
-        f"- Classes: {dataset.classes or 'none'}",
+        f"- Classes: {_classes(dataset.classes, record.get('class_names') or [])}",
         f"- Licence or terms of the images: {dataset.licence or 'not stated in the configuration'}",
         f"- SHA-256 of images and labels: {digest or 'unknown'}",
     ]
     return "## Data\n\n" + "\n".join(lines) + "\n"
+
+
+def _classes(count: int, names: list[str]) -> str:
+    """Their number, and the names in the order of the labels; of very many the first."""
+    if not names:
+        return str(count or "none")
+    more = f", … ({len(names) - CLASSES_NAMED} more)" if len(names) > CLASSES_NAMED else ""
+    return f"{count}: {', '.join(names[:CLASSES_NAMED])}{more}"
 
 
 def _training(config: RunConfig, record: dict[str, Any]) -> str:
@@ -164,7 +174,8 @@ def _limits() -> str:
 
 
 def _use(config: RunConfig, record: dict[str, Any]) -> str:
-    labels = ", labels=0" if config.generator.class_conditional else ""
+    names = record.get("class_names") or [0]
+    labels = f", labels={json.dumps(names[0])}" if config.generator.class_conditional else ""
     return (
         "## Use\n\n```python\nimport udpm\n\n"
         f'images = udpm.load("weights.safetensors").sample(16{labels}, seed=0)  # uint8\n```\n\n'

@@ -70,7 +70,8 @@ def _perturb(arrays: Arrays, record: dict[str, Any]) -> Content:
     images, levels, strengths = arrays["images"], arrays["levels"], arrays["strengths"]
     labels, seeds = arrays["labels"], arrays["seeds"]
     rows = [
-        f"class {label}" if record["classes"] else f"seed {seed}" for label, seed in zip(labels, seeds, strict=True)
+        words.of_class(record, label) if record["classes"] else f"seed {seed}"
+        for label, seed in zip(labels, seeds, strict=True)
     ]
     grids = [
         Grid(pictures, rows, [f"{share:.3g}" for share in shares], title=f"{_map(level, images)}, share g kept:")
@@ -87,7 +88,8 @@ def _perturb(arrays: Arrays, record: dict[str, Any]) -> Content:
 def _swap(arrays: Arrays, record: dict[str, Any]) -> Content:
     images, levels, labels, seeds = (arrays[name] for name in ("images", "levels", "labels", "seeds"))
     first, second = ("A", "B") if not record["classes"] else (f"A\nseed {seeds[0, 0]}", f"B\nseed {seeds[0, 1]}")
-    rows = [f"class {label}" for label in labels] if record["classes"] else [f"seeds {a}, {b}" for a, b in seeds]
+    named = [words.of_class(record, label) for label in labels]
+    rows = named if record["classes"] else [f"seeds {a}, {b}" for a, b in seeds]
     columns = [first, *(f"B, but\nl = {level} of A" for level in levels), second]
     names = ["A", *(f"B with level {level} of A" for level in levels), "B"]
     lines = [
@@ -145,7 +147,7 @@ def _origin(record: dict[str, Any]) -> str:
 
 
 def _of_class(arrays: Arrays, record: dict[str, Any]) -> str:
-    return f", class {arrays['labels'][0]}" if record["classes"] else ""
+    return f", {words.of_class(record, arrays['labels'][0])}" if record["classes"] else ""
 
 
 def _map(level: int, images: np.ndarray) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,7 +26,7 @@ def draw_samples(path: str | Path, stem: str | Path) -> None:
         UserError: no readable sample set.
     """
     samples = load_samples(path)
-    rows, shown = _rows(samples.labels, samples.record.get("classes", 0))
+    rows, shown = _rows(samples.labels, samples.record)
     side = samples.images.shape[1]
     gap = max(1, side // 16)
     columns = max(map(len, shown))
@@ -69,7 +70,7 @@ def draw_chain(path: str | Path, stem: str | Path) -> None:
             grid[row, column].imshow(picture[column].transpose(1, 2, 0), interpolation="nearest")
             bare(grid[row, column])
             if row == 0 and record.get("classes"):
-                grid[row, column].set_title(f"class {labels[column]}")
+                grid[row, column].set_title(words.of_class(record, labels[column]))
         grid[row, 0].set_ylabel(caption, rotation=0, ha="right", va="center")
         rows.append({"row": f"{kind}_{level}", "side": values.shape[-1], "mean": values.mean(), "std": values.std()})
     save(figure, stem, pd.DataFrame(rows))
@@ -94,13 +95,15 @@ def subscript(number: int) -> str:
     return str(number).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
 
 
-def _rows(labels: np.ndarray, classes: int) -> tuple[list[str], list[list[int]]]:
+def _rows(labels: np.ndarray, record: dict[str, Any]) -> tuple[list[str], list[list[int]]]:
     """Row names and, for each row, the numbers of the images in it."""
+    classes = record.get("classes", 0)
     if not classes:
         numbers = list(range(min(len(labels), COLUMNS * 8)))
         return [], [numbers[start : start + COLUMNS] for start in range(0, len(numbers), COLUMNS)]
     present = [label for label in range(classes) if (labels == label).any()][:12]
-    return [str(label) for label in present], [list(np.flatnonzero(labels == label)[:COLUMNS]) for label in present]
+    names = [words.of_class(record, label).removeprefix("class ") for label in present]
+    return names, [list(np.flatnonzero(labels == label)[:COLUMNS]) for label in present]
 
 
 def bare(axes: Axes) -> None:

@@ -81,8 +81,10 @@ def draw_strip(loaded: LoadedSweep, found: list[Result], results: Path, stem: st
         _draw_words(axes, row, place, remark)
         axes.text(len(numbers) + 0.1, place + 0.5, _score(row.result, metric), va="center")
     axes.text(len(numbers) + 0.1, -0.15, named.replace(" (", "\n("), va="bottom")
+    record = next((row.samples.record for row in rows if row.has_classes), {})
     for column, label in enumerate(labels):
-        axes.text(column + 0.5, -0.15, f"class\n{label}", ha="center", va="bottom")
+        name = words.of_class(record, label).replace("class ", "class\n")
+        axes.text(column + 0.5, -0.15, name, ha="center", va="bottom", fontsize=None if "\n" in name else SMALL)
     axes.set(xlim=(0, len(numbers)), ylim=(len(rows), 0), aspect="equal")
     some = f", the {len(rows)} best of {len(found)} points" if len(found) > len(rows) else ""
     figure.suptitle(f"{loaded.name}{some}: one noise and one class to a column", fontsize=9)

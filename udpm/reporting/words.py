@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from udpm.core.classes import class_title
+
+LONGEST_CLASS = 14
+
 
 def run(record: dict[str, Any]) -> str:
     """Which run, "digits, seed 0"; what a record does not say is left out."""
@@ -16,6 +20,12 @@ def weights(record: dict[str, Any]) -> str:
     imported = "imported " if record.get("origin") else ""
     iteration = "" if record.get("iteration") is None else f" of iteration {record['iteration']}"
     return f"{imported}{record['weights']} weights{iteration}"
+
+
+def of_class(record: dict[str, Any], label: int) -> str:
+    """A class, "cat", or "class 3" where it has no name or a number for one; a long name is cut."""
+    name = class_title(int(label), record.get("class_names") or [])
+    return name if len(name) <= LONGEST_CLASS else f"{name[: LONGEST_CLASS - 1]}…"
 
 
 def noise(record: dict[str, Any]) -> str:

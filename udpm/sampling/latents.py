@@ -181,14 +181,9 @@ def _levels(sampler: Sampler) -> list[int]:
 
 def _labels(sampler: Sampler, config: Latents) -> list[int]:
     """The classes asked for; one, without effect, if unconditional."""
-    if not sampler.classes:
-        if config.labels:
-            raise UserError("labels: this model is unconditional; leave them out")
-        return [0]
-    labels = config.labels or list(range(min(DEFAULT_LABELS, sampler.classes)))
-    if max(labels) >= sampler.classes:
-        raise UserError(f"labels: must lie in 0..{sampler.classes - 1}, got {max(labels)}")
-    return labels
+    if config.labels:
+        return sampler.class_numbers(config.labels).tolist()
+    return list(range(min(DEFAULT_LABELS, sampler.classes))) or [0]
 
 
 def _strongest(levels: int, config: Latents) -> list[float]:

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from udpm.core.ahead import ahead, one_behind
+from udpm.core.classes import class_number
 from udpm.core.errors import UserError
 from udpm.core.transfer import Arriving, moved, pinned
 from udpm.core.usage import count_images
@@ -25,6 +26,8 @@ from udpm.process.operator import adjoint
 from udpm.process.posterior import Form
 from udpm.process.schedule import Schedule
 from udpm.sampling.noise import NoiseSource
+
+UNCONDITIONAL = "labels: this model is unconditional; leave them out"
 
 
 class Sampler:
@@ -59,6 +62,7 @@ class Sampler:
         self.posterior: Form = posterior
         self.batch = batch
         self.classes = model.generator.shape.classes
+        self.class_names: list[str] = model.record.get("class_names", [])
         self.drops_labels = model.generator.shape.label_dropout
         if guidance != 1 and not self.drops_labels:
             raise UserError("guidance: this model was not trained with label dropout; only 1 (none) is possible")
@@ -71,12 +75,13 @@ class Sampler:
         """Labels of images 0..count - 1: their number modulo the number of classes; zeros if unconditional."""
         return np.arange(count, dtype=np.int64) % max(self.classes, 1)
 
-    def labels(self, count: int, wanted: str | Sequence[int] = "balanced") -> np.ndarray:
+    def labels(self, count: int, wanted: str | Sequence[int | str] = "balanced") -> np.ndarray:
         """Labels of images 0..count - 1.
 
         Args:
             count: how many, > 0.
-            wanted: "balanced"; "none", for a model trained with label dropout; or classes, taken in turn.
+            wanted: "balanced"; "none", for a model trained with label dropout; or classes by name or number, taken in
+                turn.
 
         Raises:
             UserError: labels out of range, or that this model does not know.
@@ -89,14 +94,25 @@ class Sampler:
             return np.full(count, NO_LABEL, dtype=np.int64)
         if not len(wanted):
             raise UserError("labels: the list is empty; name a class, or ask for balanced")
-        return self._checked(count, np.resize(np.asarray(wanted, dtype=np.int64), count))
+        return self._checked(count, np.resize(self.class_numbers(wanted), count))
 
-    def sample(self, count: int, labels: Sequence[int] | int | None = None, seed: int = 0) -> np.ndarray:
+    def class_numbers(self, labels: Sequence[int | str]) -> np.ndarray:
+        """Numbers of classes that are given by name, or by number where no class has this number for a name.
+
+        Raises:
+            UserError: an unconditional model, or no class of such a name or number.
+        """
+        if not self.classes:
+            raise UserError(UNCONDITIONAL)
+        numbers = [class_number(label, self.class_names, self.classes) for label in labels]
+        return np.array(numbers, dtype=np.int64)
+
+    def sample(self, count: int, labels: Sequence[int | str] | int | str | None = None, seed: int = 0) -> np.ndarray:
         """Images 0..count - 1 of a seed.
 
         Args:
             count: how many, > 0.
-            labels: one class for all, or one for each; default balanced.
+            labels: one class for all, or one for each, by name ("cat") or by number from 0 (3); default balanced.
             seed: of the sample set.
 
         Returns:
@@ -213,16 +229,21 @@ class Sampler:
     def _seeded(self, seed: int) -> NoiseSource:
         return partial(seeded, self.schedule, self.model.config.side, seed)
 
-    def _checked(self, count: int, labels: Sequence[int] | int | None) -> np.ndarray:
+    def _checked(self, count: int, labels: Sequence[int | str] | int | str | None) -> np.ndarray:
         if count < 1:
             raise UserError(f"count: must be at least 1, got {count}")
         if labels is None:
             return self.balanced_labels(count)
-        chosen = np.full(count, labels) if isinstance(labels, int) else np.asarray(labels, dtype=np.int64)
-        if chosen.shape != (count,):
-            raise UserError(f"labels: {count} images need {count} labels, got {len(chosen)}")
         if not self.classes:
-            raise UserError("labels: this model is unconditional; leave them out")
+            raise UserError(UNCONDITIONAL)
+        several = [labels] * count if isinstance(labels, int | str | np.integer) else labels
+        # Text is a name; a number here is a number, even where classes have numbers for names.
+        numbers = [self.class_numbers([label])[0] if isinstance(label, str) else label for label in several]
+        if len(numbers) != count:
+            raise UserError(f"labels: {count} images need {count} labels, got {len(numbers)}")
+        chosen = np.asarray(numbers)
+        if chosen.shape != (count,) or not np.issubdtype(chosen.dtype, np.integer):
+            raise UserError("labels: must be names of classes, or whole numbers")
         if chosen.min() < 0 or chosen.max() >= self.classes:
             raise UserError(f"labels: must lie in 0..{self.classes - 1}, got {chosen.min()}..{chosen.max()}")
         return chosen.astype(np.int64)

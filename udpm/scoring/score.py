@@ -56,7 +56,9 @@ def sampled(samples: SampleSet, count: int | None = None, selection: str | Path 
     found = len(samples.images)
     if count is not None and count > found:
         raise UserError(f"the sample set has {found} images, fewer than the {count} asked for; lower --count")
-    identity = {key: value for key, value in samples.record.items() if key not in {"format", "provenance"}}
+    identity = {
+        key: value for key, value in samples.record.items() if key not in {"format", "provenance", "class_names"}
+    }
     identity["samples_sha256"] = identity.pop("sha256")
     if selection is not None:
         identity["selection"] = chosen_as(selection, identity)

@@ -35,6 +35,7 @@ def adopt(config: RunConfig, run: Path) -> None:
         "dataset": config.dataset_name,
         "iteration": imported.iteration,
         "origin": imported.origin,
+        **imported.class_names,
     }
     save_weights(weights, config.model, imported.networks, description)
     record = {
@@ -43,6 +44,7 @@ def adopt(config: RunConfig, run: Path) -> None:
         "seed": config.seed,
         "iterations": imported.iteration,
         "origin": imported.origin,
+        **imported.class_names,
         "weights_sha256": sha256(weights),
         "provenance": provenance.record(),
     }

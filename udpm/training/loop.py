@@ -311,6 +311,7 @@ class Session:
             "processes": self.history,
             "origin": self.origin,
             "dataset_sha256": self.digest,
+            **self._class_names(),
             "weights_sha256": sha256(weights),
             "provenance": provenance.record(),
         }
@@ -329,11 +330,17 @@ class Session:
             "run_seed": self.config.seed,
             "dataset": self.config.dataset_name,
             "dataset_sha256": self.digest,
+            **self._class_names(),
             "iteration": trainer.state.iteration,
             "processes": self.history,
             "origin": self.origin,
             "run": self.config.model_dump(mode="json"),
         }
+
+    def _class_names(self) -> dict[str, list[str]]:
+        """Names of the classes that the network knows, where they have any."""
+        names = self.levels.store.class_names if self.config.model.classes else []
+        return {"class_names": names} if names else {}
 
     def _is_complete(self) -> bool:
         record, weights = self.run / "complete.json", self.run / "weights.safetensors"

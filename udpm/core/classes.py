@@ -1,0 +1,63 @@
+"""Classes by name and by number."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+
+from udpm.core.errors import UserError
+
+NAMES_SHOWN = 8
+_UNSAFE = re.compile(r"[/\\:*?\"<>|\x00-\x1f\x7f]|^\.+|^-|[. ]+$")
+"""What file systems or shells take for something else than a part of a name."""
+
+
+def class_number(label: int | str, names: Sequence[str], classes: int, where: str = "labels") -> int:
+    """The class that a label means: the one of this name, else the one of this number.
+
+    Where classes have numbers for names, a number is always a name: `10` is never the eleventh class.
+
+    Args:
+        label: name or number.
+        names: of the classes; empty where they are not known.
+        classes: how many there are.
+        where: the label was given, for the error.
+
+    Raises:
+        UserError: no class of that name or number.
+    """
+    text = str(label)
+    if text in names:
+        return names.index(text)
+    if text.isdecimal() and not any(name.isdecimal() for name in names):
+        if int(text[:18]) >= classes:
+            raise UserError(f"{where}: must lie in 0..{classes - 1}, got {text[:18]}{told_names(names)}")
+        return int(text)
+    if not names:
+        raise UserError(f"{where}: the names of the classes are not known; give numbers 0..{classes - 1}, got {text!r}")
+    near = difflib.get_close_matches(text, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else told_names(names)
+    raise UserError(f"{where}: no class is called {text!r}{hint}")
+
+
+def told_names(names: Sequence[str]) -> str:
+    """The classes' names, for the end of an error."""
+    if not names:
+        return ""
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return f"; the classes are {', '.join(names[:NAMES_SHOWN])}{more}"
+
+
+def class_title(label: int, names: Sequence[str]) -> str:
+    """A class as figures call it: its name, or "class 3" where it has a number for a name, or none."""
+    name = names[label] if label < len(names) else str(label)
+    return f"class {name}" if name.isdecimal() else name
+
+
+def class_folders(names: Sequence[str], classes: int) -> list[str]:
+    """A folder's name for each class: its own, as far as a file system allows it; else its number."""
+    folders = [_UNSAFE.sub("_", name) or str(number) for number, name in enumerate(names)]
+    if len(folders) != classes or len({folder.casefold() for folder in folders}) != classes:
+        return [str(number) for number in range(classes)]
+    return folders
