@@ -12,6 +12,7 @@ from typing import Any
 
 from arguments import Arguments
 from jobs import check_cluster
+from known import Known, look_at
 from sweeps import SweepPlan
 
 from udpm.config import (
@@ -27,6 +28,7 @@ from udpm.config import (
     run_of,
     to_json,
 )
+from udpm.core.classes import class_number
 from udpm.core.errors import EXIT_USER_ERROR, UserError
 from udpm.core.published import INCEPTION
 from udpm.training.claim import claim
@@ -103,6 +105,7 @@ class Plan:
         if self._trained_as(name, seed) == name:
             claim(Path(self.results) / "runs" / name / f"seed{seed}", run, False, writes=False)
         self._check_files(name)
+        self._check_labels(name)
         if not self.is_imported(name) and experiment.training.nodes > 1 and not self._on_slurm:
             raise UserError(
                 f"{place_of(name, CONFIG)}: training.nodes: several nodes need a scheduler: snakemake --profile slurm"
@@ -124,6 +127,15 @@ class Plan:
         for key, file in given.items():
             if file is not None and not Path(file).exists():
                 raise UserError(f"{place_of(name, CONFIG)}: {key}: {file} is not there")
+
+    def _check_labels(self, name: str) -> None:
+        """Classes that are asked for by name are the data set's, where its names are known."""
+        experiment = self.known[name]
+        for key, labels in (("sampling", experiment.sampling.labels), ("latents", experiment.latents.labels)):
+            if isinstance(labels, list) and any(isinstance(label, str) for label in labels):
+                names = self._known_of(experiment.dataset).class_names
+                for label in labels if names else []:
+                    class_number(label, names, len(names), f"{place_of(name, CONFIG)}: {key}.labels")
 
     @one_line
     def check_cluster(self) -> None:
@@ -175,6 +187,11 @@ class Plan:
             return self.sweep.runs[name, seed]
         experiment = self.known[name]
         return run_of(experiment, name, seed, self.dataset_config(experiment.dataset), place_of(name, CONFIG))
+
+    @cache  # noqa: B019
+    def _known_of(self, dataset: str) -> Known:
+        """What is known of a data set before any job starts."""
+        return look_at(self.dataset_config(dataset), Path(self.results) / "datasets" / dataset)
 
     @cache  # noqa: B019
     def dataset_config(self, name: str) -> DatasetConfig:
@@ -332,9 +349,20 @@ class Plan:
         """Yardsticks that can be measured beside an experiment: held-out images need a test split."""
         if not self.is_scored(name):
             return ()
-        dataset = load_dataset(self.experiments[name].dataset, CONFIG)
-        split = dataset.holdout or dataset.source == "cifar10" or dataset.expected_test_count
-        return YARDSTICKS if split else YARDSTICKS[1:]
+        return YARDSTICKS if self._known_of(self.experiments[name].dataset).has_test else YARDSTICKS[1:]
+
+    @one_line
+    def tell(self) -> None:
+        """Say which data sets give no held-out floor, and why."""
+        for dataset in sorted({self.experiments[name].dataset for name in self.experiments if self.is_scored(name)}):
+            has_test = self._known_of(dataset).has_test
+            if has_test is None:
+                why = "its images are not there yet; snakemake plans it when they are"
+            elif not has_test:
+                why = "it has no test split; holdout: N keeps N images out of training"
+            else:
+                continue
+            print(f"note: data set {dataset}: no held-out floor is scored: {why}", file=sys.stderr)
 
     def figures(self) -> list[str]:
         """All figures, as png."""
