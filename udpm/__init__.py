@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 
 def load(path: str | Path, weights: str = "ema", device: str = "cpu") -> Sampler:
-    """Load trained weights, ready to sample: ``udpm.load("weights.safetensors").sample(16, labels=3, seed=0)``.
+    """Load trained weights, ready to sample: ``udpm.load("weights.safetensors").sample(16, labels="cat")``.
 
     Args:
         path: a run's ``weights.safetensors``.
