@@ -18,6 +18,7 @@ from udpm.data.picture import Recipe, Refused, quiet_decoders, to_rgb
 from udpm.data.prepare import prepare
 from udpm.data.sources import open_source
 from udpm.data.store import open_store
+from udpm.scoring import score as scores
 
 IMAGES = [encoded(noise(seed=seed)) for seed in range(8)]
 READ = (".png", ".tif")
@@ -171,6 +172,15 @@ LAYOUTS = {
         ["a", "b"],
         {".gif": 1, ".txt": 1, "without a suffix": 1, "hidden": 4},
     ),
+    "classes that are numbers": (
+        "0/0001.png 0/0002.png 00001/0003.png 1/0001.png",
+        {},
+        {"classes": 3},
+        {"train": 4},
+        [0, 0, 1, 2],
+        ["0", "00001", "1"],
+        {},
+    ),
     "dataset.json": (EDM, edm(1, 0, 1), {"classes": 2}, {"train": 3}, [1, 0, 1], [], {}),
     "dataset.json in a folder around it": (
         " ".join(f"top/{name}" for name in EDM.split()),
@@ -306,6 +316,12 @@ REFUSED = {
     ),
     "not that many folders": ("a/1.png b/2.png c/3.png", {}, TWO_CLASSES, "set classes: 3"),
     "blocks of StyleGAN": (EDM, {}, TWO_CLASSES, "look like blocks of 1000 images, not like classes"),
+    "small blocks": (
+        "00000/img00000000.png 00000/img00000001.png 00001/img00000002.png",
+        {},
+        {"classes": 2},
+        "look like blocks of",
+    ),
     "blocks of FFHQ": ("00000/00001.png 01000/01999.png", {}, TWO_CLASSES, "set classes: 0, labels: FILE, or"),
     "unlabelled, but classes": (EDM, {"dataset.json": '{"labels": null}'}, TWO_CLASSES, "so the images are unlabel"),
     "nothing of labels": (EDM, {"dataset.json": "{}"}, TWO_CLASSES, "set classes: 0"),
@@ -505,6 +521,15 @@ def test_another_file_of_labels_is_another_data_set(tmp_path, capsys):
     assert digests[0] != digests[1] == digests[2]
 
 
+def test_a_class_that_is_lost_to_damage_is_told(tmp_path):
+    folder, _ = placed(tmp_path, TWO.split(), {})
+    (folder / "train/b/2.png").write_bytes(b"rubbish")
+    config = DatasetConfig(source="folder", path=str(folder), side=16, classes=2, on_error="skip")
+    with pytest.raises(UserError, match=r"none of the training images of class b can be used \(.*2\.png: not a re"):
+        prepare(config, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
 def test_many_classes_are_not_all_printed(tmp_path, capsys):
     folder, _ = placed(tmp_path, [f"class {number}/1.png" for number in range(30)], {})
     told, _ = prepared(DatasetConfig(source="folder", path=str(folder), side=16, classes=30), tmp_path / "s", capsys)
@@ -594,3 +619,11 @@ def test_suffixes_that_are_read(suffix, tmp_path):
     (tmp_path / f"a.{suffix}").write_bytes(encoded(noise(), kind))
     assert opened(tmp_path).splits == {"train": 1}
     assert open_images(tmp_path).shape == (1, 20, 20, 3)
+
+
+def test_scores_and_references_record_what_was_left_out(tmp_path, capsys):
+    folder, _ = placed(tmp_path, ["1.png", "2.gif"], {})
+    subject = scores.handed_over(open_images(folder), "images")
+    assert subject.identity == {"kind": "images", "source": "images", "left_out": {".gif": 1}}
+    (folder / "2.gif").unlink()
+    assert "left_out" not in scores.handed_over(open_images(folder), "images").identity

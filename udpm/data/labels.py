@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ USUAL_FILES = (b"dataset.json", b"metadata.jsonl", b"metadata.csv")
 FILE_NAME, LABEL = "file_name", "label"
 BLOCK = 1000
 """Images that StyleGAN's and FFHQ's tools put into one folder."""
+PADDED = 5
+"""Digits of their names."""
 NAMES_SHOWN = 5
 MOST_BYTES = 1 << 27
 """Of a file of labels: twice those of ImageNet's."""
@@ -158,18 +161,18 @@ def _are_blocks(names: list[bytes]) -> bool:
     blocks: dict[bytes, list[bytes]] = {}
     for name in names:
         top, _, rest = name.partition(b"/")
-        blocks.setdefault(top, []).append(rest)
-    if len(blocks) < 2 or not all(top.isdigit() for top in blocks):
+        blocks.setdefault(top, []).append(rest.rpartition(b"/")[2])
+    if len(blocks) < 2 or not all(top.isdigit() and len(top) >= PADDED for top in blocks):
         return False
     tops = sorted(blocks, key=int)
     if all(len(blocks[top]) == BLOCK for top in tops[:-1]) and len(blocks[tops[-1]]) <= BLOCK:
         return True
-    return all(_numbers_fit(int(top), images) for top, images in blocks.items())
-
-
-def _numbers_fit(block: int, images: list[bytes]) -> bool:
-    numbers = [re.findall(rb"[0-9]+", name.rpartition(b"/")[2]) for name in images]
-    return all(found and int(found[0]) // BLOCK * BLOCK in (block, block * BLOCK) for found in numbers)
+    runs = {top: [re.findall(rb"[0-9]+", image) for image in images] for top, images in blocks.items()}
+    if not all(run for found in runs.values() for run in found):
+        return False
+    numbers = {top: [int(run[0]) for run in found] for top, found in runs.items()}
+    # A tool that cuts blocks of another size numbers on from folder to folder all the same.
+    return all(max(numbers[one]) < min(numbers[other]) for one, other in pairwise(tops))
 
 
 # --- files of labels

@@ -228,6 +228,7 @@ class _Job:
         if refused and (self.config.on_error == "fail" or in_training == self.source.splits["train"]):
             self.discard()
             raise UserError(self._complaint(refused))
+        self._check_classes(refused)
         self.store.mkdir()
         record = self._finish(refused, sum((Counter(outcome.modes) for outcome in outcomes), Counter()))
         write_json(self.store / RECORD, record)
@@ -239,6 +240,23 @@ class _Job:
         sync(self.folder.parent)
         shutil.rmtree(self.partial, ignore_errors=True)
         _tell(self.folder, record, self.source)
+
+    def _check_classes(self, refused: dict[int, str]) -> None:
+        """A class must not be lost as a whole to images that cannot be used."""
+        labels = np.delete(self.source.labels[: self.source.splits["train"]], [n for n in refused if self._trains(n)])
+        lost = np.setdiff1d(self.source.labels[: self.source.splits["train"]], labels)
+        if self.config.classes and len(lost):
+            first = next(number for number in refused if self.source.labels[number] == lost[0])
+            raise UserError(
+                f"{self.folder}: none of the training images of class {self._class_name(lost[0])} can be used "
+                f"({self._place(first)}: {refused[first]}); mend them, or take the class out"
+            )
+
+    def _trains(self, number: int) -> bool:
+        return number < self.source.splits["train"]
+
+    def _class_name(self, label: int) -> str:
+        return self.source.class_names[label] if self.source.class_names else str(label)
 
     def _complaint(self, refused: dict[int, str]) -> str:
         first = [f"{self._place(number)}: {reason}" for number, reason in list(refused.items())[:NAMES_SHOWN]]

@@ -13,6 +13,7 @@ from udpm.core import provenance
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path, sha256
 from udpm.data.arrays import UNREADABLE
+from udpm.data.images import left_out_of
 from udpm.data.store import Store
 from udpm.scoring.extractor import Extractor
 from udpm.scoring.features import Images, extract
@@ -97,7 +98,7 @@ def write_image_reference(
         UserError: an image cannot be read, or the extractor does not fit them.
     """
     features, digest = _passes(images, extractor, batch, flips, cache)
-    identity = {"dataset": name, "dataset_sha256": digest, "split": "all"}
+    identity = {"dataset": name, "dataset_sha256": digest, "split": "all", **left_out_of(images)}
     _write(output, features, None, identity | {"flips": flips, "size": list(images.shape[1:3])}, extractor)
 
 

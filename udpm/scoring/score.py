@@ -12,6 +12,7 @@ from udpm.config.experiment import Scoring
 from udpm.core import provenance, runtime
 from udpm.core.errors import UserError
 from udpm.core.seeds import derive_seed
+from udpm.data.images import left_out_of
 from udpm.data.samples import SampleSet
 from udpm.data.store import Store
 from udpm.scoring.classes import class_agreement, class_distances, inception_score
@@ -71,8 +72,9 @@ def sampled(samples: SampleSet, count: int | None = None, selection: str | Path 
 
 
 def handed_over(images: Images, name: str) -> Subject:
-    """Images of others, of which no more is known than where they lay."""
-    return Subject(images, np.zeros(len(images), np.int64), False, {"kind": "images", "source": name})
+    """Images of others, of which no more is known than where they lay, and what lay there besides."""
+    identity = {"kind": "images", "source": name, **left_out_of(images)}
+    return Subject(images, np.zeros(len(images), np.int64), False, identity)
 
 
 def heldout(store: Store) -> Subject:
