@@ -25,8 +25,10 @@ from PIL import Image
 
 from udpm.cli import main
 from udpm.config import DatasetConfig
-from udpm.core import processes, progress, vision
+from udpm.core import folders, processes, progress, vision
 from udpm.core.errors import StoppedEarly, UserError
+from udpm.core.folders import list_contents
+from udpm.core.kinds import DATASET
 from udpm.core.locks import only_one
 from udpm.core.signals import StopRequest
 from udpm.data import fill
@@ -311,7 +313,7 @@ def test_a_stopped_preparation_goes_on(many, tmp_path, capsys, workers, harm):
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
-@pytest.mark.parametrize("step", ["sync", "rename", "rmtree"])
+@pytest.mark.parametrize("step", ["sync", "rename", "exchange", "rmtree"])
 def test_a_kill_during_publication_loses_nothing(many, tmp_path, monkeypatch, step):
     """Each step towards the store's place in turn is the last one that happens."""
 
@@ -319,7 +321,7 @@ def test_a_kill_during_publication_loses_nothing(many, tmp_path, monkeypatch, st
         pass
 
     prepare(folder_config(many / "many.zip", side=8), tmp_path / "store")
-    owner = {"sync": preparation, "rename": Path, "rmtree": preparation.shutil}[step]
+    owner = {"sync": folders, "rename": os, "exchange": folders, "rmtree": folders.shutil}[step]
     original = getattr(owner, step)
     for fatal in range(6):
         calls = count()
@@ -577,6 +579,7 @@ def test_bad_input(case, tmp_path, monkeypatch, capsys):
     (tmp_path / "config.json").write_text(json.dumps({"source": "folder", "path": "images", "side": 16} | options))
     (tmp_path / "out").mkdir()
     (tmp_path / "out/old").write_text("an old store")
+    list_contents(tmp_path / "out", DATASET, {"old": None})
     before = sorted(map(str, tmp_path.rglob("*")))
     with (
         only_one(tmp_path / ("out" if locked else "other"), "at it"),

@@ -241,9 +241,12 @@ def test_a_folder_is_replaced_by_a_whole_one_only(samples, tmp_path, monkeypatch
     folder.mkdir()
     (folder / "thesis.txt").write_text("not ours")
     assert tiny.call(*command) == 2
-    assert "holds other files (no export.json); name a folder of its own" in capsys.readouterr().err
+    assert "holds other files (thesis.txt), not a set of exported images" in capsys.readouterr().err
     assert tiny.snapshot(folder) == {(folder / "thesis.txt").relative_to(folder): b"not ours"}
-    (folder / "thesis.txt").rename(folder / "export.json")
+    (folder / "thesis.txt").unlink()
+    assert tiny.call(*command) == 0
+    before = tiny.snapshot(folder)
+    capsys.readouterr()
     write, written = export._write, []
 
     def full_disk(image, path):
@@ -256,7 +259,7 @@ def test_a_folder_is_replaced_by_a_whole_one_only(samples, tmp_path, monkeypatch
         patch.setattr(export, "_write", full_disk)
         assert tiny.call(*command) == 2
     assert capsys.readouterr().err == f"error: {folder}: cannot be written: No space left on device\n"
-    assert tiny.snapshot(folder) == {(folder / "export.json").relative_to(folder): b"not ours"}
+    assert tiny.snapshot(folder) == before
     assert {path.name for path in tmp_path.iterdir()} == {"a.npz", "a.json", "files"}
     assert tiny.call(*command) == 0
     assert len(pictures(folder)) == 21

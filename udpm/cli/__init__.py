@@ -14,10 +14,11 @@ from pathlib import Path
 import click
 
 from udpm import __version__
+from udpm.cli.options import OutputFile
+from udpm.core import kinds
 from udpm.core.caches import keep_private
 from udpm.core.device_errors import told_plainly
 from udpm.core.errors import EXIT_STOPPED_EARLY, EXIT_USER_ERROR, StoppedEarly, UserError
-from udpm.core.usage import measured
 
 # Help lines stand here, not in the modules, so that `udpm --help` imports none of them.
 VERBS = {
@@ -69,17 +70,15 @@ class _Verbs(click.Group):
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="udpm")
 @click.option(
-    "--usage", type=click.Path(path_type=Path), help="Append to this .jsonl what the command used: time, memory, GPU."
+    "--usage", type=OutputFile(kinds.USAGE), help="Append to this .jsonl what the command used: time, memory, GPU."
 )
-@click.pass_context
-def udpm(context: click.Context, usage: Path | None) -> None:
+def udpm(usage: Path | None) -> None:
     """Train, sample, score and report Upsampling Diffusion Probabilistic Models.
 
     Exit codes: 0 done; 2 a mistake in what was asked for, told in one line; 75 stopped early with everything
     saved: run the same command again.
     """
-    if usage is not None:
-        context.with_resource(measured(usage, context.invoked_subcommand))
+    # `Verb` measures, once it knows that `usage` may be written.
 
 
 def main(arguments: list[str] | None = None) -> None:

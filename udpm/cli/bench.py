@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from udpm.cli.options import FILE, FOLDER, Numbers
+from udpm.cli.options import ANY, CONFIG, FILE, FOLDER, Numbers, OutputFile, Verbs, check
+from udpm.core import kinds
 
 SIDES = ("8", "16", "32", "64", "128", "256")
 """That three levels of a cache can halve."""
@@ -25,16 +26,16 @@ REPETITIONS = click.option(
 )
 THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads; default: the configuration's.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the record instead of text.")
-OUTPUT = click.option("--output", type=FILE, help="Also write the record, .json.")
+OUTPUT = click.option("--output", type=OutputFile(kinds.BENCH), help="Also write the record, .json.")
 
 
-@click.group()
+@click.group(cls=Verbs)
 def command() -> None:
     """Measure speed on this machine."""
 
 
 @command.command(epilog="Example: udpm bench data resources/ffhq.zip --side 64")
-@click.argument("images", type=click.Path(path_type=Path), required=False)
+@click.argument("images", type=ANY, required=False)
 @click.option("--side", type=click.Choice(SIDES), default="32", show_default=True, help="Side of the prepared images.")
 @click.option("--workers", type=click.IntRange(1), help="Processes that decode and resize; default: one for each core.")
 @click.option("--limit", type=click.IntRange(1), default=20000, show_default=True, help="Images prepared at most.")
@@ -146,22 +147,25 @@ def score(config: Path, extractor: Path | None, side: int, as_json: bool, output
     from udpm.config import Scoring, read_resolved
     from udpm.core import runtime
     from udpm.scoring.benchmark import bench_extractor, scoring_lines
-    from udpm.scoring.extractor import open_extractor
+    from udpm.scoring.extractor import extractor_files, open_extractor
 
     scoring = read_resolved(Scoring, config)
+    check(extractor_files(scoring))
     network = open_extractor(scoring, extractor, runtime.configure(scoring.device, scoring.threads))
     _tell(bench_extractor(network, side, scoring.batch), scoring_lines, as_json, output)
 
 
 @command.command(epilog="Example: udpm bench sample cifar10 --output results/speed/cifar10.json")
 @click.argument("experiment")
-@click.option("--config", type=FOLDER, default="config", show_default=True, help="Folder of the configuration.")
+@click.option("--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration.")
 @click.option(
     "--batch", type=click.IntRange(1), help="Images per call; default: the experiment's, at most 16 on a CPU."
 )
 @click.option("--seconds", type=click.FloatRange(0), default=5.0, show_default=True, help="Measured for, about.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: the experiment's.")
-@click.option("--output", type=FILE, help="Also write the record, .json; the paper's run-time table reads it.")
+@click.option(
+    "--output", type=OutputFile(kinds.BENCH), help="Also write the record, .json; the paper's run-time table reads it."
+)
 @THREADS
 @BASELINE
 @click.option("--compile", "compiles", is_flag=True, help="Also the compiled network, with --baseline: minutes.")

@@ -6,12 +6,18 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FOLDER
+from udpm.cli.options import FOLDER, OutputFolder, Verb
+from udpm.core import kinds
 
 
-@click.command(epilog="Example: udpm cache results/datasets/digits --output results/caches/digits")
+@click.command(cls=Verb, epilog="Example: udpm cache results/datasets/digits --output results/caches/digits")
 @click.argument("dataset", type=FOLDER)
-@click.option("--output", type=FOLDER, required=True, help="Folder of the cache; replaced once the new one is whole.")
+@click.option(
+    "--output",
+    type=OutputFolder(kinds.CACHE),
+    required=True,
+    help="Folder of the cache; replaced once the new one is whole.",
+)
 def command(dataset: Path, output: Path) -> None:
     """Write the downsampled levels of a prepared data set, as exact integer block sums."""
     from udpm.data.cache import write_cache

@@ -6,16 +6,18 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FILE, FOLDER
+from udpm.cli.options import FILE, RUN, OutputFile, Verb
+from udpm.core import kinds
 
 
 @click.command(
+    cls=Verb,
     epilog="Example: udpm card results/runs/digits/seed0 --score results/scores/digits/seed0.json "
-    "--output results/runs/digits/seed0/README.md"
+    "--output results/runs/digits/seed0/README.md",
 )
-@click.argument("run", type=FOLDER)
+@click.argument("run", type=RUN)
 @click.option("--score", "scores", type=FILE, multiple=True, help="Of this run's images; repeatable.")
-@click.option("--output", type=FILE, required=True, help="The card, README.md by custom.")
+@click.option("--output", type=OutputFile(kinds.CARD), required=True, help="The card, README.md by custom.")
 def command(run: Path, scores: tuple[Path, ...], output: Path) -> None:
     """Write a finished run's model card: data, training, scores, limits, licence of the data.
 

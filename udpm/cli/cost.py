@@ -6,14 +6,15 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FOLDER
+from udpm.cli.options import CONFIG, OutputStem, Verb
+from udpm.core import kinds
 
 
-@click.command(epilog="Example: udpm cost cifar10 ffhq64 --output results/tables/cost")
+@click.command(cls=Verb, epilog="Example: udpm cost cifar10 ffhq64 --output results/tables/cost")
 @click.argument("experiments", nargs=-1, required=True, metavar="EXPERIMENT...")
-@click.option("--config", type=FOLDER, default="config", show_default=True, help="Folder of the configuration.")
+@click.option("--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration.")
 @click.option(
-    "--output", type=click.Path(path_type=Path), metavar="STEM", help="Also write STEM.csv, .md, .tex and .html."
+    "--output", type=OutputStem(kinds.TABLE), metavar="STEM", help="Also write STEM.csv, .md, .tex and .html."
 )
 def command(experiments: tuple[str, ...], config: Path, output: Path | None) -> None:
     """Count what an image costs: multiply-adds and parameters, beside those of a network at the full side.

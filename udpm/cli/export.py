@@ -7,16 +7,20 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from udpm.cli.options import FOLDER
+from udpm.cli.options import ANY, OutputFolder, Verb
+from udpm.core import kinds
+
+EXPORT = OutputFolder(lambda given: kinds.BUNDLE if given["source"].is_dir() else kinds.IMAGES)
 
 
 @click.command(
+    cls=Verb,
     epilog="Example: udpm export results/samples/digits/seed0.npz --layout classes --output digits, or "
-    "udpm export results/runs/digits/seed0 digits-model"
+    "udpm export results/runs/digits/seed0 digits-model",
 )
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("folder", type=FOLDER, required=False)
-@click.option("--output", type=FOLDER, help="The same as FOLDER.")
+@click.argument("source", type=ANY)
+@click.argument("folder", type=EXPORT, required=False)
+@click.option("--output", type=EXPORT, help="The same as FOLDER.")
 @click.option(
     "--layout",
     type=click.Choice(["flat", "classes"]),

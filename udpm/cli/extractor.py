@@ -6,12 +6,18 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FILE, FOLDER
+from udpm.cli.options import FOLDER, OutputFile, Verb
+from udpm.core import kinds
 
 
-@click.command(epilog="Example: udpm extractor results/datasets/digits --output results/extractors/digits.pt")
+@click.command(cls=Verb, epilog="Example: udpm extractor results/datasets/digits --output results/extractors/digits.pt")
 @click.argument("dataset", type=FOLDER)
-@click.option("--output", type=FILE, required=True, help="TorchScript file; its record goes beside it, .json.")
+@click.option(
+    "--output",
+    type=OutputFile(kinds.EXTRACTOR, sides={".json": kinds.EXTRACTOR_RECORD}),
+    required=True,
+    help="TorchScript file; its record goes beside it, .json.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the training.")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads.")
 def command(dataset: Path, output: Path, seed: int, threads: int) -> None:

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FOLDER
+from udpm.cli.options import OutputPlace, Verb
 
 FILES = ("inception", "vgg", "cifar10")
 
 
-@click.command(epilog="Example: udpm fetch inception --folder resources/weights")
+@click.command(cls=Verb, epilog="Example: udpm fetch inception --folder resources/weights")
 @click.argument("file", type=click.Choice(FILES))
 @click.option(
     "--folder",
-    type=FOLDER,
+    type=OutputPlace(),
     help="Where it goes; default: resources/weights (inception), torchvision's own (vgg), resources/cifar10 (cifar10).",
 )
 @click.option("--sha256", metavar="HEX", help="SHA-256 that it must have; default: the published file's.")

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FILE, FOLDER
+from udpm.cli.options import CONFIG, FILE, FOLDER, RESULTS, OutputStem, Verbs
+from udpm.core import kinds
 
 STEM = click.option(
-    "--output", type=click.Path(path_type=Path), required=True, metavar="STEM", help="Path without suffix."
+    "--output", type=OutputStem(kinds.FIGURE), required=True, metavar="STEM", help="Path without suffix."
 )
 
 
-@click.group()
+@click.group(cls=Verbs)
 def command() -> None:
     """Render a figure as STEM.svg and STEM.png, with STEM.csv of the data behind it."""
 
@@ -93,8 +94,8 @@ def latents(source: Path, output: Path) -> None:
 
 
 @command.command(epilog="Example: udpm figure tradeoff --results results --output figures/tradeoff")
-@click.option("--results", type=FOLDER, default="results", show_default=True, help="Folder of the results.")
-@click.option("--config", type=FOLDER, default="config", show_default=True, help="Folder of the configuration.")
+@click.option("--results", type=RESULTS, default="results", show_default=True, help="Folder of the results.")
+@click.option("--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration.")
 @STEM
 def tradeoff(results: Path, config: Path, output: Path) -> None:
     """FID against multiply-adds: published points of the paper and its peers, and what was measured here."""

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FILE, FOLDER, Numbers
+from udpm.cli.options import FILE, Numbers, OutputFile, OutputFolder, OutputPlace, Verb, check
+from udpm.core import kinds
 
 
 @click.command(
-    name="import", epilog="Example: udpm import model_ema_state_cifar.pt --output resources/cifar.safetensors"
+    cls=Verb, name="import", epilog="Example: udpm import model_ema_state_cifar.pt --output resources/cifar.safetensors"
 )
 @click.argument("checkpoints", type=FILE, nargs=-1)
 @click.option("--config", "flags_file", type=FILE, help="A published config_SUFFIX.json.")
 @click.option("--command", "command_line", help="A published command line, pasted as it stands; - reads it from stdin.")
-@click.option("--output", type=FILE, help="Where the weights go, .safetensors.")
+@click.option("--output", type=OutputFile(kinds.IMPORTED, ".safetensors"), help="Where the weights go, .safetensors.")
 @click.option("--name", help="Also write this experiment (and its data set, unless --dataset names one).")
 @click.option("--dataset", help="An existing data set, for --name.")
 @click.option(
@@ -25,11 +26,11 @@ from udpm.cli.options import FILE, FOLDER, Numbers
 @click.option("--sigmas", type=Numbers(float), help="The schedule, l = 1 first: 0.1,0.2,0.3.")
 @click.option("--normalization", type=click.Choice(["norm", "sum"]), help="Of H's box; default: norm.")
 @click.option("--classes", type=click.IntRange(2), help="Number of classes, where label dropout hides it.")
-@click.option("--folder", type=FOLDER, default="config", show_default=True, help="Folder of the configuration.")
+@click.option("--folder", type=OutputPlace(), default="config", show_default=True, help="Folder of the configuration.")
 @click.option(
     "--run-config", type=FILE, help="Instead of all above: a run's resolved configuration, which names its weights."
 )
-@click.option("--run", type=FOLDER, help="That run's folder.")
+@click.option("--run", type=OutputFolder(kinds.RUN), help="That run's folder.")
 def command(
     checkpoints: tuple[Path, ...],
     flags_file: Path | None,
@@ -83,5 +84,6 @@ def _adopt(checkpoints: tuple[Path, ...], run_config: Path | None, run: Path | N
     config = read_resolved(RunConfig, run_config)
     if config.training != "imported":
         raise UserError(f"{run_config}: training: is not imported, so `udpm train` makes this run")
+    check({"weights": config.weights})
     adopt(config, run)
     click.echo(f"{run / 'weights.safetensors'}: from {config.weights}")

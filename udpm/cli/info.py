@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FILE
+from udpm.cli.options import ANY, OutputFile, Verb
+from udpm.core import kinds
 
 
-@click.command(epilog="Example: udpm info results/datasets/digits --check --sheet digits.png")
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("--sheet", type=FILE, help="Also draw a contact sheet of a data set (.png or .jpg).")
+@click.command(cls=Verb, epilog="Example: udpm info results/datasets/digits --check --sheet digits.png")
+@click.argument("path", type=ANY)
+@click.option("--sheet", type=OutputFile(kinds.SHEET), help="Also draw a contact sheet of a data set (.png or .jpg).")
 @click.option("--check", is_flag=True, help="Compare all bytes of a data set or cache with its record.")
 def command(path: Path, sheet: Path | None, check: bool) -> None:
     """Say what a file or folder made by udpm is: its record, as JSON.

@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
-from udpm.cli.options import FILE, Classes, Numbers
+from udpm.cli.options import FILE, Classes, Numbers, OutputFile, Verbs
+from udpm.core import kinds
 
 SHARED = (
     click.argument("source", type=FILE, metavar="WEIGHTS"),
     click.option("--config", type=FILE, help="Resolved latents section (udpm resolve --part latents)."),
-    click.option("--output", type=FILE, required=True, help="Images, axes and record, .npz."),
+    click.option("--output", type=OutputFile(kinds.LATENTS), required=True, help="Images, axes and record, .npz."),
     click.option("--seeds", type=Numbers(int), metavar="N,N,N,N", help="Seeds of the four latents."),
     click.option("--labels", type=Classes(), metavar="CLASS,…", help="Classes shown, by name or number; a name wins."),
 )
@@ -60,7 +61,7 @@ def _options(*own: Callable) -> Callable:
     return decorate
 
 
-@click.group()
+@click.group(cls=Verbs)
 def command() -> None:
     """Explore what each noise map of a model's latent controls.
 

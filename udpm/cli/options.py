@@ -3,12 +3,203 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
-FILE = click.Path(path_type=Path, dir_okay=False)
-FOLDER = click.Path(path_type=Path, file_okay=False)
+from udpm.core.folders import FolderKind
+from udpm.core.kinds import FileKind, KeptFolder
+from udpm.core.outputs import Input, Output, guard, nothing
+from udpm.core.usage import measured
+
+CONFIG_PARTS = ("config.yaml", "cluster.yaml", "experiments", "datasets", "sweeps", "published")
+"""What is read of a folder of the configuration."""
+RESULT_PARTS = (
+    *("caches", "configs", "datasets", "extractors", "features", "images", "latents", "references", "runs", "samples"),
+    *("scores", "selection", "speed"),
+)
+"""What is read of a folder of results. Tables, figures and pages go elsewhere in it."""
+
+
+class InputPath(click.Path):
+    """A file or folder that a command reads: none of its outputs may be, hold or lie in it.
+
+    Args:
+        files: whether a file will do.
+        folders: whether a folder will do.
+        holds: whether an output may have a name all the same, given the folder and the name relative to it.
+    """
+
+    def __init__(
+        self, *, files: bool = True, folders: bool = True, holds: Callable[[Path, Path], bool] = nothing
+    ) -> None:
+        super().__init__(path_type=Path, dir_okay=folders, file_okay=files)
+        self.holds = holds
+
+
+def _config_holds(folder: Path, name: Path) -> bool:
+    """Only where one works in the folder itself, what is not read of it."""
+    return Path.cwd().is_relative_to(folder) and bool(name.parts) and name.parts[0] not in CONFIG_PARTS
+
+
+def _results_hold(folder: Path, name: Path) -> bool:
+    return not name.parts or name.parts[0] not in RESULT_PARTS
+
+
+def _run_holds(folder: Path, name: Path) -> bool:
+    """Its card."""
+    return name.suffix == ".md" and len(name.parts) == 1
+
+
+FILE = InputPath(folders=False)
+FOLDER = InputPath(files=False)
+ANY = InputPath()
+CONFIG = InputPath(files=False, holds=_config_holds)
+RESULTS = InputPath(files=False, holds=_results_hold)
+RUN = InputPath(files=False, holds=_run_holds)
+
+
+class OutputPath(click.Path):
+    """What a command writes. `Verb` holds it against all inputs, and against what is there, before any work."""
+
+    def outputs(self, option: str, path: Path, params: dict[str, Any]) -> Iterator[Output]:
+        """All files and folders that come of it, given all parameters of the command."""
+        raise NotImplementedError
+
+
+class OutputFile(OutputPath):
+    """One file.
+
+    Args:
+        kind: what it is.
+        suffix: that its name must have, if any.
+        sides: by suffix, kinds of files that get the same name.
+    """
+
+    def __init__(self, kind: FileKind, suffix: str | None = None, sides: dict[str, FileKind] | None = None) -> None:
+        super().__init__(path_type=Path, dir_okay=False)
+        self.kind, self.suffix, self.sides = kind, suffix, sides or {}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path."""
+        path = super().convert(value, param, ctx)
+        if self.suffix and path.suffix != self.suffix:
+            self.fail(f"{path} must end in {self.suffix}", param, ctx)
+        return path
+
+    def outputs(self, option: str, path: Path, params: dict[str, Any]) -> Iterator[Output]:
+        """The file, and those of the same name."""
+        yield Output(option, path, self.kind)
+        for suffix, kind in self.sides.items():
+            yield Output(f"{option} ({suffix})", path.with_suffix(suffix), kind)
+
+
+class OutputStem(OutputPath):
+    """Several files that differ by what is added to one path.
+
+    Args:
+        kinds: by suffix.
+    """
+
+    def __init__(self, kinds: dict[str, FileKind]) -> None:
+        super().__init__(path_type=Path)
+        self.kinds = kinds
+
+    def outputs(self, option: str, path: Path, params: dict[str, Any]) -> Iterator[Output]:
+        """The files."""
+        for suffix, kind in self.kinds.items():
+            yield Output(option, Path(f"{path}{suffix}"), kind)
+
+
+class OutputFolder(OutputPath):
+    """A folder that is replaced as a whole, or that keeps what a command needs again.
+
+    Args:
+        kind: what it is, or tells that from all parameters of the command.
+    """
+
+    def __init__(self, kind: FolderKind | KeptFolder | Callable[[dict[str, Any]], FolderKind]) -> None:
+        super().__init__(path_type=Path, file_okay=False)
+        self.kind = kind
+
+    def outputs(self, option: str, path: Path, params: dict[str, Any]) -> Iterator[Output]:
+        """The folder."""
+        yield Output(option, path, self.kind(params) if callable(self.kind) else self.kind)
+
+
+class OutputPlace(OutputPath):
+    """A folder in which a command writes files of certain names, and leaves all others alone.
+
+    Args:
+        kinds: by name, files that it always writes. Others, which other parameters name, are for the command to check
+            (`check`), unless it writes none that exists.
+    """
+
+    def __init__(self, kinds: dict[str, FileKind] | None = None) -> None:
+        super().__init__(path_type=Path, file_okay=False)
+        self.kinds = kinds or {}
+
+    def outputs(self, option: str, path: Path, params: dict[str, Any]) -> Iterator[Output]:
+        """The folder, and the files."""
+        yield Output(option, path, None)
+        for name, kind in self.kinds.items():
+            yield Output(option, path / name, kind)
+
+
+class Verb(click.Command):
+    """A command that is run only if its outputs harm nothing: see `udpm.core.outputs.guard`."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Check, and run it; what it used is measured where that is asked for."""
+        check(ctx=ctx)
+        root = ctx.find_root()
+        usage = root.params.get("usage")
+        if usage is None:
+            return super().invoke(ctx)
+        with measured(usage, root.invoked_subcommand):
+            return super().invoke(ctx)
+
+
+class Verbs(click.Group):
+    """A group of such commands."""
+
+    command_class = Verb
+
+
+def check(
+    reads: dict[str, str | Path | None] | None = None,
+    writes: list[Output] | None = None,
+    ctx: click.Context | None = None,
+) -> None:
+    """Hold a command's outputs against its inputs.
+
+    Args:
+        reads: what it reads besides its options, by what names it, such as a configuration's key; None: nothing.
+        writes: what it writes besides.
+        ctx: default: of the command that is running.
+
+    Raises:
+        UserError: an output is refused.
+    """
+    context = ctx or click.get_current_context()
+    inputs = [Input(name, Path(path)) for name, path in (reads or {}).items() if path]
+    outputs = list(writes or [])
+    for running in (context, context.find_root()):
+        for param in running.command.params:
+            for path in _paths(running.params.get(param.name)):
+                option = param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
+                if isinstance(param.type, InputPath):
+                    inputs.append(Input(option, path, param.type.holds))
+                elif isinstance(param.type, OutputPath):
+                    outputs += param.type.outputs(option, path, running.params)
+    guard(outputs, inputs)
+
+
+def _paths(value: Any) -> list[Path]:
+    parts = value if isinstance(value, tuple) else (value,)
+    return [part for part in parts if isinstance(part, Path)]
 
 
 class Classes(click.ParamType):

@@ -6,12 +6,20 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FILE, FOLDER
+from udpm.cli.options import FILE, OutputFolder, Verb, check
+from udpm.core import kinds
 
 
-@click.command(epilog="Example: udpm prepare results/configs/datasets/digits.json --output results/datasets/digits")
+@click.command(
+    cls=Verb, epilog="Example: udpm prepare results/configs/datasets/digits.json --output results/datasets/digits"
+)
 @click.argument("config", type=FILE)
-@click.option("--output", type=FOLDER, required=True, help="Folder of the store; replaced once the new one is whole.")
+@click.option(
+    "--output",
+    type=OutputFolder(kinds.DATASET),
+    required=True,
+    help="Folder of the store; replaced once the new one is whole.",
+)
 @click.option("--workers", type=click.IntRange(1), help="Processes that decode and resize; default: one for each core.")
 def command(config: Path, output: Path, workers: int | None) -> None:
     """Turn a source of images into a checked, memory-mapped store.
@@ -24,6 +32,10 @@ def command(config: Path, output: Path, workers: int | None) -> None:
     stop = StopRequest.install()
 
     from udpm.config import DatasetConfig, read_resolved
+    from udpm.core.paths import expanded
     from udpm.data.prepare import prepare
 
-    prepare(read_resolved(DatasetConfig, config), output, workers, stop)
+    resolved = read_resolved(DatasetConfig, config)
+    paths = {key: getattr(resolved, key) for key in ("path", "labels")}
+    check({key: path and expanded(path, key) for key, path in paths.items()})
+    prepare(resolved, output, workers, stop)

@@ -6,21 +6,30 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FILE, FOLDER
+from udpm.cli.options import ANY, FILE, OutputFile, OutputFolder, Verb, check
+from udpm.core import kinds
 
 
 @click.command(
+    cls=Verb,
     epilog="Example: udpm reference results/datasets/digits --extractor results/extractors/digits.pt "
-    "--config results/configs/digits/scoring.json --output results/references/digits.npz"
+    "--config results/configs/digits/scoring.json --output results/references/digits.npz",
 )
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=ANY)
 @click.option("--extractor", type=FILE, help="Its TorchScript file; default: what the configuration names.")
 @click.option("--config", type=FILE, required=True, help="Resolved scoring section (udpm resolve --part scoring).")
 @click.option("--count", type=click.IntRange(2), metavar="N", help="Take N of a plain folder's images; default: all.")
 @click.option("--flips", is_flag=True, help="Also every mirror image, whatever the configuration says.")
 @click.option("--import", "published", is_flag=True, help="SOURCE is an .npz of published statistics, mu and sigma.")
-@click.option("--features", type=FOLDER, help="Folder that keeps features, so that no pass is made twice.")
-@click.option("--output", type=FILE, required=True, help="The reference, .npz with mu, sigma, features, record.")
+@click.option(
+    "--features", type=OutputFolder(kinds.FEATURES), help="Folder that keeps features, so that no pass is made twice."
+)
+@click.option(
+    "--output",
+    type=OutputFile(kinds.REFERENCE),
+    required=True,
+    help="The reference, .npz with mu, sigma, features, record.",
+)
 def command(
     source: Path,
     extractor: Path | None,
@@ -42,9 +51,10 @@ def command(
     from udpm.data.images import open_images
     from udpm.data.store import RECORD, open_store
     from udpm.scoring import reference
-    from udpm.scoring.extractor import open_extractor
+    from udpm.scoring.extractor import extractor_files, open_extractor
 
     scoring = read_resolved(Scoring, config)
+    check(extractor_files(scoring))
     device = runtime.configure(scoring.device, scoring.threads)
     network = open_extractor(scoring, extractor, device)
     options = {"flips": flips or scoring.reference_flips, "cache": features}

@@ -6,18 +6,44 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FILE, FOLDER
+from udpm.cli.options import CONFIG, OutputFile, Verb
+from udpm.core.kinds import FileKind
 
+CONFIG_KEYS = 0.75
+"""Share of its keys that a resolved configuration has at least: one of an earlier version may lack some."""
 PARTS = ("run", "sampling", "scoring", "selection_sampling", "selection_scoring", "latents", "dataset")
 
 
-@click.command(epilog="Example: udpm resolve digits --part run --seed 0 --output results/configs/digits/seed0.json")
+def _is_resolved(path: Path) -> bool:
+    """Whether a file is a configuration as this command writes it: complete, in its layout."""
+    import json
+
+    from udpm.config import DatasetConfig, Latents, RunConfig, Sampling, Scoring
+    from udpm.core.files import leading
+
+    try:
+        text = leading(path).decode()
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(values, dict) or text != json.dumps(values, indent=2, ensure_ascii=False) + "\n":
+        return False
+    models = (set(model.model_fields) for model in (DatasetConfig, Latents, RunConfig, Sampling, Scoring))
+    return any(values.keys() <= keys and len(values) >= CONFIG_KEYS * len(keys) for keys in models)
+
+
+RESOLVED = FileKind("resolved configuration", _is_resolved)
+
+
+@click.command(
+    cls=Verb, epilog="Example: udpm resolve digits --part run --seed 0 --output results/configs/digits/seed0.json"
+)
 @click.argument("experiment", required=False)
 @click.option("--dataset", metavar="NAME", help="Resolve this data set instead of an experiment.")
 @click.option("--part", type=click.Choice(PARTS), default="run", show_default=True, help="Which part to write.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Training seed, for part run.")
-@click.option("--config", type=FOLDER, default="config", show_default=True, help="Folder of the configuration.")
-@click.option("--output", type=FILE, help="Where to; default: print it.")
+@click.option("--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration.")
+@click.option("--output", type=OutputFile(RESOLVED), help="Where to; default: print it.")
 def command(
     experiment: str | None, dataset: str | None, part: str, seed: int, config: Path, output: Path | None
 ) -> None:

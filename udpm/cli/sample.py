@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from udpm.cli.options import FILE, Classes
+from udpm.cli.options import FILE, Classes, OutputFile, Verb, check
+from udpm.core import kinds
 
 CASUAL_COUNT = 64
 
@@ -20,11 +21,19 @@ def _shard(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
     return int(found[1]), int(found[2])
 
 
-@click.command(epilog="Example: udpm sample weights.safetensors --count 100 --labels 3,5 --output threes-and-fives.npz")
+@click.command(
+    cls=Verb, epilog="Example: udpm sample weights.safetensors --count 100 --labels 3,5 --output threes-and-fives.npz"
+)
 @click.argument("weights", type=FILE)
 @click.option("--config", type=FILE, help="Resolved sampling section (udpm resolve --part sampling); options win.")
-@click.option("--output", type=FILE, help="The sample set, .npz; its record goes beside it, .json.")
-@click.option("--chain", type=FILE, help="Also write the sampling chain of one image per class, .npz.")
+@click.option(
+    "--output",
+    type=OutputFile(kinds.SAMPLES, ".npz", {".json": kinds.SAMPLE_RECORD}),
+    help="The sample set, .npz; its record goes beside it, .json.",
+)
+@click.option(
+    "--chain", type=OutputFile(kinds.CHAIN, ".npz"), help="Also write the sampling chain of one image per class, .npz."
+)
 @click.option("--shard", callback=_shard, help="Draw one part: 2/4 is the second of four. udpm join makes them one.")
 @click.option("--count", type=int, help=f"Number of images; {CASUAL_COUNT} where no --config says otherwise.")
 @click.option("--batch", type=int, help="Images per network call; has no influence on the images.")
@@ -65,6 +74,7 @@ def command(
     from udpm.config import Sampling, read_resolved
     from udpm.config.load import validate
     from udpm.core.device_errors import told_plainly
+    from udpm.networks.weights import milestone
     from udpm.sampling.run import draw_samples
     from udpm.scoring.selection import read_selection
 
@@ -77,5 +87,7 @@ def command(
     values = {"count": CASUAL_COUNT} if config is None else read_resolved(Sampling, config).model_dump()
     given = {key: value for key, value in {**options, "weights": kind}.items() if value is not None}
     sampling = validate(Sampling, values | given, "sampling")
+    kept = milestone(weights, sampling.iteration) if sampling.iteration is not None else None
+    check({"sampling.noise": sampling.noise, "sampling.iteration": kept})
     with told_plainly(f"lower --batch (sampling.batch, is {sampling.batch})"):
         draw_samples(weights, sampling, output, chain, shard)

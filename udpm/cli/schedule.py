@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from udpm.cli.options import FOLDER, Numbers
+from udpm.cli.options import CONFIG, FOLDER, Numbers, OutputStem, Verb
+from udpm.core import kinds
 
 if TYPE_CHECKING:
     from udpm.config import Process
@@ -24,16 +25,16 @@ class Asked(NamedTuple):
     side: int | None
 
 
-@click.command(epilog="Example: udpm schedule --alphas 0.5,0.2,1e-3 --sigmas 0.1,0.2,0.3 --side 32")
+@click.command(cls=Verb, epilog="Example: udpm schedule --alphas 0.5,0.2,1e-3 --sigmas 0.1,0.2,0.3 --side 32")
 @click.argument("experiment", required=False)
-@click.option("--config", type=FOLDER, default="config", show_default=True, help="Folder of the configuration.")
+@click.option("--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration.")
 @click.option("--alphas", type=Numbers(float), help="Instead of an experiment: α for each level, l = 1 first.")
 @click.option("--sigmas", type=Numbers(float), help="With --alphas: σ for each level, l = 1 first.")
 @click.option("--side", type=click.IntRange(1), help=f"With --alphas: N; default: the data set's, else {SIDE}.")
 @click.option("--normalization", type=click.Choice(NORMALIZATIONS), help="With --alphas: of H's box; default: norm.")
 @click.option("--dataset", type=FOLDER, help="Prepared data set, for bounds that hold for its training split.")
 @click.option(
-    "--output", type=click.Path(path_type=Path), metavar="STEM", help="Also write STEM.csv, STEM.svg and STEM.png."
+    "--output", type=OutputStem(kinds.FIGURE), metavar="STEM", help="Also write STEM.csv, STEM.svg and STEM.png."
 )
 def command(
     experiment: str | None,

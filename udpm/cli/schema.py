@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FOLDER
+from udpm.cli.options import OutputPlace, Verb
 
 
-@click.command(epilog="Example: udpm schema")
-@click.option("--config", type=FOLDER, default="config", show_default=True, help="Folder of the configuration.")
-@click.option("--docs", type=FOLDER, default="docs", show_default=True, help="Folder of the documentation.")
+@click.command(cls=Verb, epilog="Example: udpm schema")
+@click.option("--config", type=OutputPlace(), default="config", show_default=True, help="Folder of the configuration.")
+@click.option("--docs", type=OutputPlace(), default="docs", show_default=True, help="Folder of the documentation.")
 def command(config: Path, docs: Path) -> None:
     """Write what is made from the code's own models: run it after changing one.
 

@@ -7,19 +7,21 @@ from typing import Any
 
 import click
 
-from udpm.cli.options import FILE, FOLDER
+from udpm.cli.options import ANY, FILE, FOLDER, OutputFile, OutputFolder, Verb, check
+from udpm.core import kinds
 
 SUBJECTS = ("samples", "images", "heldout", "noise")
 PATHS = ("samples", "images", "selection", "reference", "extractor", "dataset")
 
 
 @click.command(
+    cls=Verb,
     epilog="Example: udpm score --samples results/samples/digits/seed0.npz --reference results/references/digits.npz "
     "--extractor results/extractors/digits.pt --dataset results/datasets/digits "
-    "--config results/configs/digits/scoring.json --output results/scores/digits/seed0.json"
+    "--config results/configs/digits/scoring.json --output results/scores/digits/seed0.json",
 )
 @click.option("--samples", type=FILE, help="Score a sample set (.npz of udpm sample).")
-@click.option("--images", type=click.Path(path_type=Path), help="Score a folder, .zip or .npz of others' images.")
+@click.option("--images", type=ANY, help="Score a folder, .zip or .npz of others' images.")
 @click.option("--heldout", is_flag=True, help="Score the data set's test split: the floor.")
 @click.option("--noise", type=click.IntRange(2), metavar="N", help="Score N images of noise: the ceiling.")
 @click.option("--selection", type=FILE, help="What chose the milestone that --samples are of (.json of udpm select).")
@@ -29,8 +31,10 @@ PATHS = ("samples", "images", "selection", "reference", "extractor", "dataset")
 @click.option("--extractor", type=FILE, help="Its TorchScript file; default: what the configuration names.")
 @click.option("--dataset", type=FOLDER, help="The reference's prepared data set; --images can do without.")
 @click.option("--config", type=FILE, help="Resolved scoring section (udpm resolve --part scoring).")
-@click.option("--features", type=FOLDER, help="Folder that keeps features, so that no pass is made twice.")
-@click.option("--output", type=FILE, required=True, help="The score, .json.")
+@click.option(
+    "--features", type=OutputFolder(kinds.FEATURES), help="Folder that keeps features, so that no pass is made twice."
+)
+@click.option("--output", type=OutputFile(kinds.SCORE), required=True, help="The score, .json.")
 def command(again: Path | None, features: Path | None, output: Path, **given: Any) -> None:
     """Score a sample set, others' images or a yardstick: exactly one of --samples, --images, --heldout and --noise.
 
@@ -39,6 +43,7 @@ def command(again: Path | None, features: Path | None, output: Path, **given: An
     from udpm.core.files import write_json
 
     request = _requested(given) if again is None else _remembered(again, given)
+    _check_named(request)
     found = _score(request, features)
     if again is not None:
         _check_same(again, found)
@@ -79,6 +84,16 @@ def _remembered(path: Path, given: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(request, dict) or {*PATHS, "heldout", "noise", "count", "scoring"} - set(request):
         raise UserError(f"{path}: does not say how it was made; score the images anew")
     return request
+
+
+def _check_named(request: dict[str, Any]) -> None:
+    """The output is none of the files that only the configuration or an earlier score names."""
+    from udpm.config import Scoring
+    from udpm.config.load import validate
+    from udpm.scoring.extractor import extractor_files
+
+    named = {name: request[name] for name in PATHS}
+    check(named | extractor_files(validate(Scoring, request["scoring"], "scoring")))
 
 
 def _score(request: dict[str, Any], features: Path | None) -> dict[str, Any]:

@@ -6,16 +6,18 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FILE
+from udpm.cli.options import FILE, OutputFile, OutputStem, Verb
+from udpm.core import kinds
 
 
 @click.command(
+    cls=Verb,
     epilog="Example: udpm select results/selection/digits/seed0/scores/*.json "
-    "--output results/selection/digits/seed0/selection.json"
+    "--output results/selection/digits/seed0/selection.json",
 )
 @click.argument("scores", type=FILE, nargs=-1, required=True)
-@click.option("--output", type=FILE, required=True, help="The selection, .json.")
-@click.option("--table", type=click.Path(path_type=Path), metavar="STEM", help="Also STEM.csv, .md, .tex and .html.")
+@click.option("--output", type=OutputFile(kinds.SELECTION), required=True, help="The selection, .json.")
+@click.option("--table", type=OutputStem(kinds.TABLE), metavar="STEM", help="Also STEM.csv, .md, .tex and .html.")
 def command(scores: tuple[Path, ...], output: Path, table: Path | None) -> None:
     """Choose the milestone of least Fréchet distance from SCORES, one for each milestone of a run.
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FOLDER
+from udpm.cli.options import FOLDER, RESULTS, Verb
 
 
-@click.command(epilog="Example: udpm status --results results")
+@click.command(cls=Verb, epilog="Example: udpm status --results results")
 @click.argument("runs", nargs=-1, type=FOLDER, metavar="[RUN]...")
-@click.option("--results", type=FOLDER, help="Also all runs in the folder runs/ of this one.")
+@click.option("--results", type=RESULTS, help="Also all runs in the folder runs/ of this one.")
 @click.option("--json", "as_json", is_flag=True, help="Write a JSON list; times and ages in seconds.")
 def command(runs: tuple[Path, ...], results: Path | None, as_json: bool) -> None:
     """Say where training runs stand, from what lies in their folders.

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FOLDER
+from udpm.cli.options import CONFIG, RESULTS, OutputPlace, Verb
+from udpm.core import kinds
 
 
-@click.command(epilog="Example: udpm summary digits --results results --output results")
+@click.command(cls=Verb, epilog="Example: udpm summary digits --results results --output results")
 @click.argument("experiments", nargs=-1, required=True, metavar="EXPERIMENT...")
-@click.option("--results", type=FOLDER, default="results", show_default=True, help="Folder of the results.")
-@click.option("--config", type=FOLDER, default="config", show_default=True, help="Folder of the configuration.")
-@click.option("--output", type=FOLDER, required=True, help="Folder of summary.md and overview.html.")
+@click.option("--results", type=RESULTS, default="results", show_default=True, help="Folder of the results.")
+@click.option("--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration.")
+@click.option("--output", type=OutputPlace(kinds.PAGE), required=True, help="Folder of summary.md and overview.html.")
 def command(experiments: tuple[str, ...], results: Path, config: Path, output: Path) -> None:
     """Say on one page what ran, on what, the headline numbers with their protocol, and what is missing.
 

@@ -6,21 +6,31 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FILE, FOLDER
+from udpm.cli.options import CONFIG, RESULTS, OutputFile, OutputStem, Verbs
+from udpm.core import kinds
 
-CONFIG = click.option("--config", type=FOLDER, default="config", show_default=True, help="Folder of the configuration.")
-RESULTS = click.option("--results", type=FOLDER, default="results", show_default=True, help="Folder of the results.")
-STEM = click.option("--output", type=click.Path(path_type=Path), metavar="STEM", help="Path without suffix.")
+CONFIG_FOLDER = click.option(
+    "--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration."
+)
+RESULTS_FOLDER = click.option(
+    "--results", type=RESULTS, default="results", show_default=True, help="Folder of the results."
+)
+STEM = click.option("--output", type=OutputStem(kinds.TABLE), metavar="STEM", help="Path without suffix.")
 
 
-@click.group()
+FIGURE = click.option(
+    "--output", type=OutputStem(kinds.FIGURE), required=True, metavar="STEM", help="Path without suffix."
+)
+
+
+@click.group(cls=Verbs)
 def command() -> None:
     """Look at a sweep, a file in config/sweeps/. `snakemake sweep --config sweep=NAME` runs it."""
 
 
 @command.command(epilog="Example: udpm sweep plan schedules-digits --output results/sweeps/schedules-digits/plan")
 @click.argument("sweep")
-@CONFIG
+@CONFIG_FOLDER
 @STEM
 def plan(sweep: str, config: Path, output: Path | None) -> None:
     """Say beforehand what is tried: every point's schedule, how well sampling starts, and device-hours.
@@ -36,8 +46,8 @@ def plan(sweep: str, config: Path, output: Path | None) -> None:
 
 @command.command(epilog="Example: udpm sweep status schedules-digits --results results")
 @click.argument("sweep")
-@CONFIG
-@RESULTS
+@CONFIG_FOLDER
+@RESULTS_FOLDER
 def status(sweep: str, config: Path, results: Path) -> None:
     """Say of every point what is done, what is new, and what would be done again because of which key.
 
@@ -59,10 +69,14 @@ def status(sweep: str, config: Path, results: Path) -> None:
 
 @command.command(epilog="Example: udpm sweep rank schedules-digits --output ranking --best best.yaml")
 @click.argument("sweep")
-@CONFIG
-@RESULTS
+@CONFIG_FOLDER
+@RESULTS_FOLDER
 @STEM
-@click.option("--best", type=FILE, help="Also write the best point as an experiment, at the base's length.")
+@click.option(
+    "--best",
+    type=OutputFile(kinds.EXPERIMENT),
+    help="Also write the best point as an experiment, at the base's length.",
+)
 def rank(sweep: str, config: Path, results: Path, output: Path | None, best: Path | None) -> None:
     """Rank the points that are scored so far; a missing score is told, and the rest is ranked.
 
@@ -83,9 +97,9 @@ def rank(sweep: str, config: Path, results: Path, output: Path | None, best: Pat
 @command.command(epilog="Example: udpm sweep heat schedules-digits start --output results/sweeps/heat")
 @click.argument("sweep")
 @click.argument("grid")
-@CONFIG
-@RESULTS
-@click.option("--output", type=click.Path(path_type=Path), required=True, metavar="STEM", help="Path without suffix.")
+@CONFIG_FOLDER
+@RESULTS_FOLDER
+@FIGURE
 def heat(sweep: str, grid: str, config: Path, results: Path, output: Path) -> None:
     """Draw a GRID of two axes as a heat map: STEM.svg, STEM.png, and STEM.csv of the data behind it."""
     from udpm.config import load_sweep
@@ -97,9 +111,9 @@ def heat(sweep: str, grid: str, config: Path, results: Path, output: Path) -> No
 
 @command.command(epilog="Example: udpm sweep strip ablations-digits --output results/sweeps/ablations-digits/strip")
 @click.argument("sweep")
-@CONFIG
-@RESULTS
-@click.option("--output", type=click.Path(path_type=Path), required=True, metavar="STEM", help="Path without suffix.")
+@CONFIG_FOLDER
+@RESULTS_FOLDER
+@FIGURE
 def strip(sweep: str, config: Path, results: Path, output: Path) -> None:
     """Draw the same images of every point, one noise and class to a column, beside its score: svg, png and csv.
 

@@ -6,20 +6,22 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FILE, FOLDER
+from udpm.cli.options import FILE, FOLDER, OutputFolder, Verb, check
+from udpm.core import kinds
 from udpm.core.signals import StopRequest
 
 
 @click.command(
+    cls=Verb,
     epilog="Example: udpm train results/configs/digits/seed0.json --dataset results/datasets/digits "
-    "--cache results/caches/digits --run results/runs/digits/seed0"
+    "--cache results/caches/digits --run results/runs/digits/seed0",
 )
 @click.argument("config", type=FILE)
 @click.option("--dataset", type=FOLDER, help="Prepared data set.  [required, but for a dry run]")
 @click.option("--cache", type=FOLDER, help="Its level cache.  [required, but for a dry run]")
 @click.option(
     "--run",
-    type=FOLDER,
+    type=OutputFolder(kinds.RUN),
     help="The run's folder: checkpoints, metrics.jsonl, weights.  [required, but for a dry run]",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be trained and what it takes; write nothing.")
@@ -54,6 +56,7 @@ def command(
     from udpm.data.cache import open_levels
 
     resolved = read_resolved(RunConfig, config)
+    check({"weights": resolved.weights})
     levels = open_levels(dataset, cache, resolved.process.levels) if dataset and cache else None
     if dry_run:
         _describe(resolved, levels, run)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-import shutil
 import socket
+import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,20 +20,28 @@ from udpm.core.reading import opened
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and renamed to `path`, else removed.
+    """Yield a temporary path next to `path`; on success it is synced and renamed to `path`, else removed.
+
+    Where `path` is a link, the file that it leads to is replaced. The new file's mode follows the umask.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
     """
-    path = Path(path)
-    # The host too: in containers every process may have the same number.
-    temporary = path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}")
+    place = through_links(path)
+    temporary = place.with_name(f".{place.name}{_suffix()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        os.close(descriptor)
         yield temporary
+        # safetensors replaces the file by one that only its owner may read.
+        os.chmod(temporary, mode)
         sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
+        os.replace(temporary, place)
+        sync(place.parent)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -40,31 +50,53 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def check_outputs(outputs: dict[str, tuple[Path | None, str]], *inputs: str | os.PathLike | None) -> None:
-    """Check before the work that its results can be written and take no other file's place.
+def _suffix() -> str:
+    # The host too: in containers every process may have the same number.
+    return f".tmp-{socket.gethostname()}-{os.getpid()}"
 
-    Args:
-        outputs: by option, where to (or None) and the suffix that the file must have.
-        inputs: files that are read.
+
+def through_links(path: str | os.PathLike) -> Path:
+    """The file or folder that a link leads to, whether or not it exists; any other path as it is.
 
     Raises:
-        UserError: a wrong suffix, the same file twice, or a folder that cannot be written.
+        UserError: the link leads to itself.
     """
-    taken = {Path(path).resolve(): "what is read" for path in inputs if path is not None}
-    for option, (path, suffix) in outputs.items():
-        if path is None:
-            continue
-        if path.suffix != suffix:
-            raise UserError(f"{option}: {path} must end in {suffix}")
-        if path.resolve() in taken:
-            raise UserError(f"{option}: {path} is {taken[path.resolve()]}; name another file")
-        taken[path.resolve()] = f"{option} too"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
-        if not os.access(path.parent, os.W_OK):
-            raise UserError(f"{path}: cannot be written: {path.parent} is read-only")
+    path = Path(path)
+    if not path.is_symlink():
+        return path
+    place = Path(os.path.realpath(path))
+    if place.is_symlink():
+        raise UserError(f"{path}: is a link that leads to itself")
+    return place
+
+
+def writable(path: str | os.PathLike) -> None:
+    """Check that a file or folder of this name can be made, or replaced.
+
+    Raises:
+        UserError: its folder cannot be made or written, or its name is too long.
+    """
+    place = through_links(path)
+    folder = next(parent for parent in Path(os.path.abspath(place)).parents if os.path.lexists(parent))
+    probe = folder / f".udpm{_suffix()}-{threading.get_ident()}"
+    try:
+        if len(os.fsencode(f".{place.name}{_suffix()}")) > os.pathconf(folder, "PC_NAME_MAX"):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {folder}: {error.strerror or error}") from None
+
+
+def leading(path: str | os.PathLike, count: int = 1 << 16) -> bytes:
+    """The first bytes of a file; none of what is no regular file, or cannot be read."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return b""
+        with open(path, "rb") as file:
+            return file.read(count)
+    except OSError:
+        return b""
 
 
 def remove_temporary(folder: str | os.PathLike, keep: str = "") -> None:
@@ -72,39 +104,6 @@ def remove_temporary(folder: str | os.PathLike, keep: str = "") -> None:
     for temporary in Path(folder).glob(".*.tmp-*"):
         if not (keep and temporary.name.startswith(f".{keep}.tmp-")):
             temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(path: str | os.PathLike, *known: str) -> Iterator[Path]:
-    """Yield an empty folder beside `path`; on success its files are synced and it takes `path`'s place, else it goes.
-
-    Args:
-        path: the folder. One that is there is replaced only if it is empty or was made so before.
-        known: names of files that tell a folder made so.
-
-    Raises:
-        UserError: the folder cannot be written or the disk is full, or it holds something else.
-    """
-    path = Path(path)
-    if Path.cwd().is_relative_to(path.resolve()):
-        raise UserError(f"{path}: is the folder you are in, or one around it; name a folder of its own")
-    if path.is_dir() and any(path.iterdir()) and not any((path / name).exists() for name in known):
-        raise UserError(f"{path}: holds other files (no {' or '.join(known)}); name a folder of its own")
-    building = path.with_name(f".{path.name}.building")
-    try:
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-        yield building
-        for file in building.rglob("*"):
-            sync(file)
-        sync(building)
-        shutil.rmtree(path, ignore_errors=True)
-        building.rename(path)
-        sync(path.parent)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def sync(path: str | os.PathLike) -> None:

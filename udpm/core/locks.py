@@ -20,10 +20,13 @@ def only_one(path: str | Path, doing: str) -> Iterator[None]:
         doing: for the error, e.g. "preparing this data set".
 
     Raises:
-        UserError: another process is at it, or the folder cannot be written.
+        UserError: another process is at it, the folder cannot be written, or somebody's file has the lock's name.
     """
     path = Path(path)
     lock = path.with_name(f".{path.name}.lock")
+    # Taking a lock empties the file.
+    if lock.is_symlink() or (lock.exists() and (not lock.is_file() or lock.stat().st_size)):
+        raise UserError(f"{lock}: has the name of a lock that is needed for a while; move it away")
     held = FileLock(lock, timeout=0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

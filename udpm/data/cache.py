@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from udpm.core.errors import UserError
-from udpm.core.files import atomic_folder, sha256, write_json
-from udpm.core.locks import only_one
+from udpm.core.files import sha256, write_json
+from udpm.core.folders import atomic_folder
+from udpm.core.kinds import CACHE
 from udpm.core.progress import Progress
 from udpm.core.reading import read_json
 from udpm.core.seeds import derive_seed
@@ -90,7 +91,7 @@ def write_cache(dataset: str | Path, folder: str | Path) -> None:
             process makes this cache.
     """
     store = open_store(dataset)
-    with only_one(Path(folder), "caching this data set"), atomic_folder(folder, RECORD, "level_1.npy") as building:
+    with atomic_folder(folder, CACHE) as building:
         paths = {level: building / f"level_{level}.npy" for level in levels_of(store.side)}
         _write_levels(store, paths)
         checked = _check_sample(store, paths)

@@ -16,7 +16,9 @@ from tqdm import tqdm
 from udpm.core.ahead import in_order
 from udpm.core.classes import class_folders
 from udpm.core.errors import StoppedEarly
-from udpm.core.files import atomic_folder, write_json
+from udpm.core.files import write_json
+from udpm.core.folders import atomic_folder
+from udpm.core.kinds import IMAGES
 from udpm.core.processes import SPAWN, obey_parent
 from udpm.data.samples import load_samples
 
@@ -37,7 +39,7 @@ def export_images(samples: Path, folder: Path, layout: str, image_format: str) -
 
     Args:
         samples: .npz of a sample set.
-        folder: where to; an export that is there is replaced once the new one is whole, anything else is refused.
+        folder: where to; an unchanged export is replaced once the new one is whole, anything else is refused.
         layout: "flat", or "classes" for a folder for each class, called by its name where that is known.
         image_format: "png" (lossless) or "jpg" (quality 95).
 
@@ -54,7 +56,7 @@ def export_images(samples: Path, folder: Path, layout: str, image_format: str) -
     folders = class_folders(found.record.get("class_names", []), found.record.get("classes", 0))
     by_class = layout == "classes" and found.record.get("classes", 0) > 0
     with (
-        atomic_folder(folder, RECORD) as building,
+        atomic_folder(folder, IMAGES) as building,
         tqdm(total=total, unit="file", desc="export", disable=not sys.stderr.isatty()) as progress,
     ):
         jobs: list[Job] = []

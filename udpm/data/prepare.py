@@ -20,7 +20,9 @@ import PIL
 from udpm.config.dataset import DatasetConfig
 from udpm.core import provenance
 from udpm.core.errors import StoppedEarly, UserError
-from udpm.core.files import sha256, sync, write_json
+from udpm.core.files import sha256, through_links, write_json
+from udpm.core.folders import Workplace, check_folder, list_contents
+from udpm.core.kinds import DATASET
 from udpm.core.locks import only_one
 from udpm.core.progress import Progress
 from udpm.core.signals import StopRequest
@@ -59,7 +61,8 @@ def prepare(
         UserError: missing or unusable images, not as many as the configuration expects, no room on the disk, or another
             process prepares this data set.
     """
-    folder = Path(folder)
+    check_folder(folder, DATASET)
+    folder = through_links(folder)
     source = open_source(config)
     with only_one(folder, "preparing this data set"):
         job = _Job(config, source, folder)
@@ -108,13 +111,18 @@ class _Job:
         return self.partial / "rows.npy"
 
     @property
-    def store(self) -> Path:
-        """The store before it takes its place."""
-        return self.partial / "store"
+    def journal(self) -> Path:
+        """What of them is known to be whole."""
+        return self.partial / "journal.jsonl"
 
     @property
-    def _replaced(self) -> Path:
-        return self.partial / "replaced"
+    def store(self) -> Path:
+        """The store before it takes its place."""
+        return self._work.new
+
+    @property
+    def _work(self) -> Workplace:
+        return Workplace(self.folder, self.partial, "store", "replaced", (self.rows.name, self.journal.name))
 
     @property
     def header(self) -> dict[str, Any]:
@@ -144,11 +152,7 @@ class _Job:
 
     def recover(self) -> None:
         """Undo a publication that a kill cut short."""
-        if self._replaced.exists():
-            if self.folder.exists():
-                shutil.rmtree(self._replaced)
-            else:
-                self._replaced.rename(self.folder)
+        self._work.open(keep=True)
         if (self.store / IMAGES).exists() and not self.rows.exists():
             (self.store / IMAGES).rename(self.rows)
         shutil.rmtree(self.store, ignore_errors=True)
@@ -157,8 +161,7 @@ class _Job:
         """Remove work in progress; never the store, neither the new one nor the one it was to replace."""
         with suppress(OSError):
             self.recover()
-        if not self._replaced.exists():
-            shutil.rmtree(self.partial, ignore_errors=True)
+        self._work.remove()
 
     def is_finished(self) -> bool:
         """Whether the store is there, of these images and whole."""
@@ -176,11 +179,13 @@ class _Job:
 
     def fill(self, workers: int, stop: StopRequest | bool) -> list[Outcome]:
         """Bring all rows to be; the outcomes of all chunks, in order."""
-        self.partial.mkdir(parents=True, exist_ok=True)
-        journal = Journal(self.partial / "journal.jsonl", self.rows, self.header)
+        row_bytes = self.config.side**2 * 3
+        # After a kill in the exchange these may be another version's.
+        if self.rows.exists() and self.rows.stat().st_size != HEADER_BYTES + len(self.source.names) * row_bytes:
+            self.rows.unlink()
+        journal = Journal(self.journal, self.rows, self.header)
         if journal.fresh:
             self._lay_out()
-        row_bytes = self.config.side**2 * 3
         todo = [chunk.number for chunk in chunks(self.source) if not journal.keep(chunk, row_bytes)]
         total = len(self.source.names)
         done = total - sum(len(self._chunk(number).names) for number in todo)
@@ -232,13 +237,10 @@ class _Job:
         self.store.mkdir()
         record = self._finish(refused, sum((Counter(outcome.modes) for outcome in outcomes), Counter()))
         write_json(self.store / RECORD, record)
-        for path in (*self.store.iterdir(), self.store):
-            sync(path)
-        if self.folder.exists():
-            self.folder.rename(self._replaced)
-        self.store.rename(self.folder)
-        sync(self.folder.parent)
-        shutil.rmtree(self.partial, ignore_errors=True)
+        list_contents(self.store, DATASET, dict.fromkeys(path.name for path in self.store.iterdir()))
+        check_folder(self.folder, DATASET)
+        self._work.publish()
+        self._work.remove()
         _tell(self.folder, record, self.source)
 
     def _check_classes(self, refused: dict[int, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path, sha256, write_json
+from udpm.core.kinds import SAMPLES_COMMENT
 from udpm.core.reading import read_json
 from udpm.data.arrays import UNREADABLE
 
@@ -59,6 +61,9 @@ def save_samples(
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
         shown = {f"output_{level}": values for level, values in (outputs or {}).items()}
         np.savez_compressed(handle, images=images, labels=labels, **shown)
+        handle.close()
+        with zipfile.ZipFile(temporary, "a") as archive:
+            archive.comment = SAMPLES_COMMENT
     write_json(record_path(path), {"format": FORMAT, "count": len(images), "sha256": sha256(path), **record})
 
 

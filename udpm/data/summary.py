@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path
+from udpm.core.kinds import SHEET_TITLE
 from udpm.data.store import IMAGES, LABELS, RECORD, Store, check_files
 
 COLUMNS, ROWS = 12, 20
@@ -88,7 +90,12 @@ def draw_sheet(store: Store, path: Path) -> list[int]:
             image = image.resize((store.side * factor,) * 2, Image.Resampling.NEAREST)
             sheet.paste(image, (left + column * step, row * step))
     with atomic_path(path) as temporary:
-        sheet.save(temporary, format="JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG")
+        if path.suffix.lower() in (".jpg", ".jpeg"):
+            sheet.save(temporary, format="JPEG", comment=SHEET_TITLE)
+        else:
+            written = PngInfo()
+            written.add_text("Title", SHEET_TITLE)
+            sheet.save(temporary, format="PNG", pnginfo=written)
     return [number for numbers in rows for number in numbers]
 
 

@@ -14,7 +14,9 @@ from udpm.config.load import load_dataset, named_file, run_of, validate
 from udpm.config.model import ModelConfig, Process
 from udpm.config.published import PAPER_SCHEDULE, parse_command, read_flags, to_experiment
 from udpm.core.errors import UserError
-from udpm.core.files import check_outputs, write_text
+from udpm.core.files import write_text
+from udpm.core.kinds import IMPORTED
+from udpm.core.outputs import Input, Output, guard
 from udpm.networks.importer import Imported, differences, read_weights
 from udpm.networks.weights import save_weights
 
@@ -123,9 +125,9 @@ def bring_over(
         return _written(files, described, [])
     where = ", ".join(map(str, checkpoints))
     weights = output or WEIGHTS / f"{name or checkpoints[0].stem}.safetensors"
-    check_outputs({"--output": (weights, ".safetensors")}, *checkpoints)
     if output is None and weights.exists():
         raise UserError(f"{weights}: is there already; name another file with --output")
+    guard([Output("--output", weights, IMPORTED)], [Input("CHECKPOINTS", path) for path in checkpoints])
     imported = read_weights(checkpoints, classes or _classes(described))
     if classes is not None and imported.classes != classes:
         raise UserError(f"--classes: {classes}, but the network in {where} has labels for {imported.classes}")

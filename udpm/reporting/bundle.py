@@ -7,7 +7,9 @@ from pathlib import Path
 
 from udpm.config.load import to_json
 from udpm.core.errors import UserError
-from udpm.core.files import atomic_folder, sha256, write_json, write_text
+from udpm.core.files import sha256, write_json, write_text
+from udpm.core.folders import atomic_folder
+from udpm.core.kinds import BUNDLE
 from udpm.core.reading import read_json
 from udpm.data.samples import load_samples
 from udpm.reporting.card import model_card, run_config
@@ -26,7 +28,7 @@ def bundle_run(run: Path, folder: Path) -> list[str]:
 
     Args:
         run: its folder.
-        folder: where to; a bundle that is there is replaced once the new one is whole, anything else is refused.
+        folder: where to; an unchanged bundle is replaced once the new one is whole, anything else is refused.
 
     Returns:
         Names of the files.
@@ -41,13 +43,13 @@ def bundle_run(run: Path, folder: Path) -> list[str]:
     results, place = run.parents[2], Path(run.parent.name) / run.name
     scores = sorted((results / "scores" / place.parent).glob(f"{place.name}*.json"))
     scores = [path for path in scores if path.stem in (place.name, f"{place.name}_best")]
-    with atomic_folder(folder, RECORD) as building:
-        shutil.copy(run / WEIGHTS, building / WEIGHTS)
+    with atomic_folder(folder, BUNDLE) as building:
+        shutil.copyfile(run / WEIGHTS, building / WEIGHTS)
         write_text(building / "config.json", to_json(run_config(run)))
         write_text(building / "README.md", model_card(run, scores))
         for path in scores:
             (building / "scores").mkdir(exist_ok=True)
-            shutil.copy(path, building / "scores" / path.name)
+            shutil.copyfile(path, building / "scores" / path.name)
         _copy_samples(results / "samples" / place, building / "samples")
         names = sorted(str(path.relative_to(building)) for path in building.rglob("*") if path.is_file())
         write_json(building / RECORD, {"format": FORMAT, "run": record, "files": names})
@@ -64,4 +66,4 @@ def _copy_samples(stem: Path, folder: Path) -> None:
     shards = [stem.parent / part["file"] for part in read_json(record, "sample set's record").get("shards", [])]
     for path in [record, *(shards or [stem.with_suffix(".npz")])]:
         for file in {path, path.with_suffix(".json")}:
-            shutil.copy(file, folder / file.name)
+            shutil.copyfile(file, folder / file.name)

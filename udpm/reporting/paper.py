@@ -11,10 +11,9 @@ import pandas as pd
 
 from udpm.config.experiment import Experiment
 from udpm.config.results import STANDINGS, Protocol, PublishedTable, Row
-from udpm.core.files import write_text
 from udpm.reporting import words
 from udpm.reporting.measured import BEST, LAST, Measured, measured
-from udpm.reporting.render import MISSING, html, latex, markdown
+from udpm.reporting.render import MISSING, html, latex, markdown, write_set
 from udpm.scoring.records import preprocessing
 
 NOT_RUN, NOT_COMPARABLE = "not run", "not comparable"
@@ -167,14 +166,17 @@ def write_paper_table(
     """
     lines = entries(table, scores, experiments)
     frame, notes = readable(table, lines, experiments)
-    write_text(f"{stem}.csv", full_table(table, lines, experiments).to_csv(index=False))
-    return write_readable(frame, notes, table.title, stem, WORDS if "data set" in frame else WORDS - 1)
+    everything = full_table(table, lines, experiments)
+    return write_readable(everything, frame, notes, table.title, stem, WORDS if "data set" in frame else WORDS - 1)
 
 
-def write_readable(frame: pd.DataFrame, notes: list[str], title: str, stem: str | Path, columns: int = WORDS) -> str:
-    """Write ``STEM.md``, ``STEM.tex`` and ``STEM.html``.
+def write_readable(
+    everything: pd.DataFrame, frame: pd.DataFrame, notes: list[str], title: str, stem: str | Path, columns: int = WORDS
+) -> str:
+    """Write ``STEM.csv`` (everything), and to read ``STEM.md``, ``STEM.tex`` and ``STEM.html``.
 
     Args:
+        everything: in full precision.
         frame: of text.
         notes: under it.
         title: above it.
@@ -185,9 +187,8 @@ def write_readable(frame: pd.DataFrame, notes: list[str], title: str, stem: str 
         The markdown.
     """
     text = f"**{title}**\n\n{markdown(frame, notes)}"
-    write_text(f"{stem}.md", text)
-    write_text(f"{stem}.tex", f"% {title}\n" + latex(frame, notes, columns))
-    write_text(f"{stem}.html", html(frame, notes, columns, title))
+    tex = f"% {title}\n" + latex(frame, notes, columns)
+    write_set(stem, everything, text, tex, html(frame, notes, columns, title))
     return text
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from udpm.core.files import write_text
+from udpm.core.kinds import mark
 
 MISSING = "–"
 CODE = re.compile("`([^`]*)`")
@@ -88,11 +89,27 @@ def write_table(
         The markdown.
     """
     text = markdown(shown, notes)
-    write_text(f"{stem}.csv", everything.to_csv(index=False))
-    write_text(f"{stem}.md", text)
-    write_text(f"{stem}.tex", latex(shown, notes, words))
-    write_text(f"{stem}.html", html(shown, notes, words, title))
+    write_set(stem, everything, text, latex(shown, notes, words), html(shown, notes, words, title))
     return text
+
+
+def write_set(stem: str | Path, everything: pd.DataFrame, md: str, tex: str, page: str) -> None:
+    """Write the four files of a table. Those to read say that udpm wrote them, and which .csv belongs to them.
+
+    Args:
+        stem: path without suffix.
+        everything: in full precision.
+        md: the table to read.
+        tex: the same.
+        page: the same, html.
+    """
+    csv = everything.to_csv(index=False)
+    generator = f'<meta name="generator" content="{mark(csv)}">'
+    write_text(f"{stem}.html", page.replace("<title>", f"{generator}<title>", 1))
+    # Between those that know it: whenever this is killed, one of them knows the .csv that is there.
+    write_text(f"{stem}.csv", csv)
+    write_text(f"{stem}.md", f"{md}\n<!-- {mark(csv)} -->\n")
+    write_text(f"{stem}.tex", f"% {mark(csv)}\n{tex}")
 
 
 def html_page(title: str, parts: list[str]) -> str:

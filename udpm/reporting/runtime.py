@@ -9,7 +9,6 @@ import pandas as pd
 
 from udpm.config.results import STANDINGS, PublishedRuntime
 from udpm.core.errors import UserError
-from udpm.core.files import write_text
 from udpm.core.speed import read_record
 from udpm.reporting.paper import NOT_RUN, write_readable
 from udpm.reporting.render import MISSING
@@ -90,9 +89,8 @@ def write_runtime(
         The markdown.
     """
     rows = runtime_rows(published, costs, datasets, speeds)
-    write_text(f"{stem}.csv", pd.DataFrame(rows).to_csv(index=False))
     frame = pd.DataFrame([_readable(row) for row in rows])
-    return write_readable(frame, _notes(published, costs, speeds), published.title, stem)
+    return write_readable(pd.DataFrame(rows), frame, _notes(published, costs, speeds), published.title, stem)
 
 
 def _row(

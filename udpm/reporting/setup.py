@@ -11,7 +11,6 @@ import pandas as pd
 
 from udpm.config.experiment import RunConfig, Training
 from udpm.config.results import SETUPS
-from udpm.core.files import write_text
 from udpm.reporting.paper import write_readable
 from udpm.reporting.render import MISSING
 
@@ -122,8 +121,7 @@ def write_setup(kind: str, shown: dict[str, Shown], stem: str | Path) -> str:
         The markdown.
     """
     frame = setup_table(kind, shown)
-    write_text(f"{stem}.csv", frame.to_csv(index=False))
-    return write_readable(frame, _notes(shown), TITLES[kind], stem, columns=1)
+    return write_readable(frame, frame, _notes(shown), TITLES[kind], stem, columns=1)
 
 
 def _notes(shown: dict[str, Shown]) -> list[str]:

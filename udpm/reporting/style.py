@@ -12,7 +12,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from udpm.core.files import atomic_path
+from udpm.core.files import atomic_path, write_text
+from udpm.core.kinds import mark
 
 # Okabe and Ito's colours tell apart with every kind of colour vision; markers and dashes tell apart in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -53,9 +54,15 @@ def save(figure: Figure, stem: str | Path, data: pd.DataFrame) -> None:
     width, height = figure.get_size_inches() * DPI
     if max(width, height) > LARGEST:
         raise ValueError(f"figure of {width:.0f}×{height:.0f} pixels; the report crops above {LARGEST}")
-    for suffix, metadata in ((".svg", {"Date": None, "Creator": "udpm"}), (".png", {"Software": "udpm"})):
-        with atomic_path(f"{stem}{suffix}") as temporary:
-            figure.savefig(temporary, format=suffix[1:], metadata=metadata)
+    csv = data.to_csv(index=False)
+    described = {"Description": mark(csv)}
+    _save(figure, stem, ".svg", {"Date": None, "Creator": "udpm", **described})
+    # Between the two that know it: whenever this is killed, one of them knows the .csv that is there.
+    write_text(f"{stem}.csv", csv)
+    _save(figure, stem, ".png", {"Software": "udpm", **described})
     plt.close(figure)
-    with atomic_path(f"{stem}.csv") as temporary:
-        data.to_csv(temporary, index=False)
+
+
+def _save(figure: Figure, stem: str | Path, suffix: str, metadata: dict[str, str | None]) -> None:
+    with atomic_path(f"{stem}{suffix}") as temporary:
+        figure.savefig(temporary, format=suffix[1:], metadata=metadata)

@@ -13,13 +13,14 @@ from udpm.config.experiment import Experiment
 from udpm.config.results import PublishedTable
 from udpm.core.errors import UserError
 from udpm.core.files import write_text
+from udpm.core.kinds import PAGE_TITLE
 from udpm.reporting.measured import BEST, Measured, measured
 from udpm.reporting.paper import NOT_RUN, YARDSTICKS, command_for, verdict
 from udpm.reporting.render import MISSING, html_page, html_section, markdown
 from udpm.scoring.records import preprocessing
 from udpm.training.records import COMPLETE, read_complete
 
-TITLE = "What ran, and what came of it"
+TITLE = PAGE_TITLE
 HOUR = 3600
 WHERE = [
     "Every score with its whole protocol: tables/scores.md and .csv. The paper's tables: tables/paper/ (`snakemake "

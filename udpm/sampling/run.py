@@ -9,7 +9,6 @@ import numpy as np
 from udpm.config.experiment import Sampling
 from udpm.core import provenance, runtime
 from udpm.core.errors import UserError
-from udpm.core.files import check_outputs
 from udpm.data.arrays import save_arrays
 from udpm.data.samples import save_samples
 from udpm.networks.weights import Model, load_model, milestone
@@ -39,7 +38,6 @@ def draw_samples(
     Raises:
         UserError: weights missing or damaged, or more shards than batches.
     """
-    check_outputs({"--output": (output, ".npz"), "--chain": (chain, ".npz")}, weights, config.noise)
     numbers = shard_numbers(config.count, config.batch, *shard)
     device = runtime.configure(config.device, config.threads)
     if config.iteration is not None:

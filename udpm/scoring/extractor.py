@@ -129,6 +129,15 @@ class Extractor:
         return found.float().cpu().numpy()
 
 
+def extractor_files(config: Scoring) -> dict[str, Path | None]:
+    """By key, the extractor's file that a configuration names."""
+    names_file = config.extractor not in ("inception", "digits")
+    return {
+        "scoring.extractor": Path(config.extractor) if names_file else None,
+        "scoring.inception_folder": Path(config.inception_folder) / INCEPTION.name,
+    }
+
+
 def open_extractor(config: Scoring, path: str | Path | None, device: torch.device) -> Extractor:
     """The configured extractor.
 

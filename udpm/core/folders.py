@@ -1,0 +1,261 @@
+"""Folders that are replaced as a whole: made next to their place, exchanged in one step, recovered after a kill."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fnmatch
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from udpm.core.errors import UserError
+from udpm.core.files import leading, remove_temporary, sha256, sync, through_links, write_json
+from udpm.core.reading import read_json
+
+CONTENTS = ".udpm.json"
+"""Lists a folder's files, in the folder itself: what else lies there is somebody's."""
+FORMAT = "udpm-folder/1"
+MARK = ".udpm"
+"""Tells a folder of work in progress from one that somebody else made under the same name."""
+IGNORED = (".snakemake_timestamp", ".DS_Store", ".nfs*")
+"""Files that Snakemake, file managers and network disks leave in a folder."""
+NAMES_SHOWN = 3
+LARGEST_LIST = 1 << 28
+"""Bytes, of a list of contents: millions of files."""
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+
+
+@dataclass(frozen=True)
+class FolderKind:
+    """A kind of folder that a command makes as a whole.
+
+    Attributes:
+        what: for messages, such as "level cache".
+        making: for messages about another process, such as "caching this data set".
+        record: name of its record.
+        format: of the record, without its version.
+        older: patterns of the files of a folder from before there was a list of contents; none: it is refused.
+        exact: whether a file whose bytes were changed is somebody's. Prepared images are no work of a user's: changed
+            ones are damaged, and are made again.
+    """
+
+    what: str
+    making: str
+    record: str
+    format: str
+    older: tuple[str, ...] = ()
+    exact: bool = False
+
+
+def foreign(folder: Path, kind: FolderKind) -> str | None:
+    """Why a folder may not be replaced: what it holds besides a folder of `kind`; None where it may."""
+    if folder.is_dir() and os.path.ismount(folder):
+        return "is a mount point, which cannot be replaced; name a folder in it"
+    found = _files(folder)
+    if not found:
+        return None
+    listed = _listed(folder, kind)
+    if listed is None:
+        return f"holds other files ({_shown(found)}), not a {kind.what}; name a new or an empty folder"
+    own, patterns = listed
+    others = [name for name in found if name not in own and not any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+    others += [name for name in found if name not in others and not _is_plain(folder / name)]
+    if others:
+        return f"holds other files than the {kind.what} ({_shown(others)}); move them away, or name another folder"
+    changed = [name for name in found if own.get(name) and sha256(folder / name) != own[name]]
+    if changed:
+        return f"its files were changed ({_shown(changed)}); move them away, or name another folder"
+    return None
+
+
+def check_folder(folder: str | os.PathLike, kind: FolderKind) -> None:
+    """Refuse a folder that may not be replaced.
+
+    Raises:
+        UserError: see `foreign`; or it is the working directory or one around it.
+    """
+    place = through_links(folder)
+    if working_directory().is_relative_to(place.resolve()):
+        raise UserError(f"{folder}: is the folder you are in, or one around it; name a folder of its own")
+    if place.exists() and not place.is_dir():
+        raise UserError(f"{folder}: is a file; name a folder")
+    reason = foreign(place, kind)
+    if reason is not None:
+        raise UserError(f"{folder}: {reason}")
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike, kind: FolderKind) -> Iterator[Path]:
+    """Yield an empty folder next to `path`; on success its files are synced and it takes `path`'s place, else it goes.
+
+    Args:
+        path: the folder, or a link to it. An existing one is replaced only if it is empty or of this kind.
+        kind: what it is.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full, it holds something else, or another process is
+            writing it.
+    """
+    # Every command imports this module, and few of them lock a folder.
+    from udpm.core.locks import only_one
+
+    check_folder(path, kind)
+    place = through_links(path)
+    with only_one(place, kind.making):
+        work = Workplace(place, place.with_name(f".{place.name}.work"))
+        try:
+            work.open()
+            work.new.mkdir()
+            yield work.new
+            files = sorted(str(file.relative_to(work.new)) for file in work.new.rglob("*") if file.is_file())
+            digests = {name: sha256(work.new / name) if kind.exact else None for name in files}
+            list_contents(work.new, kind, digests)
+            check_folder(path, kind)
+            work.publish()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+        finally:
+            work.remove()
+
+
+class Workplace:
+    """A hidden folder in which the next version of a folder is made. Use it under the folder's lock.
+
+    A kill leaves it; `open` then continues from there: either version of the folder is whole at all times.
+
+    Args:
+        place: the folder.
+        path: of the workplace, on the same disk.
+        new: name of the next version in it.
+        old: name that the version before has in it where the disk cannot exchange two folders.
+        known: files in it, besides, that go with it.
+    """
+
+    def __init__(
+        self, place: Path, path: Path, new: str = "new", old: str = "old", known: tuple[str, ...] = ()
+    ) -> None:
+        self.place, self.path, self.new, self._old, self._known = place, path, path / new, path / old, known
+
+    def open(self, *, keep: bool = False) -> None:
+        """Make it; what a kill left is undone, and removed unless it is to be kept.
+
+        Raises:
+            UserError: something else has its name.
+        """
+        if os.path.lexists(self.path):
+            self._check()
+            if self._old.exists():
+                if self.place.exists() and any(self.place.iterdir()):
+                    shutil.rmtree(self._old)
+                else:
+                    os.rename(self._old, self.place)
+            if not keep:
+                self.remove()
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / MARK).touch()
+
+    def publish(self) -> None:
+        """Put the next version, its files synced, in its place. What was there before stays in the workplace."""
+        for path in (*self.new.rglob("*"), self.new):
+            sync(path)
+        if not self.place.exists():
+            os.rename(self.new, self.place)
+        elif not exchange(self.new, self.place):
+            os.rename(self.place, self._old)
+            os.rename(self.new, self.place)
+        sync(self.place.parent)
+
+    def remove(self) -> None:
+        """Remove it, and what is in it: the mark last, so that a kill meanwhile leaves what is still known."""
+        if self._old.exists() and not self.place.exists():
+            return
+        for part in (self.new, self._old):
+            shutil.rmtree(part, ignore_errors=True)
+        with suppress(OSError):
+            remove_temporary(self.path)
+            for name in (*self._known, MARK):
+                (self.path / name).unlink(missing_ok=True)
+            self.path.rmdir()
+
+    def _check(self) -> None:
+        """Whether it is one of ours; with a mark, or, from before there were marks, a journal."""
+        known, found = {self.new.name, self._old.name, *self._known, MARK}, set()
+        if self.path.is_dir() and not self.path.is_symlink():
+            names = {entry.name for entry in self.path.iterdir()}
+            found = {name for name in names if not fnmatch.fnmatchcase(name, ".*.tmp-*")}
+            marked = MARK in found or any(b'"format": "udpm-' in leading(self.path / name) for name in self._known)
+            if found <= known and (marked or not found):
+                return
+        raise UserError(f"{self.path}: has the name that work in progress needs; move it away")
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two folders or files of one disk change places in one step; whether system and disk can do that."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    if rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def list_contents(folder: Path, kind: FolderKind, files: dict[str, str | None]) -> None:
+    """Write the list of a folder's files, by name within it, with their SHA-256 where changes are somebody's work."""
+    write_json(folder / CONTENTS, {"format": FORMAT, "kind": kind.format, "files": files})
+
+
+def _listed(folder: Path, kind: FolderKind) -> tuple[dict[str, str | None], tuple[str, ...]] | None:
+    """Files of a folder, with the SHA-256 that they must have, and patterns of others; None: it is not of this kind."""
+    contents, record = folder / CONTENTS, folder / kind.record
+    with suppress(UserError):
+        if _is_plain(contents):
+            value = read_json(contents, "list of contents", LARGEST_LIST)
+            if value.get("format") == FORMAT and value.get("kind") == kind.format and _is_list(value.get("files")):
+                return {**value["files"], CONTENTS: None}, ()
+        elif kind.older and _is_plain(record):
+            value = read_json(record, "record")
+            if str(value.get("format")).partition("/")[0] == kind.format:
+                return {kind.record: None}, kind.older
+    return None
+
+
+def _is_list(files: object) -> bool:
+    return isinstance(files, dict) and all(value is None or isinstance(value, str) for value in files.values())
+
+
+def _files(folder: Path) -> list[str]:
+    """All files and links below a folder, by name within it; none where it is absent."""
+    found = []
+    for place, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        found += [os.path.relpath(os.path.join(place, name), folder) for name in (*files, *links)]
+    return sorted(name for name in found if not any(fnmatch.fnmatchcase(Path(name).name, p) for p in IGNORED))
+
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _shown(names: list[str]) -> str:
+    more = f", and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
+
+
+def working_directory() -> Path:
+    """The folder that relative paths begin at.
+
+    Raises:
+        UserError: it was removed.
+    """
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the working directory does not exist any more; change to one that does") from None

@@ -1,0 +1,238 @@
+"""What the files and folders that commands write are recognised by, before one of them is replaced."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from udpm.core.files import leading, sha256
+from udpm.core.folders import FolderKind
+
+DATASET = FolderKind(
+    "data set",
+    "preparing this data set",
+    "dataset.json",
+    "udpm-dataset",
+    older=("images.npy", "labels.npy", "source.jsonl"),
+)
+CACHE = FolderKind("level cache", "caching this data set", "cache.json", "udpm-cache", older=("level_*.npy",))
+IMAGES = FolderKind("set of exported images", "exporting into this folder", "export.json", "udpm-images", exact=True)
+BUNDLE = FolderKind("exported run", "exporting into this folder", "bundle.json", "udpm-bundle", exact=True)
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of file.
+
+    Attributes:
+        what: for messages, such as "score".
+        made: whether an existing file is one that udpm made. What it reads is bounded.
+    """
+
+    what: str
+    made: Callable[[Path], bool]
+
+
+@dataclass(frozen=True)
+class KeptFolder:
+    """A kind of folder that a command adds to, and whose other files it leaves alone.
+
+    Attributes:
+        what: for messages, such as "training run".
+        foreign: which of its names, relative to it, say that it is something else; none of an empty folder.
+    """
+
+    what: str
+    foreign: Callable[[Path], list[str]]
+
+
+MARK_PATTERN = re.compile(rb"udpm; csv SHA-256 ([0-9a-f]{64})")
+LARGEST_LIST = 1 << 20
+"""Bytes read at most of a list that stands in a file: of tensors, of arrays."""
+
+
+def mark(csv: str) -> str:
+    """What tables and figures say of themselves, so that they are recognised, and with them the .csv next to them."""
+    return f"udpm; csv SHA-256 {hashlib.sha256(csv.encode()).hexdigest()}"
+
+
+def _json(what: str, name: str, *, key: str | None = None, without: str | None = None) -> FileKind:
+    """A JSON file whose first key says its format, with or without another key at its top."""
+    begins = re.compile(rb'\s*\{\s*"format":\s*"' + name.encode() + b"/")
+
+    def made(path: Path) -> bool:
+        text = leading(path)
+        has = [f'\n  "{other}": '.encode() in text for other in (key, without) if other]
+        return begins.match(text) is not None and has in ([], [key is not None])
+
+    return FileKind(what, made)
+
+
+def _arrays(what: str, name: str) -> FileKind:
+    """An .npz whose array `record` is JSON that says its format."""
+    # NumPy keeps text as UTF-32.
+    wanted = f'"format": "{name}/'.encode("utf-32-le")
+    return FileKind(what, lambda path: wanted in _member(path, "record.npy"))
+
+
+def _member(path: Path, name: str) -> bytes:
+    if leading(path, 2) != b"PK":
+        return b""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(name) as file:
+            return file.read(LARGEST_LIST)
+    except (OSError, KeyError, ValueError, NotImplementedError, RuntimeError, EOFError, zipfile.BadZipFile):
+        return b""
+
+
+def _members(path: Path) -> tuple[set[str], bytes]:
+    """Names in a zip, and its comment."""
+    if leading(path, 2) != b"PK":
+        return set(), b""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return set(archive.namelist()), archive.comment
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return set(), b""
+
+
+SAMPLES_COMMENT = b"udpm-samples"
+"""Of the .npz, which is a zip."""
+
+
+def _is_sample_set(path: Path) -> bool:
+    names, comment = _members(path)
+    if comment.startswith(SAMPLES_COMMENT):
+        return True
+    # From before there was a comment.
+    record = path.with_suffix(".json")
+    text = leading(record) if {"images.npy", "labels.npy"} <= names and SAMPLE_RECORD.made(record) else b""
+    return bool(text) and f'"sha256": "{sha256(path)}"'.encode() in text
+
+
+def _is_chain(path: Path) -> bool:
+    names = _members(path)[0]
+    states = names - {"labels.npy", "record.npy"}
+    return bool(states) and len(names - states) == 2 and all(re.fullmatch(r"[xf]_\d+\.npy", name) for name in states)
+
+
+def _is_imported(path: Path) -> bool:
+    """Weights of `udpm import`: those of a run say what it was trained on."""
+    size = leading(path, 8)
+    length = struct.unpack("<Q", size)[0] if len(size) == 8 else 0
+    if not 0 < length < 64 * LARGEST_LIST:
+        return False
+    try:
+        header = json.loads(leading(path, 8 + length)[8:])
+        description = json.loads(header["__metadata__"]["udpm"])
+        return description["format"].startswith("udpm-weights/") and "dataset" not in description
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def _is_run_weights(path: Path) -> bool:
+    return rb"\"format\": \"udpm-weights/" in leading(path, LARGEST_LIST)
+
+
+def _marked(begins: bytes) -> Callable[[Path], bool]:
+    return lambda path: leading(path).startswith(begins) and marks(path) != []
+
+
+def marks(path: Path) -> list[str]:
+    """The SHA-256 of the .csv that a table or figure says it belongs to."""
+    text = leading(path)
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(len(text), path.stat().st_size - 4096))
+            text += file.read()
+    except OSError:
+        return []
+    return [found.decode() for found in MARK_PATTERN.findall(text)]
+
+
+def _is_csv(others: tuple[str, ...]) -> Callable[[Path], bool]:
+    """A .csv says nothing of itself: one of the files that were written with it must know its SHA-256."""
+
+    def made(path: Path) -> bool:
+        told = {digest for suffix in others for digest in _told(path.with_suffix(suffix))}
+        return bool(told) and sha256(path) in told
+
+    return made
+
+
+def _told(path: Path) -> list[str]:
+    return marks(path) if path.is_file() else []
+
+
+SAMPLE_RECORD = _json("sample set's record", "udpm-samples", without="shards")
+JOINED = _json("record of a joined sample set", "udpm-samples", key="shards")
+SAMPLES = FileKind("sample set", _is_sample_set)
+CHAIN = FileKind("sampling chain", _is_chain)
+LATENTS = _arrays("latent-space experiment", "udpm-latents")
+REFERENCE = _arrays("reference", "udpm-reference")
+SCORE = _json("score", "udpm-score")
+SELECTION = _json("selection", "udpm-selection")
+BENCH = _json("record of a benchmark", "udpm-bench")
+EXTRACTOR_RECORD = _json("extractor's record", "udpm-extractor")
+EXTRACTOR = FileKind(
+    "extractor", lambda path: any(n.endswith("/udpm/scoring/classifier.py") for n in _members(path)[0])
+)
+IMPORTED = FileKind("imported weight file", _is_imported)
+USAGE = FileKind("file of usage", lambda path: leading(path, 9) == b'{"verb": ')
+CARD = FileKind("model card", lambda path: leading(path).startswith(b"---\nlibrary_name: udpm\n"))
+EXPERIMENT = FileKind(
+    "best point", lambda path: b"Copied to config/experiments/NAME.yaml it runs" in leading(path, 1 << 12)
+)
+SHEET_TITLE = "udpm contact sheet"
+SHEET = FileKind("contact sheet", lambda path: SHEET_TITLE.encode() in leading(path, 1 << 12))
+PAGE_TITLE = "What ran, and what came of it"
+PAGE = {
+    "summary.md": FileKind("summary", lambda path: leading(path).startswith(f"# {PAGE_TITLE}\n".encode())),
+    "overview.html": FileKind("summary", lambda path: f"<title>{PAGE_TITLE}</title>".encode() in leading(path)),
+}
+FIGURE = {
+    ".svg": FileKind("figure", _marked(b"<?xml")),
+    ".png": FileKind("figure", _marked(b"\x89PNG")),
+    ".csv": FileKind("figure's data", _is_csv((".svg", ".png"))),
+}
+TABLE = {
+    ".csv": FileKind("table", _is_csv((".md", ".tex", ".html"))),
+    ".md": FileKind("table", lambda path: _told(path) != []),
+    ".tex": FileKind("table", _marked(b"% udpm; ")),
+    ".html": FileKind("table", _marked(b"<!doctype html>")),
+}
+
+
+def _not_of_a_run(folder: Path) -> list[str]:
+    """Nothing, once it has a run's configuration or record; before, only what a run begins with."""
+    if _is_run_record(folder / "complete.json") or _is_run_config(folder / "config.json"):
+        return []
+    own = {"owner.json", "attempts.jsonl", "rendezvous", "checkpoints"}
+    recognised = {"README.md": CARD.made, "weights.safetensors": _is_run_weights}
+    names = [path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    return [name for name in names if name not in own and not recognised.get(name, lambda path: False)(folder / name)]
+
+
+_is_run_record = _json("run", "udpm-run").made
+
+
+def _is_run_config(path: Path) -> bool:
+    text = leading(path)
+    return all(f'"{key}":'.encode() in text for key in ("experiment", "seed", "dataset_name"))
+
+
+RUN = KeptFolder("training run", _not_of_a_run)
+FEATURES = KeptFolder(
+    "folder of kept features",
+    lambda folder: [
+        path.name
+        for path in sorted(folder.iterdir())
+        if not re.fullmatch(r"[0-9a-f]{64}\.[a-z]+(\.[a-z0-9]+)?|\..*", path.name)
+    ],
+)
