@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 REPORT := results/report.html
 
-.PHONY: install demo test test-slurm soak
+.PHONY: install demo test test-gpu test-slurm soak
 install: $(VENV)/.installed
 
 # Not compiled beforehand: Python compiles what it imports, a small part of it.
@@ -23,6 +23,10 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -m "not slow and not soak"
 	$(BIN)/python -m pytest -m slow
+
+# What only a machine with a GPU can show.
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu
 
 # The workflow on a live SLURM, started for the tests; installs Debian's packages of it where that may be.
 test-slurm: install

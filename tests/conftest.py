@@ -1,12 +1,35 @@
 """What several test files share."""
 
+import os
+
 import pytest
 import tiny
+import torch
+from hypothesis import HealthCheck, settings
 
 from udpm.core import runtime
 from udpm.data.cache import open_levels, write_cache
 from udpm.data.prepare import prepare
 from udpm.training.loop import train
+
+# On a busy machine an example may take any time.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+
+ON_GPU = "gpu"
+"""What `pytest -m` is given to run the tests that need a GPU."""
+
+
+def pytest_configure(config):
+    """Hide GPUs from all tests but those that need one: the same bytes after a restart are promised on CPUs only."""
+    if config.option.markexpr != ON_GPU:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_runtest_setup(item):
+    """Skip, by name, what needs a GPU where there is none or it is hidden."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU and `pytest -m gpu`")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,8 @@
 """What must hold on a GPU, as far as a CPU can show it: layouts, failures of devices, processes that end."""
 
+import json
+import os
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,13 +11,27 @@ import tiny
 import torch
 import torch.distributed as dist
 
+from udpm.config import load_experiment
 from udpm.core import ranks, runtime
+from udpm.core.ahead import ahead
 from udpm.core.device_errors import described, is_device_failure
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.ranks import Agreement, Place, find_place, joined
+from udpm.networks.discriminator import batch_deviation
+from udpm.networks.weights import load_model
+from udpm.process.schedule import Schedule
+from udpm.reporting.measured import way
+from udpm.reporting.words import drawing
+from udpm.sampling.sampler import Sampler
+from udpm.scoring import features
 from udpm.scoring.extractor import Extractor
+from udpm.scoring.records import used_tf32
+from udpm.scoring.selection import select
 from udpm.training import checkpoint
+from udpm.training.draws import Ahead
 from udpm.training.loop import train
+from udpm.training.objective import discriminator_losses
+from udpm.training.perceptual import load_lpips
 from udpm.training.state import State
 from udpm.training.trainer import Trainer
 
@@ -299,7 +316,8 @@ def test_memory_that_runs_out_while_drawing_is_one_line(trained, tmp_path, monke
 @pytest.fixture
 def visible(monkeypatch):
     """Sets how many GPUs a process sees; those chosen."""
-    chosen = []
+    chosen, backends = [], (torch.backends.cuda.matmul, torch.backends.cudnn)
+    kept = [backend.allow_tf32 for backend in backends]
 
     def see(count):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
@@ -307,7 +325,9 @@ def visible(monkeypatch):
         monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
         return chosen
 
-    return see
+    yield see
+    for backend, value in zip(backends, kept, strict=True):
+        backend.allow_tf32 = value
 
 
 TASK = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}
@@ -334,3 +354,186 @@ def test_torchruns_processes_need_a_gpu_each(visible):
     visible(1)
     with pytest.raises(UserError, match="process 2 of this node sees 1 GPU; ask for a GPU for each process, or start"):
         runtime.configure("cuda", 1, 1)
+
+
+# --- numbers in bfloat16 and TF32 ------------------------------------------------------------------------------------
+
+
+def test_lpips_is_float32_whatever_the_networks_are():
+    """Of images that are nearly equal, as at the end of training, bfloat16 sees mostly its own rounding."""
+    perceptual = load_lpips("vgg-random", 1.0, CPU)
+    generator = torch.Generator().manual_seed(0)
+    target = torch.rand((1, 3, 16, 16), generator=generator) * 2 - 1
+    output = (target + 0.003 * torch.randn(target.shape, generator=generator)).requires_grad_()
+    found = []
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            distance = perceptual(output, target).mean()
+        found.append((distance, torch.autograd.grad(distance, output)[0]))
+    assert found[1][0].dtype == torch.float32
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_the_minibatch_deviation_is_float32(levels):
+    discriminator = Trainer(tiny.run_config(), levels, CPU).state.discriminator
+    seen = []
+    discriminator.final.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = discriminator(torch.randn(4, 3, 16, 16), 0.5, torch.arange(4))
+    ((given, output),) = seen
+    assert {given.dtype, output.dtype, logits.dtype} == {torch.float32}
+    assert torch.equal(given[:, -1:], batch_deviation(given[:, :-1]))
+
+
+def test_the_gradient_penalty_is_not_cast_again(levels):
+    """Inside autocast each product of R1's gradient would be rounded to bfloat16, also of layers that are float32."""
+    config = tiny.run_config(losses__r1_gamma=0.5, training__batch=4)
+    run = Trainer(config, levels, CPU)
+    run.state.generator.eval()
+    draw, schedule = run.draws("discriminator", 0), Schedule.from_config(config.process)
+    terms, kept = run.terms[draw.level - 1], []
+
+    def judge(image, *rest):
+        kept.append((image, run.state.discriminator(image, *rest)))
+        return kept[-1][1]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = discriminator_losses(run.state.generator, judge, schedule, terms, draw)
+    image, logits = kept[1]
+    # Other kernels compute a gradient that is not differentiated again.
+    (gradient,) = torch.autograd.grad(logits.sum(), image, create_graph=True)
+    assert torch.equal(losses["r1"], gradient.square().sum(dim=(1, 2, 3)).mean())
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_float32_means_float32_unless_tf32_is_asked_for(visible, tf32):
+    visible(1)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not tf32
+    device = runtime.configure("cuda", 1, tf32=True) if tf32 else runtime.configure("cuda", 1)
+    assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is tf32
+    assert runtime.uses_tf32(device) is tf32
+    assert runtime.uses_tf32(CPU) is False
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the runtime is asked for with each command, on the CPU."""
+    asked, plain = [], runtime.configure
+
+    def configure(device, threads, *rest, **options):
+        asked.append(options.get("tf32", False))
+        return plain("cpu", threads, *rest, **options)
+
+    monkeypatch.setattr(runtime, "configure", configure)
+    return asked
+
+
+@pytest.mark.parametrize("command", ["sample", "latents swap"])
+@pytest.mark.parametrize("options", ["", "--tf32"])
+def test_drawing_is_asked_for_tf32_and_says_so(trained, tmp_path, asked, monkeypatch, command, options):
+    output = tmp_path / "a.npz"
+    monkeypatch.setattr(runtime, "uses_tf32", lambda device: asked[-1])
+    given = f"{command} {trained}/weights.safetensors --threads 1 --output {output} {options}"
+    assert tiny.call(*given.split()) == 0
+    with np.load(output) as arrays:
+        record = json.loads(str(arrays["record"])) if "record" in arrays else None
+    record = record or json.loads(output.with_suffix(".json").read_text())
+    assert asked == [bool(options)]
+    assert record["tf32"] is bool(options)
+
+
+def test_an_experiment_says_whether_its_images_are_drawn_with_tf32():
+    experiment = load_experiment("digits", tiny.ROOT / "config")
+    assert experiment.sampling.tf32 is False
+    assert experiment.training.tf32 is True
+
+
+GPU = {"device": "NVIDIA H100 80GB HBM3"}
+
+
+def a_score(subject, protocol):
+    reference = {"sha256": "r"}
+    measuring = {"n": 9, "extractor": {"sha256": "e", "preprocessing": "none"}, "reference": reference}
+    metrics = {"frechet_distance": {"label": "FD", "value": 1.0}}
+    return {"subject": {"kind": "samples"} | subject, "protocol": measuring | protocol, "metrics": metrics}
+
+
+def test_scores_are_told_apart_by_tf32_only_where_they_may_differ():
+    """Without the key, as it was before, a CPU's are float32 and a GPU's are TF32."""
+    off, on, cpu = GPU | {"tf32": False}, GPU | {"tf32": True}, {"device": "cpu (2 threads)"}
+    assert not any(map(used_tf32, (cpu, cpu | {"tf32": False}, off, {})))
+    assert all(map(used_tf32, (on, GPU)))
+    plain = way(a_score(cpu, cpu))
+    assert way(a_score(off, off)) == way(a_score(cpu, off)) == plain
+    assert len({plain, way(a_score(on, off)), way(a_score(off, on)), way(a_score(on, on))}) == 4
+    assert way(a_score(GPU, GPU)) == way(a_score(on, on))
+    assert drawing({"posterior": "scalar"} | on) == "scalar posterior, TF32"
+    assert drawing({"posterior": "scalar"} | off) == drawing({"posterior": "scalar"} | cpu) == "scalar posterior"
+
+
+def test_milestones_drawn_with_and_without_tf32_do_not_compare(tmp_path):
+    paths = []
+    for iteration, tf32 in ((1, False), (2, True)):
+        score = a_score(GPU | {"iteration": iteration, "tf32": tf32}, GPU | {"tf32": False})
+        paths.append(tmp_path / f"{iteration}.json")
+        paths[-1].write_text(json.dumps({"format": "udpm-score/1"} | score))
+    with pytest.raises(UserError, match=r"2\.json: another tf32 than .*1\.json, so they do not compare"):
+        select(paths)
+
+
+def test_features_of_a_gpu_with_tf32_are_not_taken_for_float32s(tmp_path, visible, monkeypatch):
+    visible(1)
+    images, calls = np.zeros((2, 8, 8, 3), np.uint8), []
+    extractor = Extractor(tmp_path / "a.pt", "a", "0" * 64, torch.nn.Identity(), torch.device("cuda", 0), {})
+    monkeypatch.setattr(Extractor, "features", lambda *_: calls.append(1) or np.zeros((2, 3), np.float32))
+    for tf32 in (True, False, False, True):
+        monkeypatch.setattr(runtime, "uses_tf32", lambda device, tf32=tf32: tf32)
+        features.extract(images, extractor, 2, tmp_path / "kept")
+    assert len(calls) == 2
+
+
+# --- threads and shapes ----------------------------------------------------------------------------------------------
+
+
+def test_threads_take_their_process_gpu(visible):
+    """A thread begins with the first GPU, and would open a context there."""
+    chosen, names = visible(2), []
+    device = torch.device("cuda", 1)
+    Ahead(lambda *_: names.append(threading.current_thread()), lambda _: ["generator"], 1, 1, device)("generator", 0)
+    assert (chosen, len(names)) == ([device], 1)
+    assert names[0] is not threading.main_thread()
+    began = []
+    assert list(ahead(lambda item: item, range(3), begin=lambda: began.append(threading.current_thread()))) == [0, 1, 2]
+    assert len(began) == 1
+    assert began[0] is not threading.main_thread()
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_latents_are_decoded_in_one_size_where_each_is_compiled(trained, monkeypatch, compiles):
+    model, sizes = load_model(trained / "weights.safetensors"), []
+
+    def network(x, *rest):
+        sizes.append(len(x))
+        return model.generator(x, *rest)
+
+    # Compiling takes a minute, and the sizes do not depend on it.
+    monkeypatch.setattr("udpm.sampling.sampler.serve", lambda *_, **__: network)
+    sampler = Sampler(model, batch=4, compiles=compiles)
+    latents = [sampler.latent(seed) for seed in range(6)]
+    found = sampler.decode(latents, [0] * 6)
+    assert set(sizes) == ({4} if compiles else {4, 2})
+    alone = torch.cat([sampler.decode([latent], [0]) for latent in latents])
+    torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
+
+
+# --- nothing here goes to a GPU --------------------------------------------------------------------------------------
+
+
+def test_the_small_runs_stay_on_the_cpu(visible):
+    visible(1)
+    for name in ("digits", "digits-smoke"):
+        experiment = load_experiment(name, tiny.ROOT / "config")
+        assert {getattr(experiment, part).device for part in ("training", "sampling", "scoring")} == {"cpu"}
+    assert tiny.run_config().training.device == "cpu"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import tiny
@@ -93,7 +92,7 @@ def srun(*arguments, job="7", program=("-m", "udpm")):
     return tasks
 
 
-def ended(process, seconds=180):
+def ended(process, seconds=400):
     _, told = process.communicate(timeout=seconds)
     return process.returncode, told
 
@@ -176,13 +175,12 @@ def test_srun_and_torchrun_start_the_same_training(digits, shared):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_two_processes_resume_exactly(digits, shared, tmp_path, number):
     run = tmp_path / "run"
-    tasks = srun(*command(digits, shared / "run.json", run), job="8")
-    deadline = time.monotonic() + 120
-    while not checkpoints(run / "checkpoints"):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    held = tiny.Held(tmp_path, 6)
+    tasks = srun(*command(digits, shared / "run.json", run), job="8", program=held.program)
+    held.wait(*tasks)
     for task in tasks:
         task.send_signal(number)
+    held.release()
     codes = [ended(task)[0] for task in tasks]
     assert codes in ([75, 75], [-number, -number])
     for task in srun(*command(digits, shared / "run.json", run), job="9"):

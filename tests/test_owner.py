@@ -2,14 +2,12 @@
 
 import json
 import signal
-import time
 
 import pytest
 import tiny
 
 from udpm.core.errors import StoppedEarly
 from udpm.training import owner as owners
-from udpm.training.checkpoint import checkpoints
 from udpm.training.owner import Owner, read_owner
 
 
@@ -17,6 +15,29 @@ from udpm.training.owner import Owner, read_owner
 def quick(monkeypatch):
     monkeypatch.setattr(owners, "HEARTBEAT", 0.05)
     monkeypatch.setattr(owners, "SETTLE", 0.01)
+
+
+class Clock:
+    """In the place of the module `time`: sleeping takes no time, and nothing else makes it pass."""
+
+    def __init__(self, monkeypatch):
+        self.now = 1e9
+        monkeypatch.setattr(owners, "time", self)
+
+    def time(self):
+        return self.now
+
+    monotonic = time
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+class NotAsked:
+    """A request to stop that nobody looks at, because nobody waits."""
+
+    def __bool__(self):
+        raise AssertionError("waited")
 
 
 def foreign(folder, **changes):
@@ -29,17 +50,14 @@ def test_the_record_is_there_while_training_and_gone_after(tmp_path):
     with Owner(tmp_path, False) as owner:
         first = read_owner(tmp_path)
         assert owner.holds()
-        time.sleep(0.3)
-        assert read_owner(tmp_path)["beat"] > first["beat"]
+        tiny.wait_for(lambda: read_owner(tmp_path)["beat"] > first["beat"])
     assert read_owner(tmp_path) is None
 
 
 def test_a_dead_owner_of_this_host_is_followed_at_once(tmp_path):
     foreign(tmp_path, machine=owners._machine(), pid=2**22 + 1)
-    started = time.monotonic()
-    with Owner(tmp_path, False) as owner:
+    with Owner(tmp_path, NotAsked()) as owner:
         assert owner.holds()
-    assert time.monotonic() - started < 5
 
 
 def test_a_number_given_to_another_process_is_not_the_owner(tmp_path):
@@ -49,19 +67,22 @@ def test_a_number_given_to_another_process_is_not_the_owner(tmp_path):
         assert owner.holds()
 
 
-def test_a_silent_owner_elsewhere_is_followed_after_a_while(tmp_path, capsys):
+def test_a_silent_owner_elsewhere_is_followed_after_a_while(tmp_path, monkeypatch, capsys):
     foreign(tmp_path)
-    started = time.monotonic()
-    with Owner(tmp_path, False, stale=0.5) as owner:
+    clock = Clock(monkeypatch)
+    started = clock.now
+    with Owner(tmp_path, False, stale=60) as owner:
         assert owner.holds()
-    assert time.monotonic() - started >= 0.5
+        assert 60 <= clock.now - started < 65
     told = capsys.readouterr().err
     assert "process 1 on elsewhere, job 7 is training here; waiting for it to end" in told
     assert "taking over" in told
 
 
-def test_a_living_owner_is_waited_for(tmp_path):
+def test_a_living_owner_is_waited_for(tmp_path, monkeypatch):
     foreign(tmp_path)
+    clock = Clock(monkeypatch)
+    started = clock.now
 
     class StopAfterBeats:
         def __init__(self):
@@ -70,20 +91,26 @@ def test_a_living_owner_is_waited_for(tmp_path):
         def __bool__(self):
             self.beat += 1
             foreign(tmp_path, beat=self.beat)
-            return self.beat > 20
+            return self.beat > 200
 
     with (
         pytest.raises(StoppedEarly, match="while waiting for process 1 on elsewhere"),
-        Owner(tmp_path, StopAfterBeats(), stale=0.3),
+        Owner(tmp_path, StopAfterBeats(), stale=60),
     ):
         pass
+    assert clock.now - started > 120
     assert read_owner(tmp_path)["token"] == "other"
 
 
 def test_one_that_lost_the_folder_knows_and_leaves_the_record_alone(tmp_path):
     with Owner(tmp_path, False) as owner:
-        foreign(tmp_path)
-        time.sleep(0.3)
+
+        def stopped_beating():
+            # Again and again: one beat may have been on its way already.
+            foreign(tmp_path)
+            return not owner._thread.is_alive()
+
+        tiny.wait_for(stopped_beating)
         assert not owner.holds()
     assert read_owner(tmp_path)["token"] == "other"
 
@@ -99,45 +126,42 @@ def command(digits, config, run, *more):
     return ["train", config, "--dataset", digits / "dataset", "--cache", digits / "cache", "--run", run, *more]
 
 
-def wait_for(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.mark.slow
 def test_two_trainers_on_one_folder(digits, tmp_path):
     """The second waits for the first, and finds the work done."""
-    config = tiny.write_config(tmp_path, training__iterations=150)
-    first = tiny.start(*command(digits, config, tmp_path / "run"))
-    wait_for((tmp_path / "run/metrics.jsonl").exists)
-    second = tiny.udpm(*command(digits, config, tmp_path / "run"))
-    assert "is training here; waiting for it to end" in second.stderr
-    assert "complete already" in second.stdout
-    assert first.wait(timeout=60) == 0
+    config = tiny.write_config(tmp_path, training__iterations=40)
+    held = tiny.Held(tmp_path, 10)
+    first = tiny.start(*command(digits, config, tmp_path / "run"), program=held.program)
+    held.wait(first)
+    second = tiny.start(*command(digits, config, tmp_path / "run"))
+    assert "is training here; waiting for it to end" in second.stderr.readline()
+    held.release()
+    assert "complete already" in second.communicate()[0]
+    assert (first.wait(), second.returncode) == (0, 0)
     tiny.udpm(*command(digits, config, tmp_path / "undisturbed"))
     tiny.assert_same_weights(tmp_path / "run", tmp_path / "undisturbed")
 
 
 @pytest.mark.slow
 def test_a_trainer_that_sleeps_long_enough_loses_the_folder(digits, tmp_path):
-    config = tiny.write_config(tmp_path, training__iterations=200, training__checkpoint_every=5)
+    config = tiny.write_config(tmp_path, training__iterations=40, training__checkpoint_every=5)
     tiny.udpm(*command(digits, config, tmp_path / "undisturbed"))
     run = tmp_path / "run"
-    first = tiny.start(*command(digits, config, run))
-    wait_for(lambda: checkpoints(run / "checkpoints"))
+    held = tiny.Held(tmp_path, 8)
+    first = tiny.start(*command(digits, config, run), program=held.program)
+    held.wait(first)
     first.send_signal(signal.SIGSTOP)
     # As from another node, where nobody can see whether the process lives.
     record = json.loads((run / "owner.json").read_text())
     (run / "owner.json").write_text(json.dumps(record | {"host": "elsewhere", "machine": "another"}))
     second = tiny.start(*command(digits, config, run, "--stale-after", 1))
-    wait_for(lambda: (read_owner(run) or {}).get("pid") == second.pid)
+    tiny.wait_for(lambda: (read_owner(run) or {}).get("pid") == second.pid or second.poll() is not None)
+    held.release()
     first.send_signal(signal.SIGCONT)
-    _, told = first.communicate(timeout=60)
+    _, told = first.communicate()
     assert first.returncode == 75
     assert "another trainer took it over; nothing more is written" in told
-    assert second.wait(timeout=120) == 0
+    assert second.wait() == 0
     tiny.assert_same_weights(run, tmp_path / "undisturbed")
     assert [line["iteration"] for line in tiny.metrics(run)] == [
         line["iteration"] for line in tiny.metrics(tmp_path / "undisturbed")

@@ -27,7 +27,6 @@ from udpm.training.objective import level_terms
 from udpm.training.trainer import Trainer
 
 CPU = torch.device("cpu")
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +110,7 @@ def test_one_way_of_calling():
         validate(Experiment, values, "digits")
 
 
-@on_gpu
+@pytest.mark.gpu
 def test_a_graph_draws_the_eager_kernels_images(trained):
     device = runtime.configure("cuda", 1)
     drawn = [
@@ -121,7 +120,7 @@ def test_a_graph_draws_the_eager_kernels_images(trained):
     assert (drawn[0] == drawn[1]).all()
 
 
-@on_gpu
+@pytest.mark.gpu
 def test_training_does_not_wait_for_the_gpu(levels):
     device = runtime.configure("cuda", 1)
     run = Trainer(tiny.run_config(training__device="cuda"), levels, device)

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 
 import pytest
 import tiny
@@ -152,27 +151,20 @@ def test_a_loss_that_is_not_finite_stops_the_run(levels, tmp_path):
         train(config, levels, tmp_path, False)
 
 
-def _wait_for(condition, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "after"), [(signal.SIGKILL, 0.1), (signal.SIGKILL, 0.9), (signal.SIGTERM, 0.5)])
+@pytest.mark.parametrize(("number", "after"), [(signal.SIGKILL, 9), (signal.SIGKILL, 35), (signal.SIGTERM, 19)])
 def test_a_killed_process_resumes_exactly(digits, tmp_path, number, after):
     """Through the command line, against a run that nobody disturbed."""
     config = tiny.write_config(tmp_path, training__iterations=60, training__checkpoint_every=7)
     command = ["train", config, "--dataset", digits / "dataset", "--cache", digits / "cache", "--run"]
     run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
     tiny.udpm(*command, undisturbed)
-    process = tiny.start(*command, run)
-    _wait_for(lambda: (run / "metrics.jsonl").exists() and checkpoints(run / "checkpoints"), process)
-    time.sleep(after)
+    held = tiny.Held(tmp_path, after)
+    process = tiny.start(*command, run, program=held.program)
+    held.wait(process)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    held.release()
+    _, errors = process.communicate()
     if number == signal.SIGTERM:
         assert process.returncode == 75
         assert "run the same command again" in errors.splitlines()[-1]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ SMALL = {
     "training.log_every": 2,
     "training.threads": 1,
     "training.flip": True,
+    "training.device": "cpu",
 }
 
 
@@ -68,13 +70,63 @@ def call(*arguments):
         return stop.code
 
 
-def start(*arguments, **options):
+def start(*arguments, program=("-m", "udpm"), **options):
     """Start a udpm command and return its process."""
-    command = [sys.executable, "-m", "udpm", *map(str, arguments)]
+    command = [sys.executable, *map(str, program), *map(str, arguments)]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment, **options
     )
+
+
+class Held:
+    """A udpm whose training waits before an iteration, so that a test may act then however slow the machine is.
+
+    Args:
+        folder: for what it writes.
+        iteration: counted from 0.
+
+    Attributes:
+        program: to start in the place of ``-m udpm``.
+    """
+
+    def __init__(self, folder, iteration):
+        self.folder, self.program = folder, [folder / "held.py"]
+        self.program[0].write_text(
+            "import os, sys, time\n"
+            "from pathlib import Path\n"
+            "from udpm.core.signals import StopRequest\n"
+            "StopRequest.install()\n"
+            "from udpm.training.trainer import Trainer\n"
+            f"plain, folder = Trainer.iterate, Path({str(folder)!r})\n"
+            "def iterate(trainer, *rest):\n"
+            f"    if trainer.state.iteration == {iteration}:\n"
+            "        (folder / f'held-{os.getpid()}').touch()\n"
+            "        while not (folder / 'go-on').exists():\n"
+            "            time.sleep(0.01)\n"
+            "    plain(trainer, *rest)\n"
+            "Trainer.iterate = iterate\n"
+            "from udpm.cli import main\n"
+            "main(sys.argv[1:])\n"
+        )
+
+    def wait(self, *processes):
+        """Until all of them are there."""
+        wait_for(lambda: all((self.folder / f"held-{process.pid}").exists() for process in processes), *processes)
+
+    def release(self):
+        """Let them go on."""
+        (self.folder / "go-on").touch()
+
+
+def wait_for(condition, *processes, seconds=300):
+    """Wait until a condition holds; fails when one of the processes ends before, or after far more than it can take."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        for process in processes:
+            assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def metrics(run):

@@ -330,7 +330,8 @@ class Plan:
         sampling = self.experiment(wildcards).sampling
         keys = ("weights", "iteration", "posterior", "guidance", "batch", "device", "precision", "threads")
         given = {key: getattr(sampling, key) for key in keys if getattr(sampling, key) is not None}
-        return Arguments(*(word for key, value in given.items() for word in (f"--{key}", value)))
+        words = [word for key, value in given.items() for word in (f"--{key}", value)]
+        return Arguments(*words, *["--tf32"] * sampling.tf32)
 
     def scores(self) -> list[str]:
         """All score files: runs and yardsticks."""

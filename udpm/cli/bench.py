@@ -201,8 +201,9 @@ def sample(
 
     _check(baseline, {"--gains": gains, "--memory": memory, "--compile": compiles})
     settings = load_experiment(experiment, config)
-    where = runtime.configure(device or settings.sampling.device, threads or settings.sampling.threads)
-    batch = batch or (settings.sampling.batch if where.type == "cuda" else min(16, settings.sampling.batch))
+    how = settings.sampling
+    where = runtime.configure(device or how.device, threads or how.threads, tf32=how.tf32)
+    batch = batch or (how.batch if where.type == "cuda" else min(16, how.batch))
     run = resolve_run(experiment, settings.seeds[0], config)
     if baseline:
         found = compare_sampling(run, where, batch, repetitions, gains=gains, memory=memory, compiles=compiles)

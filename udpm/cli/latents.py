@@ -44,10 +44,11 @@ HOW = (
         show_default=True,
         help="Of the network.",
     ),
+    click.option("--tf32", is_flag=True, help="On GPUs, let float32 products be computed with TF32 inputs."),
     click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads."),
 )
 # Of the options, those that are keys of the section `sampling`.
-SAMPLING = ("weights", "iteration", "posterior", "guidance", "batch", "device", "precision", "threads")
+SAMPLING = ("weights", "iteration", "posterior", "guidance", "batch", "device", "precision", "tf32", "threads")
 
 
 def _options(*own: Callable) -> Callable:

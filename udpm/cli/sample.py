@@ -53,6 +53,7 @@ def _shard(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 @click.option("--intermediate/--no-intermediate", default=None, help="Keep every level's output too, at full side.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to run.")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), help="Of the network; the chain is float32.")
+@click.option("--tf32/--no-tf32", default=None, help="On GPUs, let float32 products be computed with TF32 inputs.")
 @click.option("--compile/--no-compile", default=None, help="Compile the network: slow to start, then faster.")
 @click.option("--cuda-graphs/--no-cuda-graphs", default=None, help="On GPUs, launch each network call at once.")
 @click.option("--threads", type=int, help="CPU threads.")

@@ -233,6 +233,9 @@ class Sampling(Section):
     """auto: CUDA where there is one, else the CPU."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: of the network's convolutions and linear layers; the chain between its calls stays float32."""
+    tf32: bool = False
+    """On GPUs, let float32 products be computed with TF32 inputs, of 10 bits of mantissa instead of 23: faster; has no
+    effect on a CPU."""
     compile: bool = False
     """Compile the network (torch.compile), a minute or more at the start; pixels may differ by rounding. Needs a C++
     compiler, on GPUs Triton."""

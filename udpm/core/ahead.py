@@ -15,15 +15,21 @@ AHEAD = 2
 """Results that are there, or in the making, before they are asked for."""
 
 
-def ahead(function: Callable[[Item], Made], items: Iterable[Item], depth: int = AHEAD) -> Iterator[Made]:
+def ahead(
+    function: Callable[[Item], Made],
+    items: Iterable[Item],
+    depth: int = AHEAD,
+    begin: Callable[[], object] | None = None,
+) -> Iterator[Made]:
     """A function's results in order, made in a thread of their own; its errors come where its result would.
 
     Args:
         function: called for one item after the other.
         items: what for.
         depth: results that may be there or in the making, >= 1.
+        begin: called first in the thread.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="udpm-ahead") as pool:
+    with ThreadPoolExecutor(1, thread_name_prefix="udpm-ahead", initializer=begin) as pool:
         yield from in_order(pool, function, items, depth)
 
 

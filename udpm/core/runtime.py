@@ -54,6 +54,14 @@ def configure(device: str, threads: int, local: int = 0, *, tf32: bool = False, 
     return torch.device("cuda", local)
 
 
+def uses_tf32(device: torch.device) -> bool:
+    """Whether float32 products on a device may be computed with TF32 inputs, for records; on a CPU none are."""
+    import torch
+
+    backends = torch.backends
+    return device.type == "cuda" and (backends.cuda.matmul.allow_tf32 or backends.cudnn.allow_tf32)
+
+
 def resident_bytes() -> int:
     """Memory that this process has in RAM now, in bytes."""
     # The second number of statm is the resident set, in pages: proc(5).

@@ -18,6 +18,12 @@ def moved(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     return pinned(values, device).to(device, non_blocking=True)
 
 
+def bind_thread(device: torch.device) -> None:
+    """Let this thread's allocations and copies go to a device; a new thread begins with the first GPU."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 class Arriving:
     """Values on their way to the host.
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from udpm.config.experiment import WIDEST
 from udpm.networks.block import ADM, ResidualBlock
-from udpm.networks.layers import one_hot, sinusoids, times_like
+from udpm.networks.layers import one_hot, sinusoids, times_like, without_autocast
 
 SLOPE = 0.2
 GROUP = 4
@@ -92,9 +92,12 @@ class Discriminator(nn.Module):
         for block in self.blocks:
             block.dropout = dropout
             h = leaky(block(h, condition))
-        h = torch.cat([h, batch_deviation(h)], dim=1)
-        h = leaky(self.final(h)).sum(dim=(2, 3))
-        return F.dropout(self.head(h), dropout, self.training)
+        # A deviation summed over thousands of values hardly differs in bfloat16 between one group and another.
+        with without_autocast(h.device):
+            h = h.float()
+            h = torch.cat([h, batch_deviation(h)], dim=1)
+            h = leaky(self.final(h)).sum(dim=(2, 3))
+            return F.dropout(self.head(h), dropout, self.training)
 
 
 def leaky(x: torch.Tensor) -> torch.Tensor:

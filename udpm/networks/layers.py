@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -94,8 +94,7 @@ class SelfAttention(nn.Module):
         batch, channels, height, width = x.shape
         qkv = self.qkv(self.norm(x)).reshape(batch, self.heads, channels // self.heads, 3, height * width)
         query, key, value = qkv.permute(3, 0, 1, 4, 2).unbind(0)
-        # The meta device, on which multiply-adds are counted, knows no autocast.
-        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             mixed = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
         mixed = mixed.transpose(2, 3).reshape(batch, channels, height, width).to(x.dtype)
         return (self.proj(mixed) + x) * self.gain
@@ -116,6 +115,12 @@ class FourierFeatures(nn.Module):
         """(B,) to (B, 2C)."""
         phase = time[:, None].float() * (2 * math.pi * self.frequencies.float())
         return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """A context in which what runs on a device runs in the types that it is given."""
+    # The meta device, on which multiply-adds are counted, knows no autocast.
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def sinusoids(time: torch.Tensor, count: int, *, endpoint: bool = False) -> torch.Tensor:

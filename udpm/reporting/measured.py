@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from udpm.scoring.records import preprocessing
+from udpm.scoring.records import preprocessing, used_tf32
 
 LAST, BEST, MILESTONE, GIVEN = "last", "best", "milestone", "given"
 """Checkpoints: end of training, selected milestone, a milestone that the configuration names, imported weights."""
@@ -101,4 +101,5 @@ def way(score: dict[str, Any]) -> tuple:
         subject.get(key) for key in ("weights", "posterior", "guidance", "precision", "compiled", "nfe", "classes")
     )
     measuring = (protocol["n"], protocol["extractor"]["sha256"], preprocessing(score), reference["sha256"])
-    return (score["metrics"]["frechet_distance"]["label"], *own, *measuring)
+    tf32 = (used_tf32(subject), used_tf32(protocol))
+    return (score["metrics"]["frechet_distance"]["label"], *own, *measuring, *tf32)

@@ -14,7 +14,7 @@ from udpm.config.results import STANDINGS, Protocol, PublishedTable, Row
 from udpm.reporting import words
 from udpm.reporting.measured import BEST, LAST, Measured, measured
 from udpm.reporting.render import MISSING, html, latex, markdown, write_set
-from udpm.scoring.records import preprocessing
+from udpm.scoring.records import preprocessing, used_tf32
 
 NOT_RUN, NOT_COMPARABLE = "not run", "not comparable"
 REPRODUCED, BETTER, NOT_REPRODUCED = "reproduced", "better", "not reproduced"
@@ -344,6 +344,7 @@ def _full_row(
         "posterior": subject.get("posterior"),
         "guidance": subject.get("guidance"),
         "network_precision": subject.get("precision"),
+        "network_tf32": used_tf32(subject) if found else None,
         "network_compiled": subject.get("compiled"),
     }
 

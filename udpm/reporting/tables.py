@@ -10,7 +10,7 @@ import pandas as pd
 
 from udpm.reporting import render, words
 from udpm.reporting.render import MISSING
-from udpm.scoring.records import preprocessing, read_scores
+from udpm.scoring.records import preprocessing, read_scores, used_tf32
 
 WORDS = 2
 """Leading columns of the table to read that hold words."""
@@ -65,6 +65,7 @@ def full_table(scores: list[dict[str, Any]]) -> pd.DataFrame:
                 "posterior": subject.get("posterior"),
                 "guidance": subject.get("guidance"),
                 "network_precision": subject.get("precision"),
+                "network_tf32": used_tf32(subject),
                 "network_compiled": subject.get("compiled"),
                 "weights": subject.get("weights"),
                 "iteration": subject.get("iteration"),
@@ -72,6 +73,7 @@ def full_table(scores: list[dict[str, Any]]) -> pd.DataFrame:
                 "weights_sha256": subject.get("weights_sha256"),
                 "weights_origin": "; ".join(file["name"] for file in (subject.get("origin") or {}).get("files", [])),
                 "device": protocol["device"],
+                "scoring_tf32": used_tf32(protocol),
                 **{f"version_{name}": value for name, value in score["provenance"]["versions"].items()},
                 "commit": score["provenance"]["commit"],
             }

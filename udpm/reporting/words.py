@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from udpm.core.classes import class_title
+from udpm.scoring.records import used_tf32
 
 LONGEST_CLASS = 14
 
@@ -43,6 +44,8 @@ def drawing(record: dict[str, Any]) -> str:
         told.append(f"guidance {record['guidance']:g}")
     if record.get("precision", "float32") != "float32":
         told.append(f"{record['precision']} network")
+    if used_tf32(record):
+        told.append("TF32")
     if record.get("compiled"):
         told.append("compiled")
     return ", ".join(told)

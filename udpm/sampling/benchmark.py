@@ -68,6 +68,7 @@ def bench_sampling(config: RunConfig, device: torch.device, batch: int, seconds:
         levels=config.process.levels,
         batch=batch,
         precision="float32",
+        tf32=runtime.uses_tf32(device),
         images_per_second=rows[0]["images_per_second"]["median"],
         steps_per_second=rows[1]["images_per_second"]["median"],
     )

@@ -35,14 +35,14 @@ def explore_latents(weights: Path, kind: str, config: Latents, sampling: Samplin
         weights: a run's weight file.
         kind: a key of EXPERIMENTS.
         config: what is shown.
-        sampling: how it is drawn: posterior, guidance, weights, iteration, batch, device, precision, threads, and how
-            the network is called.
+        sampling: how it is drawn: posterior, guidance, weights, iteration, batch, device, precision, TF32, threads, and
+            how the network is called.
         output: .npz.
 
     Raises:
         UserError: weights missing or damaged, or a configuration that does not fit the model.
     """
-    device = runtime.configure(sampling.device, sampling.threads)
+    device = runtime.configure(sampling.device, sampling.threads, tf32=sampling.tf32)
     if sampling.iteration is not None:
         weights = kept_weights(weights, sampling.iteration)
     model = load_model(weights, sampling.weights, device)
@@ -55,6 +55,8 @@ def explore_latents(weights: Path, kind: str, config: Latents, sampling: Samplin
         "classes": sampler.classes,
         "posterior": sampling.posterior,
         "guidance": sampling.guidance,
+        "precision": sampling.precision,
+        "tf32": runtime.uses_tf32(device),
         "nfe": sampler.nfe,
         "latents": config.model_dump(mode="json"),
         "device": runtime.describe(device),

@@ -39,7 +39,7 @@ def draw_samples(
         UserError: weights missing or damaged, or more shards than batches.
     """
     numbers = shard_numbers(config.count, config.batch, *shard)
-    device = runtime.configure(config.device, config.threads)
+    device = runtime.configure(config.device, config.threads, tf32=config.tf32)
     if config.iteration is not None:
         weights = kept_weights(weights, config.iteration)
     model = load_model(weights, config.weights, device)
@@ -56,6 +56,7 @@ def draw_samples(
         "posterior": config.posterior,
         "guidance": config.guidance,
         "precision": config.precision,
+        "tf32": runtime.uses_tf32(device),
         **({"compiled": True} if config.compile else {}),
         "nfe": sampler.nfe,
         "scale": sampler.schedule.scale,

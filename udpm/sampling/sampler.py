@@ -14,7 +14,7 @@ from tqdm import tqdm
 from udpm.core.ahead import ahead, one_behind
 from udpm.core.classes import class_number
 from udpm.core.errors import UserError
-from udpm.core.transfer import Arriving, moved, pinned
+from udpm.core.transfer import Arriving, bind_thread, moved, pinned
 from udpm.core.usage import count_images
 from udpm.networks.layers import NO_LABEL
 from udpm.networks.serving import Precision, serve
@@ -70,6 +70,7 @@ class Sampler:
         self._network = network if guidance == 1 else _guided(network, guidance)
         self.nfe = self.schedule.levels * (1 if guidance == 1 else 2)
         self._device = next(model.generator.parameters()).device
+        self._prefers_one_size = compiles or graphs
 
     def balanced_labels(self, count: int) -> np.ndarray:
         """Labels of images 0..count - 1: their number modulo the number of classes; zeros if unconditional."""
@@ -182,7 +183,11 @@ class Sampler:
 
         starts = range(0, len(labels), self.batch)
         parts = [labels[start : start + self.batch] for start in starts]
-        feed = ahead(lambda index: prepared(parts[index], first + starts[index]), range(len(parts)))
+        feed = ahead(
+            lambda index: prepared(parts[index], first + starts[index]),
+            range(len(parts)),
+            begin=partial(bind_thread, self._device),
+        )
         with (
             closing(feed),
             tqdm(total=len(labels), unit="image", desc="sample", disable=not sys.stderr.isatty()) as progress,
@@ -211,11 +216,14 @@ class Sampler:
         chosen, images = np.asarray(labels, dtype=np.int64), []
         with tqdm(total=len(latents), unit="image", desc="decode", disable=not sys.stderr.isatty()) as progress:
             for start in range(0, len(latents), self.batch):
-                batch = join(latents[start : start + self.batch])
-                steps = self._chain(batch, chosen[start : start + self.batch])
-                images.append(steps[-1].output.float().cpu())
-                progress.update(len(batch.base))
-                count_images(len(batch.base))
+                batch, part = join(latents[start : start + self.batch]), chosen[start : start + self.batch]
+                count = len(part)
+                if self._prefers_one_size and len(latents) > self.batch and count < self.batch:
+                    # The network would be compiled or recorded anew for a smaller batch.
+                    batch, part = _filled(batch, part, self.batch)
+                images.append(self._chain(batch, part)[-1].output[:count].float().cpu())
+                progress.update(count)
+                count_images(count)
         return torch.cat(images)
 
     def _chain(self, latent: Latent, labels: np.ndarray) -> list[Step]:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from udpm.core import runtime
 from udpm.core.files import atomic_path
 from udpm.core.progress import Progress
 from udpm.core.usage import count_images
@@ -58,7 +59,7 @@ def extract(
 def _features(part: np.ndarray, digest: bytes, extractor: Extractor, batch: int, cache: str | Path | None):
     if cache is None:
         return extractor.features(part, batch)
-    identity = f"{extractor.sha256} {extractor.inputs.describe()} {extractor.device.type}".encode()
+    identity = f"{extractor.sha256} {extractor.inputs.describe()} {_arithmetic(extractor)}".encode()
     path = Path(cache) / f"{hashlib.sha256(identity + digest).hexdigest()}.npy"
     kept = _kept(path, len(part))
     if kept is not None:
@@ -67,6 +68,13 @@ def _features(part: np.ndarray, digest: bytes, extractor: Extractor, batch: int,
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
         np.save(handle, features)
     return features
+
+
+def _arithmetic(extractor: Extractor) -> str:
+    """What makes a network's features differ by more than the order of sums: features of a GPU that were kept before
+    TF32 was switched off are not these."""
+    kind = extractor.device.type
+    return kind if kind == "cpu" or runtime.uses_tf32(extractor.device) else f"{kind} without TF32"
 
 
 def _kept(path: Path, count: int) -> np.ndarray | None:

@@ -38,6 +38,14 @@ def read_scores(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
     return scores
 
 
+def used_tf32(record: dict[str, Any]) -> bool:
+    """Whether a network may have run with TF32 inputs, by a score's subject or its protocol.
+
+    Before this was recorded, every network on a GPU did; on a CPU none can.
+    """
+    return bool(record.get("tf32", not str(record.get("device", "cpu")).startswith("cpu")))
+
+
 def preprocessing(score: dict[str, Any]) -> str | None:
     """What was done to the images before the extractor."""
     return score["protocol"].get("preprocessing") or score["protocol"]["extractor"].get("preprocessing")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from udpm.core import provenance
+from udpm.core import provenance, runtime
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path, sha256
 from udpm.data.arrays import UNREADABLE
@@ -193,7 +193,7 @@ def _write(
 ) -> None:
     mu, sigma = statistics(features)
     arrays = {"mu": mu, "sigma": sigma, "features": features} | ({} if labels is None else {"labels": labels})
-    _save(output, arrays, identity | {"n": len(features)}, extractor)
+    _save(output, arrays, identity | {"n": len(features), "tf32": runtime.uses_tf32(extractor.device)}, extractor)
 
 
 def _save(output: str | Path, arrays: dict[str, np.ndarray], identity: dict[str, Any], extractor: Extractor) -> None:

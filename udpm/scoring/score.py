@@ -140,6 +140,7 @@ def score(
             "neighbours": config.neighbours,
             "ranges": len(features) // count,
             "device": runtime.describe(extractor.device),
+            "tf32": runtime.uses_tf32(extractor.device),
         },
         "provenance": provenance.record(),
     }

@@ -9,7 +9,7 @@ from typing import Any
 from udpm.core import provenance
 from udpm.core.errors import UserError
 from udpm.core.reading import read_json
-from udpm.scoring.records import read_score
+from udpm.scoring.records import read_score, used_tf32
 
 FORMAT = "udpm-selection/1"
 
@@ -40,6 +40,8 @@ def select(paths: Sequence[str | Path]) -> dict[str, Any]:
     for path, score in scores.items():
         for part, keys in SAME.items():
             other = [key for key in keys if score[part].get(key) != scores[first][part].get(key)]
+            if used_tf32(score[part]) != used_tf32(scores[first][part]):
+                other.append("tf32")
             if other:
                 what = f"another {other[0]} than {first}"
                 raise UserError(f"{path}: {what}, so they do not compare; score all milestones alike")

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import torch
+
 from udpm.config.experiment import RunConfig
+from udpm.core.transfer import bind_thread
 from udpm.data.batches import Batches
 from udpm.training.noise import draw_level, draw_noise
 from udpm.training.objective import Draw, LevelTerms
@@ -49,13 +52,21 @@ class Ahead:
         players: who takes a step in an iteration.
         workers: number of threads, > 0.
         end: number of iterations.
+        device: that the results are moved to.
     """
 
     def __init__(
-        self, function: Callable[[str, int], Draw], players: Callable[[int], list[str]], workers: int, end: int
+        self,
+        function: Callable[[str, int], Draw],
+        players: Callable[[int], list[str]],
+        workers: int,
+        end: int,
+        device: torch.device,
     ) -> None:
         self._function, self._players, self._end = function, players, end
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="udpm-draws")
+        self._pool = ThreadPoolExecutor(
+            workers, thread_name_prefix="udpm-draws", initializer=bind_thread, initargs=(device,)
+        )
         self._pending: dict[tuple[str, int], Future[Draw]] = {}
 
     def __call__(self, player: str, iteration: int) -> Draw:

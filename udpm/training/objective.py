@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from udpm.config.experiment import RunConfig
-from udpm.networks.layers import NO_LABEL
+from udpm.networks.layers import NO_LABEL, without_autocast
 from udpm.process.forward import marginal
 from udpm.process.operator import downsample
 from udpm.process.schedule import Schedule
@@ -186,7 +186,9 @@ def discriminator_losses(
     told = {"loss": loss.detach(), "real": on_real.detach().mean(), "fake": on_fake.detach().mean()}
     if terms.r1 == 0:
         return {"total": loss, **told}
-    (gradient,) = torch.autograd.grad(on_real.sum(), real, create_graph=True)
+    # Each operation's gradient in the type that the operation had; autocast would choose another for some of them.
+    with without_autocast(real.device):
+        (gradient,) = torch.autograd.grad(on_real.sum(), real, create_graph=True)
     r1 = gradient.float().square().sum(dim=(1, 2, 3)).mean()
     return {"total": loss + terms.r1 / 2 * r1, **told, "r1": r1.detach()}
 

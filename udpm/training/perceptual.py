@@ -12,6 +12,7 @@ from torch import nn
 
 from udpm.core import vision
 from udpm.core.errors import UserError
+from udpm.networks.layers import without_autocast
 
 
 class Perceptual(nn.Module):
@@ -30,12 +31,17 @@ class Perceptual(nn.Module):
         self.exponent = exponent
 
     def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Two (B, 3, h, w) images in [-1, 1] to (B,) distances; gradients flow to `output` alone."""
-        with torch.no_grad():
-            wanted = self._features(target)
-        layers = zip(self._features(output), wanted, self.lpips.lins, strict=True)
-        distances = [weigh((a - b).abs() ** self.exponent).mean(dim=(1, 2, 3)) for a, b, weigh in layers]
-        return torch.stack(distances).sum(dim=0)
+        """Two (B, 3, h, w) images in [-1, 1] to (B,) float32 distances; gradients flow to `output` alone.
+
+        Always in float32: of two images that differ little, bfloat16 sees mostly its own rounding.
+        """
+        output, target = output.float(), target.float()
+        with without_autocast(output.device):
+            with torch.no_grad():
+                wanted = self._features(target)
+            layers = zip(self._features(output), wanted, self.lpips.lins, strict=True)
+            distances = [weigh((a - b).abs() ** self.exponent).mean(dim=(1, 2, 3)) for a, b, weigh in layers]
+            return torch.stack(distances).sum(dim=0)
 
     def _features(self, image: torch.Tensor) -> list[torch.Tensor]:
         from lpips import normalize_tensor

@@ -111,7 +111,7 @@ class SwitchedTrainer(Trainer):
         fixed = self.config.model_copy(update={"training": training.model_copy(update={"level_probabilities": shares})})
         self.draws = self.feed(fixed, self._batches(self.place, training.data))
         if training.workers:
-            self.draws = Ahead(self.draws, self.players, training.workers, self.iterations)
+            self.draws = Ahead(self.draws, self.players, training.workers, self.iterations, self.device)
 
     def feed(self, config: RunConfig, batches: Batches) -> Draws:
         """What each player's step is fed, by this trainer's way."""

@@ -43,7 +43,7 @@ class Trainer:
         self.iterations = _iterations(config, batches)
         self.draws = self.feed(config, batches)
         if config.training.workers:
-            self.draws = Ahead(self.draws, self.players, config.training.workers, self.iterations)
+            self.draws = Ahead(self.draws, self.players, config.training.workers, self.iterations, device)
         self.state = State.fresh(config, device)
         self._calls = {name: self._prepared(network) for name, network in self.state.players().items()}
         self.perceptual: Perceptual | None = None
