@@ -72,6 +72,10 @@ class Row(Section):
     """What has to be known to read it, for a footnote."""
     experiments: list[str] = []
     """Experiments of this project that are this method in this setting: their scores stand beside the number."""
+    checkpoint: Literal["best", "last"] | None = None
+    """Checkpoint that was scored, where it is known of this row and not of the whole table."""
+    weights: str | None = None
+    """Which of its weights, likewise."""
     step_network: bool = False
     """Whether each evaluation is one call of a network as large as the full-side one that `runtime.yaml` counts: the
     multiply-adds of an image are then known, and the number has a place in the figure of cost."""

@@ -12,6 +12,7 @@ import yaml
 from udpm.config.experiment import RunConfig
 from udpm.config.load import read_resolved
 from udpm.core.errors import UserError
+from udpm.core.reading import read_json
 from udpm.reporting.measured import checkpoint
 from udpm.reporting.render import MISSING
 from udpm.scoring.records import preprocessing, read_scores
@@ -51,7 +52,8 @@ def model_card(run: Path, scores: Sequence[str | Path] = ()) -> str:
             raise UserError(f"{path}: is not a score of run {record['experiment']}, seed {record['seed']}")
     name = f"udpm-{record['experiment']}-seed{record['seed']}"
     front = yaml.safe_dump(_front_matter(name, config, found), sort_keys=False, allow_unicode=True)
-    parts = [f"---\n{front}---\n\n# {name}\n", _what(config), _data(config, record), _training(config, record)]
+    known = _prepared(run, config)
+    parts = [f"---\n{front}---\n\n# {name}\n", _what(config), _data(config, record, known), _training(config, record)]
     return "\n".join([*parts, _scores(found, config), _limits(), _use(config, record), _origin(record)])
 
 
@@ -104,9 +106,19 @@ def _what(config: RunConfig) -> str:
     )
 
 
-def _data(config: RunConfig, record: dict[str, Any]) -> str:
+def _prepared(run: Path, config: RunConfig) -> dict[str, Any]:
+    """The record of the images that the results hold under the data set's name; empty where they hold none."""
+    path = run.parents[1].parent / "datasets" / config.dataset_name / "dataset.json"
+    return read_json(path, "data set's record") if path.exists() else {}
+
+
+def _data(config: RunConfig, record: dict[str, Any], prepared: dict[str, Any]) -> str:
     dataset = config.dataset
     digest = record.get("dataset_sha256")
+    if digest is None and config.training == "imported":
+        digest = "unknown of the weights' training"
+        if "sha256" in prepared:
+            digest += f"; of the images prepared here {prepared['sha256']}"
     lines = [
         f"- Data set: {config.dataset_name}{f' ({dataset.description})' if dataset.description else ''}",
         f"- Classes: {_classes(dataset.classes, record.get('class_names') or [])}",
@@ -125,7 +137,7 @@ def _classes(count: int, names: list[str]) -> str:
 
 
 def _training(config: RunConfig, record: dict[str, Any]) -> str:
-    parameters = record.get("parameters", {})
+    parameters = record.get("parameters") or {"generator": _count(config)}
     if config.training == "imported":
         lines = ["- Imported weights: nothing is known here of their training but what their files say"]
     else:
@@ -146,6 +158,14 @@ def _training(config: RunConfig, record: dict[str, Any]) -> str:
         f"- On: {record.get('device') or MISSING}; took {took}",
     ]
     return "## Training\n\n" + "\n".join(lines) + "\n"
+
+
+def _count(config: RunConfig) -> int:
+    """Parameters of the generator, of weights whose record does not say it."""
+    # Torch takes seconds to load.
+    from udpm.networks.cost import count_cost
+
+    return count_cost(config).generator_parameters
 
 
 def _scores(scores: list[dict[str, Any]], config: RunConfig) -> str:

@@ -12,11 +12,14 @@ import pandas as pd
 from udpm.config.experiment import Experiment
 from udpm.config.results import STANDINGS, Protocol, PublishedTable, Row
 from udpm.reporting import words
+from udpm.reporting.advice import Advice, advice
 from udpm.reporting.measured import BEST, LAST, Measured, measured
 from udpm.reporting.render import MISSING, html, latex, markdown, write_set
 from udpm.scoring.records import preprocessing, used_tf32
 
 NOT_RUN, NOT_COMPARABLE = "not run", "not comparable"
+NOT_SCORED = "not scored"
+TARGET = "paper_tables"
 REPRODUCED, BETTER, NOT_REPRODUCED = "reproduced", "better", "not reproduced"
 YARDSTICKS = {"heldout": "held-out images (floor)", "noise": "noise (ceiling)"}
 WORDS = 2
@@ -85,8 +88,8 @@ def differences(protocol: Protocol, row: Row, found: Measured) -> list[str]:
         ("preprocessing", protocol.preprocessing, preprocessing(found.score)),
         ("reference", row.dataset, reference["dataset"]),
         ("reference split", protocol.split, reference["split"]),
-        ("checkpoint", protocol.checkpoint, found.checkpoint),
-        ("weights", protocol.weights, subject.get("weights")),
+        ("checkpoint", row.checkpoint or protocol.checkpoint, found.checkpoint),
+        ("weights", row.weights or protocol.weights, subject.get("weights")),
         ("class-conditional", row.conditional, subject.get("classes", 0) > 0),
         ("NFE", row.nfe, subject.get("nfe")),
     ]
@@ -115,14 +118,6 @@ def verdict(table: PublishedTable, row: Row, found: Measured | None) -> tuple[st
     if found.mean < row.value - band:
         return BETTER, ""
     return (REPRODUCED if found.mean <= row.value + band else NOT_REPRODUCED), ""
-
-
-def command_for(experiment: str, checkpoint: str, config: Experiment | None, target: str = "all") -> str:
-    """How a score that nobody measured comes to be, and with it what a target of the workflow makes of scores."""
-    run = f"`snakemake {target} --config experiments={experiment}`"
-    if checkpoint == BEST and (config is None or config.selection is None):
-        return f"`selection: {{}}` in config/experiments/{experiment}.yaml, then {run}"
-    return run
 
 
 def readable(
@@ -245,7 +240,7 @@ def _readable_row(
         "source": row.source or MISSING,
         "measured, last checkpoint": _cell(table, entry, LAST, notes, experiments),
         "measured, best checkpoint": _cell(table, entry, BEST, notes, experiments),
-        "verdict": _verdicts(table, entry, notes),
+        "verdict": _verdicts(table, entry, notes, experiments),
     }
 
 
@@ -255,8 +250,16 @@ def _published(entry: Entry) -> str:
     return f"{entry.row.value:.{1 if entry.row.value >= 100 else 2}f}"
 
 
-def _filled_by(entry: Entry, which: str, experiments: dict[str, Experiment | None]) -> str:
-    return command_for(entry.experiment, which, experiments.get(entry.experiment), "paper_tables")
+def _filled_by(entry: Entry, which: str, experiments: dict[str, Experiment | None]) -> Advice:
+    return advice(entry.experiment, which, experiments.get(entry.experiment), TARGET)
+
+
+def _state(entry: Entry, which: str, experiments: dict[str, Experiment | None]) -> str:
+    """What is said of a score that is not there."""
+    config = experiments.get(entry.experiment)
+    if config is not None and config.scoring is None:
+        return NOT_SCORED
+    return NOT_RUN if which == LAST or _filled_by(entry, which, experiments).how else "none"
 
 
 def _cell(
@@ -267,14 +270,15 @@ def _cell(
         return MISSING if found is None else _value(found, table)
     config = experiments.get(entry.experiment)
     if found is None:
-        return f"{NOT_RUN} {notes.mark('To fill: ' + _filled_by(entry, which, experiments) + '.')}"
+        filled = _filled_by(entry, which, experiments)
+        said = f"To fill: {filled.how}" if filled.how else filled.why
+        return f"{_state(entry, which, experiments)} {notes.mark(said + '.')}"
     text = _value(found, table)
     missing = [seed for seed in (config.seeds if config else []) if seed not in found.values]
     if missing:
-        seeds = ", ".join(map(str, missing))
-        text += " " + notes.mark(
-            f"{entry.experiment}: no score of seed {seeds}; to fill: {_filled_by(entry, which, experiments)}."
-        )
+        seeds, filled = ", ".join(map(str, missing)), _filled_by(entry, which, experiments)
+        rest = f"to fill: {filled.how}" if filled.how else filled.why
+        text += " " + notes.mark(f"{entry.experiment}: no score of seed {seeds}; {rest}.")
     if found.checkpoint not in (LAST, BEST):
         said = {"milestone": "a milestone that the configuration names", "given": "imported weights"}[found.checkpoint]
         text += " " + notes.mark(f"{entry.experiment}: of {said}, neither known to be the last nor the best.")
@@ -286,12 +290,12 @@ def _value(found: Measured, table: PublishedTable) -> str:
     return found.show() if found.label == table.protocol.metric else f"{found.show()} {found.label}"
 
 
-def _verdicts(table: PublishedTable, entry: Entry, notes: Notes) -> str:
+def _verdicts(table: PublishedTable, entry: Entry, notes: Notes, experiments: dict[str, Experiment | None]) -> str:
     if entry.experiment is None or entry.row.value is None:
         return MISSING
     found = {which: pair for which, pair in ((LAST, entry.last), (BEST, entry.best)) if pair is not None}
     if not found:
-        return NOT_RUN
+        return _state(entry, LAST, experiments)
     said = []
     for which, pair in found.items():
         word, why = verdict(table, entry.row, pair)
@@ -310,7 +314,8 @@ def _full_row(
     reference, subject = protocol.get("reference", {}), found.score["subject"] if found else {}
     word, why = verdict(table, row, found) if entry.experiment else ("", "")
     missing = entry.experiment is not None and found is None
-    state = NOT_RUN if missing else ("measured" if found else "not of this project")
+    filled = _filled_by(entry, which or LAST, experiments) if missing else Advice()
+    state = "measured" if found else "not of this project"
     return {
         "method": entry.title or row.method,
         "dataset": row.dataset,
@@ -322,7 +327,7 @@ def _full_row(
         "source": table.sources.get(row.source or ""),
         "experiment": entry.experiment,
         "checkpoint": found.checkpoint if found and entry.experiment else which,
-        "state": state,
+        "state": _state(entry, which or LAST, experiments) if missing else state,
         "measured": found.mean if found else None,
         "measured_metric": found.label if found else None,
         "spread": found.spread if found else None,
@@ -330,7 +335,7 @@ def _full_row(
         "values": " ".join(map(repr, found.values.values())) if found else None,
         "verdict": word,
         "reason": why,
-        "to_fill": _filled_by(entry, which or LAST, experiments) if missing else None,
+        "to_fill": filled.how or None,
         "n": protocol.get("n"),
         "extractor": protocol.get("extractor", {}).get("name"),
         "extractor_sha256": protocol.get("extractor", {}).get("sha256"),
@@ -359,7 +364,7 @@ def _general_notes(table: PublishedTable, lines: Sequence[Entry]) -> list[str]:
     if any(row.value is not None and row.conditional is None for row in table.rows):
         notes.append(f"{MISSING} under conditional: what was read does not say.")
     if any(entry.experiment and entry.row.value is not None for entry in lines):
-        notes += [_rule(table), _stated(table.protocol)]
+        notes += [_rule(table), _stated(table)]
     if table.experiments and any(entry.experiment is None and not entry.title for entry in lines):
         notes.append(f"{MISSING} under measured: no experiment of this project stands for the row.")
     return notes
@@ -373,7 +378,8 @@ def _rule(table: PublishedTable) -> str:
     )
 
 
-def _stated(protocol: Protocol) -> str:
+def _stated(table: PublishedTable) -> str:
+    protocol = table.protocol
     parts = {
         "metric": protocol.metric,
         "N": protocol.n,
@@ -384,6 +390,10 @@ def _stated(protocol: Protocol) -> str:
         "weights": protocol.weights,
     }
     said = ", ".join(f"{name} {value}" for name, value in parts.items() if value is not None)
+    for method, checkpoint, weights in dict.fromkeys((row.method, row.checkpoint, row.weights) for row in table.rows):
+        own = {"checkpoint": checkpoint, "weights": weights}
+        known = ", ".join(f"{name} {value}" for name, value in own.items() if value is not None)
+        said += f"; of {method} alone {known}" if known else ""
     silent = [word for key, word in UNSTATED.items() if getattr(protocol, key) is None]
     left = f"; not stated, and so not compared: {', '.join(silent)}" if silent else ""
     return f"Published protocol, as far as it is stated: {said}{left}."

@@ -41,12 +41,16 @@ def _training(value: Callable[[Training], Any]) -> Getter:
     return lambda run: None if run.training == "imported" else value(run.training)
 
 
+def _trained(value: Getter) -> Getter:
+    return lambda run: None if run.training == "imported" else value(run)
+
+
 def _levels(path: str) -> Getter:
-    return lambda run: run.per_level(path)
+    return _trained(lambda run: run.per_level(path))
 
 
 def _discriminator(value: Getter) -> Getter:
-    return lambda run: value(run) if run.adversarial else None
+    return _trained(lambda run: value(run) if run.adversarial else None)
 
 
 TRAINING: dict[str, Getter] = {
@@ -68,14 +72,14 @@ TRAINING: dict[str, Getter] = {
     "level probabilities": _training(lambda training: training.level_probabilities or "uniform"),
     "horizontal flips": _training(lambda training: training.flip),
     "precision": _training(lambda training: training.precision),
-    "reconstruction": lambda run: run.losses.reconstruction,
+    "reconstruction": _trained(lambda run: run.losses.reconstruction),
     "λ1": _levels("losses.reconstruction_weight"),
     "λp (LPIPS)": _levels("losses.lpips_weight"),
     "λa (adversarial)": _levels("losses.adversarial_weight"),
     "R1 γ": _levels("losses.r1_gamma"),
-    "discriminator noise": lambda run: run.losses.discriminator_noise.kind,
+    "discriminator noise": _trained(lambda run: run.losses.discriminator_noise.kind),
     "its standard deviation": _levels("losses.discriminator_noise.std"),
-    "its factor per 1000 iterations": lambda run: run.losses.discriminator_noise.decay_per_1000,
+    "its factor per 1000 iterations": _trained(lambda run: run.losses.discriminator_noise.decay_per_1000),
 }
 GENERATOR: dict[str, Getter] = {
     "family": lambda run: run.generator.family,
@@ -109,7 +113,10 @@ def setup_table(kind: str, shown: dict[str, Shown]) -> pd.DataFrame:
         for name, value in ROWS[kind].items()
     ]
     if kind != "training":
-        counts = {experiment: _count(found.parameters[kind]) for experiment, found in shown.items()}
+        counts = {
+            experiment: _count(found.parameters[kind] if kind == "generator" or _is_trained(found) else None)
+            for experiment, found in shown.items()
+        }
         rows.append({"setting": "parameters", **counts})
     return pd.DataFrame(rows)
 
@@ -125,15 +132,19 @@ def write_setup(kind: str, shown: dict[str, Shown], stem: str | Path) -> str:
 
 
 def _notes(shown: dict[str, Shown]) -> list[str]:
-    ran = [name for name, found in shown.items() if found.ran]
-    rest = [name for name, found in shown.items() if not found.ran]
+    imported = [name for name, found in shown.items() if not _is_trained(found)]
+    ran = [name for name, found in shown.items() if found.ran and name not in imported]
+    rest = [name for name, found in shown.items() if not found.ran and name not in imported]
     notes = [f"As it ran (resolved configuration of the run): {', '.join(ran)}."] if ran else []
     if rest:
         notes.append(f"Not run; as config/experiments/NAME.yaml would run it: {', '.join(rest)}.")
-    imported = [name for name, found in shown.items() if found.config.training == "imported"]
     if imported:
         notes.append(f"Imported weights, of whose training nothing is known here: {', '.join(imported)}.")
     return [*notes, f"Lists hold one value for each level, l = 1 (finest) first. {MISSING}: there is none."]
+
+
+def _is_trained(found: Shown) -> bool:
+    return found.config.training != "imported"
 
 
 def _text(value: Any) -> str:

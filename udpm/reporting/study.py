@@ -91,7 +91,9 @@ class Paper:
                 scores += read_scores([path])
             except UserError as error:
                 unreadable.append(str(error))
-        return write_summary(summarize(self._results, experiments, scores, self._readable_tables(), unreadable), folder)
+        others = {name: self._experiment(name) for name in self._named() if name not in experiments}
+        sections = summarize(self._results, experiments, scores, self._readable_tables(), unreadable, others)
+        return write_summary(sections, folder)
 
     def scores(self) -> list[dict[str, Any]]:
         """All scores of the experiments that the tables name, and of those that were asked for."""

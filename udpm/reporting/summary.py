@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -14,8 +15,9 @@ from udpm.config.results import PublishedTable
 from udpm.core.errors import UserError
 from udpm.core.files import write_text
 from udpm.core.kinds import PAGE_TITLE
+from udpm.reporting.advice import advice, another_with_best, command
 from udpm.reporting.measured import BEST, Measured, measured
-from udpm.reporting.paper import NOT_RUN, YARDSTICKS, command_for, verdict
+from udpm.reporting.paper import NOT_RUN, NOT_SCORED, YARDSTICKS, verdict
 from udpm.reporting.render import MISSING, html_page, html_section, markdown
 from udpm.scoring.records import preprocessing
 from udpm.training.records import COMPLETE, read_complete
@@ -53,6 +55,7 @@ def summarize(
     scores: list[dict[str, Any]],
     tables: list[PublishedTable],
     unreadable: Sequence[str] = (),
+    others: Mapping[str, Experiment | None] = MappingProxyType({}),
 ) -> list[Section]:
     """The page's parts.
 
@@ -62,6 +65,7 @@ def summarize(
         scores: as `records.read_scores` gives them.
         tables: published scores, to compare with.
         unreadable: what is wrong with files that were to be read.
+        others: experiments that the tables name and the study does not; None where the configuration cannot be read.
     """
     runs, broken = _runs(results, experiments)
     found = {name: measured(scores, name, _iterations(config)) for name, config in experiments.items()}
@@ -69,7 +73,7 @@ def summarize(
         Section("Headline numbers", *_headlines(experiments, found, scores, tables)),
         Section("What ran", *_what_ran(runs, experiments)),
         *([Section("What cannot be read", pd.DataFrame(), problems)] if (problems := [*broken, *unreadable]) else []),
-        Section("What is missing", pd.DataFrame(), _missing(runs, experiments, found, tables)),
+        Section("What is missing", pd.DataFrame(), _missing(runs, experiments, found) + _elsewhere(others, scores)),
         Section("Where to look", pd.DataFrame(), WHERE),
     ]
 
@@ -114,6 +118,7 @@ def _headlines(
 ) -> tuple[pd.DataFrame, list[str]]:
     rows, notes = [], []
     for name in experiments:
+        state = NOT_SCORED if experiments[name].scoring is None else NOT_RUN
         floors = {kind: _yardstick(scores, name, kind) for kind in YARDSTICKS}
         for entry in found[name] or [None]:
             rows.append(
@@ -121,11 +126,11 @@ def _headlines(
                     "experiment": name,
                     "checkpoint": MISSING if entry is None else entry.checkpoint,
                     "score": MISSING if entry is None else entry.label,
-                    "measured": NOT_RUN if entry is None else entry.show(),
+                    "measured": state if entry is None else entry.show(),
                     "N": MISSING if entry is None else str(entry.score["protocol"]["n"]),
                     "held-out (floor)": floors["heldout"],
                     "noise (ceiling)": floors["noise"],
-                    **_against_the_paper(name, entry, tables),
+                    **_against_the_paper(name, entry, tables, state),
                 }
             )
             if entry is not None:
@@ -137,11 +142,11 @@ def _headlines(
     return pd.DataFrame(rows), list(dict.fromkeys(notes))
 
 
-def _against_the_paper(name: str, entry: Measured | None, tables: list[PublishedTable]) -> dict[str, str]:
+def _against_the_paper(name: str, entry: Measured | None, tables: list[PublishedTable], state: str) -> dict[str, str]:
     for table in tables:
         for row in table.rows:
             if name in row.experiments and row.value is not None:
-                word, why = verdict(table, row, entry)
+                word, why = (state, "") if entry is None else verdict(table, row, entry)
                 return {"published": f"{row.value:.2f}", "verdict": f"{word}: {why}" if why else word}
     return {"published": "none", "verdict": MISSING}
 
@@ -190,23 +195,37 @@ def _missing(
     runs: dict[tuple[str, int], dict[str, Any] | None],
     experiments: dict[str, Experiment],
     found: dict[str, list[Measured]],
-    tables: list[PublishedTable],
 ) -> list[str]:
+    """What the study lists and is not there, each with what makes it."""
     notes = [
-        f"{name}, seed {seed}: not trained to its end; {command_for(name, 'last', experiments[name])}."
+        f"{name}, seed {seed}: not trained to its end; {command(name, experiments[name])}."
         for (name, seed), record in runs.items()
         if record is None
     ]
     for name, config in experiments.items():
+        if config.scoring is None:
+            notes.append(f"{name}: nothing is scored (scoring: null).")
+            continue
         measured_seeds = {seed for entry in found[name] for seed in entry.values}
         left = [str(seed) for seed in config.seeds if seed not in measured_seeds]
         if left:
-            notes.append(f"{name}: no score of seed {', '.join(left)}; {command_for(name, 'last', config)}.")
-        if not any(entry.checkpoint == BEST for entry in found[name]):
-            notes.append(f"{name}: the best checkpoint is not scored; {command_for(name, BEST, config)}.")
-    for name in dict.fromkeys(name for table in tables for name in table.experiments if name not in experiments):
-        notes.append(f"{name}: is not in this study; {command_for(name, 'last', None)}.")
+            notes.append(f"{name}: no score of seed {', '.join(left)}; {command(name, config)}.")
+        best = advice(name, BEST, config)
+        if not best.how and config.training != "imported":
+            best = another_with_best(name, config)
+        if best.how and not any(entry.checkpoint == BEST for entry in found[name]):
+            notes.append(f"{name}: the best checkpoint is not scored; {best.how}.")
     return notes or ["Nothing that this study lists."]
+
+
+def _elsewhere(others: Mapping[str, Experiment | None], scores: list[dict[str, Any]]) -> list[str]:
+    """Experiments of the paper's tables that nobody has scored yet."""
+    scored = {score["experiment"] for score in scores if score["subject"]["kind"] == "samples"}
+    return [
+        f"{name}: is not in this study; {command(name, config)}."
+        for name, config in others.items()
+        if name not in scored and config is not None and config.scoring is not None
+    ]
 
 
 def _iterations(config: Experiment) -> int | None:

@@ -13,11 +13,13 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from udpm.config.experiment import Experiment
 from udpm.config.points import LoadedSweep, Resolved
 from udpm.core.errors import UserError
 from udpm.reporting.render import MISSING, markdown, write_table
 from udpm.scoring.records import read_score
 
+LOSSES = ("reconstruction", "lpips", "adversarial")
 WORDS = 3
 """Leading columns of the table to read that hold words."""
 PATTERNS = {
@@ -231,6 +233,7 @@ def _notes(loaded: LoadedSweep, found: list[Result]) -> list[str]:
         notes.append(
             f"{count} images each, features of the extractor with SHA-256 {extractor[:12]}, reference {reference[:12]}."
         )
+    notes += _other_losses(loaded)
     for result in found:
         notes += [f"{result.name}, seed {seed}: no score ({why})." for seed, why in result.missing.items()]
         if result.measured and result.measured != usual:
@@ -238,3 +241,21 @@ def _notes(loaded: LoadedSweep, found: list[Result]) -> list[str]:
         elif result.measured and result.mean(loaded.sweep.rank_by) is None:
             notes.append(f"{result.name}: its scores have no {loaded.sweep.rank_by}.")
     return notes
+
+
+def _other_losses(loaded: LoadedSweep) -> list[str]:
+    """Points that are trained by other kinds of losses than the base, which no score says."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for resolved in loaded.points.values():
+        groups.setdefault(_kinds(resolved.experiment), []).append(resolved.point.name)
+    groups.pop(_kinds(loaded.base), None)
+    return [
+        f"Trained by {' and '.join(kinds) or 'no'} losses alone, at all levels: {', '.join(names)}. The base's: "
+        f"{', '.join(_kinds(loaded.base))}."
+        for kinds, names in groups.items()
+    ]
+
+
+def _kinds(experiment: Experiment) -> tuple[str, ...]:
+    weights = {kind: getattr(experiment.losses, f"{kind}_weight") for kind in LOSSES}
+    return tuple(kind for kind, weight in weights.items() if any(weight if isinstance(weight, list) else [weight]))

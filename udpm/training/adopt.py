@@ -10,6 +10,7 @@ from udpm.core import provenance
 from udpm.core.errors import UserError
 from udpm.core.files import sha256, write_json
 from udpm.networks.architecture import Tensors
+from udpm.networks.cost import count_cost
 from udpm.networks.importer import Imported, differences, read_weights
 from udpm.networks.weights import save_weights
 
@@ -45,6 +46,8 @@ def adopt(config: RunConfig, run: Path) -> None:
         "iterations": imported.iteration,
         "origin": imported.origin,
         **imported.class_names,
+        "parameters": {"generator": count_cost(config).generator_parameters},
+        "dataset_sha256": imported.origin.get("dataset_sha256"),
         "weights_sha256": sha256(weights),
         "provenance": provenance.record(),
     }
