@@ -420,12 +420,12 @@ BAD = {
     "statistics without a record": (
         lambda f: np.savez(f / "r.npz", mu=np.zeros(3), sigma=np.eye(3)),
         SCORE_LINE,
-        "r.npz: statistics without a record; take them over with `udpm reference --import`",
+        "r.npz: not a reference: it has no record; `udpm reference [--import]` makes it",
     ),
     "published statistics that are none": (
         lambda f: np.savez(f / "p.npz", mu=np.zeros(3), sigma=np.eye(4)),
         "reference p.npz --import --config scoring.json --output out.npz",
-        "p.npz: mu (3,) and sigma (4, 4) are no finite mean and covariance",
+        "p.npz: sigma is float64 (4, 4); expected floating-point (3, 3)",
     ),
     "published statistics of another width": (
         lambda f: (np.savez(f / "p.npz", mu=np.zeros(3), sigma=np.eye(3)), rescored(f, input_side=12)),

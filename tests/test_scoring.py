@@ -175,6 +175,14 @@ class Wrong(torch.nn.Module):
     def forward(self, x):
         return {
             "map": lambda: x,
+            "none": lambda: x.flatten(1)[:, :0],
+            "one row": lambda: x.flatten(1).sum(1),
+            "too large": lambda: x.flatten(1).double() * 1e200,
+            "complex": lambda: x.flatten(1).to(torch.complex64),
+            "a pair": lambda: (x.flatten(1), x),
+            "constant": lambda: torch.ones_like(x).flatten(1),
+            "constant to rounding": lambda: x.flatten(1) * 1e-12 + 3,
+            "random": lambda: torch.nn.functional.dropout(x.flatten(1), 0.5, training=True),
             "half": lambda: x.flatten(1)[: len(x) // 2],
             "nan": lambda: x.flatten(1) * float("nan"),
             "integers": lambda: x.flatten(1).long(),
@@ -184,19 +192,25 @@ class Wrong(torch.nn.Module):
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("map", "wrong output (4, 3, 16, 16) for 4 images"),
-        ("half", "wrong output (2, 768) for 4 images"),
+        ("map", "wrong output (4, 3, 32, 32) for 4 images"),
+        ("half", "wrong output (2, 3072) for 4 images"),
+        ("none", "wrong output (4, 0) for 4 images"),
+        ("one row", "wrong output (4,) for 4 images"),
         ("nan", "features are not finite"),
-        ("integers", "wrong output (Tensor)"),
+        ("too large", "features are not finite"),
+        ("integers", "wrong output (torch.int64)"),
+        ("complex", "wrong output (torch.complex64)"),
+        ("a pair", "wrong output (tuple)"),
+        ("constant", "gives all images the same features"),
+        ("constant to rounding", "gives all images the same features"),
+        ("random", "gives the same images other features at every call"),
     ],
 )
-def test_wrong_extractor_output(stage, tmp_path, kind, expected):
-    store, _, _ = stage
+def test_wrong_extractor_output(tmp_path, kind, expected):
     module = torch.jit.trace(Wrong(kind), torch.zeros(4, 3, 16, 16), check_trace=False)
     torch.jit.save(module, str(tmp_path / "wrong.pt"))
-    extractor = load_extractor(tmp_path / "wrong.pt", CPU)
     with pytest.raises(UserError) as error:
-        extractor.features(store.images[:4], 4)
+        load_extractor(tmp_path / "wrong.pt", CPU)
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -13,6 +13,7 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Alpha = Annotated[float, Field(gt=0, le=1)]
 
 _NOT_IN_A_PATH = re.compile(r"[\n\0]")

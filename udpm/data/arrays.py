@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from udpm.core.arrays import content_digest
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path
 
@@ -26,15 +28,22 @@ UNREADABLE = (
 )
 """What reading a damaged .npz raises, or a file that is none."""
 
+DIGEST = "content_sha256"
+"""Key of a record: SHA-256 of the arrays and the rest of the record. Files of older versions have none."""
 
-def save_arrays(path: str | Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
-    """Write arrays, and their record as JSON in an array `record`, atomically."""
+
+def save_arrays(
+    path: str | Path, arrays: dict[str, np.ndarray], record: dict[str, Any], *, compressed: bool = True
+) -> None:
+    """Write arrays, and their record with a digest of it all as JSON in an array `record`, atomically."""
+    text = json.dumps(record | {DIGEST: content_digest(arrays, record)})
+    write = np.savez_compressed if compressed else np.savez
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-        np.savez_compressed(handle, record=np.array(json.dumps(record)), **arrays)
+        write(handle, **arrays, record=np.array(text))
 
 
 def load_arrays(path: str | Path, what: str, made_by: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read what `save_arrays` wrote: arrays and record.
+    """Read what `save_arrays` wrote: arrays and record. What the values must be is for the caller to check.
 
     Args:
         path: the file.
@@ -42,13 +51,41 @@ def load_arrays(path: str | Path, what: str, made_by: str) -> tuple[dict[str, np
         made_by: the command that makes it, for the error.
 
     Raises:
+        UserError: missing, unreadable, or changed since it was written.
+    """
+    arrays = read_npz(path, what, made_by)
+    try:
+        record = json.loads(str(arrays.pop("record")))
+    except KeyError:
+        raise UserError(f"{path}: not a {what}: it has no record; `{made_by}` makes it") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not a readable {what}: {error}") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: not a {what}: its record is not a JSON object")
+    told = record.pop(DIGEST, None)
+    if told is not None and told != content_digest(arrays, record):
+        raise UserError(f"{path}: its content was changed since it was written (SHA-256); make it again")
+    return arrays, record
+
+
+def read_npz(
+    path: str | Path, what: str, made_by: str = "", names: Collection[str] | None = None
+) -> dict[str, np.ndarray]:
+    """The arrays of an .npz, or those of the given names that it has.
+
+    Args:
+        path: the file.
+        what: what it should be, for the error.
+        made_by: the command that makes it, for the error.
+        names: arrays to read; default: all.
+
+    Raises:
         UserError: missing or unreadable.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        return arrays, json.loads(str(arrays.pop("record")))
+            return {name: file[name] for name in file.files if names is None or name in names}
     except FileNotFoundError:
-        raise UserError(f"{path}: {what} not found; `{made_by}` makes it") from None
+        raise UserError(f"{path}: {what} not found" + (f"; `{made_by}` makes it" if made_by else "")) from None
     except UNREADABLE as error:
         raise UserError(f"{path}: not a readable {what}: {error}") from None

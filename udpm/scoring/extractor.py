@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 
+from udpm.config.base import PositiveInt, Record, Sha256
 from udpm.config.experiment import Scoring
+from udpm.config.load import validate
 from udpm.core.device_errors import described, is_device_failure
 from udpm.core.download import obtain
 from udpm.core.errors import UserError
@@ -22,6 +25,30 @@ from udpm.scoring.inputs import Inputs
 
 FORMAT = "udpm-extractor/1"
 EXPECTED = "(N, 3, side, side) float in [0, 255] to (N, d) float"
+CLASSIFIES = "(N, d) features to (N, K) float"
+
+FAILURES = (RuntimeError, ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
+"""What a network raises on images that it cannot take."""
+
+SIDES = (32, 16, 64, 28, 128, 256)
+"""Sides that a network is tried at where nothing says which it takes."""
+
+CONSTANT = 1e-6
+"""Differences of features that are none, as a share of the largest feature."""
+
+REPEATABLE = 1e-2
+"""How far features of the same images may differ from call to call, as a share of their differences."""
+
+
+class ExtractorRecord(Record):
+    """What an extractor's record must say."""
+
+    format: Literal[FORMAT]
+    sha256: Sha256
+    name: Annotated[str, Field(min_length=1)]
+    side: PositiveInt | None = None
+    heldout_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    heldout_count: PositiveInt | None = None
 
 
 @dataclass(frozen=True)
@@ -95,15 +122,13 @@ class Extractor:
         try:
             with torch.inference_mode():
                 found = self.module(part.to(self.device))
-        except RuntimeError as error:
+        except FAILURES as error:
             if is_device_failure(error):
                 relief = f"lower scoring.batch (these were {len(part)} images)"
                 raise UserError(f"{self.path}: {described(error, relief)}") from None
-            # TorchScript's own message is a traceback of many lines; its last one says what went wrong.
-            reason = str(error).strip().splitlines()[-1]
             shape = "×".join(map(str, part.shape[2:]))
-            raise UserError(f"{self.path}: fails on {shape} images: {reason}; expected {EXPECTED}") from None
-        return self._checked(found, len(part))
+            raise UserError(f"{self.path}: fails on {shape} images: {_last_line(error)}; expected {EXPECTED}") from None
+        return self._checked(found, len(part)).cpu().numpy()
 
     def probabilities(self, features: np.ndarray, batch: int = 4096) -> np.ndarray:
         """Class probabilities: (N, d) to (N, K) float32. Only where `classifies`."""
@@ -111,7 +136,11 @@ class Extractor:
         found = []
         with torch.inference_mode():
             for part in torch.from_numpy(features).split(batch):
-                found.append(getattr(self.module, name)(part.to(self.device)).softmax(dim=1).cpu().numpy())
+                try:
+                    logits = getattr(self.module, name)(part.to(self.device))
+                except FAILURES as error:
+                    raise UserError(f"{self.path}: {name} fails: {_last_line(error)}; expected {CLASSIFIES}") from None
+                found.append(self._checked(logits, len(part), "logits", CLASSIFIES).softmax(dim=1).cpu().numpy())
         return np.concatenate(found)
 
     def describe(self) -> dict[str, Any]:
@@ -119,14 +148,66 @@ class Extractor:
         known = {key: self.record[key] for key in ("heldout_accuracy", "heldout_count") if key in self.record}
         return {"name": self.name, "sha256": self.sha256, "preprocessing": self.inputs.describe(), **known}
 
-    def _checked(self, found: Any, count: int) -> np.ndarray:
+    def _checked(self, found: Any, count: int, what: str = "features", expected: str = EXPECTED) -> torch.Tensor:
+        """The network's output as (count, d) float32."""
         if not isinstance(found, torch.Tensor) or not found.is_floating_point():
-            raise UserError(f"{self.path}: wrong output ({type(found).__name__}); expected {EXPECTED}")
-        if found.ndim != 2 or len(found) != count:
-            raise UserError(f"{self.path}: wrong output {tuple(found.shape)} for {count} images; expected {EXPECTED}")
+            kind = found.dtype if isinstance(found, torch.Tensor) else type(found).__name__
+            raise UserError(f"{self.path}: wrong output ({kind}); expected {expected}")
+        if found.ndim != 2 or len(found) != count or not found.shape[1]:
+            raise UserError(f"{self.path}: wrong output {tuple(found.shape)} for {count} images; expected {expected}")
+        found = found.float()
         if not torch.isfinite(found).all():
-            raise UserError(f"{self.path}: its features are not finite (NaN or infinite); take another extractor")
-        return found.float().cpu().numpy()
+            raise UserError(f"{self.path}: its {what} are not finite (NaN or infinite); take another extractor")
+        return found
+
+    def width(self) -> int | None:
+        """Number of features; None where it depends on the images' side, or where the network takes no usual side."""
+        widths = set(self.tried(1 if isinstance(self.module, Inception) else 2))
+        return widths.pop() if len(widths) == 1 else None
+
+    def tried(self, most: int = 1) -> list[int]:
+        """Call the network on a few fixed images, so that one that measures nothing is found before any pass.
+
+        Args:
+            most: sides to call it at, of those that it takes.
+
+        Returns:
+            The number of features at each.
+
+        Raises:
+            UserError: its output is not what an extractor's should be, does not depend on the image, or is random.
+        """
+        own = self.inputs.side or self.record.get("side")
+        found: list[int] = []
+        for side in [own] if own else SIDES:
+            images = replace(self.inputs, side=None).prepare(_fixed_images(side), 1).to(self.device)
+            try:
+                # Without the optimiser the calls leave no trace in what it later makes of the network.
+                with torch.inference_mode(), torch.jit.optimized_execution(False):
+                    calls = [self.module(images) for _ in range(2)]
+            except FAILURES:
+                continue
+            first, second = (self._checked(call, len(images)).cpu().numpy() for call in calls)
+            self.check_varied(first)
+            if np.abs(second - first).max() > REPEATABLE * np.ptp(first, axis=0).max():
+                raise UserError(
+                    f"{self.path}: gives the same images other features at every call; save the network in eval mode"
+                )
+            found.append(first.shape[1])
+            if len(found) == most:
+                break
+        return found
+
+    def check_varied(self, features: np.ndarray) -> None:
+        """Check that features, (n, d), of images that differ are not all the same.
+
+        Raises:
+            UserError: they are.
+        """
+        if np.ptp(features, axis=0).max() <= CONSTANT * np.abs(features).max():
+            raise UserError(
+                f"{self.path}: gives all images the same features, so it measures nothing; take another extractor"
+            )
 
 
 def extractor_files(config: Scoring) -> dict[str, Path | None]:
@@ -182,7 +263,10 @@ def load_extractor(path: str | Path, device: torch.device, inputs: Inputs | None
         record = read_json(path.with_suffix(".json"), "extractor's record")
         if record.get("format") != FORMAT or record.get("sha256") != digest:
             raise UserError(f"{path.with_suffix('.json')}: does not describe {path.name}; make the extractor again")
-    return Extractor(path, record.get("name", path.stem), digest, module, device, record, inputs or Inputs())
+        validate(ExtractorRecord, record, str(path.with_suffix(".json")))
+    found = Extractor(path, record.get("name", path.stem), digest, module, device, record, inputs or Inputs())
+    found.tried()
+    return found
 
 
 def _load_inception(config: Scoring, folder: Path, device: torch.device) -> Extractor:
@@ -191,4 +275,19 @@ def _load_inception(config: Scoring, folder: Path, device: torch.device) -> Extr
     network = Inception(folder, config.inception_mode, device)
     # One who lets another file stand in for Inception must not find its name on the scores.
     name = "inception" if file == INCEPTION else "stand-in for inception"
-    return Extractor(path, name, file.sha256, network, device, {}, MODES[config.inception_mode])
+    found = Extractor(path, name, file.sha256, network, device, {}, MODES[config.inception_mode])
+    found.tried()
+    return found
+
+
+def _last_line(error: Exception) -> str:
+    """What went wrong: TorchScript's own message is a traceback of many lines."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def _fixed_images(side: int) -> np.ndarray:
+    """Noise, dark noise, a ramp of colours and white, (4, side, side, 3) uint8."""
+    noise = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    rows, columns = np.indices((side, side)) * 255 // max(side - 1, 1)
+    ramp = np.stack([rows, columns, 255 - rows], axis=-1).astype(np.uint8)
+    return np.stack([noise, noise // 4, ramp, np.full_like(noise, 255)])

@@ -9,11 +9,16 @@ from typing import Protocol
 import numpy as np
 
 from udpm.core import runtime
-from udpm.core.files import atomic_path
+from udpm.core.arrays import check_array
+from udpm.core.errors import UserError
 from udpm.core.progress import Progress
 from udpm.core.usage import count_images
+from udpm.data.arrays import load_arrays, save_arrays
 from udpm.scoring.extractor import Extractor
 
+FORMAT = "udpm-features/1"
+DIFFERENT = 8
+"""Mean over pixels of what they range over, in levels of 0..255, above which images are clearly not the same."""
 PART = 1000
 """Images in one file of the cache: what a killed pass loses at most."""
 
@@ -51,6 +56,8 @@ def extract(
             own.update(part)
             digest.update(own.digest())
             found.append(_features(part, own.digest(), extractor, batch, cache))
+            if np.ptp(part, axis=0).mean() > DIFFERENT:
+                extractor.check_varied(found[-1])
             progress.update(len(part))
             count_images(len(part))
     return np.concatenate(found), digest.hexdigest()
@@ -60,13 +67,12 @@ def _features(part: np.ndarray, digest: bytes, extractor: Extractor, batch: int,
     if cache is None:
         return extractor.features(part, batch)
     identity = f"{extractor.sha256} {extractor.inputs.describe()} {_arithmetic(extractor)}".encode()
-    path = Path(cache) / f"{hashlib.sha256(identity + digest).hexdigest()}.npy"
+    path = Path(cache) / f"{hashlib.sha256(identity + digest).hexdigest()}.npz"
     kept = _kept(path, len(part))
     if kept is not None:
         return kept
     features = extractor.features(part, batch)
-    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-        np.save(handle, features)
+    save_arrays(path, {"features": features}, {"format": FORMAT, "key": path.stem}, compressed=False)
     return features
 
 
@@ -78,9 +84,11 @@ def _arithmetic(extractor: Extractor) -> str:
 
 
 def _kept(path: Path, count: int) -> np.ndarray | None:
-    """What an earlier pass left; None where it left nothing, or something damaged."""
+    """What an earlier pass left; None where it left nothing, or something damaged, changed or under another name."""
     try:
-        features = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        arrays, record = load_arrays(path, "entry of the features' cache", "")
+        features = arrays.get("features", np.empty(0))
+        check_array(f"{path}: features", features, np.float32, (count, "d"))
+    except UserError:
         return None
-    return features if features.ndim == 2 and len(features) == count and np.isfinite(features).all() else None
+    return features if record == {"format": FORMAT, "key": path.stem} else None

@@ -2,26 +2,56 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
+from udpm.config.base import PositiveInt, Record, Sha256
+from udpm.config.load import validate
 from udpm.core import provenance, runtime
+from udpm.core.arrays import check_array
 from udpm.core.errors import UserError
-from udpm.core.files import atomic_path, sha256
-from udpm.data.arrays import UNREADABLE
+from udpm.core.files import sha256
+from udpm.data.arrays import load_arrays, read_npz, save_arrays
 from udpm.data.images import left_out_of
 from udpm.data.store import Store
 from udpm.scoring.extractor import Extractor
 from udpm.scoring.features import Images, extract
 from udpm.scoring.frechet import statistics
-from udpm.scoring.inception import WIDTH, Inception
 from udpm.scoring.inputs import Inputs
 
 FORMAT = "udpm-reference/1"
+
+ROUNDING = 1e-5
+"""How far a covariance may be off symmetric or positive semidefinite, as a share of its largest variance. Some
+publish what was added up in float32."""
+
+CONSTANT = 1e-11
+"""Standard deviation that is none, as a share of the mean: float32 features that differ at all vary by far more."""
+
+
+class ExtractorRecord(Record):
+    """What a reference says of its extractor."""
+
+    name: str
+    sha256: Sha256
+    preprocessing: str = ""
+
+
+class ReferenceRecord(Record):
+    """What a reference says of itself."""
+
+    format: Literal[FORMAT]
+    dataset: str
+    dataset_sha256: Sha256 | None
+    split: str
+    n: Annotated[int, Field(ge=2)] | None
+    flips: bool | None = None
+    size: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = None
+    extractor: ExtractorRecord
 
 
 @dataclass(frozen=True)
@@ -113,16 +143,14 @@ def import_reference(path: str | Path, extractor: Extractor, output: str | Path)
     Raises:
         UserError: unreadable, not statistics, or not of this extractor's width.
     """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            mu, sigma = (np.asarray(arrays[name], dtype=np.float64) for name in ("mu", "sigma"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: statistics not found") from None
-    except UNREADABLE as error:
-        raise UserError(f"{path}: not a readable .npz with mu and sigma: {error}") from None
-    if mu.ndim != 1 or sigma.shape != 2 * mu.shape or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise UserError(f"{path}: mu {mu.shape} and sigma {sigma.shape} are no finite mean and covariance")
-    width = _width(extractor)
+    arrays = read_npz(path, ".npz with mu and sigma", names=("mu", "sigma"))
+    lacking = [name for name in ("mu", "sigma") if name not in arrays]
+    if lacking:
+        raise UserError(f"{path}: has no array {' and '.join(lacking)}; expected statistics, mu and sigma")
+    mu, sigma = arrays["mu"], arrays["sigma"]
+    check_statistics(path, mu, sigma)
+    mu, sigma = (values.astype(np.float64) for values in (mu, sigma))
+    width = extractor.width()
     if width is not None and width != len(mu):
         raise UserError(f"{path}: has statistics of {len(mu)} features, but extractor {extractor.name} gives {width}")
     published = {"dataset": Path(path).stem, "dataset_sha256": None, "split": "published", "flips": None, "size": None}
@@ -134,22 +162,48 @@ def load_reference(path: str | Path) -> Reference:
     """Read a reference.
 
     Raises:
-        UserError: missing, unreadable, or not a reference.
+        UserError: missing, unreadable, changed since it was written, or not a reference.
     """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if "record" not in arrays.files and {"mu", "sigma"} <= set(arrays.files):
-                raise UserError(f"{path}: statistics without a record; take them over with `udpm reference --import`")
-            record = json.loads(str(arrays["record"]))
-            mu, sigma = arrays["mu"], arrays["sigma"]
-            features, labels = (arrays[name] if name in arrays.files else None for name in ("features", "labels"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: reference not found; `udpm reference` makes it") from None
-    except UNREADABLE as error:
-        raise UserError(f"{path}: not a readable reference: {error}") from None
+    arrays, record = load_arrays(path, "reference", "udpm reference [--import]")
     if record.get("format") != FORMAT:
         raise UserError(f"{path}: format is {record.get('format')!r}, expected {FORMAT!r}")
-    return Reference(mu, sigma, features, labels, record, sha256(path))
+    told = validate(ReferenceRecord, record, f"{path}: record")
+    lacking = [name for name in ("mu", "sigma") if name not in arrays]
+    if lacking:
+        raise UserError(f"{path}: has no array {' and '.join(lacking)}; make the reference again")
+    check_statistics(path, arrays["mu"], arrays["sigma"])
+    features, labels = (arrays.get(name) for name in ("features", "labels"))
+    if features is not None:
+        check_array(f"{path}: features", features, np.floating, (told.n or "N", len(arrays["mu"])))
+    if labels is not None:
+        check_array(f"{path}: labels", labels, np.integer, ("N" if features is None else len(features),))
+    return Reference(arrays["mu"], arrays["sigma"], features, labels, record, sha256(path))
+
+
+def check_statistics(path: str | Path, mu: np.ndarray, sigma: np.ndarray) -> None:
+    """Check that two arrays are a mean and a covariance.
+
+    Args:
+        path: where they are from, for the error.
+        mu: to be (d,), finite.
+        sigma: to be (d, d), finite, symmetric and positive semidefinite to rounding, and not all zero.
+
+    Raises:
+        UserError: they are not.
+    """
+    check_array(f"{path}: mu", mu, np.floating, ("d",))
+    check_array(f"{path}: sigma", sigma, np.floating, (len(mu), len(mu)))
+    sigma = sigma.astype(np.float64)
+    largest = float(np.diagonal(sigma).max())
+    if np.sqrt(max(largest, 0)) <= CONSTANT * np.abs(mu).max():
+        raise UserError(f"{path}: sigma has no variance above 0: an extractor that gives all images the same features")
+    if np.abs(sigma - sigma.T).max() > ROUNDING * largest:
+        raise UserError(f"{path}: sigma is not symmetric, so it is not a covariance")
+    try:
+        # Much quicker than eigenvalues, and it succeeds where all of them are above -ROUNDING·largest.
+        np.linalg.cholesky(sigma + ROUNDING * largest * np.eye(len(mu)))
+    except np.linalg.LinAlgError:
+        raise UserError(f"{path}: sigma has negative eigenvalues, so it is not a covariance") from None
 
 
 class _Mirrored:
@@ -176,14 +230,6 @@ def _passes(images: Images, extractor: Extractor, batch: int, flips: bool, cache
     return features, digest
 
 
-def _width(extractor: Extractor) -> int | None:
-    """Number of features; None where it depends on the side of images, of which published statistics say nothing."""
-    if extractor.inputs.side is None:
-        return WIDTH if isinstance(extractor.module, Inception) else None
-    side = extractor.inputs.side
-    return extractor.features(np.zeros((1, side, side, 3), np.uint8), 1).shape[1]
-
-
 def _write(
     output: str | Path,
     features: np.ndarray,
@@ -192,6 +238,7 @@ def _write(
     extractor: Extractor,
 ) -> None:
     mu, sigma = statistics(features)
+    check_statistics(output, mu, sigma)
     arrays = {"mu": mu, "sigma": sigma, "features": features} | ({} if labels is None else {"labels": labels})
     _save(output, arrays, identity | {"n": len(features), "tf32": runtime.uses_tf32(extractor.device)}, extractor)
 
@@ -203,5 +250,4 @@ def _save(output: str | Path, arrays: dict[str, np.ndarray], identity: dict[str,
         "extractor": extractor.describe(),
         "provenance": provenance.record(),
     }
-    with atomic_path(output) as temporary, open(temporary, "wb") as handle:
-        np.savez(handle, **arrays, record=np.array(json.dumps(record)))
+    save_arrays(output, arrays, record, compressed=False)

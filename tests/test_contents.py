@@ -1,0 +1,219 @@
+"""What is read must be what it says it is: types, shapes, ranges and digests of every format."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from udpm.config import Scoring, to_json
+from udpm.core.arrays import check_array, content_digest
+from udpm.core.errors import UserError
+from udpm.scoring.extractor import load_extractor
+from udpm.scoring.features import extract
+from udpm.scoring.reference import check_statistics, load_reference
+
+CPU = torch.device("cpu")
+WIDTH = 12
+
+
+def pictures(seed, count=40, side=8):
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+def rewrite(path, digest=False, record=(), **changes):
+    """Change arrays of an .npz (None removes one) and keys of its record; its digest goes, unless it is to stay."""
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    if "record" in arrays:
+        told = json.loads(str(arrays["record"])) | dict(record)
+        if not digest:
+            told.pop("content_sha256")
+        arrays["record"] = np.array(json.dumps(told))
+    arrays = {name: values for name, values in (arrays | changes).items() if values is not None}
+    np.savez(path, **arrays)
+
+
+@pytest.fixture(scope="module")
+def scoring_files(tmp_path_factory):
+    """Bytes of a folder with an extractor of 12 features, its configuration, a reference and images to score."""
+    folder = tmp_path_factory.mktemp("scoring")
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
+    torch.jit.save(torch.jit.trace(network, torch.zeros(2, 3, 8, 8)), str(folder / "x.pt"))
+    (folder / "scoring.json").write_text(to_json(Scoring(extractor=str(folder / "x.pt"), threads=1, kernel_subsets=2)))
+    np.savez(folder / "real.npz", pictures(0))
+    np.savez(folder / "drawn.npz", pictures(1) // 2)
+    command = f"reference {folder}/real.npz --config {folder}/scoring.json --output {folder}/r.npz"
+    assert tiny.call(*command.split()) == 0
+    return tiny.snapshot(folder), folder
+
+
+@pytest.fixture
+def project(scoring_files, tmp_path, monkeypatch):
+    """A fresh copy of `scoring_files`."""
+    files, _ = scoring_files
+    for path, data in files.items():
+        (tmp_path / path).write_bytes(data)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+SCORE = "score --images drawn.npz --reference r.npz --config scoring.json --output s.json"
+
+
+def statistics(**changes):
+    """A mean and a covariance, changed; the functions are given the covariance."""
+    mixing = np.random.default_rng(5).normal(size=(WIDTH, WIDTH))
+    sigma = mixing @ mixing.T
+    return {"mu": changes.get("mu", np.arange(WIDTH) / 7), "sigma": changes.get("sigma", lambda s: s)(sigma)}
+
+
+def without_symmetry(sigma):
+    return sigma + np.triu(np.ones_like(sigma), 1)
+
+
+def with_a_negative_direction(sigma):
+    values, vectors = np.linalg.eigh(sigma)
+    values[0] = -1e-3 * values[-1]
+    return (vectors * values) @ vectors.T
+
+
+NO_STATISTICS = {
+    "mu of NaN": (statistics(mu=np.full(WIDTH, np.nan)), "mu holds values that are not finite"),
+    "infinite sigma": (statistics(sigma=lambda s: s + np.inf), "sigma holds values that are not finite"),
+    "complex mu": (statistics(mu=np.ones(WIDTH, complex)), "mu is complex128 (12,); expected floating-point (d,)"),
+    "complex sigma": (statistics(sigma=lambda s: s + 1j), "sigma is complex128 (12, 12); expected floating-point (12"),
+    "integer mu": (statistics(mu=np.arange(WIDTH)), "mu is int64 (12,)"),
+    "text": (statistics(mu=np.array(["a"] * WIDTH)), "mu is <U1 (12,)"),
+    "objects": (statistics(mu=np.array([None] * WIDTH)), "Object arrays cannot be loaded"),
+    "empty": ({"mu": np.empty(0), "sigma": np.empty((0, 0))}, "mu is float64 (0,)"),
+    "mu of two axes": (statistics(mu=np.ones((1, WIDTH))), "mu is float64 (1, 12)"),
+    "a number": (statistics(mu=np.array(1.0)), "mu is float64 ()"),
+    "another size": (
+        statistics(sigma=lambda s: s[:3, :3]),
+        "sigma is float64 (3, 3)",
+    ),
+    "a row of sigma": (statistics(sigma=lambda s: s[0]), "sigma is float64 (12,)"),
+    "not symmetric": (statistics(sigma=without_symmetry), "sigma is not symmetric"),
+    "negative definite": (statistics(sigma=lambda s: -s), "sigma has no variance above 0"),
+    "one negative eigenvalue": (statistics(sigma=with_a_negative_direction), "sigma has negative eigenvalues"),
+    "no variance": (statistics(sigma=np.zeros_like), "sigma has no variance above 0"),
+}
+
+
+@pytest.mark.parametrize("case", NO_STATISTICS)
+def test_statistics_that_are_none(project, case, capsys):
+    arrays, expected = NO_STATISTICS[case]
+    np.savez(project / "theirs.npz", **arrays)
+    command = "reference theirs.npz --import --config scoring.json --output out.npz"
+    tiny.assert_refused(project, command, expected, capsys)
+    # A reference from before there were digests, with the same in it.
+    rewrite(project / "r.npz", **arrays)
+    tiny.assert_refused(project, SCORE, expected, capsys)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_statistics_are_taken_as_they_were_rounded(dtype):
+    features = np.random.default_rng(0).normal(size=(30, 200)).astype(dtype).astype(np.float64)
+    sigma = np.cov(features, rowvar=False).astype(dtype)
+    skew = np.triu(np.full((200, 200), np.finfo(dtype).eps, np.float64), 1) if dtype != np.float16 else 0
+    if dtype == np.float16:
+        sigma = sigma.astype(np.float64) + 1e-3 * np.eye(200)
+    check_statistics("x.npz", features.mean(0).astype(dtype), sigma + skew)
+
+
+def test_statistics_of_another_extractor(project, capsys):
+    np.savez(project / "theirs.npz", mu=np.zeros(3), sigma=np.eye(3))
+    command = "reference theirs.npz --import --config scoring.json --output out.npz"
+    tiny.assert_refused(project, command, "has statistics of 3 features, but extractor x gives 12", capsys)
+
+
+CHANGED = {
+    "mu": {"mu": np.zeros(WIDTH)},
+    "sigma": {"sigma": np.eye(WIDTH)},
+    "features": {"features": np.ones((40, WIDTH), np.float32)},
+    "labels that were not there": {"labels": np.zeros(40, np.int64)},
+    "the number of images": {"record": {"n": 41}},
+    "another data set": {"record": {"dataset_sha256": "0" * 64}},
+}
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_a_reference_that_was_changed(project, case, capsys):
+    rewrite(project / "r.npz", digest=True, **CHANGED[case])
+    tiny.assert_refused(project, SCORE, "r.npz: its content was changed since it was written", capsys)
+
+
+WRONG_REFERENCES = {
+    "features of another number": ({"features": np.ones((39, WIDTH), np.float32)}, "features is float32 (39, 12)"),
+    "integer features": ({"features": np.ones((40, WIDTH), np.int64)}, "features is int64"),
+    "NaN features": ({"features": np.full((40, WIDTH), np.nan, np.float32)}, "features holds values that are not"),
+    "labels of another number": ({"labels": np.zeros(39, np.int64)}, "labels is int64 (39,); expected integer (40,)"),
+    "labels that are no classes": ({"labels": np.full(40, 0.5)}, "labels is float64 (40,)"),
+    "no sigma": ({"sigma": None}, "r.npz: has no array sigma"),
+    "one image": ({"record": {"n": 1}}, "record: n: input should be greater than or equal to 2"),
+    "a fraction of an image": ({"record": {"n": 40.5}}, "record: n: input should be a valid integer"),
+    "no extractor": ({"record": {"extractor": None}}, "record: extractor: input should be"),
+    "an extractor without a digest": ({"record": {"extractor": {"name": "x"}}}, "extractor.sha256: is missing"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_REFERENCES)
+def test_references_that_are_none(project, case, capsys):
+    changes, expected = WRONG_REFERENCES[case]
+    rewrite(project / "r.npz", **changes)
+    tiny.assert_refused(project, SCORE, expected, capsys)
+
+
+def test_references_from_before_digests_are_read(project):
+    before = load_reference("r.npz")
+    rewrite(project / "r.npz")
+    after = load_reference("r.npz")
+    assert (before.mu == after.mu).all()
+    assert before.record == after.record
+
+
+def test_cached_features_that_were_changed_are_taken_anew(project):
+    network, images = load_extractor("x.pt", CPU), pictures(3)
+    whole, _ = extract(images, network, 8)
+    extract(images, network, 8, "kept")
+    (entry,) = (project / "kept").iterdir()
+    good = entry.read_bytes()
+    rewrite(entry, digest=True, features=whole + 1)
+    assert (extract(images, network, 8, "kept")[0] == whole).all()
+    assert entry.read_bytes() == good
+    # Another part's entry under this one's name.
+    extract(pictures(4), network, 8, "kept")
+    (other,) = set((project / "kept").iterdir()) - {entry}
+    entry.write_bytes(other.read_bytes())
+    assert (extract(images, network, 8, "kept")[0] == whole).all()
+    # An entry of the format before this one.
+    np.save(entry.with_suffix(".npy"), whole + 1)
+    entry.unlink()
+    assert (extract(images, network, 8, "kept")[0] == whole).all()
+
+
+def test_an_extractor_that_is_constant_on_real_images_only(project, capsys):
+    """It takes no usual side, so that nothing is known of it before the pass."""
+
+    class Constant(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.linear(x.flatten(1), torch.zeros(5, 192)) + 2
+
+    torch.jit.save(torch.jit.trace(Constant(), torch.zeros(2, 3, 8, 8)), "x.pt")
+    command = "reference real.npz --config scoring.json --output out.npz --extractor x.pt"
+    tiny.assert_refused(project, command, "x.pt: gives all images the same features", capsys)
+
+
+def test_images_that_are_all_the_same_are_no_fault_of_the_extractor(project):
+    found, _ = extract(np.repeat(pictures(0, 1), 9, axis=0), load_extractor("x.pt", CPU), 4)
+    assert (found == found[0]).all()
+
+
+def test_check_array():
+    check_array("a", np.zeros((2, 4, 4, 3), np.uint8), np.uint8, ("N", "side", "side", 3))
+    with pytest.raises(UserError, match=r"a is uint8 \(2, 4, 5, 3\); expected uint8 \(N, side, side, 3\)"):
+        check_array("a", np.zeros((2, 4, 5, 3), np.uint8), np.uint8, ("N", "side", "side", 3))
+    assert content_digest({"a": np.zeros(2)}, {}) != content_digest({"a": np.zeros((2, 1))}, {})
+    assert content_digest({"a": np.zeros((0, 3))}, {"b": 1}) != content_digest({"a": np.zeros((0, 3))}, {"b": 2})
