@@ -1,15 +1,19 @@
 """What is read must be what it says it is: types, shapes, ranges and digests of every format."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from udpm.config import Scoring, to_json
 from udpm.core.arrays import check_array, content_digest
 from udpm.core.errors import UserError
+from udpm.core.files import sha256
 from udpm.scoring.extractor import load_extractor
 from udpm.scoring.features import extract
 from udpm.scoring.reference import check_statistics, load_reference
@@ -217,3 +221,176 @@ def test_check_array():
         check_array("a", np.zeros((2, 4, 5, 3), np.uint8), np.uint8, ("N", "side", "side", 3))
     assert content_digest({"a": np.zeros(2)}, {}) != content_digest({"a": np.zeros((2, 1))}, {})
     assert content_digest({"a": np.zeros((0, 3))}, {"b": 1}) != content_digest({"a": np.zeros((0, 3))}, {"b": 2})
+
+
+def edit_tensors(path, change=None, **description):
+    """Change tensors of a safetensors file, in place, and keys of its description (… removes one)."""
+    with safe_open(path, "pt") as file:
+        told = json.loads(file.metadata()["udpm"]) | description
+    tensors = tiny.tensors(path)
+    if change is not None:
+        change(tensors)
+    told = {key: value for key, value in told.items() if value is not ...}
+    save_file(tensors, path, metadata={"udpm": json.dumps(told)})
+
+
+def name_in(tensors, start, end=""):
+    return next(name for name in tensors if name.startswith(start) and name.endswith(end))
+
+
+def spoil(start, value, end=""):
+    """A change of one number in the first tensor whose name begins and ends so."""
+
+    def change(tensors):
+        tensors[name_in(tensors, start, end)].view(-1)[0] = value
+
+    return change
+
+
+def cast(dtype, start="ema/"):
+    def change(tensors):
+        name = name_in(tensors, start)
+        tensors[name] = tensors[name].to(dtype)
+
+    return change
+
+
+def drop(tensors):
+    del tensors[name_in(tensors, "ema/", "head.weight")]
+
+
+def add(tensors):
+    tensors["ema/nobody.weight"] = torch.zeros(3)
+
+
+def widen(tensors):
+    tensors["ema/head.weight"] = torch.zeros(12, 16, 3, 3)
+
+
+def model(weights, **changes):
+    """The description's model with keys of its generator changed."""
+    with safe_open(weights, "pt") as file:
+        told = json.loads(file.metadata()["udpm"])["model"]
+    own = {key: changes.pop(key) for key in ("side", "classes") if key in changes}
+    return {"model": told | own | {"generator": told["generator"] | changes}}
+
+
+WRONG_WEIGHTS = {
+    "NaN in an average": (spoil("ema/", float("nan")), {}, "tensor ema/", "not finite"),
+    "infinity in what is not sampled": (spoil("raw/", float("-inf")), {}, "tensor raw/", "not finite"),
+    "int8": (cast(torch.int8), {}, "tensor ema/", "holds int8, not floating-point values"),
+    "bool": (cast(torch.bool), {}, "tensor ema/", "holds bool"),
+    "complex": (cast(torch.complex64), {}, "complex64|safetensors|type"),
+    "float8": (cast(torch.float8_e4m3fn), {}, "float8|safetensors|type"),
+    "a tensor less": (drop, {}, "1 tensors are missing: head.weight"),
+    "a tensor more": (add, {}, "1 tensors are unknown: nobody.weight"),
+    "another shape": (widen, {}, "1 tensors are of another shape: head.weight (12, 16, 3, 3) for (12, 8, 3, 3)"),
+    "blocks without end": (None, {"blocks": 10**8}, "generator.blocks asks for 200000000, but no more than"),
+    "channels without end": (None, {"channels": 10**9}, "generator.channels asks for 2000000000"),
+    "one more block": (None, {"blocks": 2}, "tensors are missing: encoder.0.blocks.1"),
+    "multipliers without end": (None, {"channel_multipliers": [1, 10**9]}, "generator.channels asks for 8000000000"),
+    "classes without end": (None, {"classes": 10**12}, "classes asks for 1000000000000"),
+    "negative classes": (None, {"classes": -1}, "classes: input should be greater than or equal to 0"),
+    "a side without end": (None, {"side": 2**50}, "side: input should be less than or equal to"),
+}
+
+
+@pytest.fixture
+def weights(trained, tmp_path, monkeypatch):
+    """A copy of a finished run's weights, and how to sample them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.safetensors").write_bytes((trained / "weights.safetensors").read_bytes())
+    (tmp_path / "sampling.json").write_text('{"count": 4, "threads": 1, "device": "cpu"}')
+    return tmp_path / "w.safetensors"
+
+
+@pytest.mark.parametrize("case", WRONG_WEIGHTS)
+def test_weights_that_are_none(weights, case, capsys):
+    change, generator, *expected = WRONG_WEIGHTS[case]
+    edit_tensors(weights, change, **(model(weights, **generator) if generator else {}))
+    for command in ("sample w.safetensors --config sampling.json --output out.npz", "import w.safetensors --output i"):
+        before = tiny.snapshot(weights.parent)
+        assert tiny.call(*command.split()) == 2
+        (said,) = capsys.readouterr().err.splitlines()
+        assert all(any(part in said for part in text.split("|")) for text in expected), said
+        assert tiny.snapshot(weights.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("iteration", -5), ("iteration", "12"), ("run_seed", 0.5), ("dataset_sha256", "abc"), ("model", None)],
+)
+def test_weights_that_say_nonsense_of_themselves(weights, key, value, capsys):
+    edit_tensors(weights, **{key: value})
+    expected = "does not describe its model" if key == "model" else f"{key}: "
+    command = "sample w.safetensors --config sampling.json --output out.npz"
+    tiny.assert_refused(weights.parent, command, f"w.safetensors: {expected}", capsys)
+
+
+def forge(run, change=None, iteration=None, inside=None, manifest=None, **description):
+    """Make something else of a run's newest checkpoint, with a manifest that fits."""
+    path = max((run / "checkpoints").glob("*.safetensors"))
+    if iteration is not None or inside is not None:
+        description["iteration"] = iteration if inside is None else inside
+    edit_tensors(path, change, **description)
+    told = json.loads(path.with_suffix(".json").read_text()) | {"sha256": sha256(path)} | (manifest or {})
+    path.with_suffix(".json").unlink()
+    if iteration is not None:
+        told["iteration"] = iteration
+        path = path.rename(path.with_stem(f"{iteration:09d}"))
+    path.with_suffix(".json").write_text(json.dumps(told))
+
+
+def all_nan(tensors):
+    for values in tensors.values():
+        if values.is_floating_point():
+            values.fill_(float("nan"))
+
+
+def without_moments(tensors):
+    for name in [name for name in tensors if name.startswith("adam/generator/")]:
+        del tensors[name]
+
+
+def without_one_moment(tensors):
+    del tensors[name_in(tensors, "adam/generator/exp_avg_sq/")]
+
+
+def of_another_shape(tensors):
+    name = name_in(tensors, "adam/generator/exp_avg/")
+    tensors[name] = tensors[name][:1].clone()
+
+
+FORGED = {
+    "all NaN": ({"change": all_nan}, "not finite"),
+    "NaN in a moment": ({"change": spoil("adam/generator/exp_avg/", float("nan"))}, "tensor adam/generator/exp_avg/"),
+    "iteration beyond the end": ({"iteration": 10**9}, "is of iteration 1000000000, but this training ends at 12"),
+    "iteration just beyond the end": ({"iteration": 13}, "is of iteration 13, but this training ends at 12"),
+    "another iteration inside": ({"manifest": {"iteration": 11}}, "by its name, 11 by its manifest and 12 by its own"),
+    "negative iteration": ({"inside": -5}, "iteration: input should be greater than 0, got -5"),
+    "negative means of squares": ({"change": spoil("adam/discriminator/exp_avg_sq/", -1.0)}, "has values below 0"),
+    "more steps than iterations": ({"change": spoil("adam/generator/step/", 99.0)}, "is 99; expected a whole number"),
+    "part of a step": ({"change": spoil("adam/generator/step/", 2.5)}, "is 2.5; expected a whole number in 1..12"),
+    "no moments": ({"change": without_moments}, "it has no moments of Adam for the generator"),
+    "a moment less": ({"change": without_one_moment}, "1 tensors are missing: adam/generator/exp_avg_sq/"),
+    "a moment of another shape": ({"change": of_another_shape}, "1 tensors are of another shape: adam/generator/"),
+    "integer weights": ({"change": cast(torch.int32, "generator/")}, "holds int32, not floating-point values"),
+    "a count that is none": ({"change": cast(torch.float32, "ema/n_averaged")}, "holds float32, not int64"),
+    "no history": ({"processes": ...}, "processes: is missing"),
+    "no images": ({"dataset_sha256": ...}, "dataset_sha256: is missing"),
+}
+
+
+@pytest.mark.parametrize("case", FORGED)
+def test_forged_checkpoints_are_not_trained_on(digits, trained, tmp_path, case, capsys, monkeypatch):
+    options, expected = FORGED[case]
+    shutil.copytree(trained, tmp_path / "run")
+    for name in ("weights.safetensors", "complete.json"):
+        (tmp_path / "run" / name).unlink()
+    forge(tmp_path / "run", **options)
+    tiny.write_config(tmp_path)
+    command = f"train {tmp_path}/run.json --dataset {digits}/dataset --cache {digits}/cache --run {tmp_path}/run"
+    assert tiny.call(*command.split()) == 2
+    errors = capsys.readouterr().err
+    assert expected in errors.splitlines()[-1]
+    assert not (tmp_path / "run/weights.safetensors").exists()

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from udpm.config.base import Alpha, Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
+LARGEST_SIDE = 2**14
+"""Of images: a weight file that asks for more is not believed."""
 ADM_HEAD_CHANNELS = 64
 """Channels of one attention head in the adm family."""
 
@@ -66,7 +68,7 @@ class Generator(Section):
 class ModelConfig(Section):
     """What weights carry along: the generator's shape and the process it serves."""
 
-    side: PositiveInt
+    side: Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
     """N, side of the images."""
     classes: NonNegativeInt
     """Number of classes that the generator knows; 0 for an unconditional one."""

@@ -14,6 +14,7 @@ import numpy as np
 from udpm.core.arrays import content_digest
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path
+from udpm.core.reading import parse_json
 
 UNREADABLE = (
     AttributeError,
@@ -54,12 +55,9 @@ def load_arrays(path: str | Path, what: str, made_by: str) -> tuple[dict[str, np
         UserError: missing, unreadable, or changed since it was written.
     """
     arrays = read_npz(path, what, made_by)
-    try:
-        record = json.loads(str(arrays.pop("record")))
-    except KeyError:
-        raise UserError(f"{path}: not a {what}: it has no record; `{made_by}` makes it") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not a readable {what}: {error}") from None
+    if "record" not in arrays:
+        raise UserError(f"{path}: not a {what}: it has no record; `{made_by}` makes it")
+    record = parse_json(str(arrays.pop("record")), f"{path}: not a readable {what}: its record")
     if not isinstance(record, dict):
         raise UserError(f"{path}: not a {what}: its record is not a JSON object")
     told = record.pop(DIGEST, None)

@@ -9,6 +9,7 @@ import torch
 from udpm.networks.discriminator import Discriminator, DiscriminatorShape
 from udpm.networks.published import FILTER, FREQUENCIES, discriminator_names, from_published, generator_names
 from udpm.networks.unet import IMAGE_CHANNELS, UNet, UNetShape
+from udpm.networks.weights import FLOATS
 
 Tensors = dict[str, torch.Tensor]
 SHOWN = 5
@@ -114,6 +115,9 @@ def _strict(tensors: Tensors, names: dict[str, str], expected: Tensors) -> Tenso
     told = [f"{len(found)} {what}: {_shown(found)}" for what, found in problems if found]
     if told:
         raise UnknownArchitecture("; ".join(told))
+    cast = [name for name in given if tensors[name].dtype not in FLOATS]
+    if cast:
+        raise UnknownArchitecture(f"{len(cast)} tensors are not floating-point: {_shown(cast)}")
     broken = [name for name in given if not torch.isfinite(tensors[name]).all()]
     if broken:
         raise UnknownArchitecture(f"{len(broken)} tensors are not finite: {_shown(broken)}")

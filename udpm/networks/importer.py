@@ -20,7 +20,14 @@ from udpm.networks import architecture
 from udpm.networks.architecture import Tensors, UnknownArchitecture
 from udpm.networks.discriminator import DiscriminatorShape
 from udpm.networks.unet import UNetShape
-from udpm.networks.weights import FORMAT, class_names_of, described_model, read_tensors, tensors_under
+from udpm.networks.weights import (
+    FORMAT,
+    check_generator,
+    class_names_of,
+    described_model,
+    read_tensors,
+    tensors_under,
+)
 
 PREFIXES = ("module.", "_orig_mod.")
 """What data-parallel training and compilation put before every name."""
@@ -186,6 +193,9 @@ def _own(path: Path) -> Imported:
     model = described_model(path, description)
     kinds = dict.fromkeys(name.partition("/")[0] for name in tensors)
     networks = {kind: tensors_under(tensors, f"{kind}/") for kind in kinds}
+    for kind in kinds:
+        if kind != "discriminator":
+            check_generator(path, model, networks[kind])
     known = ("experiment", "run_seed", "dataset", "dataset_sha256", "origin")
     return Imported(
         networks,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,31 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from udpm.config.base import NonNegativeInt, Record, Sha256
 from udpm.config.load import validate
 from udpm.config.model import ModelConfig
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path, sha256
-from udpm.networks.build import build_generator
+from udpm.core.tensors import read_header
+from udpm.networks.build import build_generator, generator_shape
 from udpm.networks.unet import UNet
 
 FORMAT = "udpm-weights/2"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+SHOWN = 3
+"""Names that an error lists."""
+
+
+class WeightsRecord(Record):
+    """What a weight file must say of itself; each is None where it is unknown."""
+
+    model: dict[str, Any]
+    experiment: str | None = None
+    run_seed: NonNegativeInt | None = None
+    dataset: str | None = None
+    dataset_sha256: Sha256 | None = None
+    iteration: NonNegativeInt | None = None
+    origin: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,26 +69,64 @@ def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], descriptio
             raise UserError(f"{path}: cannot be written: {error}") from None
 
 
-def read_tensors(path: str | Path, expected_format: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read_tensors(
+    path: str | Path, expected_format: str, integers: Collection[str] = ()
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read what `write_tensors` wrote: tensors on the CPU, and the description.
 
+    Args:
+        path: the file.
+        expected_format: of the description.
+        integers: last parts of the names of tensors that are int64; all others are floating-point and finite.
+
     Raises:
-        UserError: missing, damaged, or of another format.
+        UserError: missing, damaged, of another format, or with tensors of another type or that are not finite.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            description = json.loads((file.metadata() or {}).get("udpm", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not a readable safetensors file: {error}") from None
-    if not isinstance(description, dict):
-        raise UserError(f"{path}: its description is no JSON object")
+    description = read_header(path).description
     found = description.get("format")
     if found != expected_format:
         raise UserError(f"{path}: format is {found!r}, expected {expected_format!r}")
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not a readable safetensors file: {error}") from None
+    for name, values in tensors.items():
+        counts = name.rpartition("/")[2] in integers
+        if values.dtype not in ((torch.int64,) if counts else FLOATS):
+            expected = "int64" if counts else "floating-point values"
+            raise UserError(f"{path}: tensor {name} holds {str(values.dtype).removeprefix('torch.')}, not {expected}")
+        if not torch.isfinite(values).all():
+            raise UserError(f"{path}: tensor {name} holds values that are not finite (NaN or infinite)")
     return tensors, description
+
+
+def check_tensors(where: str, tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size]) -> None:
+    """Check that tensors have the expected names and shapes, and no others.
+
+    Args:
+        where: what comes before the reason in the error.
+        tensors: by name.
+        expected: shapes by name.
+
+    Raises:
+        UserError: some are missing, unknown or of another shape; the first three of each are named.
+    """
+    shapes = {name: f"{tuple(tensors[name].shape)} for {tuple(expected[name])}" for name in tensors if name in expected}
+    problems = {
+        "missing": [name for name in expected if name not in tensors],
+        "unknown": [name for name in tensors if name not in expected],
+        "of another shape": [f"{name} {shapes[name]}" for name in shapes if tensors[name].shape != expected[name]],
+    }
+    told = [
+        f"{len(names)} tensors are {what}: {', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''}"
+        for what, names in problems.items()
+        if names
+    ]
+    if told:
+        raise UserError(f"{where}: {'; '.join(told)}")
 
 
 def save_weights(
@@ -106,11 +162,9 @@ def load_model(path: str | Path, weights: str = "ema", device: torch.device | st
     if not state:
         held = sorted({name.partition("/")[0] for name in tensors} - {"discriminator"})
         raise UserError(f"{path}: holds no {weights} weights, only {' and '.join(held)}; ask for those")
+    check_generator(path, config, state)
     generator = build_generator(config)
-    try:
-        generator.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{path}: its tensors do not fit its configuration: {str(error).splitlines()[-1]}") from None
+    generator.load_state_dict(state)
     known = ("experiment", "run_seed", "dataset", "dataset_sha256", "iteration", "origin")
     record = {
         **{key: description.get(key) for key in known},
@@ -129,6 +183,7 @@ def described_model(path: str | Path, description: dict[str, Any]) -> ModelConfi
     """
     if not isinstance(description.get("model"), dict):
         raise UserError(f"{path}: does not describe its model")
+    validate(WeightsRecord, description, str(path))
     return validate(ModelConfig, description["model"], str(path))
 
 
@@ -144,6 +199,35 @@ def class_names_of(path: str | Path, description: dict[str, Any], config: ModelC
     if not isinstance(names, list) or len(names) != config.classes or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: class_names must be {config.classes} names; the file was changed or is damaged")
     return {"class_names": names}
+
+
+def check_generator(path: str | Path, config: ModelConfig, state: Mapping[str, torch.Tensor]) -> None:
+    """Check that tensors are those of a configured generator, before it is built.
+
+    A file may describe a network of any size: what takes time or memory is compared with the tensors first.
+
+    Args:
+        path: where they are from, for the error.
+        config: of the generator.
+        state: its tensors.
+
+    Raises:
+        UserError: they are not.
+    """
+    where = f"{path}: its tensors do not fit its configuration"
+    section = config.generator
+    widest = max((max(values.shape, default=0) for values in state.values()), default=0)
+    limits = {
+        "generator.channels": (section.channels * max(section.channel_multipliers), widest),
+        "classes": (config.classes, widest),
+        "generator.blocks": (section.blocks * len(section.channel_multipliers), len(state)),
+    }
+    for key, (asked, held) in limits.items():
+        if asked > held:
+            raise UserError(f"{where}: {key} asks for {asked}, but no more than {held} are held")
+    with torch.device("meta"):
+        expected = UNet(generator_shape(config)).state_dict()
+    check_tensors(where, state, {name: values.shape for name, values in expected.items()})
 
 
 def milestone(weights: str | Path, iteration: int) -> Path:

@@ -5,20 +5,42 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from udpm.core.device_errors import is_device_failure
+from udpm.config.base import NonNegativeInt, PositiveInt, Record, Sha256
+from udpm.config.validation import validate
 from udpm.core.errors import UserError
 from udpm.core.files import sha256, write_json
 from udpm.core.reading import read_json
-from udpm.networks.weights import read_tensors, write_tensors
+from udpm.networks.weights import check_tensors, read_tensors, write_tensors
 from udpm.training.records import iteration_of, numbered
 from udpm.training.state import State
 
 FORMAT = "udpm-checkpoint/2"
 KEPT = 2
+COUNTER = "n_averaged"
+"""Last part of the names of tensors that count, which are integers."""
+
+
+class Manifest(Record):
+    """What a checkpoint's manifest must say."""
+
+    format: Literal[FORMAT]
+    iteration: PositiveInt
+    sha256: Sha256
+
+
+class CheckpointRecord(Record):
+    """What a checkpoint must say of itself."""
+
+    format: Literal[FORMAT]
+    iteration: PositiveInt
+    dataset_sha256: Sha256
+    processes: list[dict[str, NonNegativeInt]]
+    origin: dict[str, Any] | None
+    run: dict[str, Any]
 
 
 def save_checkpoint(folder: Path, state: State, description: dict[str, Any]) -> None:
@@ -44,12 +66,15 @@ def checkpoints(folder: Path) -> list[Path]:
     return numbered(folder, ".safetensors")
 
 
-def resume(folder: Path, state: State, check: Callable[[Path, dict[str, Any]], None]) -> dict[str, Any] | None:
+def resume(
+    folder: Path, state: State, total: int, check: Callable[[Path, dict[str, Any]], None]
+) -> dict[str, Any] | None:
     """Load the newest checkpoint that is whole; one that is not is reported and passed over.
 
     Args:
         folder: of the checkpoints.
         state: what is loaded into.
+        total: iterations of the whole training.
         check: called with a whole checkpoint and its description before anything is loaded; raises UserError where it
             belongs to something else.
 
@@ -57,22 +82,22 @@ def resume(folder: Path, state: State, check: Callable[[Path, dict[str, Any]], N
         Its description; None where there is no checkpoint, or where the first one was never finished.
 
     Raises:
-        UserError: there are checkpoints, but none is whole, or the newest of those does not belong to this run.
+        UserError: there are checkpoints, but none is whole, or the newest of those does not belong to this run or is
+            no state that training comes to.
     """
     found = checkpoints(folder)
     for path in reversed(found):
         try:
-            tensors, description = _read(path)
+            manifest = _read_manifest(path)
         except UserError as error:
             print(f"warning: passed over: {' '.join(str(error).split())}", file=sys.stderr)
             continue
+        tensors, description = read_tensors(path, FORMAT, integers=(COUNTER,))
+        validate(CheckpointRecord, description, str(path))
         check(path, description)
-        try:
-            state.load(tensors, description["iteration"])
-        except (RuntimeError, KeyError) as error:
-            if is_device_failure(error):
-                raise
-            raise UserError(f"{path}: is whole, but not a state of this run: {str(error).splitlines()[-1]}") from None
+        _check_iteration(path, manifest.iteration, description["iteration"], total)
+        _check_state(path, state, tensors, manifest.iteration)
+        state.load(tensors, manifest.iteration)
         return description
     # The manifest comes last: a single checkpoint without one is a first save that was interrupted; nothing is lost.
     if found and (len(found) > 1 or _manifest(found[0]).exists()):
@@ -95,11 +120,47 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    manifest = read_json(_manifest(path), "checkpoint's manifest")
-    if manifest.get("sha256") != sha256(path):
+def _read_manifest(path: Path) -> Manifest:
+    """The manifest of a checkpoint whose bytes are those that were written."""
+    manifest = validate(Manifest, read_json(_manifest(path), "checkpoint's manifest"), str(_manifest(path)))
+    if manifest.sha256 != sha256(path):
         raise UserError(f"{path}: its bytes are not those that were written (SHA-256)")
-    return read_tensors(path, FORMAT)
+    return manifest
+
+
+def _check_iteration(path: Path, told: int, inside: int, total: int) -> None:
+    """Name, manifest and description agree, and training comes to this iteration."""
+    if not iteration_of(path) == told == inside:
+        raise UserError(
+            f"{path}: is of iteration {iteration_of(path)} by its name, {told} by its manifest and {inside} by its own "
+            "description; remove it to go on from the one before"
+        )
+    if told > total:
+        raise UserError(f"{path}: is of iteration {told}, but this training ends at {total}; remove it")
+
+
+def _check_state(path: Path, state: State, tensors: dict[str, torch.Tensor], iteration: int) -> None:
+    """The tensors are a state of this run after so many iterations."""
+    moments = {name for name in tensors if name.startswith("adam/")}
+    expected = {name: value.shape for name, value in state.tensors().items() if not name.startswith("adam/")}
+    for player, network in state.players().items():
+        for name, parameter in network.named_parameters():
+            # Parameters that have no gradient yet have no moments; but none has some of them only.
+            if moments & {f"adam/{player}/{kind}/{name}" for kind in ("step", "exp_avg", "exp_avg_sq")}:
+                expected[f"adam/{player}/step/{name}"] = torch.Size()
+                expected |= {f"adam/{player}/{kind}/{name}": parameter.shape for kind in ("exp_avg", "exp_avg_sq")}
+    check_tensors(f"{path}: is not a state of this run", tensors, expected)
+    if not any(name.startswith("adam/generator/") for name in moments):
+        raise UserError(f"{path}: is not a state of this run: it has no moments of Adam for the generator")
+    for name in moments:
+        kind, values = name.split("/")[2], tensors[name]
+        if kind == "exp_avg_sq" and (values < 0).any():
+            raise UserError(f"{path}: tensor {name} has values below 0, which means of squares cannot have")
+        if kind == "step" and not (1 <= values <= iteration and values == values.round()):
+            raise UserError(f"{path}: tensor {name} is {values:g}; expected a whole number in 1..{iteration}")
+    for name in (name for name in tensors if name.endswith(f"/{COUNTER}")):
+        if tensors[name] < 1:
+            raise UserError(f"{path}: tensor {name} is {tensors[name]}; expected 1 or more")
 
 
 def _manifest(path: Path) -> Path:

@@ -171,7 +171,7 @@ class Session:
 
     def _continue(self, trainer: Trainer) -> None:
         folder = self.run / "checkpoints"
-        description = resume(folder, trainer.state, self._check)
+        description = resume(folder, trainer.state, trainer.iterations, self._check)
         if not self.agreement.same(trainer.state.iteration):
             raise StoppedEarly(f"{folder}: not all processes could read the same one: run the same command again")
         if self.owner is not None:
