@@ -1,12 +1,15 @@
 """What is read must be what it says it is: types, shapes, ranges and digests of every format."""
 
 import json
+import re
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -14,6 +17,10 @@ from udpm.config import Scoring, to_json
 from udpm.core.arrays import check_array, content_digest
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
+from udpm.data.arrays import save_arrays
+from udpm.data.cache import open_levels
+from udpm.data.samples import join_shards, load_samples, save_samples
+from udpm.reporting.style import LARGEST
 from udpm.scoring.extractor import load_extractor
 from udpm.scoring.features import extract
 from udpm.scoring.reference import check_statistics, load_reference
@@ -90,7 +97,10 @@ NO_STATISTICS = {
     "complex sigma": (statistics(sigma=lambda s: s + 1j), "sigma is complex128 (12, 12); expected floating-point (12"),
     "integer mu": (statistics(mu=np.arange(WIDTH)), "mu is int64 (12,)"),
     "text": (statistics(mu=np.array(["a"] * WIDTH)), "mu is <U1 (12,)"),
-    "objects": (statistics(mu=np.array([None] * WIDTH)), "Object arrays cannot be loaded"),
+    "objects": (
+        statistics(mu=np.array([None] * WIDTH)),
+        ".npz: not a readable ",
+    ),
     "empty": ({"mu": np.empty(0), "sigma": np.empty((0, 0))}, "mu is float64 (0,)"),
     "mu of two axes": (statistics(mu=np.ones((1, WIDTH))), "mu is float64 (1, 12)"),
     "a number": (statistics(mu=np.array(1.0)), "mu is float64 ()"),
@@ -117,13 +127,11 @@ def test_statistics_that_are_none(project, case, capsys):
     tiny.assert_refused(project, SCORE, expected, capsys)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_statistics_are_taken_as_they_were_rounded(dtype):
     features = np.random.default_rng(0).normal(size=(30, 200)).astype(dtype).astype(np.float64)
     sigma = np.cov(features, rowvar=False).astype(dtype)
-    skew = np.triu(np.full((200, 200), np.finfo(dtype).eps, np.float64), 1) if dtype != np.float16 else 0
-    if dtype == np.float16:
-        sigma = sigma.astype(np.float64) + 1e-3 * np.eye(200)
+    skew = np.triu(np.full((200, 200), np.finfo(dtype).eps, np.float64), 1)
     check_statistics("x.npz", features.mean(0).astype(dtype), sigma + skew)
 
 
@@ -288,7 +296,7 @@ WRONG_WEIGHTS = {
     "blocks without end": (None, {"blocks": 10**8}, "generator.blocks asks for 200000000, but no more than"),
     "channels without end": (None, {"channels": 10**9}, "generator.channels asks for 2000000000"),
     "one more block": (None, {"blocks": 2}, "tensors are missing: encoder.0.blocks.1"),
-    "multipliers without end": (None, {"channel_multipliers": [1, 10**9]}, "generator.channels asks for 8000000000"),
+    "multipliers without end": (None, {"channel_multipliers": [1, 2**30]}, "generator.channels asks for 8589934592"),
     "classes without end": (None, {"classes": 10**12}, "classes asks for 1000000000000"),
     "negative classes": (None, {"classes": -1}, "classes: input should be greater than or equal to 0"),
     "a side without end": (None, {"side": 2**50}, "side: input should be less than or equal to"),
@@ -308,9 +316,9 @@ def weights(trained, tmp_path, monkeypatch):
 def test_weights_that_are_none(weights, case, capsys):
     change, generator, *expected = WRONG_WEIGHTS[case]
     edit_tensors(weights, change, **(model(weights, **generator) if generator else {}))
-    for command in ("sample w.safetensors --config sampling.json --output out.npz", "import w.safetensors --output i"):
+    for verb in ("sample --config sampling.json --output o.npz", "import --output o.safetensors"):
         before = tiny.snapshot(weights.parent)
-        assert tiny.call(*command.split()) == 2
+        assert tiny.call(*verb.split(), weights) == 2
         (said,) = capsys.readouterr().err.splitlines()
         assert all(any(part in said for part in text.split("|")) for text in expected), said
         assert tiny.snapshot(weights.parent) == before
@@ -394,3 +402,305 @@ def test_forged_checkpoints_are_not_trained_on(digits, trained, tmp_path, case, 
     errors = capsys.readouterr().err
     assert expected in errors.splitlines()[-1]
     assert not (tmp_path / "run/weights.safetensors").exists()
+
+
+@pytest.fixture(scope="module")
+def small_store(tmp_path_factory):
+    """Bytes of a prepared data set of three classes, with a test split, and of its level cache."""
+    folder = tmp_path_factory.mktemp("store")
+    for split, count in (("train", 6), ("test", 3)):
+        for label in "abc":
+            (folder / f"images/{split}/{label}").mkdir(parents=True)
+            for number, image in enumerate(pictures(number_of(split, label), count)):
+                Image.fromarray(image).save(folder / f"images/{split}/{label}/{number}.png")
+    config = {"source": "folder", "path": str(folder / "images"), "side": 8, "classes": 3}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert tiny.call("prepare", folder / "config.json", "--output", folder / "dataset") == 0
+    assert tiny.call("cache", folder / "dataset", "--output", folder / "cache") == 0
+    shutil.rmtree(folder / "images")
+    return tiny.snapshot(folder)
+
+
+def number_of(split, label):
+    return 100 * len(split) + ord(label)
+
+
+@pytest.fixture
+def store(small_store, tmp_path):
+    """A fresh copy of `small_store`: dataset/ and cache/."""
+    for path, data in small_store.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(data)
+    return tmp_path
+
+
+def edit_record(path, keep_seal=False, **changes):
+    """Change keys of a JSON record (… removes one); its own digest goes, unless it is to stay."""
+    record = json.loads(path.read_text()) | changes
+    if not keep_seal:
+        record.pop("record_sha256")
+    path.write_text(json.dumps({key: value for key, value in record.items() if value is not ...}))
+
+
+WRONG_STORES = {
+    "overlapping splits": ({"splits": {"train": [0, 20], "test": [18, 27]}}, "splits: test is [18, 27]"),
+    "a split beyond the end": ({"splits": {"train": [0, 18], "test": [18, 30]}}, "splits: end at 30, but there are 27"),
+    "a gap between splits": ({"splits": {"train": [0, 18], "test": [20, 27]}}, "expected a range from 18 on"),
+    "images in no split": ({"splits": {"train": [0, 18]}}, "splits: end at 18, but there are 27 images"),
+    "a split that ends before it starts": (
+        {"splits": {"train": [0, 27], "test": [27, 18]}},
+        "splits: test is [27, 18]",
+    ),
+    "a split below 0": ({"splits": {"train": [-1, 27]}}, "splits.train[0]: input should be greater than or equal to 0"),
+    "no splits": ({"splits": {}}, "splits: end at 0, but there are 27"),
+    "splits of text": ({"splits": {"train": "all"}}, "splits.train: input should be a valid list"),
+    "a split of one number": ({"splits": {"train": [27]}}, "splits.train"),
+    "negative classes": ({"classes": -1, "class_names": []}, "classes: input should be greater than or equal to 0"),
+    "classes as text": ({"classes": "3"}, "classes: input should be a valid integer"),
+    "classes that are true": ({"classes": True}, "classes: input should be a valid integer"),
+    "fewer classes than labels": (
+        {"classes": 2, "class_names": []},
+        "labels are 0..2, but by its record they must lie",
+    ),
+    "more names than classes": ({"class_names": list("abcd")}, "class_names: 4 names for 3 classes"),
+    "no images": ({"count": 0}, "count: input should be greater than 0"),
+    "more images than there are": (
+        {"count": 28, "splits": {"train": [0, 28]}},
+        "images.npy: holds uint8 (27, 8, 8, 3)",
+    ),
+    "half a pixel": ({"side": 8.5}, "side: input should be a valid integer"),
+    "no digest": ({"sha256": ...}, "sha256: is missing"),
+    "a digest that is none": ({"sha256": "abc"}, "sha256: "),
+    "files without digests": ({"files": [1]}, "files: "),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_STORES)
+def test_data_set_records_that_are_wrong(store, case, capsys):
+    changes, expected = WRONG_STORES[case]
+    edit_record(store / "dataset/dataset.json", **changes)
+    capsys.readouterr()
+    assert tiny.call("info", store / "dataset") == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert expected in said
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("dataset/dataset.json", {"splits": {"train": [0, 27]}}),
+        ("dataset/dataset.json", {"splits": {"train": [0, 20], "test": [20, 27]}}),
+        ("dataset/dataset.json", {"classes": 5, "class_names": []}),
+        ("dataset/dataset.json", {"class_names": list("cba")}),
+        ("cache/cache.json", {"images_checked": 99}),
+    ],
+)
+def test_records_that_were_changed_but_could_be_right(store, file, changes, capsys):
+    edit_record(store / file, keep_seal=True, **changes)
+    assert tiny.call("info", (store / file).parent, "--check") == 2
+    assert f"{file}: was changed since it was written" in capsys.readouterr().err
+
+
+def test_records_from_before_they_had_digests_are_read(store):
+    for file in ("dataset/dataset.json", "cache/cache.json"):
+        edit_record(store / file, description="of another time")
+    assert len(open_levels(store / "dataset", store / "cache", 2).store.images) == 27
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"dataset_sha256": ...}, "dataset_sha256: is missing"),
+        ({"dataset_sha256": "0" * 64}, "was not made from the images"),
+        ({"files": {"level_1.npy": 1}}, "files.level_1.npy: input should be a valid string"),
+        ({"files": [1]}, "files: input should be a valid dictionary"),
+        ({"format": "udpm-cache/0"}, "format: "),
+    ],
+)
+def test_cache_records_that_are_wrong(store, changes, expected):
+    edit_record(store / "cache/cache.json", **changes)
+    with pytest.raises(UserError, match=re.escape(expected)):
+        open_levels(store / "dataset", store / "cache", 2)
+
+
+def samples_in(folder, images, labels, record=(), **arrays):
+    """A sample set of any content, with a record that describes it."""
+    save_samples(folder / "s.npz", pictures(0, 4), np.arange(4) % 2, {"classes": 2, "nfe": 3, "weights": "ema"})
+    np.savez(folder / "s.npz", **{"images": images, "labels": labels} | arrays)
+    told = {"sha256": sha256(folder / "s.npz"), "count": len(images) if np.ndim(images) else 1} | dict(record)
+    edit_record(folder / "s.json", **told)
+    return folder / "s.npz"
+
+
+GOOD = pictures(0, 4)
+WRONG_SAMPLES = {
+    "images of three axes": ((GOOD[..., 0], np.zeros(4, int)), "images is uint8 (4, 8, 8); expected uint8 (4, height"),
+    "one image": ((GOOD[0], np.zeros(8, int)), "images is uint8 (8, 8, 3)"),
+    "four channels": ((np.zeros((4, 8, 8, 4), np.uint8), np.zeros(4, int)), "images is uint8 (4, 8, 8, 4)"),
+    "floats": ((GOOD / 255, np.zeros(4, int)), "images is float64 (4, 8, 8, 3)"),
+    "signed bytes": ((GOOD.astype(np.int8), np.zeros(4, int)), "images is int8"),
+    "no images": ((GOOD[:0], np.zeros(0, int), {"count": 0}), "count: input should be greater than 0, got 0"),
+    "no images though four are told": ((GOOD[:0], np.zeros(0, int), {"count": 4}), "images is uint8 (0, 8, 8, 3)"),
+    "text for labels": ((GOOD, np.array(list("abcd"))), "labels is <U1 (4,); expected integer (4,)"),
+    "NaN labels": ((GOOD, np.full(4, np.nan)), "labels is float64 (4,)"),
+    "labels of another number": ((GOOD, np.zeros(3, int)), "labels is int64 (3,)"),
+    "labels of two axes": ((GOOD, np.zeros((4, 1), int)), "labels is int64 (4, 1)"),
+    "labels below 0": ((GOOD, np.full(4, -1)), "labels are -1..-1, but must lie in 0..1 by its record"),
+    "labels beyond the classes": ((GOOD, np.arange(4)), "labels are 0..3, but must lie in 0..1 by its record"),
+    "a label without classes": ((GOOD, np.ones(4, int), {"classes": 0}), "must lie in 0..0 by its record"),
+    "another count": ((GOOD, np.zeros(4, int), {"count": 5}), "images is uint8 (4, 8, 8, 3); expected uint8 (5,"),
+    "negative classes": ((GOOD, np.zeros(4, int), {"classes": -3}), "classes: input should be greater than or equal"),
+    "a seed of text": ((GOOD, np.zeros(4, int), {"seed": "x"}), "seed: input should be a valid integer"),
+    "shards that are a number": ((GOOD, np.zeros(4, int), {"shards": 3}), "shards: input should be a valid list"),
+    "a shard beyond the last": ((GOOD, np.zeros(4, int), {"shard": [3, 2]}), "shard: 3 of 2"),
+    "no count": ((GOOD, np.zeros(4, int), {"count": ...}), "count: is missing"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_SAMPLES)
+def test_sample_sets_that_are_none(tmp_path, monkeypatch, case, capsys):
+    monkeypatch.chdir(tmp_path)
+    content, expected = WRONG_SAMPLES[case]
+    samples_in(tmp_path, *content)
+    for command in ("export s.npz --output e", "figure samples s.npz --output f"):
+        tiny.assert_refused(tmp_path, command, expected, capsys)
+
+
+def test_more_of_sample_sets(tmp_path, capsys):
+    path = samples_in(tmp_path, GOOD, np.zeros(4, int), output_2=GOOD[:, :4], output_x=np.zeros(3))
+    with pytest.raises(UserError, match=r"output_2 is uint8 \(4, 4, 8, 3\); expected uint8 \(4, 8, 8, 3\)"):
+        load_samples(path)
+    path = samples_in(tmp_path, GOOD, np.zeros(4, int))
+    assert load_samples(path).record["classes"] == 2
+    save_samples(path, GOOD, np.zeros(4, int), {"classes": 2})
+    edit_record(tmp_path / "s.json", keep_seal=True, classes=0)
+    with pytest.raises(UserError, match=r"s\.json: was changed since it was written"):
+        load_samples(path)
+
+
+def test_joined_sample_sets(tmp_path):
+    parts = [tmp_path / f"{index}.npz" for index in (1, 2)]
+    for index, path in enumerate(parts, 1):
+        save_samples(path, GOOD // index, np.zeros(4, int), {"shard": [index, 2], "classes": 2})
+    join_shards(parts, tmp_path / "all.json")
+    assert len(load_samples(tmp_path / "all.json").images) == 8
+    record = json.loads((tmp_path / "all.json").read_text())
+    for changes, expected in {
+        "shards: do not have 8": {"shards": record["shards"][:1]},
+        "shards: are not those that were joined": {"shards": record["shards"][::-1]},
+        "shards: input should be a valid list": {"shards": 3},
+        "shards[0]": {"shards": [1, 2]},
+        "list should have at least 1 item": {"shards": []},
+    }.items():
+        (tmp_path / "all.json").write_text(json.dumps(record))
+        edit_record(tmp_path / "all.json", **expected)
+        with pytest.raises(UserError, match=re.escape(changes)):
+            load_samples(tmp_path / "all.json")
+    np.savez(parts[0], images=GOOD, labels=np.zeros(4))
+    edit_record(tmp_path / "1.json", sha256=sha256(parts[0]))
+    with pytest.raises(UserError, match=r"1\.npz: labels is float64"):
+        join_shards(parts, tmp_path / "again.json")
+
+
+@pytest.mark.parametrize(
+    ("count", "classes"),
+    [(10, 10), (20, 10), (40, 10), (60, 10), (1, 10), (1, 0), (500, 0), (2000, 1000), (13, 13), (3, 2), (144, 12)],
+)
+def test_any_sample_set_makes_a_figure_that_fits(tmp_path, count, classes):
+    labels = np.arange(count) % max(classes, 1)
+    save_samples(tmp_path / "s.npz", pictures(0, count, 4), labels, {"classes": classes, "nfe": 3})
+    assert tiny.call("figure", "samples", tmp_path / "s.npz", "--output", tmp_path / "f") == 0
+    assert max(Image.open(tmp_path / "f.png").size) <= LARGEST
+    shown = pd.read_csv(tmp_path / "f.csv")
+    assert len(shown) == min(count, 96 if not classes else 12 * -(-count // classes), 144)
+    assert (labels[shown["number"]] == shown["label"]).all()
+    note = f"{len(shown)} of {count} images" in (tmp_path / "f.svg").read_text()
+    assert note == (len(shown) < count)
+
+
+def chain_of(path, count, classes, levels=2, side=8, **changes):
+    normal = np.random.default_rng(0).normal
+    arrays = {"labels": np.arange(count)}
+    for level in range(1, levels + 1):
+        arrays[f"x_{level}"] = normal(size=(count, 3, side >> level, side >> level)).astype(np.float32)
+        arrays[f"f_{level}"] = normal(size=(count, 3, 2 * side >> level, 2 * side >> level)).astype(np.float32)
+    record = {"classes": classes, "scale": 2} | changes.pop("record", {})
+    save_arrays(path, {name: values for name, values in (arrays | changes).items() if values is not None}, record)
+    return path
+
+
+@pytest.mark.parametrize(("count", "classes", "levels"), [(11, 11, 2), (100, 100, 1), (1, 0, 8)])
+def test_any_chain_makes_a_figure_that_fits(tmp_path, count, classes, levels):
+    chain_of(tmp_path / "c.npz", count, classes, levels, side=2**levels)
+    assert tiny.call("figure", "chain", tmp_path / "c.npz", "--output", tmp_path / "f") == 0
+    assert max(Image.open(tmp_path / "f.png").size) <= LARGEST
+    note = f"12 of {count} {'classes' if classes else 'images'} are shown" in (tmp_path / "f.svg").read_text()
+    assert note == (count > 12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"x_1": np.zeros((3, 3, 4, 5), np.float32)}, "x_1 is float32 (3, 3, 4, 5)"),
+        ({"x_2": np.full((3, 3, 2, 2), np.nan)}, "x_2 holds values that are not finite"),
+        ({"f_2": np.zeros((3, 3, 4, 4), np.uint8)}, "f_2 is uint8"),
+        ({"f_2": None}, "has no array f_2"),
+        ({"x_1": None}, "its arrays are not labels, x_1, f_1, …"),
+        ({"labels": np.array(["a"] * 3)}, "labels is <U1"),
+        ({"record": {"scale": "2"}}, "record: scale: "),
+        ({"record": {"classes": -1}}, "record: classes: "),
+    ],
+)
+def test_chains_that_are_none(tmp_path, monkeypatch, changes, expected, capsys):
+    monkeypatch.chdir(tmp_path)
+    chain_of(tmp_path / "c.npz", 3, 3, **changes)
+    tiny.assert_refused(tmp_path, "figure chain c.npz --output f", expected, capsys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"images": np.zeros((3, 3, 8, 8, 3))}, "images is float64 (3, 3, 8, 8, 3); expected uint8 (R, C, N, N, 3)"),
+        ({"images": np.zeros((3, 4, 8, 8, 3), np.uint8)}, "images has 4 columns for 1 levels; expected 3"),
+        ({"labels": np.zeros(2, int)}, "labels is int64 (2,)"),
+        ({"seeds": np.zeros((3, 2))}, "seeds is float64"),
+        ({"levels": None}, "has no array levels; expected images, levels, labels, seeds"),
+        ({"record": {"classes": None}}, "record: classes: "),
+        ({"record": {"kind": ["swap"]}}, "format is 'udpm-latents/1'"),
+    ],
+)
+def test_latent_space_experiments_that_are_none(tmp_path, monkeypatch, changes, expected, capsys):
+    monkeypatch.chdir(tmp_path)
+    images = np.zeros((3, 3, 8, 8, 3), np.uint8)
+    arrays = {"images": images, "levels": np.ones(1, int), "labels": np.zeros(3, int), "seeds": np.zeros((3, 2), int)}
+    record = {"format": "udpm-latents/1", "kind": "swap", "classes": 0} | changes.get("record", {})
+    arrays |= {name: values for name, values in changes.items() if name != "record"}
+    save_arrays("l.npz", {name: values for name, values in arrays.items() if values is not None}, record)
+    tiny.assert_refused(tmp_path, "figure latents l.npz --output f", expected, capsys)
+
+
+def test_arrays_that_were_changed(tmp_path, capsys):
+    rewrite(chain_of(tmp_path / "c.npz", 3, 3), digest=True, f_1=np.zeros((3, 3, 8, 8), np.float32))
+    assert tiny.call("figure", "chain", tmp_path / "c.npz", "--output", tmp_path / "f") == 2
+    assert "c.npz: its content was changed since it was written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("base", np.full((4, 3, 16, 16), np.nan, np.float32), "base holds values that are not finite"),
+        ("eps_1", np.full((4, 3, 8, 8), np.inf), "eps_1 holds values that are not finite"),
+        ("eps_2", np.full((4, 3, 4, 4), 1e300), "eps_2 holds values beyond"),
+        ("eps_3", np.zeros((3, 3, 2, 2)), "eps_3 is float64 (3, 3, 2, 2); expected floating-point (4, 3, 2, 2)"),
+        ("base", np.zeros((4, 3, 16, 16), complex), "base is complex128"),
+        ("base", np.zeros((0, 3, 16, 16)), "base is float64 (0, 3, 16, 16)"),
+        ("base", np.zeros(4), "base is float64 (4,)"),
+    ],
+)
+def test_noise_that_is_none(weights, name, values, expected, capsys):
+    arrays = {"base": np.zeros((4, 3, 16, 16), np.float32)}
+    arrays |= {f"eps_{level}": np.zeros((4, 3, 16 >> level, 16 >> level), np.float32) for level in (1, 2, 3)}
+    np.savez("noise.npz", **arrays | {name: values})
+    (weights.parent / "sampling.json").write_text('{"count": 4, "threads": 1, "noise": "noise.npz"}')
+    command = "sample w.safetensors --config sampling.json --output out.npz"
+    tiny.assert_refused(weights.parent, command, expected, capsys)

@@ -340,6 +340,14 @@ def another_extractor(folder):
     torch.jit.save(torch.jit.trace(torch.nn.Flatten(), torch.zeros(2, 3, 12, 12)), str(folder / "x.pt"))
 
 
+def without_request(folder):
+    """A score as older versions wrote it."""
+    assert tiny.call(*SCORE[:-1], "old.json") == 0
+    score = json.loads((folder / "old.json").read_text())
+    del score["request"]
+    (folder / "old.json").write_text(json.dumps(score))
+
+
 SCORE_LINE = " ".join(SCORE)
 REFERENCE_LINE = "reference real --config scoring.json --output out.npz"
 URL = "from https://nvlabs-fi-cdn.nvidia.com/"
@@ -438,7 +446,7 @@ BAD = {
         "digits is trained by `udpm extractor`; give its file with --extractor",
     ),
     "a score that says nothing": (
-        lambda f: (f / "old.json").write_text("{}"),
+        without_request,
         "score --again old.json --output s.json",
         "old.json: does not say how it was made",
     ),

@@ -373,7 +373,7 @@ CASES = {
             np.savez(f / "noise.npz", base=np.zeros((4, 3, 16, 16), np.float32)),
         ),
         "sample ours.safetensors --noise noise.npz --count 2 --output out.npz",
-        "noise.npz: base is float32 (4, 3, 16, 16), expected floating-point (4, 3, 32, 32)",
+        "noise.npz: base is float32 (4, 3, 16, 16); expected floating-point (n, 3, 32, 32)",
     ),
 }
 

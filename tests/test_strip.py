@@ -68,7 +68,8 @@ def score(folder, name, seed, value):
     protocol = {"n": 20, "extractor": {"sha256": "e" * 64}, "reference": {"sha256": "f" * 64}}
     path = folder / f"results/scores/mine.{name}/seed{seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"format": "udpm-score/1", "metrics": metrics, "protocol": protocol}))
+    found = {"format": "udpm-score/1", "subject": {"kind": "samples"}, "metrics": metrics, "protocol": protocol}
+    path.write_text(json.dumps(found))
 
 
 def test_the_strip_shows_what_is_there(sweep):

@@ -263,7 +263,8 @@ def score(results, name, seed, value, count=100, agreement=0.5):
     protocol = {"n": count, "extractor": {"sha256": "e" * 64}, "reference": {"sha256": "f" * 64}}
     path = results / f"scores/mine.{name}/seed{seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"format": "udpm-score/1", "metrics": metrics, "protocol": protocol}))
+    found = {"format": "udpm-score/1", "subject": {"kind": "samples"}, "metrics": metrics, "protocol": protocol}
+    path.write_text(json.dumps(found))
 
 
 def test_ranking_with_a_seed_missing(config, tmp_path):

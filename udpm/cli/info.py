@@ -44,14 +44,14 @@ def _is_prepared(path: Path) -> bool:
 
 def _check(path: Path) -> None:
     from udpm.core.errors import UserError
-    from udpm.core.reading import read_json
+    from udpm.data.cache import read_cache_record
     from udpm.data.store import check_files, open_store
     from udpm.data.summary import differences
 
     if (path / "dataset.json").exists():
         changed = differences(open_store(path))
     else:
-        changed = check_files(path, read_json(path / "cache.json", "record"))
+        changed = check_files(path, read_cache_record(path))
     if changed:
         raise UserError(f"{path}: not as it was made: {', '.join(changed)} changed; delete it and make it again")
     click.echo(f"{path}: ok")

@@ -76,11 +76,11 @@ def _requested(given: dict[str, Any]) -> dict[str, Any]:
 def _remembered(path: Path, given: dict[str, Any]) -> dict[str, Any]:
     """What a score was asked for."""
     from udpm.core.errors import UserError
-    from udpm.core.reading import read_json
+    from udpm.scoring.records import read_score
 
     if any(given.values()):
         raise click.UsageError("--again takes no option beside --output and --features", click.get_current_context())
-    request = read_json(path, "score").get("request")
+    request = read_score(path).get("request")
     if not isinstance(request, dict) or {*PATHS, "heldout", "noise", "count", "scoring"} - set(request):
         raise UserError(f"{path}: does not say how it was made; score the images anew")
     return request
@@ -124,9 +124,9 @@ def _score(request: dict[str, Any], features: Path | None) -> dict[str, Any]:
 def _check_same(path: Path, found: dict[str, Any]) -> None:
     """The files are those that the score was made of."""
     from udpm.core.errors import UserError
-    from udpm.core.reading import read_json
+    from udpm.scoring.records import read_score
 
-    before = read_json(path, "score")
+    before = read_score(path)
     for what, where in (("the images", "subject"), ("reference or extractor", "protocol")):
         keys = ("images_sha256",) if where == "subject" else ("reference", "extractor", "n")
         if any(before.get(where, {}).get(key) != found[where][key] for key in keys):

@@ -1,10 +1,11 @@
-"""What arrays that are read must be, and a digest of what a file holds."""
+"""What arrays that are read must be, and digests of what files hold."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,13 @@ from udpm.core.errors import UserError
 KINDS = {np.floating: "floating-point", np.integer: "integer"}
 """What abstract types are called in errors; a concrete type has its own name."""
 
+SEAL = "record_sha256"
+"""Key of a record: SHA-256 of the rest of it. Records of older versions have none."""
 
-def check_array(where: str, values: np.ndarray, kind: type, shape: Sequence[int | str]) -> None:
+
+def check_array(
+    where: str, values: np.ndarray, kind: type, shape: Sequence[int | str], sizes: dict[str, int] | None = None
+) -> None:
     """Check type and shape of an array, and that floating-point values are finite.
 
     Args:
@@ -23,11 +29,12 @@ def check_array(where: str, values: np.ndarray, kind: type, shape: Sequence[int 
         values: the array.
         kind: np.uint8, np.floating, …: a type or a family of types.
         shape: a size for each axis; a name stands for any size above 0, the same wherever it is repeated.
+        sizes: what names stand for already; new ones are added.
 
     Raises:
         UserError: it is something else.
     """
-    sizes: dict[str, int] = {}
+    sizes = {} if sizes is None else sizes
     fits = np.issubdtype(values.dtype, kind) and values.ndim == len(shape)
     for found, wanted in zip(values.shape, shape, strict=False):
         size = sizes.setdefault(wanted, found) if isinstance(wanted, str) else wanted
@@ -39,6 +46,26 @@ def check_array(where: str, values: np.ndarray, kind: type, shape: Sequence[int 
         raise UserError(f"{where} holds values that are not finite (NaN or infinite)")
 
 
+def check_arrays(
+    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], expected: Mapping[str, tuple[type, Sequence[int | str]]]
+) -> None:
+    """Check type and shape of each array of a file; names in shapes stand for one size in all of them.
+
+    Args:
+        path: of the file, for the error.
+        arrays: by name.
+        expected: type and shape by name, as for `check_array`.
+
+    Raises:
+        UserError: one is missing or something else.
+    """
+    sizes: dict[str, int] = {}
+    for name, (kind, shape) in expected.items():
+        if name not in arrays:
+            raise UserError(f"{path}: has no array {name}; expected {', '.join(expected)}")
+        check_array(f"{path}: {name}", arrays[name], kind, shape, sizes)
+
+
 def content_digest(arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> str:
     """SHA-256 over arrays (names, types, shapes, values) and a record that JSON can hold."""
     digest = hashlib.sha256()
@@ -48,3 +75,28 @@ def content_digest(arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) 
         digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
     digest.update(json.dumps(json.loads(json.dumps(record)), sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def sealed(record: Mapping[str, Any], keys: Collection[str] | None = None) -> dict[str, Any]:
+    """A record with a digest of it, or of the given keys, that `check_seal` compares."""
+    return {**record, SEAL: content_digest({}, _sealed_part(record, keys))}
+
+
+def check_seal(path: str | os.PathLike, record: Mapping[str, Any], keys: Collection[str] | None = None) -> None:
+    """Check that a record is as it was written; one of an older version, without a digest, passes.
+
+    Args:
+        path: of the record, for the error.
+        record: what was read.
+        keys: as for `sealed`.
+
+    Raises:
+        UserError: it was changed.
+    """
+    if SEAL in record and record[SEAL] != content_digest({}, _sealed_part(record, keys)):
+        what = ", ".join(keys) if keys else "it"
+        raise UserError(f"{path}: was changed since it was written (SHA-256 of {what} differs); make it again")
+
+
+def _sealed_part(record: Mapping[str, Any], keys: Collection[str] | None) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != SEAL and (keys is None or key in keys)}

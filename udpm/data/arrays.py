@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,7 @@ from udpm.core.arrays import content_digest
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path
 from udpm.core.reading import parse_json
-
-UNREADABLE = (
-    AttributeError,
-    EOFError,
-    KeyError,
-    NotImplementedError,
-    OSError,
-    TypeError,
-    ValueError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What reading a damaged .npz raises, or a file that is none."""
+from udpm.data.npz import unpack
 
 DIGEST = "content_sha256"
 """Key of a record: SHA-256 of the arrays and the rest of the record. Files of older versions have none."""
@@ -80,10 +67,6 @@ def read_npz(
     Raises:
         UserError: missing or unreadable.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files if names is None or name in names}
-    except FileNotFoundError:
-        raise UserError(f"{path}: {what} not found" + (f"; `{made_by}` makes it" if made_by else "")) from None
-    except UNREADABLE as error:
-        raise UserError(f"{path}: not a readable {what}: {error}") from None
+    if made_by and not os.path.lexists(path):
+        raise UserError(f"{path}: {what} not found; `{made_by}` makes it")
+    return unpack(path, what, names)

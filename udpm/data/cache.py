@@ -6,10 +6,13 @@ import hashlib
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from udpm.config.base import NonNegativeInt, Record, Sha256
+from udpm.config.validation import validate
+from udpm.core.arrays import check_seal, sealed
 from udpm.core.errors import UserError
 from udpm.core.files import sha256, write_json
 from udpm.core.folders import atomic_folder
@@ -24,6 +27,15 @@ RECORD = "cache.json"
 CHUNK = 4096
 SAMPLE = 256
 """Images on which a new cache is checked."""
+
+
+class CacheRecord(Record):
+    """What ``cache.json`` must say."""
+
+    format: Literal[FORMAT]
+    dataset_sha256: Sha256
+    files: dict[str, Sha256]
+    images_checked: NonNegativeInt = 0
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,7 @@ def write_cache(dataset: str | Path, folder: str | Path) -> None:
         checked = _check_sample(store, paths)
         files = {path.name: sha256(path) for path in paths.values()}
         record = {"format": FORMAT, "dataset_sha256": store.digest, "files": files, "images_checked": checked}
-        write_json(building / RECORD, record)
+        write_json(building / RECORD, sealed(record))
 
 
 def levels_of(side: int) -> range:
@@ -143,6 +155,18 @@ def _check_sample(store: Store, paths: dict[int, Path]) -> int:
     return len(chosen)
 
 
+def read_cache_record(cache: Path) -> dict[str, Any]:
+    """``cache.json`` of a level cache.
+
+    Raises:
+        UserError: missing, changed since it was written, or not such a record.
+    """
+    record = read_json(cache / RECORD, "level cache's record (run `udpm cache` first)")
+    validate(CacheRecord, record, str(cache / RECORD))
+    check_seal(cache / RECORD, record)
+    return record
+
+
 def open_levels(dataset: str | Path, cache: str | Path, levels: int) -> Levels:
     """Open a data set with its cached levels 1..levels - 1, as training with L = `levels` needs them.
 
@@ -153,8 +177,8 @@ def open_levels(dataset: str | Path, cache: str | Path, levels: int) -> Levels:
         UserError: missing or unreadable, the cache belongs to other images, or bytes were changed.
     """
     store, cache = open_store(dataset), Path(cache)
-    record: dict[str, Any] = read_json(cache / RECORD, "level cache's record (run `udpm cache` first)")
-    if record.get("format") != FORMAT or record.get("dataset_sha256") != store.digest:
+    record = read_cache_record(cache)
+    if record["dataset_sha256"] != store.digest:
         raise UserError(f"{cache}: was not made from the images in {store.folder}; delete it and run `udpm cache`")
     sums = [store.images]
     for level in range(1, levels):

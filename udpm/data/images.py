@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from udpm.core.arrays import check_array
 from udpm.core.errors import UserError
 from udpm.core.paths import expanded
 from udpm.core.seeds import derive_seed
-from udpm.data.arrays import UNREADABLE
+from udpm.data.arrays import read_npz
 from udpm.data.listing import TreeReader, ZipReader, list_images, told_counts
 from udpm.data.picture import Recipe, Refused, quiet_decoders, to_rgb
 from udpm.data.source import shown
@@ -126,19 +127,12 @@ def _decode(root: Path, name: bytes, content: bytes) -> np.ndarray:
 
 
 def _array(path: Path) -> np.ndarray:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            name = next(name for name in ARRAYS if name in arrays.files)
-            images = arrays[name]
-    except FileNotFoundError:
-        raise UserError(f"{path}: images not found") from None
-    except StopIteration:
-        raise UserError(f"{path}: has no array called {' or '.join(ARRAYS)}") from None
-    except UNREADABLE as error:
-        raise UserError(f"{path}: not a readable .npz of images: {error}") from None
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
-        raise UserError(f"{path}: {name} is {images.dtype} {images.shape}; expected uint8 (N, height, width, 3)")
-    return images
+    arrays = read_npz(path, ".npz of images", names=ARRAYS)
+    for name in ARRAYS:
+        if name in arrays:
+            check_array(f"{path}: {name}", arrays[name], np.uint8, ("N", "height", "width", 3))
+            return arrays[name]
+    raise UserError(f"{path}: has no array called {' or '.join(ARRAYS)}")
 
 
 def _size(shape: Sequence[int]) -> str:

@@ -19,6 +19,7 @@ import PIL
 
 from udpm.config.dataset import DatasetConfig
 from udpm.core import provenance
+from udpm.core.arrays import sealed
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import sha256, through_links, write_json
 from udpm.core.folders import Workplace, check_folder, list_contents
@@ -34,7 +35,7 @@ from udpm.data.listing import told_counts
 from udpm.data.picture import STEPS, Recipe
 from udpm.data.source import Source, shown
 from udpm.data.sources import open_source
-from udpm.data.store import FORMAT, HEADER_BYTES, IMAGES, LABELS, RECORD, array_header, open_store
+from udpm.data.store import FORMAT, HEADER_BYTES, IMAGES, LABELS, RECORD, SEALED, array_header, open_store
 
 SECONDS_BETWEEN_SYNCS = 1.0
 NAMES_SHOWN, CLASSES_SHOWN = 3, 20
@@ -236,7 +237,7 @@ class _Job:
         self._check_classes(refused)
         self.store.mkdir()
         record = self._finish(refused, sum((Counter(outcome.modes) for outcome in outcomes), Counter()))
-        write_json(self.store / RECORD, record)
+        write_json(self.store / RECORD, sealed(record, SEALED))
         list_contents(self.store, DATASET, dict.fromkeys(path.name for path in self.store.iterdir()))
         check_folder(self.folder, DATASET)
         self._work.publish()

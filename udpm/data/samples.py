@@ -4,24 +4,82 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field, model_validator
 
+from udpm.config.base import NonNegativeInt, PositiveInt, Record, Sha256
+from udpm.config.validation import validate
+from udpm.core.arrays import SEAL, check_array, check_seal, sealed
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path, sha256, write_json
 from udpm.core.kinds import SAMPLES_COMMENT
 from udpm.core.reading import read_json
-from udpm.data.arrays import UNREADABLE
+from udpm.data.arrays import read_npz
 
 FORMAT = "udpm-samples/1"
 SHARDS = "shards"
 OWN = ("shard", "count", "sha256")
 """Keys in which the records of one set's shards differ."""
+OUTPUTS = re.compile(r"output_([1-9][0-9]{0,2})")
+"""Names of arrays of the network's outputs at a level."""
+
+
+class Part(Record):
+    """What the record of a set says of one of its shards."""
+
+    file: Annotated[str, Field(min_length=1)]
+    count: PositiveInt
+    sha256: Sha256
+
+
+class NoiseFile(Record):
+    """What a record says of the file that its noise came from."""
+
+    file: str
+    sha256: Sha256
+
+
+class SamplesRecord(Record):
+    """What a sample set's record must say; what made it is None where it is unknown."""
+
+    format: Literal[FORMAT]
+    count: PositiveInt
+    sha256: Sha256
+    classes: NonNegativeInt = 0
+    class_names: list[str] = []
+    shard: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = None
+    shards: Annotated[list[Part], Field(min_length=1)] | None = None
+    experiment: str | None = None
+    run_seed: NonNegativeInt | None = None
+    iteration: NonNegativeInt | None = None
+    dataset_sha256: Sha256 | None = None
+    weights: str | None = None
+    weights_sha256: Sha256 | None = None
+    origin: dict[str, Any] | None = None
+    seed: NonNegativeInt | None = None
+    noise: NoiseFile | None = None
+    posterior: str | None = None
+    guidance: float | None = None
+    precision: str | None = None
+    nfe: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _shards_make_it_up(self) -> SamplesRecord:
+        if self.shard is not None and self.shard[0] > self.shard[1]:
+            raise ValueError(f"shard: {self.shard[0]} of {self.shard[1]}")
+        if self.shards is not None:
+            if self.count != sum(part.count for part in self.shards):
+                raise ValueError(f"shards: do not have {self.count} images together")
+            if self.sha256 != _digest([part.model_dump() for part in self.shards]):
+                raise ValueError("shards: are not those that were joined")
+        return self
 
 
 @dataclass(frozen=True)
@@ -64,7 +122,7 @@ def save_samples(
         handle.close()
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.comment = SAMPLES_COMMENT
-    write_json(record_path(path), {"format": FORMAT, "count": len(images), "sha256": sha256(path), **record})
+    write_json(record_path(path), sealed({"format": FORMAT, "count": len(images), "sha256": sha256(path), **record}))
 
 
 def load_samples(path: str | Path) -> SampleSet:
@@ -97,11 +155,11 @@ def join_shards(shards: Sequence[Path], output: Path) -> None:
     """
     if output.suffix != ".json":
         raise UserError(f"--output: {output} must end in .json")
-    records = {path: _record(record_path(path)) for path in shards}
-    for path, record in records.items():
-        if "shard" not in record:
+    records = {}
+    for path in shards:
+        records[path] = _load(path).record
+        if "shard" not in records[path]:
             raise UserError(f"{path}: is a whole sample set, not a shard of one")
-        _check(path, record)
     ordered = sorted(records, key=lambda path: records[path]["shard"])
     expected = [[index, len(shards)] for index in range(1, len(shards) + 1)]
     found = [records[path]["shard"] for path in ordered]
@@ -119,14 +177,15 @@ def join_shards(shards: Sequence[Path], output: Path) -> None:
         for path in ordered
     ]
     whole = {"count": sum(part["count"] for part in parts), "sha256": _digest(parts), SHARDS: parts}
-    write_json(output, {"format": FORMAT, **whole, **first})
+    write_json(output, sealed({"format": FORMAT, **whole, **first}))
 
 
 def _joined(path: Path, record: dict[str, Any]) -> SampleSet:
-    parts = []
-    for told in record[SHARDS]:
-        part = path.parent / told["file"]
-        parts.append(_load(part, told))
+    parts = [_load(path.parent / told["file"], record | told) for told in record[SHARDS]]
+    first = parts[0]
+    for told, part in zip(record[SHARDS], parts, strict=True):
+        if part.images.shape[1:] != first.images.shape[1:] or part.outputs.keys() != first.outputs.keys():
+            raise UserError(f"{path.parent / told['file']}: has other arrays than the set's first shard")
     outputs = {level: np.concatenate([part.outputs[level] for part in parts]) for level in parts[0].outputs}
     images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
     return SampleSet(images, labels, record, outputs)
@@ -134,29 +193,39 @@ def _joined(path: Path, record: dict[str, Any]) -> SampleSet:
 
 def _load(path: Path, told: dict[str, Any] | None = None) -> SampleSet:
     """A set in one file, whose record lies beside it unless it is `told`."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images, labels = arrays["images"], arrays["labels"]
-            levels = [int(name.removeprefix("output_")) for name in arrays.files if name.startswith("output_")]
-            outputs = {level: arrays[f"output_{level}"] for level in levels}
-    except FileNotFoundError:
-        raise UserError(f"{path}: sample set not found; `udpm sample` makes it") from None
-    except UNREADABLE as error:
-        raise UserError(f"{path}: not a readable sample set: {error}") from None
-    record = _record(record_path(path)) if told is None else told | {"format": FORMAT}
-    _check(path, record)
-    return SampleSet(images, labels, record, outputs)
-
-
-def _check(path: Path, record: dict[str, Any]) -> None:
-    if not path.exists():
-        raise UserError(f"{path}: sample set not found; `udpm sample` makes it")
-    if record.get("format") != FORMAT or record.get("sha256") != sha256(path):
+    arrays = read_npz(path, "sample set", "udpm sample")
+    record = _record(record_path(path)) if told is None else told
+    if record["sha256"] != sha256(path):
         raise UserError(f"{record_path(path)}: does not describe {path.name}; draw the sample set again")
+    _check_arrays(path, arrays, record)
+    outputs = {int(OUTPUTS.fullmatch(name)[1]): arrays[name] for name in arrays if OUTPUTS.fullmatch(name)}
+    return SampleSet(arrays["images"], arrays["labels"], record, outputs)
+
+
+def _check_arrays(path: Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
+    """A sample set's arrays fit together and its record."""
+    for name in ("images", "labels"):
+        if name not in arrays:
+            raise UserError(f"{path}: not a sample set: it has no array {name}; `udpm sample` makes it")
+    images, labels = arrays["images"], arrays["labels"]
+    check_array(f"{path}: images", images, np.uint8, (record["count"], "height", "width", 3))
+    check_array(f"{path}: labels", labels, np.integer, (len(images),))
+    most = max(record.get("classes", 0), 1) - 1
+    if labels.min() < 0 or labels.max() > most:
+        raise UserError(f"{path}: labels are {labels.min()}..{labels.max()}, but must lie in 0..{most} by its record")
+    for name in arrays:
+        if OUTPUTS.fullmatch(name):
+            check_array(f"{path}: {name}", arrays[name], np.uint8, images.shape)
 
 
 def _record(path: Path) -> dict[str, Any]:
-    return read_json(path, "sample set's record")
+    """A sample set's record, without its own digest."""
+    record = read_json(path, "sample set's record")
+    if record.get("format") != FORMAT:
+        raise UserError(f"{path}: format is {record.get('format')!r}, expected {FORMAT!r}; draw the sample set again")
+    validate(SamplesRecord, record, str(path))
+    check_seal(path, record)
+    return {key: value for key, value in record.items() if key != SEAL}
 
 
 def _common(record: dict[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,15 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.lib import format as npy
+from pydantic import Field, model_validator
 
+from udpm.config.base import NonNegativeInt, PositiveInt, Record, Sha256
+from udpm.config.validation import validate
+from udpm.core.arrays import check_seal
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
 from udpm.core.reading import read_json
@@ -19,14 +23,48 @@ from udpm.data.npz import map_npy
 
 FORMAT = "udpm-dataset/1"
 RECORD, IMAGES, LABELS = "dataset.json", "images.npy", "labels.npy"
-KEYS = ("count", "side", "classes", "splits", "sha256")
-"""What a record must say for its store to be used."""
+SEALED = ("format", "count", "side", "classes", "class_names", "splits", "sha256", "files")
+"""Keys of the record that are used: their digest is a part of it."""
 
 HEADER_BYTES = 128
 """Where the images begin in ``images.npy``."""
 
 BLOCK_BYTES = 1 << 24
 """What is read at a time where all images are passed over."""
+
+
+class DatasetRecord(Record):
+    """What ``dataset.json`` must say."""
+
+    format: Literal[FORMAT]
+    count: PositiveInt
+    side: PositiveInt
+    classes: NonNegativeInt
+    class_names: list[str] = []
+    splits: dict[str, Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]]
+    sha256: Sha256
+    files: dict[str, Sha256] = {}
+    source: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _splits_are_parts(self) -> DatasetRecord:
+        place = 0
+        for name, (start, stop) in sorted(self.splits.items(), key=lambda split: split[1]):
+            if start != place or stop < start:
+                raise ValueError(
+                    f"splits: {name} is [{start}, {stop}], but expected a range from {place} on: splits are ranges of "
+                    f"the {self.count} images, without gaps and without overlaps"
+                )
+            place = stop
+        if place != self.count:
+            raise ValueError(f"splits: end at {place}, but there are {self.count} images")
+        return self
+
+    @model_validator(mode="after")
+    def _a_name_for_each_class(self) -> DatasetRecord:
+        if len(self.class_names) not in (0, self.classes):
+            raise ValueError(f"class_names: {len(self.class_names)} names for {self.classes} classes")
+        return self
 
 
 @dataclass(frozen=True)
@@ -122,17 +160,20 @@ def open_store(folder: str | Path) -> Store:
     """Open a data set written by `udpm prepare`; its bytes are looked at by `Store.verify` only.
 
     Raises:
-        UserError: missing, incomplete or not a data set.
+        UserError: missing, incomplete, changed since it was prepared, or not a data set.
     """
     folder = Path(folder)
     record = read_json(folder / RECORD, "dataset record (run `udpm prepare` first)")
     if record.get("format") != FORMAT:
         raise UserError(f"{folder / RECORD}: format is {record.get('format')!r}, expected {FORMAT!r}; prepare it again")
-    lacking = [key for key in KEYS if key not in record]
-    if lacking:
-        raise UserError(f"{folder / RECORD}: lacks {', '.join(lacking)}; prepare it again")
+    validate(DatasetRecord, record, str(folder / RECORD))
+    check_seal(folder / RECORD, record, SEALED)
     images = open_array(folder / IMAGES, (record["count"], record["side"], record["side"], 3), np.uint8)
     labels = np.array(open_array(folder / LABELS, (record["count"],), np.int64))
+    most = max(record["classes"], 1) - 1
+    if labels.min() < 0 or labels.max() > most:
+        found = f"{labels.min()}..{labels.max()}"
+        raise UserError(f"{folder / LABELS}: labels are {found}, but by its record they must lie in 0..{most}")
     return Store(folder, images, labels, record)
 
 

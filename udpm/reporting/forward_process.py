@@ -18,7 +18,7 @@ from udpm.process.forward import step
 from udpm.process.latent import seeded
 from udpm.process.schedule import Schedule
 from udpm.reporting.pictures import bare, shown_state, subscript
-from udpm.reporting.style import save
+from udpm.reporting.style import save, tile
 
 COLUMNS = 10
 """At most."""
@@ -47,7 +47,8 @@ def draw_forward_process(config: str | Path, dataset: str | Path, stem: str | Pa
     images = np.array(store.images[numbers])
     states = _states(schedule, images, numbers)
     shape = len(states) + 1, len(numbers)
-    size = [count * CELL + margin for count, margin in zip(reversed(shape), MARGINS, strict=True)]
+    cell = tile(shape[1], shape[0], CELL, MARGINS)
+    size = [count * cell + margin for count, margin in zip(reversed(shape), MARGINS, strict=True)]
     figure, grid = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
     shown = [images / 255, *(shown_state(state).transpose(0, 2, 3, 1) for state in states)]
     for level, (row, pictures) in enumerate(zip(grid, shown, strict=True)):
@@ -59,7 +60,8 @@ def draw_forward_process(config: str | Path, dataset: str | Path, stem: str | Pa
         row[0].set_ylabel(f"x{subscript(level)}\n{side}×{side}{ratio}", rotation=0, ha="right", va="center")
     for axes, name in zip(grid[0], names, strict=True):
         axes.set_title(name)
-    figure.suptitle(f"{run.experiment}: forward process", fontsize=9)
+    some = f", {len(numbers)} of {store.classes} classes" if len(numbers) < store.classes else ""
+    figure.suptitle(f"{run.experiment}: forward process{some}", fontsize=9)
     rows = [
         row
         for place, number in enumerate(numbers)

@@ -12,6 +12,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from udpm.config.base import NonNegativeInt, Record
+from udpm.config.validation import validate
+from udpm.core.arrays import check_arrays
 from udpm.core.errors import UserError
 from udpm.data.arrays import load_arrays
 from udpm.reporting import words
@@ -25,6 +28,53 @@ LETTER, LINE, GAP, PAD = 0.078, 0.165, 0.2, 0.1
 NARROWEST = 5.6
 
 Arrays = dict[str, np.ndarray]
+
+
+IMAGE = ("N", "N", 3)
+EXPECTED: dict[str, dict[str, tuple[type, tuple[int | str, ...]]]] = {
+    "perturb": {
+        "images": (np.uint8, ("L", "R", "S", *IMAGE)),
+        "levels": (np.integer, ("L",)),
+        "strengths": (np.floating, ("L", "S")),
+        "labels": (np.integer, ("R",)),
+        "seeds": (np.integer, ("R",)),
+    },
+    "swap": {
+        "images": (np.uint8, ("R", "C", *IMAGE)),
+        "levels": (np.integer, ("L",)),
+        "labels": (np.integer, ("R",)),
+        "seeds": (np.integer, ("R", 2)),
+    },
+    "interpolate": {
+        "images": (np.uint8, ("G", "G", *IMAGE)),
+        "across": (np.floating, ("G",)),
+        "down": (np.floating, ("G",)),
+        "labels": (np.integer, ("K",)),
+        "seeds": (np.integer, (4,)),
+    },
+    "pca": {
+        "images": (np.uint8, ("L", "n", *IMAGE)),
+        "mean": (np.floating, ("L", *IMAGE)),
+        "components": (np.floating, ("L", "K", *IMAGE)),
+        "explained": (np.floating, ("L", "K")),
+        "levels": (np.integer, ("L",)),
+        "labels": (np.integer, ("M",)),
+        "seeds": (np.integer, (1,)),
+    },
+}
+"""Arrays of each kind of experiment, with their types and shapes."""
+
+
+class LatentsRecord(Record):
+    """What the record of an experiment must say."""
+
+    classes: NonNegativeInt
+    class_names: list[str] = []
+    experiment: str | None = None
+    run_seed: NonNegativeInt | None = None
+    iteration: NonNegativeInt | None = None
+    weights: str | None = None
+    origin: dict[str, Any] | None = None
 
 
 class Grid(NamedTuple):
@@ -59,11 +109,22 @@ def draw_latents(path: str | Path, stem: str | Path) -> None:
     Raises:
         UserError: no readable file of `udpm latents`.
     """
-    arrays, record = load_arrays(path, "latent-space experiment", "udpm latents")
-    if record.get("format") != FORMAT or record.get("kind") not in CONTENTS:
-        raise UserError(f"{path}: format is {record.get('format')!r}, expected {FORMAT!r}; `udpm latents` makes it")
+    arrays, record = _load(path)
     content = CONTENTS[record["kind"]](arrays, record)
     save(_sheet(f"{content.title}\n{_origin(record)}", content.grids), stem, content.data)
+
+
+def _load(path: str | Path) -> tuple[Arrays, dict[str, Any]]:
+    """Arrays and record of a latent-space experiment."""
+    arrays, record = load_arrays(path, "latent-space experiment", "udpm latents")
+    if record.get("format") != FORMAT or record.get("kind") not in list(EXPECTED):
+        raise UserError(f"{path}: format is {record.get('format')!r}, expected {FORMAT!r}; `udpm latents` makes it")
+    validate(LatentsRecord, record, f"{path}: record")
+    check_arrays(path, arrays, EXPECTED[record["kind"]])
+    if record["kind"] == "swap" and arrays["images"].shape[1] != len(arrays["levels"]) + 2:
+        columns, levels = arrays["images"].shape[1], len(arrays["levels"])
+        raise UserError(f"{path}: images has {columns} columns for {levels} levels; expected {levels + 2}")
+    return arrays, record
 
 
 def _perturb(arrays: Arrays, record: dict[str, Any]) -> Content:
@@ -119,7 +180,7 @@ def _pca(arrays: Arrays, record: dict[str, Any]) -> Content:
     mean, components, explained = arrays["mean"], arrays["components"], arrays["explained"]
     # Grey is no change; every component is scaled to its own largest entry.
     reach = np.abs(components).max(axis=(2, 3, 4), keepdims=True)
-    pictures = _bytes(np.concatenate([mean[:, None], components / reach], axis=1))
+    pictures = _bytes(np.concatenate([mean[:, None], components / np.where(reach > 0, reach, 1)], axis=1))
     grids = []
     for row, level, shares in zip(pictures, arrays["levels"], explained, strict=True):
         columns = ["mean", *(f"{number}\n{100 * share:.3g} %" for number, share in enumerate(shares, start=1))]

@@ -14,12 +14,14 @@ from udpm.data.samples import load_samples
 from udpm.data.store import Store, open_store
 from udpm.reporting import words
 from udpm.reporting.pictures import bare
-from udpm.reporting.style import COLOURS, save
+from udpm.reporting.style import COLOURS, save, tile
 from udpm.scoring.neighbours import nearest_images
 
 LIMIT = 1000
 """Samples and held-out images whose distances make the curves, at most; the first ones."""
 BINS = 30
+CELL, MARGINS, SMALL = 0.66, (1.0, 0.0), 0.5
+"""Inches; the last is the side of a cell from which on the number above it has room."""
 
 
 def draw_neighbours(samples: str | Path, dataset: str | Path, stem: str | Path, columns: int = 12) -> None:
@@ -45,7 +47,7 @@ def draw_neighbours(samples: str | Path, dataset: str | Path, stem: str | Path, 
     numbers, distances = nearest_images(images, training)
     unseen = _unseen(store, training)
     order = np.argsort(distances, kind="stable")[:columns]
-    figure = plt.figure(figsize=(0.66 * columns + 1.0, 4.6), layout="constrained")
+    figure = plt.figure(figsize=(tile(columns, 1, CELL, MARGINS) * columns + MARGINS[0], 4.6), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(1.0, 1.35))
     _pictures(upper, [images[order], training[numbers[order]]], distances[order])
     ratio = distances.mean() / unseen.mean() if len(unseen) else None
@@ -75,7 +77,8 @@ def _pictures(figure: SubFigure, rows: list[np.ndarray], distances: np.ndarray) 
             cell.imshow(image, interpolation="nearest")
             bare(cell)
             if line == 0:
-                cell.set_title(f"{distances[place]:.3f}", fontsize=8)
+                small = tile(len(distances), 1, CELL, MARGINS) < SMALL
+                cell.set_title(f"{distances[place]:.{2 if small else 3}f}", fontsize=6 if small else 8)
         axes[0].set_ylabel("sample" if line == 0 else "nearest\ntraining\nimage", rotation=0, ha="right", va="center")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,30 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from udpm.config.base import NonNegativeInt, PositiveFloat, Record
+from udpm.config.validation import validate
+from udpm.core.arrays import check_array
+from udpm.core.errors import UserError
 from udpm.data.arrays import load_arrays
-from udpm.data.samples import load_samples
+from udpm.data.samples import SampleSet, load_samples
 from udpm.reporting import words
-from udpm.reporting.style import save
+from udpm.reporting.style import save, tile
 
 COLUMNS = 12
 NOISE_RANGE = 3
+
+CELL, WIDTH, NARROWEST, BESIDE, HEAD = 0.8, 6.0, 5.6, 0.6, 0.6
+CHAIN_CELL, CHAIN_MARGINS, ROOMY = 0.72, (1.3, 0.5), 0.65
+"""Inches: of cells, of all the images of a row together, of the narrowest figure, and of what stands around images;
+class names have room above cells of the last."""
+
+
+class ChainRecord(Record):
+    """What a chain's record must say."""
+
+    classes: NonNegativeInt = 0
+    class_names: list[str] = []
+    scale: PositiveFloat = 2
 
 
 def draw_samples(path: str | Path, stem: str | Path) -> None:
@@ -26,26 +44,51 @@ def draw_samples(path: str | Path, stem: str | Path) -> None:
         UserError: no readable sample set.
     """
     samples = load_samples(path)
-    rows, shown = _rows(samples.labels, samples.record)
-    side = samples.images.shape[1]
-    gap = max(1, side // 16)
+    record = samples.record
+    names, shown = _rows(samples.labels, record)
     columns = max(map(len, shown))
-    canvas = np.full((len(shown) * (side + gap) - gap, columns * (side + gap) - gap, 3), 255, dtype=np.uint8)
-    for row, numbers in enumerate(shown):
-        for column, number in enumerate(numbers):
-            top, left = row * (side + gap), column * (side + gap)
-            canvas[top : top + side, left : left + side] = samples.images[number]
-    height, width = canvas.shape[:2]
-    figure, axes = plt.subplots(figsize=(6.4, 6.0 * height / width + 0.3), layout="constrained")
+    # Few images of many classes make a narrow column: cut, its parts stand side by side.
+    parts = max(1, round(math.sqrt(len(shown) / columns))) if names else 1
+    rows = -(-len(shown) // parts)
+    beside = BESIDE * parts if names else 0.0
+    cell = min(WIDTH / (parts * columns), tile(parts * columns, rows, CELL, (beside, HEAD)))
+    size = (max(NARROWEST, parts * columns * cell + beside), rows * cell + HEAD)
+    figure, grid = plt.subplots(1, parts, figsize=size, squeeze=False, layout="constrained")
+    for part, axes in enumerate(grid[0]):
+        some = slice(part * rows, (part + 1) * rows)
+        _draw_part(axes, [samples.images[numbers] for numbers in shown[some]], names[some], rows, columns)
+    if names:
+        grid[0, 0].set_ylabel("class asked for")
+    flat = [number for numbers in shown for number in numbers]
+    told = [f"{words.run(record)}: {words.calls(record)}, {words.weights(record)}", *_left_out(samples, flat)]
+    figure.suptitle("\n".join(told), fontsize=9)
+    save(figure, stem, pd.DataFrame({"number": flat, "label": samples.labels[flat]}))
+
+
+def _draw_part(axes: Axes, images: list[np.ndarray], names: list[str], rows: int, columns: int) -> None:
+    """Rows of images, (n, h, w, 3) each, on a ground of so many rows and columns."""
+    height, width = images[0].shape[1:3]
+    gap = max(1, width // 16)
+    down, across = height + gap, width + gap
+    canvas = np.full((rows * down - gap, columns * across - gap, 3), 255, dtype=np.uint8)
+    for row, several in enumerate(images):
+        for column, image in enumerate(several):
+            top, left = row * down, column * across
+            canvas[top : top + height, left : left + width] = image
     axes.imshow(canvas, interpolation="nearest")
     bare(axes)
-    if rows:
-        axes.set_yticks([row * (side + gap) + side / 2 for row in range(len(shown))], rows)
-        axes.set_ylabel("class asked for")
-    record = samples.record
-    axes.set_title(f"{words.run(record)}: {record['nfe']} network calls per image, {words.weights(record)}")
-    flat = [number for numbers in shown for number in numbers]
-    save(figure, stem, pd.DataFrame({"number": flat, "label": samples.labels[flat]}))
+    axes.set_yticks([row * down + height / 2 for row in range(len(names))], names)
+
+
+def _left_out(samples: SampleSet, shown: list[int]) -> list[str]:
+    """A line on how many images and classes a figure shows, where it does not show all."""
+    held, classes = len(samples.labels), samples.record.get("classes", 0)
+    if len(shown) == held:
+        return []
+    there = len(np.unique(samples.labels)) if classes else 0
+    seen = len(np.unique(samples.labels[shown]))
+    some = f" and {seen} of {there} classes" if seen < there else ""
+    return [f"{len(shown)} of {held} images{some} are shown"]
 
 
 def draw_chain(path: str | Path, stem: str | Path) -> None:
@@ -54,14 +97,16 @@ def draw_chain(path: str | Path, stem: str | Path) -> None:
     Raises:
         UserError: no readable chain.
     """
-    arrays, record = load_arrays(path, "chain", "udpm sample --chain")
-    levels = sorted((int(name[2:]) for name in arrays if name.startswith("x_")), reverse=True)
-    labels, scale = arrays["labels"], record.get("scale", 2)
+    arrays, levels, record = _load_chain(path)
+    labels, scale, classes = arrays["labels"], record.get("scale", 2), record.get("classes", 0)
     names = [(kind, level) for level in levels for kind in ("x", "f")]
-    count = len(labels)
-    figure, grid = plt.subplots(
-        len(names), count, figsize=(0.72 * count + 1.3, 0.72 * len(names) + 0.5), squeeze=False, layout="constrained"
-    )
+    count = min(len(labels), COLUMNS)
+    cell = tile(count, len(names), CHAIN_CELL, CHAIN_MARGINS)
+    size = [number * cell + margin for number, margin in zip((count, len(names)), CHAIN_MARGINS, strict=True)]
+    figure, grid = plt.subplots(len(names), count, figsize=size, squeeze=False, layout="constrained")
+    if count < len(labels):
+        what = "classes" if classes else "images"
+        figure.suptitle(f"{count} of {len(labels)} {what} are shown", fontsize=9)
     rows = []
     for row, (kind, level) in enumerate(names):
         values = arrays[f"{kind}_{level}"]
@@ -69,11 +114,35 @@ def draw_chain(path: str | Path, stem: str | Path) -> None:
         for column in range(count):
             grid[row, column].imshow(picture[column].transpose(1, 2, 0), interpolation="nearest")
             bare(grid[row, column])
-            if row == 0 and record.get("classes"):
-                grid[row, column].set_title(words.of_class(record, labels[column]))
+            if row == 0 and classes:
+                name = words.of_class(record, labels[column])
+                grid[row, column].set_title(name, fontsize=9 if cell > ROOMY else 7)
         grid[row, 0].set_ylabel(caption, rotation=0, ha="right", va="center")
         rows.append({"row": f"{kind}_{level}", "side": values.shape[-1], "mean": values.mean(), "std": values.std()})
     save(figure, stem, pd.DataFrame(rows))
+
+
+def _load_chain(path: str | Path) -> tuple[dict[str, np.ndarray], list[int], dict[str, Any]]:
+    """A chain's arrays, its levels, coarsest first, and its record.
+
+    Raises:
+        UserError: no readable chain.
+    """
+    arrays, record = load_arrays(path, "chain", "udpm sample --chain")
+    validate(ChainRecord, record, f"{path}: record")
+    levels = [level for level in range(1, len(arrays) + 1) if f"x_{level}" in arrays]
+    if levels != list(range(1, len(levels) + 1)) or not levels or "labels" not in arrays:
+        raise UserError(f"{path}: not a chain: its arrays are not labels, x_1, f_1, …; `udpm sample --chain` makes it")
+    check_array(f"{path}: labels", arrays["labels"], np.integer, ("n",))
+    count = len(arrays["labels"])
+    side = arrays["x_1"].shape[-1] if arrays["x_1"].ndim else 0
+    for level in levels:
+        if f"f_{level}" not in arrays:
+            raise UserError(f"{path}: has no array f_{level}; `udpm sample --chain` makes it")
+        small, large = side >> (level - 1), 2 * side >> (level - 1)
+        check_array(f"{path}: x_{level}", arrays[f"x_{level}"], np.floating, (count, 3, small, small))
+        check_array(f"{path}: f_{level}", arrays[f"f_{level}"], np.floating, (count, 3, large, large))
+    return arrays, levels[::-1], record
 
 
 def _shown(values: np.ndarray, kind: str, level: int, scale: int) -> tuple[np.ndarray, str]:
@@ -87,7 +156,7 @@ def _shown(values: np.ndarray, kind: str, level: int, scale: int) -> tuple[np.nd
 
 def shown_state(values: np.ndarray) -> np.ndarray:
     """Noisy states as colours in [0, 1]: black and white are three standard deviations from 0."""
-    return ((values / (NOISE_RANGE * values.std()) + 1) / 2).clip(0, 1)
+    return ((values / (NOISE_RANGE * (values.std() or 1)) + 1) / 2).clip(0, 1)
 
 
 def subscript(number: int) -> str:
@@ -97,11 +166,10 @@ def subscript(number: int) -> str:
 
 def _rows(labels: np.ndarray, record: dict[str, Any]) -> tuple[list[str], list[list[int]]]:
     """Row names and, for each row, the numbers of the images in it."""
-    classes = record.get("classes", 0)
-    if not classes:
+    if not record.get("classes"):
         numbers = list(range(min(len(labels), COLUMNS * 8)))
         return [], [numbers[start : start + COLUMNS] for start in range(0, len(numbers), COLUMNS)]
-    present = [label for label in range(classes) if (labels == label).any()][:12]
+    present = np.unique(labels)[:COLUMNS].tolist()
     names = [words.of_class(record, label).removeprefix("class ") for label in present]
     return names, [list(np.flatnonzero(labels == label)[:COLUMNS]) for label in present]
 

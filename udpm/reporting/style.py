@@ -43,17 +43,30 @@ plt.rcParams.update(
 )
 
 
+def tile(columns: int, rows: int, largest: float, margins: tuple[float, float]) -> float:
+    """Side in inches of the square cells of a grid that fits a figure, at most `largest`.
+
+    Args:
+        columns: of the grid.
+        rows: of the grid.
+        largest: in inches.
+        margins: what the figure needs beside and above the grid, in inches.
+    """
+    beside, above = margins
+    return min(largest, (LARGEST / DPI - beside) / columns, (LARGEST / DPI - above) / rows)
+
+
 def save(figure: Figure, stem: str | Path, data: pd.DataFrame) -> None:
     """Write ``STEM.svg``, ``STEM.png`` and ``STEM.csv``, each atomically, and close the figure.
 
     Args:
-        figure: no side above 1180 pixels.
+        figure: one with a side above 1180 pixels is made smaller as a whole; its text keeps its size.
         stem: path without suffix.
         data: what the figure shows.
     """
-    width, height = figure.get_size_inches() * DPI
-    if max(width, height) > LARGEST:
-        raise ValueError(f"figure of {width:.0f}×{height:.0f} pixels; the report crops above {LARGEST}")
+    size = figure.get_size_inches()
+    if max(size) * DPI > LARGEST:
+        figure.set_size_inches(size * (LARGEST / DPI / max(size)))
     csv = data.to_csv(index=False)
     described = {"Description": mark(csv)}
     _save(figure, stem, ".svg", {"Date": None, "Creator": "udpm", **described})

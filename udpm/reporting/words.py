@@ -20,7 +20,13 @@ def weights(record: dict[str, Any]) -> str:
     """Which weights, "ema weights of iteration 1200" or "imported ema weights"."""
     imported = "imported " if record.get("origin") else ""
     iteration = "" if record.get("iteration") is None else f" of iteration {record['iteration']}"
-    return f"{imported}{record['weights']} weights{iteration}"
+    return f"{imported}{record.get('weights') or 'unknown'} weights{iteration}"
+
+
+def calls(record: dict[str, Any]) -> str:
+    """How many network calls an image took."""
+    known = record.get("nfe")
+    return "an unknown number of network calls per image" if known is None else f"{known} network calls per image"
 
 
 def of_class(record: dict[str, Any], label: int) -> str:
@@ -33,13 +39,13 @@ def noise(record: dict[str, Any]) -> str:
     """Where a sample set's noise came from: "sampling seed 0" or "noise of FILE"."""
     file = record.get("noise")
     if file is None:
-        return f"sampling seed {record['seed']}"
+        return f"sampling seed {'unknown' if record.get('seed') is None else record['seed']}"
     return f"noise of {file['file']} (SHA-256 {file['sha256'][:12]})"
 
 
 def drawing(record: dict[str, Any]) -> str:
     """How a sample set was drawn, "scalar posterior, guidance 2, bfloat16 network"; what is usual is left out."""
-    told = [f"{record['posterior']} posterior"]
+    told = [f"{record.get('posterior') or 'unknown'} posterior"]
     if record.get("guidance", 1) != 1:
         told.append(f"guidance {record['guidance']:g}")
     if record.get("precision", "float32") != "float32":

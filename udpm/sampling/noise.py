@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from udpm.core.arrays import check_array
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
-from udpm.data.arrays import UNREADABLE
+from udpm.data.arrays import read_npz
 from udpm.process.latent import Latent
 from udpm.process.schedule import Schedule
+
+LARGEST = 1e4
+"""No noise is larger: it still has a place in float16."""
 
 NoiseSource = Callable[[range], Latent]
 """The noise of images of given numbers, on the CPU."""
@@ -32,25 +36,19 @@ def stored(path: str | Path, schedule: Schedule, side: int, count: int) -> tuple
         The source, and the file's identity for the record.
 
     Raises:
-        UserError: missing, unreadable, arrays missing or of other shapes, or too few images.
+        UserError: missing, unreadable, arrays missing, of other shapes or not finite, or too few images.
     """
     sides = {"base": side} | {f"eps_{level}": side >> level for level in range(schedule.levels, 0, -1)}
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in sides if name in file.files}
-            count_held = len(arrays["base"]) if "base" in arrays else 0
-    except FileNotFoundError:
-        raise UserError(f"{path}: noise file not found") from None
-    except UNREADABLE as error:
-        raise UserError(f"{path}: not a readable noise file: {error}") from None
-    for name, size in sides.items():
-        wanted = (count_held, 3, size, size)
+    arrays = read_npz(path, "noise file", names=sides)
+    for name in sides:
         if name not in arrays:
             raise UserError(f"{path}: has no array {name}; this model needs {', '.join(sides)}")
-        if arrays[name].shape != wanted or not np.issubdtype(arrays[name].dtype, np.floating):
-            raise UserError(
-                f"{path}: {name} is {arrays[name].dtype} {arrays[name].shape}, expected floating-point {wanted}"
-            )
+    check_array(f"{path}: base", arrays["base"], np.floating, ("n", 3, side, side))
+    count_held = len(arrays["base"])
+    for name, size in sides.items():
+        check_array(f"{path}: {name}", arrays[name], np.floating, (count_held, 3, size, size))
+        if np.abs(arrays[name]).max() > LARGEST:
+            raise UserError(f"{path}: {name} holds values beyond ±{LARGEST:g}; expected standard normal noise")
     if count_held < count:
         raise UserError(f"{path}: holds the noise of {count_held} images, but {count} are wanted")
     maps = [torch.from_numpy(arrays[name].astype(np.float32)) for name in sides]

@@ -13,7 +13,7 @@ from udpm.data.arrays import save_arrays
 from udpm.data.samples import save_samples
 from udpm.networks.weights import Model, load_model, milestone
 from udpm.sampling.noise import NoiseSource, stored
-from udpm.sampling.sampler import Sampler
+from udpm.sampling.sampler import NOT_FINITE, Sampler
 
 UNLABELLED_CHAINS = 8
 
@@ -136,4 +136,6 @@ def _write_chain(sampler: Sampler, labels: np.ndarray, source: int | NoiseSource
             arrays.setdefault(f"x_{step.level}", []).append(step.state.float().cpu().numpy())
             arrays.setdefault(f"f_{step.level}", []).append(step.output.float().cpu().numpy())
     joined = {name: np.concatenate(parts) for name, parts in arrays.items()}
+    if not all(np.isfinite(values).all() for values in joined.values()):
+        raise UserError(NOT_FINITE)
     save_arrays(path, {"labels": labels.clip(0), **joined}, record)

@@ -28,6 +28,7 @@ from udpm.process.schedule import Schedule
 from udpm.sampling.noise import NoiseSource
 
 UNCONDITIONAL = "labels: this model is unconditional; leave them out"
+NOT_FINITE = "the network's outputs are not finite (NaN or infinite), so these weights and this noise draw no images"
 
 
 class Sampler:
@@ -139,14 +140,22 @@ class Sampler:
 
         Returns:
             By level, (n, N, N, 3) uint8, RGB.
+
+        Raises:
+            UserError: the network's outputs are not finite, so that there are no images.
         """
         side, done = self.model.config.side, 0
         sets = {level: np.empty((len(labels), side, side, 3), dtype=np.uint8) for level in levels}
         launched = (
-            {step.level: Arriving(self._shown(step)) for step in steps if step.level in sets}
+            (
+                {step.level: Arriving(self._shown(step)) for step in steps if step.level in sets},
+                Arriving(torch.isfinite(steps[-1].output).all()),
+            )
             for steps in self.chains(labels, noise, first)
         )
-        for batch in one_behind(launched):
+        for batch, finite in one_behind(launched):
+            if not finite.wait():
+                raise UserError(NOT_FINITE)
             count = min(self.batch, len(labels) - done)
             for level, drawn in batch.items():
                 sets[level][done : done + count] = drawn.wait().numpy()
@@ -212,6 +221,9 @@ class Sampler:
 
         Returns:
             (n, 3, N, N) float32 in about [-1, 1], on the CPU.
+
+        Raises:
+            UserError: the network's outputs are not finite.
         """
         chosen, images = np.asarray(labels, dtype=np.int64), []
         with tqdm(total=len(latents), unit="image", desc="decode", disable=not sys.stderr.isatty()) as progress:
@@ -224,7 +236,10 @@ class Sampler:
                 images.append(self._chain(batch, part)[-1].output[:count].float().cpu())
                 progress.update(count)
                 count_images(count)
-        return torch.cat(images)
+        found = torch.cat(images)
+        if not torch.isfinite(found).all():
+            raise UserError(NOT_FINITE)
+        return found
 
     def _chain(self, latent: Latent, labels: np.ndarray) -> list[Step]:
         return sample(self.schedule, self._network, *self._fed(latent, labels), self.posterior)

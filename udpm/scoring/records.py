@@ -4,12 +4,129 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field, model_validator
+
+from udpm.config.base import NonNegativeFloat, NonNegativeInt, PositiveInt, Record
+from udpm.config.validation import validate
 from udpm.core.errors import UserError
 from udpm.core.reading import read_json
 
 FORMAT = "udpm-score/1"
+
+LIMITS = {
+    **dict.fromkeys(("precision", "recall", "class_agreement"), (0.0, 1.0)),
+    **dict.fromkeys(("frechet_distance", "frechet_distance_best", "class_frechet_distance"), (0.0, float("inf"))),
+    **dict.fromkeys(("nearest_distance", "nearest_distance_ratio"), (0.0, float("inf"))),
+}
+"""Between what a metric lies; all others are any finite number."""
+
+
+class Metric(Record):
+    """A metric: its value, or none and the reason."""
+
+    value: float | None
+    label: str
+    reason: str = ""
+    std: NonNegativeFloat | None = None
+    values: list[float] = []
+    by_class: dict[str, float] = {}
+    subsets: PositiveInt | None = None
+    subset_size: PositiveInt | None = None
+    splits: PositiveInt | None = None
+
+
+class Used(Record):
+    """The extractor of a protocol."""
+
+    name: str = ""
+    sha256: str
+    preprocessing: str = ""
+    heldout_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+class Against(Record):
+    """The reference of a protocol."""
+
+    dataset: str = ""
+    split: str = ""
+    sha256: str
+    n: PositiveInt | None = None
+
+
+class Protocol(Record):
+    """How a score was measured."""
+
+    n: PositiveInt
+    extractor: Used
+    reference: Against
+    preprocessing: str | None = None
+    neighbours: PositiveInt | None = None
+
+
+class Chosen(Record):
+    """How the milestone of a score was chosen."""
+
+    iterations: list[NonNegativeInt]
+    n: PositiveInt
+    seed: NonNegativeInt | None
+    frechet_distance: NonNegativeFloat | None = None
+
+
+class NoiseFile(Record):
+    """The file that a sample set's noise came from."""
+
+    file: str
+    sha256: str
+
+
+class Scored(Record):
+    """What was scored; all but its kind is None where it is unknown."""
+
+    kind: Literal["samples", "images", "heldout", "noise"]
+    experiment: str | None = None
+    run_seed: NonNegativeInt | None = None
+    iteration: NonNegativeInt | None = None
+    weights: str | None = None
+    weights_sha256: str | None = None
+    seed: NonNegativeInt | None = None
+    posterior: str | None = None
+    guidance: float = 1.0
+    precision: str = "float32"
+    nfe: PositiveInt | None = None
+    classes: NonNegativeInt = 0
+    source: str = ""
+    noise: NoiseFile | None = None
+    origin: dict[str, Any] | None = None
+    selection: Chosen | None = None
+
+
+class Made(Record):
+    """Where a score came from."""
+
+    versions: dict[str, str] = {}
+
+
+class Score(Record):
+    """What a score must say."""
+
+    format: Literal[FORMAT]
+    subject: Scored
+    metrics: dict[str, Metric]
+    protocol: Protocol
+    provenance: Made = Made()
+
+    @model_validator(mode="after")
+    def _values_are_possible(self) -> Score:
+        if "frechet_distance" not in self.metrics:
+            raise ValueError("metrics.frechet_distance: is missing")
+        for name, metric in self.metrics.items():
+            low, high = LIMITS.get(name, (float("-inf"), float("inf")))
+            for value in (metric.value, *metric.values, *metric.by_class.values()):
+                if value is not None and not low <= value <= high:
+                    raise ValueError(f"metrics.{name}: {value:g} does not lie in {low:g}..{high:g}")
+        return self
 
 
 def read_score(path: str | Path) -> dict[str, Any]:
@@ -21,6 +138,7 @@ def read_score(path: str | Path) -> dict[str, Any]:
     score = read_json(path, "score")
     if score.get("format") != FORMAT:
         raise UserError(f"{path}: format is {score.get('format')!r}, expected {FORMAT!r}")
+    validate(Score, score, str(path))
     return score
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,17 +118,18 @@ def score(
     count = _range_count(subject, config)
     features, digest = extract(subject.images, extractor, config.batch, cache)
     first, labels = features[:count], subject.labels[:count]
+    metrics = {
+        **_frechet(features, count, reference, extractor),
+        **_against_features(first, reference, extractor, config),
+        "inception_score": _inception_score(first, extractor, config),
+        "class_frechet_distance": _by_class(subject, labels, first, reference),
+        "class_agreement": _agreement(subject, labels, first, extractor),
+        **_memorisation(subject, store, count),
+    }
     return {
         "format": FORMAT,
         "subject": subject.identity | {"images_sha256": digest},
-        "metrics": {
-            **_frechet(features, count, reference, extractor),
-            **_against_features(first, reference, extractor, config),
-            "inception_score": _inception_score(first, extractor, config),
-            "class_frechet_distance": _by_class(subject, labels, first, reference),
-            "class_agreement": _agreement(subject, labels, first, extractor),
-            **_memorisation(subject, store, count),
-        },
+        "metrics": {name: _finite(metric) for name, metric in metrics.items()},
         "protocol": {
             "n": count,
             "extractor": extractor.describe(),
@@ -144,6 +146,15 @@ def score(
         },
         "provenance": provenance.record(),
     }
+
+
+def _finite(metric: dict[str, Any]) -> dict[str, Any]:
+    """A metric as it is, or without its value where a number of it is NaN or infinite: it says nothing then."""
+    numbers = [metric.get("value"), metric.get("std"), *metric.get("values", []), *metric.get("by_class", {}).values()]
+    if all(number is None or math.isfinite(number) for number in numbers):
+        return metric
+    kept = {key: metric[key] for key in ("label", "name") if key in metric}
+    return {"value": None, **kept, "reason": "it is not a finite number: the features are too large or too small"}
 
 
 def frechet_label(extractor: Extractor, count: int) -> tuple[str, str]:
@@ -266,5 +277,9 @@ def _memorisation(subject: Subject, store: Store | None, count: int) -> dict[str
     except UserError:
         ratio["reason"] = "the data set has no test split"
     else:
-        ratio["value"] = distance["value"] / float(nearest_distances(unseen, training).mean())
+        usual = float(nearest_distances(unseen, training).mean())
+        if usual == 0:
+            ratio["reason"] = "all images of the test split are training images, too"
+        else:
+            ratio["value"] = distance["value"] / usual
     return {"nearest_distance": distance, "nearest_distance_ratio": ratio}

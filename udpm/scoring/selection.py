@@ -4,14 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import ConfigDict, Field, model_validator
+
+from udpm.config.base import NonNegativeFloat, NonNegativeInt, Record
+from udpm.config.validation import validate
 from udpm.core import provenance
 from udpm.core.errors import UserError
 from udpm.core.reading import read_json
-from udpm.scoring.records import read_score, used_tf32
+from udpm.scoring.records import Protocol, read_score, used_tf32
 
 FORMAT = "udpm-selection/1"
+
+
+class Milestone(Record):
+    """A milestone among those that were chosen from; all other entries are metrics, or None."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float | None]
+
+    iteration: NonNegativeInt
+    weights_sha256: str | None = None
+    frechet_distance: NonNegativeFloat
+
+
+class Selection(Record):
+    """What a selection must say."""
+
+    format: Literal[FORMAT]
+    experiment: str | None
+    run_seed: NonNegativeInt | None
+    iteration: NonNegativeInt
+    weights: str | None
+    weights_sha256: str
+    seed: NonNegativeInt | None
+    protocol: Protocol
+    frechet_distance: NonNegativeFloat
+    label: str
+    milestones: Annotated[list[Milestone], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _the_least_was_chosen(self) -> Selection:
+        best = min(self.milestones, key=lambda row: (row.frechet_distance, row.iteration))
+        if (best.iteration, best.frechet_distance) != (self.iteration, self.frechet_distance):
+            raise ValueError(
+                f"iteration: {self.iteration} is selected, but milestone {best.iteration} has the least distance"
+            )
+        return self
+
 
 SAME = {
     "subject": (
@@ -73,6 +114,7 @@ def read_selection(path: str | Path) -> dict[str, Any]:
     found = read_json(path, "selection")
     if found.get("format") != FORMAT:
         raise UserError(f"{path}: format is {found.get('format')!r}, expected {FORMAT!r}; `udpm select` makes it")
+    validate(Selection, found, str(path))
     return found
 
 
@@ -109,6 +151,8 @@ def _of_a_milestone(path: str | Path) -> dict[str, Any]:
     score = read_score(path)
     if score["subject"].get("iteration") is None:
         raise UserError(f"{path}: is not the score of a milestone: its images are of no known iteration of training")
+    if score["metrics"]["frechet_distance"]["value"] is None:
+        raise UserError(f"{path}: has no Fréchet distance to choose by")
     return score
 
 
