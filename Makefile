@@ -1,7 +1,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-REPORT := results/report.html
+# Where config/config.yaml has everything made; in quotes wherever a shell reads it.
+RESULTS := $$($(BIN)/python -c 'import os; from pathlib import Path; from udpm.config import load_study; \
+  from udpm.config.yaml_file import read_yaml; file = Path("config/config.yaml"); \
+  print(os.path.abspath(load_study(read_yaml(file), str(file)).results))')
 
 .PHONY: install demo test test-gpu test-slurm soak
 install: $(VENV)/.installed
@@ -14,11 +17,11 @@ $(VENV)/.installed: pyproject.toml envs/constraints.txt
 
 # The whole pipeline on the embedded data set; what is up to date is not redone.
 demo: install
-	$(BIN)/snakemake --quiet rules
-	if [ ! -e $(REPORT) ] || [ -n "$$(find results/tables results/figures -newer $(REPORT) -print -quit)" ]; then \
-	  $(BIN)/snakemake --quiet all --report $(REPORT); fi
-	@cat results/tables/scores.md
-	@echo "Report: $(CURDIR)/$(REPORT)"
+	$(BIN)/python -m snakemake --quiet rules
+	@results=$(RESULTS) && report="$$results/report.html" && \
+	if [ ! -e "$$report" ] || [ -n "$$(find "$$results/tables" "$$results/figures" -newer "$$report" -print -quit)" ]; then \
+	  $(BIN)/python -m snakemake --quiet all --report "$$report"; fi && \
+	cat "$$results/tables/scores.md" && printf 'Report: %s\n' "$$report"
 
 test: install
 	$(BIN)/python -m pytest -m "not slow and not soak"

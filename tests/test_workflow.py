@@ -3,6 +3,7 @@
 import ast
 import csv
 import json
+import os
 import re
 import shutil
 import string
@@ -294,3 +295,29 @@ def test_an_experiment_that_is_not_scored(tmp_path):
         assert f"rule {rule}:" in done.stdout
     for rule in ("train_extractor", "compute_reference", "score_", "render_neighbours", "render_table"):
         assert f"rule {rule}" not in done.stdout
+
+
+def test_make_demo_in_any_folder(tmp_path):
+    clone, results = tmp_path / "my $(touch PWNED) 'clone'", '-r "e" $(touch PWNED) `touch PWNED`;touch PWNED'
+    (clone / ".venv/bin").mkdir(parents=True)
+    (clone / "envs").mkdir()
+    (clone / "config").mkdir()
+    for name in ("Makefile", "pyproject.toml", "envs/constraints.txt"):
+        shutil.copy(ROOT / name, clone / name)
+    (clone / "config/config.yaml").write_text(json.dumps({"experiments": ["digits"], "results": results}))
+    for name in ("tables/scores.md", "figures/a.svg"):
+        (clone / results / name).parent.mkdir(parents=True)
+        (clone / results / name).write_text("the scores")
+    python = clone / ".venv/bin/python"
+    python.write_text(f'#!/bin/sh\n[ "$2" = snakemake ] && echo "$@" >> said || exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    (clone / ".venv/.installed").touch()
+    done = run("make", "demo", cwd=clone, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    report = f"{clone}/{results}/report.html"
+    assert done.stdout.splitlines()[-1] == f"the scoresReport: {report}"
+    assert (clone / "said").read_text().splitlines() == [
+        "-m snakemake --quiet rules",
+        f"-m snakemake --quiet all --report {report}",
+    ]
+    assert not list(tmp_path.rglob("PWNED"))

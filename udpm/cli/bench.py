@@ -135,7 +135,9 @@ def train(
 
 @command.command(epilog="Example: udpm bench score results/configs/digits/scoring.json --extractor x.pt --side 32")
 @click.argument("config", type=FILE)
-@click.option("--extractor", type=FILE, help="Its TorchScript file; default: what the configuration names.")
+@click.option(
+    "--extractor", type=FILE, help="TorchScript file, a program that is run; default: the configuration's."
+)
 @click.option("--side", type=click.IntRange(1), default=32, show_default=True, help="Side of the images.")
 @JSON
 @OUTPUT

@@ -295,7 +295,8 @@ class Scoring(Section):
 
     extractor: WorkflowPath
     """digits: the classifier that the workflow trains on the data set's training split; inception: the network whose
-    distance is called FID; or the path of a TorchScript file, (N, 3, side, side) float -> (N, d) features."""
+    distance is called FID; or the path of a TorchScript file, (N, 3, side, side) float -> (N, d) features, which is
+    a program that scoring runs: take only files that you trust."""
     inception_mode: Literal["clean", "legacy_tensorflow", "legacy_pytorch"] = "clean"
     """How images come to Inception's 299 pixels, as clean-fid names it. Published numbers of EDM and StyleGAN are
     legacy_tensorflow, those of pytorch-fid legacy_pytorch."""

@@ -132,7 +132,7 @@ def score(
         "metrics": {name: _finite(metric) for name, metric in metrics.items()},
         "protocol": {
             "n": count,
-            "extractor": extractor.describe(),
+            "extractor": extractor.describe() | {"format": "TorchScript, a program that was run"},
             "preprocessing": extractor.inputs.describe(),
             "reference": {
                 key: reference.record.get(key)
