@@ -135,9 +135,7 @@ def train(
 
 @command.command(epilog="Example: udpm bench score results/configs/digits/scoring.json --extractor x.pt --side 32")
 @click.argument("config", type=FILE)
-@click.option(
-    "--extractor", type=FILE, help="TorchScript file, a program that is run; default: the configuration's."
-)
+@click.option("--extractor", type=FILE, help="TorchScript file, a program that is run; default: the configuration's.")
 @click.option("--side", type=click.IntRange(1), default=32, show_default=True, help="Side of the images.")
 @JSON
 @OUTPUT

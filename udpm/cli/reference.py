@@ -16,9 +16,7 @@ from udpm.core import kinds
     "--config results/configs/digits/scoring.json --output results/references/digits.npz",
 )
 @click.argument("source", type=ANY)
-@click.option(
-    "--extractor", type=FILE, help="TorchScript file, a program that is run; default: the configuration's."
-)
+@click.option("--extractor", type=FILE, help="TorchScript file, a program that is run; default: the configuration's.")
 @click.option("--config", type=FILE, required=True, help="Resolved scoring section (udpm resolve --part scoring).")
 @click.option("--count", type=click.IntRange(2), metavar="N", help="Take N of a plain folder's images; default: all.")
 @click.option("--flips", is_flag=True, help="Also every mirror image, whatever the configuration says.")

@@ -28,9 +28,7 @@ PATHS = ("samples", "images", "selection", "reference", "extractor", "dataset")
 @click.option("--again", type=FILE, help="Redo what a score says of itself; needs nothing but --output.")
 @click.option("--count", type=click.IntRange(2), metavar="N", help="Score N of --samples or --images; default: all.")
 @click.option("--reference", type=FILE, help="What to measure against (.npz of udpm reference).")
-@click.option(
-    "--extractor", type=FILE, help="TorchScript file, a program that is run; default: the configuration's."
-)
+@click.option("--extractor", type=FILE, help="TorchScript file, a program that is run; default: the configuration's.")
 @click.option("--dataset", type=FOLDER, help="The reference's prepared data set; --images can do without.")
 @click.option("--config", type=FILE, help="Resolved scoring section (udpm resolve --part scoring).")
 @click.option(
