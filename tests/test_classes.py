@@ -56,6 +56,8 @@ def test_names_become_folders_as_far_as_they_can():
     assert class_folders(["cat", "Cat"], 2) == ["0", "1"]
     assert class_folders([], 3) == ["0", "1", "2"]
     assert class_folders(["a"], 2) == ["0", "1"]
+    assert class_folders(["a", "Level_2"], 2, ["", "level_2"]) == ["0", "1"]
+    assert class_folders(["a" * 300], 1) == ["0"]
 
 
 def test_titles():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from udpm.core.errors import UserError
 
 NAMES_SHOWN = 8
+LONGEST_FOLDER = 60
 _UNSAFE = re.compile(r"[/\\:*?\"<>|\x00-\x1f\x7f]|^\.+|^-|[. ]+$")
 """What file systems or shells take for something else than a part of a name."""
 
@@ -55,9 +56,16 @@ def class_title(label: int, names: Sequence[str]) -> str:
     return f"class {name}" if name.isdecimal() else name
 
 
-def class_folders(names: Sequence[str], classes: int) -> list[str]:
-    """A folder's name for each class: its own, as far as a file system allows it; else its number."""
+def class_folders(names: Sequence[str], classes: int, taken: Iterable[str] = ()) -> list[str]:
+    """A folder's name for each class: its own, as far as a file system allows it, or all numbers where two would meet.
+
+    Args:
+        names: of the classes; empty where they are not known.
+        classes: how many there are.
+        taken: names that something else has in the same place.
+    """
     folders = [_UNSAFE.sub("_", name) or str(number) for number, name in enumerate(names)]
-    if len(folders) != classes or len({folder.casefold() for folder in folders}) != classes:
+    different = {name.casefold() for name in folders} - {name.casefold() for name in taken}
+    if len(folders) != classes or len(different) != classes or max(map(len, folders), default=0) > LONGEST_FOLDER:
         return [str(number) for number in range(classes)]
     return folders

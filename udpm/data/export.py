@@ -53,8 +53,9 @@ def export_images(samples: Path, folder: Path, layout: str, image_format: str) -
     sets = {"": found.images} | {f"level_{level}": images for level, images in found.outputs.items()}
     digits = max(5, len(str(len(found.images) - 1)))
     total = len(found.images) * len(sets)
-    folders = class_folders(found.record.get("class_names", []), found.record.get("classes", 0))
-    by_class = layout == "classes" and found.record.get("classes", 0) > 0
+    names, classes = found.record.get("class_names", []), found.record.get("classes", 0)
+    folders = class_folders(names, classes, {RECORD, *sets})
+    by_class = layout == "classes" and classes > 0
     with (
         atomic_folder(folder, IMAGES) as building,
         tqdm(total=total, unit="file", desc="export", disable=not sys.stderr.isatty()) as progress,

@@ -1,0 +1,72 @@
+"""What is planned from the images that are there: the held-out floor, and labels by name."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from pictures import tree
+from tiny import ROOT
+
+from udpm.config import load_dataset
+from udpm.data.prepare import prepare
+
+EXPERIMENT = {"extends": "digits", "dataset": "mine", "latents": {"labels": []}}
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch, capsys):
+    """Plans an experiment on images/; gives its yardsticks, and what was said."""
+    for kind in ("experiments/digits", "datasets/digits"):
+        target = tmp_path / "config" / f"{kind}.yaml"
+        target.parent.mkdir(parents=True)
+        shutil.copy(ROOT / "config" / f"{kind}.yaml", target)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT / "workflow"))
+    from plan import Plan
+
+    def plan(dataset=(), **values):
+        given = {"source": "folder", "path": "images", "side": 16, "classes": 2} | dict(dataset)
+        Path("config/datasets/mine.yaml").write_text(json.dumps(given))
+        Path("config/experiments/some.yaml").write_text(json.dumps(EXPERIMENT | values))
+        found = Plan({"experiments": ["some"]}, False)
+        found.tell()
+        return found.yardsticks("some"), capsys.readouterr().err
+
+    return plan
+
+
+def test_the_floor_is_planned_where_there_are_held_out_images(planned):
+    yardsticks, told = planned()
+    assert yardsticks == ("noise",)
+    assert told.startswith("note: data set mine: no held-out floor is scored: its images are not there yet")
+    assert planned({"holdout": 1})[0] == planned({"expected_test_count": 1})[0] == ("heldout", "noise")
+    tree(Path("images"))
+    assert planned() == (("heldout", "noise"), "")
+    prepare(load_dataset("mine"), "results/datasets/mine")
+    shutil.rmtree("images/test")
+    # The prepared data set is what is scored.
+    assert planned() == (("heldout", "noise"), "")
+    yardsticks, told = planned({"on_error": "skip"})
+    assert yardsticks == ("noise",)
+    assert told == (
+        "note: data set mine: no held-out floor is scored: it has no test split; holdout: N keeps N images out of "
+        "training\n"
+    )
+    assert planned({"on_error": "skip", "holdout": 2}) == (("heldout", "noise"), "")
+
+
+def test_an_experiment_that_is_not_scored_has_no_floor_and_no_note(planned):
+    assert planned(scoring=None) == ((), "")
+
+
+def test_labels_are_names_of_the_images_classes(planned, capsys):
+    tree(Path("images"))
+    planned(sampling={"labels": ["b", 0]}, latents={"labels": ["a"]})
+    for key in ("sampling", "latents"):
+        with pytest.raises(SystemExit) as stop:
+            planned(**{key: {"labels": ["c"]}})
+        assert stop.value.code == 2
+        told = capsys.readouterr().err
+        assert f"some.yaml: {key}.labels: no class is called 'c'; the classes are a, b" in told
+        assert len(told.splitlines()) == 1
