@@ -1,4 +1,4 @@
-"""What must hold on a GPU, as far as a CPU can show it: layouts, failures of devices, processes that end."""
+"""What must hold on a GPU, checked on a CPU: memory layouts, device failures, processes that end, precision."""
 
 import json
 import os
@@ -14,9 +14,10 @@ import torch.distributed as dist
 from udpm.config import load_experiment
 from udpm.core import ranks, runtime
 from udpm.core.ahead import ahead
-from udpm.core.device_errors import described, is_device_failure
+from udpm.core.device_errors import describe, is_device_failure
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.ranks import Agreement, Place, find_place, joined
+from udpm.networks.compiling import compiled
 from udpm.networks.discriminator import batch_deviation
 from udpm.networks.weights import load_model
 from udpm.process.schedule import Schedule
@@ -116,7 +117,7 @@ def test_a_moment_of_another_shape_is_not_stretched(levels):
 
 
 class Group:
-    """In the place of a connected process group: says what is done to it, in order."""
+    """Stands in for a connected process group and records what is done to it, in order."""
 
     def __init__(self, monkeypatch):
         self.done, self.failure = [], None
@@ -179,7 +180,7 @@ def test_what_is_not_connected_is_told_at_once(group, tmp_path):
 
 
 def train_by_two(digits, folder, capsys):
-    """Exit code and what is told by one of two processes."""
+    """Train as one of two processes; return the exit code and stderr."""
     config = tiny.write_config(folder, training__processes_per_node=2, training__iterations=3)
     run = ["--dataset", digits / "dataset", "--cache", digits / "cache", "--run", folder / "run"]
     code = tiny.call("train", config, *run)
@@ -217,7 +218,7 @@ def test_a_process_that_ended_is_not_waited_for(digits, second_of_two, tmp_path,
 @pytest.mark.parametrize(
     ("failure", "expected"),
     [
-        (NO_MEMORY, "out of memory on the GPU (2.50 GiB more were asked for): raise training.accumulate (is 1) or low"),
+        (NO_MEMORY, "out of memory on the GPU (tried to allocate 2.50 GiB): raise training.accumulate (is 1) or low"),
         (ILLEGAL, "the device or one of its libraries failed: CUDA error: an illegal memory access was encountered"),
     ],
 )
@@ -236,9 +237,12 @@ def test_a_device_that_fails_is_no_reason_to_try_again(
 @pytest.mark.parametrize(
     ("failure", "expected"),
     [
-        (NO_MEMORY, "out of memory on the GPU (2.50 GiB more were asked for): less"),
-        (NO_HOST_MEMORY, "out of memory on the CPU (400000000000 bytes more were asked for): less"),
-        (MemoryError("Unable to allocate 74.5 GiB for an array"), "out of memory on the CPU (74.5 GiB more were asked"),
+        (NO_MEMORY, "out of memory on the GPU (tried to allocate 2.50 GiB): less"),
+        (NO_HOST_MEMORY, "out of memory on the CPU (tried to allocate 400000000000 bytes): less"),
+        (
+            MemoryError("Unable to allocate 74.5 GiB for an array"),
+            "out of memory on the CPU (tried to allocate 74.5 GiB)",
+        ),
         (MemoryError(), "out of memory on the CPU: less"),
         (torch.AcceleratorError("CUDA error: out of memory\nmore"), "out of memory on the GPU: less"),
         (
@@ -253,7 +257,7 @@ def test_a_device_that_fails_is_no_reason_to_try_again(
 )
 def test_what_a_device_reports_is_one_line(failure, expected):
     assert is_device_failure(failure)
-    told = described(failure, "less")
+    told = describe(failure, "less")
     assert told.startswith(expected)
     assert "\n" not in told
     assert "4711" not in told
@@ -294,9 +298,21 @@ def test_an_extractor_is_not_to_blame_for_memory(tmp_path, failure):
     with pytest.raises(UserError) as caught:
         extractor.features(np.zeros((3, 8, 8, 3), np.uint8), 2)
     assert str(caught.value) == (
-        f"{tmp_path / 'a.pt'}: out of memory on the GPU (2.50 GiB more were asked for): lower scoring.batch (these "
+        f"{tmp_path / 'a.pt'}: out of memory on the GPU (tried to allocate 2.50 GiB): lower scoring.batch (these "
         "were 2 images)"
     )
+
+
+def test_a_compiler_is_not_to_blame_for_memory(monkeypatch):
+    class Failed(torch._dynamo.exc.TorchDynamoException):
+        inner_exception = NO_MEMORY
+
+    def fails(*_):
+        raise Failed
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        compiled(torch.nn.Identity(), "sampling.compile")(torch.zeros(1))
 
 
 @pytest.mark.parametrize("command", ["sample", "latents swap"])
@@ -418,7 +434,7 @@ def test_float32_means_float32_unless_tf32_is_asked_for(visible, tf32):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What the runtime is asked for with each command, on the CPU."""
+    """Record the tf32 setting of each command, and run it on the CPU."""
     asked, plain = [], runtime.configure
 
     def configure(device, threads, *rest, **options):

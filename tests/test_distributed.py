@@ -175,7 +175,7 @@ def test_srun_and_torchrun_start_the_same_training(digits, shared):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_two_processes_resume_exactly(digits, shared, tmp_path, number):
     run = tmp_path / "run"
-    held = tiny.Held(tmp_path, 6)
+    held = tiny.Held.before_iteration(tmp_path, 6)
     tasks = srun(*command(digits, shared / "run.json", run), job="8", program=held.program)
     held.wait(*tasks)
     for task in tasks:

@@ -130,7 +130,7 @@ def command(digits, config, run, *more):
 def test_two_trainers_on_one_folder(digits, tmp_path):
     """The second waits for the first, and finds the work done."""
     config = tiny.write_config(tmp_path, training__iterations=40)
-    held = tiny.Held(tmp_path, 10)
+    held = tiny.Held.before_iteration(tmp_path, 10)
     first = tiny.start(*command(digits, config, tmp_path / "run"), program=held.program)
     held.wait(first)
     second = tiny.start(*command(digits, config, tmp_path / "run"))
@@ -147,7 +147,7 @@ def test_a_trainer_that_sleeps_long_enough_loses_the_folder(digits, tmp_path):
     config = tiny.write_config(tmp_path, training__iterations=40, training__checkpoint_every=5)
     tiny.udpm(*command(digits, config, tmp_path / "undisturbed"))
     run = tmp_path / "run"
-    held = tiny.Held(tmp_path, 8)
+    held = tiny.Held.before_iteration(tmp_path, 8)
     first = tiny.start(*command(digits, config, run), program=held.program)
     held.wait(first)
     first.send_signal(signal.SIGSTOP)

@@ -707,7 +707,7 @@ def large(tmp_path_factory):
 
 def gone(group):
     """Whether all processes of a group end by themselves."""
-    for _ in range(100):
+    for _ in range(6000):
         try:
             os.killpg(group, 0)
         except ProcessLookupError:
@@ -753,13 +753,14 @@ def test_sigterm_to_the_group_ends_with_75_and_keeps_what_is_done(large, tmp_pat
 def test_of_two_preparations_at_once_the_second_says_so(large, tmp_path):
     folder, _ = large
     given = ("prepare", folder / "config.json", "--output", tmp_path / "store", "--workers", 1)
-    first = tiny.start(*given)
-    while first.poll() is None and not (tmp_path / ".store.partial").exists():
-        time.sleep(0.01)
+    held = tiny.Held(tmp_path, "udpm.data.journal:Journal.add", "calls == 0")
+    first = tiny.start(*given, program=held.program)
+    held.wait(first)
     second = tiny.udpm(*given, check=False)
     assert second.returncode == 2
     assert second.stderr.startswith(f"error: {tmp_path}/store: another process is preparing this data set; wait for it")
     assert len(second.stderr.splitlines()) == 1
+    held.release()
     assert first.wait() == 0
     same_store(tmp_path / "store", folder / "store")
 

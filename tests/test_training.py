@@ -159,7 +159,7 @@ def test_a_killed_process_resumes_exactly(digits, tmp_path, number, after):
     command = ["train", config, "--dataset", digits / "dataset", "--cache", digits / "cache", "--run"]
     run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
     tiny.udpm(*command, undisturbed)
-    held = tiny.Held(tmp_path, after)
+    held = tiny.Held.before_iteration(tmp_path, after)
     process = tiny.start(*command, run, program=held.program)
     held.wait(process)
     process.send_signal(number)

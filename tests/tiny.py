@@ -80,35 +80,45 @@ def start(*arguments, program=("-m", "udpm"), **options):
 
 
 class Held:
-    """A udpm whose training waits before an iteration, so that a test may act then however slow the machine is.
+    """A udpm that waits before a call, so that a test may act in the midst of its work on any machine.
 
     Args:
         folder: for what it writes.
-        iteration: counted from 0.
+        method: before which it waits, "module:Class.name".
+        when: Python that says before which call, of `self` and `calls`, the number of earlier ones.
 
     Attributes:
         program: to start in the place of ``-m udpm``.
     """
 
-    def __init__(self, folder, iteration):
+    def __init__(self, folder, method, when):
         self.folder, self.program = folder, [folder / "held.py"]
+        module, _, names = method.partition(":")
+        owner, name = names.split(".")
         self.program[0].write_text(
             "import os, sys, time\n"
             "from pathlib import Path\n"
-            "from udpm.core.signals import StopRequest\n"
-            "StopRequest.install()\n"
-            "from udpm.training.trainer import Trainer\n"
-            f"plain, folder = Trainer.iterate, Path({str(folder)!r})\n"
-            "def iterate(trainer, *rest):\n"
-            f"    if trainer.state.iteration == {iteration}:\n"
-            "        (folder / f'held-{os.getpid()}').touch()\n"
-            "        while not (folder / 'go-on').exists():\n"
-            "            time.sleep(0.01)\n"
-            "    plain(trainer, *rest)\n"
-            "Trainer.iterate = iterate\n"
-            "from udpm.cli import main\n"
-            "main(sys.argv[1:])\n"
+            # Workers that are spawned import this file, too.
+            "if __name__ == '__main__':\n"
+            f"    from {module} import {owner}\n"
+            f"    plain, folder, calls = {owner}.{name}, Path({str(folder)!r}), 0\n"
+            "    def held(self, *rest):\n"
+            "        global calls\n"
+            f"        if {when}:\n"
+            "            (folder / f'held-{os.getpid()}').touch()\n"
+            "            while not (folder / 'go-on').exists():\n"
+            "                time.sleep(0.01)\n"
+            "        calls += 1\n"
+            "        return plain(self, *rest)\n"
+            f"    {owner}.{name} = held\n"
+            "    from udpm.cli import main\n"
+            "    main(sys.argv[1:])\n"
         )
+
+    @classmethod
+    def before_iteration(cls, folder, iteration):
+        """A training that waits before an iteration, counted from 0."""
+        return cls(folder, "udpm.training.trainer:Trainer.iterate", f"self.state.iteration == {iteration}")
 
     def wait(self, *processes):
         """Until all of them are there."""

@@ -18,7 +18,7 @@ def load(path: str | Path, weights: str = "ema", device: str = "cpu") -> Sampler
     Args:
         path: a run's ``weights.safetensors``.
         weights: "ema" (averaged) or "raw".
-        device: a torch device.
+        device: a torch device. On a GPU, PyTorch's own switches (torch.backends) say whether float32 may be TF32.
 
     Raises:
         UserError: missing or damaged.

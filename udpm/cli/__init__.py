@@ -17,7 +17,7 @@ from udpm import __version__
 from udpm.cli.options import OutputFile
 from udpm.core import kinds
 from udpm.core.caches import keep_private
-from udpm.core.device_errors import told_plainly
+from udpm.core.device_errors import as_user_errors
 from udpm.core.errors import EXIT_STOPPED_EARLY, EXIT_USER_ERROR, StoppedEarly, UserError
 
 # Help lines stand here, not in the modules, so that `udpm --help` imports none of them.
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_private()
     try:
-        with told_plainly():
+        with as_user_errors():
             done = udpm.main(arguments, prog_name="udpm", standalone_mode=False)
         sys.exit(done or 0)
     except UserError as error:

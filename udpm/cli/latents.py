@@ -122,7 +122,7 @@ def pca(**given: Any) -> None:
 def _explore(kind: str, source: Path, config: Path | None, output: Path, **values: Any) -> None:
     from udpm.config import Latents, Sampling, read_resolved
     from udpm.config.load import validate
-    from udpm.core.device_errors import told_plainly
+    from udpm.core.device_errors import as_user_errors
     from udpm.sampling.latents import explore_latents
 
     section = Latents() if config is None else read_resolved(Latents, config)
@@ -130,5 +130,5 @@ def _explore(kind: str, source: Path, config: Path | None, output: Path, **value
     how = {key: given.pop(key) for key in SAMPLING if key in given}
     section = validate(Latents, section.model_dump() | given, "options")
     sampling = validate(Sampling, how, "options")
-    with told_plainly(f"lower --batch (is {sampling.batch})"):
+    with as_user_errors(f"lower --batch (is {sampling.batch})"):
         explore_latents(source, kind, section, sampling, output)

@@ -74,7 +74,7 @@ def command(
     """
     from udpm.config import Sampling, read_resolved
     from udpm.config.load import validate
-    from udpm.core.device_errors import told_plainly
+    from udpm.core.device_errors import as_user_errors
     from udpm.networks.weights import milestone
     from udpm.sampling.run import draw_samples
     from udpm.scoring.selection import read_selection
@@ -90,5 +90,5 @@ def command(
     sampling = validate(Sampling, values | given, "sampling")
     kept = milestone(weights, sampling.iteration) if sampling.iteration is not None else None
     check({"sampling.noise": sampling.noise, "sampling.iteration": kept})
-    with told_plainly(f"lower --batch (sampling.batch, is {sampling.batch})"):
+    with as_user_errors(f"lower --batch (sampling.batch, is {sampling.batch})"):
         draw_samples(weights, sampling, output, chain, shard)

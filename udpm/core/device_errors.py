@@ -1,4 +1,4 @@
-"""What a device or its libraries report when they fail, told as what it is. Imports no torch."""
+"""Failures of a device and its libraries: recognize them, and report them in one line. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from udpm.core.errors import UserError
 
-# PyTorch has types of its own for some of these only; libraries, TorchScript and NCCL pass the words on.
+# PyTorch has exception types for some of these only; libraries, TorchScript and NCCL pass on the text.
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|alloc_failed", re.IGNORECASE)
 _FAILED = re.compile(
     r"\b(CUDA|HIP|NCCL) (driver |runtime |kernel )?error|\bcuda failure|CU(DNN|BLAS|SOLVER|FFT)_STATUS|cudnn error|"
@@ -16,26 +16,26 @@ _FAILED = re.compile(
     re.IGNORECASE,
 )
 _ASKED = re.compile(r"(?:tried|unable) to allocate ([\d.]+ (?:[KMGT]i?B|bytes))", re.IGNORECASE)
-LESS = "ask for less at once, or take a machine with more memory"
+LESS = "use smaller batches or images, or a machine with more memory"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, a device's or the host's."""
+    """Return whether an error says that memory ran out, on a device or on the host."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
 
 
 def is_device_failure(error: BaseException) -> bool:
-    """Whether an error is of a device or its libraries (out of memory, a CUDA or NCCL error), not of what was given."""
+    """Return whether a device or its libraries failed (out of memory, a CUDA or NCCL error), rather than the input."""
     if is_out_of_memory(error) or type(error).__name__ in ("AcceleratorError", "DistBackendError"):
         return True
     return isinstance(error, RuntimeError) and _FAILED.search(str(error)) is not None
 
 
 @contextmanager
-def told_plainly(relief: str = LESS) -> Iterator[None]:
-    """Turn a device's failure into one line; everything else passes.
+def as_user_errors(relief: str = LESS) -> Iterator[None]:
+    """Raise a device's failure as a `UserError` of one line; other errors pass through.
 
     Args:
         relief: what to change where memory runs out.
@@ -48,22 +48,27 @@ def told_plainly(relief: str = LESS) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_device_failure(error):
             raise
-        raise UserError(described(error, relief)) from error
+        raise UserError(describe(error, relief)) from error
 
 
-def described(error: BaseException, relief: str = LESS) -> str:
-    """A device's failure in one line, without addresses and process numbers, which differ each time."""
+def describe(error: BaseException, relief: str = LESS) -> str:
+    """Describe a device's failure in one line, without addresses and process IDs, which change from run to run.
+
+    Args:
+        error: for which `is_device_failure` holds.
+        relief: what to change where memory runs out.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not is_out_of_memory(error):
-        told = next((line for line in lines if _FAILED.search(line)), lines[0] if lines else type(error).__name__)
-        # NCCL says what went wrong in its last line, under this heading.
+        first = next((line for line in lines if _FAILED.search(line)), lines[0] if lines else type(error).__name__)
+        # NCCL names the cause in the line below this one.
         last = lines[lines.index("Last error:") + 1 :] if "Last error:" in lines else []
-        return f"the device or one of its libraries failed: {': '.join([told, *last[:1]])}"
+        return f"the device or one of its libraries failed: {': '.join([first, *last[:1]])}"
     asked = _ASKED.search(str(error))
-    wanted = f" ({asked[1]} more were asked for)" if asked else ""
-    return f"out of memory on {_whose(str(error))}{wanted}: {relief}"
+    size = f" (tried to allocate {asked[1]})" if asked else ""
+    return f"out of memory on {_where(str(error))}{size}: {relief}"
 
 
-def _whose(text: str) -> str:
+def _where(text: str) -> str:
     on_gpu = re.search(r"\b(CUDA|GPU|HIP|CUBLAS\w*|CUDNN\w*|NCCL)", text, re.IGNORECASE)
     return "the GPU" if on_gpu else "the CPU"

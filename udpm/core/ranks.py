@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from udpm.core.device_errors import described, is_device_failure, is_out_of_memory
+from udpm.core.device_errors import describe, is_device_failure, is_out_of_memory
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import write_text
 
@@ -34,7 +34,7 @@ class Place:
     Attributes:
         rank: 0..world - 1.
         world: number of processes.
-        local: its number on its node; the GPU it uses, unless it sees but one.
+        local: its number on its node; the GPU it uses, unless it sees only one.
         meeting: name of the meeting, the same for all processes of one start and for no other; empty under torchrun,
             which arranges the meeting itself.
     """
@@ -46,7 +46,7 @@ class Place:
 
     @property
     def by_srun(self) -> bool:
-        """Whether this is a task of srun, which may have given it a GPU of its own."""
+        """Whether this is a task of srun, which may have assigned it one GPU."""
         return bool(self.meeting)
 
 
@@ -134,8 +134,8 @@ def _connect(place: Place, backend: str, folder: Path, stop: StopRequest | bool,
             dist.init_process_group(backend)
         _try_out(backend, device)
     except (RuntimeError, ValueError, OSError) as error:
-        told = described(error) if is_device_failure(error) else str(error).splitlines()[0]
-        raise UserError(f"the {place.world} processes could not connect by {backend}: {told}") from None
+        reason = describe(error) if is_device_failure(error) else str(error).splitlines()[0]
+        raise UserError(f"the {place.world} processes could not connect by {backend}: {reason}") from None
 
 
 def _try_out(backend: str, device: torch.device | str) -> None:
@@ -239,22 +239,22 @@ def _together() -> Iterator[None]:
 
     Raises:
         StoppedEarly: another process ended.
-        RuntimeError: this one's device, memory or NCCL failed; as it came.
+        RuntimeError: this process's device, memory or NCCL failed; unchanged.
     """
     try:
         yield
     except RuntimeError as error:
-        if not _tells_of_a_peer(error):
+        if not _peer_ended(error):
             raise
         reason = str(error).splitlines()[0]
         raise StoppedEarly(f"another process of this training ended ({reason}): run the same command again") from None
 
 
-def _tells_of_a_peer(error: RuntimeError) -> bool:
-    """Whether a failed exchange tells of another process that ended, rather than of this process's own device."""
+def _peer_ended(error: RuntimeError) -> bool:
+    """Return whether an exchange failed because another process ended, rather than this process's device."""
     if is_out_of_memory(error):
         return False
-    # NCCL's own name of it: "a network error or a remote process exiting prematurely".
+    # NCCL: "A call failed possibly due to a network error or a remote process exiting prematurely".
     return "ncclRemoteError" in str(error) or not is_device_failure(error)
 
 

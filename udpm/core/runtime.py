@@ -23,7 +23,7 @@ def configure(device: str, threads: int, local: int = 0, *, tf32: bool = False, 
         threads: CPU threads of this process, >= 1.
         local: number of this process on its node: the GPU it takes.
         tf32: whether GPUs may compute float32 products with TF32 inputs.
-        own_gpu: whether what started this process may have given it a GPU of its own, the only one that it sees.
+        own_gpu: whether the launcher may have assigned this process one GPU, the only one that it sees.
 
     Raises:
         UserError: "cuda" is asked for and there is none, or fewer GPUs than processes on this node.

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from udpm.core.device_errors import is_device_failure
 from udpm.core.errors import UserError
 
 VARIANTS = 64
@@ -34,14 +35,16 @@ def compiled(function: Callable[..., torch.Tensor], key: str, **options: Any) ->
         try:
             return fast(*args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as error:
-            raise UserError(f"{key}: PyTorch cannot compile the network here: {_reason(error)}") from None
+            cause = getattr(error, "inner_exception", None) or error
+            if is_device_failure(cause):
+                raise cause from None
+            raise UserError(f"{key}: PyTorch cannot compile the network here: {_reason(cause)}") from None
 
     return call
 
 
-def _reason(error: Exception) -> str:
+def _reason(cause: Exception) -> str:
     """One line of what went wrong."""
-    cause = getattr(error, "inner_exception", None) or error
     if type(cause).__name__ == "InvalidCxxCompiler":
         return "there is no C++ compiler; install g++, or leave the key out"
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]

@@ -14,7 +14,7 @@ from pydantic import Field
 from udpm.config.base import PositiveInt, Record, Sha256
 from udpm.config.experiment import Scoring
 from udpm.config.load import validate
-from udpm.core.device_errors import described, is_device_failure
+from udpm.core.device_errors import describe, is_device_failure
 from udpm.core.download import obtain
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
@@ -125,7 +125,7 @@ class Extractor:
         except FAILURES as error:
             if is_device_failure(error):
                 relief = f"lower scoring.batch (these were {len(part)} images)"
-                raise UserError(f"{self.path}: {described(error, relief)}") from None
+                raise UserError(f"{self.path}: {describe(error, relief)}") from None
             shape = "×".join(map(str, part.shape[2:]))
             raise UserError(f"{self.path}: fails on {shape} images: {_last_line(error)}; expected {EXPECTED}") from None
         return self._checked(found, len(part)).cpu().numpy()

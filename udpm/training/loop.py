@@ -16,7 +16,7 @@ from tqdm import tqdm
 from udpm.config.experiment import RunConfig
 from udpm.config.load import validate
 from udpm.core import provenance, runtime
-from udpm.core.device_errors import told_plainly
+from udpm.core.device_errors import as_user_errors
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import remove_temporary, sha256, write_json
 from udpm.core.ranks import Agreement, Place, find_place, joined
@@ -136,7 +136,7 @@ class Session:
             return
         self._check_failures()
         relief = _relief(self.config, self.device)
-        with told_plainly(relief):
+        with as_user_errors(relief):
             trainer = Trainer(self.config, self.levels, self.device, self.place)
             self._continue(trainer)
         metrics = Metrics(self.run / "metrics.jsonl", trainer.state.iteration, self.place)
@@ -144,7 +144,7 @@ class Session:
         if self.config.training.tensorboard and self.owner is not None:
             self.events = Events(self.run / "tensorboard", trainer.state.iteration)
         recording = recorded(self.run, self.owner.record) if self.owner is not None else nullcontext()
-        with recording, told_plainly(relief):
+        with recording, as_user_errors(relief):
             self._bring_to_its_end(trainer, metrics)
 
     def _bring_to_its_end(self, trainer: Trainer, metrics: Metrics) -> None:
@@ -367,12 +367,12 @@ def _backend(config: RunConfig, device: torch.device) -> str:
 def _relief(config: RunConfig, device: torch.device) -> str:
     """What to change where memory runs out."""
     training = config.training
-    told = [f"raise training.accumulate (is {training.accumulate}) or lower training.batch (is {training.batch})"]
+    advice = [f"raise training.accumulate (is {training.accumulate}) or lower training.batch (is {training.batch})"]
     if device.type == "cuda" and training.data != "memory":
-        told.append("keep the images off the GPU (training.data: memory)")
+        advice.append("keep the images off the GPU (training.data: memory)")
     if device.type == "cuda" and training.precision == "float32":
-        told.append("train in training.precision: bfloat16")
-    return ", ".join(told)
+        advice.append("train in training.precision: bfloat16")
+    return ", ".join(advice)
 
 
 def _count(network: torch.nn.Module) -> int:
