@@ -285,7 +285,7 @@ def test_a_checkpoint_is_not_to_blame_for_memory(trained, monkeypatch):
 
     monkeypatch.setattr(State, "load", load)
     with pytest.raises(torch.OutOfMemoryError):
-        checkpoint.resume(trained / "checkpoints", state, lambda *_: None)
+        checkpoint.resume(trained / "checkpoints", state, 12, lambda *_: None)
 
 
 @pytest.mark.parametrize("failure", [NO_MEMORY, RuntimeError(f"in the TorchScript interpreter\n{NO_MEMORY}")])

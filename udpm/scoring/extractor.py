@@ -139,6 +139,8 @@ class Extractor:
                 try:
                     logits = getattr(self.module, name)(part.to(self.device))
                 except FAILURES as error:
+                    if is_device_failure(error):
+                        raise UserError(f"{self.path}: {describe(error)}") from None
                     raise UserError(f"{self.path}: {name} fails: {_last_line(error)}; expected {CLASSIFIES}") from None
                 found.append(self._checked(logits, len(part), "logits", CLASSIFIES).softmax(dim=1).cpu().numpy())
         return np.concatenate(found)
@@ -185,7 +187,9 @@ class Extractor:
                 # Without the optimiser the calls leave no trace in what it later makes of the network.
                 with torch.inference_mode(), torch.jit.optimized_execution(False):
                     calls = [self.module(images) for _ in range(2)]
-            except FAILURES:
+            except FAILURES as error:
+                if is_device_failure(error):
+                    raise
                 continue
             first, second = (self._checked(call, len(images)).cpu().numpy() for call in calls)
             self.check_varied(first)

@@ -63,6 +63,8 @@ class Protocol(Record):
     reference: Against
     preprocessing: str | None = None
     neighbours: PositiveInt | None = None
+    device: str = ""
+    tf32: bool | None = None
 
 
 class Chosen(Record):
@@ -94,6 +96,8 @@ class Scored(Record):
     posterior: str | None = None
     guidance: float = 1.0
     precision: str = "float32"
+    device: str = ""
+    tf32: bool | None = None
     nfe: PositiveInt | None = None
     classes: NonNegativeInt = 0
     source: str = ""
