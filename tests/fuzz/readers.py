@@ -1,0 +1,461 @@
+"""Every kind of file that the program reads: a valid one, how it is mutated, and what reads it."""
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pictures
+import tiny
+import torch
+from fuzz import mutate
+from PIL import Image
+
+from udpm.cli import info
+from udpm.config import Latents, RunConfig, Sampling, Scoring, Study, load_cluster, load_dataset, load_sweep, to_json
+from udpm.config.load import read_resolved, resolve_run, validate
+from udpm.config.published import parse_command, read_flags, to_experiment
+from udpm.config.results import load_published, load_runtime
+from udpm.config.yaml_file import read_yaml
+from udpm.core import runtime
+from udpm.core.speed import read_record
+from udpm.core.tensors import read_header
+from udpm.data.arrays import load_arrays
+from udpm.data.cache import open_levels, write_cache
+from udpm.data.cifar import Batches
+from udpm.data.images import open_images
+from udpm.data.journal import Journal
+from udpm.data.picture import Recipe, Refused, fit, quiet_decoders, to_rgb
+from udpm.data.prepare import prepare
+from udpm.data.samples import join_shards, load_samples
+from udpm.data.store import open_store
+from udpm.networks.importer import read_weights
+from udpm.networks.weights import load_model
+from udpm.process.schedule import Schedule
+from udpm.reporting import tables
+from udpm.reporting.card import model_card
+from udpm.reporting.curves import read_metrics
+from udpm.reporting.latents import draw_latents
+from udpm.reporting.pictures import draw_chain
+from udpm.reporting.pictures import draw_samples as draw_sheet
+from udpm.reporting.selection import milestone_table
+from udpm.reporting.selection import write_table as write_milestones
+from udpm.reporting.status import read_standing, standings_json
+from udpm.sampling.latents import explore_latents
+from udpm.sampling.noise import stored
+from udpm.sampling.run import draw_samples
+from udpm.scoring import features, reference, selection
+from udpm.scoring.extractor import load_extractor
+from udpm.training.attempts import failed_alike, one_was_killed
+from udpm.training.checkpoint import checkpoints, resume
+from udpm.training.loop import train
+from udpm.training.metrics import Metrics
+from udpm.training.owner import read_owner
+from udpm.training.state import State
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One kind of file.
+
+    Attributes:
+        name: of the kind.
+        file: a valid one, below the folder of inputs.
+        mutate: from a source of randomness and its bytes to other bytes.
+        call: reads it, and does with it what commands do; given the folder.
+        share: of the inputs that others get; what takes long gets fewer.
+    """
+
+    name: str
+    file: str
+    mutate: Callable
+    call: Callable[[Path], object]
+    share: float = 1.0
+
+
+def make_inputs(folder):
+    """Valid files of every kind, all below one folder."""
+    runtime.configure("cpu", 1)
+    shutil.copytree(tiny.ROOT / "config", folder / "config")
+    prepare(tiny.run_config().dataset, folder / "dataset")
+    write_cache(folder / "dataset", folder / "cache")
+    config = tiny.run_config()
+    run = folder / "runs/digits/seed0"
+    train(config, open_levels(folder / "dataset", folder / "cache", 3), run, stop=False)
+    (folder / "run.json").write_text(to_json(config))
+    sampling = Sampling(count=20, threads=1, batch=10)
+    (folder / "sampling.json").write_text(to_json(sampling))
+    (folder / "scoring.json").write_text(to_json(Scoring(extractor="digits", threads=1)))
+    weights = run / "weights.safetensors"
+    draw_samples(weights, sampling, folder / "samples.npz", chain=folder / "chain.npz")
+    shards = [folder / f"part{number}.npz" for number in (1, 2)]
+    for number, shard in enumerate(shards, start=1):
+        draw_samples(weights, sampling, shard, shard=(number, 2))
+    join_shards(shards, folder / "whole.json")
+    latents = Latents(strengths=2, grid=2, pca_images=4, pca_components=2, labels=[0, 1])
+    explore_latents(weights, "swap", latents, sampling, folder / "latents.npz")
+    _noise(folder / "noise.npz", config.dataset.side, config.process.levels)
+    _scoring(folder)
+    _images(folder)
+    _texts(folder, run)
+    return folder
+
+
+def _noise(path, side, levels):
+    rng = np.random.default_rng(0)
+    sides = {"base": side} | {f"eps_{level}": side >> level for level in range(levels, 0, -1)}
+    np.savez(path, **{name: rng.normal(size=(3, 3, size, size)).astype(np.float32) for name, size in sides.items()})
+
+
+def _scoring(folder):
+    store = open_store(folder / "dataset")
+    module = torch.jit.trace(torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten()), torch.zeros(2, 3, 16, 16))
+    torch.jit.save(module, str(folder / "extractor.pt"))
+    extractor = load_extractor(folder / "extractor.pt", CPU)
+    cache = folder / "features"
+    reference.write_reference(store, "test", extractor, 100, folder / "reference.npz", cache=cache)
+    kept = min(cache.iterdir(), key=lambda path: path.stat().st_size)
+    shutil.copy(kept, folder / f"kept{kept.suffix}")
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(100, 48))
+    np.savez(folder / "statistics.npz", mu=values.mean(0), sigma=np.cov(values, rowvar=False))
+
+
+def _images(folder):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (24, 20, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    for suffix, options in (("png", {}), ("jpg", {"quality": 80}), ("webp", {}), ("bmp", {}), ("tif", {}), ("gif", {})):
+        image.save(folder / f"image.{suffix}", **options)
+    grey = Image.fromarray(rng.integers(0, 65536, (20, 20), dtype=np.uint16))
+    grey.save(folder / "image16.png")
+    members = {f"{name}/{number}.png": (folder / "image.png").read_bytes() for name in "ab" for number in range(3)}
+    (folder / "images.zip").write_bytes(mutate.archive(members))
+    np.savez(folder / "images.npz", images=rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8))
+    pictures.cifar(folder / "cifar", "python", count=2)
+    pictures.cifar(folder / "cifar", "binary", count=2)
+
+
+COMMAND = (
+    "torchrun --nproc_per_node=2 --nnodes 1 train.py --data_dir images --img_size 32 --diffusion_steps 3 "
+    "--alphas 0.5 0.2 0.001 --sigmas 0.1 0.2 0.3 --net_type NCSN --channels_mult 1 2 --model_channels 32 "
+    "--disc_weight 0.1 --lpips_weight 1 1 0 --use_amp true --seed 3 --training_steps 100 --EMA_weight 0.9999"
+)
+
+
+def _texts(folder, run):
+    state = {f"module.{name}": value for name, value in tiny.tensors(run / "weights.safetensors").items()}
+    state = {name.replace("raw/", ""): value for name, value in state.items() if "raw/" in name}
+    torch.save(state, folder / "published.pt")
+    flags = {"img_size": 32, "alphas": [0.5, 0.2, 1e-3], "sigmas": [0.1, 0.2, 0.3], "net_type": "NCSN", "use_amp": True}
+    flags |= {"l1_weight": [1.0], "channels_mult": [1, 2], "seed": 0, "classes_num": 10, "EMA_weight": 0.999}
+    (folder / "published.json").write_text(json.dumps(flags))
+    (folder / "command.txt").write_text(COMMAND)
+    lines = [{"token": "a", "began": 1.0}, {"token": "a", "ended": "failed", "reason": "x", "time": 2.0}] * 2
+    (run / "attempts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    working = folder / "working"
+    working.mkdir()
+    for name in ("config.json", "metrics.jsonl"):
+        shutil.copy(run / name, working / name)
+    owner = {"token": "t", "host": "n", "machine": "m", "pid": 1, "started": "9", "job": "7", "attempt": None}
+    (working / "owner.json").write_text(json.dumps(owner | {"since": 1e9, "beat": 3, "time": 1e9}))
+    chunk = {"number": 0, "inputs": "i", "sha256": "s", "refused": {"3": "why"}, "modes": {"L": 61}}
+    header = {"format": "udpm-partial/1", "count": 70}
+    (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (header, chunk)))
+    (folder / "rows").touch()
+    _scores(folder)
+
+
+def _scores(folder):
+    names = ("precision", "recall", "class_agreement", "nearest_distance_ratio")
+    score = {
+        "format": "udpm-score/1",
+        "subject": {
+            "kind": "samples",
+            "experiment": "digits",
+            "run_seed": 0,
+            "iteration": 7,
+            "weights": "ema",
+            "seed": 3,
+        }
+        | {"weights_sha256": "b" * 64, "posterior": "scalar", "nfe": 3, "dataset_sha256": "e" * 64, "classes": 10},
+        "metrics": {"frechet_distance": {"value": 12.5, "label": "FD (digits features)"}}
+        | {name: {"value": 0.5, "label": name} for name in names},
+        "protocol": {
+            "n": 1000,
+            "extractor": {"name": "digits", "sha256": "a" * 64, "preprocessing": "none", "heldout_accuracy": 0.99},
+            "preprocessing": "none",
+            "reference": {"dataset": "digits", "split": "train", "n": 1297, "sha256": "c" * 64, "dataset_sha256": None},
+            "neighbours": 3,
+            "ranges": 1,
+            "device": "cpu",
+        },
+        "provenance": tiny.PROVENANCE,
+        "request": {"samples": "a.npz", "scoring": {}},
+    }
+    (folder / "score.json").write_text(json.dumps(score))
+    (folder / "selection.json").write_text(json.dumps(selection.select([folder / "score.json"])))
+    spread = {"median": 1.0, "low": 0.5, "high": 2.0}
+    record = {"format": "udpm-bench/1", "of": "sampling", "experiment": "digits", "batch": 8, "device": "cpu"}
+    record |= {"ceilings": {"float32_flops": 1e9}, "images_per_second": spread, "steps_per_second": spread, "rows": []}
+    (folder / "bench.json").write_text(json.dumps(record))
+
+
+def _described(path):
+    """As udpm info shows it."""
+    return json.dumps(info._describe(path), indent=2, ensure_ascii=False, allow_nan=False).encode()
+
+
+def _experiment(folder):
+    resolve_run("digits", 0, folder / "config")
+
+
+def _study(folder):
+    validate(Study, read_yaml(folder / "config/config.yaml"), "config.yaml")
+
+
+def _store(folder):
+    store = open_store(folder / "dataset")
+    for name in store.record["splits"]:
+        store.split(name)
+    _described(folder / "dataset")
+
+
+def _samples(folder, file="samples.npz"):
+    found = load_samples(folder / file)
+    json.dumps(found.record)
+    return len(found.images), len(found.labels)
+
+
+def _chain(folder, draw=False):
+    load_arrays(folder / "chain.npz", "chain", "udpm sample --chain")
+    if draw:
+        draw_chain(folder / "chain.npz", folder / "figure")
+
+
+def _latents(folder, draw=False):
+    load_arrays(folder / "latents.npz", "latent-space experiment", "udpm latents")
+    if draw:
+        draw_latents(folder / "latents.npz", folder / "figure")
+
+
+def _reference(folder):
+    found = reference.load_reference(folder / "reference.npz")
+    return found.preprocessing, found.record["extractor"]["sha256"], found.mu.shape
+
+
+def _imported(folder):
+    reference.import_reference(folder / "statistics.npz", _extractor(folder), folder / "imported.npz")
+
+
+_extractors = {}
+
+
+def _extractor(folder):
+    if folder not in _extractors:
+        _extractors[folder] = load_extractor(folder / "extractor.pt", CPU)
+    return _extractors[folder]
+
+
+def _noise_file(folder):
+    config = tiny.run_config()
+    source, _ = stored(folder / "noise.npz", Schedule.from_config(config.process), config.dataset.side, 3)
+    source(range(0, 3))
+
+
+def _score(folder):
+    scores = tables.collect([folder / "score.json"])
+    tables.full_table(scores)
+    tables.readable_table(scores)
+    tables.footnotes(scores)
+
+
+def _selection(folder):
+    found = selection.read_selection(folder / "selection.json")
+    milestone_table(found)
+
+
+def _weights(folder):
+    load_model(folder / "runs/digits/seed0/weights.safetensors", "ema")
+
+
+def _header(folder):
+    read_header(folder / "runs/digits/seed0/weights.safetensors")
+    _described(folder / "runs/digits/seed0/weights.safetensors")
+
+
+def _checkpoint(folder):
+    resume(folder / "runs/digits/seed0/checkpoints", State.fresh(tiny.run_config(), CPU), lambda path, told: None)
+
+
+def _finished(folder):
+    model_card(folder / "runs/digits/seed0", [])
+    standings_json([read_standing(folder / "runs/digits/seed0")])
+    _described(folder / "runs/digits/seed0")
+
+
+def _metrics(folder):
+    working = folder / "working"
+    standings_json([read_standing(working)])
+    text = (working / "metrics.jsonl").read_bytes()
+    Metrics(working / "metrics.jsonl", 12)
+    (working / "metrics.jsonl").write_bytes(text)
+    read_metrics(working / "metrics.jsonl")
+
+
+def _attempts(folder):
+    failed_alike(folder / "runs/digits/seed0")
+    one_was_killed(folder / "runs/digits/seed0")
+
+
+def _owner(folder):
+    read_owner(folder / "working")
+    standings_json([read_standing(folder / "working")])
+
+
+def _journal(folder):
+    Journal(folder / "journal.jsonl", folder / "rows", {"format": "udpm-partial/1", "count": 70})
+
+
+def _picture(folder, suffix):
+    try:
+        with quiet_decoders():
+            fit(to_rgb((folder / f"image.{suffix}").read_bytes(), Recipe(8))[0], 8)
+    except Refused as refusal:
+        return str(refusal)
+    return "read"
+
+
+def _pictures(folder, name):
+    found = open_images(folder / name)
+    found[0 : len(found)]
+
+
+def _flags(folder):
+    flags, _ = read_flags(folder / "published.json")
+    to_experiment(flags, "x", "published.json")
+
+
+def _command(folder):
+    flags, gpus = parse_command((folder / "command.txt").read_text(encoding="utf-8", errors="replace"))
+    to_experiment(flags, "x", "the command", gpus=gpus)
+
+
+def _batches(folder, kind, place, name):
+    batches = Batches(kind, folder / "cifar" / place)
+    return batches.parsed(name, batches.content(name))
+
+
+RUN = "runs/digits/seed0"
+
+
+def registry(folder):
+    """All readers; some names of valid files depend on what was made."""
+    kept = next(folder.glob("kept.*"))
+    checkpoint = checkpoints(folder / RUN / "checkpoints")[-1].relative_to(folder)
+    as_json, as_yaml, as_npz, as_npy, octets = (
+        mutate.as_json,
+        mutate.as_yaml,
+        mutate.as_npz,
+        mutate.as_npy,
+        mutate.octets,
+    )
+    readers = [
+        Reader("experiment.yaml", "config/experiments/digits.yaml", as_yaml, _experiment),
+        Reader("dataset.yaml", "config/datasets/digits.yaml", as_yaml, lambda f: load_dataset("digits", f / "config")),
+        Reader(
+            "sweep.yaml",
+            "config/sweeps/schedules-digits.yaml",
+            as_yaml,
+            lambda f: load_sweep("schedules-digits", f / "config"),
+            0.2,
+        ),
+        Reader("config.yaml", "config/config.yaml", as_yaml, _study),
+        Reader("cluster.yaml", "config/cluster.yaml", as_yaml, lambda f: load_cluster(f / "config", {})),
+        Reader(
+            "published table", "config/published/table1.yaml", as_yaml, lambda f: load_published("table1", f / "config")
+        ),
+        Reader("published run times", "config/published/runtime.yaml", as_yaml, lambda f: load_runtime(f / "config")),
+        Reader("resolved run", "run.json", as_json, lambda f: read_resolved(RunConfig, f / "run.json")),
+        Reader("resolved sampling", "sampling.json", as_json, lambda f: read_resolved(Sampling, f / "sampling.json")),
+        Reader("resolved scoring", "scoring.json", as_json, lambda f: read_resolved(Scoring, f / "scoring.json")),
+        Reader("dataset.json", "dataset/dataset.json", as_json, _store, 0.2),
+        Reader("labels.npy", "dataset/labels.npy", as_npy, _store, 0.2),
+        Reader("images.npy", "dataset/images.npy", mutate.head, _store, 0.2),
+        Reader("cache.json", "cache/cache.json", as_json, lambda f: open_levels(f / "dataset", f / "cache", 3), 0.2),
+        Reader(
+            "level_1.npy", "cache/level_1.npy", mutate.head, lambda f: open_levels(f / "dataset", f / "cache", 3), 0.2
+        ),
+        Reader("sample set", "samples.npz", as_npz, _samples),
+        Reader("sample set's record", "samples.json", as_json, _samples),
+        Reader("shards' record", "whole.json", as_json, partial(_samples, file="whole.json")),
+        Reader("chain", "chain.npz", as_npz, _chain),
+        Reader("chain's figure", "chain.npz", as_npz, partial(_chain, draw=True), 0.005),
+        Reader("latents", "latents.npz", as_npz, _latents),
+        Reader("latents' figure", "latents.npz", as_npz, partial(_latents, draw=True), 0.005),
+        Reader("samples' figure", "samples.npz", as_npz, lambda f: draw_sheet(f / "samples.npz", f / "figure"), 0.005),
+        Reader("reference", "reference.npz", as_npz, _reference),
+        Reader("published statistics", "statistics.npz", as_npz, _imported, 0.5),
+        Reader("noise file", "noise.npz", as_npz, _noise_file),
+        Reader("images.npz", "images.npz", as_npz, partial(_pictures, name="images.npz")),
+        Reader("features kept", kept.name, as_npz if kept.suffix == ".npz" else as_npy, lambda f: _kept(f, kept)),
+        Reader("score", "score.json", as_json, _score, 0.2),
+        Reader("selection", "selection.json", as_json, _selection),
+        Reader(
+            "milestones' table",
+            "selection.json",
+            as_json,
+            lambda f: write_milestones(selection.read_selection(f / "selection.json"), f / "table"),
+            0.01,
+        ),
+        Reader("benchmark", "bench.json", as_json, lambda f: read_record(f / "bench.json")),
+        Reader("weights", f"{RUN}/weights.safetensors", mutate.as_safetensors, _weights, 0.2),
+        Reader("safetensors header", f"{RUN}/weights.safetensors", mutate.as_safetensors, _header),
+        Reader("checkpoint", str(checkpoint), mutate.as_safetensors, _checkpoint, 0.05),
+        Reader("checkpoint's manifest", str(checkpoint.with_suffix(".json")), as_json, _checkpoint, 0.05),
+        Reader("complete.json", f"{RUN}/complete.json", as_json, _finished),
+        Reader("run's config.json", f"{RUN}/config.json", as_json, _finished),
+        Reader("metrics.jsonl", "working/metrics.jsonl", mutate.as_lines, _metrics, 0.2),
+        Reader("attempts.jsonl", f"{RUN}/attempts.jsonl", mutate.as_lines, _attempts),
+        Reader("owner.json", "working/owner.json", as_json, _owner),
+        Reader("journal.jsonl", "journal.jsonl", mutate.as_lines, _journal),
+        Reader("extractor", "extractor.pt", mutate.as_zip, lambda f: load_extractor(f / "extractor.pt", CPU), 0.05),
+        Reader("zip of images", "images.zip", mutate.as_zip, partial(_pictures, name="images.zip"), 0.2),
+        Reader(
+            "published checkpoint", "published.pt", mutate.as_zip, lambda f: read_weights([f / "published.pt"]), 0.1
+        ),
+        Reader("published config", "published.json", as_json, _flags),
+        Reader("published command", "command.txt", mutate.as_words, _command),
+        Reader(
+            "CIFAR python",
+            "cifar/cifar-10-batches-py/test_batch",
+            octets,
+            partial(_batches, kind="python", place="cifar-10-batches-py", name="test_batch"),
+        ),
+        Reader(
+            "CIFAR binary",
+            "cifar/cifar-10-batches-bin/test_batch.bin",
+            octets,
+            partial(_batches, kind="binary", place="cifar-10-batches-bin", name="test_batch.bin"),
+        ),
+    ]
+    readers += [
+        Reader(
+            f".{suffix} image",
+            f"image.{suffix}",
+            mutate.head if suffix != "png" else octets,
+            partial(_picture, suffix=suffix),
+        )
+        for suffix in ("png", "jpg", "webp", "bmp", "tif", "gif")
+    ]
+    return readers
+
+
+def _kept(folder, path):
+    return features._kept(folder / path.name, len(np.load(io.BytesIO(path.read_bytes()))))
