@@ -1,5 +1,8 @@
 """Configuration files of any content: read, or refused in one line with a number of a line; in no time and memory."""
 
+import json
+import shutil
+
 import pytest
 import tiny
 
@@ -126,3 +129,12 @@ def test_an_experiment_that_is_none_changes_nothing(tmp_path, capsys):
     (tmp_path / "config/experiments/e.yaml").write_text(BOMB + "seeds: *a9\n")
     command = f"resolve e --config {tmp_path}/config --output {tmp_path}/out.json"
     tiny.assert_refused(tmp_path, command, "more than 20000 values", capsys)
+
+
+def test_an_unknown_key_may_be_called_anything(tmp_path, capsys):
+    shutil.copytree(tiny.ROOT / "config", tmp_path / "config")
+    for key in ("see[ds", "[]", "int", "list[x]", "", "a.b", "²"):
+        write = json.dumps({"extends": "digits", key: 1})
+        (tmp_path / "config/experiments/e.yaml").write_text(write, encoding="utf-8")
+        command = f"resolve e --config {tmp_path}/config --output {tmp_path}/out.json"
+        tiny.assert_refused(tmp_path, command, f"{key}: unknown key; ", capsys)

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import tempfile
 
 from fuzz.harness import fuzz, table
 
@@ -11,7 +12,9 @@ if __name__ == "__main__":
     parser.add_argument("--inputs", type=int, default=20_000, help="for each reader")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kept", default="/tmp/udpm-fuzz", help="folder for inputs that find something")
+    parser.add_argument("--folder", help="of valid files, to be made once and used again; default: a new one")
     given = parser.parse_args()
-    found = fuzz(given.readers, given.inputs, given.seed, given.kept)
+    with tempfile.TemporaryDirectory() as folder:
+        found = fuzz(given.readers, given.inputs, given.seed, given.kept, given.folder or f"{folder}/inputs")
     print(table(found))
     sys.exit(any(result.findings for result in found.values()))

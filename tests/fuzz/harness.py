@@ -5,7 +5,6 @@ import os
 import random
 import resource
 import signal
-import tempfile
 import time
 import traceback
 from collections import Counter
@@ -13,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fuzz.readers import make_inputs, registry
-
 from udpm.core.errors import UserError
 
 SECONDS = 5.0
@@ -60,7 +58,7 @@ class Late(BaseException):
     """An input took too long; no reader catches it."""
 
 
-def fuzz(names, inputs, seed, kept):
+def fuzz(names, inputs, seed, kept, folder):
     """Results by reader.
 
     Args:
@@ -68,25 +66,26 @@ def fuzz(names, inputs, seed, kept):
         inputs: for each reader whose share is 1.
         seed: of the mutations: the same inputs again.
         kept: folder for inputs that find something.
+        folder: of valid files, which are made if it is not there.
     """
     kept = Path(kept).resolve()
     kept.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder) / "inputs"
-        folder.mkdir()
+    folder = Path(folder).resolve()
+    if not folder.exists():
+        folder.mkdir(parents=True)
         make_inputs(folder)
-        readers = {reader.name: reader for reader in registry(folder)}
-        unknown = set(names) - set(readers)
-        if unknown:
-            raise SystemExit(f"no such reader: {', '.join(unknown)}; there are: {', '.join(readers)}")
-        # What cannot be read as it was made would find nothing; and libraries are loaded here, once.
-        for name in names or readers:
-            readers[name].call(folder)
-        results = {}
-        for name in names or readers:
-            results[name] = Result()
-            _run(folder, readers[name], max(20, int(inputs * readers[name].share)), seed, kept, results[name])
-        return results
+    readers = {reader.name: reader for reader in registry(folder)}
+    unknown = set(names) - set(readers)
+    if unknown:
+        raise SystemExit(f"no such reader: {', '.join(unknown)}; there are: {', '.join(readers)}")
+    # What cannot be read as it was made would find nothing; and libraries are loaded here, once.
+    for name in names or readers:
+        readers[name].call(folder)
+    results = {}
+    for name in names or readers:
+        results[name] = Result()
+        _run(folder, readers[name], max(20, int(inputs * readers[name].share)), seed, kept, results[name])
+    return results
 
 
 def _run(folder, reader, count, seed, kept, result):

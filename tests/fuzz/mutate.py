@@ -5,6 +5,7 @@ import io
 import json
 import struct
 import zipfile
+from contextlib import suppress
 
 import numpy as np
 import yaml
@@ -37,7 +38,9 @@ def values(rng, tree):
         holder, key = _place(rng, tree)
         if holder is None:
             return value(rng)
-        _change(rng, holder, key, tree)
+        # An integer of 5000 digits, once it is there, is no number that can be changed any more.
+        with suppress(OverflowError, ValueError):
+            _change(rng, holder, key)
     return tree
 
 
@@ -51,7 +54,7 @@ def _place(rng, tree):
     return holder, key
 
 
-def _change(rng, holder, key, tree):
+def _change(rng, holder, key):
     kind = rng.random()
     if kind < 0.5:
         holder[key] = value(rng)

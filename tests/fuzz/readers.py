@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import golden_vectors as golden
 import numpy as np
 import pictures
 import tiny
 import torch
-from fuzz import mutate
 from PIL import Image
 
+from fuzz import mutate
 from udpm.cli import info
 from udpm.config import Latents, RunConfig, Sampling, Scoring, Study, load_cluster, load_dataset, load_sweep, to_json
 from udpm.config.load import read_resolved, resolve_run, validate
@@ -41,7 +42,6 @@ from udpm.reporting.card import model_card
 from udpm.reporting.curves import read_metrics
 from udpm.reporting.latents import draw_latents
 from udpm.reporting.pictures import draw_chain
-from udpm.reporting.pictures import draw_samples as draw_sheet
 from udpm.reporting.selection import milestone_table
 from udpm.reporting.selection import write_table as write_milestones
 from udpm.reporting.status import read_standing, standings_json
@@ -150,8 +150,8 @@ COMMAND = (
 
 
 def _texts(folder, run):
-    state = {f"module.{name}": value for name, value in tiny.tensors(run / "weights.safetensors").items()}
-    state = {name.replace("raw/", ""): value for name, value in state.items() if "raw/" in name}
+    tensors, _ = golden.load("net_ncsn_cond")
+    state = {f"module.{name}": value.float() for name, value in golden.part(tensors, "net/").items()}
     torch.save(state, folder / "published.pt")
     flags = {"img_size": 32, "alphas": [0.5, 0.2, 1e-3], "sigmas": [0.1, 0.2, 0.3], "net_type": "NCSN", "use_amp": True}
     flags |= {"l1_weight": [1.0], "channels_mult": [1, 2], "seed": 0, "classes_num": 10, "EMA_weight": 0.999}
@@ -399,7 +399,6 @@ def registry(folder):
         Reader("chain's figure", "chain.npz", as_npz, partial(_chain, draw=True), 0.005),
         Reader("latents", "latents.npz", as_npz, _latents),
         Reader("latents' figure", "latents.npz", as_npz, partial(_latents, draw=True), 0.005),
-        Reader("samples' figure", "samples.npz", as_npz, lambda f: draw_sheet(f / "samples.npz", f / "figure"), 0.005),
         Reader("reference", "reference.npz", as_npz, _reference),
         Reader("published statistics", "statistics.npz", as_npz, _imported, 0.5),
         Reader("noise file", "noise.npz", as_npz, _noise_file),

@@ -35,9 +35,12 @@ def validate(model: type[Model], values: dict[str, Any], where: str) -> Model:
 
 
 def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
-    location = [part for part in problem["loc"] if not _is_union_tag(part)]
+    unknown = problem["type"] == "extra_forbidden"
+    # An unknown key may be called anything.
+    own = problem["loc"][-1:] if unknown else ()
+    location = [part for part in problem["loc"][: len(problem["loc"]) - len(own)] if not _is_union_tag(part)] + [*own]
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    if problem["type"] == "extra_forbidden":
+    if unknown:
         known = _known_keys(model, location[:-1])
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
@@ -49,7 +52,7 @@ def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
         return f"{path}.{message}" if path else message
     got = problem["input"]
     shown = f", got {SHORT.repr(got)}" if isinstance(got, (str, int, float, bool, list)) or got is None else ""
-    return f"{path}: {message[0].lower()}{message[1:]}{shown}"
+    return f"{path}: " * bool(path) + f"{message[0].lower()}{message[1:]}{shown}"
 
 
 def _is_union_tag(part: Any) -> bool:

@@ -69,7 +69,7 @@ def _header_text(file: BinaryIO, path: str) -> tuple[bytes, int]:
 def _shape(entry: Any, held: int, where: str) -> tuple[int, ...]:
     shape = entry.get("shape") if isinstance(entry, dict) else None
     whole = isinstance(shape, list) and all(type(side) is int and side >= 0 for side in shape)
-    if not whole or entry.get("dtype") not in BITS:
+    if not whole or not isinstance(entry.get("dtype"), str) or entry["dtype"] not in BITS:
         raise UserError(f"{where}: has no type and shape that are known")
     if math.prod(shape) * BITS[entry["dtype"]] // 8 > held:
         raise UserError(f"{where}: claims the shape {shape}, but the file holds {held} bytes of tensors")

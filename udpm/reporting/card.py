@@ -143,7 +143,8 @@ def _training(config: RunConfig, record: dict[str, Any]) -> str:
     else:
         training = config.training
         lines = [
-            f"- {record['iterations']} iterations of {training.batch} images, seed {config.seed}, {training.precision}",
+            f"- {record.get('iterations', MISSING)} iterations of {training.batch} images, seed {config.seed}, "
+            f"{training.precision}",
             f"- Adam, learning rate {training.learning_rate:g}, warm-up {training.warmup}",
             f"- Averages of the weights: {', '.join(training.averages) or 'none'}",
             "- Weights of the losses by level (l = 1 first): "

@@ -44,6 +44,7 @@ class Complete(Record):
     device: str | None = None
     origin: Origin | None = None
     dataset_sha256: str | None = None
+    class_names: list[str] | None = None
     weights_sha256: str
     provenance: Provenance
 
