@@ -1,5 +1,6 @@
 """Sources that changed since a data set was prepared, and digests that are remembered."""
 
+import json
 import os
 import shutil
 import zipfile
@@ -17,7 +18,7 @@ from udpm.data.prepare import prepare
 
 def picture(path, value):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(path)
+    Image.fromarray(np.full((16, 16, 3), value, np.uint8)).save(path)
 
 
 def replace_keeping_times(path, data):
@@ -33,7 +34,7 @@ def photographs(tmp_path):
     source = tmp_path / "photographs"
     for number in range(6):
         picture(source / "ab"[number % 2] / f"{number}.png", 40 * number)
-    config = DatasetConfig(source="folder", path=str(source), side=8, classes=2)
+    config = DatasetConfig(source="folder", path=str(source), side=16, classes=2)
     prepare(config, tmp_path / "store")
     return source, tmp_path / "store", config
 
@@ -94,6 +95,29 @@ def test_what_changed_in_an_archive(photographs, tmp_path):
     change(source)
     pack(tmp_path / "a.zip", zipfile.ZIP_DEFLATED)
     assert changes(tmp_path / "zipped", config) == Difference(0, 0, 1)
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_a_file_of_labels_that_changed(tmp_path, archived):
+    source = tmp_path / "labelled"
+    for number in range(4):
+        picture(source / f"{number}.png", 40 * number)
+
+    def label(values):
+        (source / "dataset.json").write_text(json.dumps({"labels": [[f"{n}.png", v] for n, v in enumerate(values)]}))
+        if archived:
+            with zipfile.ZipFile(tmp_path / "labelled.zip", "w") as archive:
+                for file in sorted(source.iterdir()):
+                    archive.write(file, file.name)
+
+    label([0, 1, 0, 1])
+    path = tmp_path / "labelled.zip" if archived else source
+    config = DatasetConfig(source="folder", path=str(path), side=16, classes=2)
+    prepare(config, tmp_path / "store")
+    label([0, 1, 0, 1])
+    assert not changes(tmp_path / "store", config)
+    label([0, 1, 1, 0])
+    assert changes(tmp_path / "store", config) == Difference(0, 0, 2)
 
 
 def test_a_source_that_moved_or_went(photographs, tmp_path):

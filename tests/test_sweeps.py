@@ -225,7 +225,7 @@ def test_status_names_the_key(config, capsys):
         folder = run_folder(results, f"mine.{name}", 0)
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(to_json(sweep.runs[f"mine.{name}", 0]))
-        (folder / "complete.json").write_text(json.dumps(FINISHED))
+        (folder / "complete.json").write_text(json.dumps(FINISHED | {"iterations": 3200}))
     sampling = results / "configs/mine.c/sampling.json"
     sampling.parent.mkdir(parents=True)
     sampling.write_text(to_json(sweep.points["mine.c"].experiment.sampling.model_copy(update={"count": 7})))

@@ -4,16 +4,20 @@ import ast
 import csv
 import json
 import os
+import random
 import re
 import shutil
+import signal
 import string
 import subprocess
 import sys
+import time
 import tokenize
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from test_inventory import replace_keeping_times
 from tiny import ROOT
 
 from udpm.config import names_in
@@ -26,6 +30,10 @@ RESULTS = "-r \"my\" $(touch PWNED) `touch PWNED`; touch PWNED & 'R' *?[a-z] #~\
 
 def run(*command, cwd=ROOT, **options):
     return subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, timeout=500, **options)
+
+
+def run_udpm(*arguments, cwd=ROOT):
+    return run(sys.executable, "-m", "udpm", *arguments, cwd=cwd)
 
 
 def snakemake(*arguments, cwd=ROOT):
@@ -207,16 +215,91 @@ def test_a_changed_run_is_refused_before_anything_is_lost(study):
     path = study / "config/experiments/digits-smoke.yaml"
     text = path.read_text()
     try:
-        path.write_text(text.replace("iterations: 40", "iterations: 41"))
+        path.write_text(text.replace("batch: 16", "batch: 8"))
         done = snakemake(cwd=study)
     finally:
         path.write_text(text)
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
-    assert "holds a run of another configuration (training.iterations was 40, is 41)" in errors[0]
+    assert "holds a run of another configuration (training.batch was 16, is 8)" in errors[0]
     assert {path: path.read_bytes() for path in before} == before
     assert "Nothing to be done" in snakemake("-n", cwd=study).stdout
+
+
+def planned(folder):
+    """How often a dry run has each rule's job."""
+    done = snakemake("-n", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    return {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
+
+
+@pytest.fixture(scope="module")
+def clone(study, tmp_path_factory):
+    """Another copy of the sources with results that were copied without times, and nothing of Snakemake's."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in SOURCES:
+        shutil.copytree(study / name, folder / name)
+    shutil.copytree(study / RESULTS, folder / RESULTS, copy_function=shutil.copyfile)
+    dice = random.Random(0)
+    for path in (folder / RESULTS).rglob("*"):
+        os.utime(path, (dice.randrange(2**32), dice.randrange(2**32)))
+    return folder
+
+
+@pytest.mark.slow
+def test_copied_results_are_up_to_date(clone):
+    assert "Nothing to be done" in snakemake("-n", cwd=clone).stdout
+
+
+@pytest.mark.slow
+def test_another_extractor_is_noticed_with_its_times_kept(clone):
+    path = clone / RESULTS / "extractors/digits.pt"
+    before = path.read_bytes()
+    replace_keeping_times(path, before[:-1] + b"?")
+    found = planned(clone)
+    assert found.pop("total") == sum(found.values())
+    assert found == {
+        "compute_reference": 1,
+        "score_samples": 1,
+        "score_yardstick": 2,
+        "render_table": 1,
+        "summarize": 1,
+        "write_card": 1,
+        "all": 1,
+    }
+    replace_keeping_times(path, before)
+    assert "Nothing to be done" in snakemake("-n", cwd=clone).stdout
+
+
+@pytest.mark.soak
+def test_a_finished_run_is_trained_on_and_killed_meanwhile(clone):
+    """It keeps what it had until it ends in the weights of a run that was asked for as many at once."""
+    path = clone / "config/experiments/digits-smoke.yaml"
+    path.write_text(path.read_text().replace("iterations: 40", "iterations: 60"))
+    run = clone / RESULTS / "runs/digits-smoke/seed0"
+    finished = {name: (run / name).read_bytes() for name in ("weights.safetensors", "complete.json")}
+    target = str((run / "complete.json").relative_to(clone))
+    with subprocess.Popen(
+        [BIN / "snakemake", target], cwd=clone, start_new_session=True, stderr=subprocess.PIPE
+    ) as first:
+        while not (run / "checkpoints/000000050.json").exists():
+            assert first.poll() is None, first.stderr.read()
+            time.sleep(0.01)
+        os.killpg(first.pid, signal.SIGKILL)
+    kept = {name: (run / name).read_bytes() for name in finished if (run / name).exists()}
+    assert kept == finished or (run / "checkpoints/000000060.json").exists()
+    snakemake("--unlock", cwd=clone)
+    done = snakemake(target, cwd=clone)
+    assert done.returncode == 0, done.stdout + done.stderr
+    once, results = clone / "once", clone / RESULTS
+    config, data, cache = (
+        results / name for name in ("configs/digits-smoke/seed0.json", "datasets/digits", "caches/digits")
+    )
+    done = run_udpm("train", config, "--dataset", data, "--cache", cache, "--run", once, cwd=clone)
+    assert done.returncode == 0, done.stderr
+    assert (run / "weights.safetensors").read_bytes() == (once / "weights.safetensors").read_bytes()
 
 
 @pytest.mark.slow

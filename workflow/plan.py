@@ -13,6 +13,7 @@ from typing import Any
 from arguments import Arguments
 from jobs import check_cluster
 from known import Known, look_at
+from pydantic import BaseModel
 from sweeps import SweepPlan
 
 from udpm.config import (
@@ -25,13 +26,14 @@ from udpm.config import (
     load_study,
     names_in,
     place_of,
+    read_resolved,
     run_of,
     to_json,
 )
 from udpm.core.classes import class_number
 from udpm.core.errors import EXIT_USER_ERROR, UserError
 from udpm.core.published import INCEPTION
-from udpm.training.claim import claim
+from udpm.training.claim import INCIDENTAL, differences, incidental
 
 CONFIG = "config"
 RUN_FIGURES = ("samples", "chain", "neighbours", "curves")
@@ -60,6 +62,9 @@ class Plan:
         config: Snakemake's merged configuration.
         on_slurm: whether jobs go to SLURM.
 
+    Attributes:
+        finished: runs that there is nothing to train for, once somebody has looked.
+
     Raises:
         SystemExit: a mistake, told in one line that names file, key and what would be right; code 2.
     """
@@ -72,6 +77,7 @@ class Plan:
         self.experiments = {name: load_experiment(name, CONFIG) for name in study.experiments}
         self.sweep = SweepPlan(study.sweep, CONFIG, study.results) if study.sweep else None
         # A sweep's points are experiments like any other, but the targets `all` and `figures` leave them out.
+        self.finished: set[tuple[str, int]] = set()
         self.known = self.experiments | (self.sweep.experiments if self.sweep else {})
         for name, seed in self.runs():
             self._check(name, seed)
@@ -99,11 +105,9 @@ class Plan:
         return "|".join(filter(None, (_any_of(set(names) - points, none=""), self.sweep.any_point)))
 
     def _check(self, name: str, seed: int) -> None:
-        """Find before any job starts what would stop one, or cost a finished run its files."""
-        run, experiment = self.run(name, seed), self.known[name]
-        # Snakemake removes a job's outputs before it runs it again: training's refusal would come too late for them.
-        if self._trained_as(name, seed) == name:
-            claim(Path(self.results) / "runs" / name / f"seed{seed}", run, False, writes=False)
+        """Find before any job starts what would stop one."""
+        self.run(name, seed)
+        experiment = self.known[name]
         self._check_files(name)
         self._check_labels(name)
         if not self.is_imported(name) and experiment.training.nodes > 1 and not self._on_slurm:
@@ -200,10 +204,10 @@ class Plan:
 
     def weights(self, wildcards) -> str:
         """The weights that a job samples."""
-        name = self._trained_as(wildcards.experiment, int(wildcards.seed))
+        name = self.trained_as(wildcards.experiment, int(wildcards.seed))
         return f"{self.results}/runs/{name}/seed{wildcards.seed}/weights.safetensors"
 
-    def _trained_as(self, name: str, seed: int) -> str:
+    def trained_as(self, name: str, seed: int) -> str:
         """Points of a sweep that differ only in what comes after training share a run."""
         return self.sweep.trained.get((name, seed), name) if self.sweep else name
 
@@ -237,6 +241,21 @@ class Plan:
         name = wildcards.experiment
         return self.sweep.scored.get(name, name) if self.sweep else name
 
+    def run_config(self, wildcards) -> str:
+        """A run's resolved configuration."""
+        return f"{self.results}/configs/{wildcards.experiment}/seed{wildcards.seed}.json"
+
+    def training_inputs(self, wildcards, forced: bool) -> dict[str, str | list[str]]:
+        """What a training reads; nothing where it is finished, so that nothing but force starts it again."""
+        if not forced and (wildcards.experiment, int(wildcards.seed)) in self.finished:
+            return {}
+        return {
+            "config": self.run_config(wildcards),
+            "dataset": f"{self.dataset(wildcards)}/dataset.json",
+            "cache": f"{self.cache(wildcards)}/cache.json",
+            "start": self.given_weights(wildcards),
+        }
+
     def training(self, wildcards):
         """The training section of a job's run."""
         return self.run(wildcards.experiment, int(wildcards.seed)).training
@@ -259,24 +278,40 @@ class Plan:
         each = training.threads + training.workers
         return each if training.nodes > 1 else training.processes_per_node * each
 
-    def run_digest(self, wildcards) -> str:
-        """Identity of a run's resolved configuration: the run's file is rewritten when it changes."""
-        run = self.run(wildcards.experiment, int(wildcards.seed))
-        return _digest(run.model_copy(update={"dataset": _silent(run.dataset)}))
+    def is_resolved(self, path: str) -> bool | None:
+        """Whether a file holds the resolved configuration that is wanted, but for keys that nothing is made from.
 
-    def section_digest(self, wildcards) -> str:
-        """Identity of an experiment's sampling, scoring or latents section."""
-        return _digest(getattr(self.experiment(wildcards), wildcards.section))
+        Returns:
+            None of a file that is no such configuration, or not there.
+        """
+        wanted = self._resolved(path)
+        if wanted is None or not Path(path).is_file():
+            return None
+        try:
+            if Path(path).read_bytes() == to_json(wanted).encode():
+                return True
+            earlier = read_resolved(type(wanted), path)
+        except (OSError, UserError):
+            return False
+        free = INCIDENTAL if isinstance(wanted, RunConfig) else set()
+        return not differences(earlier, wanted, incidental("dataset") if isinstance(wanted, DatasetConfig) else free)
+
+    def _resolved(self, path: str) -> BaseModel | None:
+        """The configuration that belongs into a file of results."""
+        folder, _, name = path.removeprefix(f"{self.results}/configs/").removesuffix(".json").rpartition("/")
+        if not path.startswith(f"{self.results}/configs/") or "/" in folder:
+            return None
+        if folder == "datasets":
+            return self.dataset_config(name)
+        if name.startswith("seed"):
+            return self.run(folder, int(name.removeprefix("seed")))
+        return getattr(self.known[folder], name)
 
     def model_digests(self, _wildcards) -> list[str]:
         """Identities of what the experiments' networks are built from: a count of them changes with these."""
         runs = [self.run(name, experiment.seeds[0]) for name, experiment in self.experiments.items()]
         parts = [part for run in runs for part in (run.model, run.discriminator if run.adversarial else None)]
         return [_digest(part) for part in parts if part is not None]
-
-    def dataset_digest(self, wildcards) -> str:
-        """Identity of a data set's configuration."""
-        return _digest(_silent(self.dataset_config(wildcards.dataset)))
 
     def preparation_workers(self, wildcards) -> int:
         """Cores that preparing a data set is given: as many as its configuration has workers, else one."""
@@ -397,11 +432,6 @@ class Plan:
         """What `all` asks for."""
         table = [f"{self.results}/tables/scores.csv"] if self.scores() else []
         return [*table, *self.figures(), *self.exported()]
-
-
-def _silent(dataset: DatasetConfig) -> DatasetConfig:
-    """A data set without its words, which nothing is made from."""
-    return dataset.model_copy(update=dict.fromkeys(("description", "licence", "obtain"), ""))
 
 
 def _digest(model) -> str:

@@ -29,6 +29,7 @@ VERBS = {
     "cache": "Write the downsampled levels of a prepared data set.",
     "train": "Train a model; resumes by itself.",
     "status": "Say where training runs stand.",
+    "clean": "Remove checkpoints of finished runs.",
     "sample": "Draw a sample set from trained weights.",
     "join": "Make one sample set of its shards.",
     "export": "Write a sample set as image files.",

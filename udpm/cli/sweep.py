@@ -54,7 +54,7 @@ def status(sweep: str, config: Path, results: Path) -> None:
     \b
     new       nothing is there yet
     changed   its folder holds a run of another configuration, which would be refused
-    retrain   a key without influence on weights changed: they are made again from the last checkpoint
+    longer    its training goes on to more iterations
     resample  the run stays, samples and scores are made again
     rescore   only the scores are
     trained   not scored yet

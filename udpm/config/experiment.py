@@ -175,6 +175,10 @@ class Training(Section):
         """Names of all weights that a run ends with."""
         return [*self.averages, "raw"]
 
+    def ends_at(self, images: int) -> int:
+        """Iterations at the end of training, with so many images in the training split."""
+        return min(self.iterations, self.epochs * images // self.batch) if self.epochs else self.iterations
+
     @property
     def processes(self) -> int:
         """All processes that train together."""

@@ -52,11 +52,10 @@ def describe_run(config: RunConfig, levels: Levels | None, run: Path | None) -> 
 
 
 def _iterations(config: RunConfig, levels: Levels | None) -> int:
-    training = config.training
-    if not training.epochs or levels is None:
-        return training.iterations
+    if levels is None:
+        return config.training.iterations
     split = levels.store.split("train")
-    return min(training.iterations, training.epochs * (split.stop - split.start) // training.batch)
+    return config.training.ends_at(split.stop - split.start)
 
 
 def _standing(config: RunConfig, run: Path | None) -> str:

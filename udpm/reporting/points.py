@@ -5,9 +5,10 @@ Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from udpm.config.base import Section
 from udpm.config.experiment import RunConfig
@@ -17,8 +18,9 @@ from udpm.config.validation import Model
 from udpm.core.errors import UserError
 from udpm.core.reading import JSON_BYTES, read_text
 from udpm.reporting.status import is_run, read_standing
-from udpm.training.claim import INCIDENTAL, differences
+from udpm.training.claim import INCIDENTAL, differences, other_run
 
+Compare = Callable[[Any, Any, set[str]], dict[str, str]]
 SHOWN_NAMES = 4
 """Points that a summary names of each state."""
 
@@ -30,10 +32,9 @@ class PointStanding:
     Attributes:
         point: name of the point.
         seed: training seed.
-        state: new; changed: the folder holds a run of another configuration, which is refused; retrain: its
-            configuration changed in what has no influence on the weights, which are made again from the last
-            checkpoint; resample and rescore: the run stays, what follows is done again; trained: not scored yet;
-            complete; or what `udpm status` says of a run under way.
+        state: new; changed: the folder holds a run of another configuration, which is refused; longer: its training
+            goes on to more iterations; resample and rescore: the run stays, what follows is done again; trained: not
+            scored yet; complete; or what `udpm status` says of a run under way.
         note: which keys, and what they were.
     """
 
@@ -97,7 +98,7 @@ def _standing(loaded: LoadedSweep, results: Path, key: tuple[str, int], trained:
     shares = "" if trained == experiment else f"uses the run of {loaded.points[trained].point.name}"
     if not is_run(folder):
         return PointStanding(point, seed, "new", shares)
-    changed = _differences(RunConfig, folder / "config.json", run, INCIDENTAL)
+    changed = _differences(RunConfig, folder / "config.json", run, other_run)
     if changed:
         return PointStanding(point, seed, "changed", changed)
     standing = read_standing(folder)
@@ -106,7 +107,7 @@ def _standing(loaded: LoadedSweep, results: Path, key: tuple[str, int], trained:
         return PointStanding(point, seed, standing.state, "; ".join(filter(None, (shares, at, standing.note))))
     configs, own = results / "configs", resolved.experiment
     redone = {
-        "retrain": _differences(RunConfig, configs / trained / f"seed{seed}.json", run),
+        "longer": _differences(RunConfig, folder / "config.json", run, differences),
         "resample": _section_differences(own.sampling, configs / experiment / "sampling.json"),
         "rescore": _section_differences(own.scoring, configs / scored / "scoring.json"),
     }
@@ -123,8 +124,8 @@ def _section_differences(now: Section, path: Path) -> str:
     return "; ".join(f"{path.stem}.{change}" for change in found.split("; ")) if found else ""
 
 
-def _differences(model: type[Model], path: Path, now: Model, free: Iterable[str] = ()) -> str:
+def _differences(model: type[Model], path: Path, now: Model, compare: Compare = differences) -> str:
     """How a configuration differs from the one in a file, if that is there, in words."""
     if not path.exists() or read_text(path, "resolved configuration", JSON_BYTES) == to_json(now):
         return ""
-    return "; ".join(differences(read_resolved(model, path), now, set(free)).values())
+    return "; ".join(compare(read_resolved(model, path), now, INCIDENTAL).values())

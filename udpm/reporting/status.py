@@ -98,7 +98,8 @@ def read_standing(run: Path) -> Standing:
     known = {**done, **checkpoint}
     if (run / "complete.json").exists():
         total = read_complete(run).get("iterations")
-        return Standing(str(run), "complete", **known | {"iteration": total, "iterations": total})
+        if not _goes_on(total, training):
+            return Standing(str(run), "complete", **known | {"iteration": total, "iterations": total})
     gone = owner is not None and is_dead(owner)
     if owner is not None and not gone:
         return _at_work(run, owner, lines, known, training, now)
@@ -137,6 +138,12 @@ def _at_work(
         note = f"{name_of(owner)} lives, but has written no metrics for {duration(quiet)}"
         return Standing(str(run), "stalled", **known, note=note)
     return Standing(str(run), "running", **known, seconds_left=_seconds_left(known, training))
+
+
+def _goes_on(total: Any, training: dict[str, Any]) -> bool:
+    """Whether a run that was finished after `total` iterations is on its way to more."""
+    wanted = training.get("iterations")
+    return isinstance(total, int) and isinstance(wanted, int) and not training.get("epochs") and wanted > total
 
 
 def _quiet(run: Path, owner: dict[str, Any], now: float) -> float:

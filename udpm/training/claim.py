@@ -10,6 +10,7 @@ from udpm.config.experiment import RunConfig
 from udpm.config.load import read_resolved, to_json
 from udpm.core.errors import UserError
 from udpm.core.files import write_text
+from udpm.training.records import COMPLETE, read_complete
 
 INCIDENTAL = {
     "dataset.check_md5",
@@ -37,6 +38,14 @@ INCIDENTAL = {
 WORLD = {"training.nodes", "training.processes_per_node", "training.accumulate"}
 """Keys that cut the batch: weights then agree up to rounding."""
 
+ITERATIONS = "training.iterations"
+"""May grow: nothing before the end depends on where that is, so training goes on with its state."""
+
+
+def incidental(section: str) -> set[str]:
+    """The incidental keys of one section ("dataset"), without its name."""
+    return {key.removeprefix(f"{section}.") for key in INCIDENTAL if key.startswith(f"{section}.")}
+
 
 def claim(run: Path, config: RunConfig, allow_world_size_change: bool, *, writes: bool) -> None:
     """Write the run's configuration into its folder, or check that it is the one already there.
@@ -55,7 +64,10 @@ def claim(run: Path, config: RunConfig, allow_world_size_change: bool, *, writes
     if path.exists() and not _is_text(path, to_json(config)):
         earlier = read_resolved(RunConfig, path)
         free = INCIDENTAL | WORLD if allow_world_size_change else INCIDENTAL
-        changed = differences(earlier, config, free)
+        changed = other_run(earlier, config, free)
+        if changed.keys() == {ITERATIONS} and _ended_at(run) == config.training.iterations:
+            # On its way to more, which nobody wants any more: what it ended with before is still there.
+            return
         if changed:
             shown = "; ".join(changed.values())
             way = ", or pass --allow-world-size-change" if set(changed) <= WORLD else ""
@@ -72,6 +84,22 @@ def _is_text(path: Path, text: str) -> bool:
         return path.read_bytes() == text.encode()
     except OSError:
         return False
+
+
+def _ended_at(run: Path) -> int | None:
+    return read_complete(run).get("iterations") if (run / COMPLETE).exists() else None
+
+
+def other_run(earlier: RunConfig, now: RunConfig, free: set[str]) -> dict[str, str]:
+    """By key, what makes a configuration another run's than an earlier one, apart from the keys in `free`."""
+    changed = differences(earlier, now, free)
+    if ITERATIONS in changed and _grows(earlier.training, now.training):
+        del changed[ITERATIONS]
+    return changed
+
+
+def _grows(earlier, now) -> bool:
+    return "imported" not in (earlier, now) and now.iterations > earlier.iterations
 
 
 def differences(earlier: Section, now: Section, free: set[str]) -> dict[str, str]:

@@ -20,16 +20,16 @@ from udpm.core.device_errors import as_user_errors
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import remove_temporary, sha256, write_json
 from udpm.core.ranks import Agreement, Place, find_place, joined
-from udpm.core.reading import read_json
 from udpm.core.signals import StopRequest
 from udpm.core.usage import count_images
 from udpm.data.cache import Levels
 from udpm.networks.weights import milestone, save_weights
 from udpm.training.attempts import failed_alike, recorded
 from udpm.training.checkpoint import forget_after, resume, save_checkpoint
-from udpm.training.claim import INCIDENTAL, WORLD, claim, differences
+from udpm.training.claim import INCIDENTAL, ITERATIONS, WORLD, claim, differences
 from udpm.training.events import Events, writer_class
 from udpm.training.failure import save_failure
+from udpm.training.finished import is_finished
 from udpm.training.metrics import Metrics, NotFinite
 from udpm.training.needs import count_needs, milestone_needs
 from udpm.training.owner import RECORD, STALE, Owner
@@ -124,16 +124,19 @@ class Session:
         self.device, self.place, self.agreement, self.owner = device, place, agreement, owner
         self.deadline = deadline
         self.digest = levels.store.digest
+        training_split = levels.store.split("train")
+        self.iterations = config.training.ends_at(training_split.stop - training_split.start)
         self.history: list[dict[str, int]] = []
         self.origin: dict[str, Any] | None = None
         self.events: Events | None = None
 
     def train(self, allow_world_size_change: bool) -> None:
         """Claim the folder, continue where the run stands, and bring it to its end."""
-        claim(self.run, self.config, allow_world_size_change, writes=self.owner is not None)
-        if self._is_complete():
+        claim(self.run, self.config, allow_world_size_change, writes=False)
+        if is_finished(self.run, self.iterations, self.digest):
             self._say(f"{self.run}: complete already, nothing to do")
             return
+        claim(self.run, self.config, allow_world_size_change, writes=self.owner is not None)
         self._check_failures()
         relief = _relief(self.config, self.device)
         with as_user_errors(relief):
@@ -193,10 +196,15 @@ class Session:
         if description["dataset_sha256"] != self.digest:
             raise UserError(f"{checkpoint}: was trained on other images than those in {self.levels.store.folder}")
         earlier = validate(RunConfig, description["run"], str(checkpoint))
-        changed = differences(earlier, self.config, INCIDENTAL | WORLD)
+        changed = differences(earlier, self.config, INCIDENTAL | WORLD | {ITERATIONS})
         if changed:
             shown = "; ".join(changed.values())
             raise UserError(f"{checkpoint}: is of another run ({shown}); take it out of the folder")
+        if description["iteration"] > self.iterations:
+            raise UserError(
+                f"{checkpoint}: is of iteration {description['iteration']}, but training ends after {self.iterations}; "
+                "take it out of the folder"
+            )
 
     def _loop(self, trainer: Trainer, metrics: Metrics) -> None:
         training, state, total = self.config.training, trainer.state, trainer.iterations
@@ -299,6 +307,8 @@ class Session:
         weights, state = self.run / "weights.safetensors", trainer.state
         networks = {name: average.module.state_dict() for name, average in state.averages.items()}
         networks["raw"] = state.generator.state_dict()
+        # A record of fewer iterations: it must not stand next to weights that it does not describe.
+        (self.run / "complete.json").unlink(missing_ok=True)
         save_weights(weights, self.config.model, networks, self._description(trainer))
         record = {
             "format": "udpm-run/1",
@@ -341,13 +351,6 @@ class Session:
         """Names of the classes that the network knows, where they have any."""
         names = self.levels.store.class_names if self.config.model.classes else []
         return {"class_names": names} if names else {}
-
-    def _is_complete(self) -> bool:
-        record, weights = self.run / "complete.json", self.run / "weights.safetensors"
-        if not (record.exists() and weights.exists()):
-            return False
-        found = read_json(record, "completion record")
-        return found.get("weights_sha256") == sha256(weights) and found.get("dataset_sha256") == self.digest
 
     def _say(self, text: str, file: Any = None) -> None:
         # A log that cannot be written is no reason to end.

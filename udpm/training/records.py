@@ -86,6 +86,7 @@ class OwnerRecord(Record):
 
 class _Training(Record):
     iterations: NonNegativeInt | None = None
+    epochs: NonNegativeInt | None = None
     batch: NonNegativeInt | None = None
 
 
@@ -96,7 +97,7 @@ class RunSummary(Record):
 
 
 def read_run_length(run: Path) -> dict[str, Any]:
-    """`iterations` and `batch` of a run's configuration, where they are known.
+    """`iterations`, `epochs` and `batch` of a run's configuration, where they are known.
 
     Raises:
         UserError: ``config.json`` cannot be read.

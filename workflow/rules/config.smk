@@ -1,5 +1,5 @@
 # Resolved configurations: small complete files, the only configuration that later jobs read. They are rewritten when
-# their own content changes (the digest is a parameter), so that an edit elsewhere reruns nothing.
+# a key that something is made from has another value than theirs, so that an edit elsewhere reruns nothing.
 
 
 rule resolve_run:
@@ -9,8 +9,6 @@ rule resolve_run:
         f"{RESULTS}/logs/resolve_run/{{experiment}}_seed{{seed}}.log",
     conda:
         "../../envs/udpm.yaml"
-    params:
-        digest=PLAN.run_digest,
     shell:
         "udpm resolve {wildcards.experiment:q} --part run --seed {wildcards.seed:q} --output {output:q} > {log:q} 2>&1"
 
@@ -24,8 +22,6 @@ rule resolve_section:
         section="(selection_)?(sampling|scoring)|latents",
     conda:
         "../../envs/udpm.yaml"
-    params:
-        digest=PLAN.section_digest,
     shell:
         "udpm resolve {wildcards.experiment:q} --part {wildcards.section:q} --output {output:q} > {log:q} 2>&1"
 
@@ -37,7 +33,5 @@ rule resolve_dataset:
         f"{RESULTS}/logs/resolve_dataset/{{dataset}}.log",
     conda:
         "../../envs/udpm.yaml"
-    params:
-        digest=PLAN.dataset_digest,
     shell:
         "udpm resolve --dataset {wildcards.dataset:q} --output {output:q} > {log:q} 2>&1"

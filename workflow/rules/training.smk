@@ -1,11 +1,12 @@
-# Checkpoints and metrics.jsonl, which training resumes from, are not declared: Snakemake deletes declared outputs
-# before it retries a job.
+# Checkpoints and metrics.jsonl, which training resumes from, are not declared: Snakemake deletes declared outputs before
+# it retries a job (but these: content.py). A finished run has no inputs: nothing that is made again concerns it.
 rule train_model:
     input:
-        config=f"{RESULTS}/configs/{{experiment}}/seed{{seed}}.json",
-        dataset=lambda wildcards: f"{PLAN.dataset(wildcards)}/dataset.json",
-        cache=lambda wildcards: f"{PLAN.cache(wildcards)}/cache.json",
-        start=PLAN.given_weights,
+        unpack(
+            lambda wildcards: PLAN.training_inputs(
+                wildcards, workflow.dag_settings.forceall
+            )
+        ),
     output:
         weights=f"{RESULTS}/runs/{{experiment}}/seed{{seed}}/weights.safetensors",
         record=f"{RESULTS}/runs/{{experiment}}/seed{{seed}}/complete.json",
@@ -23,12 +24,13 @@ rule train_model:
     params:
         usage=f"{RESULTS}/benchmarks/train_model/{{experiment}}_seed{{seed}}.jsonl",
         command=PLAN.training_command,
-        dataset=subpath(input.dataset, parent=True),
-        cache=subpath(input.cache, parent=True),
+        config=PLAN.run_config,
+        dataset=PLAN.dataset,
+        cache=PLAN.cache,
         run=PLAN.run_folder,
     shell:
         "{params.command:q} --usage {params.usage:q} train --dataset {params.dataset:q} --cache {params.cache:q} --run {params.run:q}"
-        " -- {input.config:q} > {log:q} 2>&1"
+        " -- {params.config:q} > {log:q} 2>&1"
 
 
 # Where training is `imported`: given weights become the run's.

@@ -1,0 +1,226 @@
+"""What is up to date: what files hold decides it. No time of a file makes a job run again, or keeps it from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from udpm.core.digests import Digests, append
+from udpm.core.errors import UserError
+from udpm.core.files import write_text
+from udpm.core.reading import read_json
+from udpm.training.claim import INCIDENTAL
+
+FOLDER = "content"
+"""Of the records, in the folder of results: they go with it wherever it is copied."""
+RECORDS = (["results:", "configs"], ["results:", "runs"], ["results:", "datasets"])
+"""Where files lie of which not every word counts."""
+KEPT = ("train_model",)
+"""Rules whose outputs may be worth days. They are removed neither before their job runs again nor after it failed, and
+it runs again only where `Content.forced` says so: training itself goes on with what is there."""
+
+
+class Content:
+    """What each job's outputs were made from: digests of its inputs, and its parameters.
+
+    Jobs are Snakemake's. An output without a record is taken as it is, and from then on its inputs are remembered.
+
+    Args:
+        results: folder of everything that is made.
+        resolved: says whether a resolved configuration is the one that is wanted; None of any other file, or one that
+            is not there.
+
+    Attributes:
+        digests: of files.
+        forced: outputs that must be made again.
+    """
+
+    def __init__(self, results: str, resolved: Callable[[str], bool | None] = lambda path: None) -> None:
+        self._results, self._path = results, Path(results) / FOLDER / "made_from.jsonl"
+        self.digests = Digests(Path(results) / FOLDER / "digests.jsonl")
+        self._resolved = resolved
+        self.forced: set[str] = set()
+        self._made, self._lines = _read(self._path)
+        self._prefix = re.compile(rf"(?<![\w./-]){re.escape(results)}(?=/)")
+
+    def stale(self, jobs: Iterable[Any], remember: bool) -> set[str]:
+        """Outputs of the jobs that must run again although all their outputs are there.
+
+        Args:
+            jobs: all that the targets depend on.
+            remember: whether to write down what outputs without a record seem to be made from.
+        """
+        found, new = set(), {}
+        for job in jobs:
+            if not job.output:
+                continue
+            forced = any(str(output) in self.forced for output in job.output)
+            if forced or (job.rule.name not in KEPT and not self._is_current(job, new)):
+                found.add(str(job.output[0]))
+        if remember:
+            self._write(new)
+            self.digests.save()
+        return found
+
+    def note(self, job: Any) -> None:
+        """Remember what a job that succeeded made its outputs from."""
+        if job.output:
+            self._write({self._key(job): self._made_from(job)})
+            self.digests.save()
+
+    def _is_current(self, job: Any, new: dict[str, Any]) -> bool:
+        configuration = self._resolved(str(job.output[0])) if len(job.output) == 1 else None
+        if configuration is not None:
+            return configuration
+        key = self._key(job)
+        recorded = self._made.get(key)
+        if recorded is None:
+            if all(Path(output).exists() for output in job.output):
+                new[key] = self._made_from(job)
+            return True
+        now = self._made_from(job)
+        # An input that is not there is no reason: it is made if something that is needed wants it.
+        missing = {name for name, identity in now["from"].items() if identity is None}
+        before = {name: identity for name, identity in recorded["from"].items() if name not in missing}
+        return recorded["with"] == now["with"] and before == {
+            name: identity for name, identity in now["from"].items() if name not in missing
+        }
+
+    def _made_from(self, job: Any) -> dict[str, Any]:
+        inputs = sorted({str(path) for path in job.input})
+        params = [[name, self._name(str(value))] for name, value in job.params.items() if name != "usage"]
+        return {
+            "from": {self._name(path): self.identity(path) for path in inputs},
+            "with": hashlib.sha256(json.dumps(params).encode()).hexdigest()[:16],
+        }
+
+    def _key(self, job: Any) -> str:
+        return self._name(str(job.output[0]))
+
+    def _name(self, text: str) -> str:
+        """Text in which the folder of results has the same name wherever it lies."""
+        return self._prefix.sub("results:", text)
+
+    def identity(self, path: str) -> str | None:
+        """What a file is to those who read it; of records without words and times. None where it is not there."""
+        if not Path(path).is_file():
+            return None
+        try:
+            name = self._name(path)
+            if name.startswith(("results:/configs/", "results:/runs/", "results:/datasets/")) and name.endswith(
+                ".json"
+            ):
+                return _digest(_essence(read_json(path, "record"), Path(path).name))
+            return self.digests(path)
+        except UserError:
+            # Whoever reads it tells what is wrong with it.
+            return "cannot be read"
+
+    def _write(self, new: dict[str, Any]) -> None:
+        self._made |= new
+        text = "".join(json.dumps({"made": key, **made}) + "\n" for key, made in new.items())
+        # Without a record an output is taken as it is.
+        with suppress(OSError, UserError):
+            if new:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                append(self._path, text)
+                self._lines += len(new)
+            if self._lines > 4 * len(self._made) + 100:
+                write_text(
+                    self._path, "".join(json.dumps({"made": key, **made}) + "\n" for key, made in self._made.items())
+                )
+                self._lines = len(self._made)
+
+
+def _essence(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """The part of a record that others are made from."""
+    if name == "dataset.json":
+        return {key: record.get(key) for key in ("sha256", "splits", "classes", "class_names")}
+    if name == "complete.json":
+        return {key: record.get(key) for key in ("weights_sha256", "iterations", "origin")}
+    return without_incidental(record)
+
+
+def without_incidental(values: dict[str, Any]) -> dict[str, Any]:
+    """A resolved configuration of a run or a data set without the keys that nothing is made from."""
+    if "dataset_name" not in values:
+        own = {key.partition(".")[2] for key in INCIDENTAL if key.startswith("dataset.")}
+        return {key: value for key, value in values.items() if key not in own} if "source" in values else values
+    return {
+        section: {key: value for key, value in keys.items() if f"{section}.{key}" not in INCIDENTAL}
+        if isinstance(keys, dict)
+        else keys
+        for section, keys in values.items()
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], int]:
+    made: dict[str, Any] = {}
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError:
+        return {}, 0
+    for line in lines:
+        # Torn by a kill, or damaged.
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
+            found = json.loads(line)
+            if isinstance(found["from"], dict) and isinstance(found["with"], str):
+                made[str(found["made"])] = {"from": found["from"], "with": found["with"]}
+    return made, len(lines)
+
+
+def decide(content: Content | None, workflow: Any) -> None:
+    """Let content decide in Snakemake what runs again, and keep the outputs of the rules that are to be kept.
+
+    Snakemake 9 compares times whatever `rerun-triggers` says, and has no other way to put a decision of one's own in
+    their place.
+
+    Args:
+        content: None in the processes that run single jobs, which have nothing to decide.
+        workflow: Snakemake's.
+    """
+    from snakemake.dag import DAG
+    from snakemake.io import _IOFile
+    from snakemake.jobs import Job
+
+    check, remove, clean, finish = DAG.check_incomplete, Job.remove_existing_output, Job.cleanup, Job.postprocess
+
+    async def is_newer(self, time):
+        return False
+
+    async def check_output_mtime(self, job, expanded_output):
+        return None
+
+    async def check_incomplete(self):
+        await check(self)
+        if content is not None:
+            self.forcefiles.update(content.stale(self.jobs, remember=not workflow.dryrun))
+
+    async def remove_existing_output(self):
+        if self.rule.name not in KEPT:
+            await remove(self)
+
+    async def cleanup(self, skip_outputs):
+        if self.rule.name not in KEPT:
+            await clean(self, skip_outputs)
+
+    async def postprocess(self, *arguments, error=False, **options):
+        await finish(self, *arguments, error=error, **options)
+        if content is not None and not error:
+            content.note(self)
+
+    _IOFile.is_newer = is_newer
+    DAG.check_output_mtime = check_output_mtime
+    DAG.check_incomplete = check_incomplete
+    Job.remove_existing_output = remove_existing_output
+    Job.cleanup = cleanup
+    Job.postprocess = postprocess
