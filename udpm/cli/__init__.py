@@ -5,6 +5,7 @@ Every verb's module defines a click command named `command`.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -82,6 +83,10 @@ def udpm(usage: Path | None) -> None:
     # `Verb` measures, once it knows that `usage` may be written.
 
 
+LONGEST = 2000
+"""Characters of an error: what it shows of a file may be long."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: run a verb and exit with its code."""
     # Read when OpenMP is loaded, so before torch is. Threads that spin while they wait take the core from whatever else
@@ -91,6 +96,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with as_user_errors():
             done = udpm.main(arguments, prog_name="udpm", standalone_mode=False)
+        # Else it fails when the interpreter ends, which tells of it at length.
+        if sys.stdout is not None:
+            sys.stdout.flush()
         sys.exit(done or 0)
     except UserError as error:
         _stop(f"error: {error}", EXIT_USER_ERROR)
@@ -103,10 +111,28 @@ def main(arguments: list[str] | None = None) -> None:
         _stop(f"error: {error.format_message()}{where}", EXIT_USER_ERROR)
     except (click.Abort, KeyboardInterrupt):
         _stop("interrupted", 130)
+    except OSError as error:
+        _stop_for(error)
+    except RecursionError:
+        _stop("error: something that was read is nested too deep", EXIT_USER_ERROR)
+
+
+def _stop_for(error: OSError) -> None:
+    """End for what the system refused: a reader that went away, a full disk, a file that cannot be opened."""
+    # What is left to write cannot be written any more.
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if isinstance(error, BrokenPipeError):
+        sys.exit(1)
+    reason, where = error.strerror or str(error), error.filename
+    if where is None and error.errno in (errno.ENOSPC, errno.EIO, errno.EBADF):
+        where = "standard output"
+    _stop(f"error: {f'{where}: ' * (where is not None)}{reason}", EXIT_USER_ERROR)
 
 
 def _stop(message: str, code: int) -> None:
     # On a full disk there may be nowhere to say it; the exit code still does.
     with suppress(OSError):
-        click.echo(" ".join(message.split()), err=True)
+        text = " ".join(message.split())
+        click.echo(text if len(text) <= LONGEST else f"{text[:LONGEST]} …", err=True)
     sys.exit(code)
