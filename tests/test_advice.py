@@ -11,6 +11,9 @@ import tiny
 import yaml
 from test_paper import fid, results
 
+from udpm.config.results import load_published
+from udpm.reporting.measured import measured
+from udpm.reporting.paper import differences
 from udpm.reporting.setup import Shown, setup_table, write_setup
 from udpm.reporting.study import Paper
 
@@ -125,3 +128,15 @@ def test_the_card_of_imported_weights_says_what_is_known(study, trained):
         assert f"Parameters of the generator: {record['parameters']['generator']}" in card
         known = f"unknown of the weights' training; of the images prepared here {'d' * 64}"
         assert f"SHA-256 of images and labels: {known if changes else record['dataset_sha256']}" in card
+
+
+def test_what_is_known_of_one_row_is_not_claimed_of_all(study):
+    for name in ("peers", "table1", "table2"):
+        text = Paper("results", "config").write(name, "table")
+        stated = "Published protocol, as far as it is stated: metric FID, N 50000, extractor inception; of UDPM alone"
+        assert f"{stated} checkpoint best, weights ema; not stated" in text
+        row = next(row for row in load_published(name).rows if row.experiments)
+        other = fid(experiment=row.experiments[0], selection=None, weights="raw")
+        (last,) = measured([other | {"experiment": row.experiments[0]}], row.experiments[0], 600_000)
+        why = differences(load_published(name).protocol, row, last)
+        assert {"checkpoint last, published best", "weights raw, published ema"} <= set(why)

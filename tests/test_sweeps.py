@@ -291,6 +291,21 @@ def test_ranking_by_what_should_be_great(config, tmp_path):
     assert [result.name for result in read_results(load_sweep("mine", config), tmp_path)] == ["b", "a"]
 
 
+def test_points_trained_by_other_losses_are_named():
+    for name, base, expected in (
+        ("ablations", "reconstruction, lpips, adversarial", {"adversarial": "gan-only, levels-1"}),
+        ("ablations-digits", "reconstruction, adversarial", {"adversarial": "gan-only, levels-1"}),
+    ):
+        sweep = load_sweep(name, ROOT / "config")
+        text = render_ranking(sweep, read_results(sweep, Path("nowhere")))
+        expected |= {"reconstruction": "no-gan-no-lpips" if "lpips" in base else "no-gan"}
+        for kinds, names in expected.items():
+            assert f"Trained by {kinds} losses alone, at all levels: {names}. The base's: {base}." in text
+        assert text.count("Trained by") == 2 + 2 * ("lpips" in base)
+    smoke = load_sweep("schedules-smoke", ROOT / "config")
+    assert "Trained by" not in render_ranking(smoke, read_results(smoke, Path("nowhere")))
+
+
 def test_the_best_point_runs_at_full_length(config, tmp_path):
     write(config, grids={"g": GRID}, budget={"training.iterations": 7, "generator.channels": 8}, seeds=[5])
     for n, name in enumerate(("alpha3-0.1_weight-by-level", "alpha3-0.001_weight-weak")):

@@ -38,7 +38,7 @@ def _a_workflow_path(path: str) -> str:
 
 
 AnyPath = Annotated[str, AfterValidator(_a_path)]
-"""A path; nothing in it is expanded."""
+"""A path."""
 WorkflowPath = Annotated[AnyPath, AfterValidator(_a_workflow_path)]
 """A path that may be an input or output of a rule."""
 
