@@ -37,6 +37,7 @@ NUMBERS = ["0", "1", "10", "2"]
         ("3", PETS, "must lie in 0..2, got 3; the classes are cat, dog, a, b"),
         (10**30, [], "must lie in 0..9, got 1000"),
         ("3", NUMBERS, "no class is called '3'; the classes are 0, 1, 10, 2"),
+        ("12", ["0", "1", "2"], "must lie in 0..2, got 12"),
         ("-1", PETS, "no class is called '-1'"),
         ("cats", PETS, "no class is called 'cats'; did you mean 'cat'?"),
         ("cat", [], "the names of the classes are not known; give numbers 0..9, got 'cat'"),
@@ -155,6 +156,7 @@ def test_latents_by_name(pets, tmp_path):
     [
         ([3, "5"], None),
         ([10], "sampling.labels: must lie in 0..9, the classes of data set digits, got 10"),
+        (["10"], "sampling.labels: must lie in 0..9, got 10"),
         (["ten"], "sampling.labels: no class is called 'ten'"),
     ],
 )

@@ -39,7 +39,7 @@ def planned(tmp_path, monkeypatch, capsys):
 def test_the_floor_is_planned_where_there_are_held_out_images(planned):
     yardsticks, told = planned()
     assert yardsticks == ("noise",)
-    assert told.startswith("note: data set mine: no held-out floor is scored: its images are not there yet")
+    assert told.startswith("note: data set mine: no held-out floor is scored: its images were not found")
     assert planned({"holdout": 1})[0] == planned({"expected_test_count": 1})[0] == ("heldout", "noise")
     tree(Path("images"))
     assert planned() == (("heldout", "noise"), "")
@@ -54,6 +54,8 @@ def test_the_floor_is_planned_where_there_are_held_out_images(planned):
         "training\n"
     )
     assert planned({"on_error": "skip", "holdout": 2}) == (("heldout", "noise"), "")
+    shutil.rmtree("images")
+    assert planned({"description": "photographs that were deleted once they were prepared"})[0] == ("heldout", "noise")
 
 
 def test_an_experiment_that_is_not_scored_has_no_floor_and_no_note(planned):

@@ -284,7 +284,7 @@ def test_what_a_folder_and_its_zip_hold(case, tmp_path):
 
 REFUSED = {
     # what is wrong: (images, other files, keys of the configuration, what the line says)
-    "a class called train": ("train/1.png car/2.png", {}, TWO_CLASSES, "by its name train/ is a split, but car/"),
+    "a class called train": ("train/1.png car/2.png", {}, TWO_CLASSES, "train/ looks like a split, but car/"),
     "a class called train, unlabelled": ("train/1.png car/2.png", {}, {}, "set splits: none if all are classes or"),
     "classes called train and test": ("train/1.png test/2.png car/3.png", {}, {"classes": 3}, "set splits: none"),
     "no training images": ("test/a/1.png test/b/2.png", {}, TWO_CLASSES, "no folder of training images"),
@@ -300,7 +300,7 @@ REFUSED = {
         TWO_CLASSES,
         "look like splits below other folders",
     ),
-    "no such split": ("all/a/1.png all/b/2.png", {}, {"splits": {"train": "al"}}, "splits.train: no image lies in al/"),
+    "no such split": ("all/a/1.png all/b/2.png", {}, {"splits": {"train": "al"}}, "splits.train: no image is in al/"),
     "splits that share images": ("a/b/1.png", {}, {"splits": {"train": "a", "test": "a/b"}}, "share images"),
     "classes of other splits": (
         "train/images/1.png test/pictures/2.png",
@@ -315,7 +315,7 @@ REFUSED = {
         "c/3.gif is of a kind that is not read, and its folder c/ holds no other",
     ),
     "not that many folders": ("a/1.png b/2.png c/3.png", {}, TWO_CLASSES, "set classes: 3"),
-    "blocks of StyleGAN": (EDM, {}, TWO_CLASSES, "look like blocks of 1000 images, not like classes"),
+    "blocks of StyleGAN": (EDM, {}, TWO_CLASSES, "look like blocks of 1000 images, not classes"),
     "small blocks": (
         "00000/img00000000.png 00000/img00000001.png 00001/img00000002.png",
         {},
@@ -377,19 +377,19 @@ REFUSED = {
         "a.png",
         {"metadata.csv": "", "metadata.jsonl": ""},
         ONE_CLASS,
-        "several files of labels (metadata.jsonl, metadata.csv); say which one counts by labels: FILE",
+        "several label files (metadata.jsonl, metadata.csv); choose one with labels: FILE",
     ),
     "files of labels at two levels": (
         "train/a.png",
         {"metadata.csv": "", "train/metadata.csv": ""},
         ONE_CLASS,
-        "several files of labels (metadata.csv, train/metadata.csv)",
+        "several label files (metadata.csv, train/metadata.csv)",
     ),
     "no such file of labels": (
         "a.png",
         {},
         {"classes": 1, "labels": "x.csv"},
-        "labels: x.csv: no such file, neither in",
+        "labels: x.csv: not found, neither in",
     ),
     "a file of labels without classes": (
         "a.png",
@@ -403,7 +403,7 @@ REFUSED = {
         {"classes": 1, "labels": "x.txt"},
         "must be folders or a file .json, .jsonl",
     ),
-    "only files of other kinds": ("a.gif", {"b/c.txt": ""}, {}, "there: 1 .gif, 1 .txt"),
+    "only files of other kinds": ("a.gif", {"b/c.txt": ""}, {}, "found 1 .gif, 1 .txt"),
 }
 
 

@@ -522,7 +522,7 @@ BAD = {
     "an image without a class": (
         lambda f: (pictures.tree(f / "images"), (f / "images/train/x.png").write_bytes(GOOD)),
         {"classes": 2},
-        "train/x.png lies in no class folder, but classes is 2",
+        "train/x.png is not in a class folder, but classes is 2",
     ),
     "not as many as expected": (
         lambda f: pictures.tree(f / "images"),

@@ -1,4 +1,4 @@
-"""What is known of a data set before any job starts: from its prepared record, else from its source's names."""
+"""Look up a data set before any job starts: in its prepared record, else in its source."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ LIMITS = ("max_pixels", "max_file_bytes")
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a data set.
+    """Facts about a data set.
 
     Attributes:
-        has_test: whether it has a test split; None where that is not known.
-        class_names: by label; empty where they are not known.
+        has_test: whether it has a test split; None if unknown.
+        class_names: by label; empty if unknown.
     """
 
     has_test: bool | None
@@ -38,16 +38,15 @@ def look_at(config: DatasetConfig, folder: Path) -> Known:
         folder: of the prepared data set, there or not.
 
     Raises:
-        UserError: the source is there, but cannot be used.
+        UserError: the source exists but cannot be used.
     """
     if config.source != "folder":
         return Known(config.source == "cifar10" or bool(config.holdout), OWN_CLASSES[config.source])
-    record = _record(folder / "dataset.json")
-    if record and not changes(record, config):
+    record, is_there = _record(folder / "dataset.json"), expanded(config.path, "path").exists()
+    if record and not (is_there and changes(record, config)):
         return Known("test" in record.get("splits", {}), record.get("class_names") or [])
-    planned = bool(config.holdout or config.expected_test_count) or None
-    if not expanded(config.path, "path").exists():
-        return Known(planned, [])
+    if not is_there:
+        return Known(bool(config.holdout or config.expected_test_count) or None, [])
     from udpm.data.sources import open_source
 
     source = open_source(config)

@@ -393,7 +393,7 @@ class Plan:
         for dataset in sorted({self.experiments[name].dataset for name in self.experiments if self.is_scored(name)}):
             has_test = self._known_of(dataset).has_test
             if has_test is None:
-                why = "its images are not there yet; snakemake plans it when they are"
+                why = "its images were not found; they are looked up again when snakemake is next called"
             elif not has_test:
                 why = "it has no test split; holdout: N keeps N images out of training"
             else:

@@ -72,18 +72,17 @@ class DatasetConfig(Section):
     side: PositiveInt
     """Side of the prepared images in pixels; images are resized (bicubic, antialiased) and centre-cropped to it."""
     classes: NonNegativeInt = 0
-    """Number of classes; 0 means unlabelled. A folder's labels come from a file of labels, else from its first folder
-    level, in alphabetical order with numbers in their natural one: 2 before 10."""
+    """Number of classes; 0 means unlabelled. A folder's labels come from a label file, else from its first level of
+    folders, in alphabetical order with numbers in natural order (2 before 10)."""
     labels: AnyPath | None = None
-    """Where the labels of a folder come from. Default: ``dataset.json`` (StyleGAN, EDM), ``metadata.jsonl`` or
-    ``metadata.csv`` (Hugging Face: file_name, label) if there is one next to the images or their splits, else class
-    folders. FILE.json, FILE.jsonl or FILE.csv: this file, in `path` or anywhere else. folders: class folders, whatever
-    files there are."""
+    """Source of a folder's labels. Default: ``dataset.json`` (StyleGAN, EDM), ``metadata.jsonl`` or ``metadata.csv``
+    (Hugging Face: file_name, label) if there is one in the folder or its splits, else class folders. FILE.json,
+    FILE.jsonl or FILE.csv: this file, in `path` or anywhere else. folders: class folders, ignoring any label file."""
     splits: Splits | None = None
     """Folders of the splits. Default: those with the usual names in any case (train, training, training_set; test,
     testing, test_set; val, valid, validation). Validation images are the `test` split if there is no other, else they
     are left out. {train: NAME, test: NAME}: these folders, or lists of folders; all else is left out. none: no folder
-    is a split, whatever its name."""
+    is a split, not even one called train."""
     holdout: NonNegativeInt = 0
     """Images kept out of training as the `test` split where the source has no split of its own."""
     licence: str = ""

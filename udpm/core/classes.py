@@ -11,13 +11,13 @@ from udpm.core.errors import UserError
 NAMES_SHOWN = 8
 LONGEST_FOLDER = 60
 _UNSAFE = re.compile(r"[/\\:*?\"<>|\x00-\x1f\x7f]|^\.+|^-|[. ]+$")
-"""What file systems or shells take for something else than a part of a name."""
+"""Characters that are not safe in a folder's name."""
 
 
 def class_number(label: int | str, names: Sequence[str], classes: int, where: str = "labels") -> int:
-    """The class that a label means: the one of this name, else the one of this number.
+    """Resolve a label to a class: by name, else by number.
 
-    Where classes have numbers for names, a number is always a name: `10` is never the eleventh class.
+    If classes are named by numbers, a number is always a name: `10` is never the eleventh class.
 
     Args:
         label: name or number.
@@ -31,9 +31,12 @@ def class_number(label: int | str, names: Sequence[str], classes: int, where: st
     text = str(label)
     if text in names:
         return names.index(text)
-    if text.isdecimal() and not any(name.isdecimal() for name in names):
+    plain = not any(name.isdecimal() for name in names)
+    if text.isdecimal() and (plain or list(names) == [str(number) for number in range(classes)]):
         if int(text[:18]) >= classes:
-            raise UserError(f"{where}: must lie in 0..{classes - 1}, got {text[:18]}{told_names(names)}")
+            raise UserError(
+                f"{where}: must lie in 0..{classes - 1}, got {text[:18]}{told_names(names) if plain else ''}"
+            )
         return int(text)
     if not names:
         raise UserError(f"{where}: the names of the classes are not known; give numbers 0..{classes - 1}, got {text!r}")
@@ -51,13 +54,13 @@ def told_names(names: Sequence[str]) -> str:
 
 
 def class_title(label: int, names: Sequence[str]) -> str:
-    """A class as figures call it: its name, or "class 3" where it has a number for a name, or none."""
+    """Title of a class in figures: its name, or "class 3" if it has none or is named by a number."""
     name = names[label] if label < len(names) else str(label)
     return f"class {name}" if name.isdecimal() else name
 
 
 def class_folders(names: Sequence[str], classes: int, taken: Iterable[str] = ()) -> list[str]:
-    """A folder's name for each class: its own, as far as a file system allows it, or all numbers where two would meet.
+    """Folder names for classes: their own with unsafe characters replaced, or all numbers if these names would collide.
 
     Args:
         names: of the classes; empty where they are not known.

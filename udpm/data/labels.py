@@ -1,4 +1,4 @@
-"""Labels of a folder's images: from a file of labels, else from the folders that they lie in."""
+"""Labels of a folder's images: from a label file, else from the class folders that contain them."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ PADDED = 5
 """Digits of their names."""
 NAMES_SHOWN = 5
 MOST_BYTES = 1 << 27
-"""Of a file of labels: twice those of ImageNet's."""
+"""Largest label file that is read: about twice ImageNet's."""
 
 _NO_NAME = re.compile(r"\s*|nan|null|[-+]?[0-9.]+(e[-+]?[0-9]+)?", re.IGNORECASE)
 """Text that is no class's name: nothing, a missing value of a table, a number that is not whole."""
 
 Entry = tuple[str, Any, Any]
-"""Where it stands in its file, name, label."""
+"""Position in its file, name, label."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Labels:
         names: of the classes, by label; empty where they have none.
         origin: where the labels come from, in words.
         from_file: whether that is a file.
-        used: files of labels that were read, as the listing names them.
-        unused: files of labels that were not read, as `classes` is 0.
+        used: label files that were read, as the listing names them.
+        unused: label files that were not read, as `classes` is 0.
     """
 
     numbers: np.ndarray
@@ -71,18 +71,18 @@ def label_images(listing: Listing, places: list[bytes], layout: Layout, config: 
         config: of the data set.
 
     Raises:
-        UserError: a file of labels that is not understood or does not fit the images, several of them, or classes
+        UserError: a label file that is not understood or does not fit the images, several of them, or classes
             other than those that are configured.
     """
     order = np.concatenate(list(layout.splits.values()))
-    beside = _usual_files(listing, layout)
+    nearby = _usual_files(listing, layout)
     if not config.classes:
-        unused = tuple(shown(name) for names in beside for name in names)
+        unused = tuple(shown(name) for names in nearby for name in names)
         return Labels(np.zeros(len(order), np.int64), [], "none", unused=unused)
-    if config.labels == LABELLED_FOLDERS or (config.labels is None and not beside):
+    if config.labels == LABELLED_FOLDERS or (config.labels is None and not nearby):
         labels = _of_folders(listing, places, order, layout, config)
     else:
-        labels = _of_files(listing, places, order, layout, config, _chosen(listing, layout, config, beside))
+        labels = _of_files(listing, places, order, layout, config, _chosen(listing, layout, config, nearby))
     count = len(layout.splits["train"])
     absent = set(range(config.classes)) - set(np.unique(labels.numbers[:count]).tolist())
     if absent:
@@ -115,17 +115,17 @@ def _of_folders(
     names = [name[len(around) :] for name in names]
     outside = [places[i] for i, name in zip(order, names, strict=True) if b"/" not in name]
     if outside:
-        where = f"{shown(outside[0])} and {len(outside) - 1} more lie" if outside[1:] else f"{shown(outside[0])} lies"
+        where = f"{shown(outside[0])} and {len(outside) - 1} more are" if outside[1:] else f"{shown(outside[0])} is"
         raise UserError(
-            f"{root}: {where} in no class folder, but classes is {config.classes}; set classes: 0, or name a file of "
-            "labels (labels: FILE)"
+            f"{root}: {where} not in a class folder, but classes is {config.classes}; set classes: 0, or name a label "
+            "file (labels: FILE)"
         )
     tops = [os.fsdecode(name.partition(b"/")[0]) for name in names]
     found = natural(set(tops))
     if config.labels is None and _are_blocks(names):
         raise UserError(
-            f"{root}: its folders ({_some(found)}) look like blocks of {BLOCK} images, not like classes, and no "
-            "dataset.json lies there; set classes: 0, labels: FILE, or labels: folders if they are classes"
+            f"{root}: its folders ({_some(found)}) look like blocks of {BLOCK} images, not classes, and no "
+            "dataset.json was found; set classes: 0, labels: FILE, or labels: folders if they are classes"
         )
     if len(found) != config.classes:
         raise UserError(
@@ -157,7 +157,7 @@ def _check_others(listing: Listing, folders: list[bytes], found: set[str]) -> No
 
 
 def _are_blocks(names: list[bytes]) -> bool:
-    """Whether folders are numbered as StyleGAN (image 1234 in 00001) or FFHQ (image 1234 in 01000) numbers them."""
+    """Detect folders numbered as by StyleGAN (image 1234 in 00001) or FFHQ (image 1234 in 01000)."""
     blocks: dict[bytes, list[bytes]] = {}
     for name in names:
         top, _, rest = name.partition(b"/")
@@ -175,7 +175,7 @@ def _are_blocks(names: list[bytes]) -> bool:
     return all(max(numbers[one]) < min(numbers[other]) for one, other in pairwise(tops))
 
 
-# --- files of labels
+# --- label files
 
 
 def _usual_files(listing: Listing, layout: Layout) -> list[list[bytes]]:
@@ -189,7 +189,7 @@ def _usual_files(listing: Listing, layout: Layout) -> list[list[bytes]]:
 
 @dataclass(frozen=True)
 class _File:
-    """A file of labels.
+    """A label file.
 
     Attributes:
         origin: its name or path, for people.
@@ -216,30 +216,30 @@ def _of_files(
     found: dict[int, tuple[str, int | str]] = {}
     for file in files:
         _add(found, file, file.bases + layout.roots, index)
-    told = ", ".join(file.where for file in files)
+    sources = ", ".join(file.where for file in files)
     bare = [places[i] for i in order if i not in found]
     if bare:
         more = f" and {len(bare) - 1} more" if bare[1:] else ""
-        raise UserError(f"{told}: has no label for {shown(bare[0])}{more}; add it, or remove the image")
+        raise UserError(f"{sources}: has no label for {shown(bare[0])}{more}; add it, or remove the image")
     # Labels of images that are in no split count for nothing.
     numbers, names = _numbered([found[i] for i in order], config.classes)
     used = frozenset(file.name for file in files if file.name is not None)
     return Labels(numbers, names, ", ".join(file.origin for file in files), True, used)
 
 
-def _chosen(listing: Listing, layout: Layout, config: DatasetConfig, beside: list[list[bytes]]) -> list[_File]:
-    """The files of labels that count.
+def _chosen(listing: Listing, layout: Layout, config: DatasetConfig, nearby: list[list[bytes]]) -> list[_File]:
+    """The label files that count.
 
     Raises:
-        UserError: several could, or the one that the configuration names is not there.
+        UserError: there are several, or the one in the configuration does not exist.
     """
     root = listing.root
     if config.labels is None:
-        folders = [name.rpartition(b"/")[0] for name in beside[0]]
-        if len(beside) > 1 or len(set(folders)) < len(folders):
-            several = ", ".join(shown(name) for names in beside for name in names)
-            raise UserError(f"{root}: has several files of labels ({several}); say which one counts by labels: FILE")
-        return [_member(listing, name) for name in beside[0]]
+        folders = [name.rpartition(b"/")[0] for name in nearby[0]]
+        if len(nearby) > 1 or len(set(folders)) < len(folders):
+            several = ", ".join(shown(name) for names in nearby for name in names)
+            raise UserError(f"{root}: has several label files ({several}); choose one with labels: FILE")
+        return [_member(listing, name) for name in nearby[0]]
     known = {tidy(name): name for name in listing.others}
     for folder in layout.roots:
         name = known.get(folder + tidy(config.labels.encode()))
@@ -247,8 +247,8 @@ def _chosen(listing: Listing, layout: Layout, config: DatasetConfig, beside: lis
             return [_member(listing, name)]
     path = expanded(config.labels, "labels")
     if not path.exists():
-        raise UserError(f"labels: {config.labels}: no such file, neither in {root} nor as a path of its own")
-    return [_File(config.labels, str(path), read_bytes(path, "file of labels", MOST_BYTES))]
+        raise UserError(f"labels: {config.labels}: not found, neither in {root} nor as a path")
+    return [_File(config.labels, str(path), read_bytes(path, "label file", MOST_BYTES))]
 
 
 def _member(listing: Listing, name: bytes) -> _File:
@@ -258,12 +258,12 @@ def _member(listing: Listing, name: bytes) -> _File:
     except Refused as refusal:
         raise UserError(f"{where}: {refusal}") from None
     if len(content) > MOST_BYTES:
-        raise UserError(f"{where}: not a readable file of labels: it has more than {MOST_BYTES} bytes")
+        raise UserError(f"{where}: not a readable label file: it has more than {MOST_BYTES} bytes")
     return _File(shown(name), where, content, name)
 
 
 def _entries(file: _File) -> Iterator[Entry]:
-    """What a file of labels says, entry by entry.
+    """Read the entries of a label file.
 
     Raises:
         UserError: it is not understood.
@@ -272,7 +272,7 @@ def _entries(file: _File) -> Iterator[Entry]:
         text = file.content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         reason = f"{error.reason} at byte {error.start}; save it as UTF-8"
-        raise UserError(f"{file.where}: not a readable file of labels: {reason}") from None
+        raise UserError(f"{file.where}: not a readable label file: {reason}") from None
     read = {"json": _json, "jsonl": _json_lines, "csv": _csv}[file.origin.lower().rpartition(".")[2]]
     return read(file.where, text)
 
@@ -376,9 +376,9 @@ def _numbered(found: list[tuple[str, int | str]], classes: int) -> tuple[np.ndar
             f"{where}: the label is {_shown_value(last)}, but no image has {gap}; number classes without gaps"
         )
     if len(values) != classes:
-        told = f"names {_some(names)}" if names else f"numbers 0..{last}"
+        named = f"names {_some(names)}" if names else f"numbers 0..{last}"
         raise UserError(
-            f"{where}: has {len(values)} classes ({told}), but classes is {classes}; set classes: {len(values)}"
+            f"{where}: has {len(values)} classes ({named}), but classes is {classes}; set classes: {len(values)}"
         )
     numbers = {name: number for number, name in enumerate(names)}
     labels = np.array([numbers[label] if names else label for _, label in found], dtype=np.int64)

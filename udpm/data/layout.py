@@ -1,4 +1,4 @@
-"""Which images of a tree belong to which split, told by the names of its folders."""
+"""Assign the images of a tree to splits by the names of its folders."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ KEEP_AS_CLASSES = "splits: none, if they are no splits"
 
 @dataclass(frozen=True)
 class Layout:
-    """How a tree of images is laid out.
+    """Layout of a tree of images.
 
     Attributes:
         roots: folders around all images, outermost first: b"", and each single folder that holds all the rest.
         splits: by split, training first, indices of its images.
         folders: by split, the folders it was taken from; empty where the tree has none.
-        left_out: number of images that belong to no split, by where they lie.
+        left_out: number of images outside the splits, by folder.
     """
 
     roots: list[bytes]
@@ -42,7 +42,7 @@ class Layout:
 
     @property
     def below(self) -> list[bytes]:
-        """The folders in which the classes' folders lie."""
+        """The folders that contain the class folders."""
         return [folder for folders in self.folders.values() for folder in folders] or [self.roots[-1]]
 
 
@@ -84,7 +84,7 @@ def split_of(name: bytes) -> str | None:
 
 
 def unwrapped(names: list[bytes]) -> bytes:
-    """The folders that all names lie in, one in another, as long as there are folders in them."""
+    """The nested folders around all names, down to the innermost one that contains a folder."""
     prefix = b""
     while True:
         tops = {_top(name, prefix) for name in names}
@@ -107,7 +107,7 @@ def _roots(places: list[bytes], config: DatasetConfig) -> list[bytes]:
 
 
 def _top(name: bytes, inside: bytes) -> bytes:
-    """The first folder of a name below `inside`; empty where it lies in none."""
+    """The first folder of a name below `inside`; empty for a file directly in it."""
     top, slash, _ = name[len(inside) :].partition(b"/")
     return top if slash else b""
 
@@ -116,19 +116,19 @@ def _check_found(found: dict[str, list[bytes]], tops: Counter, config: DatasetCo
     for split, names in found.items():
         if len(names) > 1:
             raise UserError(
-                f"{root}: {_told(names)} are both usual names of {split} images; say which is what by splits: "
+                f"{root}: {_told(names)} are both usual names of {split} images; choose with splits: "
                 f"{{train: …, test: …}}, or {KEEP_AS_CLASSES}"
             )
     splits = [name for names in found.values() for name in names]
     if "train" not in found:
         raise UserError(
-            f"{root}: {_told(splits)} is a usual name of a split, but no folder of training images lies there; name it "
+            f"{root}: {_told(splits)} is a usual name of a split, but there is no folder of training images; name it "
             f"by splits: {{train: …, test: …}}, or set {KEEP_AS_CLASSES}"
         )
     others = sorted(top for top in tops if top and top not in splits)
     if others and (config.classes or len(found) == 1):
         raise UserError(
-            f"{root}: by its name {_told(splits)} is a split, but {_told(others)} is next to it; set splits: none if "
+            f"{root}: {_told(splits)} looks like a split, but {_told(others)} is next to it; set splits: none if "
             f"all are classes or plain folders; splits: {{train: {shown(found['train'][0])}, …}} leaves out the others"
         )
 
@@ -167,7 +167,7 @@ def _named(places: list[bytes], config: DatasetConfig, root: Path) -> Layout:
     for split, names in folders.items():
         for name in names:
             if not any(place.startswith(name) for place in places):
-                raise UserError(f"{root}: splits.{split}: no image lies in {shown(name)}")
+                raise UserError(f"{root}: splits.{split}: no image is in {shown(name)}")
     return _split(places, config, root, roots, folders)
 
 

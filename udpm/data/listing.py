@@ -19,14 +19,14 @@ from udpm.data.picture import Refused
 from udpm.data.source import shown
 
 SUFFIXES = (b".png", b".jpg", b".jpeg", b".jpe", b".jfif", b".webp", b".bmp", b".tif", b".tiff")
-"""Of files that are read as images."""
+"""Suffixes of files that are read as images."""
 OTHER_PICTURES = (
     *(b".gif", b".ppm", b".pgm", b".pbm", b".pnm", b".avif", b".heic", b".heif", b".jxl", b".jp2", b".j2k", b".tga"),
     *(b".exr", b".hdr", b".psd", b".dng", b".cr2", b".nef", b".arw", b".raw", b".ico", b".svg", b".npy", b".dcm"),
 )
-"""Of files that hold images, too, but are not read."""
+"""Suffixes of image files that are not read."""
 SYSTEM_FILES = (b"__macosx", b"@eadir", b"thumbs.db", b"desktop.ini")
-"""What operating systems add, in lower case."""
+"""Files and folders that operating systems add, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -149,14 +149,14 @@ def list_images(root: Path, limit: int, obtain: str = "") -> Listing:
     listing = Listing(root, [names[i] for i in wanted], keys[wanted], reader, others, ignored)
     if not wanted:
         found = told_counts(listing.left_out())
-        there = f"; what lies there: {found}" if found else ""
+        there = f"; found {found}" if found else ""
         raise UserError(f"{root}: no images in it; looked for {', '.join(name.decode() for name in SUFFIXES)}{there}")
     _check_names(root, listing.places())
     return listing
 
 
 def told_counts(counts: dict[str, int]) -> str:
-    """Numbers of things by kind, as they stand in a line of text."""
+    """Format counts by kind for a message, "3 .gif, 1 .txt"."""
     return ", ".join(f"{count} {what}" for what, count in counts.items())
 
 
