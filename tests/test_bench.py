@@ -233,6 +233,15 @@ def test_comparisons_as_text_as_table_and_as_figure(quick, tmp_path, capsys):
     assert len(pandas.read_csv(tmp_path / "figure_wall.csv")) == 3 + 4 + 4 * 2
 
 
+def single_record():
+    """A benchmark of one way."""
+    spread = {"median": 1.0, "low": 0.5, "high": 2.0, "count": 3}
+    ceilings = dict.fromkeys(("float32_flops", "bfloat16_flops", "copy_bytes"), 1e9)
+    rows = [{"part": "image", "way": "", "seconds": spread, "cpu_seconds": None, "images_per_second": spread}]
+    told = {"of": "sampling", "experiment": "digits", "device": "cpu", "batch": 4}
+    return {"format": "udpm-bench/1", **told, "ceilings": ceilings, "rows": rows}
+
+
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
@@ -243,12 +252,14 @@ def test_comparisons_as_text_as_table_and_as_figure(quick, tmp_path, capsys):
         ("bench table {0}/run.json", "run.json: format is None, expected 'udpm-bench/1'"),
         ("bench table {0}/none.json", "none.json: benchmark record not found"),
         ("figure speed {0}/none.json --output {0}/figure", "none.json: benchmark record not found"),
+        ("bench table {0}/wrong.json", "wrong.json: rows[0].seconds: "),
         ("figure speed {0}/single.json --output {0}/figure", "single.json: compares nothing"),
     ],
 )
 def test_mistakes(tmp_path, capsys, command, expected):
     tiny.write_config(tmp_path)
-    (tmp_path / "single.json").write_text(json.dumps({"format": "udpm-bench/1", "rows": [{"part": "image"}]}))
+    (tmp_path / "single.json").write_text(json.dumps(single_record()))
+    (tmp_path / "wrong.json").write_text(json.dumps(single_record() | {"rows": [{"part": "image", "seconds": "fast"}]}))
     tiny.assert_refused(tmp_path, command.format(tmp_path), expected, capsys)
 
 

@@ -324,6 +324,17 @@ def test_weights_that_are_none(weights, case, capsys):
         assert tiny.snapshot(weights.parent) == before
 
 
+def test_weights_that_draw_no_images(weights, capsys):
+    """They are finite, but what the network makes of them is not."""
+    edit_tensors(weights, lambda tensors: tensors["ema/head.weight"].fill_(3e38))
+    expected = "the network's outputs are not finite"
+    for command in (
+        "sample w.safetensors --config sampling.json --output out.npz",
+        "latents swap w.safetensors --device cpu --output out.npz",
+    ):
+        tiny.assert_refused(weights.parent, command, expected, capsys)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("iteration", -5), ("iteration", "12"), ("run_seed", 0.5), ("dataset_sha256", "abc"), ("model", None)],
@@ -376,6 +387,10 @@ FORGED = {
     "iteration just beyond the end": ({"iteration": 13}, "is of iteration 13, but this training ends at 12"),
     "another iteration inside": ({"manifest": {"iteration": 11}}, "by its name, 11 by its manifest and 12 by its own"),
     "negative iteration": ({"inside": -5}, "iteration: input should be greater than 0, got -5"),
+    "negative iteration in the manifest": (
+        {"manifest": {"iteration": -5}},
+        "iteration: input should be greater than 0",
+    ),
     "negative means of squares": ({"change": spoil("adam/discriminator/exp_avg_sq/", -1.0)}, "has values below 0"),
     "more steps than iterations": ({"change": spoil("adam/generator/step/", 99.0)}, "is 99; expected a whole number"),
     "part of a step": ({"change": spoil("adam/generator/step/", 2.5)}, "is 2.5; expected a whole number in 1..12"),

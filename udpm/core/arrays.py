@@ -1,4 +1,4 @@
-"""What arrays that are read must be, and digests of what files hold."""
+"""Checks of arrays that were read, and digests of the contents of files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from udpm.core.errors import UserError
 
 KINDS = {np.floating: "floating-point", np.integer: "integer"}
-"""What abstract types are called in errors; a concrete type has its own name."""
+"""Names of abstract types in errors; a concrete type has its own."""
 
 SEAL = "record_sha256"
 """Key of a record: SHA-256 of the rest of it. Records of older versions have none."""
@@ -28,8 +28,8 @@ def check_array(
         where: file and array, for the error ("a.npz: images").
         values: the array.
         kind: np.uint8, np.floating, …: a type or a family of types.
-        shape: a size for each axis; a name stands for any size above 0, the same wherever it is repeated.
-        sizes: what names stand for already; new ones are added.
+        shape: a size for each axis; a name is any size above 0, the same wherever it is repeated.
+        sizes: sizes by name that are known before; new ones are added.
 
     Raises:
         UserError: it is something else.
@@ -49,7 +49,7 @@ def check_array(
 def check_arrays(
     path: str | os.PathLike, arrays: Mapping[str, np.ndarray], expected: Mapping[str, tuple[type, Sequence[int | str]]]
 ) -> None:
-    """Check type and shape of each array of a file; names in shapes stand for one size in all of them.
+    """Check type and shape of each array of a file; a name in several shapes is one size.
 
     Args:
         path: of the file, for the error.

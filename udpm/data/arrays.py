@@ -31,7 +31,7 @@ def save_arrays(
 
 
 def load_arrays(path: str | Path, what: str, made_by: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read what `save_arrays` wrote: arrays and record. What the values must be is for the caller to check.
+    """Read what `save_arrays` wrote: arrays and record. The caller checks the values.
 
     Args:
         path: the file.
@@ -47,8 +47,8 @@ def load_arrays(path: str | Path, what: str, made_by: str) -> tuple[dict[str, np
     record = parse_json(str(arrays.pop("record")), f"{path}: not a readable {what}: its record")
     if not isinstance(record, dict):
         raise UserError(f"{path}: not a {what}: its record is not a JSON object")
-    told = record.pop(DIGEST, None)
-    if told is not None and told != content_digest(arrays, record):
+    digest = record.pop(DIGEST, None)
+    if digest is not None and digest != content_digest(arrays, record):
         raise UserError(f"{path}: its content was changed since it was written (SHA-256); make it again")
     return arrays, record
 

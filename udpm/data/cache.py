@@ -30,7 +30,7 @@ SAMPLE = 256
 
 
 class CacheRecord(Record):
-    """What ``cache.json`` must say."""
+    """Required content of ``cache.json``."""
 
     format: Literal[FORMAT]
     dataset_sha256: Sha256

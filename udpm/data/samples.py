@@ -32,7 +32,7 @@ OUTPUTS = re.compile(r"output_([1-9][0-9]{0,2})")
 
 
 class Part(Record):
-    """What the record of a set says of one of its shards."""
+    """A shard in the record of a joined set."""
 
     file: Annotated[str, Field(min_length=1)]
     count: PositiveInt
@@ -40,14 +40,14 @@ class Part(Record):
 
 
 class NoiseFile(Record):
-    """What a record says of the file that its noise came from."""
+    """The file that the noise came from."""
 
     file: str
     sha256: Sha256
 
 
 class SamplesRecord(Record):
-    """What a sample set's record must say; what made it is None where it is unknown."""
+    """Required content of a sample set's record; None where a value is unknown."""
 
     format: Literal[FORMAT]
     count: PositiveInt

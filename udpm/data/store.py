@@ -34,7 +34,7 @@ BLOCK_BYTES = 1 << 24
 
 
 class DatasetRecord(Record):
-    """What ``dataset.json`` must say."""
+    """Required content of ``dataset.json``."""
 
     format: Literal[FORMAT]
     count: PositiveInt

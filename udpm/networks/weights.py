@@ -28,7 +28,7 @@ SHOWN = 3
 
 
 class WeightsRecord(Record):
-    """What a weight file must say of itself; each is None where it is unknown."""
+    """Required content of a weight file's description; None where a value is unknown."""
 
     model: dict[str, Any]
     experiment: str | None = None
@@ -120,13 +120,13 @@ def check_tensors(where: str, tensors: Mapping[str, torch.Tensor], expected: Map
         "unknown": [name for name in tensors if name not in expected],
         "of another shape": [f"{name} {shapes[name]}" for name in shapes if tensors[name].shape != expected[name]],
     }
-    told = [
+    found = [
         f"{len(names)} tensors are {what}: {', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''}"
         for what, names in problems.items()
         if names
     ]
-    if told:
-        raise UserError(f"{where}: {'; '.join(told)}")
+    if found:
+        raise UserError(f"{where}: {'; '.join(found)}")
 
 
 def save_weights(

@@ -66,7 +66,7 @@ EXPECTED: dict[str, dict[str, tuple[type, tuple[int | str, ...]]]] = {
 
 
 class LatentsRecord(Record):
-    """What the record of an experiment must say."""
+    """Required content of an experiment's record."""
 
     classes: NonNegativeInt
     class_names: list[str] = []

@@ -25,12 +25,12 @@ NOISE_RANGE = 3
 
 CELL, WIDTH, NARROWEST, BESIDE, HEAD = 0.8, 6.0, 5.6, 0.6, 0.6
 CHAIN_CELL, CHAIN_MARGINS, ROOMY = 0.72, (1.3, 0.5), 0.65
-"""Inches: of cells, of all the images of a row together, of the narrowest figure, and of what stands around images;
-class names have room above cells of the last."""
+"""Inches: side of a cell, width of all images of a row, width of the narrowest figure, margins next to and above the
+images; names of classes fit above cells larger than the last."""
 
 
 class ChainRecord(Record):
-    """What a chain's record must say."""
+    """Required content of a chain's record."""
 
     classes: NonNegativeInt = 0
     class_names: list[str] = []
@@ -47,7 +47,7 @@ def draw_samples(path: str | Path, stem: str | Path) -> None:
     record = samples.record
     names, shown = _rows(samples.labels, record)
     columns = max(map(len, shown))
-    # Few images of many classes make a narrow column: cut, its parts stand side by side.
+    # Few images of many classes make one narrow column, which is cut into parts, drawn side by side.
     parts = max(1, round(math.sqrt(len(shown) / columns))) if names else 1
     rows = -(-len(shown) // parts)
     beside = BESIDE * parts if names else 0.0
@@ -60,13 +60,13 @@ def draw_samples(path: str | Path, stem: str | Path) -> None:
     if names:
         grid[0, 0].set_ylabel("class asked for")
     flat = [number for numbers in shown for number in numbers]
-    told = [f"{words.run(record)}: {words.calls(record)}, {words.weights(record)}", *_left_out(samples, flat)]
-    figure.suptitle("\n".join(told), fontsize=9)
+    lines = [f"{words.run(record)}: {words.calls(record)}, {words.weights(record)}", *_left_out(samples, flat)]
+    figure.suptitle("\n".join(lines), fontsize=9)
     save(figure, stem, pd.DataFrame({"number": flat, "label": samples.labels[flat]}))
 
 
 def _draw_part(axes: Axes, images: list[np.ndarray], names: list[str], rows: int, columns: int) -> None:
-    """Rows of images, (n, h, w, 3) each, on a ground of so many rows and columns."""
+    """Draw rows of images, (n, h, w, 3) each, into a grid of `rows` by `columns`."""
     height, width = images[0].shape[1:3]
     gap = max(1, width // 16)
     down, across = height + gap, width + gap

@@ -9,7 +9,7 @@ import pandas as pd
 
 from udpm.config.results import STANDINGS, PublishedRuntime
 from udpm.core.errors import UserError
-from udpm.core.speed import read_record
+from udpm.reporting.benchmarks import read_benchmark
 from udpm.reporting.paper import NOT_RUN, write_readable
 from udpm.reporting.render import MISSING
 
@@ -32,7 +32,7 @@ def read_speed(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: missing, unreadable, or not such a record.
     """
-    record = read_record(path)
+    record = read_benchmark(path)
     if "steps_per_second" not in record:
         raise UserError(f"{path}: holds no steps at the full side; udpm bench sample without --baseline measures them")
     return record

@@ -12,7 +12,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from udpm.core.errors import UserError
-from udpm.core.speed import PLAIN, read_record
+from udpm.core.speed import PLAIN
+from udpm.reporting.benchmarks import read_benchmark
 from udpm.reporting.render import MISSING, markdown
 from udpm.reporting.style import COLOURS, MARKERS, save
 
@@ -36,7 +37,7 @@ def render_speeds(paths: Iterable[Path]) -> str:
     Raises:
         UserError: no readable record.
     """
-    return "\n".join(_rendered(read_record(path)) for path in paths)
+    return "\n".join(_rendered(read_benchmark(path)) for path in paths)
 
 
 def draw_speeds(paths: Iterable[Path], stem: str | Path, kind: str = "speedup") -> None:
@@ -84,7 +85,7 @@ def speed_table(records: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _comparison(path: Path) -> dict[str, Any]:
-    record = read_record(path)
+    record = read_benchmark(path)
     if not all("speedup" in each for each in record["rows"]):
         raise UserError(f"{path}: compares nothing; udpm bench sample|train --baseline makes what can be drawn")
     return record

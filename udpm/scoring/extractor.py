@@ -28,20 +28,20 @@ EXPECTED = "(N, 3, side, side) float in [0, 255] to (N, d) float"
 CLASSIFIES = "(N, d) features to (N, K) float"
 
 FAILURES = (RuntimeError, ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
-"""What a network raises on images that it cannot take."""
+"""Errors of a network that is given images of a side it cannot take."""
 
 SIDES = (32, 16, 64, 28, 128, 256)
-"""Sides that a network is tried at where nothing says which it takes."""
+"""Sides to try where neither the configuration nor a record names one."""
 
 CONSTANT = 1e-6
-"""Differences of features that are none, as a share of the largest feature."""
+"""Largest difference of features that counts as none, as a share of the largest feature."""
 
 REPEATABLE = 1e-2
-"""How far features of the same images may differ from call to call, as a share of their differences."""
+"""Allowed difference of one image's features between two calls, as a share of the difference between images."""
 
 
 class ExtractorRecord(Record):
-    """What an extractor's record must say."""
+    """Required content of an extractor's record."""
 
     format: Literal[FORMAT]
     sha256: Sha256
@@ -163,15 +163,15 @@ class Extractor:
         return found
 
     def width(self) -> int | None:
-        """Number of features; None where it depends on the images' side, or where the network takes no usual side."""
+        """Number of features; None if it depends on the images' side, or if the network accepts none of `SIDES`."""
         widths = set(self.tried(1 if isinstance(self.module, Inception) else 2))
         return widths.pop() if len(widths) == 1 else None
 
     def tried(self, most: int = 1) -> list[int]:
-        """Call the network on a few fixed images, so that one that measures nothing is found before any pass.
+        """Call the network on four fixed images, to find one that measures nothing before a long pass.
 
         Args:
-            most: sides to call it at, of those that it takes.
+            most: number of sides at most, out of those that the network accepts.
 
         Returns:
             The number of features at each.
@@ -184,7 +184,7 @@ class Extractor:
         for side in [own] if own else SIDES:
             images = replace(self.inputs, side=None).prepare(_fixed_images(side), 1).to(self.device)
             try:
-                # Without the optimiser the calls leave no trace in what it later makes of the network.
+                # Without TorchScript's optimiser, these calls do not change how it later runs the network.
                 with torch.inference_mode(), torch.jit.optimized_execution(False):
                     calls = [self.module(images) for _ in range(2)]
             except FAILURES as error:

@@ -18,7 +18,7 @@ from udpm.scoring.extractor import Extractor
 
 FORMAT = "udpm-features/1"
 DIFFERENT = 8
-"""Mean over pixels of what they range over, in levels of 0..255, above which images are clearly not the same."""
+"""Images whose pixels range over more than this, 0..255, on average are clearly not the same."""
 PART = 1000
 """Images in one file of the cache: what a killed pass loses at most."""
 

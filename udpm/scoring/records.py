@@ -20,7 +20,7 @@ LIMITS = {
     **dict.fromkeys(("frechet_distance", "frechet_distance_best", "class_frechet_distance"), (0.0, float("inf"))),
     **dict.fromkeys(("nearest_distance", "nearest_distance_ratio"), (0.0, float("inf"))),
 }
-"""Between what a metric lies; all others are any finite number."""
+"""Smallest and largest possible value of a metric; others may be any finite number."""
 
 
 class Metric(Record):
@@ -56,7 +56,7 @@ class Against(Record):
 
 
 class Protocol(Record):
-    """How a score was measured."""
+    """The protocol of a score."""
 
     n: PositiveInt
     extractor: Used
@@ -68,7 +68,7 @@ class Protocol(Record):
 
 
 class Chosen(Record):
-    """How the milestone of a score was chosen."""
+    """The choice of a score's milestone."""
 
     iterations: list[NonNegativeInt]
     n: PositiveInt
@@ -84,7 +84,7 @@ class NoiseFile(Record):
 
 
 class Scored(Record):
-    """What was scored; all but its kind is None where it is unknown."""
+    """The subject of a score; None where a value is unknown."""
 
     kind: Literal["samples", "images", "heldout", "noise"]
     experiment: str | None = None
@@ -107,13 +107,13 @@ class Scored(Record):
 
 
 class Made(Record):
-    """Where a score came from."""
+    """The provenance of a score."""
 
     versions: dict[str, str] = {}
 
 
 class Score(Record):
-    """What a score must say."""
+    """Required content of a score."""
 
     format: Literal[FORMAT]
     subject: Scored

@@ -26,15 +26,15 @@ from udpm.scoring.inputs import Inputs
 FORMAT = "udpm-reference/1"
 
 ROUNDING = 1e-5
-"""How far a covariance may be off symmetric or positive semidefinite, as a share of its largest variance. Some
-publish what was added up in float32."""
+"""Allowed deviation from symmetry and from eigenvalues >= 0, as a share of the largest variance. Some published
+statistics were accumulated in float32."""
 
 CONSTANT = 1e-11
-"""Standard deviation that is none, as a share of the mean: float32 features that differ at all vary by far more."""
+"""Largest standard deviation that counts as none, as a share of the mean; float32 features that differ vary by more."""
 
 
 class ExtractorRecord(Record):
-    """What a reference says of its extractor."""
+    """The extractor in a reference's record."""
 
     name: str
     sha256: Sha256
@@ -42,7 +42,7 @@ class ExtractorRecord(Record):
 
 
 class ReferenceRecord(Record):
-    """What a reference says of itself."""
+    """Required content of a reference's record."""
 
     format: Literal[FORMAT]
     dataset: str
@@ -193,15 +193,18 @@ def check_statistics(path: str | Path, mu: np.ndarray, sigma: np.ndarray) -> Non
     """
     check_array(f"{path}: mu", mu, np.floating, ("d",))
     check_array(f"{path}: sigma", sigma, np.floating, (len(mu), len(mu)))
-    sigma = sigma.astype(np.float64)
+    sigma = sigma.astype(np.float64, copy=False)
     largest = float(np.diagonal(sigma).max())
     if np.sqrt(max(largest, 0)) <= CONSTANT * np.abs(mu).max():
         raise UserError(f"{path}: sigma has no variance above 0: an extractor that gives all images the same features")
-    if np.abs(sigma - sigma.T).max() > ROUNDING * largest:
+    difference = sigma - sigma.T
+    if np.abs(difference, out=difference).max() > ROUNDING * largest:
         raise UserError(f"{path}: sigma is not symmetric, so it is not a covariance")
+    shifted = sigma.copy()
+    shifted[np.diag_indices(len(mu))] += ROUNDING * largest
     try:
-        # Much quicker than eigenvalues, and it succeeds where all of them are above -ROUNDING·largest.
-        np.linalg.cholesky(sigma + ROUNDING * largest * np.eye(len(mu)))
+        # Much quicker than eigenvalues: it succeeds if all of them are above -ROUNDING·largest.
+        np.linalg.cholesky(shifted)
     except np.linalg.LinAlgError:
         raise UserError(f"{path}: sigma has negative eigenvalues, so it is not a covariance") from None
 

@@ -30,7 +30,7 @@ class Milestone(Record):
 
 
 class Selection(Record):
-    """What a selection must say."""
+    """Required content of a selection."""
 
     format: Literal[FORMAT]
     experiment: str | None

@@ -25,7 +25,7 @@ COUNTER = "n_averaged"
 
 
 class Manifest(Record):
-    """What a checkpoint's manifest must say."""
+    """Required content of a checkpoint's manifest."""
 
     format: Literal[FORMAT]
     iteration: PositiveInt
@@ -33,7 +33,7 @@ class Manifest(Record):
 
 
 class CheckpointRecord(Record):
-    """What a checkpoint must say of itself."""
+    """Required content of a checkpoint's description."""
 
     format: Literal[FORMAT]
     iteration: PositiveInt
@@ -83,7 +83,7 @@ def resume(
 
     Raises:
         UserError: there are checkpoints, but none is whole, or the newest of those does not belong to this run or is
-            no state that training comes to.
+            not a state that training reaches.
     """
     found = checkpoints(folder)
     for path in reversed(found):
@@ -92,12 +92,14 @@ def resume(
         except UserError as error:
             print(f"warning: passed over: {' '.join(str(error).split())}", file=sys.stderr)
             continue
+        # The file is whole: whatever is wrong with it was not left by a kill, so it is refused, not passed over.
+        validate(Manifest, manifest, str(_manifest(path)))
         tensors, description = read_tensors(path, FORMAT, integers=(COUNTER,))
         validate(CheckpointRecord, description, str(path))
         check(path, description)
-        _check_iteration(path, manifest.iteration, description["iteration"], total)
-        _check_state(path, state, tensors, manifest.iteration)
-        state.load(tensors, manifest.iteration)
+        _check_iteration(path, manifest["iteration"], description["iteration"], total)
+        _check_state(path, state, tensors, manifest["iteration"])
+        state.load(tensors, manifest["iteration"])
         return description
     # The manifest comes last: a single checkpoint without one is a first save that was interrupted; nothing is lost.
     if found and (len(found) > 1 or _manifest(found[0]).exists()):
@@ -120,27 +122,27 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose bytes are those that were written."""
-    manifest = validate(Manifest, read_json(_manifest(path), "checkpoint's manifest"), str(_manifest(path)))
-    if manifest.sha256 != sha256(path):
+    manifest = read_json(_manifest(path), "checkpoint's manifest")
+    if manifest.get("sha256") != sha256(path):
         raise UserError(f"{path}: its bytes are not those that were written (SHA-256)")
     return manifest
 
 
-def _check_iteration(path: Path, told: int, inside: int, total: int) -> None:
-    """Name, manifest and description agree, and training comes to this iteration."""
-    if not iteration_of(path) == told == inside:
+def _check_iteration(path: Path, manifest: int, description: int, total: int) -> None:
+    """Check that name, manifest and description agree, and that training reaches this iteration."""
+    if not iteration_of(path) == manifest == description:
         raise UserError(
-            f"{path}: is of iteration {iteration_of(path)} by its name, {told} by its manifest and {inside} by its own "
-            "description; remove it to go on from the one before"
+            f"{path}: is of iteration {iteration_of(path)} by its name, {manifest} by its manifest and {description} "
+            "by its own description; remove it to continue from the one before"
         )
-    if told > total:
-        raise UserError(f"{path}: is of iteration {told}, but this training ends at {total}; remove it")
+    if manifest > total:
+        raise UserError(f"{path}: is of iteration {manifest}, but this training ends at {total}; remove it")
 
 
 def _check_state(path: Path, state: State, tensors: dict[str, torch.Tensor], iteration: int) -> None:
-    """The tensors are a state of this run after so many iterations."""
+    """Check that the tensors are a state of this run after `iteration` iterations."""
     moments = {name for name in tensors if name.startswith("adam/")}
     expected = {name: value.shape for name, value in state.tensors().items() if not name.startswith("adam/")}
     for player, network in state.players().items():
