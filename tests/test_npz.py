@@ -1,16 +1,24 @@
 """Arrays of any file: what they claim is compared with what the file holds before memory is taken for it."""
 
 import io
+import os
+import tarfile
 import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
+import torch
 
+from udpm.core import zipped
 from udpm.core.errors import UserError
-from udpm.data import npz
+from udpm.core.zipped import check_archive
+from udpm.data import cifar
 from udpm.data.archive import list_members
+from udpm.data.cifar import Batches
 from udpm.data.npz import map_npy, read_npy, unpack
+from udpm.networks.importer import read_weights
+from udpm.scoring.extractor import load_extractor
 
 VALUES = b"x" * 8
 
@@ -73,11 +81,11 @@ def test_headers_are_held_against_the_file(tmp_path, case):
 
 
 def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(npz, "UNPACKED_BYTES", 2**22)
+    monkeypatch.setattr(zipped, "UNPACKED_BYTES", 2**22)
     bomb = header((2**26,), "|u1") + bytes(2**26)
     archive(tmp_path / "a.npz", ("a.npy", bomb), ("b.npy", header((1,)) + VALUES))
     tracemalloc.start()
-    with pytest.raises(UserError, match="unpack to 67109011 bytes, more than 4194304, 50 times the file's size"):
+    with pytest.raises(UserError, match="unpacks to 67109011 bytes, more than 4194304"):
         unpack(tmp_path / "a.npz", "noise file")
     # The directory may lie, too.
     data = (tmp_path / "a.npz").read_bytes()
@@ -164,3 +172,46 @@ def test_directories_that_claim_more_than_the_archive_holds(tmp_path):
         path.write_bytes(changed)
         with pytest.raises(UserError, match=r"a.zip: not a readable .zip: "):
             list_members(path)
+
+
+def test_files_of_pytorch_are_no_bombs(tmp_path, monkeypatch):
+    path = tmp_path / "a.pt"
+    torch.save({"a": torch.zeros(10)}, path)
+    check_archive(path, "checkpoint")
+    torch.jit.save(torch.jit.script(torch.nn.ReLU()), str(path))
+    check_archive(path, "checkpoint")
+    monkeypatch.setattr(zipped, "UNPACKED_BYTES", 2**16)
+    archive(path, ("archive/data.pkl", bytes(2**25)))
+    for read in (lambda: read_weights([path]), lambda: load_extractor(path, torch.device("cpu"))):
+        with pytest.raises(UserError, match="it unpacks to 33554432 bytes, more than"):
+            read()
+    os.mkfifo(tmp_path / "b.pt")
+    with pytest.raises(UserError, match=r"b.pt: .*a pipe, not a file"):
+        read_weights([tmp_path / "b.pt"])
+
+
+def test_a_tensor_that_claims_terabytes(tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save({"net.enc.SxS_conv.weight": torch.zeros(1).expand(2**20, 2**20)}, path)
+    with pytest.raises(UserError, match=r"a\.pt: "):
+        read_weights([path])
+
+
+def test_a_batch_of_few_bytes_is_small(tmp_path):
+    """An entry of the memo numbered 2^31, and lists in lists."""
+    nested = b"]" + b"".join(b"q%c](h%ch%ce" % (n, n, n) for n in range(60))
+    labels = b"}(U\x04dataNU\x06labels" + nested + b"u."
+    for content in (b"\x80\x02]r\xff\xff\xff\x7f.", b"\x80\x02" + labels):
+        with pytest.raises(UserError, match="not a python batch"):
+            Batches("python", tmp_path).parsed("test_batch", content)
+
+
+def test_an_archive_of_batches_that_unpacks_to_too_much(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar, "ARCHIVE_BYTES", 2**20)
+    with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz") as made:
+        for name in ("x", "data_batch_1.bin"):
+            member = tarfile.TarInfo(name)
+            member.size = 2**22
+            made.addfile(member, io.BytesIO(bytes(2**22)))
+    with pytest.raises(UserError, match="unpacks to more than 1048576 bytes"):
+        Batches("binary", tmp_path / "cifar-10-binary.tar.gz").content("data_batch_1.bin")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import struct
 import zipfile
 import zlib
 from array import array
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,15 +12,9 @@ import numpy as np
 
 from udpm.core.errors import UserError
 from udpm.core.reading import opened
+from udpm.core.zipped import Members, enter_member
 from udpm.data.picture import Refused
 
-_LOCAL_HEADER = struct.Struct("<4s22xHH")
-_ENTRY = struct.Struct("<4s4xHH4xIIIHHH8xI")
-_END, _LOCATOR, _END64 = struct.Struct("<4s4H2IH"), struct.Struct("<4sIQI"), struct.Struct("<4sQ2H2IQQQQ")
-_LONGEST_COMMENT = 0xFFFF
-_BEYOND32 = 0xFFFFFFFF
-_LARGEST = 2**62
-_ENCRYPTED = 0x1
 _WHY_NOT = "not a readable member of its archive"
 
 
@@ -47,106 +38,6 @@ def list_members(path: Path) -> tuple[list[bytes], np.ndarray]:
         except zipfile.BadZipFile as error:
             raise UserError(f"{path}: not a readable .zip: {error}") from None
     return names, np.frombuffer(keys, dtype=np.int64).reshape(-1, 5) if names else np.zeros((0, 5), dtype=np.int64)
-
-
-class Members:
-    """An archive's files, to iterate over: the name of each, as the bytes stored in it, and its key.
-
-    A key is offset, compressed size, size, method (-1: encrypted) and CRC-32. All of it lies inside of the file, and
-    no two members share its bytes.
-
-    Args:
-        file: the archive.
-
-    Raises:
-        zipfile.BadZipFile: on iterating, not an archive, or its directory is damaged.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def __iter__(self) -> Iterator[tuple[bytes, tuple[int, int, int, int, int]]]:
-        size, held = os.fstat(self._file.fileno()).st_size, 0
-        try:
-            count, shift = _find_directory(self._file)
-            for _ in range(count):
-                name, key = _directory_entry(self._file, shift)
-                offset, packed, unpacked, _, _ = key
-                held += packed
-                if not 0 <= offset <= size or held > size or unpacked > _LARGEST:
-                    raise zipfile.BadZipFile("its directory claims more than the file holds")
-                if not name.endswith(b"/"):
-                    yield name, key
-        except (OverflowError, ValueError, struct.error):
-            raise zipfile.BadZipFile("it is cut short, or its directory is damaged") from None
-
-
-def enter_member(file: BinaryIO, offset: int) -> bool:
-    """Go to the first byte of a member's data; whether there is a member at its offset."""
-    file.seek(offset)
-    header = file.read(_LOCAL_HEADER.size)
-    if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\x03\x04":
-        return False
-    _, name_length, extra_length = _LOCAL_HEADER.unpack(header)
-    file.seek(name_length + extra_length, 1)
-    return True
-
-
-def _find_directory(file: BinaryIO) -> tuple[int, int]:
-    """Go to the first entry of the directory.
-
-    Returns:
-        The number of entries, and how much further back everything lies than the archive says (something before it).
-    """
-    size = file.seek(0, 2)
-    file.seek(max(0, size - _END.size - _LONGEST_COMMENT))
-    tail = file.read()
-    place = tail.rfind(b"PK\x05\x06")
-    if place < 0:
-        raise zipfile.BadZipFile("File is not a zip file")
-    _, _, _, _, count, length, offset, _ = _END.unpack_from(tail, place)
-    end = size - len(tail) + place
-    locator = _read_at(file, end - _LOCATOR.size, _LOCATOR.size)
-    if locator.startswith(b"PK\x06\x07"):
-        end = _LOCATOR.unpack(locator)[2]
-        mark, *_, count, length, offset = _END64.unpack(_read_at(file, end, _END64.size))
-        if mark != b"PK\x06\x06":
-            raise zipfile.BadZipFile("its directory is damaged")
-    shift = end - length - offset
-    if shift < 0:
-        raise zipfile.BadZipFile("it is cut short, or its directory is damaged")
-    file.seek(shift + offset)
-    return count, shift
-
-
-def _directory_entry(file: BinaryIO, shift: int) -> tuple[bytes, tuple[int, int, int, int, int]]:
-    """The next entry's name and key."""
-    mark, flags, method, crc, packed, size, name_length, extra_length, comment_length, offset = _ENTRY.unpack(
-        file.read(_ENTRY.size)
-    )
-    if mark != b"PK\x01\x02":
-        raise zipfile.BadZipFile("its directory is damaged")
-    name, extra = file.read(name_length), file.read(extra_length)
-    file.seek(comment_length, 1)
-    if _BEYOND32 in (packed, size, offset):
-        size, packed, offset = _long_values(extra, (size, packed, offset))
-    return name, (offset + shift, packed, size, -1 if flags & _ENCRYPTED else method, crc)
-
-
-def _long_values(extra: bytes, values: tuple[int, ...]) -> list[int]:
-    """Values with those that do not fit into 32 bits taken from the entry's extra field, in their order."""
-    while len(extra) >= 4:
-        kind, length = struct.unpack_from("<HH", extra)
-        if kind == 1:
-            long = iter(struct.unpack_from(f"<{length // 8}Q", extra, 4))
-            return [next(long, value) if value == _BEYOND32 else value for value in values]
-        extra = extra[4 + length :]
-    return list(values)
-
-
-def _read_at(file: BinaryIO, place: int, count: int) -> bytes:
-    file.seek(max(0, place))
-    return file.read(count)
 
 
 def read_member(file: BinaryIO, key: np.ndarray, limit: int) -> bytes:

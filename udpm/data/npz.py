@@ -16,12 +16,8 @@ from numpy.lib import format as npy
 
 from udpm.core.errors import UserError
 from udpm.core.reading import opened
-from udpm.data.archive import Members, enter_member
+from udpm.core.zipped import Members, check_unpacked, enter_member
 
-UNPACKED_BYTES = 2**29
-UNPACKED_TIMES = 50
-"""Arrays may unpack to UNPACKED_BYTES, or to so many times the file's size: images of anything but one colour do not
-come near it."""
 MEMBERS = 4096
 PLAIN = "biufcSU"
 """Kinds of types whose values are plain bytes: no Python objects, and no records."""
@@ -68,7 +64,7 @@ def unpack(path: str | Path, what: str, names: Collection[str] | None = None) ->
         try:
             members = _arrays_in(file)
             wanted = [name for name in members if names is None or name in names]
-            _check_unpacked(sum(members[name][2] for name in wanted), os.fstat(file.fileno()).st_size)
+            check_unpacked(sum(members[name][2] for name in wanted), os.fstat(file.fileno()).st_size)
             return {name: _read_member(file, name, members[name]) for name in wanted}
         except (Damaged, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{path}: not a readable {what}: {error}") from None
@@ -119,12 +115,6 @@ def _arrays_in(file: BinaryIO) -> dict[str, np.ndarray]:
             raise Damaged(f"it holds more than {MEMBERS} arrays")
         found[array] = key
     return found
-
-
-def _check_unpacked(size: int, packed: int) -> None:
-    limit = max(UNPACKED_BYTES, UNPACKED_TIMES * packed)
-    if size > limit:
-        raise Damaged(f"its arrays unpack to {size} bytes, more than {limit}, {UNPACKED_TIMES} times the file's size")
 
 
 def _read_member(file: BinaryIO, name: str, key: tuple[int, ...]) -> np.ndarray:

@@ -16,6 +16,7 @@ from udpm.config.load import validate
 from udpm.config.model import Generator, ModelConfig, Process
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
+from udpm.core.zipped import check_archive
 from udpm.networks import architecture
 from udpm.networks.architecture import Tensors, UnknownArchitecture
 from udpm.networks.discriminator import DiscriminatorShape
@@ -234,17 +235,23 @@ def _published(path: Path) -> dict[str, Tensors]:
 def _is_state(state: Any) -> bool:
     if not isinstance(state, dict) or not state or not all(isinstance(name, str) for name in state):
         return False
-    return all(isinstance(value, torch.Tensor) and not value.is_complex() for value in state.values())
+    return all(
+        isinstance(value, torch.Tensor) and not value.is_complex() and _is_whole(value) for value in state.values()
+    )
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has a value of its own at every place; a step of 0 makes a few bytes look like terabytes."""
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _load(path: Path) -> Any:
+    check_archive(path, "checkpoint")
     try:
         with warnings.catch_warnings():
             # About pickle protocols; an error says enough.
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except Exception as error:  # The restricted unpickler fails on damaged bytes with errors of any type.
         told = str(error)
         if isinstance(error, pickle.UnpicklingError) and (refused := REFUSED.search(told)):

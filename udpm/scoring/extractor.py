@@ -20,6 +20,7 @@ from udpm.core.errors import UserError
 from udpm.core.files import sha256
 from udpm.core.published import INCEPTION, Published
 from udpm.core.reading import read_json
+from udpm.core.zipped import check_archive
 from udpm.scoring.inception import MODES, Inception
 from udpm.scoring.inputs import Inputs
 
@@ -256,6 +257,7 @@ def load_extractor(path: str | Path, device: torch.device, inputs: Inputs | None
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: extractor not found; scoring.extractor names a TorchScript file, digits or inception")
+    check_archive(path, "TorchScript file")
     try:
         module = torch.jit.load(str(path), map_location=device).eval()
     except (RuntimeError, ValueError) as error:
