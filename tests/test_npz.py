@@ -198,12 +198,15 @@ def test_a_tensor_that_claims_terabytes(tmp_path):
 
 
 def test_a_batch_of_few_bytes_is_small(tmp_path):
-    """An entry of the memo numbered 2^31, and lists in lists."""
+    """An entry of the memo numbered 2^24, and lists in lists."""
     nested = b"]" + b"".join(b"q%c](h%ch%ce" % (n, n, n) for n in range(60))
     labels = b"}(U\x04dataNU\x06labels" + nested + b"u."
-    for content in (b"\x80\x02]r\xff\xff\xff\x7f.", b"\x80\x02" + labels):
+    tracemalloc.start()
+    for content in (b"\x80\x02]r\xff\xff\xff\x00.", b"\x80\x02" + labels):
         with pytest.raises(UserError, match="not a python batch"):
             Batches("python", tmp_path).parsed("test_batch", content)
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
 
 
 def test_an_archive_of_batches_that_unpacks_to_too_much(tmp_path, monkeypatch):
