@@ -17,7 +17,18 @@ from PIL import Image
 
 from fuzz import mutate
 from udpm.cli import info
-from udpm.config import Latents, RunConfig, Sampling, Scoring, Study, load_cluster, load_dataset, load_sweep, to_json
+from udpm.config import (
+    DatasetConfig,
+    Latents,
+    RunConfig,
+    Sampling,
+    Scoring,
+    Study,
+    load_cluster,
+    load_dataset,
+    load_sweep,
+    to_json,
+)
 from udpm.config.load import read_resolved, resolve_run, validate
 from udpm.config.published import parse_command, read_flags, to_experiment
 from udpm.config.results import load_published, load_runtime
@@ -33,6 +44,7 @@ from udpm.data.journal import Journal
 from udpm.data.picture import Recipe, Refused, fit, quiet_decoders, to_rgb
 from udpm.data.prepare import prepare
 from udpm.data.samples import join_shards, load_samples
+from udpm.data.sources import open_source
 from udpm.data.store import open_store
 from udpm.networks.importer import read_weights
 from udpm.networks.weights import load_model
@@ -137,9 +149,23 @@ def _images(folder):
     grey.save(folder / "image16.png")
     members = {f"{name}/{number}.png": (folder / "image.png").read_bytes() for name in "ab" for number in range(3)}
     (folder / "images.zip").write_bytes(mutate.archive(members))
+    _labelled(folder / "labelled", (folder / "image.png").read_bytes())
     np.savez(folder / "images.npz", images=rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8))
     pictures.cifar(folder / "cifar", "python", count=2)
     pictures.cifar(folder / "cifar", "binary", count=2)
+
+
+def _labelled(folder, image):
+    """Images with label files of every kind."""
+    labels = {f"{number // 2:05d}/img{number:08d}.png": number % 2 for number in range(4)}
+    for name in labels:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(image)
+    (folder / "dataset.json").write_text(json.dumps({"labels": list(labels.items())}))
+    lines = [json.dumps({"file_name": name, "label": f"class {label}"}) for name, label in labels.items()]
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    rows = [f"{name},class {label}" for name, label in labels.items()]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label", *rows]) + "\n")
 
 
 COMMAND = (
@@ -337,6 +363,10 @@ def _pictures(folder, name):
     found[0 : len(found)]
 
 
+def _labels(folder, name):
+    open_source(DatasetConfig(source="folder", path=str(folder / "labelled"), side=8, classes=2, labels=name))
+
+
 def _flags(folder):
     flags, _ = read_flags(folder / "published.json")
     to_experiment(flags, "x", "published.json")
@@ -429,6 +459,11 @@ def registry(folder):
         Reader(
             "published checkpoint", "published.pt", mutate.as_zip, lambda f: read_weights([f / "published.pt"]), 0.1
         ),
+        Reader("label file .json", "labelled/dataset.json", as_json, partial(_labels, name="dataset.json")),
+        Reader(
+            "label file .jsonl", "labelled/metadata.jsonl", mutate.as_lines, partial(_labels, name="metadata.jsonl")
+        ),
+        Reader("label file .csv", "labelled/metadata.csv", mutate.text, partial(_labels, name="metadata.csv")),
         Reader("published config", "published.json", as_json, _flags),
         Reader("published command", "command.txt", mutate.as_words, _command),
         Reader(
