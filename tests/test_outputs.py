@@ -28,6 +28,8 @@ from udpm.data.samples import save_samples
 from udpm.networks.weights import read_tensors, write_tensors
 from udpm.reporting.bundle import bundle_run
 from udpm.scoring.score import FORMAT as SCORE_FORMAT
+from udpm.training import checkpoint
+from udpm.training.state import State
 
 
 def commands():
@@ -166,7 +168,7 @@ def outputs_of(words):
 
 
 def harmless(kind, number, folder):
-    suffix = kind.suffix or ".out" if isinstance(kind, OutputFile) else ""
+    suffix = (kind.suffixes or (".out",))[0] if isinstance(kind, OutputFile) else ""
     return folder / f"new{number}{suffix}"
 
 
@@ -190,7 +192,7 @@ WHY = ("reads", "must end in", "is a directory", "is a folder", "is a file", "th
 def places(kind, source, links):
     """What may be typed for an output of a kind so that it would harm `source`."""
     stem = isinstance(kind, OutputStem)
-    suffix = next(iter(kind.kinds)) if stem else getattr(kind, "suffix", None) or source.suffix
+    suffix = next(iter(kind.kinds)) if stem else (getattr(kind, "suffixes", ()) or (source.suffix,))[0]
     (links / f"link{suffix}").symlink_to(source)
     yield links / ("link" if stem else f"link{suffix}")
     if source.is_file():
@@ -607,6 +609,25 @@ def test_a_kill_at_any_rename_of_a_save_leaves_whole_files(project, tmp_path, mo
             assert tiny.snapshot(tmp_path) == versions[1]
 
 
+def test_a_kill_at_any_rename_of_a_checkpoint_leaves_one_to_go_on_from(tmp_path):
+    state = State.fresh(tiny.run_config(), torch.device("cpu"))
+
+    def save(iteration):
+        state.iteration = iteration
+        checkpoint.save_checkpoint(tmp_path, state, {})
+
+    killed, number = True, 0
+    while killed:
+        number += 1
+        for after in (False, True):
+            for path in tmp_path.iterdir():
+                path.unlink()
+            save(1)
+            killed = renames_until_killed(lambda: save(2), number, after)
+            assert checkpoint.resume(tmp_path, state, lambda *_: None)["iteration"] in ((1, 2) if killed else (2,))
+    assert number > 2
+
+
 # --- places that are no place for a file -----------------------------------------------------------------------------
 
 
@@ -726,6 +747,25 @@ def test_what_is_read_may_lie_next_to_what_is_written(tmp_path):
     assert not tiny.call("summary", "digits", "--results", results, "--output", results)
     assert tiny.call("summary", "digits", "--results", results, "--output", results / "runs/digits") == 2
     guard([Output("--output", tmp_path / "a.json", kinds.SCORE)], [Input("--samples", tmp_path / "b.json")])
+
+
+def test_schemas_are_written_into_a_configuration_only(tmp_path, capsys):
+    photographs(tmp_path / "photos")
+    shutil.copytree(tiny.ROOT / "config", tmp_path / "config")
+    shutil.copytree(tiny.ROOT / "docs", tmp_path / "docs")
+    places = {"--config": tmp_path / "config", "--docs": tmp_path / "docs"}
+    assert not tiny.call("schema", *(word for pair in places.items() for word in pair))
+    (tmp_path / "README").write_text("mine")
+    before = tiny.snapshot(tmp_path)
+    for option in places:
+        given = places | {option: tmp_path / "photos"}
+        assert tiny.call("schema", *(word for pair in given.items() for word in pair)) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "photos" in line
+        assert tiny.snapshot(tmp_path) == before
+    (tmp_path / "config/schema/sweep.schema.json").write_text('{"mine": 1}')
+    assert tiny.call("schema", *(word for pair in places.items() for word in pair)) == 2
+    assert "sweep.schema.json: exists, and is no JSON schema that udpm wrote" in capsys.readouterr().err
 
 
 def test_help_needs_no_guard(capsys):

@@ -71,7 +71,7 @@ def test_schemas_are_the_models(kind):
 
 def test_the_manual_lists_every_key():
     manual = (CONFIG / "README.md").read_text()
-    assert insert(manual, KEYS, key_reference()) == manual, "run `udpm schema`"
+    assert insert(CONFIG / "README.md", manual, KEYS, key_reference()) == manual, "run `udpm schema`"
 
 
 @pytest.mark.parametrize(

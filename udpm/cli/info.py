@@ -13,7 +13,11 @@ from udpm.core import kinds
 
 @click.command(cls=Verb, epilog="Example: udpm info results/datasets/digits --check --sheet digits.png")
 @click.argument("path", type=ANY)
-@click.option("--sheet", type=OutputFile(kinds.SHEET), help="Also draw a contact sheet of a data set (.png or .jpg).")
+@click.option(
+    "--sheet",
+    type=OutputFile(kinds.SHEET, ".png", ".jpg", ".jpeg"),
+    help="Also draw a contact sheet of a data set (.png or .jpg).",
+)
 @click.option("--check", is_flag=True, help="Compare all bytes of a data set or cache with its record.")
 def command(path: Path, sheet: Path | None, check: bool) -> None:
     """Say what a file or folder made by udpm is: its record, as JSON.

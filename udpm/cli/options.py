@@ -74,19 +74,19 @@ class OutputFile(OutputPath):
 
     Args:
         kind: what it is.
-        suffix: that its name must have, if any.
+        suffixes: of which its name must have one, if any.
         sides: by suffix, kinds of files that get the same name.
     """
 
-    def __init__(self, kind: FileKind, suffix: str | None = None, sides: dict[str, FileKind] | None = None) -> None:
+    def __init__(self, kind: FileKind, *suffixes: str, sides: dict[str, FileKind] | None = None) -> None:
         super().__init__(path_type=Path, dir_okay=False)
-        self.kind, self.suffix, self.sides = kind, suffix, sides or {}
+        self.kind, self.suffixes, self.sides = kind, suffixes, sides or {}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """The path."""
         path = super().convert(value, param, ctx)
-        if self.suffix and path.suffix != self.suffix:
-            self.fail(f"{path} must end in {self.suffix}", param, ctx)
+        if self.suffixes and path.suffix.lower() not in self.suffixes:
+            self.fail(f"{path} must end in {' or '.join(self.suffixes)}", param, ctx)
         return path
 
     def outputs(self, option: str, path: Path, params: dict[str, Any]) -> Iterator[Output]:

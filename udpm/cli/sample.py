@@ -28,7 +28,7 @@ def _shard(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 @click.option("--config", type=FILE, help="Resolved sampling section (udpm resolve --part sampling); options win.")
 @click.option(
     "--output",
-    type=OutputFile(kinds.SAMPLES, ".npz", {".json": kinds.SAMPLE_RECORD}),
+    type=OutputFile(kinds.SAMPLES, ".npz", sides={".json": kinds.SAMPLE_RECORD}),
     help="The sample set, .npz; its record goes beside it, .json.",
 )
 @click.option(

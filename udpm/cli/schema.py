@@ -6,7 +6,11 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import OutputPlace, Verb
+from udpm.cli.options import OutputPlace, Verb, check
+from udpm.core import kinds
+from udpm.core.outputs import Output
+
+MANUAL_BYTES = 1 << 24
 
 
 @click.command(cls=Verb, epilog="Example: udpm schema")
@@ -21,11 +25,13 @@ def command(config: Path, docs: Path) -> None:
     from udpm.config.published import flag_table
     from udpm.config.schema import FILES, FLAGS, KEYS, insert, json_schema, key_reference
     from udpm.core.files import write_json, write_text
+    from udpm.core.reading import read_text
 
-    for kind in FILES:
-        write_json(config / "schema" / f"{kind}.schema.json", json_schema(kind))
-    for path, name, text in (
-        (config / "README.md", KEYS, key_reference()),
-        (docs / "published-code.md", FLAGS, flag_table()),
-    ):
-        write_text(path, insert(path.read_text(encoding="utf-8"), name, text))
+    manuals = ((config / "README.md", KEYS, key_reference()), (docs / "published-code.md", FLAGS, flag_table()))
+    texts = {path: insert(path, read_text(path, "manual", MANUAL_BYTES), name, text) for path, name, text in manuals}
+    schemas = {config / "schema" / f"{kind}.schema.json": json_schema(kind) for kind in FILES}
+    check(writes=[Output("--config", path, kinds.SCHEMA) for path in schemas])
+    for path, schema in schemas.items():
+        write_json(path, schema)
+    for path, text in texts.items():
+        write_text(path, text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -12,6 +13,7 @@ from udpm.config.resources import ClusterConfig
 from udpm.config.results import PublishedRuntime, PublishedTable
 from udpm.config.study import Study
 from udpm.config.sweep import Sweep
+from udpm.core.errors import UserError
 
 FILES: dict[str, type[BaseModel]] = {
     "experiment": Experiment,
@@ -57,17 +59,23 @@ def key_reference() -> str:
     return "\n\n".join(parts)
 
 
-def insert(document: str, name: str, text: str) -> str:
+def insert(path: Path, document: str, name: str, text: str) -> str:
     """A document with what stands between the markers of `name` replaced.
 
+    Args:
+        path: where it was read, for the error.
+        document: its text.
+        name: of the markers.
+        text: that comes between them.
+
     Raises:
-        ValueError: the markers are not there.
+        UserError: the markers are not there.
     """
     begin, end = f"<!-- {name}: made by `udpm schema` -->", f"<!-- /{name} -->"
     before, marker, rest = document.partition(begin)
     _, closing, after = rest.partition(end)
     if not (marker and closing):
-        raise ValueError(f"the document lacks the markers {begin} and {end}")
+        raise UserError(f"{path}: lacks the markers {begin} and {end}, between which `udpm schema` writes")
     return f"{before}{begin}\n\n{text}\n\n{end}{after}"
 
 

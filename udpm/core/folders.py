@@ -60,7 +60,9 @@ def foreign(folder: Path, kind: FolderKind) -> str | None:
         return None
     listed = _listed(folder, kind)
     if listed is None:
-        return f"holds other files ({_shown(found)}), not a {kind.what}; name a new or an empty folder"
+        return (
+            f"holds other files ({_shown(found)}), not a {kind.what}; name a new or an empty folder, or delete this one"
+        )
     own, patterns = listed
     others = [name for name in found if name not in own and not any(fnmatch.fnmatchcase(name, p) for p in patterns)]
     others += [name for name in found if name not in others and not _is_plain(folder / name)]

@@ -189,6 +189,7 @@ CARD = FileKind("model card", lambda path: leading(path).startswith(b"---\nlibra
 EXPERIMENT = FileKind(
     "best point", lambda path: b"Copied to config/experiments/NAME.yaml it runs" in leading(path, 1 << 12)
 )
+SCHEMA = FileKind("JSON schema", lambda path: leading(path).startswith(b'{\n  "$schema": "https://json-schema.org/'))
 SHEET_TITLE = "udpm contact sheet"
 SHEET = FileKind("contact sheet", lambda path: SHEET_TITLE.encode() in leading(path, 1 << 12))
 PAGE_TITLE = "What ran, and what came of it"
