@@ -19,7 +19,7 @@ from udpm.cli.options import InputPath, OutputFile, OutputFolder, OutputPath, Ou
 from udpm.config import DatasetConfig, Latents, Sampling, Scoring, to_json
 from udpm.core import folders, kinds
 from udpm.core.errors import UserError
-from udpm.core.files import atomic_path, write_json
+from udpm.core.files import atomic_path, sha256, write_json
 from udpm.core.outputs import Input, Output, guard
 from udpm.data.cache import write_cache
 from udpm.data.export import export_images
@@ -111,7 +111,7 @@ FORMS = {
     "bench sample": "digits --config config --output {}",
     "info": "dataset --sheet {}",
 }
-WITHOUT = {"status", "sweep status", "bench table"}
+WITHOUT = {"status", "clean", "sweep status", "bench table"}
 """Commands that write nothing."""
 
 
@@ -614,7 +614,8 @@ def test_a_kill_at_any_rename_of_a_checkpoint_leaves_one_to_go_on_from(tmp_path)
 
     def save(iteration):
         state.iteration = iteration
-        checkpoint.save_checkpoint(tmp_path, state, {})
+        told = {"dataset_sha256": "0" * 64, "processes": [], "origin": None, "run": {}}
+        checkpoint.save_checkpoint(tmp_path, state, told)
 
     killed, number = True, 0
     while killed:
@@ -624,7 +625,10 @@ def test_a_kill_at_any_rename_of_a_checkpoint_leaves_one_to_go_on_from(tmp_path)
                 path.unlink()
             save(1)
             killed = renames_until_killed(lambda: save(2), number, after)
-            assert checkpoint.resume(tmp_path, state, lambda *_: None)["iteration"] in ((1, 2) if killed else (2,))
+            manifests = [json.loads(path.read_text()) for path in tmp_path.glob("0*.json")]
+            files = {told["iteration"]: tmp_path / f"{told['iteration']:09d}.safetensors" for told in manifests}
+            assert all(told["sha256"] == sha256(files[told["iteration"]]) for told in manifests)
+            assert max(files) in ((1, 2) if killed else (2,))
     assert number > 2
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FOLDER
+from udpm.cli.options import FOLDER, Verb
 
 
-@click.command(epilog="Example: udpm clean results")
+@click.command(cls=Verb, epilog="Example: udpm clean results")
 @click.argument("folders", nargs=-1, required=True, type=FOLDER, metavar="FOLDER...")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def command(folders: tuple[Path, ...], yes: bool) -> None:
