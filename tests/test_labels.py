@@ -439,6 +439,16 @@ def test_a_name_twice_in_an_archive_is_refused(tmp_path):
             opened(tmp_path / "a.zip", classes=2)
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_label_file_twice_in_an_archive_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.png", IMAGES[0])
+        for label in (0, 1):
+            archive.writestr("metadata.csv", f"file_name,label\na.png,{label}\n")
+    with pytest.raises(UserError, match=r"metadata\.csv is in it 2 times"):
+        opened(tmp_path / "a.zip", classes=1)
+
+
 def test_paths_as_people_write_them(tmp_path, monkeypatch):
     folder, _ = placed(tmp_path, ["1.png"], {})
     (tmp_path / "l.csv").write_text("file_name,label\n1.png,cat\n")

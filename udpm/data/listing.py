@@ -143,6 +143,7 @@ def list_images(root: Path, limit: int, obtain: str = "") -> Listing:
     else:
         hint = f"; {obtain}" if obtain else ""
         raise UserError(f"{root}: no such folder or .zip; `path` must name what holds the images{hint}")
+    _check_names(root, [tidy(name) for name in names])
     order = sorted(range(len(names)), key=names.__getitem__)
     wanted = [i for i in order if _is_image(names[i])]
     others = {names[i]: keys[i] for i in order if not _is_image(names[i])}
@@ -151,7 +152,6 @@ def list_images(root: Path, limit: int, obtain: str = "") -> Listing:
         found = told_counts(listing.left_out())
         there = f"; found {found}" if found else ""
         raise UserError(f"{root}: no images in it; looked for {', '.join(name.decode() for name in SUFFIXES)}{there}")
-    _check_names(root, listing.places())
     return listing
 
 
