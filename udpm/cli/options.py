@@ -17,8 +17,8 @@ from udpm.core.usage import measured
 CONFIG_PARTS = ("config.yaml", "cluster.yaml", "experiments", "datasets", "sweeps", "published")
 """What is read of a folder of the configuration."""
 RESULT_PARTS = (
-    *("caches", "configs", "datasets", "extractors", "features", "images", "latents", "references", "runs", "samples"),
-    *("scores", "selection", "speed"),
+    *("caches", "configs", "content", "datasets", "extractors", "features", "images", "latents", "references", "runs"),
+    *("samples", "scores", "selection", "speed"),
 )
 """What is read of a folder of results. Tables, figures and pages go elsewhere in it."""
 
