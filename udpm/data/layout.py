@@ -96,9 +96,11 @@ def unwrapped(names: list[bytes]) -> bytes:
 
 
 def _roots(places: list[bytes], config: DatasetConfig) -> list[bytes]:
-    """The root, and the single folders around everything; a split is none of these, nor is the only class."""
+    """The root and the single folders around everything, which are neither a split nor the only class."""
     roots = [b""]
-    around = b"" if config.classes == 1 else unwrapped(places)
+    around = unwrapped(places)
+    if config.classes == 1 and not any(split_of(_top(name, around)) for name in places):
+        around = b""
     for part in around.split(b"/")[:-1]:
         if config.splits is None and split_of(part):
             break
