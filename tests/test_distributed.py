@@ -92,7 +92,7 @@ def srun(*arguments, job="7", program=("-m", "udpm")):
     return tasks
 
 
-def ended(process, seconds=400):
+def ended(process, seconds=550):
     _, told = process.communicate(timeout=seconds)
     return process.returncode, told
 

@@ -334,7 +334,7 @@ def test_a_heat_map_with_a_cell_missing(config, tmp_path):
 
 def snakemake(folder, *arguments):
     command = [BIN / "snakemake", *arguments]
-    return subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True, timeout=300)
+    return subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True)
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def write_config(folder, **changes):
 def udpm(*arguments, check=True, **options):
     """Run a udpm command as a user would."""
     command = [sys.executable, "-m", "udpm", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, **options)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **options)
     if check and done.returncode:
         raise AssertionError(f"{command} exited {done.returncode}:\n{done.stdout}{done.stderr}")
     return done
@@ -129,7 +129,7 @@ class Held:
         (self.folder / "go-on").touch()
 
 
-def wait_for(condition, *processes, seconds=300):
+def wait_for(condition, *processes, seconds=550):
     """Wait until a condition holds; fails when one of the processes ends before, or after far more than it can take."""
     deadline = time.monotonic() + seconds
     while not condition():
