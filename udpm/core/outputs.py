@@ -57,9 +57,9 @@ def guard(outputs: Iterable[Output], inputs: Iterable[Input]) -> None:
     """Check before the work that its results can be written, and cost nobody anything.
 
     An output is refused if it is an input (under another name, too: a link, a hard link), lies in an input's folder, or
-    is a folder around one; if it is another output; if it exists and is not recognised as this kind of file or folder,
-    made by udpm and, where it is a folder that is replaced, with nothing else in it; if it is neither a file nor a
-    folder (a device, a pipe); or if it cannot be written.
+    is a folder around one that would be replaced; if it is another output; if it exists and is not recognised as this
+    kind of file or folder, made by udpm and, where it is a folder that is replaced, with nothing else in it; if it is
+    neither a file nor a folder (a device, a pipe); or if it cannot be written.
 
     Raises:
         UserError: an output is refused.
@@ -138,8 +138,8 @@ def _check_input(output: Output, place: _Place, read: Input, other: _Place) -> N
     around = place.around.get(other.identity)
     if around is not None and not read.holds(around, place.real.relative_to(around)):
         raise _refuse(output, f"lies in {read.path}, which {read.option} reads; name another place")
-    # A folder in which other files are written may lie around an input: these files are outputs of their own.
-    if isinstance(output.kind, FolderKind | KeptFolder) and place.identity in other.around:
+    # A folder that is not replaced may lie around an input, as a run's does around its configuration.
+    if isinstance(output.kind, FolderKind) and place.identity in other.around:
         raise _refuse(output, f"lies around {read.path}, which {read.option} reads; name another place")
 
 
