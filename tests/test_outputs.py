@@ -326,7 +326,7 @@ TWICE = {
     "latents": "latents swap run/weights.safetensors --labels 3 --output {}/l.npz",
     "reference": "reference dataset --extractor x.pt --config scoring.json --features {0}/features --output {0}/r.npz",
     "summary": "summary digits --config config --results {0} --output {0}",
-    "paper": "paper table1 training --config config --results {0} --output {0}/paper",
+    "paper": "paper table1 --config config --results {0} --output {0}/paper",
     "card": "card run --output {}/README.md",
     "curves": "figure curves run/metrics.jsonl --output {}/curves",
     "schedule": "schedule digits --config config --output {}/schedule",

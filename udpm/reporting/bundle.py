@@ -12,7 +12,7 @@ from udpm.core.folders import atomic_folder
 from udpm.core.kinds import BUNDLE
 from udpm.core.reading import read_json
 from udpm.data.samples import load_samples
-from udpm.reporting.card import model_card, run_config
+from udpm.reporting.card import model_card, results_of, run_config
 from udpm.training.records import read_complete
 
 FORMAT = "udpm-bundle/1"
@@ -40,7 +40,7 @@ def bundle_run(run: Path, folder: Path) -> list[str]:
     record = read_complete(run)
     if sha256(run / WEIGHTS) != record["weights_sha256"]:
         raise UserError(f"{run / WEIGHTS}: not the weights that complete.json records; train or import them again")
-    results, place = run.parents[2], Path(run.parent.name) / run.name
+    results, place = results_of(run), Path(run.parent.name) / run.name
     scores = sorted((results / "scores" / place.parent).glob(f"{place.name}*.json"))
     scores = [path for path in scores if path.stem in (place.name, f"{place.name}_best")]
     with atomic_folder(folder, BUNDLE) as building:

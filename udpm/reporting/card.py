@@ -65,8 +65,13 @@ def run_config(run: Path) -> RunConfig:
     """
     own = run / "config.json"
     if not own.exists():
-        own = run.parents[1].parent / "configs" / run.parent.name / f"{run.name}.json"
+        own = results_of(run) / "configs" / run.resolve().parent.name / f"{run.resolve().name}.json"
     return read_resolved(RunConfig, own)
+
+
+def results_of(run: Path) -> Path:
+    """The folder of results that a run lies in, as RESULTS/runs/EXPERIMENT/seedN; of another run, the one so far up."""
+    return run.resolve().parent.parent.parent
 
 
 def _front_matter(name: str, config: RunConfig, scores: list[dict[str, Any]]) -> dict[str, Any]:
@@ -108,7 +113,7 @@ def _what(config: RunConfig) -> str:
 
 def _prepared(run: Path, config: RunConfig) -> dict[str, Any]:
     """The record of the images that the results hold under the data set's name; empty where they hold none."""
-    path = run.parents[1].parent / "datasets" / config.dataset_name / "dataset.json"
+    path = results_of(run) / "datasets" / config.dataset_name / "dataset.json"
     return read_json(path, "data set's record") if path.exists() else {}
 
 
