@@ -146,7 +146,7 @@ CASES = {
     "a check of a changed record": (
         lambda f: edit_json(f / "dataset/dataset.json", sha256="0" * 64),
         "info dataset --check",
-        "dataset: not as it was made: dataset.json changed",
+        "dataset/dataset.json: was changed since it was written",
     ),
     "a check of a changed level": (
         lambda f: tiny.flip_byte(f / "cache/level_1.npy", 999),

@@ -157,9 +157,10 @@ def join_shards(shards: Sequence[Path], output: Path) -> None:
         raise UserError(f"--output: {output} must end in .json")
     records = {}
     for path in shards:
-        records[path] = _load(path).record
+        records[path] = _record(record_path(path))
         if "shard" not in records[path]:
             raise UserError(f"{path}: is a whole sample set, not a shard of one")
+        _load(path, records[path])
     ordered = sorted(records, key=lambda path: records[path]["shard"])
     expected = [[index, len(shards)] for index in range(1, len(shards) + 1)]
     found = [records[path]["shard"] for path in ordered]
@@ -193,10 +194,12 @@ def _joined(path: Path, record: dict[str, Any]) -> SampleSet:
 
 def _load(path: Path, told: dict[str, Any] | None = None) -> SampleSet:
     """A set in one file, whose record lies beside it unless it is `told`."""
-    arrays = read_npz(path, "sample set", "udpm sample")
+    if not os.path.lexists(path):
+        raise UserError(f"{path}: sample set not found; `udpm sample` makes it")
     record = _record(record_path(path)) if told is None else told
     if record["sha256"] != sha256(path):
         raise UserError(f"{record_path(path)}: does not describe {path.name}; draw the sample set again")
+    arrays = read_npz(path, "sample set")
     _check_arrays(path, arrays, record)
     outputs = {int(OUTPUTS.fullmatch(name)[1]): arrays[name] for name in arrays if OUTPUTS.fullmatch(name)}
     return SampleSet(arrays["images"], arrays["labels"], record, outputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,8 @@ def read_tensors(
     Raises:
         UserError: missing, damaged, of another format, or with tensors of another type or that are not finite.
     """
+    if not os.path.lexists(path):
+        raise UserError(f"{path}: no such file")
     description = read_header(path).description
     found = description.get("format")
     if found != expected_format:
