@@ -373,14 +373,14 @@ BAD = {
         "images have 16×16 pixels, but the reference real was made of 12×12; bring them to its size",
     ),
     "other channels": (
-        lambda f: np.savez(f / "grey.npz", images=pictures(0, 4)[..., :1]),
+        lambda f: np.savez(f / "grey.npz", images=pictures(0, 4)[..., :2]),
         SCORE_LINE.replace("drawn", "grey.npz"),
-        "grey.npz: images is uint8 (4, 12, 12, 1); expected uint8 (N, height, width, 3)",
+        "grey.npz: images is uint8 (4, 12, 12, 2); expected uint8 (N, height, width, 3)",
     ),
     "an array of something else": (
         lambda f: np.savez(f / "other.npz", mu=np.zeros(3)),
         SCORE_LINE.replace("drawn", "other.npz"),
-        "other.npz: has no array called images or arr_0",
+        "other.npz: mu is float64 (3,); expected uint8 (N, height, width, 3)",
     ),
     "another extractor": (another_extractor, SCORE_LINE, "x.pt: is not the extractor of the reference (SHA-256"),
     "another preprocessing": (

@@ -1,10 +1,13 @@
 """Published checkpoints, through the command line: what they hold is read off their tensors."""
 
+import argparse
 import json
 import pickle
 import shutil
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import golden_vectors as golden
 import numpy as np
@@ -12,10 +15,13 @@ import pytest
 import tiny
 import torch
 import yaml
+from safetensors.torch import save_file
 
 import udpm
 from udpm.cli import main
 from udpm.config.load import resolve_run, to_json
+from udpm.core.errors import UserError
+from udpm.networks.architecture import generator_shape, load_generator
 from udpm.networks.weights import load_model
 
 NETWORKS = ["net_ncsn_cond", "net_ncsn_uncond", "net_ddpm_cond", "net_adm_cond"]
@@ -85,6 +91,11 @@ def test_without_any_configuration_the_outputs_are_the_published_ones(tmp_path, 
     for side in sides:
         found = model.generator(vectors[f"io/x_{side}"], vectors[f"io/t_{side}"], vectors.get(f"io/y_{side}"))
         assert golden.relative_error(found, vectors[f"io/out_{side}"]) < TOLERANCE
+
+
+def test_loading_a_published_checkpoint_points_to_the_import(folder):
+    with pytest.raises(UserError, match="udpm import brings it over"):
+        udpm.load("model_ema_state_x.pt")
 
 
 def test_all_that_the_tensors_tell(folder, capsys):
@@ -171,6 +182,53 @@ def test_an_imported_run_is_what_the_experiment_says(folder):
     assert (udpm.load("again/weights.safetensors", "raw").sample(2) == images).all()
 
 
+def _prefixed(prefix):
+    return {prefix + name: value for name, value in state_dict("net_ncsn_cond").items()}
+
+
+HELD = {
+    "an averaged model": (lambda: {"n_averaged": torch.tensor(3), **_prefixed("module.")}, ["ema"]),
+    "an averaged model under model": (
+        lambda: {"model": {"n_averaged": torch.tensor(3), **_prefixed("module.")}},
+        ["ema"],
+    ),
+    "a state_dict of a framework": (lambda: {"state_dict": _prefixed("model."), "epoch": 3}, ["raw"]),
+    "both kinds": (lambda: {"model": _prefixed(""), "ema": _prefixed("")}, ["ema", "raw"]),
+    "compiled and distributed": (lambda: {"model": _prefixed("module._orig_mod.")}, ["raw"]),
+    "options and counters": (
+        lambda: {
+            "model": _prefixed(""),
+            "args": argparse.Namespace(lr=np.float64(1e-4), data_dir=Path("x"), seen=np.int64(3)),
+            "random": np.random.RandomState(0).get_state(),
+            "more": types.SimpleNamespace(loss=np.float32(0.3)),
+        },
+        ["raw"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HELD)
+def test_weights_are_read_from_what_others_save(tmp_path, case, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make, kinds = HELD[case]
+    torch.save(make(), "theirs.pt")
+    assert run("import", "theirs.pt", "--output", "ours.safetensors") == 0
+    expected = load_generator(state_dict("net_ncsn_cond"), generator_shape(state_dict("net_ncsn_cond")))
+    for kind in kinds:
+        found = load_model("ours.safetensors", kind).generator.state_dict()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert f"holds {' and '.join(kinds)}" in capsys.readouterr().out
+
+
+def test_plain_safetensors_are_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_file(_prefixed("model."), "theirs.safetensors")
+    shutil.copy("theirs.safetensors", "named.pt")
+    for name in ("theirs.safetensors", "named.pt"):
+        assert run("import", name, "--output", f"{name}.ours.safetensors") == 0
+        assert load_model(f"{name}.ours.safetensors").config.side == 32
+
+
 class Trap:
     """Would write a file if it were ever unpickled."""
 
@@ -222,6 +280,26 @@ IMPORT = "import bad.pt --output out.safetensors"
 WITH_JSON = "import model_ema_state_x.pt --config bad.json --output out.safetensors"
 CASES = {
     "code in it": (_code, IMPORT, "bad.pt: refused, nothing of it was run"),
+    "code next to options": (
+        lambda f: torch.save({"model": {}, "args": argparse.Namespace(trap=Trap(str(f / "sprung")))}, "bad.pt"),
+        IMPORT,
+        "save the tensors alone: torch.save(model.state_dict(), FILE)",
+    ),
+    "a whole model": (
+        lambda f: torch.save(torch.nn.Linear(2, 2), "bad.pt"),
+        IMPORT,
+        "(Unsupported global: GLOBAL torch.nn.modules.linear.Linear); where it was made, save the tensors alone",
+    ),
+    "a TorchScript file": (
+        lambda f: torch.jit.save(torch.jit.trace(torch.nn.Flatten(), torch.zeros(2, 3, 4, 4)), "bad.pt"),
+        IMPORT,
+        "bad.pt: not a checkpoint but a TorchScript file (for --extractor)",
+    ),
+    "a published checkpoint sampled from": (
+        lambda f: None,
+        "sample model_ema_state_x.pt --output out.npz",
+        "not a readable safetensors file; it is a PyTorch checkpoint (udpm import brings it over)",
+    ),
     "a plain pickle with code": (_plain_pickle, IMPORT, "bad.pt: refused, nothing of it was run"),
     "truncated": (_truncate, IMPORT, "bad.pt: not a readable checkpoint; it may be truncated"),
     "rubbish": (lambda f: (f / "bad.pt").write_bytes(b"rubbish"), IMPORT, "bad.pt: not a readable checkpoint"),
@@ -399,7 +477,7 @@ def test_a_published_checkpoint_reaches_a_scored_report_without_training(tmp_pat
         shutil.copytree(tiny.ROOT / name, tmp_path / name)
     torch.manual_seed(0)
     smoke = resolve_run("digits-smoke", 0, tmp_path / "config")
-    torch.save(as_published(smoke), tmp_path / "model_ema_state_digits.pt")
+    torch.save(tiny.as_published(smoke.model), tmp_path / "model_ema_state_digits.pt")
     (tmp_path / "config/experiments/theirs.yaml").write_text(
         "extends: digits-smoke\ntraining: imported\nweights: model_ema_state_digits.pt\n"
     )
@@ -412,18 +490,3 @@ def test_a_published_checkpoint_reaches_a_scored_report_without_training(tmp_pat
     table = (tmp_path / "results/tables/scores.md").read_text()
     assert "imported ema weights" in table
     assert (tmp_path / "results/report.html").stat().st_size > 100_000
-
-
-def as_published(config):
-    """A generator's weights under the published names, with the filters that the published code stores."""
-    from udpm.networks.build import build_generator
-    from udpm.networks.published import generator_names
-
-    network = build_generator(config.model)
-    names = generator_names(network.shape)
-    state = {}
-    for name, value in network.state_dict().items():
-        module, _, kind = name.rpartition(".")
-        state[f"{names[module]}.{'freqs' if kind == 'frequencies' else kind}"] = value
-    state["net.enc.4x4_down.conv0.resample_filter"] = torch.ones(1, 1, 4, 4) / 16
-    return state

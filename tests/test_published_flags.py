@@ -1,16 +1,65 @@
 """Every flag of the published commands is accepted and lands where the manual's table says."""
 
 import json
+import shutil
 
 import pytest
 import tiny
+import torch
 
 from udpm.cli import main
-from udpm.config import Experiment
-from udpm.config.load import load_dataset, load_experiment, validate
+from udpm.config import Experiment, ModelConfig
+from udpm.config.load import load_dataset, load_experiment, resolve_run, validate
 from udpm.config.published import FLAGS, flag_table, parse_command, read_flags, to_experiment
 from udpm.core.errors import UserError
 from udpm.networks.move import describe
+
+README = {
+    "sample cifar10": (
+        "python sample.py --checkpoints_dir <<CHECKPOINTS DIRECTORY>> --batch_size 1 --suffix UDPM32_CIFAR10 "
+        "--img_size 32 --classes_num 10 --use_ema --n_samples 10 --net_type NCSN --            num_blocks_per_res 4 "
+        "--model_channels 128 --model_ch_mult 2 2 2 --model_att_res 16 --t_type discrete --out_dir <<OUTPUT "
+        "DIRECTORY>>"
+    ),
+    "sample afhqv2": (
+        "python sample.py --checkpoints_dir <<CHECKPOINTS DIRECTORY>> --batch_size 1 --suffix UDPM64_AFHQv2 "
+        "--img_size 64 --classes_num 0 --use_ema --n_samples 10 --net_type NCSN --num_blocks_per_res 4 "
+        "--model_channels 128 --model_ch_mult 1 2 2 2 --model_att_res 16 --t_type discrete --out_dir <<OUTPUT "
+        "DIRECTORY>>"
+    ),
+    "train cifar10": (
+        "python train_DDP.py --training_steps 600000  --batch_per_GPU 64   --checkpoints_dir <<CHECKPOINTS_DIR>> "
+        "--data_dir <<DATA_DIR>> --num_workers 4 --lr 1e-4 --lr_disc 1e-4 --suffix UDPM64_AFHQv2  --img_size 32 "
+        "--epochs 100000 --EMA_weight 0.9999 --classes_num 10 --print_interval 100  --save_every 5000  "
+        "--model_channels 128 --channels_mult 2 2 2 --attention_res 8 4 2  --net_type NCSN --num_blocks_per_res 4 "
+        "--warmup_steps 5000 --disc_channels 192 --diffusion_steps 3 --alphas 0.5 0.2 1e-3 --sigmas 0.1 0.2 0.3 "
+        "--disc_weight 2e-1 5e-1 1 --l1_weight 1 1 0 --lpips_weight 4 4 0 --dropout 0 --disc_dropout 0.4 "
+        "--normalize_loss_inp --disc_loss_type noisy --disc_grad_pen 0.025 0.1 0.4 --disc_loss_type noisy "
+        "--noisy_disc_std 0.4 --noisy_disc_std_factor 0.99 --class_disc  --use_amp"
+    ),
+    "train ffhq": (
+        "python train_DDP.py --training_steps 600000  --batch_per_GPU 64 --checkpoints_dir <<CHECKPOINTS_DIR>> "
+        "--data_dir <<DATA_DIR>>  --num_workers 4 --lr 1e-4 --lr_disc 1e-4 --suffix UDPM64_AFHQv2 --img_size 64 "
+        "--epochs 100000 --EMA_weight 0.9999 --classes_num 0 --print_interval 100  --save_every 5000  "
+        "--model_channels 128 --channels_mult 1 2 2 2 --attention_res 16 8 4  --net_type NCSN --num_blocks_per_res 4 "
+        "--warmup_steps 5000 --disc_channels 192 --diffusion_steps 3 --alphas 0.5 0.2 1e-3 --sigmas 0.1 0.2 0.3 "
+        "--disc_weight 2e-1 5e-1 1 --l1_weight 1 1 0 --lpips_weight 4 4 0 --dropout 0 --disc_dropout 0.2 "
+        "--normalize_loss_inp --disc_loss_type noisy --disc_grad_pen 0.1 0.4 0.8 --noisy_disc_std 0.4 "
+        "--noisy_disc_std_factor 0.99  --use_amp"
+    ),
+    "train afhqv2": (
+        "python train_DDP.py --training_steps 600000  --batch_per_GPU 64 --checkpoints_dir <<CHECKPOINTS_DIR>> "
+        "--data_dir <<DATA_DIR>> --num_workers 4 --lr 1e-4 --lr_disc 1e-4 --suffix UDPM64_AFHQv2 --img_size 64 "
+        "--epochs 100000 --EMA_weight 0.9999 --classes_num 0 --print_interval 100  --save_every 5000  "
+        "--model_channels 128 --channels_mult 1 2 2 2 --attention_res 16 8 4  --net_type NCSN --num_blocks_per_res 4 "
+        "--warmup_steps 5000 --disc_channels 192 --diffusion_steps 3 --alphas 0.5 0.2 1e-3 --sigmas 0.1 0.2 0.3 "
+        "--disc_weight 2e-1 5e-1 1 --l1_weight 1 1 0 --lpips_weight 4 4 0 --dropout 0.1 --disc_dropout 0.3 "
+        "--normalize_loss_inp --disc_loss_type noisy --disc_grad_pen 0.1 0.4 0.8 --noisy_disc_std 0.4 "
+        "--noisy_disc_std_factor 0.99  --use_amp"
+    ),
+}
+"""The five commands of the published README, as they stand there."""
+SHIPPED = {"train cifar10": "cifar10", "train ffhq": "ffhq64", "train afhqv2": "afhqv2"}
 
 BASE = {"diffusion_steps": 3, "alphas": [0.5, 0.2, 0.1], "sigmas": [0.1, 0.2, 0.3], "img_size": 64}
 BASE |= {"channels_mult": [1, 2, 2], "classes_num": 10, "disc_weight": [0.2, 0.5, 1], "EMA_weight": 0.999}
@@ -184,9 +233,126 @@ def test_what_is_not_given_takes_the_published_default():
     assert to_experiment(flags, "x", "a command")[0]["sampling"] == {"weights": "ema", "seed": 0, "count": 8}
 
 
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with this project's configuration."""
+    shutil.copytree(tiny.ROOT / "config", tmp_path / "config")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", [name for name in README if name.startswith("train")])
+def test_the_published_trainings_go_in_as_they_stand(project, capsys, command):
+    assert tiny.call("import", "--name", "pasted", "--command", README[command]) == 0
+    shown = capsys.readouterr().out
+    assert "--data_dir <<DATA_DIR>> is a placeholder: write the folder of your images as `path` in" in shown
+    assert "--checkpoints_dir <<CHECKPOINTS_DIR>> is a placeholder: nothing to write" in shown
+    assert "<" not in "".join(path.read_text() for path in project.glob("config/*/pasted.yaml"))
+    theirs, ours = resolve_run("pasted", 0), resolve_run(SHIPPED[command], 0, tiny.ROOT / "config")
+    for section in ("process", "generator", "discriminator", "losses"):
+        assert getattr(theirs, section) == getattr(ours, section)
+
+
+@pytest.mark.parametrize("command", [name for name in README if name.startswith("sample")])
+def test_a_sampling_command_alone_is_no_training(project, capsys, command):
+    arguments = ["import", "--name", "pasted", "--command", README[command]]
+    before = tiny.snapshot(project)
+    assert tiny.call(*arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "samples, and says nothing of a training; give its checkpoint too: udpm import model_ema_state_UDPM" in line
+    assert tiny.snapshot(project) == before
+
+
+@pytest.mark.parametrize("command", [name for name in README if name.startswith("sample")])
+def test_the_published_sampling_goes_in_with_its_checkpoint(project, capsys, command):
+    flags, _ = parse_command(README[command])
+    values, images, _ = to_experiment(flags, "x", "a command")
+    # The checkpoints that go with these commands have attention at every level but the finest.
+    sides = [images["side"] // 2 >> depth for depth in range(1, len(flags["channels_mult"]))]
+    generator = values["generator"] | {"channels": 16, "blocks": 1, "attention": sides}
+    model = {"process": values["process"], "generator": generator, "side": images["side"]}
+    torch.save(tiny.as_published(validate(ModelConfig, model | {"classes": images["classes"]}, "x")), "their.pt")
+    text = README[command].replace("--model_channels 128", "--model_channels 16").replace("per_res 4", "per_res 1")
+    assert tiny.call("import", "their.pt", "--name", "pasted", "--command", text + " --from_itrs 9999") == 0
+    shown = capsys.readouterr().out
+    assert f"attention is at sides {sides}, as in the tensors, not [16]" in shown
+    assert "--out_dir <<OUTPUT DIRECTORY>> is a placeholder: nothing to write" in shown
+    experiment = load_experiment("pasted")
+    assert (experiment.training, experiment.generator.attention) == ("imported", sides)
+    assert (experiment.sampling.count, experiment.sampling.weights, experiment.sampling.iteration) == (10, "ema", None)
+    assert tiny.call("info", experiment.weights) == 0
+    assert json.loads(capsys.readouterr().out)["iteration"] == 9999
+
+
+def test_from_itrs_and_a_file_name_agree(project, capsys):
+    config = resolve_run("digits", 0).model
+    small = config.model_copy(update={"generator": config.generator.model_copy(update={"channels": 8})})
+    torch.save(tiny.as_published(small), "model_ema_state_x_epoch_3_itr_20000.pt")
+    flags = "--img_size 16 --classes_num 10 --model_channels 8 --model_ch_mult 1 2 --num_blocks_per_res "
+    flags += (
+        f"{config.generator.blocks} --diffusion_steps 3 --use_ema --alphas {' '.join(map(str, config.process.alphas))}"
+    )
+    flags += f" --sigmas {' '.join(map(str, config.process.sigmas))} --suffix x"
+    arguments = ["import", "model_ema_state_x_epoch_3_itr_20000.pt", "--output", "out.safetensors", "--command"]
+    before = tiny.snapshot(project)
+    assert tiny.call(*arguments, f"sample.py {flags} --from_itrs 30000") == 2
+    assert "from_itrs is 30000, but model_ema_state_x_epoch_3_itr_20000.pt is of iteration 20000" in (
+        capsys.readouterr().err
+    )
+    assert tiny.snapshot(project) == before
+    assert tiny.call(*arguments, f"sample.py {flags} --from_itrs 20000") == 0
+
+
+def test_a_json_of_the_published_code_holds_empty_lists():
+    empty = {"alphas": [], "sigmas": [], "disc_weight": [], "lpips_weight": [], "l1_weight": [1.0]}
+    values, _, notes = to_experiment(BASE | empty | {"channels_mult": 4}, "x", "a JSON")
+    assert values["losses"]["lpips_weight"] == 0
+    assert values["generator"]["channel_multipliers"] == [4]
+    assert any("the paper's schedule is taken" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ("train.py -- lr 1", {"lr": 1.0}),
+        ("train.py –lr 1 —suffix x", {"lr": 1.0, "suffix": "x"}),
+        ("train.py --data_dir << MY DATA DIR >> --lr 1", {"data_dir": "<< MY DATA DIR >>", "lr": 1.0}),
+        ("train.py --data_dir <data>/a --lr 1", {"data_dir": "<data>/a", "lr": 1.0}),
+        ("train.py --lr 1 \\ \n  --dropout 0.5 > log.txt 2>&1 &", {"lr": 1.0, "dropout": 0.5}),
+        ("train.py --lr 1 2>> log | tee x", {"lr": 1.0}),
+        ("train.py --disc_weight none --EMA_weight none", {"disc_weight": None, "EMA_weight": None}),
+    ],
+)
+def test_what_a_pasted_line_carries_along(text, flags):
+    assert parse_command(text) == (flags, 1)
+
+
+@pytest.mark.parametrize("value", ["<<DATA_DIR>>", "<data dir>", "/path/to/data", "{DATA}", "[YOUR DATA]", "..."])
+def test_placeholders_are_not_written_into_a_configuration(value):
+    flags, _ = parse_command(f"train.py --data_dir '{value}'")
+    _, images, notes = to_experiment(BASE | flags, "x", "a command")
+    assert images["path"] == "resources/x"
+    assert any(f"--data_dir {value} is a placeholder" in note for note in notes)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        (
+            "torchrun --nproc_per_node=² train.py --lr 1",
+            "--nproc_per_node: expected a whole number of 1 or more, got '²'",
+        ),
+        ("torchrun --nproc_per_node gpu train.py --lr 1", "say the number of GPUs with --gpus"),
+        ("torchrun --nnodes=0 train.py --lr 1", "--nnodes: expected a whole number of 1 or more, got '0'"),
+        ("train.py --channels_mult none", "--channels_mult: expected int, got 'none'"),
+        ("train.py --alphas 0.5 none 0.1", "--alphas: expected float, got '0.5 none 0.1'"),
+        ("train.py --n_samples <<N>>", "--n_samples: <<N>> is a placeholder; write a whole number instead"),
+        ("train.py --alphas <a 1> <a 2>", "--alphas: <a 1> <a 2> is a placeholder; write a number instead"),
+        ("train.py --data_dir <<DATA DIR --lr 1", "a placeholder that does not end"),
+        ("train.py -- --lr 1", "--: no flag's name follows"),
+        ("train.py --lr 1 --", "--: no flag's name follows"),
+        ("train.py -lr 1", "-lr: flags begin with two dashes; did you mean --lr?"),
+        ("train.py --lr 1", "no loss has a weight above 0, so nothing would be trained"),
         ("train.py --alfas 1", "--alfas: not a flag of the published commands; did you mean --alphas?"),
         ("train.py --lr", "--lr: expected one value, got none"),
         ("train.py --lr 1 2", "--lr: expected one value, got 1 2"),

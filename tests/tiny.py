@@ -206,3 +206,18 @@ def assert_same_weights(run, other):
     found, expected = weights(run), weights(other)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def as_published(model):
+    """A generator's weights under the published names, with the filters that the published code stores."""
+    from udpm.networks.build import build_generator
+    from udpm.networks.published import generator_names
+
+    network = build_generator(model)
+    names = generator_names(network.shape)
+    state = {}
+    for name, value in network.state_dict().items():
+        module, _, kind = name.rpartition(".")
+        state[f"{names[module]}.{'freqs' if kind == 'frequencies' else kind}"] = value
+    state["net.enc.4x4_down.conv0.resample_filter"] = torch.ones(1, 1, 4, 4) / 16
+    return state

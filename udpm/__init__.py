@@ -23,7 +23,12 @@ def load(path: str | Path, weights: str = "ema", device: str = "cpu") -> Sampler
     Raises:
         UserError: missing or damaged.
     """
+    from udpm.core.errors import UserError
+    from udpm.core.identify import with_kind
     from udpm.networks.weights import load_model
     from udpm.sampling.sampler import Sampler
 
-    return Sampler(load_model(path, weights, device))
+    try:
+        return Sampler(load_model(path, weights, device))
+    except UserError as error:
+        raise UserError(*map(with_kind, error.mistakes)) from None

@@ -49,7 +49,7 @@ def one_line(function):
             return function(*arguments)
         except UserError as error:
             # Not Snakemake's WorkflowError, which adds the lines of code that the mistake passed through.
-            print(f"error: {error}", file=sys.stderr)
+            print("\n".join(f"error: {mistake}" for mistake in error.mistakes), file=sys.stderr)
             sys.exit(EXIT_USER_ERROR)
 
     return wrapped

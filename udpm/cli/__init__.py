@@ -5,9 +5,11 @@ Every verb's module defines a click command named `command`.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import importlib
 import os
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -15,12 +17,22 @@ from pathlib import Path
 import click
 
 from udpm import __version__
+from udpm.cli.groups import Group
 from udpm.cli.options import OutputFile
 from udpm.core import kinds
 from udpm.core.caches import keep_private
 from udpm.core.device_errors import as_user_errors
 from udpm.core.errors import EXIT_STOPPED_EARLY, EXIT_USER_ERROR, StoppedEarly, UserError
+from udpm.core.identify import what_is, with_kind
 
+WRONG_CHOICE = re.compile(r"'([^']*)' is not one of")
+WRONG_PLACE = re.compile(r"(?:File|Directory|Path) '(.*)' is a (directory|file)")
+FITTING = {
+    **dict.fromkeys(("weights", "checkpoints"), "weights.safetensors"),
+    **dict.fromkeys(("config", "schedule", "forward"), "config.json"),
+    "curves": "metrics.jsonl",
+}
+"""What a run's folder has for an argument or a command of a name."""
 # Help lines stand here, not in the modules, so that `udpm --help` imports none of them.
 VERBS = {
     "resolve": "Validate a configuration and write it out complete.",
@@ -53,7 +65,7 @@ VERBS = {
 }
 
 
-class _Verbs(click.Group):
+class _Verbs(Group):
     """Loads a verb's module when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -77,7 +89,7 @@ class _Verbs(click.Group):
 def udpm(usage: Path | None) -> None:
     """Train, sample, score and report Upsampling Diffusion Probabilistic Models.
 
-    Exit codes: 0 done; 2 a mistake in what was asked for, told in one line; 75 stopped early with everything
+    Exit codes: 0 done; 2 a mistake in what was asked for, each told in one line; 75 stopped early with everything
     saved: run the same command again.
     """
     # `Verb` measures, once it knows that `usage` may be written.
@@ -101,14 +113,13 @@ def main(arguments: list[str] | None = None) -> None:
             sys.stdout.flush()
         sys.exit(done or 0)
     except UserError as error:
-        _stop(f"error: {error}", EXIT_USER_ERROR)
+        _stop("\n".join(f"error: {with_kind(mistake)}" for mistake in error.mistakes), EXIT_USER_ERROR)
     except StoppedEarly as stop:
         _stop(str(stop), EXIT_STOPPED_EARLY)
     except click.exceptions.Exit as finished:
         sys.exit(finished.exit_code)
     except click.ClickException as error:
-        where = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
-        _stop(f"error: {error.format_message()}{where}", EXIT_USER_ERROR)
+        _stop(" ".join(f"error: {_told(error)}".split()), EXIT_USER_ERROR)
     except (click.Abort, KeyboardInterrupt):
         _stop("interrupted", 130)
     except OSError as error:
@@ -130,9 +141,37 @@ def _stop_for(error: OSError) -> None:
     _stop(f"error: {f'{where}: ' * (where is not None)}{reason}", EXIT_USER_ERROR)
 
 
+def _told(error: click.ClickException) -> str:
+    """What is wrong in a command line, with what would be right."""
+    message = error.format_message()
+    if wrong := WRONG_PLACE.search(message):
+        return _place(Path(wrong[1]), wrong[2] == "directory", error)
+    choices = getattr(getattr(error, "param", None), "type", None)
+    if isinstance(choices, click.Choice) and (wrong := WRONG_CHOICE.search(message)):
+        near = difflib.get_close_matches(wrong[1], map(str, choices.choices), n=1)
+        message += f" Did you mean {near[0]!r}?" if near else ""
+    where = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
+    return f"{message}{where}"
+
+
+def _place(path: Path, is_folder: bool, error: click.BadParameter) -> str:
+    """A folder where a file is wanted, or the other way round, with what there is of the right kind."""
+    name, command = error.param.human_readable_name, error.ctx.command.name
+    if is_folder:
+        near = [path / FITTING[word] for word in (name.lower(), command) if word in FITTING]
+        fits = next((file for file in near if file.is_file()), None)
+        found = f"{name}: {path} is a folder; a file is wanted"
+    else:
+        fits = path.parent if what_is(path.parent) is not None else None
+        found = f"{name}: {path} is a file; a folder is wanted"
+    kind = what_is(path)
+    return f"{found}: {fits}" if fits else f"{found} (it is {kind})" if kind else found
+
+
 def _stop(message: str, code: int) -> None:
     # On a full disk there may be nowhere to say it; the exit code still does.
     with suppress(OSError):
-        text = " ".join(message.split())
-        click.echo(text if len(text) <= LONGEST else f"{text[:LONGEST]} …", err=True)
+        for line in message.splitlines():
+            text = " ".join(line.split())
+            click.echo(text if len(text) <= LONGEST else f"{text[:LONGEST]} …", err=True)
     sys.exit(code)

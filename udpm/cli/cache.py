@@ -22,4 +22,5 @@ def command(dataset: Path, output: Path) -> None:
     """Write the downsampled levels of a prepared data set, as exact integer block sums."""
     from udpm.data.cache import write_cache
 
-    write_cache(dataset, output)
+    sides = write_cache(dataset, output)
+    click.echo(f"{output}: {len(sides)} levels, of side {', '.join(map(str, sides))}")

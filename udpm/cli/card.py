@@ -27,4 +27,4 @@ def command(run: Path, scores: tuple[Path, ...], output: Path) -> None:
     from udpm.reporting.card import model_card
 
     write_text(output, model_card(run, scores))
-    click.echo(output)
+    click.echo(f"{output}: model card of {run}, {len(scores)} scores")

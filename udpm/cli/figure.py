@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -130,3 +134,20 @@ def speed(records: tuple[Path, ...], clock: str, output: Path) -> None:
     from udpm.reporting.speed import draw_speeds
 
     draw_speeds(records, output, "speedup" if clock == "wall" else "cpu_speedup")
+
+
+def _telling(draw: Callable[..., None]) -> Callable[..., None]:
+    """A command that says, after it has drawn, what it wrote."""
+
+    @wraps(draw)
+    def told(output: Path, **given: Any) -> None:
+        draw(output=output, **given)
+        with open(f"{output}.png", "rb") as file:
+            width, height = struct.unpack(">II", file.read(24)[16:])
+        click.echo(f"{output}.png: {width}×{height} pixels; also .svg, and .csv of the data")
+
+    return told
+
+
+for _drawing in command.commands.values():
+    _drawing.callback = _telling(_drawing.callback)

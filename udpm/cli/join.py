@@ -25,4 +25,5 @@ def command(shards: tuple[Path, ...], output: Path) -> None:
     """
     from udpm.data.samples import join_shards
 
-    join_shards(shards, output)
+    count = join_shards(shards, output)
+    click.echo(f"{output}: {count} images of {len(shards)} shards")

@@ -131,4 +131,5 @@ def _explore(kind: str, source: Path, config: Path | None, output: Path, **value
     section = validate(Latents, section.model_dump() | given, "options")
     sampling = validate(Sampling, how, "options")
     with as_user_errors(f"lower --batch (is {sampling.batch})"):
-        explore_latents(source, kind, section, sampling, output)
+        count = explore_latents(source, kind, section, sampling, output)
+    click.echo(f"{output}: {count} images")

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from udpm.cli.groups import Group
 from udpm.core.folders import FolderKind
 from udpm.core.kinds import FileKind, KeptFolder
 from udpm.core.outputs import Input, Output, guard, nothing
@@ -162,7 +163,7 @@ class Verb(click.Command):
             return super().invoke(ctx)
 
 
-class Verbs(click.Group):
+class Verbs(Group):
     """A group of such commands."""
 
     command_class = Verb

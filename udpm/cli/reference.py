@@ -67,3 +67,16 @@ def command(
     else:
         images = open_images(source, count)
         reference.write_image_reference(images, source.stem, network, scoring.batch, output, **options)
+    click.echo(f"{output}: {_told(output)}")
+
+
+def _told(output: Path) -> str:
+    """What a reference holds, in a few words."""
+    import json
+
+    from udpm.data.npz import unpack
+
+    arrays = unpack(output, "reference", ("record", "mu"))
+    record = json.loads(str(arrays["record"]))
+    made_of = f" of {record['n']} images" if record.get("n") else ""
+    return f"mean and covariance of {len(arrays['mu'])} features{made_of}"

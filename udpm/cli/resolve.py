@@ -69,3 +69,5 @@ def command(
         click.echo(to_json(resolved), nl=False)
     else:
         write_text(output, to_json(resolved))
+        what = f"data set {dataset}" if dataset is not None else f"{part} of experiment {experiment}"
+        click.echo(f"{output}: {what}{f', seed {seed}' if part == 'run' and dataset is None else ''}")

@@ -91,4 +91,5 @@ def command(
     kept = milestone(weights, sampling.iteration) if sampling.iteration is not None else None
     check({"sampling.noise": sampling.noise, "sampling.iteration": kept})
     with as_user_errors(f"lower --batch (sampling.batch, is {sampling.batch})"):
-        draw_samples(weights, sampling, output, chain, shard)
+        written = draw_samples(weights, sampling, output, chain, shard)
+    click.echo("\n".join(written))

@@ -49,13 +49,13 @@ def command(
     CONFIG is a run's resolved configuration (udpm resolve). The same command continues a run that was interrupted:
     the weights come out as if it had not been. SIGTERM, SIGUSR1 or Ctrl-C save the state and exit with code 75.
     """
-    if not dry_run:
-        _require({"--dataset": dataset, "--cache": cache, "--run": run})
     stop = StopRequest.install()
     from udpm.config import RunConfig, read_resolved
     from udpm.data.cache import open_levels
 
     resolved = read_resolved(RunConfig, config)
+    if not dry_run:
+        _require({"--dataset": dataset, "--cache": cache, "--run": run})
     check({"weights": resolved.weights})
     levels = open_levels(dataset, cache, resolved.process.levels) if dataset and cache else None
     if dry_run:

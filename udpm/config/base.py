@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -43,10 +44,33 @@ WorkflowPath = Annotated[AnyPath, AfterValidator(_a_workflow_path)]
 """A path that may be an input or output of a rule."""
 
 
+Check = TypeVar("Check", bound=Callable[[Any], Any])
+
+
+def check(function: Check) -> Check:
+    """Mark a method of a section as a check of keys that have to agree; it raises ValueError, "key: what is wrong"."""
+    function.is_check = True  # type: ignore[attr-defined]
+    return function
+
+
 class Section(BaseModel):
     """A strict, frozen section: unknown keys and wrong types are refused; field docstrings become descriptions."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> Section:
+        # All checks, not pydantic's first: a file's mistakes are told together.
+        problems = []
+        for name, method in vars(type(self)).items():
+            if getattr(method, "is_check", False):
+                try:
+                    getattr(self, name)()
+                except ValueError as problem:
+                    problems.append(str(problem))
+        if problems:
+            raise ValueError("\n".join(dict.fromkeys(problems)))
+        return self
 
 
 class Record(BaseModel):

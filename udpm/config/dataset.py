@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag
 
-from udpm.config.base import AnyPath, NonNegativeInt, PositiveInt, Section
+from udpm.config.base import AnyPath, NonNegativeInt, PositiveInt, Section, check
 
 CIFAR_SIDE = 32
 LABELLED_FOLDERS = "folders"
@@ -30,7 +30,7 @@ class SplitFolders(Section):
     test: Folders | None = None
     """Images that are kept out of training."""
 
-    @model_validator(mode="after")
+    @check
     def _apart(self) -> SplitFolders:
         taken: list[tuple[str, ...]] = []
         for split, folders in self.folders.items():
@@ -107,7 +107,7 @@ class DatasetConfig(Section):
     """Processes that decode and resize; default: one for each core that may be used. No influence on the images.
     The workflow asks for as many cores."""
 
-    @model_validator(mode="after")
+    @check
     def _path_where_needed(self) -> DatasetConfig:
         if self.source == "digits" and self.path is not None:
             raise ValueError("path: source digits takes none")
@@ -117,7 +117,7 @@ class DatasetConfig(Section):
             raise ValueError(f"side: must be at most {CIFAR_SIDE}, the side of CIFAR-10's images, got {self.side}")
         return self
 
-    @model_validator(mode="after")
+    @check
     def _labels_where_they_are(self) -> DatasetConfig:
         own = len(OWN_CLASSES.get(self.source, []))
         if own and self.classes not in (0, own):

@@ -6,7 +6,7 @@ import math
 from typing import Annotated, Literal
 
 from pydantic import Discriminator as Choice
-from pydantic import Field, Tag, model_validator
+from pydantic import Field, Tag
 
 from udpm.config.base import (
     AnyPath,
@@ -17,6 +17,7 @@ from udpm.config.base import (
     PositiveInt,
     Section,
     WorkflowPath,
+    check,
 )
 from udpm.config.dataset import DatasetConfig
 from udpm.config.model import Generator, ModelConfig, Process, check_fit, normalized_groups
@@ -44,7 +45,7 @@ class Discriminator(Section):
     """Whether it also sees the noisy state x_l that an image was made from, as in denoising diffusion GANs; not in the
     paper."""
 
-    @model_validator(mode="after")
+    @check
     def _widths_can_be_normalized(self) -> Discriminator:
         for doubled in range(10):
             width = min(WIDEST, self.channels * 2**doubled)
@@ -184,14 +185,14 @@ class Training(Section):
         """All processes that train together."""
         return self.nodes * self.processes_per_node
 
-    @model_validator(mode="after")
+    @check
     def _averages_differ(self) -> Training:
         decays = [self.ema_decay, *self.more_ema_decays]
         if len(set(decays)) < len(decays) or not all(repr(decay).startswith("0.") for decay in self.more_ema_decays):
             raise ValueError(f"more_ema_decays: must differ, and from ema_decay, and be at least 0.0001: {decays}")
         return self
 
-    @model_validator(mode="after")
+    @check
     def _batch_divides(self) -> Training:
         parts = self.processes * self.accumulate
         if self.batch % parts:
@@ -248,13 +249,13 @@ class Sampling(Section):
     threads: PositiveInt = 2
     """CPU threads of the sampling process."""
 
-    @model_validator(mode="after")
+    @check
     def _one_way_of_calling(self) -> Sampling:
         if self.compile and self.cuda_graphs:
             raise ValueError("cuda_graphs: compile uses CUDA graphs by itself; leave one of the two out")
         return self
 
-    @model_validator(mode="after")
+    @check
     def _shards_hold_batches(self) -> Sampling:
         batches = -(-self.count // self.batch)
         if self.shards > batches:
@@ -284,7 +285,7 @@ class Latents(Section):
     pca_keep: Annotated[float, Field(ge=0, lt=1)] = 0.8
     """Share g of one level's map that these images have in common; 0 draws the map anew for each."""
 
-    @model_validator(mode="after")
+    @check
     def _enough_images_for_the_components(self) -> Latents:
         if self.pca_components >= self.pca_images:
             raise ValueError(
@@ -341,7 +342,7 @@ class Scoring(Section):
     threads: PositiveInt = 2
     """CPU threads of the scoring process."""
 
-    @model_validator(mode="after")
+    @check
     def _published_statistics_stand_alone(self) -> Scoring:
         if self.reference is None:
             return self
@@ -427,30 +428,32 @@ class Experiment(Section):
         """How they are scored: as those of the end of training, in one range."""
         return None if self.scoring is None else self.scoring.model_copy(update={"ranges": 1})
 
-    @model_validator(mode="after")
+    @check
     def _lists_have_one_value_per_level(self) -> Experiment:
-        for path, value in _per_level_values(self):
-            if isinstance(value, list) and len(value) != self.process.levels:
-                raise ValueError(
-                    f"{path}: has {len(value)} values, but process.levels is {self.process.levels}; "
-                    "give one value, or one for each level"
-                )
+        wrong = [
+            f"{path}: has {len(value)} values, but process.levels is {self.process.levels}; "
+            "give one value, or one for each level"
+            for path, value in _per_level_values(self)
+            if isinstance(value, list) and len(value) != self.process.levels
+        ]
+        if wrong:
+            raise ValueError("\n".join(wrong))
         return self
 
-    @model_validator(mode="after")
+    @check
     def _discriminator_where_needed(self) -> Experiment:
         if self.discriminator is None and any(_as_list(self.losses.adversarial_weight, 1)):
             raise ValueError("discriminator: is missing, but losses.adversarial_weight is above 0")
         return self
 
-    @model_validator(mode="after")
+    @check
     def _probabilities_sum_to_one(self) -> Experiment:
         probabilities = None if self.training == "imported" else self.training.level_probabilities
         if probabilities is not None and not math.isclose(sum(probabilities), 1, abs_tol=1e-6):
             raise ValueError(f"training.level_probabilities: must sum to 1, but sum to {sum(probabilities):g}")
         return self
 
-    @model_validator(mode="after")
+    @check
     def _imported_weights_have_a_file(self) -> Experiment:
         if self.training == "imported":
             if self.weights is None:
@@ -459,7 +462,7 @@ class Experiment(Section):
                 raise ValueError(f"seeds: imported weights are one run, but there are {len(self.seeds)} seeds")
         return self
 
-    @model_validator(mode="after")
+    @check
     def _sampling_fits_the_model(self) -> Experiment:
         sampling, training = self.sampling, self.training
         if sampling.guidance != 1 and not self.generator.label_dropout:
@@ -476,7 +479,7 @@ class Experiment(Section):
             )
         return self
 
-    @model_validator(mode="after")
+    @check
     def _sampled_milestone_is_kept(self) -> Experiment:
         iteration, training = self.sampling.iteration, self.training
         if iteration is None:
@@ -492,7 +495,7 @@ class Experiment(Section):
             raise ValueError("sampling.weights: raw, but milestones keep averages only; use ema")
         return self
 
-    @model_validator(mode="after")
+    @check
     def _scores_can_be_measured(self) -> Experiment:
         scoring, count = self.scoring, self.sampling.count
         if scoring is None:
@@ -504,7 +507,7 @@ class Experiment(Section):
             )
         return self
 
-    @model_validator(mode="after")
+    @check
     def _selection_has_milestones(self) -> Experiment:
         selection, training = self.selection, self.training
         if selection is None:
@@ -529,17 +532,17 @@ class Experiment(Section):
             raise ValueError("selection.milestones: is missing; training.epochs may end before all that are kept")
         return self
 
-    @model_validator(mode="after")
+    @check
     def _selection_is_independent(self) -> Experiment:
         selection, sampling, training = self.selection, self.sampling, self.training
-        if selection is None:
+        if selection is None or not isinstance(training, Training):
             return self
         if selection.seed == sampling.seed:
             raise ValueError(
                 f"selection.seed: {selection.seed} is sampling.seed too; take another, so that the score that is "
                 "reported is not the one that was chosen by"
             )
-        if len(set(self.candidates)) != len(self.candidates):
+        if len(set(selection.milestones or [])) != len(selection.milestones or []):
             raise ValueError(f"selection.milestones: an iteration is there twice in {selection.milestones}")
         if sampling.iteration is not None:
             raise ValueError("sampling.iteration: samples one milestone, selection the best of them; leave one out")
@@ -547,13 +550,13 @@ class Experiment(Section):
             raise ValueError("sampling.weights: raw, but milestones keep averages only; use ema")
         return self
 
-    @model_validator(mode="after")
+    @check
     def _latents_fit_the_model(self) -> Experiment:
         if self.latents.labels and not self.generator.class_conditional:
             raise ValueError("latents.labels: the generator is not class_conditional; leave them out")
         return self
 
-    @model_validator(mode="after")
+    @check
     def _gpus_are_one_for_each_process(self) -> Experiment:
         gpus, training = self.resources.training.gpus_per_node, self.training
         if isinstance(training, Training) and gpus not in (None, 0, training.processes_per_node):
@@ -563,7 +566,7 @@ class Experiment(Section):
             )
         return self
 
-    @model_validator(mode="after")
+    @check
     def _seeds_differ(self) -> Experiment:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: a seed is there twice in {self.seeds}")
@@ -587,12 +590,12 @@ class RunConfig(Section):
     training: TrainingOrImported
     weights: str | None
 
-    @model_validator(mode="after")
+    @check
     def _network_fits(self) -> RunConfig:
         check_fit(self.dataset.side, self.process, self.generator, f"data set {self.dataset_name}")
         return self
 
-    @model_validator(mode="after")
+    @check
     def _classes_where_conditional(self) -> RunConfig:
         for key in ("generator", "discriminator"):
             section = getattr(self, key)
@@ -600,7 +603,7 @@ class RunConfig(Section):
                 raise ValueError(f"{key}.class_conditional: true, but data set {self.dataset_name} has no classes")
         return self
 
-    @model_validator(mode="after")
+    @check
     def _lpips_takes_the_image(self) -> RunConfig:
         for level, weight in enumerate(self.per_level("losses.lpips_weight"), start=1):
             side = self.dataset.side >> (level - 1)

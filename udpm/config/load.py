@@ -21,12 +21,23 @@ from udpm.config.validation import NAME, Model, types_in, validate
 from udpm.config.yaml_file import read_yaml
 from udpm.core.classes import class_number
 from udpm.core.errors import UserError
+from udpm.core.identify import DATASET_YAML, EXPERIMENT_YAML, what_is
 from udpm.core.reading import read_json
 
 CLASSIFIER_SIDES = 4
 """The digits extractor halves images twice."""
 LONGEST_CHAIN = 32
 """Files that an experiment may extend, one after the other."""
+
+
+RESOLVED = {
+    "RunConfig": ("a run's resolved configuration", "EXPERIMENT --output run.json"),
+    "Sampling": ("a resolved sampling section", "EXPERIMENT --part sampling --output sampling.json"),
+    "Scoring": ("a resolved scoring section", "EXPERIMENT --part scoring --output scoring.json"),
+    "Latents": ("a resolved latents section", "EXPERIMENT --part latents --output latents.json"),
+    "DatasetConfig": ("a data set's resolved configuration", "--dataset NAME --output dataset.json"),
+}
+"""What commands read, by its model, and the options of `udpm resolve` that make it."""
 
 
 def load_study(values: dict[str, Any], where: str) -> Study:
@@ -130,7 +141,7 @@ def _base_values(sweep: Sweep, where: str, config: str | Path) -> dict[str, Any]
     try:
         values = _with_ancestors(folder, sweep.base, [])
     except UserError as error:
-        raise UserError(f"{where}: base: {error}") from None
+        raise UserError(*(f"{where}: base: {mistake}" for mistake in error.mistakes)) from None
     validate(Experiment, values, str(folder / f"{sweep.base}.yaml"))
     return values
 
@@ -243,9 +254,20 @@ def read_resolved(model: type[Model], path: str | Path) -> Model:
     """Read a resolved configuration written by `udpm resolve`.
 
     Raises:
-        UserError: missing, unreadable or invalid.
+        UserError: missing, unreadable, of another kind, or invalid; the message says how to make one.
     """
-    return validate(model, read_json(path, "resolved configuration"), str(path))
+    what, options = RESOLVED.get(model.__name__, ("a resolved configuration", "EXPERIMENT"))
+    kind = what_is(path)
+    if kind is not None and kind.name in {EXPERIMENT_YAML, DATASET_YAML}:
+        options = options.replace("EXPERIMENT" if kind.name == EXPERIMENT_YAML else "NAME", Path(path).stem)
+    hint = f"`udpm resolve {options}` makes one"
+    if kind is not None and kind.name != what and model.__name__ in RESOLVED:
+        raise UserError(f"{path}: not {what} but {kind}; {hint}")
+    try:
+        values = read_json(path, "resolved configuration")
+    except UserError as error:
+        raise UserError(f"{error}; {hint}") from None
+    return validate(model, values, str(path))
 
 
 def to_json(model: BaseModel) -> str:
@@ -283,5 +305,8 @@ def named_file(folder: Path, name: str) -> Path:
         UserError: not a name.
     """
     if not NAME.fullmatch(name):
-        raise UserError(f"{name!r}: not a name; use letters, digits, '.', '_' and '-'")
+        alone = Path(name).stem
+        meant = name.endswith((".yaml", ".yml")) and NAME.fullmatch(alone)
+        hint = f"give the name alone: {alone}" if meant else "use letters, digits, '.', '_' and '-'"
+        raise UserError(f"{name!r}: not a name; {hint}")
     return folder / f"{name}.yaml"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from udpm.config.base import Alpha, Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from udpm.config.base import Alpha, Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section, check
 
 LARGEST_SIDE = 2**14
 """Of images: a weight file that asks for more is not believed."""
@@ -28,12 +28,16 @@ class Process(Section):
     normalization: Literal["norm", "sum"] = "norm"
     """The 2×2 box of H is divided by its l2 norm (taps 1/2, H Hᵀ = I) or by its sum (taps 1/4, the plain average)."""
 
-    @model_validator(mode="after")
+    @check
     def _one_value_per_level(self) -> Process:
-        for key in ("alphas", "sigmas"):
-            count = len(getattr(self, key))
-            if count != self.levels:
-                raise ValueError(f"{key}: has {count} values, but levels is {self.levels}; give one for each level")
+        counts = {key: len(getattr(self, key)) for key in ("alphas", "sigmas")}
+        wrong = [
+            f"{key}: has {count} values, but levels is {self.levels}; give one for each level"
+            for key, count in counts.items()
+            if count != self.levels
+        ]
+        if wrong:
+            raise ValueError("\n".join(wrong))
         return self
 
 
@@ -58,7 +62,7 @@ class Generator(Section):
     label_dropout: Fraction = 0.0
     """Probability with which training hides a label, so that sampling can do without, or be guided."""
 
-    @model_validator(mode="after")
+    @check
     def _labels_to_drop(self) -> Generator:
         if self.label_dropout and not self.class_conditional:
             raise ValueError("label_dropout: above 0, but class_conditional is false")
@@ -75,7 +79,7 @@ class ModelConfig(Section):
     process: Process
     generator: Generator
 
-    @model_validator(mode="after")
+    @check
     def _network_fits(self) -> ModelConfig:
         check_fit(self.side, self.process, self.generator, "these images")
         return self

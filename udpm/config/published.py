@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,13 @@ PAPER_EMA = 0.9999
 PAPER_SCHEDULE = {"levels": 3, "alphas": [0.5, 0.2, 1e-3], "sigmas": [0.1, 0.2, 0.3]}
 PUBLISHED_COUNT = 8
 """Images of a sampling command that does not say how many."""
+LOSS_WEIGHTS = ("l1_weight", "lpips_weight", "disc_weight")
+PLACEHOLDER = re.compile(r"<[^<>]+>|^\{[A-Za-z_ ]+\}$|^\[[A-Za-z_ ]+\]$|^/path/to(/|$)|^\.\.\.$|^…$")
+"""What instructions write where a user's own value belongs: <<DATA_DIR>>, <data>/faces, /path/to/images."""
+SHELL = re.compile(r"[|&;]+|&?\d*>{1,2}(&\d|[^<>]*)")
+"""Words of a shell that end a command or send its output elsewhere."""
 TRUTH = {"": True, "true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+NUMBERS = {int: "a whole number", float: "a number"}
 GIVEN = object()
 """As a default: the flag counts only where it is given."""
 
@@ -31,9 +38,9 @@ def _same(value: Any) -> Any:
 
 def _level_values(value: Any) -> Any:
     """One value, or one for each level; a list of one is one value, and nothing is 0."""
-    if isinstance(value, list):
-        return value[0] if len(value) == 1 else value
-    return 0.0 if value is None else value
+    if value is None or value == []:
+        return 0.0
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _choice(options: dict[str, str]) -> Callable[[Any], str]:
@@ -80,6 +87,11 @@ class Flag:
     def is_key(self) -> bool:
         """Whether the home is a key of the experiment or of its data set."""
         return " " not in self.home
+
+    @property
+    def may_be_none(self) -> bool:
+        """Whether none is a value of it."""
+        return self.default is None or self.convert is _level_values or self.name in {"EMA_weight", "from_itrs"}
 
 
 def _sampling(name: str, kind: type, home: str, meaning: str = "", convert: Callable = _same, **more: Any) -> Flag:
@@ -216,24 +228,45 @@ def read_flags(path: str | Path) -> tuple[dict[str, Any], list[str]]:
     return known, sorted(set(given) - set(BY_NAME))
 
 
-def parse_command(text: str) -> tuple[dict[str, Any], int]:
+def parse_command(text: str, gpus: int | None = None) -> tuple[dict[str, Any], int]:
     """A published command line, pasted as it stands: flag to value, and the number of GPUs it was started on.
 
     Args:
         text: with or without what stands before the script's name; lines may end in backslashes.
+        gpus: the number of GPUs, where it is known; else torchrun's options tell, and without them it is 1.
 
     Raises:
         UserError: unknown flags, or values that are not what a flag takes.
     """
     try:
-        words = shlex.split(text.replace("\\\n", " ").replace("\n", " "))
+        words = shlex.split(re.sub(r"\\[ \t]*\r?\n|[\r\n]", " ", text))
     except ValueError as problem:
         raise UserError(f"a published command line: {problem}") from None
     if not words:
         raise UserError("a published command line: is empty")
     script = next((index for index, word in enumerate(words) if word.endswith(".py")), -1)
-    flags = _collect(words[script + 1 :])
-    return {flag: _value(BY_NAME[flag], values) for flag, values in flags.items()}, _processes(words[:script])
+    flags = _collect(_whole(words[script + 1 :]))
+    given = {flag: _value(BY_NAME[flag], values) for flag, values in flags.items()}
+    return given, gpus or _processes(words[: max(script, 0)])
+
+
+def only_samples(flags: dict[str, Any]) -> bool:
+    """Whether flags are those of a sampling or latents command, which say nothing of a training."""
+    trains = any(flags.get(name) is not None for name in LOSS_WEIGHTS)
+    return not trains and any(BY_NAME[name].command != "training" for name in flags)
+
+
+def checkpoint_name(flags: dict[str, Any]) -> str:
+    """The file that a published sampling command reads, as far as its flags tell."""
+    kind = "model_ema_state" if flags.get("use_ema") else "model_state"
+    suffix = flags.get("suffix") or "SUFFIX"
+    iteration = f"_epoch_E_itr_{flags['from_itrs']}" if flags.get("from_itrs") else ""
+    return f"{kind}_{'SUFFIX' if is_placeholder(suffix) else suffix}{iteration}.pt"
+
+
+def is_placeholder(value: Any) -> bool:
+    """Whether a value only holds the place of one, such as <<DATA_DIR>>."""
+    return isinstance(value, str) and PLACEHOLDER.search(value) is not None
 
 
 def to_experiment(
@@ -256,7 +289,7 @@ def to_experiment(
     """
     values: dict[str, Any] = {"description": f"from {source}"}
     notes: list[str] = []
-    given = _completed(flags, notes)
+    given = _completed(_filled(flags, name, dataset, notes), notes)
     for flag in FLAGS:
         if flag.name not in given or flag.name.startswith("seed"):
             continue
@@ -272,7 +305,9 @@ def to_experiment(
         values["latents"] = {"seeds": [given.get(f"seed{number}", number - 1) for number in range(1, 5)]}
     images = values.pop("dataset")
     values["training"]["batch"] *= gpus
-    _settle(values, images, notes)
+    if images["path"] is None and dataset is None and "data_dir" not in flags:
+        notes.append(f"no data_dir is given: write the folder of your images as `path` in datasets/{name}.yaml")
+    _settle(values, images, notes if flags.get("attention_res") else [])
     prepared = {"source": "folder", "path": images["path"] or f"resources/{name}", **_rest(images)}
     values["dataset"] = dataset or name
     values["scoring"] = {"extractor": "inception"}
@@ -300,8 +335,25 @@ def flag_table() -> str:
     return "\n".join(rows)
 
 
+def _filled(flags: dict[str, Any], name: str, dataset: str | None, notes: list[str]) -> dict[str, Any]:
+    """The flags without placeholders, which are named with what to write instead."""
+    places = {
+        "data_dir": f"write the folder of your images as `path` in datasets/{name}.yaml (resources/{name} until then)"
+        if dataset is None
+        else f"nothing to write; the images are data set {dataset}'s",
+        "suffix": f"nothing to write; the experiment is called {name}",
+    }
+    held = {flag: value for flag, value in flags.items() if is_placeholder(value) and BY_NAME[flag].kind is str}
+    for flag, value in held.items():
+        if BY_NAME[flag].convert is _same:
+            instead = places.get(flag, "nothing to write; its place is taken by " + BY_NAME[flag].home)
+            notes.append(f"--{flag} {value} is a placeholder: {instead}")
+    return {flag: value for flag, value in flags.items() if flag not in held or BY_NAME[flag].convert is not _same}
+
+
 def _completed(flags: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     given = {flag.name: flag.default for flag in FLAGS if flag.default is not GIVEN} | flags
+    given |= {name: None for name in ("alphas", "sigmas") if given[name] == []}
     if given["alphas"] is None and given["sigmas"] is None and flags.get("diffusion_steps", 3) == 3:
         # The published README's sampling commands leave the schedule out; there is one paper, and one schedule in it.
         notes.append("alphas and sigmas are not given: the paper's schedule is taken")
@@ -339,6 +391,8 @@ def _rest(images: dict[str, Any]) -> dict[str, Any]:
 
 
 def _converted(flag: Flag, value: Any, source: str) -> Any:
+    if flag.many and flag.convert is _same and value is not None and not isinstance(value, list):
+        value = [value]
     try:
         return flag.convert(value)
     except ValueError as problem:
@@ -352,6 +406,28 @@ def _put(values: dict[str, Any], home: str, value: Any) -> None:
     values[key] = value
 
 
+def _whole(words: list[str]) -> list[str]:
+    """Words with what was torn apart put together: "-- name", and placeholders of several words."""
+    found: list[str] = []
+    waiting = iter(words)
+    for word in waiting:
+        if SHELL.fullmatch(word):
+            break
+        while word.count("<") > word.count(">"):
+            more = next(waiting, None)
+            if more is None or more.startswith("-"):
+                raise UserError(f"{word}: a placeholder that does not end; write a value instead")
+            word = f"{word} {more}"
+        word = re.sub(r"^[–—](?=\w)", "--", word)
+        if word in {"--", "–", "—"}:
+            name = next(waiting, None)
+            if name is None or name.startswith("-"):
+                raise UserError("--: no flag's name follows; write it right after the dashes")
+            word = f"--{name}"
+        found.append(word)
+    return found
+
+
 def _collect(words: list[str]) -> dict[str, list[str]]:
     flags: dict[str, list[str]] = {}
     current: list[str] | None = None
@@ -363,6 +439,8 @@ def _collect(words: list[str]) -> dict[str, list[str]]:
                 hint = f"; did you mean --{near[0]}?" if near else ""
                 raise UserError(f"--{name}: not a flag of the published commands{hint}")
             current = flags[BY_NAME[name].name] = [value] if equals else []
+        elif word[1:].partition("=")[0] in BY_NAME and word.startswith("-"):
+            raise UserError(f"{word}: flags begin with two dashes; did you mean -{word}?")
         elif current is None:
             raise UserError(f"{word}: stands before any flag; expected a published command line")
         else:
@@ -371,29 +449,42 @@ def _collect(words: list[str]) -> dict[str, list[str]]:
 
 
 def _value(flag: Flag, words: list[str]) -> Any:
+    text = " ".join(words)
+    if flag.kind is not str and is_placeholder(text):
+        raise UserError(
+            f"--{flag.name}: {text} is a placeholder; write {NUMBERS.get(flag.kind, 'true or false')} instead"
+        )
     if flag.kind is bool:
-        word = " ".join(words).lower()
-        if word not in TRUTH:
-            raise UserError(f"--{flag.name}: expected true or false, got {word!r}")
-        return TRUTH[word]
-    try:
-        found = [None if word.lower() == "none" else flag.kind(word) for word in words]
-    except ValueError:
-        raise UserError(f"--{flag.name}: expected {flag.kind.__name__}, got {' '.join(words)!r}") from None
-    if not found or (len(found) > 1 and not flag.many):
+        if text.lower() not in TRUTH:
+            raise UserError(f"--{flag.name}: expected true or false, got {text!r}")
+        return TRUTH[text.lower()]
+    if flag.may_be_none and text.lower() == "none":
+        return None
+    if not words or (len(words) > 1 and not flag.many):
         wanted = "values" if flag.many else "one value"
-        raise UserError(f"--{flag.name}: expected {wanted}, got {' '.join(words) or 'none'}")
-    return found if flag.many and found != [None] else found[0]
+        raise UserError(f"--{flag.name}: expected {wanted}, got {text or 'none'}")
+    try:
+        found = [flag.kind(word) for word in words]
+    except ValueError:
+        raise UserError(f"--{flag.name}: expected {flag.kind.__name__}, got {text!r}") from None
+    return found if flag.many else found[0]
 
 
 def _processes(words: list[str]) -> int:
-    """GPUs that torchrun was told of: processes on a node, times nodes."""
+    """GPUs that torchrun was told of: processes on a node, times nodes.
+
+    Raises:
+        UserError: their number cannot be read.
+    """
     counts = {"nproc_per_node": 1, "nnodes": 1}
     for index, word in enumerate(words):
         name, _, value = word.partition("=")
         name = name.lstrip("-").replace("-", "_")
         if name in counts:
             value = value or (words[index + 1] if index + 1 < len(words) else "")
-            if value.isdigit():
-                counts[name] = int(value)
+            if not re.fullmatch("[1-9][0-9]{0,5}", value):
+                raise UserError(
+                    f"--{name}: expected a whole number of 1 or more, got {value!r}; say the number of GPUs with --gpus"
+                )
+            counts[name] = int(value)
     return counts["nproc_per_node"] * counts["nnodes"]

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from udpm.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from udpm.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Section, check
 from udpm.config.load import named_file, validate
 from udpm.config.yaml_file import names_in, read_yaml
 
@@ -80,7 +80,7 @@ class Row(Section):
     """Whether each evaluation is one call of a network as large as the full-side one that `runtime.yaml` counts: the
     multiply-adds of an image are then known, and the number has a place in the figure of cost."""
 
-    @model_validator(mode="after")
+    @check
     def _number_has_an_origin(self) -> Row:
         if self.value is not None and (self.standing is None or self.source is None):
             raise ValueError(f"value: {self.value} needs a standing (A, B or C) and a source")
@@ -106,7 +106,7 @@ class PublishedTable(Section):
     rows: Annotated[list[Row], Field(min_length=1)]
     """The numbers."""
 
-    @model_validator(mode="after")
+    @check
     def _sources_are_there(self) -> PublishedTable:
         for index, row in enumerate(self.rows):
             if row.source is not None and row.source not in self.sources:

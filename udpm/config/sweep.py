@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from udpm.config.base import NonNegativeInt, PositiveFloat, Section
+from udpm.config.base import NonNegativeInt, PositiveFloat, Section, check
 from udpm.config.validation import NAME
 
 
@@ -18,7 +18,7 @@ class Axis(Section):
     values: list[Any] | dict[str, Any]
     """Values of the key: plain ones, which name themselves, or NAME: value. Without a key, NAME: {key: value, …}."""
 
-    @model_validator(mode="after")
+    @check
     def _values_have_names(self) -> Axis:
         if not self.values:
             raise ValueError("values: is empty; give at least one")
@@ -72,7 +72,7 @@ class Sweep(Section):
     multiply_adds_per_second: PositiveFloat = 2e13
     """What one device is assumed to do in training and sampling, for the plan's device-hours: half its FLOP/s."""
 
-    @model_validator(mode="after")
+    @check
     def _names_can_be_used(self) -> Sweep:
         if not (self.points or self.grids):
             raise ValueError("points: a sweep needs points, or grids")

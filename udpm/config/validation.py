@@ -1,4 +1,4 @@
-"""From values to a validated model; a mistake becomes one line."""
+"""From values to a validated model; each mistake becomes one line."""
 
 from __future__ import annotations
 
@@ -18,41 +18,76 @@ SHORT.maxlist, SHORT.maxstring, SHORT.maxlong, SHORT.maxlevel = 16, 120, 40, 3
 """How values are shown in errors; aliases can make a small file's value endless."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Names of configurations: they become names of files and folders."""
+SHOWN = 10
+"""Mistakes of a file that are told."""
 
 
 def validate(model: type[Model], values: dict[str, Any], where: str) -> Model:
     """Validate `values`; every error becomes one line that names the file, the key and what would be right.
 
     Raises:
-        UserError: invalid.
+        UserError: invalid; its mistakes are all that were found, ten at most.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(model, problem) for problem in error.errors(include_url=False)]
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(f"{where}: {problems[0]}{more}") from None
+        raise UserError(*(f"{where}: {line}" for line in _mistakes(model, error.errors(include_url=False)))) from None
 
 
-def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
-    unknown = problem["type"] == "extra_forbidden"
+def _mistakes(model: type[BaseModel], problems: list[dict[str, Any]]) -> list[str]:
+    """One line for each key that is wrong, in their order; of more than ten keys, how many more there are.
+
+    Of a value that may be of several kinds, each kind has a problem; the one that is about a part of the value says
+    more than those about the whole.
+    """
+    by_key: dict[str, list[dict[str, Any]]] = {}
+    for problem in problems:
+        by_key.setdefault(_key(problem), []).append(problem)
+    wholes = {key[: found.start()] for key in by_key for found in re.finditer(r"\[", key)}
+    keys = [key for key in by_key if key not in wholes or not key]
+    lines = [line for key in keys[:SHOWN] for line in _explain(model, key, by_key[key])]
+    lines = list(dict.fromkeys(lines))
+    left = len(keys[SHOWN:]) + len(lines[SHOWN:])
+    return [*lines[:SHOWN], *([f"and {left} more"] if left else [])]
+
+
+def _location(problem: dict[str, Any]) -> list[Any]:
     # An unknown key may be called anything.
-    own = problem["loc"][-1:] if unknown else ()
-    location = [part for part in problem["loc"][: len(problem["loc"]) - len(own)] if not _is_union_tag(part)] + [*own]
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    if unknown:
+    *others, last = problem["loc"] or [None]
+    own = problem["type"] == "extra_forbidden"
+    kept = [part for part in others if not _is_union_tag(part)]
+    return [*kept, last] if problem["loc"] and (own or not _is_union_tag(last)) else kept
+
+
+def _key(problem: dict[str, Any]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in _location(problem)).lstrip(".")
+
+
+def _explain(model: type[BaseModel], key: str, problems: list[dict[str, Any]]) -> list[str]:
+    problem = problems[0]
+    if problem["type"] == "extra_forbidden":
+        location = _location(problem)
         known = _known_keys(model, location[:-1])
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-        return f"{path}: unknown key; {hint}"
+        return [f"{key}: unknown key; {hint}"]
     if problem["type"] == "missing":
-        return f"{path}: is missing"
-    message = problem["msg"].removeprefix("Value error, ")
+        return [f"{key}: is missing"]
     if problem["type"] == "value_error":
-        return f"{path}.{message}" if path else message
+        lines = problem["msg"].removeprefix("Value error, ").split("\n")
+        return [f"{key}.{line}" if key else line for line in lines]
     got = problem["input"]
     shown = f", got {SHORT.repr(got)}" if isinstance(got, (str, int, float, bool, list)) or got is None else ""
-    return f"{path}: " * bool(path) + f"{message[0].lower()}{message[1:]}{shown}"
+    first, *others = dict.fromkeys(_wanted(problem) for problem in problems)
+    more = "".join(f" or {other.removeprefix('input should be ')}" for other in others)
+    return [f"{key}: " * bool(key) + f"{first}{more}{shown}"]
+
+
+def _wanted(problem: dict[str, Any]) -> str:
+    if problem["type"] == "model_type":
+        return "input should be a section, its keys indented below it"
+    message = problem["msg"]
+    return f"{message[0].lower()}{message[1:]}"
 
 
 def _is_union_tag(part: Any) -> bool:

@@ -7,10 +7,22 @@ EXIT_STOPPED_EARLY = 75
 
 
 class UserError(Exception):
-    """A mistake of the user's (input, configuration, missing file), told in one line; exit code 2.
+    """Mistakes of the user's (input, configuration, missing file), each told in one line; exit code 2.
 
-    The message says what is wrong, where, and what would be right.
+    Args:
+        mistakes: one, or several of one file; each says what is wrong, where, and what would be right.
     """
+
+    def __init__(self, *mistakes: str) -> None:
+        super().__init__(*mistakes)
+
+    def __str__(self) -> str:
+        return "\n".join(self.mistakes)
+
+    @property
+    def mistakes(self) -> list[str]:
+        """One line each."""
+        return [" ".join(str(mistake).split()) for mistake in self.args]
 
 
 class StoppedEarly(Exception):

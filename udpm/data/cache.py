@@ -92,11 +92,14 @@ def _value(sums: np.ndarray, level: int, scale: int) -> np.ndarray:
     return (scale**level * (2.0 * sums.astype(np.float64) / (255 * 4**level) - 1.0)).astype(np.float32)
 
 
-def write_cache(dataset: str | Path, folder: str | Path) -> None:
+def write_cache(dataset: str | Path, folder: str | Path) -> list[int]:
     """Write the block sums of all levels that the side allows (``level_l.npy``) and, last, ``cache.json``.
 
     One pass over the images makes all levels, each from the one before; a sample is then checked against sums taken
     from the images themselves.
+
+    Returns:
+        The sides of the levels, finest first.
 
     Raises:
         UserError: the data set is missing or was changed, the disk does not hold what was written to it, or another
@@ -110,6 +113,7 @@ def write_cache(dataset: str | Path, folder: str | Path) -> None:
         files = {path.name: sha256(path) for path in paths.values()}
         record = {"format": FORMAT, "dataset_sha256": store.digest, "files": files, "images_checked": checked}
         write_json(building / RECORD, sealed(record))
+    return [store.side >> level for level in paths]
 
 
 def levels_of(side: int) -> range:

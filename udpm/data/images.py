@@ -11,17 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from udpm.core.arrays import check_array
 from udpm.core.errors import UserError
 from udpm.core.paths import expanded
 from udpm.core.seeds import derive_seed
 from udpm.data.arrays import read_npz
 from udpm.data.listing import TreeReader, ZipReader, list_images, told_counts
+from udpm.data.npz import array_names
 from udpm.data.picture import Recipe, Refused, quiet_decoders, to_rgb
 from udpm.data.source import shown
 
-ARRAYS = ("images", "arr_0")
-"""Names that a .npz may have its images under, ours and what numpy gives an array without one."""
+ARRAYS = ("images", "arr_0", "samples", "data", "x", "imgs", "image")
+"""Names that a .npz may have its images under: ours, what numpy gives an array without one, and usual ones. Without any
+of them, the only array is taken."""
 
 
 @dataclass(frozen=True)
@@ -127,12 +128,54 @@ def _decode(root: Path, name: bytes, content: bytes) -> np.ndarray:
 
 
 def _array(path: Path) -> np.ndarray:
-    arrays = read_npz(path, ".npz of images", names=ARRAYS)
-    for name in ARRAYS:
-        if name in arrays:
-            check_array(f"{path}: {name}", arrays[name], np.uint8, ("N", "height", "width", 3))
-            return arrays[name]
-    raise UserError(f"{path}: has no array called {' or '.join(ARRAYS)}")
+    name = _images_name(path, array_names(path, ".npz of images"))
+    images = read_npz(path, ".npz of images", names=[name])[name]
+    return _as_bytes(path, name, _channels_last(path, name, images))
+
+
+def _images_name(path: Path, names: Sequence[str]) -> str:
+    known = [name for name in ARRAYS if name in names]
+    if not known and len(names) != 1:
+        raise UserError(
+            f"{path}: holds {', '.join(map(repr, names[:5])) or 'no arrays'}, and none of them is called images; save "
+            "them with numpy.savez(FILE, images=...)"
+        )
+    return known[0] if known else names[0]
+
+
+def _channels_last(path: Path, name: str, images: np.ndarray) -> np.ndarray:
+    """(N, height, width, 3), of images whose channels come first or that have one."""
+    shape = images.shape
+    if len(shape) == 4 and shape[3] not in (1, 3) and shape[1] in (1, 3):
+        images = images.transpose(0, 2, 3, 1)
+    elif len(shape) == 3 and shape[2] not in (1, 3):
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
+        raise UserError(
+            f"{path}: {name} is {images.dtype} {shape}; expected uint8 (N, height, width, 3), or channels first, "
+            "or one channel"
+        )
+    return np.repeat(images, 3, axis=3) if images.shape[3] == 1 else images
+
+
+def _as_bytes(path: Path, name: str, images: np.ndarray) -> np.ndarray:
+    """uint8, of whole numbers from 0 to 255, or of fractions from 0 to 1; anything else is not guessed."""
+    if images.dtype == np.uint8:
+        return images
+    if images.dtype.kind not in "iuf":
+        raise UserError(f"{path}: {name} is {images.dtype}; expected uint8")
+    low, high = float(images.min()), float(images.max())
+    whole = images.dtype.kind != "f" or bool((images == np.floor(images)).all())
+    if low >= 0 and high <= 255 and whole and high > 1:
+        return images.astype(np.uint8)
+    if low >= 0 and high <= 1 and not whole:
+        # As torchvision's save_image rounds.
+        return np.floor(images * images.dtype.type(255) + images.dtype.type(0.5)).astype(np.uint8)
+    scale = "((x + 1) * 127.5)" if -1 <= low < 0 and high <= 1 else "x"
+    raise UserError(
+        f"{path}: {name} is {images.dtype} from {low:g} to {high:g}; expected uint8, or fractions from 0 to 1; convert "
+        f"it: numpy.clip(numpy.rint({scale}), 0, 255).astype('uint8')"
+    )
 
 
 def _size(shape: Sequence[int]) -> str:

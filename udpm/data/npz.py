@@ -70,6 +70,19 @@ def unpack(path: str | Path, what: str, names: Collection[str] | None = None) ->
             raise UserError(f"{path}: not a readable {what}: {error}") from None
 
 
+def array_names(path: str | Path, what: str) -> list[str]:
+    """Names of the arrays of an .npz.
+
+    Raises:
+        UserError: missing, not an .npz, or damaged.
+    """
+    with opened(path, what) as file:
+        try:
+            return list(_arrays_in(file))
+        except (Damaged, zipfile.BadZipFile) as error:
+            raise UserError(f"{path}: not a readable {what}: {error}") from None
+
+
 def read_npy(path: str | Path, what: str) -> np.ndarray:
     """The array of an .npy.
 

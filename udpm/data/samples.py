@@ -143,12 +143,15 @@ def load_samples(path: str | Path) -> SampleSet:
     return _load(path)
 
 
-def join_shards(shards: Sequence[Path], output: Path) -> None:
+def join_shards(shards: Sequence[Path], output: Path) -> int:
     """Make one sample set of its shards: a record that names them; the images stay where they are.
 
     Args:
         shards: all of them (.npz), in any order.
         output: .json, in a folder at or above theirs.
+
+    Returns:
+        The number of images.
 
     Raises:
         UserError: a shard is missing, damaged, there twice, or of another set than the rest.
@@ -179,6 +182,7 @@ def join_shards(shards: Sequence[Path], output: Path) -> None:
     ]
     whole = {"count": sum(part["count"] for part in parts), "sha256": _digest(parts), SHARDS: parts}
     write_json(output, sealed({"format": FORMAT, **whole, **first}))
+    return whole["count"]
 
 
 def _joined(path: Path, record: dict[str, Any]) -> SampleSet:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from udpm.config.load import validate
 from udpm.config.model import Generator, ModelConfig, Process
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
+from udpm.core.identify import CHECKPOINT, SAFETENSORS, what_is
 from udpm.core.zipped import check_archive
 from udpm.networks import architecture
 from udpm.networks.architecture import Tensors, UnknownArchitecture
@@ -30,12 +32,47 @@ from udpm.networks.weights import (
     tensors_under,
 )
 
-PREFIXES = ("module.", "_orig_mod.")
-"""What data-parallel training and compilation put before every name."""
+PREFIXES = ("module.", "_orig_mod.", "model.", "generator.", "net.net.")
+"""What data-parallel training, compilation and training frameworks put before every name."""
+HOLDERS = {
+    "ema": ("ema", "model_ema", "ema_model", "ema_state", "ema_state_dict", "state_dict_ema"),
+    "raw": ("model", "state_dict", "model_state_dict", "generator"),
+    "discriminator": ("discriminator", "disc"),
+}
+"""Keys that files hold state dicts under, by what these are; the published code's are model and discriminator."""
+HARMLESS = (
+    "_codecs.encode",
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    "collections.defaultdict",
+    "pathlib.Path",
+    "pathlib.PosixPath",
+    "pathlib.PurePosixPath",
+    "pathlib._local.PosixPath",
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(f"numpy.dtypes.{name}DType" for name in ("Float64", "Float32", "Float16", "Int64", "Int32", "UInt8", "Bool")),
+)
+"""Classes and functions that stand next to the tensors in many files. None is called: see `_Aside`."""
+AVERAGED = "n_averaged"
+"""What torch.optim.swa_utils.AveragedModel counts its updates by, next to the averaged weights."""
+EMA_NAME = re.compile(r"(?:^|[_.-])ema(?:[_.-]|$)", re.IGNORECASE)
 REFUSED = re.compile(r"(?:Unsupported|unsupported|Trying to)[^\n]*")
 """What the restricted unpickler says of a file that holds more than data."""
 UNKNOWN_LABEL_DROPOUT = 0.1
 """Stands for the probability that tensors do not tell; sampling only asks whether it is above 0."""
+
+
+class _Aside:
+    """Takes the place of what stands next to the tensors (options, counters, paths), and forgets it."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __new__(cls, *_: Any) -> _Aside:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -106,13 +143,14 @@ def read_weights(paths: Sequence[str | Path], classes: int | None = None) -> Imp
 
     Args:
         paths: ``weights.safetensors``; or ``model_ema_state_*.pt`` (averaged weights), ``model_state_*.pt`` (weights
-            and discriminator), or both.
+            and discriminator), or both. State dicts may also stand under other usual keys (`HOLDERS`), come from an
+            AveragedModel, or lie in a safetensors file without a description.
         classes: see `architecture.generator_shape`.
 
     Raises:
         UserError: missing, damaged, holding code, or not one model of a known family; nothing in a file is ever run.
     """
-    if len(paths) == 1 and Path(paths[0]).suffix == ".safetensors":
+    if len(paths) == 1 and _is_own(Path(paths[0])):
         return _own(Path(paths[0]))
     held: dict[str, Tensors] = {}
     for path in map(Path, paths):
@@ -215,21 +253,43 @@ def _own(path: Path) -> Imported:
     )
 
 
+def _is_own(path: Path) -> bool:
+    """Whether a file holds tensors of this project, with a description of its own."""
+    known = what_is(path)
+    return known is not None and (known.format or "").startswith(("udpm-weights/", "udpm-checkpoint/"))
+
+
 def _published(path: Path) -> dict[str, Tensors]:
-    """The state dicts of a published file, by what they are."""
-    content = _load(path)
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        found = {"raw": content["model"]}
-        if content.get("discriminator"):
-            found["discriminator"] = content["discriminator"]
-    else:
+    """The state dicts of a file from elsewhere, by what they are."""
+    known = what_is(path)
+    plain = path.suffix == ".safetensors" or (known is not None and known.name == SAFETENSORS)
+    content = _tensors(path) if plain else _load(path)
+    found: dict[str, Any] = {}
+    if isinstance(content, dict):
+        for kind, keys in HOLDERS.items():
+            held = [content[key] for key in keys if isinstance(content.get(key), dict)]
+            found |= {kind: held[0]} if held and held[0] else {}
+    if not found.keys() & {"ema", "raw"}:
         found = {"ema": content}
-    for state in found.values():
+    for kind, state in found.items():
         if not _is_state(state):
             raise UserError(
-                f"{path}: not a published checkpoint: expected a state dict of tensors, or one under 'model'"
+                f"{path}: not a published checkpoint: expected a state dict of tensors, or one under 'model'; "
+                f"{_shown(state if kind != 'ema' else content)}"
             )
-    return {kind: {_plain(name): value for name, value in state.items()} for kind, state in found.items()}
+    averaged = AVERAGED in found.get("raw", ()) or ("state_dict" in content and EMA_NAME.search(path.stem))
+    if averaged and "ema" not in found:
+        found["ema"] = found.pop("raw")
+    return {
+        kind: {_plain(name): value for name, value in state.items() if name != AVERAGED}
+        for kind, state in found.items()
+    }
+
+
+def _shown(content: Any) -> str:
+    if not isinstance(content, dict):
+        return f"it holds {type(content).__name__}"
+    return f"it holds {', '.join(map(repr, list(content)[:5])) or 'nothing'}"
 
 
 def _is_state(state: Any) -> bool:
@@ -245,19 +305,35 @@ def _is_whole(tensor: torch.Tensor) -> bool:
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
+def _tensors(path: Path) -> Tensors:
+    """A state dict that others saved as safetensors."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not a readable safetensors file: {error}") from None
+
+
 def _load(path: Path) -> Any:
     check_archive(path, "checkpoint")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals([(_Aside, name) for name in HARMLESS]):
             # About pickle protocols; an error says enough.
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # The restricted unpickler fails on damaged bytes with errors of any type.
         told = str(error)
         if isinstance(error, pickle.UnpicklingError) and (refused := REFUSED.search(told)):
+            what = refused[0].partition(" was not")[0].rstrip(". ")
             raise UserError(
-                f"{path}: refused, nothing of it was run: it holds more than tensors ({refused[0].rstrip('. ')})"
+                f"{path}: refused, nothing of it was run: it holds more than tensors ({what}); "
+                "where it was made, save the tensors alone: torch.save(model.state_dict(), FILE)"
             ) from None
+        known = what_is(path)
+        if known is not None and known.name != CHECKPOINT:
+            raise UserError(f"{path}: not a checkpoint but {known}") from None
         reason = " ".join(told.split())[:160] if not isinstance(error, pickle.UnpicklingError) else "no valid pickle"
         raise UserError(f"{path}: not a readable checkpoint; it may be truncated ({reason})") from None
 

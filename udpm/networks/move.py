@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,14 @@ from udpm.config.dataset import DatasetConfig
 from udpm.config.experiment import Experiment
 from udpm.config.load import load_dataset, named_file, run_of, validate
 from udpm.config.model import ModelConfig, Process
-from udpm.config.published import PAPER_SCHEDULE, parse_command, read_flags, to_experiment
+from udpm.config.published import (
+    PAPER_SCHEDULE,
+    checkpoint_name,
+    only_samples,
+    parse_command,
+    read_flags,
+    to_experiment,
+)
 from udpm.core.errors import UserError
 from udpm.core.files import write_text
 from udpm.core.kinds import IMPORTED
@@ -60,6 +67,8 @@ class Described:
         dataset: values for ``datasets/NAME.yaml``.
         names_schedule: whether the schedule is theirs, not the paper's in its place.
         notes: for the user.
+        checkpoint: name of the file that a sampling command reads; None for a training.
+        iteration: of that file, where the command names it.
     """
 
     source: str
@@ -67,6 +76,8 @@ class Described:
     dataset: dict[str, Any]
     names_schedule: bool
     notes: list[str]
+    checkpoint: str | None = None
+    iteration: int | None = None
 
 
 def describe(
@@ -80,18 +91,21 @@ def describe(
     if flags_file is not None and command_line is not None:
         raise UserError("--config and --command: give one of them")
     if flags_file is not None:
-        source, started_on = str(flags_file), 1
+        source, started_on = str(flags_file), gpus or 1
         flags, unused = read_flags(flags_file)
     elif command_line is not None:
         source, unused = "a published command line", []
-        flags, started_on = parse_command(command_line)
+        flags, started_on = parse_command(command_line, gpus)
     else:
         return None
-    experiment, images, notes = to_experiment(flags, name, source, dataset, gpus or started_on)
+    checkpoint, iteration = None, None
+    if only_samples(flags):
+        checkpoint, iteration = checkpoint_name(flags), flags.pop("from_itrs", None)
+    experiment, images, notes = to_experiment(flags, name, source, dataset, started_on)
     validate(Experiment, experiment, source)
     if unused:
         notes = [*notes, f"not flags of the published commands, left out: {', '.join(unused)}"]
-    return Described(source, experiment, images, flags.get("alphas") is not None, notes)
+    return Described(source, experiment, images, bool(flags.get("alphas")), notes, checkpoint, iteration)
 
 
 def bring_over(
@@ -122,6 +136,7 @@ def bring_over(
     """
     if not checkpoints:
         files = _experiment(name, folder, described, None, None, None)
+        _check_trains(described, name)
         return _written(files, described, [])
     where = ", ".join(map(str, checkpoints))
     weights = output or WEIGHTS / f"{name or checkpoints[0].stem}.safetensors"
@@ -134,9 +149,9 @@ def bring_over(
     process, notes = _settled(schedule, described, imported, where)
     model = imported.model(process, where)
     if described is not None:
-        _agree(model, described, where)
+        described = _agreed(described, model, where)
     files = _experiment(name, folder, described, weights, imported, process) if name is not None else {}
-    known = {"iteration": imported.iteration, "origin": imported.origin, **imported.class_names}
+    known = {"iteration": _iteration(described, imported, where), "origin": imported.origin, **imported.class_names}
     description = {"experiment": weights.stem, "run_seed": 0, **known}
     save_weights(weights, model, imported.networks, description)
     return [f"{weights}: {summary(model, imported)}", *_written(files, described, notes)]
@@ -190,7 +205,8 @@ def _experiment(
     values, dataset = dict(described.experiment), described.dataset
     if weights is not None:
         kinds = imported.networks.keys() - {"discriminator"}
-        sampling = dict(values.get("sampling", {}))
+        # Imported weights are of one iteration: there is none to choose.
+        sampling = {key: value for key, value in values.get("sampling", {}).items() if key != "iteration"}
         if sampling.get("weights", "ema") not in kinds:
             sampling["weights"] = min(kinds)
         values |= {"training": "imported", "weights": str(weights), "seeds": values.get("seeds", [0])}
@@ -227,16 +243,56 @@ def _classes(described: Described | None) -> int | None:
     return described.dataset["classes"] or None if described is not None else None
 
 
-def _agree(model: ModelConfig, described: Described, where: str) -> None:
+def _check_trains(described: Described, name: str) -> None:
+    """What becomes an experiment without weights says how to train."""
+    if described.checkpoint is not None:
+        raise UserError(
+            f"{described.source}: samples, and says nothing of a training; give its checkpoint too: "
+            f"udpm import {described.checkpoint} --name {name} --command ..."
+        )
+    losses = validate(Experiment, described.experiment, described.source).losses
+    weights = (losses.reconstruction_weight, losses.lpips_weight, losses.adversarial_weight)
+    if not any(any(weight) if isinstance(weight, list) else weight for weight in weights):
+        raise UserError(
+            f"{described.source}: no loss has a weight above 0, so nothing would be trained; give l1_weight, "
+            "lpips_weight or disc_weight"
+        )
+
+
+def _agreed(described: Described, model: ModelConfig, where: str) -> Described:
+    """The flags, none of which contradicts the tensors.
+
+    Published sampling commands name attention that their own checkpoints do not have, and never label dropout: there
+    the tensors decide.
+    """
+    generator, notes = described.experiment["generator"], described.notes
+    if described.checkpoint is not None:
+        found = model.generator
+        if set(generator["attention"]) != set(found.attention):
+            notes = [
+                *notes,
+                f"attention is at sides {found.attention}, as in the tensors, not {generator['attention']}",
+            ]
+        generator = generator | {"attention": found.attention, "label_dropout": found.label_dropout}
+    experiment = described.experiment | {"generator": generator}
     values = {
         "side": described.dataset["side"],
         "classes": described.dataset["classes"],
         "process": model.process.model_dump(),
-        "generator": described.experiment["generator"],
+        "generator": generator,
     }
     wrong = differences(validate(ModelConfig, values, described.source), model)
     if wrong:
         raise UserError(f"{described.source}: contradicts the tensors of {where}: {'; '.join(wrong)} as in the tensors")
+    return replace(described, experiment=experiment, notes=notes)
+
+
+def _iteration(described: Described | None, imported: Imported, where: str) -> int | None:
+    """The iteration that a file's name or --from_itrs tells."""
+    wanted = described.iteration if described is not None else None
+    if wanted is not None and imported.iteration not in (None, wanted):
+        raise UserError(f"{described.source}: from_itrs is {wanted}, but {where} is of iteration {imported.iteration}")
+    return wanted if imported.iteration is None else imported.iteration
 
 
 class _Dumper(yaml.SafeDumper):

@@ -5,6 +5,7 @@ Levels stand in the order in which sampling uses their maps: coarsest first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +29,7 @@ DEFAULT_LABELS = 4
 Arrays = dict[str, np.ndarray]
 
 
-def explore_latents(weights: Path, kind: str, config: Latents, sampling: Sampling, output: Path) -> None:
+def explore_latents(weights: Path, kind: str, config: Latents, sampling: Sampling, output: Path) -> int:
     """Run one experiment and write its images, its axes and its record as one .npz.
 
     Args:
@@ -38,6 +39,9 @@ def explore_latents(weights: Path, kind: str, config: Latents, sampling: Samplin
         sampling: how it is drawn: posterior, guidance, weights, iteration, batch, device, precision, TF32, threads, and
             how the network is called.
         output: .npz.
+
+    Returns:
+        The number of images.
 
     Raises:
         UserError: weights missing or damaged, or a configuration that does not fit the model.
@@ -63,6 +67,7 @@ def explore_latents(weights: Path, kind: str, config: Latents, sampling: Samplin
         "provenance": provenance.record(),
     }
     save_arrays(output, arrays, record)
+    return math.prod(arrays["images"].shape[:-3])
 
 
 def perturb(sampler: Sampler, config: Latents) -> Arrays:

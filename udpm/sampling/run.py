@@ -24,7 +24,7 @@ def draw_samples(
     output: Path | None,
     chain: Path | None = None,
     shard: tuple[int, int] = (1, 1),
-) -> None:
+) -> list[str]:
     """Draw `config.count` images, or one shard of them, and write them with their record.
 
     Args:
@@ -34,6 +34,9 @@ def draw_samples(
         chain: .npz of the states and network outputs of one image per class (arrays x_l, f_l, labels, record).
         shard: (i, k), 1 <= i <= k: the i-th of k parts, which are cut at multiples of the batch. The images are the
             same whatever k.
+
+    Returns:
+        Lines that say what was written.
 
     Raises:
         UserError: weights missing or damaged, or more shards than batches.
@@ -63,13 +66,20 @@ def draw_samples(
         "device": runtime.describe(device),
         "provenance": provenance.record(),
     }
+    written = []
     if chain is not None:
-        _write_chain(sampler, _chain_labels(sampler, config), source, chain, record)
+        shown = _chain_labels(sampler, config)
+        _write_chain(sampler, shown, source, chain, record)
+        written.append(f"{chain}: chains of {len(shown)} images")
     if output is not None:
         levels = range(1, 1 + (sampler.schedule.levels if config.intermediate else 1))
         outputs = sampler.images(labels, source, numbers.start, levels)
         part = {} if shard == (1, 1) else {"shard": list(shard)}
-        save_samples(output, outputs.pop(1), labels.clip(0), record | part, outputs)
+        images = outputs.pop(1)
+        save_samples(output, images, labels.clip(0), record | part, outputs)
+        asked = f" of {len(set(labels.tolist()))} classes" if record["classes"] else ""
+        written.append(f"{output}: {len(images)} images{asked}, {images.shape[2]}×{images.shape[1]}")
+    return written
 
 
 def configured(model: Model, config: Sampling) -> Sampler:

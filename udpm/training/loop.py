@@ -165,6 +165,7 @@ class Session:
             if self.events is not None:
                 self.events.close()
         self._commit(lambda: self._finish(trainer, metrics))
+        self._say(f"{self.run / 'weights.safetensors'}: {trainer.state.iteration} iterations of training")
 
     def _check_failures(self) -> None:
         """Whether it is worth trying: a cluster that starts a failing training again and again would fill its days."""

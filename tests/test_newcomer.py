@@ -1,0 +1,207 @@
+"""A newcomer's mistakes: what was given instead, what takes it, and what would be right, in one line."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from udpm.cli import VERBS
+from udpm.config import Sampling, Scoring, to_json
+from udpm.core.identify import what_is
+from udpm.data.arrays import save_arrays
+from udpm.data.samples import save_samples
+
+RECORDS = {"score.json": "udpm-score/1", "selection.json": "udpm-selection/1", "speed.json": "udpm-bench/1"}
+
+
+@pytest.fixture(scope="module")
+def made(digits, trained, tmp_path_factory):
+    """A file or folder of every kind that the commands make."""
+    folder = tmp_path_factory.mktemp("made")
+    for name in ("dataset", "cache"):
+        (folder / name).symlink_to(digits / name)
+    shutil.copytree(trained, folder / "run")
+    shutil.copytree(tiny.ROOT / "config", folder / "config")
+    shutil.copy(next((trained / "checkpoints").glob("*.safetensors")), folder / "checkpoint.safetensors")
+    tiny.write_config(folder)
+    (folder / "sampling.json").write_text(to_json(Sampling(count=4, batch=4)))
+    (folder / "scoring.json").write_text(to_json(Scoring(extractor="digits")))
+    (folder / "dataset-config.json").write_text(to_json(tiny.run_config().dataset))
+    for name, kind in RECORDS.items():
+        (folder / name).write_text(json.dumps({"format": kind}))
+    images = np.zeros((4, 16, 16, 3), np.uint8)
+    save_samples(folder / "samples.npz", images, np.zeros(4, np.int64), {"classes": 0})
+    save_arrays(folder / "reference.npz", {"mu": np.zeros(2), "sigma": np.eye(2)}, {"format": "udpm-reference/1"})
+    save_arrays(folder / "latents.npz", {"images": images}, {"format": "udpm-latents/1", "kind": "swap"})
+    save_arrays(folder / "chain.npz", {"labels": np.zeros(1), "x_1": np.zeros(1)}, {"seed": 0})
+    np.savez(folder / "statistics.npz", mu=np.zeros(2), sigma=np.eye(2))
+    np.savez(folder / "noise.npz", base=np.zeros(1), eps_1=np.zeros(1))
+    torch.save(torch.nn.Linear(2, 2).state_dict(), folder / "theirs.pt")
+    torch.jit.save(torch.jit.trace(torch.nn.Flatten(), torch.zeros(2, 3, 4, 4)), str(folder / "extractor.pt"))
+    return folder
+
+
+KINDS = {
+    "dataset": "a prepared data set",
+    "cache": "a level cache",
+    "run": "a run's folder",
+    "config": "a configuration folder",
+    "run/weights.safetensors": "a weights file",
+    "checkpoint.safetensors": "a checkpoint of a training",
+    "run/metrics.jsonl": "a run's metrics",
+    "run.json": "a run's resolved configuration",
+    "sampling.json": "a resolved sampling section",
+    "scoring.json": "a resolved scoring section",
+    "dataset-config.json": "a data set's resolved configuration",
+    "dataset/dataset.json": "the record of a prepared data set",
+    "score.json": "a score",
+    "selection.json": "a selection",
+    "speed.json": "a record of speeds",
+    "samples.npz": "a sample set",
+    "samples.json": "the record of a sample set",
+    "reference.npz": "a reference",
+    "latents.npz": "a latent-space experiment",
+    "chain.npz": "a sampling chain",
+    "statistics.npz": "statistics of features",
+    "noise.npz": "a noise file",
+    "theirs.pt": "a PyTorch checkpoint",
+    "extractor.pt": "a TorchScript file",
+    "config/experiments/digits.yaml": "an experiment's YAML configuration",
+    "config/datasets/digits.yaml": "a data set's YAML configuration",
+    "config/config.yaml": "the study's YAML configuration",
+    "config/README.md": None,
+    "nowhere": None,
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_is_told(made, name):
+    kind = what_is(made / name)
+    assert (kind.name if kind else None) == KINDS[name]
+
+
+def test_what_is_never_fails(tmp_path):
+    begins = [
+        b"",
+        b"\x80",
+        b"PK\x03\x04",
+        b"{",
+        b"\xff" * 9,
+        b"12345678{",
+        b"\x09" + b"\0" * 7 + b"{rubbish",
+        b"\x93NUMPY",
+    ]
+    for index, begin in enumerate(begins):
+        (tmp_path / f"{index}").write_bytes(begin)
+        what_is(tmp_path / f"{index}")
+    (tmp_path / "deep").write_text('{"a":' * 100_000)
+    assert what_is(tmp_path / "deep") is None
+
+
+SCORE = "score --heldout --dataset dataset --extractor extractor.pt --output out.json"
+MISTAKES = [
+    # YAML, or another part, where a resolved configuration is wanted.
+    ("train config/experiments/digits.yaml", "`udpm resolve digits --output run.json` makes one"),
+    ("train config/datasets/digits.yaml", "not a run's resolved configuration but a data set's YAML configuration"),
+    ("train sampling.json", "not a run's resolved configuration but a resolved sampling section (for udpm sample"),
+    ("train run/weights.safetensors", "not a run's resolved configuration but a weights file (for udpm sample"),
+    ("train nowhere.json", "resolved configuration not found; `udpm resolve EXPERIMENT --output run.json` makes one"),
+    ("prepare config/datasets/digits.yaml --output out", "`udpm resolve --dataset digits --output dataset.json` makes"),
+    ("prepare run.json --output out", "not a data set's resolved configuration but a run's resolved configuration"),
+    ("sample run/weights.safetensors --config scoring.json --output out.npz", "but a resolved scoring section"),
+    ("figure schedule config/experiments/digits.yaml --output out", "makes one"),
+    ("resolve config/experiments/digits.yaml", "give the name alone: digits"),
+    # A file of another kind.
+    ("sample samples.npz --output out.npz", "it is a sample set (for udpm score --samples"),
+    ("sample run.json --output out.npz", "it is a run's resolved configuration (for udpm train)"),
+    ("sample checkpoint.safetensors --output out.npz", "expected 'udpm-weights/2'; it is a checkpoint of a training"),
+    ("sample theirs.pt --output out.npz", "it is a PyTorch checkpoint (udpm import brings it over)"),
+    ("latents swap samples.npz --output out.npz", "it is a sample set"),
+    (f"{SCORE} --config scoring.json --reference score.json", "it is a score (for udpm table"),
+    (f"{SCORE} --config scoring.json --reference samples.npz", "it is a sample set"),
+    (f"{SCORE} --config sampling.json --reference reference.npz", "not a resolved scoring section but a resolved"),
+    (
+        "score --samples reference.npz --reference r --config scoring.json --output o.json --dataset dataset",
+        "it is a reference (for udpm score --reference)",
+    ),
+    (
+        "score --samples run/weights.safetensors --reference r --config scoring.json --output o.json --dataset dataset",
+        "it is a weights file",
+    ),
+    ("table selection.json --output out", "expected 'udpm-score/1'; it is a selection"),
+    ("table run/metrics.jsonl --output out", "it is a run's metrics (for udpm figure curves)"),
+    ("select speed.json --output out.json", "it is a record of speeds (for udpm figure speed)"),
+    ("sample run/weights.safetensors --selection score.json --output out.npz", "it is a score"),
+    ("figure samples latents.npz --output out", "it is a latent-space experiment (for udpm figure latents)"),
+    ("figure latents chain.npz --output out", "it is a sampling chain (for udpm figure chain)"),
+    ("figure speed score.json --output out", "it is a score"),
+    ("figure selection score.json --output out", "it is a score"),
+    ("export reference.npz --output out", "it is a reference"),
+    ("import samples.npz --output out.safetensors", "not a checkpoint but a sample set"),
+    ("import extractor.pt --output out.safetensors", "not a checkpoint but a TorchScript file (for --extractor)"),
+    # A folder of another kind.
+    ("cache cache --output out", "cache is a level cache (for udpm train --cache)"),
+    ("cache run --output out", "run is a run's folder"),
+    ("extractor run --output out.pt", "run is a run's folder"),
+    ("train run.json --dataset run --cache cache --run out", "run is a run's folder"),
+    ("train run.json --dataset dataset --cache dataset --run out", "dataset is a prepared data set"),
+    ("card dataset --output out.md", "dataset is a prepared data set"),
+    ("export dataset --output out", "dataset is a prepared data set"),
+    # A folder where a file is wanted, and the other way round.
+    ("sample run --output out.npz", "run is a folder; a file is wanted: run/weights.safetensors"),
+    ("latents swap run --output out.npz", "run is a folder; a file is wanted: run/weights.safetensors"),
+    ("train run", "run is a folder; a file is wanted: run/config.json"),
+    ("figure curves run --output out", "run is a folder; a file is wanted: run/metrics.jsonl"),
+    ("table config --output out", "config is a folder; a file is wanted (it is a configuration folder"),
+    ("cache dataset/images.npy --output out", "is a file; a folder is wanted: dataset"),
+    ("card run/weights.safetensors --output out.md", "is a file; a folder is wanted: run"),
+    # Options, commands, values.
+    ("trian", "No such command 'trian'; did you mean train?"),
+    ("figure sampels", "No such command 'sampels'; did you mean samples?"),
+    ("sample run/weights.safetensors --sed 1 --output out.npz", "No such option"),
+    ("sample run/weights.safetensors --device cdua --output out.npz", "Did you mean 'cuda'?"),
+    ("sample run/weights.safetensors", "Missing option '--output'"),
+    ("sample run/weights.safetensors --labels 3,12 --output out.npz", "12"),
+    ("sample run/weights.safetensors --count many --output out.npz", "'many' is not a valid integer"),
+    ("sample run/weights.safetensors --weights best --output out.npz", "weights"),
+    ("sample run/weights.safetensors --output out.png", "must end in .npz"),
+    ("sample run/weights.safetensors --shard 3 --output out.npz", "'3' is not of the form 2/4"),
+    ("train", "Missing argument 'CONFIG'"),
+    ("resolve digit", "did you mean digits?"),
+]
+
+
+@pytest.mark.parametrize(("command", "expected"), MISTAKES, ids=[command for command, _ in MISTAKES])
+def test_a_mistake_is_told_with_what_would_be_right(made, monkeypatch, capsys, command, expected):
+    monkeypatch.chdir(made)
+    capsys.readouterr()
+    before = sorted(path.name for path in made.iterdir())
+    assert tiny.call(*command.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert expected in line
+    assert sorted(path.name for path in made.iterdir()) == before
+
+
+@pytest.mark.parametrize("group", ["", "bench", "figure", "latents", "sweep"])
+def test_a_group_without_a_command_shows_its_help(capsys, group):
+    assert tiny.call(*group.split()) == 2
+    shown = capsys.readouterr()
+    lines = shown.err.splitlines()
+    assert shown.out == ""
+    assert lines[0].startswith(f"Usage: udpm {group}".rstrip())
+    assert len(lines) > 8
+    assert lines[-1].startswith("error: a command is missing")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_command_without_arguments_is_told_what_is_missing(tmp_path, monkeypatch, capsys, verb):
+    monkeypatch.chdir(tmp_path)
+    code = tiny.call(verb)
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in error

@@ -1,0 +1,224 @@
+"""What a file or folder is, told from its beginning, for errors that say what was given and which command takes it."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BEGINNING = 1 << 20
+"""Bytes of a file that are looked at, at most."""
+CHECKPOINT = "a PyTorch checkpoint"
+EXPERIMENT_YAML = "an experiment's YAML configuration"
+DATASET_YAML = "a data set's YAML configuration"
+SAFETENSORS = "a safetensors file of another program"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file or folder.
+
+    Attributes:
+        name: with its article.
+        takes: commands that take it, or how to get from it what commands take; "" where there is none.
+        format: what a file of this project says of its format, or None.
+    """
+
+    name: str
+    takes: str = ""
+    format: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.takes})" if self.takes else self.name
+
+
+FORMATS = {
+    "udpm-weights": ("a weights file", "for udpm sample and udpm latents"),
+    "udpm-checkpoint": ("a checkpoint of a training", "its run's weights.safetensors is what commands take"),
+    "udpm-samples": ("the record of a sample set", "the .npz of the same name is the set"),
+    "udpm-latents": ("a latent-space experiment", "for udpm figure latents"),
+    "udpm-reference": ("a reference", "for udpm score --reference"),
+    "udpm-score": ("a score", "for udpm table, udpm select and udpm card --score"),
+    "udpm-selection": ("a selection", "for udpm sample --selection and udpm figure selection"),
+    "udpm-bench": ("a record of speeds", "for udpm figure speed"),
+    "udpm-extractor": ("the record of an extractor", "the .pt of the same name is the extractor"),
+    "udpm-dataset": ("the record of a prepared data set", "its folder is the data set"),
+    "udpm-cache": ("the record of a level cache", "its folder is the cache"),
+    "udpm-images": ("the record of exported images", "its folder is for udpm score --images"),
+    "udpm-bundle": ("the record of a bundle", "its folder is the bundle"),
+    "udpm-failure": ("the record of a failed iteration", ""),
+}
+"""What this project's formats are, without their versions."""
+
+RESOLVED = (
+    ({"experiment", "seed", "dataset_name", "training"}, "a run's resolved configuration", "for udpm train"),
+    ({"count", "posterior", "guidance"}, "a resolved sampling section", "for udpm sample --config"),
+    ({"extractor", "inception_mode"}, "a resolved scoring section", "for udpm score --config"),
+    ({"seeds", "strengths", "grid"}, "a resolved latents section", "for udpm latents --config"),
+    ({"source", "side"}, "a data set's resolved configuration", "for udpm prepare"),
+    ({"img_size", "diffusion_steps"}, "a published configuration", "for udpm import --config"),
+    ({"weights_sha256", "iterations"}, "the record of a finished run", "its folder is the run"),
+)
+"""JSON files that say no format, by some of their keys."""
+
+YAML = (
+    (r"^(generator|training|losses|process|extends)\s*:", EXPERIMENT_YAML, ""),
+    (r"^source\s*:", DATASET_YAML, ""),
+    (r"^base\s*:", "a sweep's YAML configuration", "udpm sweep takes its name"),
+    (r"^(experiments|results|targets)\s*:", "the study's YAML configuration", "snakemake reads it"),
+)
+
+FOLDERS = (
+    ("dataset.json", "a prepared data set", "for --dataset"),
+    ("cache.json", "a level cache", "for udpm train --cache"),
+    ("export.json", "a folder of exported images", "for udpm score --images"),
+    ("bundle.json", "a bundle", ""),
+    ("complete.json", "a run's folder", "its weights.safetensors is what commands take"),
+    ("metrics.jsonl", "the folder of a run that is not finished", "udpm train finishes it"),
+    ("config.json", "the folder of a run that is not finished", "udpm train finishes it"),
+    ("experiments", "a configuration folder", "for --config of udpm resolve"),
+    ("runs", "a folder of results", "its subfolders hold what commands take"),
+)
+"""Folders of this project, by an entry that tells them."""
+
+MARKERS = {entry for entry, _, _ in FOLDERS}
+WRONG_KIND = re.compile(r"\bnot an? |\bno array|\bholds no |\bformat is |\blacks |\bcannot be read|\bdoes not describe")
+"""How readers say that a file is not what it should be."""
+READABLE = re.compile(r"(not an? readable [^:;]*): .*")
+"""Why a file cannot be read, which says nothing where it is of another kind."""
+TOLD = re.compile(r"\bit is an? |\bbut an? ")
+
+MAGIC = (
+    (b"\x89PNG", "an image", ""),
+    (b"\xff\xd8\xff", "an image", ""),
+    (b"\x93NUMPY", "a single array (.npy)", ""),
+    (b"%PDF", "a PDF", ""),
+    (b"\x1f\x8b", "a gzip archive", ""),
+)
+
+
+def what_is(path: str | Path) -> Kind | None:
+    """What lies at a path, as far as its beginning tells; None where it is not known, or not there.
+
+    Reads one megabyte at most of a file, and nothing of what is not a regular file or a folder. Never raises.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            return next((Kind(name, takes) for entry, name, takes in FOLDERS if (path / entry).exists()), None)
+        if not path.is_file():
+            return None
+        with open(path, "rb") as file:
+            beginning = file.read(BEGINNING)
+        return _file(path, beginning)
+    except Exception:  # Damaged bytes raise errors of any type, and one error is being told already.
+        return None
+
+
+def with_kind(mistake: str) -> str:
+    """An error about a file or folder, with what it is instead, where that is known and the error does not say so.
+
+    Args:
+        mistake: "PATH: what is wrong", of any reader.
+    """
+    path, colon, wrong = mistake.partition(": ")
+    if not colon or TOLD.search(wrong):
+        return mistake
+    place = Path(path)
+    if place.name in MARKERS and what_is(place) is None:
+        folder = what_is(place.parent)
+        return f"{mistake}; {place.parent} is {folder}" if folder is not None else mistake
+    kind = what_is(place) if WRONG_KIND.search(wrong) else None
+    if kind is None or re.search(rf"(?<![\w-]){kind.name.partition(' ')[2]}\b", wrong):
+        return mistake
+    short = READABLE.sub(r"\1", wrong)
+    return f"{path}: {short}; it is {kind}"
+
+
+def of_format(found: Any) -> Kind | None:
+    """The kind of a file that says its format."""
+    if not isinstance(found, str) or found.partition("/")[0] not in FORMATS:
+        return None
+    return Kind(*FORMATS[found.partition("/")[0]], found)
+
+
+def _file(path: Path, beginning: bytes) -> Kind | None:
+    for magic, name, takes in MAGIC:
+        if beginning.startswith(magic):
+            return Kind(name, takes)
+    if beginning.startswith(b"PK\x03\x04"):
+        return _zip(path)
+    if beginning.startswith(b"\x80") and len(beginning) > 1 and beginning[1] in range(2, 6) and beginning[8:9] != b"{":
+        return Kind(CHECKPOINT, "udpm import brings it over")
+    if len(beginning) > 9 and beginning[8:9] == b"{" and beginning[6:8] == b"\0\0":
+        return _safetensors(beginning)
+    text = beginning.decode("utf-8", errors="strict" if len(beginning) < BEGINNING else "ignore")
+    return _text(text.lstrip("\ufeff"), path.suffix.lower())
+
+
+def _safetensors(beginning: bytes) -> Kind | None:
+    (length,) = struct.unpack("<Q", beginning[:8])
+    if length > len(beginning) - 8:
+        # A header above a megabyte: its metadata come first or not at all.
+        found = re.search(rb'"udpm"\s*:\s*"((?:[^"\\]|\\.)*)"', beginning)
+        metadata = {"udpm": json.loads(b'"' + found[1] + b'"')} if found else {}
+    else:
+        header = json.loads(beginning[8 : 8 + length])
+        metadata = header.get("__metadata__", {}) if isinstance(header, dict) else {}
+    own = json.loads(metadata.get("udpm", "{}")) if isinstance(metadata, dict) else {}
+    kind = of_format(own.get("format")) if isinstance(own, dict) else None
+    return kind or Kind(SAFETENSORS, "udpm import brings weights over")
+
+
+def _zip(path: Path) -> Kind | None:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        arrays = {name.removesuffix(".npy") for name in names if name.endswith(".npy") and "/" not in name}
+        if "record" in arrays:
+            with archive.open("record.npy") as member:
+                # Text of numpy: a header that ends in a newline, then four bytes for each character.
+                _, _, text = member.read(BEGINNING).partition(b"\n")
+            kind = of_format(json.loads(text.decode("utf-32-le")).get("format"))
+            if kind is not None:
+                return kind
+    if {"mu", "sigma"} <= arrays:
+        return Kind("statistics of features", "udpm reference --import takes those that others published")
+    if {"images", "labels"} <= arrays and path.with_suffix(".json").is_file():
+        return Kind("a sample set", "for udpm score --samples, udpm export and udpm figure samples", "udpm-samples")
+    if "base" in arrays:
+        return Kind("a noise file", "for udpm sample --noise")
+    if "record" in arrays:
+        return Kind("a sampling chain", "for udpm figure chain")
+    if arrays:
+        return Kind(f"an .npz of {', '.join(sorted(arrays)[:4])}", "udpm score --images takes images")
+    if any(name.endswith("/data.pkl") for name in names):
+        if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
+            return Kind("a TorchScript file", "for --extractor")
+        return Kind(CHECKPOINT, "udpm import brings it over")
+    return Kind("a zip archive", "udpm prepare and udpm score --images take archives of images")
+
+
+def _text(text: str, suffix: str) -> Kind | None:
+    if text.lstrip().startswith("{"):
+        first, newline, _ = text.partition("\n")
+        if suffix == ".jsonl" or (newline and first.rstrip().endswith("}")):
+            line = json.loads(first)
+            return Kind("a run's metrics", "for udpm figure curves") if "iteration" in line else None
+        return _json(json.loads(text))
+    if suffix not in {".yaml", ".yml"}:
+        return None
+    found = (Kind(name, takes) for pattern, name, takes in YAML if re.search(pattern, text, re.MULTILINE))
+    return next(found, None)
+
+
+def _json(value: Any) -> Kind | None:
+    if not isinstance(value, dict):
+        return None
+    kind = of_format(value.get("format"))
+    if kind is not None:
+        return kind
+    return next((Kind(name, takes) for keys, name, takes in RESOLVED if keys <= value.keys()), None)
