@@ -164,7 +164,7 @@ MISTAKES = [
     ("sample run/weights.safetensors --sed 1 --output out.npz", "No such option"),
     ("sample run/weights.safetensors --device cdua --output out.npz", "Did you mean 'cuda'?"),
     ("sample run/weights.safetensors", "Missing option '--output'"),
-    ("sample run/weights.safetensors --labels 3,12 --output out.npz", "12"),
+    ("sample run/weights.safetensors --labels 3,12 --output out.npz", "no class is called '12'"),
     ("sample run/weights.safetensors --count many --output out.npz", "'many' is not a valid integer"),
     ("sample run/weights.safetensors --weights best --output out.npz", "weights"),
     ("sample run/weights.safetensors --output out.png", "must end in .npz"),
@@ -184,6 +184,33 @@ def test_a_mistake_is_told_with_what_would_be_right(made, monkeypatch, capsys, c
     assert line.startswith("error: ")
     assert expected in line
     assert sorted(path.name for path in made.iterdir()) == before
+
+
+WRITTEN = [
+    ("resolve digits --output {}/run.json", "run.json: run of experiment digits, seed 0"),
+    ("resolve --dataset digits --output {}/d.json", "d.json: data set digits"),
+    ("cache dataset --output {}/cache", "cache: 4 levels, of side 8, 4, 2, 1"),
+    ("sample run/weights.safetensors --count 4 --output {}/a.npz", "a.npz: 4 images of 4 classes, 16×16"),
+    ("latents swap run/weights.safetensors --labels 3 --output {}/l.npz", "l.npz: 5 images"),
+    ("figure curves run/metrics.jsonl --output {}/c", "c.png: 988×650 pixels; also .svg, and .csv of the data"),
+    ("export samples.npz --output {}/images", "images: 4 files"),
+    ("card run --output {}/README.md", "README.md: model card of run, 0 scores"),
+]
+
+
+@pytest.mark.parametrize(("command", "expected"), WRITTEN, ids=[command for command, _ in WRITTEN])
+def test_success_says_what_was_written(made, tmp_path, monkeypatch, capsys, command, expected):
+    monkeypatch.chdir(made)
+    capsys.readouterr()
+    assert tiny.call(*command.format(tmp_path).split()) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{tmp_path}/{expected}"
+
+
+def test_what_is_read_by_programs_stays_alone_on_stdout(made, monkeypatch, capsys):
+    monkeypatch.chdir(made)
+    for command in ("info samples.npz", "info run", "resolve digits", "status run --json"):
+        assert tiny.call(*command.split()) == 0
+        json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("group", ["", "bench", "figure", "latents", "sweep"])
