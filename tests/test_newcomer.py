@@ -125,7 +125,7 @@ MISTAKES = [
     (f"{SCORE} --config sampling.json --reference reference.npz", "not a resolved scoring section but a resolved"),
     (
         "score --samples reference.npz --reference r --config scoring.json --output o.json --dataset dataset",
-        "it is a reference (for udpm score --reference)",
+        "reference.npz is a reference (for udpm score --reference)",
     ),
     (
         "score --samples run/weights.safetensors --reference r --config scoring.json --output o.json --dataset dataset",
@@ -135,11 +135,11 @@ MISTAKES = [
     ("table run/metrics.jsonl --output out", "it is a run's metrics (for udpm figure curves)"),
     ("select speed.json --output out.json", "it is a record of speeds (for udpm figure speed)"),
     ("sample run/weights.safetensors --selection score.json --output out.npz", "it is a score"),
-    ("figure samples latents.npz --output out", "it is a latent-space experiment (for udpm figure latents)"),
+    ("figure samples latents.npz --output out", "latents.npz is a latent-space experiment (for udpm figure latents)"),
     ("figure latents chain.npz --output out", "it is a sampling chain (for udpm figure chain)"),
     ("figure speed score.json --output out", "it is a score"),
     ("figure selection score.json --output out", "it is a score"),
-    ("export reference.npz --output out", "it is a reference"),
+    ("export reference.npz --output out", "reference.npz is a reference"),
     ("import samples.npz --output out.safetensors", "not a checkpoint but a sample set"),
     ("import extractor.pt --output out.safetensors", "not a checkpoint but a TorchScript file (for --extractor)"),
     # A folder of another kind.

@@ -363,7 +363,7 @@ def test_placeholders_are_not_written_into_a_configuration(value):
         ("train.py --lr '1", "a published command line: No closing quotation"),
         ("train.py --t_type continuous --n_samples 3", "t_type is 'continuous'; discrete is the only kind of time"),
         ("train.py --disc_loss_type hinge", "disc_loss_type is 'hinge'; expected one of standard, noisy, diffusion"),
-        ("train.py --alphas 0.5 0.2 --sigmas 0.1 0.2 --diffusion_steps 3", "alphas: has 2 values, but levels is 3"),
+        ("train.py --alphas 0.5 0.2 --sigmas 0.1 0.2 0.3 --diffusion_steps 3", "alphas: has 2 values, but levels is 3"),
     ],
 )
 def test_mistakes_in_a_command_line(tmp_path, monkeypatch, capsys, text, expected):

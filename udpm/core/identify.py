@@ -86,7 +86,7 @@ FOLDERS = (
 """Folders of this project, by an entry that tells them."""
 
 MARKERS = {entry for entry, _, _ in FOLDERS}
-WRONG_KIND = re.compile(r"\bnot an? |\bno array|\bholds no |\bformat is |\blacks |\bcannot be read|\bdoes not describe")
+WRONG_KIND = re.compile(r"\bnot an? |\bholds no |\bformat is |\blacks |\bcannot be read|\bdoes not describe")
 """How readers say that a file is not what it should be."""
 READABLE = re.compile(r"(not an? readable [^:;]*): .*")
 """Why a file cannot be read, which says nothing where it is of another kind."""
@@ -132,6 +132,9 @@ def with_kind(mistake: str) -> str:
     if place.name in MARKERS and what_is(place) is None:
         folder = what_is(place.parent)
         return f"{mistake}; {place.parent} is {folder}" if folder is not None else mistake
+    if place.suffix == ".json" and what_is(place.with_suffix(".npz")) is not None and what_is(place) is None:
+        # The record of a sample set, which other arrays do not have.
+        return f"{mistake}; {place.with_suffix('.npz')} is {what_is(place.with_suffix('.npz'))}"
     kind = what_is(place) if WRONG_KIND.search(wrong) else None
     if kind is None or re.search(rf"(?<![\w-]){kind.name.partition(' ')[2]}\b", wrong):
         return mistake
