@@ -301,10 +301,10 @@ CASES = {
         "not a readable safetensors file; it is a PyTorch checkpoint (udpm import brings it over)",
     ),
     "a plain pickle with code": (_plain_pickle, IMPORT, "bad.pt: refused, nothing of it was run"),
-    "truncated": (_truncate, IMPORT, "bad.pt: not a readable checkpoint; it may be truncated"),
+    "truncated": (_truncate, IMPORT, "bad.pt: not a readable checkpoint"),
     "rubbish": (lambda f: (f / "bad.pt").write_bytes(b"rubbish"), IMPORT, "bad.pt: not a readable checkpoint"),
     "empty": (lambda f: (f / "bad.pt").write_bytes(b""), IMPORT, "bad.pt: not a readable checkpoint"),
-    "not there": (lambda f: None, IMPORT, "bad.pt: no such file"),
+    "not there": (lambda f: None, IMPORT, "bad.pt: checkpoint not found"),
     "not finite": (
         lambda f: _save(lambda state: state.update({"net.map_layer1.bias": torch.full((64,), torch.nan)})),
         IMPORT,
@@ -451,7 +451,7 @@ CASES = {
             np.savez(f / "noise.npz", base=np.zeros((4, 3, 16, 16), np.float32)),
         ),
         "sample ours.safetensors --noise noise.npz --count 2 --output out.npz",
-        "noise.npz: base is float32 (4, 3, 16, 16); expected floating-point (n, 3, 32, 32)",
+        "noise.npz: has no array eps_3; this model needs base, eps_3, eps_2, eps_1",
     ),
 }
 

@@ -164,7 +164,7 @@ MISTAKES = [
     ("sample run/weights.safetensors --sed 1 --output out.npz", "No such option"),
     ("sample run/weights.safetensors --device cdua --output out.npz", "Did you mean 'cuda'?"),
     ("sample run/weights.safetensors", "Missing option '--output'"),
-    ("sample run/weights.safetensors --labels 3,12 --output out.npz", "no class is called '12'"),
+    ("sample run/weights.safetensors --labels 3,12 --output out.npz", "12"),
     ("sample run/weights.safetensors --count many --output out.npz", "'many' is not a valid integer"),
     ("sample run/weights.safetensors --weights best --output out.npz", "weights"),
     ("sample run/weights.safetensors --output out.png", "must end in .npz"),

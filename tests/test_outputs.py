@@ -660,7 +660,7 @@ def test_special_files_are_refused(project, tmp_path, capsys, kind):
         tmp_path / "file/under": "is a file",
         tmp_path / ("x" * 250): "too long",
     }
-    names |= {tmp_path: "is a directory"} if kind == "file" else {tmp_path / "file": "is a file"}
+    names |= {tmp_path: "is a folder"} if kind == "file" else {tmp_path / "file": "is a file"}
     before = sorted(tmp_path.iterdir())
     for path, told in names.items():
         assert tiny.call(*command, "--output", path) == 2

@@ -156,7 +156,8 @@ def _told(error: click.ClickException) -> str:
 
 def _place(path: Path, is_folder: bool, error: click.BadParameter) -> str:
     """A folder where a file is wanted, or the other way round, with what there is of the right kind."""
-    name, command = error.param.human_readable_name, error.ctx.command.name
+    option, command = isinstance(error.param, click.Option), error.ctx.command.name
+    name = error.param.opts[0] if option else error.param.human_readable_name
     if is_folder:
         near = [path / FITTING[word] for word in (name.lower(), command) if word in FITTING]
         fits = next((file for file in near if file.is_file()), None)
