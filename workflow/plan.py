@@ -180,6 +180,11 @@ class Plan:
         weights = self.experiment(wildcards).weights
         return [] if weights is None else [weights]
 
+    def given_noise(self, wildcards) -> list[str]:
+        """The noise that a run's samples start from, as an input, where it is a file's."""
+        noise = self.experiment(wildcards).sampling.noise
+        return [] if noise is None else [noise]
+
     def experiment(self, wildcards) -> Experiment:
         """The experiment that a job belongs to."""
         return self.known[wildcards.experiment]

@@ -114,6 +114,7 @@ rule sample_best:
         weights=f"{RESULTS}/runs/{{experiment}}/seed{{seed}}/weights.safetensors",
         config=f"{RESULTS}/configs/{{experiment}}/sampling.json",
         selection=f"{RESULTS}/selection/{{experiment}}/seed{{seed}}/selection.json",
+        noise=PLAN.given_noise,
     output:
         images=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}_best.npz",
         record=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}_best.json",

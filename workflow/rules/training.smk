@@ -57,6 +57,7 @@ rule sample_images:
     input:
         weights=PLAN.weights,
         config=f"{RESULTS}/configs/{{experiment}}/sampling.json",
+        noise=PLAN.given_noise,
     output:
         images=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}.npz",
         record=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}.json",
@@ -83,6 +84,7 @@ rule sample_shard:
     input:
         weights=PLAN.weights,
         config=f"{RESULTS}/configs/{{experiment}}/sampling.json",
+        noise=PLAN.given_noise,
     output:
         images=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}_{{part}}of{{parts}}.npz",
         record=f"{RESULTS}/samples/{{experiment}}/seed{{seed}}_{{part}}of{{parts}}.json",
@@ -110,6 +112,7 @@ rule sample_chain:
     input:
         weights=PLAN.weights,
         config=f"{RESULTS}/configs/{{experiment}}/sampling.json",
+        noise=PLAN.given_noise,
     output:
         f"{RESULTS}/samples/{{experiment}}/seed{{seed}}_chain.npz",
     log:
