@@ -36,7 +36,7 @@ EDITS = {
     "training.checkpoint_every": 3,
     "training.checkpoint_minutes": 1.5,
     "training.data": "memory",
-    "training.device": "cpu",
+    "training.device": "auto",
     "training.keep_every": 2,
     "training.log_every": 1,
     "training.preview_every": 5,
@@ -154,6 +154,7 @@ def test_no_incidental_key_and_no_time_costs_a_finished_run_its_files(study, che
         path = study / f"config/{kind}/digits.yaml"
         text = path.read_text()
         edit(path, **{key.removeprefix("dataset.").replace(".", "__"): value})
+        assert yaml.safe_load(path.read_text()) != yaml.safe_load(text), key
         assert planned() == set(), key
         path.write_text(text)
     dice = random.Random(1)
@@ -236,7 +237,7 @@ def test_an_unfinished_run_gets_its_incidental_keys(study):
     made(study)
     (study / RUN / "complete.json").unlink()
     assert planned() == set()
-    edit(study / "config/experiments/digits.yaml", training__device="cpu")
+    edit(study / "config/experiments/digits.yaml", training__device="auto")
     assert planned() == {"configs/digits/seed0.json"}
 
 
