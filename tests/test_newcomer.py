@@ -129,7 +129,7 @@ MISTAKES = [
     ),
     (
         "score --samples run/weights.safetensors --reference r --config scoring.json --output o.json --dataset dataset",
-        "it is a weights file",
+        "run/weights.safetensors is a weights file",
     ),
     ("table selection.json --output out", "expected 'udpm-score/1'; it is a selection"),
     ("table run/metrics.jsonl --output out", "it is a run's metrics (for udpm figure curves)"),

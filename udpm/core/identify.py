@@ -132,9 +132,11 @@ def with_kind(mistake: str) -> str:
     if place.name in MARKERS and what_is(place) is None:
         folder = what_is(place.parent)
         return f"{mistake}; {place.parent} is {folder}" if folder is not None else mistake
-    if place.suffix == ".json" and what_is(place.with_suffix(".npz")) is not None and what_is(place) is None:
-        # The record of a sample set, which other arrays do not have.
-        return f"{mistake}; {place.with_suffix('.npz')} is {what_is(place.with_suffix('.npz'))}"
+    if place.suffix == ".json" and what_is(place) is None:
+        # The record of a sample set, which what was given instead does not have.
+        for given in map(place.with_suffix, (".npz", ".safetensors", ".pt")):
+            if (kind := what_is(given)) is not None:
+                return f"{mistake}; {given} is {kind}"
     kind = what_is(place) if WRONG_KIND.search(wrong) else None
     if kind is None or re.search(rf"(?<![\w-]){kind.name.partition(' ')[2]}\b", wrong):
         return mistake
