@@ -399,9 +399,9 @@ def test_every_kind_has_help_with_an_example(kind, capsys):
 
 MISTAKES = {
     "labels out of range": ("perturb", "--labels 3,10", "labels: must lie in 0..9, got 10"),
-    "negative labels": ("swap", "--labels=-1", "options: labels[0]: input should be greater than or equal to 0"),
+    "negative labels": ("swap", "--labels=-1", "labels: no class is called '-1'"),
     "labels without classes": ("swap plain", "--labels 3", "labels: this model is unconditional; leave them out"),
-    "labels that are none": ("pca", "--labels a", "'a' is no list of whole numbers"),
+    "labels that are none": ("pca", "--labels a", "labels: no class is called 'a'"),
     "too few seeds": ("interpolate", "--seeds 0,1,2", "options: seeds: list should have at least 4 items"),
     "strengths of other levels": ("perturb", "--strongest 0,1", "strongest: has 2 values, but the model has 3 levels"),
     "a share above 1": ("perturb", "--strongest 0,1,2", "options: strongest[2]: input should be less than or equal"),

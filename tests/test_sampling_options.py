@@ -361,7 +361,7 @@ MISTAKES = {
         "noise.npz: holds the noise of 6 images, but 7 are wanted",
     ),
     "a label out of range": (lambda f: None, f"{SAMPLE} --labels 3,10", "labels: must lie in 0..9, got 10"),
-    "a label that is none": (lambda f: None, f"{SAMPLE} --labels 3,x", "'3,x' is neither balanced nor none"),
+    "a label that is none": (lambda f: None, f"{SAMPLE} --labels 3,x", "labels: no class is called 'x'"),
     "no labels for a model that needs them": (
         lambda f: None,
         f"{SAMPLE} --labels none",
