@@ -581,7 +581,7 @@ def test_a_kill_at_any_rename_of_a_save_leaves_whole_files(project, tmp_path, mo
     def save(value):
         frame = pd.DataFrame({"a": [value]})
         if name == "tensors":
-            write_tensors(tmp_path / "a.safetensors", {"a": torch.full((3,), value)}, {"format": "udpm-weights/2"})
+            write_tensors(tmp_path / "a.safetensors", {"a": torch.ones(3) * value}, {"format": "udpm-weights/2"})
         elif name == "samples":
             images = np.full((2, 8, 8, 3), value, np.uint8)
             save_samples(tmp_path / "a.npz", images, np.zeros(2, np.int64), {"classes": 0})
