@@ -6,7 +6,7 @@ RESULTS := $$($(BIN)/python -c 'import os; from pathlib import Path; from udpm.c
   from udpm.config.yaml_file import read_yaml; file = Path("config/config.yaml"); \
   print(os.path.abspath(load_study(read_yaml(file), str(file)).results))')
 
-.PHONY: install demo test test-gpu test-slurm soak
+.PHONY: install demo test test-gpu test-slurm soak fuzz
 install: $(VENV)/.installed
 
 # Not compiled beforehand: Python compiles what it imports, a small part of it.
@@ -39,6 +39,11 @@ test-slurm: install
 # What takes longer than every change should have to wait for.
 soak: install
 	$(BIN)/python -m pytest -m soak
+
+# Many mutated inputs for every reader of a file, and a table of what became of them; FUZZ=1000 for fewer.
+FUZZ ?= 20000
+fuzz: install
+	cd tests && ../$(BIN)/python -m fuzz --inputs $(FUZZ)
 
 # The same versions for `snakemake --sdm conda`.
 envs/udpm.yaml: envs/constraints.txt

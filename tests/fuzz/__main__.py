@@ -1,10 +1,14 @@
 """``python -m fuzz``, in the folder tests: many inputs for every reader, and a table of what became of them."""
 
 import argparse
+import os
 import sys
 import tempfile
 
-from fuzz.harness import fuzz, table
+# Before numpy and torch are loaded: threads of theirs do not survive that the process is copied.
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+from fuzz.harness import HEAD, fuzz, row
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
@@ -14,7 +18,12 @@ if __name__ == "__main__":
     parser.add_argument("--kept", default="/tmp/udpm-fuzz", help="folder for inputs that find something")
     parser.add_argument("--folder", help="of valid files, to be made once and used again; default: a new one")
     given = parser.parse_args()
+    print(HEAD, flush=True)
+    findings = 0
     with tempfile.TemporaryDirectory() as folder:
-        found = fuzz(given.readers, given.inputs, given.seed, given.kept, given.folder or f"{folder}/inputs")
-    print(table(found))
-    sys.exit(any(result.findings for result in found.values()))
+        for name, result in fuzz(
+            given.readers, given.inputs, given.seed, given.kept, given.folder or f"{folder}/inputs"
+        ):
+            print(row(name, result), flush=True)
+            findings += len(result.findings)
+    sys.exit(findings > 0)

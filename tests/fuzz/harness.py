@@ -15,8 +15,9 @@ from fuzz.readers import make_inputs, registry
 from udpm.core.errors import UserError
 
 SECONDS = 5.0
-SILENT = 30.0
-"""Seconds after which a process that no signal reaches is killed."""
+"""Of the processor: a machine may be busy with something else."""
+SILENT = 60.0
+"""Seconds after which a process that waits, or that no signal reaches, is killed."""
 GIB = 2**30
 
 
@@ -59,7 +60,7 @@ class Late(BaseException):
 
 
 def fuzz(names, inputs, seed, kept, folder):
-    """Results by reader.
+    """Names of readers and their results, one after the other.
 
     Args:
         names: of the readers; none for all.
@@ -81,11 +82,10 @@ def fuzz(names, inputs, seed, kept, folder):
     # What cannot be read as it was made would find nothing; and libraries are loaded here, once.
     for name in names or readers:
         readers[name].call(folder)
-    results = {}
     for name in names or readers:
-        results[name] = Result()
-        _run(folder, readers[name], max(20, int(inputs * readers[name].share)), seed, kept, results[name])
-    return results
+        result = Result()
+        _run(folder, readers[name], max(20, int(inputs * readers[name].share)), seed, kept, result)
+        yield name, result
 
 
 def _run(folder, reader, count, seed, kept, result):
@@ -153,7 +153,7 @@ def _call_all(folder, reader, numbers, seed, kept, out, mark):
     os.chdir(folder)
     path = folder / reader.file
     original = path.read_bytes()
-    signal.signal(signal.SIGALRM, _late)
+    signal.signal(signal.SIGPROF, _late)
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + 4 * GIB, hard))
     Path("/proc/self/clear_refs").write_text("5")
@@ -164,8 +164,8 @@ def _call_all(folder, reader, numbers, seed, kept, out, mark):
         data = _input(reader, original, seed, number)
         path.unlink(missing_ok=True)
         path.write_bytes(data)
-        began, what = time.perf_counter(), None
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        began, what = time.process_time(), None
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             reader.call(folder)
             told["accepted"] += 1
@@ -178,8 +178,8 @@ def _call_all(folder, reader, numbers, seed, kept, out, mark):
         except BaseException as error:
             what = _where(error)
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        told["slowest"] = max(told["slowest"], time.perf_counter() - began)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        told["slowest"] = max(told["slowest"], time.process_time() - began)
         grown = _memory("VmHWM") - before
         if grown > GIB and told["grown"] <= GIB:
             what = what or "more than 1 GiB"
@@ -218,16 +218,13 @@ def _memory(name):
     raise LookupError(name)
 
 
-def table(results):
-    """Markdown: a row for each reader."""
-    rows = [
-        "| reader | inputs | accepted | refused | slowest (s) | grown (MiB) | findings |",
-        "|---|--:|--:|--:|--:|--:|---|",
-    ]
-    for name, result in results.items():
-        found = "; ".join(f"{what} ({result.counts[what]}×, {path})" for what, path in result.findings.items())
-        rows.append(
-            f"| {name} | {result.inputs} | {result.accepted} | {result.refused} | {result.slowest:.2f} | "
-            f"{max(0, result.grown) / 2**20:.0f} | {found or 'none'} |"
-        )
-    return "\n".join(rows)
+HEAD = "| reader | inputs | accepted | refused | slowest (s) | grown (MiB) | findings |\n|---|--:|--:|--:|--:|--:|---|"
+
+
+def row(name, result):
+    """A line of markdown."""
+    found = "; ".join(f"{what} ({result.counts[what]}×, {path})" for what, path in result.findings.items())
+    return (
+        f"| {name} | {result.inputs} | {result.accepted} | {result.refused} | {result.slowest:.2f} | "
+        f"{max(0, result.grown) / 2**20:.0f} | {found or 'none'} |"
+    )

@@ -239,7 +239,8 @@ def _array(rng, data):
     array = np.load(io.BytesIO(data))
     kind = rng.randrange(8)
     if kind == 0:
-        return array.astype(rng.choice(["u1", "i8", "f4", "f8", "c16", "?", "U5", "S3", ">f4", "f2", "O"]))
+        kinds = ["u1", "i8", "f4", "f8", "c16", "?", "U5", "S3", ">f4", "f2", "O"]
+        return array.astype(rng.choice(kinds if array.dtype.kind != "U" else ["U5", "O"]))
     if kind == 1:
         return array.reshape(-1)[: rng.choice([0, 1, 3])]
     if kind == 2:

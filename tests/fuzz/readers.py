@@ -1,6 +1,5 @@
 """Every kind of file that the program reads: a valid one, how it is mutated, and what reads it."""
 
-import io
 import json
 import shutil
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from udpm.config.published import parse_command, read_flags, to_experiment
 from udpm.config.results import load_published, load_runtime
 from udpm.config.yaml_file import read_yaml
 from udpm.core import runtime
+from udpm.core.files import sha256
 from udpm.core.speed import read_record
 from udpm.core.tensors import read_header
 from udpm.data.arrays import load_arrays
@@ -69,6 +69,8 @@ from udpm.training.metrics import Metrics
 from udpm.training.owner import read_owner
 from udpm.training.state import State
 
+KEPT = 500
+"""Images of the test split, whose features are kept in one file."""
 CPU = torch.device("cpu")
 
 
@@ -317,7 +319,21 @@ def _header(folder):
 
 
 def _checkpoint(folder):
-    resume(folder / "runs/digits/seed0/checkpoints", State.fresh(tiny.run_config(), CPU), lambda path, told: None)
+    config = tiny.run_config()
+    state = State.fresh(config, CPU)
+    resume(folder / RUN / "checkpoints", state, config.training.iterations, lambda path, told: None)
+
+
+def _forged(folder):
+    """A checkpoint whose manifest was made to fit."""
+    path = checkpoints(folder / RUN / "checkpoints")[-1]
+    manifest = path.with_suffix(".json")
+    text = manifest.read_text()
+    manifest.write_text(json.dumps(json.loads(text) | {"sha256": sha256(path)}))
+    try:
+        _checkpoint(folder)
+    finally:
+        manifest.write_text(text)
 
 
 def _finished(folder):
@@ -446,7 +462,7 @@ def registry(folder):
         Reader("benchmark", "bench.json", as_json, lambda f: read_record(f / "bench.json")),
         Reader("weights", f"{RUN}/weights.safetensors", mutate.as_safetensors, _weights, 0.2),
         Reader("safetensors header", f"{RUN}/weights.safetensors", mutate.as_safetensors, _header),
-        Reader("checkpoint", str(checkpoint), mutate.as_safetensors, _checkpoint, 0.05),
+        Reader("checkpoint", str(checkpoint), mutate.as_safetensors, _forged, 0.05),
         Reader("checkpoint's manifest", str(checkpoint.with_suffix(".json")), as_json, _checkpoint, 0.05),
         Reader("complete.json", f"{RUN}/complete.json", as_json, _finished),
         Reader("run's config.json", f"{RUN}/config.json", as_json, _finished),
@@ -492,4 +508,4 @@ def registry(folder):
 
 
 def _kept(folder, path):
-    return features._kept(folder / path.name, len(np.load(io.BytesIO(path.read_bytes()))))
+    return features._kept(folder / path.name, KEPT)
