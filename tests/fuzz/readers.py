@@ -326,14 +326,22 @@ def _checkpoint(folder):
 
 def _forged(folder):
     """A checkpoint whose manifest was made to fit."""
-    path = checkpoints(folder / RUN / "checkpoints")[-1]
-    manifest = path.with_suffix(".json")
-    text = manifest.read_text()
-    manifest.write_text(json.dumps(json.loads(text) | {"sha256": sha256(path)}))
+    _with_digest(checkpoints(folder / RUN / "checkpoints")[-1], lambda: _checkpoint(folder))
+
+
+def _forged_samples(folder):
+    """A sample set whose record was made to fit."""
+    _with_digest(folder / "samples.npz", lambda: _samples(folder))
+
+
+def _with_digest(path, call):
+    record = path.with_suffix(".json")
+    text = record.read_text()
+    record.write_text(json.dumps(json.loads(text) | {"sha256": sha256(path)}))
     try:
-        _checkpoint(folder)
+        call()
     finally:
-        manifest.write_text(text)
+        record.write_text(text)
 
 
 def _finished(folder):
@@ -438,7 +446,7 @@ def registry(folder):
         Reader(
             "level_1.npy", "cache/level_1.npy", mutate.head, lambda f: open_levels(f / "dataset", f / "cache", 3), 0.2
         ),
-        Reader("sample set", "samples.npz", as_npz, _samples),
+        Reader("sample set", "samples.npz", as_npz, _forged_samples),
         Reader("sample set's record", "samples.json", as_json, _samples),
         Reader("shards' record", "whole.json", as_json, partial(_samples, file="whole.json")),
         Reader("chain", "chain.npz", as_npz, _chain),
