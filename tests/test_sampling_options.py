@@ -342,17 +342,17 @@ MISTAKES = {
     "noise of another side": (
         noise_file(eps_1=np.zeros((6, 3, 4, 4))),
         NOISE,
-        "eps_1 is float64 (6, 3, 4, 4), expected floating-point (6, 3, 8, 8)",
+        "eps_1 is float64 (6, 3, 4, 4); expected floating-point (6, 3, 8, 8)",
     ),
     "noise of fewer images at a level": (
         noise_file(eps_3=np.zeros((5, 3, 2, 2))),
         NOISE,
-        "eps_3 is float64 (5, 3, 2, 2), expected floating-point (6, 3, 2, 2)",
+        "eps_3 is float64 (5, 3, 2, 2); expected floating-point (6, 3, 2, 2)",
     ),
     "noise of integers": (
         noise_file(base=np.zeros((6, 3, 16, 16), np.int64)),
         NOISE,
-        "base is int64 (6, 3, 16, 16), expected floating-point (6, 3, 16, 16)",
+        "base is int64 (6, 3, 16, 16); expected floating-point (n, 3, 16, 16)",
     ),
     "a number for noise": (noise_file(base=np.float32(1)), NOISE, "noise.npz"),
     "noise of too few images": (
