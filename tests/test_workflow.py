@@ -368,6 +368,31 @@ def test_what_would_stop_none_is_not_refused(told, values):
     assert told(values) == ""
 
 
+def test_milestones_that_a_finished_run_did_not_keep(told):
+    values = {"training": {"iterations": 60, "keep_every": 20}, "selection": {}}
+    run = Path("results/runs/two/seed0")
+    run.mkdir(parents=True)
+    assert told(values) == ""
+    record = {"format": "udpm-run/1", "experiment": "two", "seed": 0, "iterations": 40, "weights_sha256": "0" * 64}
+    provenance = {"versions": {}, "commit": None, "machine": ""}
+    (run / "complete.json").write_text(json.dumps(record | {"provenance": provenance}))
+    expected = "two.yaml: selection: {0} is finished, but {0}/milestones/0000000{1}.safetensors is not there"
+    assert expected.format(run, 20) in told(values)
+    (run / "milestones").mkdir()
+    (run / "milestones/000000020.safetensors").touch()
+    assert expected.format(run, 40) in told(values)
+    scored = Path("results/selection/two/seed0/scores/40.json")
+    scored.parent.mkdir(parents=True)
+    scored.touch()
+    # What it is to be trained for beyond its end, it will keep.
+    assert told(values) == ""
+
+
+def test_a_file_is_no_folder_of_results(told):
+    Path("results").touch()
+    assert told({}) == "error: config/config.yaml (or --config): results: results is not a folder\n"
+
+
 def test_an_experiment_that_is_not_scored(tmp_path):
     for name in SOURCES:
         shutil.copytree(ROOT / name, tmp_path / name)

@@ -34,6 +34,7 @@ from udpm.core.classes import class_number
 from udpm.core.errors import EXIT_USER_ERROR, UserError
 from udpm.core.published import INCEPTION
 from udpm.training.claim import INCIDENTAL, differences, incidental
+from udpm.training.records import COMPLETE, read_complete
 
 CONFIG = "config"
 RUN_FIGURES = ("samples", "chain", "neighbours", "curves")
@@ -71,7 +72,10 @@ class Plan:
 
     @one_line
     def __init__(self, config: dict[str, Any], on_slurm: bool) -> None:
-        study = load_study(config, f"{CONFIG}/config.yaml (or --config)")
+        where = f"{CONFIG}/config.yaml (or --config)"
+        study = load_study(config, where)
+        if Path(study.results).exists() and not Path(study.results).is_dir():
+            raise UserError(f"{where}: results: {study.results} is not a folder")
         self.cluster, self._on_slurm = load_cluster(CONFIG), on_slurm
         self.results = study.results
         self.experiments = {name: load_experiment(name, CONFIG) for name in study.experiments}
@@ -110,6 +114,7 @@ class Plan:
         experiment = self.known[name]
         self._check_files(name)
         self._check_labels(name)
+        self._check_milestones(name, seed)
         if not self.is_imported(name) and experiment.training.nodes > 1 and not self._on_slurm:
             raise UserError(
                 f"{place_of(name, CONFIG)}: training.nodes: several nodes need a scheduler: snakemake --profile slurm"
@@ -131,6 +136,22 @@ class Plan:
         for key, file in given.items():
             if file is not None and not Path(file).exists():
                 raise UserError(f"{place_of(name, CONFIG)}: {key}: {file} is not there")
+
+    def _check_milestones(self, name: str, seed: int) -> None:
+        """Milestones to choose from that a finished run should have kept are there, or what was made of them is."""
+        run, made = (Path(self.results) / kind / name / f"seed{seed}" for kind in ("runs", "selection"))
+        wanted = self.known[name].candidates
+        if not wanted or not (run / COMPLETE).exists():
+            return
+        done = read_complete(run).get("iterations") or 0
+        for iteration in (iteration for iteration in wanted if iteration <= done):
+            kept = run / "milestones" / f"{iteration:09d}.safetensors"
+            found = (kept, made / f"samples/{iteration}.npz", made / f"scores/{iteration}.json")
+            if not any(path.exists() for path in found):
+                raise UserError(
+                    f"{place_of(name, CONFIG)}: selection: {run} is finished, but {kept} is not there; leave selection "
+                    "out, or give the experiment a new name, so that it is trained again and keeps milestones"
+                )
 
     def _check_labels(self, name: str) -> None:
         """Classes that are asked for by name are the data set's, where its names are known."""
