@@ -209,7 +209,7 @@ def test_an_older_store_without_file_sums_can_be_checked(digits, tmp_path):
         del record[key]
     (tmp_path / "store/dataset.json").write_text(json.dumps(record))
     assert differences(open_store(tmp_path / "store")) == []
-    tiny.flip_byte(tmp_path / "store/labels.npy", 200)
+    tiny.flip_byte(tmp_path / "store/images.npy", 5000)
     assert differences(open_store(tmp_path / "store")) == ["images.npy or labels.npy"]
 
 
