@@ -1,6 +1,8 @@
 """Commands end in one line where the system refuses something: standard output, memory, a file."""
 
 import errno
+import json
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +12,9 @@ import tiny
 
 import udpm.cli
 from udpm.cli import main
+from udpm.config import Sampling
+from udpm.config.validation import validate
+from udpm.core.errors import UserError
 
 
 def ended(command):
@@ -63,3 +68,38 @@ def test_bugs_are_not_hidden(monkeypatch):
     monkeypatch.setattr(udpm.cli.udpm, "get_command", lambda context, name: command)
     with pytest.raises(KeyError):
         main(["status"])
+
+
+HUGE = 10**30
+NUMBERS = {
+    f"prepare c.json --output {{}}/x --workers {10**9}": "--workers",
+    f"resolve digits --seed {HUGE}": "--seed",
+    f"extractor d --output {{}}/x.pt --threads {10**9}": "--threads",
+    f"score --heldout --output {{}}/x.json --count {HUGE}": "--count",
+    f"bench data --threads {10**9}": "--threads",
+    f"bench data --batch {HUGE}": "--batch",
+}
+
+
+@pytest.mark.parametrize("command", NUMBERS)
+def test_numbers_beyond_all_use(tmp_path, capsys, command):
+    tiny.assert_refused(tmp_path, command.format(tmp_path), f"'{NUMBERS[command]}': ", capsys)
+
+
+@pytest.mark.parametrize("wrong", [{"count": HUGE}, {"threads": 10**9}, {"seed": HUGE}, {"seed": -1}])
+def test_settings_beyond_all_use(wrong):
+    """Options of udpm sample end here, too."""
+    (key,) = wrong
+    with pytest.raises(UserError, match=f"x: {key}: input should be"):
+        validate(Sampling, wrong, "x")
+
+
+def test_a_grid_of_a_million_points(tmp_path, capsys):
+    shutil.copytree(tiny.ROOT / "config", tmp_path / "config")
+    axes = {name: {"key": key, "values": [n / 1000 for n in range(1, 101)]} for name, key in AXES.items()}
+    (tmp_path / "config/sweeps/big.yaml").write_text(json.dumps({"base": "digits", "grids": {"g": axes}}))
+    command = f"sweep plan big --config {tmp_path}/config --output {tmp_path}/plan"
+    tiny.assert_refused(tmp_path, command, "grids: make 1000000 points, more than 5000", capsys)
+
+
+AXES = {"a": "process.sigmas[1]", "b": "process.sigmas[2]", "c": "process.sigmas[3]"}

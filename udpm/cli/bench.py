@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from udpm.cli.options import ANY, CONFIG, FILE, FOLDER, Numbers, OutputFile, Verbs, check
+from udpm.cli.options import ANY, CONFIG, FILE, FOLDER, Numbers, OutputFile, Verbs, Whole, check
 from udpm.core import kinds
 
 SIDES = ("8", "16", "32", "64", "128", "256")
@@ -22,9 +22,13 @@ MEMORY = click.option(
     "--memory", is_flag=True, help="Also every way's peak memory, in processes of their own, with --baseline."
 )
 REPETITIONS = click.option(
-    "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Of each way, with --baseline."
+    "--repetitions",
+    type=Whole(1),
+    default=5,
+    show_default=True,
+    help="Of each way, with --baseline.",
 )
-THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads; default: the configuration's.")
+THREADS = click.option("--threads", type=Whole(1, 1024), help="CPU threads; default: the configuration's.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the record instead of text.")
 OUTPUT = click.option("--output", type=OutputFile(kinds.BENCH), help="Also write the record, .json.")
 
@@ -37,11 +41,11 @@ def command() -> None:
 @command.command(epilog="Example: udpm bench data resources/ffhq.zip --side 64")
 @click.argument("images", type=ANY, required=False)
 @click.option("--side", type=click.Choice(SIDES), default="32", show_default=True, help="Side of the prepared images.")
-@click.option("--workers", type=click.IntRange(1), help="Processes that decode and resize; default: one for each core.")
-@click.option("--limit", type=click.IntRange(1), default=20000, show_default=True, help="Images prepared at most.")
-@click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images that are fed at once.")
+@click.option("--workers", type=Whole(1, 1024), help="Processes that decode and resize; default: one for each core.")
+@click.option("--limit", type=Whole(1), default=20000, show_default=True, help="Images prepared at most.")
+@click.option("--batch", type=Whole(1), default=64, show_default=True, help="Images that are fed at once.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads of the feeding.")
+@click.option("--threads", type=Whole(1, 1024), default=1, show_default=True, help="CPU threads of the feeding.")
 @JSON
 @OUTPUT
 def data(
@@ -84,8 +88,8 @@ def data(
 @click.argument("config", type=FILE)
 @click.option("--dataset", type=FOLDER, help="Prepared data set; default: random images.")
 @click.option("--cache", type=FOLDER, help="Its level cache.")
-@click.option("--iterations", type=click.IntRange(1), default=50, show_default=True, help="Iterations measured.")
-@click.option("--batch", type=click.IntRange(1), help="Images per iteration; default: the configuration's.")
+@click.option("--iterations", type=Whole(1), default=50, show_default=True, help="Iterations measured.")
+@click.option("--batch", type=Whole(1), help="Images per iteration; default: the configuration's.")
 @THREADS
 @BASELINE
 @click.option("--levels", type=Numbers(int), help="Levels l with --baseline, such as 1,3; default: all.")
@@ -136,7 +140,7 @@ def train(
 @command.command(epilog="Example: udpm bench score results/configs/digits/scoring.json --extractor x.pt --side 32")
 @click.argument("config", type=FILE)
 @click.option("--extractor", type=FILE, help="TorchScript file, a program that is run; default: the configuration's.")
-@click.option("--side", type=click.IntRange(1), default=32, show_default=True, help="Side of the images.")
+@click.option("--side", type=Whole(1), default=32, show_default=True, help="Side of the images.")
 @JSON
 @OUTPUT
 def score(config: Path, extractor: Path | None, side: int, as_json: bool, output: Path | None) -> None:
@@ -159,7 +163,9 @@ def score(config: Path, extractor: Path | None, side: int, as_json: bool, output
 @click.argument("experiment")
 @click.option("--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration.")
 @click.option(
-    "--batch", type=click.IntRange(1), help="Images per call; default: the experiment's, at most 16 on a CPU."
+    "--batch",
+    type=Whole(1),
+    help="Images per call; default: the experiment's, at most 16 on a CPU.",
 )
 @click.option("--seconds", type=click.FloatRange(0), default=5.0, show_default=True, help="Measured for, about.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: the experiment's.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FOLDER, OutputFile, Verb
+from udpm.cli.options import FOLDER, OutputFile, Verb, Whole
 from udpm.core import kinds
 
 
@@ -18,8 +18,8 @@ from udpm.core import kinds
     required=True,
     help="TorchScript file; its record goes beside it, .json.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the training.")
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads.")
+@click.option("--seed", type=Whole(0, 2**63 - 1), default=0, show_default=True, help="Seed of the training.")
+@click.option("--threads", type=Whole(1, 1024), default=2, show_default=True, help="CPU threads.")
 def command(dataset: Path, output: Path, seed: int, threads: int) -> None:
     """Train the small classifier whose features score digits.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FILE, Numbers, OutputFile, OutputFolder, OutputPlace, Verb, check
+from udpm.cli.options import FILE, Numbers, OutputFile, OutputFolder, OutputPlace, Verb, Whole, check
 from udpm.core import kinds
 
 
@@ -20,12 +20,14 @@ from udpm.core import kinds
 @click.option("--name", help="Also write this experiment (and its data set, unless --dataset names one).")
 @click.option("--dataset", help="An existing data set, for --name.")
 @click.option(
-    "--gpus", type=click.IntRange(1), help="GPUs that batch_per_GPU counts for; default 1, or as torchrun says."
+    "--gpus",
+    type=Whole(1),
+    help="GPUs that batch_per_GPU counts for; default 1, or as torchrun says.",
 )
 @click.option("--alphas", type=Numbers(float), help="The schedule, l = 1 first: 0.5,0.2,1e-3.")
 @click.option("--sigmas", type=Numbers(float), help="The schedule, l = 1 first: 0.1,0.2,0.3.")
 @click.option("--normalization", type=click.Choice(["norm", "sum"]), help="Of H's box; default: norm.")
-@click.option("--classes", type=click.IntRange(2), help="Number of classes, where label dropout hides it.")
+@click.option("--classes", type=Whole(2, 10_000), help="Number of classes, where label dropout hides it.")
 @click.option("--folder", type=OutputPlace(), default="config", show_default=True, help="Folder of the configuration.")
 @click.option(
     "--run-config", type=FILE, help="Instead of all above: a run's resolved configuration, which names its weights."

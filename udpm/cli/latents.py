@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from udpm.cli.options import FILE, Classes, Numbers, OutputFile, Verbs
+from udpm.cli.options import FILE, MOST_IMAGES, Classes, Numbers, OutputFile, Verbs, Whole
 from udpm.core import kinds
 
 SHARED = (
@@ -34,8 +34,8 @@ HOW = (
         help="Covariance of the steps between levels.",
     ),
     click.option("--guidance", type=float, default=1.0, show_default=True, help="w of classifier-free guidance."),
-    click.option("--iteration", type=click.IntRange(1), help="Weights kept at this iteration of training."),
-    click.option("--batch", type=click.IntRange(1), default=250, show_default=True, help="Images per network call."),
+    click.option("--iteration", type=Whole(1), help="Weights kept at this iteration of training."),
+    click.option("--batch", type=Whole(1), default=250, show_default=True, help="Images per network call."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
     click.option(
         "--precision",
@@ -45,7 +45,7 @@ HOW = (
         help="Of the network.",
     ),
     click.option("--tf32", is_flag=True, help="On GPUs, let float32 products be computed with TF32 inputs."),
-    click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads."),
+    click.option("--threads", type=Whole(1, 1024), default=2, show_default=True, help="CPU threads."),
 )
 # Of the options, those that are keys of the section `sampling`.
 SAMPLING = ("weights", "iteration", "posterior", "guidance", "batch", "device", "precision", "tf32", "threads")
@@ -75,7 +75,7 @@ def command() -> None:
     "--output results/latents/digits/seed0/perturb.npz"
 )
 @_options(
-    click.option("--strengths", type=click.IntRange(1), help="Number of strengths, from none to the strongest."),
+    click.option("--strengths", type=Whole(1), help="Number of strengths, from none to the strongest."),
     click.option(
         "--strongest", type=Numbers(float), metavar="G,…", help="Share kept by each level's strongest, l = 1 first."
     ),
@@ -99,7 +99,7 @@ def swap(**given: Any) -> None:
     epilog="Example: udpm latents interpolate results/runs/digits/seed0/weights.safetensors --labels 3 --grid 6 "
     "--output results/latents/digits/seed0/interpolate.npz"
 )
-@_options(click.option("--grid", type=click.IntRange(2), help="Side of the grid."))
+@_options(click.option("--grid", type=Whole(2, 10_000), help="Side of the grid."))
 def interpolate(**given: Any) -> None:
     """Mix four latents, all maps at once, over a grid with the four at its corners; of the first class."""
     _explore("interpolate", **given)
@@ -110,8 +110,8 @@ def interpolate(**given: Any) -> None:
     "--output results/latents/digits/seed0/pca.npz"
 )
 @_options(
-    click.option("--images", "pca_images", type=click.IntRange(2), help="Images whose components are shown."),
-    click.option("--components", "pca_components", type=click.IntRange(1), help="Number of principal components."),
+    click.option("--images", "pca_images", type=Whole(2, MOST_IMAGES), help="Images whose components are shown."),
+    click.option("--components", "pca_components", type=Whole(1), help="Number of principal components."),
     click.option("--keep", "pca_keep", type=float, metavar="G", help="Share of the map in common; 0 draws it anew."),
 )
 def pca(**given: Any) -> None:

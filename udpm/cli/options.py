@@ -24,6 +24,19 @@ RESULT_PARTS = (
 """What is read of a folder of results. Tables, figures and pages go elsewhere in it."""
 
 
+MOST_IMAGES = 10_000_000
+
+
+class Whole(click.IntRange):
+    """Whole numbers from `least` on. The bound above keeps a slip from taking all memory; only errors tell of it."""
+
+    def __init__(self, least: int, most: int = 2**31 - 1) -> None:
+        super().__init__(least, most)
+
+    def _describe_range(self) -> str:
+        return f"x>={self.min}"
+
+
 class InputPath(click.Path):
     """A file or folder that a command reads: none of its outputs may be, hold or lie in it.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FILE, OutputFolder, Verb, check
+from udpm.cli.options import FILE, OutputFolder, Verb, Whole, check
 from udpm.core import kinds
 
 
@@ -20,7 +20,7 @@ from udpm.core import kinds
     required=True,
     help="Folder of the store; replaced once the new one is whole.",
 )
-@click.option("--workers", type=click.IntRange(1), help="Processes that decode and resize; default: one for each core.")
+@click.option("--workers", type=Whole(1, 1024), help="Processes that decode and resize; default: one for each core.")
 def command(config: Path, output: Path, workers: int | None) -> None:
     """Turn a source of images into a checked, memory-mapped store.
 

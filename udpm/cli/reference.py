@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import ANY, FILE, OutputFile, OutputFolder, Verb, check
+from udpm.cli.options import ANY, FILE, MOST_IMAGES, OutputFile, OutputFolder, Verb, Whole, check
 from udpm.core import kinds
 
 
@@ -18,7 +18,9 @@ from udpm.core import kinds
 @click.argument("source", type=ANY)
 @click.option("--extractor", type=FILE, help="TorchScript file, a program that is run; default: the configuration's.")
 @click.option("--config", type=FILE, required=True, help="Resolved scoring section (udpm resolve --part scoring).")
-@click.option("--count", type=click.IntRange(2), metavar="N", help="Take N of a plain folder's images; default: all.")
+@click.option(
+    "--count", type=Whole(2, MOST_IMAGES), metavar="N", help="Take N of a plain folder's images; default: all."
+)
 @click.option("--flips", is_flag=True, help="Also every mirror image, whatever the configuration says.")
 @click.option("--import", "published", is_flag=True, help="SOURCE is an .npz of published statistics, mu and sigma.")
 @click.option(

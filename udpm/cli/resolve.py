@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import CONFIG, OutputFile, Verb
+from udpm.cli.options import CONFIG, OutputFile, Verb, Whole
 from udpm.core.kinds import FileKind
 
 CONFIG_KEYS = 0.75
@@ -41,7 +41,7 @@ RESOLVED = FileKind("resolved configuration", _is_resolved)
 @click.argument("experiment", required=False)
 @click.option("--dataset", metavar="NAME", help="Resolve this data set instead of an experiment.")
 @click.option("--part", type=click.Choice(PARTS), default="run", show_default=True, help="Which part to write.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Training seed, for part run.")
+@click.option("--seed", type=Whole(0, 2**63 - 1), default=0, show_default=True, help="Training seed, for part run.")
 @click.option("--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration.")
 @click.option("--output", type=OutputFile(RESOLVED), help="Where to; default: print it.")
 def command(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from udpm.cli.options import CONFIG, FOLDER, Numbers, OutputStem, Verb
+from udpm.cli.options import CONFIG, FOLDER, Numbers, OutputStem, Verb, Whole
 from udpm.core import kinds
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Asked(NamedTuple):
 @click.option("--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration.")
 @click.option("--alphas", type=Numbers(float), help="Instead of an experiment: α for each level, l = 1 first.")
 @click.option("--sigmas", type=Numbers(float), help="With --alphas: σ for each level, l = 1 first.")
-@click.option("--side", type=click.IntRange(1), help=f"With --alphas: N; default: the data set's, else {SIDE}.")
+@click.option("--side", type=Whole(1), help=f"With --alphas: N; default: the data set's, else {SIDE}.")
 @click.option("--normalization", type=click.Choice(NORMALIZATIONS), help="With --alphas: of H's box; default: norm.")
 @click.option("--dataset", type=FOLDER, help="Prepared data set, for bounds that hold for its training split.")
 @click.option(

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from udpm.cli.options import ANY, FILE, FOLDER, OutputFile, OutputFolder, Verb, check
+from udpm.cli.options import ANY, FILE, FOLDER, MOST_IMAGES, OutputFile, OutputFolder, Verb, Whole, check
 from udpm.core import kinds
 
 SUBJECTS = ("samples", "images", "heldout", "noise")
@@ -23,10 +23,12 @@ PATHS = ("samples", "images", "selection", "reference", "extractor", "dataset")
 @click.option("--samples", type=FILE, help="Score a sample set (.npz of udpm sample).")
 @click.option("--images", type=ANY, help="Score a folder, .zip or .npz of others' images.")
 @click.option("--heldout", is_flag=True, help="Score the data set's test split: the floor.")
-@click.option("--noise", type=click.IntRange(2), metavar="N", help="Score N images of noise: the ceiling.")
+@click.option("--noise", type=Whole(2, MOST_IMAGES), metavar="N", help="Score N images of noise: the ceiling.")
 @click.option("--selection", type=FILE, help="What chose the milestone that --samples are of (.json of udpm select).")
 @click.option("--again", type=FILE, help="Redo what a score says of itself; needs nothing but --output.")
-@click.option("--count", type=click.IntRange(2), metavar="N", help="Score N of --samples or --images; default: all.")
+@click.option(
+    "--count", type=Whole(2, MOST_IMAGES), metavar="N", help="Score N of --samples or --images; default: all."
+)
 @click.option("--reference", type=FILE, help="What to measure against (.npz of udpm reference).")
 @click.option("--extractor", type=FILE, help="TorchScript file, a program that is run; default: the configuration's.")
 @click.option("--dataset", type=FOLDER, help="The reference's prepared data set; --images can do without.")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from udpm.config.base import AnyPath, NonNegativeInt, PositiveInt, Section, check
+from udpm.config.base import AnyPath, NonNegativeInt, PositiveInt, Section, Threads, check
 
 CIFAR_SIDE = 32
 LABELLED_FOLDERS = "folders"
@@ -103,7 +103,7 @@ class DatasetConfig(Section):
     """Largest image file that is read, in an archive after unpacking; larger ones count as unreadable."""
     check_md5: bool = True
     """Source cifar10: refuse batches whose MD5 is not the official one."""
-    workers: PositiveInt | None = None
+    workers: Threads | None = None
     """Processes that decode and resize; default: one for each core that may be used. No influence on the images.
     The workflow asks for as many cores."""
 

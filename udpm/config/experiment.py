@@ -10,12 +10,15 @@ from pydantic import Field, Tag
 
 from udpm.config.base import (
     AnyPath,
+    Count,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Section,
+    Seed,
+    Threads,
     WorkflowPath,
     check,
 )
@@ -146,7 +149,7 @@ class Training(Section):
     """Keep feature maps with their channels last in memory, which GPU convolutions in bfloat16 prefer."""
     compile: bool = False
     """Compile the networks (torch.compile): minutes at the start, faster iterations on GPUs."""
-    threads: PositiveInt = 2
+    threads: Threads = 2
     """CPU threads of the training process. CPU results depend on it."""
     checkpoint_every: PositiveInt = 5000
     """Iterations between checkpoints, from which the same command resumes."""
@@ -156,7 +159,7 @@ class Training(Section):
     """Iterations between milestones: weights that are kept, for sampling.iteration; 0 for none."""
     data: Literal["auto", "device", "memory"] = "auto"
     """Where the images are kept: on the device, memory-mapped, or auto: on a GPU that holds them easily."""
-    workers: NonNegativeInt = 0
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Threads that prepare batches and noise ahead of their iteration; 0 prepares them when they are needed."""
     log_every: PositiveInt = 100
     """Iterations between lines of metrics.jsonl; values are means over them."""
@@ -207,7 +210,7 @@ class Training(Section):
 class Sampling(Section):
     """The sample set that scores and figures are made from."""
 
-    count: PositiveInt = 50_000
+    count: Count = 50_000
     """Number of images."""
     labels: Literal["balanced", "none"] | list[Label] = "balanced"
     """Classes asked for, in turn: all of them, or those listed by name or number (a name wins where both are possible);
@@ -216,7 +219,7 @@ class Sampling(Section):
     """Images per network call; has no influence on the images."""
     shards: PositiveInt = 1
     """Jobs that draw the set side by side, each whole batches; has no influence on the images."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """The n-th image's noise is a function of (seed, n) alone."""
     posterior: Literal["scalar", "exact"] = "scalar"
     """Covariance of q(x_{l-1} | x_l, x_0): one number (as published), or the exact matrix."""
@@ -246,7 +249,7 @@ class Sampling(Section):
     compiler, on GPUs Triton."""
     cuda_graphs: bool = False
     """On GPUs, launch the network's kernels as one CUDA graph for each level; has no effect on a CPU."""
-    threads: PositiveInt = 2
+    threads: Threads = 2
     """CPU threads of the sampling process."""
 
     @check
@@ -268,7 +271,7 @@ class Latents(Section):
 
     labels: list[Label] = []
     """Classes shown, by name or number, a row for each; empty: the first four. For a class-conditional model."""
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=4, max_length=4)] = [0, 1, 2, 3]
+    seeds: Annotated[list[Seed], Field(min_length=4, max_length=4)] = [0, 1, 2, 3]
     """Four latents: the first is perturbed, the first two are swapped, all four are interpolated. Without classes, rows
     are seeds: all four are perturbed, and the other two are swapped too."""
     strengths: PositiveInt = 5
@@ -339,7 +342,7 @@ class Scoring(Section):
     """Images per call of the extractor."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is one, else the CPU."""
-    threads: PositiveInt = 2
+    threads: Threads = 2
     """CPU threads of the scoring process."""
 
     @check
@@ -365,9 +368,9 @@ class Selection(Section):
 
     milestones: Annotated[list[PositiveInt], Field(min_length=1)] | None = None
     """Iterations of the milestones to choose from; default: all that training keeps (training.keep_every)."""
-    count: Annotated[int, Field(ge=2)] = 10_000
+    count: Annotated[int, Field(ge=2, le=10_000_000)] = 10_000
     """Images drawn from each."""
-    seed: NonNegativeInt = 1
+    seed: Seed = 1
     """Their sampling seed; must not be sampling.seed."""
 
 
@@ -388,7 +391,7 @@ class Experiment(Section):
     """One line for reports."""
     dataset: str
     """Name of a file in ``config/datasets/``."""
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     """Training seeds; each is a run of its own."""
     process: Process
     generator: Generator
@@ -578,7 +581,7 @@ class RunConfig(Section):
 
     experiment: str
     """Name of the experiment."""
-    seed: NonNegativeInt
+    seed: Seed
     """Training seed."""
     dataset_name: str
     """Name of the data set."""

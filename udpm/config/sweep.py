@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from udpm.config.base import NonNegativeInt, PositiveFloat, Section, check
+from udpm.config.base import PositiveFloat, Section, Seed, check
 from udpm.config.validation import NAME
+
+MOST_POINTS = 5000
 
 
 class Axis(Section):
@@ -55,7 +58,7 @@ class Sweep(Section):
     """One line for reports."""
     base: str
     """Experiment that the points are changes of: a file in ``config/experiments/``."""
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
     """Training seeds of every point; default: the base's. A point may have `seeds` of its own."""
     budget: dict[str, Any] = {}
     """Keys that make every run of the sweep short, such as training.iterations. A point may have a `budget` of its own.
@@ -85,6 +88,11 @@ class Sweep(Section):
         for grid, axes in self.grids.items():
             if not axes:
                 raise ValueError(f"grids.{grid}: has no axes")
+        count = len(self.points) + sum(
+            math.prod(len(axis.labels) for axis in axes.values()) for axes in self.grids.values()
+        )
+        if count > MOST_POINTS:
+            raise ValueError(f"grids: make {count} points, more than {MOST_POINTS}; make several sweeps of them")
         return self
 
     @property
