@@ -173,6 +173,9 @@ def _call_all(folder, reader, numbers, seed, kept, out, mark):
             told["refused"] += 1
             if not str(error).strip():
                 what = "a refusal without a word"
+        except OSError:
+            # What the system refuses, such as a name too long, every command ends on in one line.
+            told["refused"] += 1
         except Late:
             what = f"more than {SECONDS:g} s"
         except BaseException as error:
