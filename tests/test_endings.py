@@ -12,6 +12,7 @@ import tiny
 
 import udpm.cli
 from udpm.cli import main
+from udpm.cli.score import _remembered
 from udpm.config import Sampling
 from udpm.config.validation import validate
 from udpm.core.errors import UserError
@@ -103,3 +104,15 @@ def test_a_grid_of_a_million_points(tmp_path, capsys):
 
 
 AXES = {"a": "process.sigmas[1]", "b": "process.sigmas[2]", "c": "process.sigmas[3]"}
+
+
+REQUEST = dict.fromkeys(("samples", "images", "selection", "extractor", "dataset", "noise", "count"))
+REQUEST |= {"reference": "r.npz", "heldout": True, "scoring": {}}
+
+
+@pytest.mark.parametrize("wrong", [{"samples": 3}, {"count": "x"}, {"scoring": []}, {"noise": -1}, {"reference": None}])
+def test_a_score_whose_request_is_none(tmp_path, monkeypatch, wrong):
+    (key,) = wrong
+    monkeypatch.setattr("udpm.scoring.records.read_score", lambda path: {"request": REQUEST | wrong})
+    with pytest.raises(UserError, match=f"a.json: request: {key}: input should be"):
+        _remembered("a.json", {})

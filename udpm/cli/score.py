@@ -77,14 +77,16 @@ def _requested(given: dict[str, Any]) -> dict[str, Any]:
 
 def _remembered(path: Path, given: dict[str, Any]) -> dict[str, Any]:
     """What a score was asked for."""
+    from udpm.config.validation import validate
     from udpm.core.errors import UserError
-    from udpm.scoring.records import read_score
+    from udpm.scoring.records import Request, read_score
 
     if any(given.values()):
         raise click.UsageError("--again takes no option beside --output and --features", click.get_current_context())
     request = read_score(path).get("request")
     if not isinstance(request, dict) or {*PATHS, "heldout", "noise", "count", "scoring"} - set(request):
         raise UserError(f"{path}: does not say how it was made; score the images anew")
+    validate(Request, request, f"{path}: request")
     return request
 
 

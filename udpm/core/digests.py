@@ -8,9 +8,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from udpm.core.errors import UserError
 from udpm.core.files import sha256, write_text
+from udpm.core.reading import read_bytes
 
 NANOSECONDS = 10**9
+LONGEST = 2**28
 SETTLED = 2 * NANOSECONDS
 """Age of a change, in nanoseconds, from which another one shows in the time of change: clocks of file systems tick."""
 
@@ -103,8 +106,8 @@ def _text(found: dict[str, tuple[Key, str]]) -> str:
 def _read(path: Path) -> tuple[dict[str, tuple[Key, str]], int]:
     known: dict[str, tuple[Key, str]] = {}
     try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError:
+        lines = read_bytes(path, "list of digests", LONGEST).split(b"\n")
+    except UserError:
         return {}, 0
     for line in lines:
         with suppress(ValueError, TypeError, RecursionError):

@@ -15,6 +15,7 @@ from udpm.config.dataset import DatasetConfig
 from udpm.core.errors import UserError
 from udpm.core.files import write_text
 from udpm.core.paths import expanded
+from udpm.core.reading import read_bytes
 from udpm.data.cifar import Batches, find_batches
 from udpm.data.folder import open_folder
 from udpm.data.listing import TreeReader
@@ -22,6 +23,8 @@ from udpm.data.source import Source, shown
 
 FILE = "source.jsonl"
 """Name of the list in a prepared data set's folder."""
+LONGEST = 2**30
+"""Bytes of the largest list that is read: several million images."""
 
 Inventory = dict[str, str]
 """By name, a digest of what an image and its label are, or of a file that holds many images."""
@@ -112,10 +115,10 @@ def read_inventory(folder: Path) -> Inventory | None:
     Raises:
         UserError: it is damaged.
     """
-    try:
-        lines = (folder / FILE).read_bytes().splitlines()
-        return {str(name): str(digest) for name, digest in map(json.loads, lines)}
-    except FileNotFoundError:
+    if not (folder / FILE).exists():
         return None
-    except (OSError, ValueError, TypeError, RecursionError):
+    try:
+        lines = read_bytes(folder / FILE, "list of images", LONGEST).splitlines()
+        return {str(name): str(digest) for name, digest in map(json.loads, lines)}
+    except (ValueError, TypeError, RecursionError):
         raise UserError(f"{folder / FILE}: not a readable list of images; prepare the data set again") from None

@@ -133,6 +133,21 @@ class Score(Record):
         return self
 
 
+class Request(Record):
+    """What a score was asked for, so that it can be made again."""
+
+    samples: str | None
+    images: str | None
+    selection: str | None
+    reference: str
+    extractor: str | None
+    dataset: str | None
+    heldout: bool
+    noise: PositiveInt | None
+    count: PositiveInt | None
+    scoring: dict[str, Any]
+
+
 def read_score(path: str | Path) -> dict[str, Any]:
     """Read a score.
 
