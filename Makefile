@@ -1,7 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Where config/config.yaml has everything made; in quotes wherever a shell reads it.
+# Where config/config.yaml has everything made; in quotes wherever a shell reads it. Snakemake would replace a $NAME in the
+# path of a report.
 RESULTS := $$($(BIN)/python -c 'import os; from pathlib import Path; from udpm.config import load_study; \
   from udpm.config.yaml_file import read_yaml; file = Path("config/config.yaml"); \
   print(os.path.abspath(load_study(read_yaml(file), str(file)).results))')
@@ -20,7 +21,7 @@ demo: install
 	$(BIN)/python -m snakemake --quiet rules
 	@results=$(RESULTS) && report="$$results/report.html" && \
 	if [ ! -e "$$report" ] || [ -n "$$(find "$$results/tables" "$$results/figures" -newer "$$report" -print -quit)" ]; then \
-	  $(BIN)/python -m snakemake --quiet all --report "$$report"; fi && \
+	  $(BIN)/python -m snakemake --quiet all --report .snakemake/report.html && mv .snakemake/report.html "$$report"; fi && \
 	cat "$$results/tables/scores.md" && printf 'Report: %s\n' "$$report"
 
 test: install

@@ -194,9 +194,9 @@ def test_only_what_changed_is_redone(study):
 
 @pytest.mark.slow
 def test_report(study):
-    done = snakemake(f"--report={RESULTS}/report.html", cwd=study)
+    done = snakemake("--report", ".snakemake/report.html", cwd=study)
     assert done.returncode == 0, done.stderr
-    report = (study / RESULTS / "report.html").read_text()
+    report = (study / ".snakemake/report.html").read_text()
     assert "Upsampling Diffusion Probabilistic Models" in report
     for name in ("samples", "chain", "curves", "schedule", "forward", "latents_swap"):
         assert f"{name}.png" in report
@@ -410,6 +410,7 @@ def test_make_demo_in_any_folder(tmp_path):
     (clone / ".venv/bin").mkdir(parents=True)
     (clone / "envs").mkdir()
     (clone / "config").mkdir()
+    (clone / ".snakemake").mkdir()
     for name in ("Makefile", "pyproject.toml", "envs/constraints.txt"):
         shutil.copy(ROOT / name, clone / name)
     (clone / "config/config.yaml").write_text(json.dumps({"experiments": ["digits"], "results": results}))
@@ -417,7 +418,9 @@ def test_make_demo_in_any_folder(tmp_path):
         (clone / results / name).parent.mkdir(parents=True)
         (clone / results / name).write_text("the scores")
     python = clone / ".venv/bin/python"
-    python.write_text(f'#!/bin/sh\n[ "$2" = snakemake ] && echo "$@" >> said || exec {sys.executable} "$@"\n')
+    python.write_text(
+        f'#!/bin/sh\n[ "$2" = snakemake ] && {{ echo "$@" >> said; echo > .snakemake/report.html; }} || exec {sys.executable} "$@"\n'
+    )
     python.chmod(0o755)
     (clone / ".venv/.installed").touch()
     done = run("make", "demo", cwd=clone, env=os.environ | {"PYTHONPATH": str(ROOT)})
@@ -426,6 +429,7 @@ def test_make_demo_in_any_folder(tmp_path):
     assert done.stdout.splitlines()[-1] == f"the scoresReport: {report}"
     assert (clone / "said").read_text().splitlines() == [
         "-m snakemake --quiet rules",
-        f"-m snakemake --quiet all --report {report}",
+        "-m snakemake --quiet all --report .snakemake/report.html",
     ]
+    assert Path(report).exists()
     assert not list(tmp_path.rglob("PWNED"))
