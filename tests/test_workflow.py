@@ -418,9 +418,8 @@ def test_make_demo_in_any_folder(tmp_path):
         (clone / results / name).parent.mkdir(parents=True)
         (clone / results / name).write_text("the scores")
     python = clone / ".venv/bin/python"
-    python.write_text(
-        f'#!/bin/sh\n[ "$2" = snakemake ] && {{ echo "$@" >> said; echo > .snakemake/report.html; }} || exec {sys.executable} "$@"\n'
-    )
+    made = 'echo "$@" >> said; echo > .snakemake/report.html'
+    python.write_text(f'#!/bin/sh\n[ "$2" = snakemake ] && {{ {made}; }} || exec {sys.executable} "$@"\n')
     python.chmod(0o755)
     (clone / ".venv/.installed").touch()
     done = run("make", "demo", cwd=clone, env=os.environ | {"PYTHONPATH": str(ROOT)})
