@@ -13,7 +13,7 @@ import tiny
 import udpm.cli
 from udpm.cli import main
 from udpm.cli.score import _remembered
-from udpm.config import Sampling
+from udpm.config import Generator, Sampling
 from udpm.config.validation import validate
 from udpm.core.errors import UserError
 
@@ -116,3 +116,10 @@ def test_a_score_whose_request_is_none(tmp_path, monkeypatch, wrong):
     monkeypatch.setattr("udpm.scoring.records.read_score", lambda path: {"request": REQUEST | wrong})
     with pytest.raises(UserError, match=f"a.json: request: {key}: input should be"):
         _remembered("a.json", {})
+
+
+@pytest.mark.parametrize("wrong", [{"channels": 10**9}, {"blocks": 10**8}, {"channel_multipliers": [1, 10**9]}])
+def test_networks_beyond_all_use(wrong):
+    (key,) = wrong
+    with pytest.raises(UserError, match=rf"x: {key}\S*: input should be less than or equal to"):
+        validate(Generator, {"channels": 32, "channel_multipliers": [1, 2]} | wrong, "x")

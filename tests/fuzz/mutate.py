@@ -194,6 +194,11 @@ def as_npz(rng, data):
         return octets(rng, data)
     with zipfile.ZipFile(io.BytesIO(data)) as file:
         members = {name: file.read(name) for name in file.namelist()}
+    if "record.npy" in members and rng.random() < 0.8:
+        # As in files of older versions, whose values are not held against a digest.
+        told = json.loads(str(np.load(io.BytesIO(members["record.npy"]))))
+        told.pop("content_sha256", None)
+        members["record.npy"] = _npy(np.array(json.dumps(told)))
     name = rng.choice(list(members))
     if kind < 0.4:
         members[name] = head(rng, members[name], 128)

@@ -46,11 +46,11 @@ class Generator(Section):
 
     family: Literal["ncsnpp", "ddpmpp", "adm"] = "ncsnpp"
     """Architecture: ncsnpp (the paper's), ddpmpp or adm."""
-    channels: Annotated[int, Field(gt=0, multiple_of=2)]
+    channels: Annotated[int, Field(gt=0, le=16_384, multiple_of=2)]
     """Base width C, even."""
-    channel_multipliers: Annotated[list[PositiveInt], Field(min_length=1)]
+    channel_multipliers: Annotated[list[Annotated[int, Field(gt=0, le=256)]], Field(min_length=1, max_length=16)]
     """Width of each U-Net level in multiples of C; their number is the network's depth."""
-    blocks: PositiveInt = 4
+    blocks: Annotated[int, Field(gt=0, le=256)] = 4
     """Residual blocks per U-Net level (the decoder has one more)."""
     attention: list[PositiveInt] = []
     """U-Net levels with self-attention, named by their side when the input has side N/2. The coarsest level always
