@@ -296,7 +296,7 @@ WRONG_WEIGHTS = {
     "blocks without end": (None, {"blocks": 250}, "generator.blocks asks for 500, but no more than"),
     "channels without end": (None, {"channels": 16_384}, "generator.channels asks for 32768"),
     "one more block": (None, {"blocks": 2}, "tensors are missing: encoder.0.blocks.1"),
-    "multipliers without end": (None, {"channel_multipliers": [1, 256]}, "generator.channels asks for"),
+    "multipliers without end": (None, {"channel_multipliers": [1, 2**30]}, "channel_multipliers[1]: input should be"),
     "classes without end": (None, {"classes": 10**12}, "classes asks for 1000000000000"),
     "negative classes": (None, {"classes": -1}, "classes: input should be greater than or equal to 0"),
     "a side without end": (None, {"side": 2**50}, "side: input should be less than or equal to"),
