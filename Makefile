@@ -24,8 +24,9 @@ demo: install
 	  $(BIN)/python -m snakemake --quiet all --report .snakemake/report.html && mv .snakemake/report.html "$$report"; fi && \
 	cat "$$results/tables/scores.md" && printf 'Report: %s\n' "$$report"
 
+# The fast tests on both cores of a small machine; the slow ones start processes of their own.
 test: install
-	$(BIN)/python -m pytest -m "not slow and not soak"
+	$(BIN)/python -m pytest -m "not slow and not soak" -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m slow
 
 # What only a machine with a GPU can show.

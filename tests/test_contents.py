@@ -383,8 +383,8 @@ def of_another_shape(tensors):
 FORGED = {
     "all NaN": ({"change": all_nan}, "not finite"),
     "NaN in a moment": ({"change": spoil("adam/generator/exp_avg/", float("nan"))}, "tensor adam/generator/exp_avg/"),
-    "iteration beyond the end": ({"iteration": 10**9}, "is of iteration 1000000000, but this training ends at 12"),
-    "iteration just beyond the end": ({"iteration": 13}, "is of iteration 13, but this training ends at 12"),
+    "iteration beyond the end": ({"iteration": 10**9}, "is of iteration 1000000000, but training ends after 12"),
+    "iteration just beyond the end": ({"iteration": 13}, "is of iteration 13, but training ends after 12"),
     "another iteration inside": ({"manifest": {"iteration": 11}}, "by its name, 11 by its manifest and 12 by its own"),
     "negative iteration": ({"inside": -5}, "iteration: input should be greater than 0, got -5"),
     "negative iteration in the manifest": (

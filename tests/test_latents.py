@@ -372,7 +372,7 @@ def test_options_take_the_place_of_the_section(trained, tmp_path):
     assert arrays["labels"].tolist() == [7]
     assert (record["weights"], record["posterior"]) == ("raw", "exact")
     assert record["latents"] == json.loads(to_json(SMALL)) | {
-        "labels": [7],
+        "labels": ["7"],
         "strengths": 2,
         "strongest": [0, 0.5, 1],
         "seeds": [4, 5, 6, 7],

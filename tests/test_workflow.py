@@ -29,7 +29,7 @@ RESULTS = "-r \"my\" $(touch PWNED) `touch PWNED`; touch PWNED & 'R' *?[a-z] #~\
 
 
 def run(*command, cwd=ROOT, **options):
-    return subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, timeout=500, **options)
+    return subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, **options)
 
 
 def run_udpm(*arguments, cwd=ROOT):

@@ -93,7 +93,7 @@ def write_experiment(folder, name, text):
 
 
 def _options(folder, environment):
-    return {"cwd": folder, "env": environment, "capture_output": True, "text": True, "timeout": 560}
+    return {"cwd": folder, "env": environment, "capture_output": True, "text": True, "timeout": 1700}
 
 
 class Study:

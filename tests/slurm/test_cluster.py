@@ -14,7 +14,8 @@ from tiny import ROOT, TORCHRUN, udpm
 from udpm.core.files import sha256
 from udpm.data.samples import load_samples
 
-pytestmark = pytest.mark.slow
+# A whole DAG of jobs, each of which starts Snakemake: on a busy machine that takes its time.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 COMMON = """\
 extends: digits-smoke

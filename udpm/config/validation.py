@@ -43,7 +43,7 @@ def _mistakes(model: type[BaseModel], problems: list[dict[str, Any]]) -> list[st
     by_key: dict[str, list[dict[str, Any]]] = {}
     for problem in problems:
         by_key.setdefault(_key(problem), []).append(problem)
-    wholes = {key[: found.start()] for key in by_key for found in re.finditer(r"\[", key)}
+    wholes = {key[: found.start()] for key in by_key for found in re.finditer(r"[\[.]", key)}
     keys = [key for key in by_key if key not in wholes or not key]
     lines = [line for key in keys[:SHOWN] for line in _explain(model, key, by_key[key])]
     lines = list(dict.fromkeys(lines))
@@ -84,16 +84,17 @@ def _explain(model: type[BaseModel], key: str, problems: list[dict[str, Any]]) -
 
 
 def _wanted(problem: dict[str, Any]) -> str:
-    if problem["type"] == "model_type":
+    if problem["type"] in ("model_type", "model_attributes_type"):
         return "input should be a section, its keys indented below it"
     message = problem["msg"]
     return f"{message[0].lower()}{message[1:]}"
 
 
 def _is_union_tag(part: Any) -> bool:
-    # pydantic adds the tried branch of "number or list" to the location; no key of ours contains brackets or is a type.
+    # pydantic adds the tried branch of "number or list" to the location; no key of ours contains brackets, is a type, or
+    # begins as a private class does.
     return isinstance(part, str) and (
-        "[" in part or part in {"float", "int", "str", "list", "dict", "constrained-float"}
+        "[" in part or part.startswith("_") or part in {"float", "int", "str", "list", "dict", "constrained-float"}
     )
 
 
