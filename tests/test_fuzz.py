@@ -21,7 +21,6 @@ def test_every_reader(tmp_path):
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=580,
     )
     rows = [line for line in done.stdout.splitlines() if line.startswith("| ") and not line.startswith("| reader")]
     found = [line for line in rows if not line.endswith("| none |")]

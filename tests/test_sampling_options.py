@@ -378,9 +378,9 @@ MISTAKES = {
     "a sample set that is an array": (
         lambda f: np.save((f / "a.npz").open("wb"), np.zeros(3)),
         EXPORT,
-        "a.npz: not a readable sample set",
+        "a.npz is a single array (.npy)",
     ),
-    "a damaged sample set": (damaged("a.npz", sample_set), EXPORT, "a.npz: not a readable sample set"),
+    "a damaged sample set": (damaged("a.npz", sample_set), EXPORT, "a.json: does not describe a.npz"),
     "images into the folder one is in": (sample_set, "export a.npz --output .", ".: is the folder you are in"),
     "images over everything": (sample_set, "export a.npz --output ../..", "../..: is the folder you are in"),
 }

@@ -153,13 +153,13 @@ def snapshot(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def assert_refused(folder, command, expected, capsys):
-    """A udpm command ends with code 2 and one line, and leaves every byte of a folder as it was."""
+def assert_refused(folder, command, expected, capsys, mistakes=1):
+    """A udpm command ends with code 2 and a line for each mistake, and leaves every byte of a folder as it was."""
     before = snapshot(folder)
     capsys.readouterr()
     assert call(*command.split()) == 2
     errors = capsys.readouterr().err
-    assert len(errors.splitlines()) == 1, errors
+    assert len(errors.splitlines()) == mistakes, errors
     assert expected in errors
     assert snapshot(folder) == before
 

@@ -91,8 +91,8 @@ def _wanted(problem: dict[str, Any]) -> str:
 
 
 def _is_union_tag(part: Any) -> bool:
-    # pydantic adds the tried branch of "number or list" to the location; no key of ours contains brackets, is a type, or
-    # begins as a private class does.
+    # pydantic adds the tried branch of "number or list" to the location; no key of ours contains brackets, is a type,
+    # or begins as a private class does.
     return isinstance(part, str) and (
         "[" in part or part.startswith("_") or part in {"float", "int", "str", "list", "dict", "constrained-float"}
     )

@@ -129,7 +129,7 @@ def with_kind(mistake: str) -> str:
     if not colon or TOLD.search(wrong):
         return mistake
     place = Path(path)
-    if place.name in MARKERS and what_is(place) is None:
+    if place.name in MARKERS and not place.exists():
         folder = what_is(place.parent)
         return f"{mistake}; {place.parent} is {folder}" if folder is not None else mistake
     if place.suffix == ".json" and what_is(place) is None:
