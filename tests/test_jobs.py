@@ -106,7 +106,8 @@ def asked(study, training=(), resources=None, environment=None, attempt=1):
 def test_one_node(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     resources = {"training": {"hours": 100, "memory_gb": 1.5, "gpus_per_node": None}}
-    found = asked(tmp_path, {"processes_per_node": 2}, resources, {"UDPM_GPU_MODEL": "a100"})
+    given = {"processes_per_node": 2, "device": "auto"}
+    found = asked(tmp_path, given, resources, {"UDPM_GPU_MODEL": "a100"})
     assert found == {"runtime": 1440, "mem_mb": 1500, "nodes": 1, "gpu": 2, "gpu_model": "a100"}
 
 
