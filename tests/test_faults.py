@@ -97,11 +97,11 @@ def test_a_checkpoint_cut_anywhere_is_passed_over(run, capsys):
     whole, rng = newest.read_bytes(), random.Random(0)
     for size in [0, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(18))]:
         newest.write_bytes(whole[:size])
-        assert checkpoint.resume(run / "checkpoints", state, lambda *_: None)["iteration"] == 8
+        assert checkpoint.resume(run / "checkpoints", state, 12, lambda *_: None)["iteration"] == 8
         (line,) = capsys.readouterr().err.splitlines()
         assert line == f"warning: passed over: {newest}: its bytes are not those that were written (SHA-256)"
     newest.write_bytes(whole)
-    assert checkpoint.resume(run / "checkpoints", state, lambda *_: None)["iteration"] == 9
+    assert checkpoint.resume(run / "checkpoints", state, 12, lambda *_: None)["iteration"] == 9
 
 
 @pytest.mark.parametrize("tear", [tear for tear in TEARS if tear != "a manifest of other bytes"])
