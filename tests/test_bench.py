@@ -85,7 +85,7 @@ def test_how_fast_features_are_taken(tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def quick(monkeypatch):
     """Ceilings and times too short to mean anything."""
-    monkeypatch.setattr(measure, "MATRIX", 64)
+    monkeypatch.setattr(measure, "LARGEST", 256)
     monkeypatch.setattr(measure, "COPIED_BYTES", 1 << 16)
     for module in (benchmark, feeding):
         monkeypatch.setattr(module, "SECONDS", 0.02)

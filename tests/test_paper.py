@@ -359,7 +359,11 @@ def test_a_run_is_exported_whole(study, tmp_path, capsys):
     assert not tiny.call("export", study / "runs/digits/seed0", target)
     names = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
     samples = {"samples/seed0.npz", "samples/seed0.json"}
-    assert names == {"weights.safetensors", "config.json", "README.md", "bundle.json", "scores/seed0.json"} | samples
+    assert (
+        names
+        == {"weights.safetensors", "config.json", "README.md", "bundle.json", "scores/seed0.json", ".udpm.json"}
+        | samples
+    )
     assert udpm.load(target / "weights.safetensors").sample(2, labels=0).shape == (2, 16, 16, 3)
     assert not tiny.call("export", study / "runs/digits/seed0", "--output", target)
     capsys.readouterr()

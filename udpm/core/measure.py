@@ -18,7 +18,9 @@ from udpm.core.processes import SPAWN, obey_parent
 if TYPE_CHECKING:
     import torch
 
-MATRIX = 2048
+SMALLEST, LARGEST = 256, 8192
+"""Sides of the matrices whose product is a ceiling: doubled until one call takes `LONG_ENOUGH` seconds."""
+LONG_ENOUGH = 0.05
 COPIED_BYTES = 1 << 28
 BEST_OF = 8
 """Calls of which a ceiling is the fastest."""
@@ -121,8 +123,7 @@ def ceilings(device: torch.device) -> dict[str, float]:
 
     found = {}
     for kind in (torch.float32, torch.bfloat16):
-        matrix = torch.randn(MATRIX, MATRIX, device=device, dtype=kind)
-        found[f"{str(kind).removeprefix('torch.')}_flops"] = 2 * MATRIX**3 / _best(lambda m=matrix: m @ m, device)
+        found[f"{str(kind).removeprefix('torch.')}_flops"] = _product_flops(kind, device)
     source = torch.zeros(COPIED_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     # A copy reads and writes every byte.
@@ -156,6 +157,22 @@ def _peak(function: Callable[..., object], *arguments: object) -> int:
     # Not getrusage: its maximum is the parent's where that was larger when this process began.
     (kilobytes,) = re.findall(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
     return int(kilobytes) * 1024
+
+
+def _product_flops(kind: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of a product of matrices, as large as this device needs: what a GPU does at once takes a CPU minutes."""
+    import torch
+
+    side = SMALLEST
+    while True:
+        matrix = torch.randn(side, side, device=device, dtype=kind)
+        timing = Timing()
+        # The first call is of a kernel that may have to be loaded.
+        for _ in range(2):
+            timing.measure(lambda m=matrix: m @ m, device)
+        if min(timing.wall) > LONG_ENOUGH or side >= LARGEST:
+            return 2 * side**3 / _best(lambda m=matrix: m @ m, device)
+        side *= 2
 
 
 def _best(call: Callable[[], object], device: torch.device) -> float:
