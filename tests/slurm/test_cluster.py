@@ -152,7 +152,7 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_submitted(study, variables
 
 
 def test_two_at_once(study):
-    study.experiment("slow", "extends: digits-smoke\ntraining: {iterations: 400}\n")
+    study.experiment("slow", "extends: digits-smoke\ntraining: {iterations: 100000}\n")
     first = study.start("results/runs/slow/seed0/complete.json")
     until("a job", study.jobs, 60, study.said)
     second = study.snakemake("results/runs/slow/seed0/complete.json")
