@@ -232,7 +232,7 @@ def planned(folder):
     done = snakemake("-n", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    return {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
+    return {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[0].isidentifier() and line[1].isdigit()}
 
 
 @pytest.fixture(scope="module")
