@@ -25,5 +25,10 @@ class UserError(Exception):
         return [" ".join(str(mistake).split()) for mistake in self.args]
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says of an error; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class StoppedEarly(Exception):
     """Work was interrupted on request with its state saved; exit code 75: run the same command again."""

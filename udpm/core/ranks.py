@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from udpm.core.device_errors import describe, is_device_failure, is_out_of_memory
-from udpm.core.errors import StoppedEarly, UserError
+from udpm.core.errors import StoppedEarly, UserError, first_line
 from udpm.core.files import write_text
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _connect(place: Place, backend: str, folder: Path, stop: StopRequest | bool,
             dist.init_process_group(backend)
         _try_out(backend, device)
     except (RuntimeError, ValueError, OSError) as error:
-        reason = describe(error) if is_device_failure(error) else str(error).splitlines()[0]
+        reason = describe(error) if is_device_failure(error) else first_line(error)
         raise UserError(f"the {place.world} processes could not connect by {backend}: {reason}") from None
 
 
@@ -246,7 +246,7 @@ def _together() -> Iterator[None]:
     except RuntimeError as error:
         if not _peer_ended(error):
             raise
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise StoppedEarly(f"another process of this training ended ({reason}): run the same command again") from None
 
 

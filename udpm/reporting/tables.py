@@ -129,7 +129,7 @@ def footnotes(scores: list[dict[str, Any]]) -> list[str]:
             versions = score["provenance"]["versions"]
             notes.append(
                 f"{score['experiment']}, {_subject(score)}: {words.weights(subject)} "
-                f"(SHA-256 {subject['weights_sha256'][:12]}), {words.noise(subject)}, "
+                f"(SHA-256 {(subject.get('weights_sha256') or 'unknown')[:12]}), {words.noise(subject)}, "
                 f"{words.drawing(subject)}{_chosen(subject)}, udpm {versions.get('udpm', '?')}, "
                 f"torch {versions.get('torch', '?')}."
             )
@@ -197,7 +197,7 @@ def _subject(score: dict[str, Any]) -> str:
     if subject["kind"] == "heldout":
         return "held-out images (floor)"
     if subject["kind"] == "images":
-        return subject["source"]
+        return subject.get("source") or "images of unknown source"
     if subject["kind"] == "noise":
         return "noise (ceiling)"
     which = ", last" if score.get("beside_best") else ""

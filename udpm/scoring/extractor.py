@@ -16,7 +16,7 @@ from udpm.config.experiment import Scoring
 from udpm.config.load import validate
 from udpm.core.device_errors import describe, is_device_failure
 from udpm.core.download import obtain
-from udpm.core.errors import UserError
+from udpm.core.errors import UserError, first_line
 from udpm.core.files import sha256
 from udpm.core.published import INCEPTION, Published
 from udpm.core.reading import read_json
@@ -260,10 +260,10 @@ def load_extractor(path: str | Path, device: torch.device, inputs: Inputs | None
     check_archive(path, "TorchScript file")
     try:
         module = torch.jit.load(str(path), map_location=device).eval()
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError) as error:
         if is_device_failure(error):
             raise
-        raise UserError(f"{path}: not a TorchScript file: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(f"{path}: not a TorchScript file: {first_line(error)}") from None
     digest, record = sha256(path), {}
     if path.with_suffix(".json").exists():
         record = read_json(path.with_suffix(".json"), "extractor's record")

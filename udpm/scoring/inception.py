@@ -9,7 +9,7 @@ from torch import nn
 
 from udpm.core import vision
 from udpm.core.device_errors import is_device_failure
-from udpm.core.errors import UserError
+from udpm.core.errors import UserError, first_line
 from udpm.core.published import INCEPTION
 from udpm.scoring.inputs import Inputs
 
@@ -50,7 +50,7 @@ class Inception(nn.Module):
         except (RuntimeError, ValueError, AttributeError) as error:
             if is_device_failure(error):
                 raise
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"{folder / INCEPTION.name}: not a TorchScript file of Inception: {reason}") from None
         self.network = network.eval().to(device)
 

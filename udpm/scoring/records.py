@@ -158,7 +158,16 @@ def read_score(path: str | Path) -> dict[str, Any]:
     if score.get("format") != FORMAT:
         raise UserError(f"{path}: format is {score.get('format')!r}, expected {FORMAT!r}")
     validate(Score, score, str(path))
-    return score
+    return _completed(score)
+
+
+def _completed(score: dict[str, Any]) -> dict[str, Any]:
+    """The score with what tables show of every one: unknown where the file does not say it."""
+    protocol = {"neighbours": None, "device": ""} | score["protocol"]
+    protocol["extractor"] = {"name": "unknown"} | protocol["extractor"]
+    protocol["reference"] = {"dataset": "unknown", "split": "unknown", "n": None} | protocol["reference"]
+    provenance = {"versions": {}, "commit": None} | score.get("provenance", {})
+    return score | {"protocol": protocol, "provenance": provenance}
 
 
 def read_scores(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
