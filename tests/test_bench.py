@@ -259,7 +259,9 @@ def single_record():
 def test_mistakes(tmp_path, capsys, command, expected):
     tiny.write_config(tmp_path)
     (tmp_path / "single.json").write_text(json.dumps(single_record()))
-    (tmp_path / "wrong.json").write_text(json.dumps(single_record() | {"rows": [{"part": "image", "seconds": "fast"}]}))
+    wrong = single_record()
+    wrong["rows"] = [wrong["rows"][0] | {"seconds": "fast"}]
+    (tmp_path / "wrong.json").write_text(json.dumps(wrong))
     tiny.assert_refused(tmp_path, command.format(tmp_path), expected, capsys)
 
 

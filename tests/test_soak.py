@@ -82,7 +82,7 @@ def test_a_second_interrupt_ends_at_once(single):
         "except KeyboardInterrupt:\n"
         "    print('interrupted')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, cwd=tiny.ROOT)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tiny.ROOT)
     assert done.stdout.split() == ["SIGINT", "interrupted"]
     run = single.folder / "interrupted"
     (process,) = single.start(run)

@@ -45,7 +45,7 @@ def undisturbed(prepared, tmp_path_factory):
             given = ["--dataset", folder / "results/datasets/digits", "--cache", folder / "results/caches/digits"]
             command = TORCHRUN if more == TWO_NODES else [PYTHON, "-m", "udpm"]
             done = subprocess.run(
-                [*command, "train", config, *given, "--run", run], cwd=ROOT, capture_output=True, text=True, timeout=300
+                [*command, "train", config, *given, "--run", run], cwd=ROOT, capture_output=True, text=True
             )
             assert done.returncode == 0, done.stderr
             known[iterations, more] = sha256(run / "weights.safetensors")
