@@ -282,7 +282,7 @@ def test_a_finished_run_is_trained_on_and_killed_meanwhile(clone):
     finished = {name: (run / name).read_bytes() for name in ("weights.safetensors", "complete.json")}
     target = str((run / "complete.json").relative_to(clone))
     with subprocess.Popen(
-        [BIN / "snakemake", target], cwd=clone, start_new_session=True, stderr=subprocess.PIPE
+        [BIN / "snakemake", "--", target], cwd=clone, start_new_session=True, stderr=subprocess.PIPE
     ) as first:
         while not (run / "checkpoints/000000050.json").exists():
             assert first.poll() is None, first.stderr.read()
@@ -291,7 +291,7 @@ def test_a_finished_run_is_trained_on_and_killed_meanwhile(clone):
     kept = {name: (run / name).read_bytes() for name in finished if (run / name).exists()}
     assert kept == finished or (run / "checkpoints/000000060.json").exists()
     snakemake("--unlock", cwd=clone)
-    done = snakemake(target, cwd=clone)
+    done = snakemake("--", target, cwd=clone)
     assert done.returncode == 0, done.stdout + done.stderr
     once, results = clone / "once", clone / RESULTS
     config, data, cache = (
