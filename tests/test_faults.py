@@ -10,10 +10,11 @@ import sys
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 
 from udpm.core import runtime
 from udpm.core.errors import StoppedEarly, UserError
-from udpm.networks.weights import read_tensors
+from udpm.core.tensors import read_header
 from udpm.training import checkpoint, failure
 from udpm.training import owner as owners
 from udpm.training.checkpoint import checkpoints
@@ -314,7 +315,9 @@ def test_losses_that_are_not_finite(levels, tmp_path, monkeypatch, player, term,
     assert "state and batch are in failures/; the last checkpoint is older" in str(told.value)
     assert [line["iteration"] for line in tiny.metrics(tmp_path)] == [3, 4, 6]
     assert [path.stem for path in checkpoints(tmp_path / "checkpoints")] == ["000000004"]
-    kept, description = read_tensors(tmp_path / "failures/000000006.safetensors", failure.FORMAT)
+    failed = tmp_path / "failures/000000006.safetensors"
+    kept, description = load_file(failed), read_header(failed).description
+    assert description["format"] == failure.FORMAT
     assert (description["player"], description["term"], description["level"]) == (player, term, draw.level)
     # Noticed at the interval's end, the checkpoint of iteration 8.
     assert (description["first"], description["iteration"]) == (6, 8)

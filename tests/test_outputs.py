@@ -24,7 +24,7 @@ from udpm.core.outputs import Input, Output, guard
 from udpm.data.cache import write_cache
 from udpm.data.export import export_images
 from udpm.data.prepare import prepare
-from udpm.data.samples import save_samples
+from udpm.data.samples import load_samples, save_samples
 from udpm.networks.weights import read_tensors, write_tensors
 from udpm.reporting.bundle import bundle_run
 from udpm.scoring.score import FORMAT as SCORE_FORMAT
@@ -611,6 +611,8 @@ def test_a_kill_at_any_rename_of_a_save_leaves_whole_files(project, tmp_path, mo
                 assert content in (versions[0][path], versions[1][path])
             if name == "tensors":
                 read_tensors(tmp_path / "a.safetensors", "udpm-weights/2")
+            if name == "samples":
+                assert load_samples(tmp_path / "a.npz").images.max() in ((1, 2) if killed else (2,))
             guard(outputs(), [])
             save(2)
             for temporary in tmp_path.glob(".*.tmp-*"):

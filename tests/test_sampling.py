@@ -98,6 +98,16 @@ def test_a_sample_set_that_is_not_its_records(tmp_path):
         load_samples(tmp_path / "a.npz")
 
 
+def test_a_sample_set_whose_process_was_killed_before_its_last_step(tmp_path):
+    images, labels = np.ones((2, 4, 4, 3), np.uint8), np.zeros(2, np.int64)
+    save_samples(tmp_path / "a.npz", images, labels, {})
+    (tmp_path / "a.npz").rename(tmp_path / ".a.npz.tmp-node7-41")
+    assert np.array_equal(load_samples(tmp_path / "a.npz").images, images)
+    (tmp_path / ".a.npz.tmp-node7-41").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"does not describe a\.npz"):
+        load_samples(tmp_path / "a.npz")
+
+
 def test_the_python_door(trained):
     sampler = udpm.load(trained / "weights.safetensors")
     assert sampler.sample(3, labels=7, seed=1).shape == (3, 16, 16, 3)

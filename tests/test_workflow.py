@@ -422,7 +422,7 @@ def test_make_demo_in_any_folder(tmp_path):
     python.write_text(f'#!/bin/sh\n[ "$2" = snakemake ] && {{ {made}; }} || exec {sys.executable} "$@"\n')
     python.chmod(0o755)
     (clone / ".venv/.installed").touch()
-    done = run("make", "demo", cwd=clone, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = run("make", "-s", "--no-print-directory", "demo", cwd=clone, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     report = f"{clone}/{results}/report.html"
     assert done.stdout.splitlines()[-1] == f"the scoresReport: {report}"

@@ -33,6 +33,7 @@ from udpm.config.published import parse_command, read_flags, to_experiment
 from udpm.config.results import load_published, load_runtime
 from udpm.config.yaml_file import read_yaml
 from udpm.core import runtime
+from udpm.core.arrays import SEAL
 from udpm.core.files import sha256
 from udpm.core.speed import read_record
 from udpm.core.tensors import read_header
@@ -337,7 +338,8 @@ def _forged_samples(folder):
 def _with_digest(path, call):
     record = path.with_suffix(".json")
     text = record.read_text()
-    record.write_text(json.dumps(json.loads(text) | {"sha256": sha256(path)}))
+    told = {key: value for key, value in json.loads(text).items() if key != SEAL}
+    record.write_text(json.dumps(told | {"sha256": sha256(path)}))
     try:
         call()
     finally:
@@ -413,12 +415,13 @@ def registry(folder):
     """All readers; some names of valid files depend on what was made."""
     kept = next(folder.glob("kept.*"))
     checkpoint = checkpoints(folder / RUN / "checkpoints")[-1].relative_to(folder)
-    as_json, as_yaml, as_npz, as_npy, octets = (
+    as_json, as_yaml, as_npz, as_npy, octets, sealed = (
         mutate.as_json,
         mutate.as_yaml,
         mutate.as_npz,
         mutate.as_npy,
         mutate.octets,
+        mutate.as_sealed,
     )
     readers = [
         Reader("experiment.yaml", "config/experiments/digits.yaml", as_yaml, _experiment),
@@ -439,16 +442,16 @@ def registry(folder):
         Reader("resolved run", "run.json", as_json, lambda f: read_resolved(RunConfig, f / "run.json")),
         Reader("resolved sampling", "sampling.json", as_json, lambda f: read_resolved(Sampling, f / "sampling.json")),
         Reader("resolved scoring", "scoring.json", as_json, lambda f: read_resolved(Scoring, f / "scoring.json")),
-        Reader("dataset.json", "dataset/dataset.json", as_json, _store, 0.2),
+        Reader("dataset.json", "dataset/dataset.json", sealed, _store, 0.2),
         Reader("labels.npy", "dataset/labels.npy", as_npy, _store, 0.2),
         Reader("images.npy", "dataset/images.npy", mutate.head, _store, 0.2),
-        Reader("cache.json", "cache/cache.json", as_json, lambda f: open_levels(f / "dataset", f / "cache", 3), 0.2),
+        Reader("cache.json", "cache/cache.json", sealed, lambda f: open_levels(f / "dataset", f / "cache", 3), 0.2),
         Reader(
             "level_1.npy", "cache/level_1.npy", mutate.head, lambda f: open_levels(f / "dataset", f / "cache", 3), 0.2
         ),
         Reader("sample set", "samples.npz", as_npz, _forged_samples),
-        Reader("sample set's record", "samples.json", as_json, _samples),
-        Reader("shards' record", "whole.json", as_json, partial(_samples, file="whole.json")),
+        Reader("sample set's record", "samples.json", sealed, _samples),
+        Reader("shards' record", "whole.json", sealed, partial(_samples, file="whole.json")),
         Reader("chain", "chain.npz", as_npz, _chain),
         Reader("chain's figure", "chain.npz", as_npz, partial(_chain, draw=True), 0.005),
         Reader("latents", "latents.npz", as_npz, _latents),
@@ -471,8 +474,8 @@ def registry(folder):
         Reader("weights", f"{RUN}/weights.safetensors", mutate.as_safetensors, _weights, 0.2),
         Reader("safetensors header", f"{RUN}/weights.safetensors", mutate.as_safetensors, _header),
         Reader("checkpoint", str(checkpoint), mutate.as_safetensors, _forged, 0.05),
-        Reader("checkpoint's manifest", str(checkpoint.with_suffix(".json")), as_json, _checkpoint, 0.05),
-        Reader("complete.json", f"{RUN}/complete.json", as_json, _finished),
+        Reader("checkpoint's manifest", str(checkpoint.with_suffix(".json")), sealed, _checkpoint, 0.05),
+        Reader("complete.json", f"{RUN}/complete.json", sealed, _finished),
         Reader("run's config.json", f"{RUN}/config.json", as_json, _finished),
         Reader("metrics.jsonl", "working/metrics.jsonl", mutate.as_lines, _metrics, 0.2),
         Reader("attempts.jsonl", f"{RUN}/attempts.jsonl", mutate.as_lines, _attempts),

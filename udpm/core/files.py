@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -16,6 +17,9 @@ from typing import Any
 
 from udpm.core.errors import UserError
 from udpm.core.reading import opened
+
+TEMPORARY = ".tmp-"
+"""Between the name of a file that is being written and who writes it."""
 
 
 @contextmanager
@@ -52,7 +56,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 def _suffix() -> str:
     # The host too: in containers every process may have the same number.
-    return f".tmp-{socket.gethostname()}-{os.getpid()}"
+    return f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}"
 
 
 def through_links(path: str | os.PathLike) -> Path:
@@ -68,6 +72,12 @@ def through_links(path: str | os.PathLike) -> Path:
     if place.is_symlink():
         raise UserError(f"{path}: is a link that leads to itself")
     return place
+
+
+def unfinished(path: str | os.PathLike) -> list[Path]:
+    """What processes that were killed, or still run, have under the temporary names of a file."""
+    place = through_links(path)
+    return sorted(place.parent.glob(f".{glob.escape(place.name)}{TEMPORARY}*"))
 
 
 def writable(path: str | os.PathLike) -> None:
@@ -101,8 +111,8 @@ def leading(path: str | os.PathLike, count: int = 1 << 16) -> bytes:
 
 def remove_temporary(folder: str | os.PathLike, keep: str = "") -> None:
     """Remove what killed processes left in a folder of files they were writing, except of files called `keep`."""
-    for temporary in Path(folder).glob(".*.tmp-*"):
-        if not (keep and temporary.name.startswith(f".{keep}.tmp-")):
+    for temporary in Path(folder).glob(f".*{TEMPORARY}*"):
+        if not (keep and temporary.name.startswith(f".{keep}{TEMPORARY}")):
             temporary.unlink(missing_ok=True)
 
 

@@ -18,7 +18,7 @@ from udpm.config.base import NonNegativeInt, PositiveInt, Record, Sha256
 from udpm.config.validation import validate
 from udpm.core.arrays import SEAL, check_array, check_seal, sealed
 from udpm.core.errors import UserError
-from udpm.core.files import atomic_path, sha256, write_json
+from udpm.core.files import atomic_path, sha256, sync, unfinished, write_json
 from udpm.core.kinds import SAMPLES_COMMENT
 from udpm.core.reading import read_json
 from udpm.data.arrays import read_npz
@@ -106,7 +106,10 @@ def save_samples(
     record: dict[str, Any],
     outputs: dict[int, np.ndarray] | None = None,
 ) -> None:
-    """Write a sample set to `path` (.npz) and its record to the same name with .json, record last.
+    """Write a sample set to `path` (.npz) and its record to the same name with .json.
+
+    The record takes its place before the images, which are whole and synced under their temporary name by then: after a
+    kill in between, `load_samples` finds the images that the record describes.
 
     Args:
         path: where to; its suffix must be .npz.
@@ -122,7 +125,9 @@ def save_samples(
         handle.close()
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.comment = SAMPLES_COMMENT
-    write_json(record_path(path), sealed({"format": FORMAT, "count": len(images), "sha256": sha256(path), **record}))
+        sync(temporary)
+        own = {"format": FORMAT, "count": len(images), "sha256": sha256(temporary)}
+        write_json(record_path(path), sealed({**own, **record}))
 
 
 def load_samples(path: str | Path) -> SampleSet:
@@ -198,12 +203,13 @@ def _joined(path: Path, record: dict[str, Any]) -> SampleSet:
 
 def _load(path: Path, told: dict[str, Any] | None = None) -> SampleSet:
     """A set in one file, whose record lies beside it unless it is `told`."""
-    if not os.path.lexists(path):
+    if not os.path.lexists(path) and not unfinished(path):
         raise UserError(f"{path}: sample set not found; `udpm sample` makes it")
     record = _record(record_path(path)) if told is None else told
-    if record["sha256"] != sha256(path):
+    described = [file for file in (path, *unfinished(path)) if file.exists() and sha256(file) == record["sha256"]]
+    if not described:
         raise UserError(f"{record_path(path)}: does not describe {path.name}; draw the sample set again")
-    arrays = read_npz(path, "sample set")
+    arrays = read_npz(described[0], "sample set")
     _check_arrays(path, arrays, record)
     outputs = {int(OUTPUTS.fullmatch(name)[1]): arrays[name] for name in arrays if OUTPUTS.fullmatch(name)}
     return SampleSet(arrays["images"], arrays["labels"], record, outputs)
