@@ -7,6 +7,9 @@ RESULTS := $$($(BIN)/python -c 'import os; from pathlib import Path; from udpm.c
   from udpm.config.yaml_file import read_yaml; file = Path("config/config.yaml"); \
   print(os.path.abspath(load_study(read_yaml(file), str(file)).results))')
 
+# Hundreds of processes start below; each would compile anew what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install demo test test-gpu test-slurm soak fuzz
 install: $(VENV)/.installed
 

@@ -139,18 +139,25 @@ def _arithmetic(config: RunConfig, iterations: int) -> str:
 
 
 def _speed(config: RunConfig, device: torch.device) -> float:
-    """Multiply-adds per second of a convolution of the generator's first U-Net level, over a process's part."""
+    """Multiply-adds per second of a convolution of the generator's first U-Net level, over a process's part or less."""
     training, section = config.training, config.generator
     width, side = section.channels * section.channel_multipliers[0], config.dataset.side // 2
-    images = training.batch // training.processes // training.accumulate
+    share = training.batch // training.processes // training.accumulate
     kind = torch.bfloat16 if training.precision == "bfloat16" else torch.float32
     convolution = torch.nn.Conv2d(width, width, 3, padding=1).to(device, kind).requires_grad_(False)
-    values = torch.zeros(images, width, side, side, device=device, dtype=kind)
-    if training.channels_last:
-        convolution, values = (
-            convolution.to(memory_format=torch.channels_last),
-            values.to(memory_format=torch.channels_last),
-        )
+    layout = torch.channels_last if training.channels_last else torch.contiguous_format
+    convolution = convolution.to(memory_format=layout)
+
+    def values_of(images: int) -> torch.Tensor:
+        return torch.zeros(images, width, side, side, device=device, dtype=kind).to(memory_format=layout)
+
+    # A CPU without bfloat16 takes minutes for a GPU's batch.
+    one = values_of(1)
+    convolution(one).sum().item()
+    start = time.perf_counter()
+    convolution(one).sum().item()
+    images = max(1, min(share, int(TRYING_SECONDS / (time.perf_counter() - start))))
+    values = values_of(images)
     convolution(values).sum().item()
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < TRYING_SECONDS:
