@@ -323,3 +323,42 @@ def test_weights_that_a_run_started_from(study, capsys):
     assert "runs/digits/seed0/weights.safetensors" not in planned()
     tiny.flip_byte(study / "start.safetensors", 999)
     assert "weights: start.safetensors has changed since results/runs/digits/seed0 started from it" in refused(capsys)
+
+
+@pytest.mark.parametrize("changed", ["start.safetensors", f"{RUN}/weights.safetensors"])
+def test_imported_weights_that_changed(study, trained, changed):
+    shutil.copy(trained / "weights.safetensors", "start.safetensors")
+    edit(study / "config/experiments/digits.yaml", training="imported", weights="start.safetensors")
+    shutil.rmtree(study / RUN)
+    write_configs()
+    assert not tiny.call("import", "--run-config", "results/configs/digits/seed0.json", "--run", RUN)
+    assert planned() == set()
+    data = bytearray((study / changed).read_bytes())
+    data[-1] ^= 1
+    replace_keeping_times(study / changed, bytes(data))
+    assert f"{RUN}/weights.safetensors".removeprefix("results/") in planned()
+
+
+def test_imported_and_trained_weights_never_take_the_place_of_one_another(study, trained, capsys):
+    made(study)
+    before = tiny.snapshot(study / RUN)
+    shutil.copy(trained / "weights.safetensors", "start.safetensors")
+    experiment = study / "config/experiments/digits.yaml"
+    text = experiment.read_text()
+    edit(experiment, training="imported", weights="start.safetensors")
+    write_configs()
+    assert "holds a run that was trained, not imported weights" in refused(capsys)
+    importing = ("import", "--run-config", "results/configs/digits/seed0.json", "--run", RUN)
+    assert tiny.call(*importing) == 2
+    assert "holds a run that was trained, not imported weights" in capsys.readouterr().err
+    assert tiny.snapshot(study / RUN) == before
+    shutil.rmtree(study / RUN)
+    assert not tiny.call(*importing)
+    before = tiny.snapshot(study / RUN)
+    experiment.write_text(text)
+    write_configs()
+    assert "holds imported weights, which this training would replace" in refused(capsys)
+    data = ("--dataset", "results/datasets/digits", "--cache", "results/caches/digits")
+    assert tiny.call("train", "results/configs/digits/seed0.json", *data, "--run", RUN) == 2
+    assert "holds imported weights" in capsys.readouterr().err
+    assert tiny.snapshot(study / RUN) == before

@@ -245,9 +245,16 @@ def test_what_only_a_configuration_names_is_an_input(project, tmp_path, capsys):
     (here / "scoring.json").write_text(to_json(Scoring(extractor=str(extractor))))
     (here / "sampling.json").write_text(to_json(Sampling(count=4, noise=str(here / "noise.npz"))))
     weights = here / "run/weights.safetensors"
+    (here / "labels.csv").write_text("file_name,label\na.png,cat\n")
+    labelled = DatasetConfig(source="folder", path=str(photos), side=8, classes=2, labels=str(here / "labels.csv"))
+    (here / "labelled.json").write_text(to_json(labelled))
+    imported = tiny.run_config().model_copy(update={"training": "imported", "weights": str(weights)})
+    (here / "imported.json").write_text(to_json(imported))
     before = tiny.snapshot(here)
     for command, told in (
         (("prepare", here / "set.json", "--output", photos), "holds other files"),
+        (("prepare", here / "labelled.json", "--output", here / "labels.csv"), "is a file|which labels reads"),
+        (("import", "--run-config", here / "imported.json", "--run", here / "run"), "is what weights reads"),
         (("prepare", here / "set.json", "--output", photos / "store"), "which path reads"),
         (("reference", photos, "--config", here / "scoring.json", "--output", extractor), "is no reference"),
         (("sample", weights, "--config", here / "sampling.json", "--output", here / "noise.npz"), "is no sample set"),

@@ -14,7 +14,7 @@ from plan import CONFIG, Plan, one_line
 from udpm.config import DatasetConfig, RunConfig, place_of, to_json
 from udpm.core.errors import UserError
 from udpm.core.reading import read_json
-from udpm.training.claim import claim
+from udpm.training.claim import claim, claim_import
 from udpm.training.finished import WEIGHTS, has_checkpoint, is_finished, read_completion
 from udpm.training.records import COMPLETE, read_complete
 
@@ -120,6 +120,7 @@ class Existing:
 
     def _check_imported(self, folder: Path, run: RunConfig) -> None:
         """Weights that were changed since they were imported, there or here, are imported again."""
+        claim_import(folder)
         try:
             whole = read_completion(folder, self._content.digests) is not None
         except UserError:

@@ -79,13 +79,16 @@ def command(
 def _adopt(checkpoints: tuple[Path, ...], run_config: Path | None, run: Path | None) -> None:
     from udpm.config import RunConfig, read_resolved
     from udpm.core.errors import UserError
+    from udpm.core.outputs import Output
     from udpm.training.adopt import adopt
+    from udpm.training.claim import claim_import
 
     if checkpoints or run_config is None or run is None:
         raise click.UsageError("--run-config and --run go together, without CHECKPOINTS", click.get_current_context())
     config = read_resolved(RunConfig, run_config)
     if config.training != "imported":
         raise UserError(f"{run_config}: training: is not imported, so `udpm train` makes this run")
-    check({"weights": config.weights})
+    claim_import(run)
+    check({"weights": config.weights}, [Output("--run", run / "weights.safetensors", kinds.IMPORTED)])
     adopt(config, run)
     click.echo(f"{run / 'weights.safetensors'}: from {config.weights}")

@@ -86,7 +86,7 @@ FOLDERS = (
 """Folders of this project, by an entry that tells them."""
 
 MARKERS = {entry for entry, _, _ in FOLDERS}
-WRONG_KIND = re.compile(r"\bnot an? |\bholds no |\bformat is |\blacks |\bcannot be read|\bdoes not describe")
+WRONG_KIND = re.compile(r"\bnot an? |\bholds no |\bformat is |\blacks |\bcannot be read|\bdoes not describe its")
 """How readers say that a file is not what it should be."""
 READABLE = re.compile(r"(not an? readable [^:;]*): .*")
 """Why a file cannot be read, which says nothing where it is of another kind."""

@@ -57,9 +57,14 @@ def claim(run: Path, config: RunConfig, allow_world_size_change: bool, *, writes
         writes: whether this process writes.
 
     Raises:
-        UserError: the folder holds a run of another configuration; the differing keys are named.
+        UserError: the folder holds a run of another configuration (the differing keys are named), or imported weights.
     """
     path = run / "config.json"
+    if _holds_import(run):
+        raise UserError(
+            f"{run}: holds imported weights, which this training would replace; give the experiment a new name, or "
+            "delete the folder"
+        )
     # A sweep has hundreds of runs: the same text is not parsed again.
     if path.exists() and not _is_text(path, to_json(config)):
         earlier = read_resolved(RunConfig, path)
@@ -77,6 +82,23 @@ def claim(run: Path, config: RunConfig, allow_world_size_change: bool, *, writes
             )
     if writes:
         write_text(path, to_json(config))
+
+
+def claim_import(run: Path) -> None:
+    """Check that a folder may take imported weights.
+
+    Raises:
+        UserError: it holds a run that was trained.
+    """
+    if (run / "config.json").exists():
+        raise UserError(
+            f"{run}: holds a run that was trained, not imported weights; give the experiment a new name, or delete the "
+            "folder"
+        )
+
+
+def _holds_import(run: Path) -> bool:
+    return (run / COMPLETE).exists() and not (run / "config.json").exists() and bool(read_complete(run).get("origin"))
 
 
 def _is_text(path: Path, text: str) -> bool:
