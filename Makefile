@@ -29,7 +29,7 @@ demo: install
 
 # The fast tests on both cores of a small machine; the slow ones start processes of their own.
 test: install
-	$(BIN)/python -m pytest -m "not slow and not soak" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not soak and not slurm" -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m slow
 
 # What only a machine with a GPU can show.
@@ -39,7 +39,7 @@ test-gpu: install
 # The workflow on a live SLURM, started for the tests; installs Debian's packages of it where that may be.
 test-slurm: install
 	tests/slurm/install.sh
-	$(BIN)/python -m pytest tests/slurm -m "slow or soak"
+	$(BIN)/python -m pytest -m slurm
 
 # What takes longer than every change should have to wait for.
 soak: install

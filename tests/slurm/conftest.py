@@ -22,6 +22,7 @@ PYTHON = Path(sys.executable)
 LIVE = ROOT / "tests" / "slurm"
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
     """Say loudly what is not tested."""
     lacking = missing()

@@ -15,7 +15,7 @@ from udpm.core.files import sha256
 from udpm.data.samples import load_samples
 
 # A whole DAG of jobs, each of which starts Snakemake: on a busy machine that takes its time.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 COMMON = """\
 extends: digits-smoke

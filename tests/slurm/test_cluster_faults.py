@@ -12,7 +12,7 @@ from tiny import ROOT, TORCHRUN, udpm
 
 from udpm.core.files import sha256
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 TARGET = "results/runs/{name}/seed0/complete.json"
 TRAINING = """\

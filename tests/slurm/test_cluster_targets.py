@@ -10,7 +10,7 @@ import pytest
 from udpm.config import load_experiment, load_sweep
 from udpm.config.results import table_names
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 IMAGE = ("png", "svg", "csv")
 TABLE = ("csv", "md", "tex", "html")
