@@ -215,6 +215,7 @@ def test_comparisons_as_text_as_table_and_as_figure(quick, tmp_path, capsys):
         "single": ("sample", "digits", "--batch", 2, "--seconds", 0, "--threads", 1),
     }.items():
         assert not tiny.call("bench", *arguments, "--output", tmp_path / f"{name}.json")
+        assert "record_sha256" in json.loads((tmp_path / f"{name}.json").read_text())
     shown = capsys.readouterr().out
     assert "sampling of digits, batch 2, cpu (1 threads)" in shown
     assert re.search(

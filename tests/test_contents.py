@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from udpm.config import Scoring, to_json
-from udpm.core.arrays import check_array, content_digest
+from udpm.core.arrays import check_array, content_digest, sealed
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
 from udpm.data.arrays import save_arrays
@@ -719,3 +719,110 @@ def test_noise_that_is_none(weights, name, values, expected, capsys):
     (weights.parent / "sampling.json").write_text('{"count": 4, "threads": 1, "noise": "noise.npz"}')
     command = "sample w.safetensors --config sampling.json --output out.npz"
     tiny.assert_refused(weights.parent, command, expected, capsys)
+
+
+# --- scores, selections, benchmarks ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scored_files(scoring_files, tmp_path_factory):
+    """Bytes of a folder with a real score, a selection among two, and a benchmark's record."""
+    _, source = scoring_files
+    folder = tmp_path_factory.mktemp("scored")
+    command = f"score --images {source}/drawn.npz --reference {source}/r.npz --config {source}/scoring.json"
+    assert tiny.call(*command.split(), "--output", folder / "score.json") == 0
+    score = json.loads((folder / "score.json").read_text())
+    for iteration in (10, 20):
+        subject = {"kind": "samples", "experiment": "digits", "run_seed": 0, "iteration": iteration, "weights": "ema"}
+        subject |= {"weights_sha256": f"{iteration:064}", "seed": 1, "posterior": "scalar", "nfe": 3}
+        kept = {key: value for key, value in score.items() if key != "record_sha256"}
+        (folder / f"{iteration}.json").write_text(json.dumps(kept | {"subject": subject}))
+    assert tiny.call("select", folder / "10.json", folder / "20.json", "--output", folder / "selection.json") == 0
+    spread = {"median": 1.0, "low": 0.5, "high": 2.0}
+    row = {"part": "network", "way": "plain", "seconds": spread, "cpu_seconds": None, "images_per_second": spread}
+    record = {
+        "format": "udpm-bench/1",
+        "of": "sampling",
+        "ceilings": CEILINGS,
+        "rows": [row],
+        "device": "cpu",
+    }
+    (folder / "bench.json").write_text(json.dumps(sealed(record | {"batch": 8})))
+    return tiny.snapshot(folder)
+
+
+@pytest.fixture
+def scored(scored_files, tmp_path, monkeypatch):
+    for path, content in scored_files.items():
+        (tmp_path / path.name).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def edit_json(path, place, value, keep_seal=False):
+    """Change the value at a place such as "protocol.n"; ... removes it. Its seal goes, unless it is to stay."""
+    record = json.loads(path.read_text())
+    *parents, last = place.split(".")
+    holder = record
+    for parent in parents:
+        holder = holder[int(parent) if isinstance(holder, list) else parent]
+    if value is ...:
+        del holder[last]
+    else:
+        holder[last] = value
+    if not keep_seal:
+        record.pop("record_sha256", None)
+    path.write_text(json.dumps(record))
+
+
+CEILINGS = {"float32_flops": 1e9, "bfloat16_flops": 1e9, "copy_bytes": 1e9}
+READ_BY = {"score": "table score.json --output t", "selection": "figure selection selection.json --output f"}
+READ_BY |= {"bench": "bench table bench.json"}
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [
+        ("score", "metrics.frechet_distance.value", 0.5),
+        ("score", "metrics.precision.value", 0.123),
+        ("score", "protocol.n", 50_000),
+        ("score", "subject.source", "another"),
+        ("selection", "protocol.n", 50_000),
+        ("selection", "seed", 7),
+        ("bench", "device", "a faster one"),
+    ],
+)
+def test_results_that_were_changed_but_could_be_right(scored, capsys, name, place, value):
+    edit_json(scored / f"{name}.json", place, value, keep_seal=True)
+    tiny.assert_refused(scored, READ_BY[name], "was changed since it was written", capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "expected"),
+    [
+        ("score", "metrics.frechet_distance.value", -1.0, "metrics.frechet_distance: -1 does not lie in 0"),
+        ("score", "metrics.frechet_distance.value", "12", "metrics.frechet_distance.value: input should be"),
+        ("score", "metrics.frechet_distance", ..., "metrics.frechet_distance: is missing"),
+        ("score", "metrics.precision.value", 1.5, "metrics.precision: 1.5 does not lie in 0..1"),
+        ("score", "metrics.recall", 3, "metrics.recall: input should be"),
+        ("score", "protocol.n", 0, "protocol.n: "),
+        ("score", "protocol.n", ..., "protocol.n: is missing"),
+        ("score", "protocol.extractor.sha256", ..., "protocol.extractor.sha256: is missing"),
+        ("score", "subject.kind", "photographs", "subject.kind: "),
+        ("score", "protocol", [], "protocol: input should be"),
+        ("selection", "frechet_distance", -3.0, "frechet_distance: "),
+        ("selection", "milestones", [], "milestones: "),
+        ("selection", "milestones.0.iteration", "ten", "milestones[0].iteration: "),
+        ("selection", "iteration", -10, "iteration: "),
+        ("selection", "iteration", 20, "20 is selected, but milestone 10 has the least distance"),
+    ],
+)
+def test_results_that_are_none(scored, capsys, name, place, value, expected):
+    edit_json(scored / f"{name}.json", place, value)
+    tiny.assert_refused(scored, READ_BY[name], expected, capsys)
+
+
+def test_results_from_before_they_had_digests_are_read(scored):
+    for name, command in READ_BY.items():
+        edit_json(scored / f"{name}.json", "comment", "of another time")
+        assert tiny.call(*command.split()) == 0

@@ -238,8 +238,10 @@ def _tell(
     found: dict[str, Any], lines: Callable[[dict[str, Any]], list[str]], as_json: bool, output: Path | None
 ) -> None:
     """Write a record where that is asked for, and print it, or as text."""
+    from udpm.core.arrays import sealed
     from udpm.core.files import write_json
 
+    found = sealed(found)
     if output is not None:
         write_json(output, found)
     click.echo(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))

@@ -42,6 +42,7 @@ def command(again: Path | None, features: Path | None, output: Path, **given: An
 
     The score says how it was made, and `udpm score --again` makes it anew, if all its files are what they were.
     """
+    from udpm.core.arrays import sealed
     from udpm.core.files import write_json
 
     request = _requested(given) if again is None else _remembered(again, given)
@@ -49,7 +50,7 @@ def command(again: Path | None, features: Path | None, output: Path, **given: An
     found = _score(request, features)
     if again is not None:
         _check_same(again, found)
-    write_json(output, found)
+    write_json(output, sealed(found))
     known = [metric for metric in found["metrics"].values() if metric["value"] is not None]
     shown = [f"{metric['label']} {metric['value']:.4g}" for metric in known]
     click.echo(f"{output}: " + ", ".join(shown))

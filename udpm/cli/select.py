@@ -24,6 +24,7 @@ def command(scores: tuple[Path, ...], output: Path, table: Path | None) -> None:
     The chosen one's distance is the least of many, so it is no score to report: draw other images of it with
     `udpm sample --selection`, and score those with `udpm score --selection`.
     """
+    from udpm.core.arrays import sealed
     from udpm.core.files import write_json
     from udpm.scoring.selection import select
 
@@ -32,6 +33,6 @@ def command(scores: tuple[Path, ...], output: Path, table: Path | None) -> None:
         from udpm.reporting.selection import write_table
 
         write_table(selection, table)
-    write_json(output, selection)
+    write_json(output, sealed(selection))
     chosen, label, distance = (selection[key] for key in ("iteration", "label", "frechet_distance"))
     click.echo(f"{output}: iteration {chosen}, {label} {distance:.4g}")

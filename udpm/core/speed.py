@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from udpm.core import provenance, runtime
+from udpm.core.arrays import check_seal
 from udpm.core.errors import UserError
 from udpm.core.measure import Timing, in_turn, speedup, spread
 from udpm.core.reading import read_json
@@ -93,11 +94,12 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """Read what `udpm bench` wrote.
 
     Raises:
-        UserError: missing, unreadable, or not such a record.
+        UserError: missing, unreadable, not such a record, or changed since it was written.
     """
     found = read_json(path, "benchmark record")
     if found.get("format") != FORMAT:
         raise UserError(f"{path}: format is {found.get('format')!r}, expected {FORMAT!r}; udpm bench makes it")
+    check_seal(path, found)
     return found
 
 

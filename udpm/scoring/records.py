@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from udpm.config.base import NonNegativeFloat, NonNegativeInt, PositiveInt, Record
 from udpm.config.validation import validate
+from udpm.core.arrays import check_seal
 from udpm.core.errors import UserError
 from udpm.core.reading import read_json
 
@@ -152,12 +153,13 @@ def read_score(path: str | Path) -> dict[str, Any]:
     """Read a score.
 
     Raises:
-        UserError: missing, unreadable, or not a score.
+        UserError: missing, unreadable, not a score, or changed since it was written.
     """
     score = read_json(path, "score")
     if score.get("format") != FORMAT:
         raise UserError(f"{path}: format is {score.get('format')!r}, expected {FORMAT!r}")
     validate(Score, score, str(path))
+    check_seal(path, score)
     return _completed(score)
 
 

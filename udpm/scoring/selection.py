@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 from udpm.config.base import NonNegativeFloat, NonNegativeInt, Record
 from udpm.config.validation import validate
 from udpm.core import provenance
+from udpm.core.arrays import check_seal
 from udpm.core.errors import UserError
 from udpm.core.reading import read_json
 from udpm.scoring.records import Protocol, read_score, used_tf32
@@ -109,12 +110,13 @@ def read_selection(path: str | Path) -> dict[str, Any]:
     """Read what `select` found.
 
     Raises:
-        UserError: missing, unreadable, or not a selection.
+        UserError: missing, unreadable, not a selection, or changed since it was written.
     """
     found = read_json(path, "selection")
     if found.get("format") != FORMAT:
         raise UserError(f"{path}: format is {found.get('format')!r}, expected {FORMAT!r}; `udpm select` makes it")
     validate(Selection, found, str(path))
+    check_seal(path, found)
     return found
 
 
