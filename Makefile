@@ -27,10 +27,10 @@ demo: install
 	  $(BIN)/python -m snakemake --quiet all --report .snakemake/report.html && mv .snakemake/report.html "$$report"; fi && \
 	cat "$$results/tables/scores.md" && printf 'Report: %s\n' "$$report"
 
-# The fast tests on both cores of a small machine; the slow ones start processes of their own.
+# On both cores of a small machine.
 test: install
 	$(BIN)/python -m pytest -m "not slow and not soak and not slurm" -n 2 --dist loadfile
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 # What only a machine with a GPU can show.
 test-gpu: install

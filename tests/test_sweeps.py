@@ -375,7 +375,7 @@ def test_a_sweep_is_asked_for_by_name(tree):
         assert expected in errors[0]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_sweep_to_its_ranking_and_one_point_more(tree):
     given = ("sweep", "--config", "sweep=schedules-smoke")
     done = snakemake(tree, *given)
@@ -410,10 +410,13 @@ def test_a_sweep_to_its_ranking_and_one_point_more(tree):
     assert "draw_heat_map" not in planned
 
     # A point that changed is refused by its key, and sampling alone is done again without training.
-    path.write_text(text.replace("iterations: 30", "iterations: 31"))
+    path.write_text(text.replace("iterations: 30", "iterations: 29"))
     done = snakemake(tree, "-n", *given)
     assert done.returncode == 2
-    assert "training.iterations was 30, is 31" in done.stderr
+    assert "training.iterations was 30, is 29" in done.stderr
+    path.write_text(text.replace("iterations: 30", "iterations: 31"))
+    done = snakemake(tree, "-n", *given)
+    assert "3 longer (" in done.stderr
     path.write_text(text.replace("sampling.count: 60", "sampling.count: 61"))
     done = snakemake(tree, "-n", *given)
     assert "3 resample (" in done.stderr

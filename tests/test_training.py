@@ -151,14 +151,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(levels, tmp_path):
         train(config, levels, tmp_path, False)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(digits, tmp_path_factory):
+    """A command without its run, and the run that it made when nobody disturbed it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    config = tiny.write_config(folder, training__iterations=60, training__checkpoint_every=7)
+    command = ["train", config, "--dataset", digits / "dataset", "--cache", digits / "cache", "--run"]
+    tiny.udpm(*command, folder / "run")
+    return command, folder / "run"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "after"), [(signal.SIGKILL, 9), (signal.SIGKILL, 35), (signal.SIGTERM, 19)])
-def test_a_killed_process_resumes_exactly(digits, tmp_path, number, after):
+def test_a_killed_process_resumes_exactly(undisturbed, tmp_path, number, after):
     """Through the command line, against a run that nobody disturbed."""
-    config = tiny.write_config(tmp_path, training__iterations=60, training__checkpoint_every=7)
-    command = ["train", config, "--dataset", digits / "dataset", "--cache", digits / "cache", "--run"]
-    run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
-    tiny.udpm(*command, undisturbed)
+    (command, expected), run = undisturbed, tmp_path / "run"
     held = tiny.Held.before_iteration(tmp_path, after)
     process = tiny.start(*command, run, program=held.program)
     held.wait(process)
@@ -172,4 +179,4 @@ def test_a_killed_process_resumes_exactly(digits, tmp_path, number, after):
         assert process.returncode == -signal.SIGKILL
     assert not (run / "complete.json").exists()
     assert "resumed at iteration" in tiny.udpm(*command, run).stderr
-    tiny.assert_same_weights(run, undisturbed)
+    tiny.assert_same_weights(run, expected)
