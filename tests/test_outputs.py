@@ -254,7 +254,7 @@ def test_what_only_a_configuration_names_is_an_input(project, tmp_path, capsys):
     for command, told in (
         (("prepare", here / "set.json", "--output", photos), "holds other files"),
         (("prepare", here / "labelled.json", "--output", here / "labels.csv"), "is a file|which labels reads"),
-        (("import", "--run-config", here / "imported.json", "--run", here / "run"), "is what weights reads"),
+        (("import", "--run-config", here / "imported.json", "--run", here / "run"), "holds a run that was trained"),
         (("prepare", here / "set.json", "--output", photos / "store"), "which path reads"),
         (("reference", photos, "--config", here / "scoring.json", "--output", extractor), "is no reference"),
         (("sample", weights, "--config", here / "sampling.json", "--output", here / "noise.npz"), "is no sample set"),

@@ -44,13 +44,14 @@ def command(again: Path | None, features: Path | None, output: Path, **given: An
     """
     from udpm.core.arrays import sealed
     from udpm.core.files import write_json
+    from udpm.scoring.records import SEALED
 
     request = _requested(given) if again is None else _remembered(again, given)
     _check_named(request)
     found = _score(request, features)
     if again is not None:
         _check_same(again, found)
-    write_json(output, sealed(found))
+    write_json(output, sealed(found, SEALED))
     known = [metric for metric in found["metrics"].values() if metric["value"] is not None]
     shown = [f"{metric['label']} {metric['value']:.4g}" for metric in known]
     click.echo(f"{output}: " + ", ".join(shown))

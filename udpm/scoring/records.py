@@ -15,6 +15,8 @@ from udpm.core.errors import UserError
 from udpm.core.reading import read_json
 
 FORMAT = "udpm-score/1"
+SEALED = ("subject", "metrics", "protocol")
+"""What a score's digest is of: all that reports show."""
 
 LIMITS = {
     **dict.fromkeys(("precision", "recall", "class_agreement"), (0.0, 1.0)),
@@ -159,7 +161,7 @@ def read_score(path: str | Path) -> dict[str, Any]:
     if score.get("format") != FORMAT:
         raise UserError(f"{path}: format is {score.get('format')!r}, expected {FORMAT!r}")
     validate(Score, score, str(path))
-    check_seal(path, score)
+    check_seal(path, score, SEALED)
     return _completed(score)
 
 
