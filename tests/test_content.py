@@ -1,5 +1,6 @@
 """What is up to date: planning looks at what files hold, never at their times, and lets nothing cost a finished run."""
 
+import asyncio
 import json
 import os
 import random
@@ -19,7 +20,7 @@ from udpm.data.prepare import prepare
 from udpm.training.claim import INCIDENTAL
 
 sys.path.insert(0, str(ROOT / "workflow"))
-from content import Content
+from content import KEPT, Content, decide
 from existing import Existing
 from plan import Plan
 
@@ -362,3 +363,94 @@ def test_imported_and_trained_weights_never_take_the_place_of_one_another(study,
     assert tiny.call("train", "results/configs/digits/seed0.json", *data, "--run", RUN) == 2
     assert "holds imported weights" in capsys.readouterr().err
     assert tiny.snapshot(study / RUN) == before
+
+
+def say(path, record):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("changed", [None, "samples", "reference", "extractor", "weights"])
+def test_outputs_without_a_record_are_held_against_what_they_say_of_themselves(study, changed):
+    """Made by hand, or copied without results/content: a score of other images is no score of these."""
+    files = {"samples": "results/samples/digits/seed0.npz", "reference": "results/references/digits.npz"}
+    files |= {"extractor": "own.pt", "weights": f"{RUN}/weights.safetensors"}
+    for name in ("samples", "reference", "extractor"):
+        say(study / files[name], name)
+    digests = {name: sha256(path) for name, path in files.items()}
+    if changed is not None:
+        digests[changed] = "0" * 64
+    say(study / "results/samples/digits/seed0.json", {"weights_sha256": digests["weights"], "iteration": 12})
+    score = {"subject": {"samples_sha256": digests["samples"]}}
+    score["protocol"] = {name: {"sha256": digests[name]} for name in ("reference", "extractor")}
+    say(study / "results/scores/digits/seed0.json", score)
+    drawn = job("sample_images", [files["weights"]], [files["samples"], "results/samples/digits/seed0.json"])
+    scored = job(
+        "score_samples", [files[n] for n in ("samples", "reference", "extractor")], ["results/scores/digits/seed0.json"]
+    )
+    expected = {None: set(), "weights": {files["samples"]}}.get(changed, {"results/scores/digits/seed0.json"})
+    assert Content("results").stale([drawn, scored], remember=True) == expected
+    assert Content("results").stale([drawn, scored], remember=True) == expected
+
+
+def test_samples_of_a_milestone_are_not_held_against_the_last_weights(study):
+    kept = study / RUN / "milestones/000000006.safetensors"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("weights")
+    say(study / "results/samples/digits/seed0.json", {"weights_sha256": sha256(kept), "iteration": 6})
+    drawn = job("sample_milestone", [f"{RUN}/weights.safetensors"], ["results/samples/digits/seed0.json"])
+    assert Content("results").stale([drawn], remember=False) == set()
+    kept.write_text("others")
+    assert Content("results").stale([drawn], remember=False) == {"results/samples/digits/seed0.json"}
+
+
+def test_a_run_that_lost_its_configuration_is_known_by_its_weights(study, capsys):
+    made(study)
+    before = tiny.snapshot(study / RUN)
+    (study / RUN / "config.json").unlink()
+    assert planned() == set()
+    edit(study / "config/experiments/digits.yaml", training__learning_rate=0.5)
+    write_configs()
+    assert "training.learning_rate was 0.001, is 0.5" in refused(capsys)
+    data = ("--dataset", "results/datasets/digits", "--cache", "results/caches/digits")
+    assert tiny.call("train", "results/configs/digits/seed0.json", *data, "--run", RUN) == 2
+    assert "training.learning_rate was 0.001, is 0.5" in capsys.readouterr().err
+    assert {path: before[path] for path in tiny.snapshot(study / RUN)} == tiny.snapshot(study / RUN)
+
+
+def test_imported_weights_of_another_experiment_are_imported_anew(study, trained):
+    shutil.copy(trained / "weights.safetensors", "start.safetensors")
+    edit(study / "config/experiments/digits.yaml", training="imported", weights="start.safetensors")
+    shutil.rmtree(study / RUN)
+    write_configs()
+    importing = ("import", "--run-config", "results/configs/digits/seed0.json", "--run", RUN)
+    assert not tiny.call(*importing)
+    record = json.loads((study / RUN / "complete.json").read_text())
+    say(study / RUN / "complete.json", {k: v for k, v in record.items() if k != "record_sha256"} | {"experiment": "b"})
+    assert f"{RUN}/weights.safetensors".removeprefix("results/") in planned()
+    assert not tiny.call(*importing)
+    assert planned() == set()
+
+
+@pytest.mark.parametrize("rule", [*KEPT, "render_table"])
+def test_what_snakemake_may_remove(rule, monkeypatch):
+    """Neither before a job nor after a failed one does a run, a data set or a folder of images go."""
+    import snakemake.api  # noqa: F401  its other modules cannot be the first
+    from snakemake.dag import DAG
+    from snakemake.io import _IOFile
+    from snakemake.jobs import Job
+
+    removed = []
+
+    async def remove(self, *_):
+        removed.append(self.rule.name)
+
+    for owner, name in ((_IOFile, "is_newer"), (DAG, "check_output_mtime"), (DAG, "check_incomplete")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    for name in ("remove_existing_output", "cleanup", "postprocess"):
+        monkeypatch.setattr(Job, name, remove)
+    decide(None, None)
+    one = job(rule, [], [])
+    asyncio.run(Job.remove_existing_output(one))
+    asyncio.run(Job.cleanup(one, []))
+    assert removed == ([] if rule in KEPT else [rule, rule])

@@ -20,9 +20,11 @@ FOLDER = "content"
 """Of the records, in the folder of results: they go with it wherever it is copied."""
 RECORDS = (["results:", "configs"], ["results:", "runs"], ["results:", "datasets"])
 """Where files lie of which not every word counts."""
-KEPT = ("train_model",)
-"""Rules whose outputs may be worth days. They are removed neither before their job runs again nor after it failed, and
-it runs again only where `Content.forced` says so: training itself goes on with what is there."""
+TRAINING = "train_model"
+"""A rule that runs again only where `Content.forced` says so: training itself resumes from what is there."""
+KEPT = (TRAINING, "import_weights", "prepare_dataset", "cache_levels", "export_images", "write_card")
+"""Rules whose outputs are removed neither before their job runs again nor after it failed: they may be worth days, be
+the only copy, or hold what somebody added. Their commands replace them as a whole, or refuse to."""
 
 
 class Content:
@@ -60,7 +62,7 @@ class Content:
             if not job.output:
                 continue
             forced = any(str(output) in self.forced for output in job.output)
-            if forced or (job.rule.name not in KEPT and not self._is_current(job, new)):
+            if forced or (job.rule.name != TRAINING and not self._is_current(job, new)):
                 found.add(str(job.output[0]))
         if remember:
             self._write(new)
@@ -80,8 +82,11 @@ class Content:
         key = self._key(job)
         recorded = self._made.get(key)
         if recorded is None:
-            if all(Path(output).exists() for output in job.output):
-                new[key] = self._made_from(job)
+            if not all(Path(output).exists() for output in job.output):
+                return True
+            if self._names_others(job):
+                return False
+            new[key] = self._made_from(job)
             return True
         now = self._made_from(job)
         # An input that is not there is no reason: it is made if something that is needed wants it.
@@ -90,6 +95,32 @@ class Content:
         return recorded["with"] == now["with"] and before == {
             name: identity for name, identity in now["from"].items() if name not in missing
         }
+
+    def _names_others(self, job: Any) -> bool:
+        """Whether an output's own record names other weights, images, reference or extractor than the job has."""
+        record = _said(next((str(output) for output in job.output if str(output).endswith(".json")), ""))
+        subject, protocol = _part(record, "subject"), _part(record, "protocol")
+        for path in map(str, job.input):
+            told: Any = None
+            if path.endswith(".safetensors"):
+                told = record.get("weights_sha256")
+                path = self._weights(path, record.get("iteration"), told)
+            elif path.endswith(".pt"):
+                told = _part(protocol, "extractor").get("sha256")
+            elif self._name(path).startswith("results:/references/"):
+                told = _part(protocol, "reference").get("sha256")
+            elif self._name(path).startswith("results:/samples/") and path.endswith(".npz"):
+                told = subject.get("samples_sha256")
+            if told is not None and Path(path).is_file() and self.digests(path) != told:
+                return True
+        return False
+
+    def _weights(self, path: str, iteration: Any, digest: Any) -> str:
+        """A run's weights, or those that it kept of an iteration, if these have the digest."""
+        if not isinstance(iteration, int):
+            return path
+        kept = Path(path).parent / "milestones" / f"{iteration:09d}.safetensors"
+        return str(kept) if kept.is_file() and self.digests(kept) == digest else path
 
     def _made_from(self, job: Any) -> dict[str, Any]:
         inputs = sorted({str(path) for path in job.input})
@@ -135,6 +166,18 @@ class Content:
                     self._path, "".join(json.dumps({"made": key, **made}) + "\n" for key, made in self._made.items())
                 )
                 self._lines = len(self._made)
+
+
+def _said(path: str) -> dict[str, Any]:
+    try:
+        return read_json(path, "record") if path else {}
+    except UserError:
+        return {}
+
+
+def _part(record: dict[str, Any], name: str) -> dict[str, Any]:
+    found = record.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _essence(record: dict[str, Any], name: str) -> dict[str, Any]:

@@ -122,10 +122,11 @@ class Existing:
         """Weights that were changed since they were imported, there or here, are imported again."""
         claim_import(folder)
         try:
-            whole = read_completion(folder, self._content.digests) is not None
+            record = read_completion(folder, self._content.digests)
         except UserError:
-            whole = False
-        if not whole or self._has_other_weights(folder, run):
+            record = None
+        its_own = record and (record["experiment"], record["seed"]) == (run.experiment, run.seed)
+        if not its_own or self._has_other_weights(folder, run):
             self._content.forced.add(str(folder / WEIGHTS))
 
     def _check_start(self, folder: Path, run: RunConfig) -> None:

@@ -89,6 +89,6 @@ def _adopt(checkpoints: tuple[Path, ...], run_config: Path | None, run: Path | N
     if config.training != "imported":
         raise UserError(f"{run_config}: training: is not imported, so `udpm train` makes this run")
     claim_import(run)
-    check({"weights": config.weights}, [Output("--run", run / "weights.safetensors", kinds.IMPORTED)])
+    check({"weights": config.weights}, [Output("--run", run / "weights.safetensors", kinds.IMPORTED_RUN)])
     adopt(config, run)
     click.echo(f"{run / 'weights.safetensors'}: from {config.weights}")

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from udpm.core.files import leading, sha256
 from udpm.core.folders import FolderKind
@@ -124,16 +125,28 @@ def _is_chain(path: Path) -> bool:
 
 def _is_imported(path: Path) -> bool:
     """Weights of `udpm import`: those of a run say what it was trained on."""
+    description = _description(path)
+    return bool(description) and "dataset" not in description
+
+
+def _is_imported_run(path: Path) -> bool:
+    """A run's weights that were imported: trained ones say how."""
+    description = _description(path)
+    return bool(description.get("origin")) and "run" not in description
+
+
+def _description(path: Path) -> dict[str, Any]:
+    """What a weight file says of itself; empty of any other file."""
     size = leading(path, 8)
     length = struct.unpack("<Q", size)[0] if len(size) == 8 else 0
     if not 0 < length < 64 * LARGEST_LIST:
-        return False
+        return {}
     try:
         header = json.loads(leading(path, 8 + length)[8:])
         description = json.loads(header["__metadata__"]["udpm"])
-        return description["format"].startswith("udpm-weights/") and "dataset" not in description
+        return description if description["format"].startswith("udpm-weights/") else {}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return False
+        return {}
 
 
 def _is_run_weights(path: Path) -> bool:
@@ -184,6 +197,7 @@ EXTRACTOR = FileKind(
     "extractor", lambda path: any(n.endswith("/udpm/scoring/classifier.py") for n in _members(path)[0])
 )
 IMPORTED = FileKind("imported weight file", _is_imported)
+IMPORTED_RUN = FileKind("imported weight file", _is_imported_run)
 USAGE = FileKind("file of usage", lambda path: leading(path, 9) == b'{"verb": ')
 CARD = FileKind("model card", lambda path: leading(path).startswith(b"---\nlibrary_name: udpm\n"))
 EXPERIMENT = FileKind(

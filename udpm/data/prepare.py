@@ -29,7 +29,7 @@ from udpm.core.progress import Progress
 from udpm.core.signals import StopRequest
 from udpm.data.duplicates import content_hash, find_duplicates
 from udpm.data.fill import CHUNK, Chunk, Outcome, Work, chunks, do_chunks
-from udpm.data.inventory import take_inventory, write_inventory
+from udpm.data.inventory import difference, read_inventory, take_inventory, write_inventory
 from udpm.data.journal import Journal
 from udpm.data.listing import told_counts
 from udpm.data.picture import STEPS, Recipe
@@ -171,6 +171,9 @@ class _Job:
         try:
             store = open_store(self.folder)
             if store.record.get("source", {}).get("fingerprint") != self.fingerprint():
+                return False
+            before = read_inventory(self.folder)
+            if before is not None and difference(before, take_inventory(self.config, self.source, sha256)):
                 return False
             store.verify()
         except UserError as error:

@@ -8,8 +8,11 @@ from typing import Any
 from udpm.config.base import Section
 from udpm.config.experiment import RunConfig
 from udpm.config.load import read_resolved, to_json
+from udpm.config.validation import validate
 from udpm.core.errors import UserError
 from udpm.core.files import write_text
+from udpm.core.tensors import read_header
+from udpm.training.finished import WEIGHTS
 from udpm.training.records import COMPLETE, read_complete
 
 INCIDENTAL = {
@@ -66,8 +69,8 @@ def claim(run: Path, config: RunConfig, allow_world_size_change: bool, *, writes
             "delete the folder"
         )
     # A sweep has hundreds of runs: the same text is not parsed again.
-    if path.exists() and not _is_text(path, to_json(config)):
-        earlier = read_resolved(RunConfig, path)
+    earlier = None if _is_text(path, to_json(config)) else _earlier(run)
+    if earlier is not None:
         free = INCIDENTAL | WORLD if allow_world_size_change else INCIDENTAL
         changed = other_run(earlier, config, free)
         if changed.keys() == {ITERATIONS} and _ended_at(run) == config.training.iterations:
@@ -99,6 +102,17 @@ def claim_import(run: Path) -> None:
 
 def _holds_import(run: Path) -> bool:
     return (run / COMPLETE).exists() and not (run / "config.json").exists() and bool(read_complete(run).get("origin"))
+
+
+def _earlier(run: Path) -> RunConfig | None:
+    """The configuration of the run that a folder holds: its own file, or where that is gone what its weights say."""
+    path, weights = run / "config.json", run / WEIGHTS
+    if path.exists():
+        return read_resolved(RunConfig, path)
+    if not weights.exists():
+        return None
+    told = read_header(weights).description.get("run")
+    return None if told is None else validate(RunConfig, told, f"{weights}: run")
 
 
 def _is_text(path: Path, text: str) -> bool:
