@@ -454,3 +454,10 @@ def test_what_snakemake_may_remove(rule, monkeypatch):
     asyncio.run(Job.remove_existing_output(one))
     asyncio.run(Job.cleanup(one, []))
     assert removed == ([] if rule in KEPT else [rule, rule])
+
+
+@pytest.mark.parametrize("changes", [{"files": [1]}, {"splits": [1]}, {"splits": {"train": ["0", 1]}}, {"sha256": 3}])
+def test_records_of_data_sets_that_are_none_end_planning_in_one_line(study, changes, capsys):
+    path = study / "results/datasets/digits/dataset.json"
+    say(path, json.loads(path.read_text()) | changes)
+    assert f"dataset.json: {next(iter(changes))}" in refused(capsys)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from content import Content
-from known import changes
+from known import changes, read_prepared
 from plan import CONFIG, Plan, one_line
 
 from udpm.config import DatasetConfig, RunConfig, place_of, to_json
@@ -54,7 +54,7 @@ class Existing:
         """The record of a prepared data set that can be used as it is, or None."""
         folder, config = self._results / "datasets" / name, self._plan.dataset_config(name)
         if (folder / "dataset.json").exists():
-            record = read_json(folder / "dataset.json", "dataset record")
+            record = read_prepared(folder / "dataset.json")
             changed = self._source_changes(folder, record, config)
             trained = next(self._trained_on(name), None) if changed else None
             if trained is not None:

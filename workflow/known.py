@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from udpm.config import DatasetConfig
+from udpm.config.base import NonNegativeInt, Record
 from udpm.config.dataset import OWN_CLASSES
+from udpm.config.validation import validate
 from udpm.core.errors import UserError
 from udpm.core.paths import expanded
 from udpm.core.reading import read_json
@@ -15,6 +19,15 @@ from udpm.training.claim import differences, incidental
 
 LIMITS = ("max_pixels", "max_file_bytes")
 """Keys that bound what is read of a source."""
+
+
+class Prepared(Record):
+    """What planning reads of a prepared data set's record."""
+
+    sha256: str | None = None
+    files: dict[str, str] = {}
+    splits: dict[str, Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]] = {}
+    class_names: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,8 +78,19 @@ def changes(record: dict[str, Any], config: DatasetConfig) -> dict[str, str]:
     return differences(earlier, config, free - set(LIMITS) if record.get("skipped") else free)
 
 
-def _record(path: Path) -> dict:
+def read_prepared(path: Path) -> dict[str, Any]:
+    """The record of a prepared data set, as far as planning needs it; the commands check it whole.
+
+    Raises:
+        UserError: missing, unreadable, or not such a record.
+    """
+    record = read_json(path, "dataset record")
+    validate(Prepared, record, str(path))
+    return record
+
+
+def _record(path: Path) -> dict[str, Any]:
     try:
-        return read_json(path, "dataset record")
+        return read_prepared(path)
     except UserError:
         return {}
