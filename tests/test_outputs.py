@@ -1,7 +1,9 @@
 """No output takes the place of an input or of anybody's file, whatever is typed, and folders are replaced at once."""
 
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -13,6 +15,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from udpm.cli import VERBS, main, udpm
 from udpm.cli.options import InputPath, OutputFile, OutputFolder, OutputPath, OutputPlace, OutputStem, Verb
@@ -319,6 +322,141 @@ def test_a_figures_data_that_were_edited_are_somebodys(project, tmp_path, capsys
     assert tiny.call(*command) == 2
     assert "curves.csv: exists, and is no figure's data that udpm wrote" in capsys.readouterr().err
     assert tiny.snapshot(tmp_path) == before
+
+
+MARKED = {
+    "cost": (kinds.TABLE, "cost digits --config config --output {}/made"),
+    "paper": (kinds.TABLE, "paper table1 --config config --results {0} --output {0}", "table1"),
+    "curves": (kinds.FIGURE, "figure curves run/metrics.jsonl --output {}/made"),
+    "card": ({"README.md": kinds.CARD}, "card run --output {}/README.md"),
+    "summary": (kinds.PAGE, "summary digits --config config --results {0} --output {0}"),
+    "sheet": ({"sheet.png": kinds.SHEET}, "info dataset --sheet {}/sheet.png"),
+    "jpeg sheet": ({"sheet.jpg": kinds.SHEET}, "info dataset --sheet {}/sheet.jpg"),
+}
+"""Kinds of the files, the command, and what its files are called but for their suffixes."""
+MARKED_OUTPUTS = [
+    (name, kind_name) for name, (marked, *_) in MARKED.items() for kind_name in marked if kind_name != ".csv"
+]
+
+
+@pytest.fixture(scope="module")
+def marked(project, tmp_path_factory):
+    """What commands that mark their files wrote: paths by name of the command and of the kind."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        for name, (marked, command, *stem) in MARKED.items():
+            folder = tmp_path_factory.mktemp("marked")
+            assert not tiny.call(*command.format(folder).split())
+            for kind_name in marked:
+                known = f"{(stem or ['made'])[0]}{kind_name}" if kind_name.startswith(".") else kind_name
+                found[name, kind_name] = folder / known
+    return found
+
+
+def annotated(data):
+    """A picture on which somebody drew, saved with the text that it came with."""
+    picture = Image.open(io.BytesIO(data))
+    text, comment = PngInfo(), picture.info.get("comment")
+    for key, value in getattr(picture, "text", {}).items():
+        text.add_text(key, value)
+    picture.putpixel((3, 3), tuple(0 for _ in picture.getbands()))
+    drawn = io.BytesIO()
+    picture.save(drawn, format=picture.format, **({"comment": comment} if comment else {"pnginfo": text}))
+    return drawn.getvalue()
+
+
+EDITS = {
+    "added at the end": lambda data: data + b"\nMy conclusions.\n",
+    "added at the beginning": lambda data: b"# My notes\n\n" + data,
+    "pasted into notes": lambda data: b"# My notes\n\n" + data + b"\nMy conclusions.\n",
+    "changed in the middle": lambda data: data[: len(data) // 2] + b"!" + data[len(data) // 2 :],
+    "cut": lambda data: data[: -len(data) // 3],
+    "drawn on": lambda data: annotated(data) if data.startswith((b"\x89PNG", b"\xff\xd8")) else data + b" ",
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize(("name", "kind_name"), MARKED_OUTPUTS)
+def test_what_somebody_edited_is_somebodys(marked, tmp_path, name, kind_name, edit):
+    path, kind = marked[name, kind_name], MARKED[name][0][kind_name]
+    assert kind.made(path)
+    edited = tmp_path / f"edited{path.suffix}"
+    edited.write_bytes(EDITS[edit](path.read_bytes()))
+    with pytest.raises(UserError, match=f"edited.*exists, and is no {kind.what} that udpm wrote"):
+        guard([Output("--output", edited, kind)], [])
+
+
+ONLY_NEW = {
+    "README.md": rb"# udpm; [^\n]*\n",
+    "summary.md": rb"\n<!-- udpm; [^\n]*\n",
+    "overview.html": rb'<meta name="generator"[^>]*>',
+    "sheet.png": rb"udpm; file SHA-256 [0-9a-f]{64}",
+    "sheet.jpg": rb"\nudpm; file SHA-256 [0-9a-f]{64}",
+}
+"""What earlier versions did not write; of tables and figures it is the file's own digest."""
+
+
+@pytest.mark.parametrize(("name", "kind_name"), MARKED_OUTPUTS)
+def test_files_of_earlier_versions_are_replaced(marked, tmp_path, name, kind_name):
+    path, kind = marked[name, kind_name], MARKED[name][0][kind_name]
+    older = tmp_path / f"older{path.suffix}"
+    data = re.sub(ONLY_NEW.get(kind_name, rb"; file SHA-256 [0-9a-f]{64}"), b"", path.read_bytes(), count=1)
+    older.write_bytes(data)
+    assert b"file SHA-256" not in data
+    assert kind.made(older)
+    if path.suffix == ".md":
+        older.write_bytes(data + b"\n## My notes\n\nMine.\n")
+        assert not kind.made(older)
+        older.write_bytes(b"# My notes\n\n" + data)
+        assert not kind.made(older)
+
+
+def test_notes_with_a_table_in_them_are_kept(project, marked, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(project)
+    (tmp_path / "notes.md").write_text(f"# My notes\n\n{marked['cost', '.md'].read_text()}\nMy conclusions\n")
+    (tmp_path / "README.md").write_text(marked["card", "README.md"].read_text() + "\n## My notes\n")
+    before = tiny.snapshot(tmp_path)
+    for command, what in (
+        (f"cost digits --config config --output {tmp_path}/notes", "notes.md: exists, and is no table"),
+        (f"card run --output {tmp_path}/README.md", "README.md: exists, and is no model card"),
+    ):
+        assert tiny.call(*command.split()) == 2
+        assert what in capsys.readouterr().err
+        assert tiny.snapshot(tmp_path) == before
+
+
+def test_marked_pictures_are_whole(marked):
+    """The checksums of a PNG's chunks hold with the digest filled in."""
+    for name, kind_name in (("curves", ".png"), ("sheet", "sheet.png"), ("jpeg sheet", "sheet.jpg")):
+        with Image.open(marked[name, kind_name]) as picture:
+            picture.verify()
+        with Image.open(marked[name, kind_name]) as picture:
+            picture.load()
+
+
+def test_a_resolved_configuration_never_replaces_a_runs(project, tmp_path, capsys):
+    """Unless it says the same, byte for byte. Its own samples and scores would tell of what it was not trained with."""
+    given = "resolve", "digits", "--config", project / "config", "--output"
+    text = None
+    for name in ("complete.json", "checkpoints", "owner.json", "attempts.jsonl", "weights.safetensors", "bundle.json"):
+        run = tmp_path / name
+        run.mkdir()
+        assert not tiny.call(*given, run / "config.json")
+        text = text or (run / "config.json").read_bytes()
+        # Before there is a run, it may be changed.
+        assert not tiny.call(*given, run / "config.json", "--seed", 5)
+        assert not tiny.call(*given, run / "config.json")
+        (run / name).mkdir() if name == "checkpoints" else (run / name).write_text("{}")
+        assert not tiny.call(*given, run / "config.json")
+        (tmp_path / f"{name}.link").symlink_to(run / "config.json")
+        capsys.readouterr()
+        for path in (run / "config.json", tmp_path / f"{name}.link"):
+            assert tiny.call(*given, path, "--seed", 5) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert f"the configuration of the run in this folder ({name} lies next to it)" in line
+            assert (run / "config.json").read_bytes() == text
+        assert not tiny.call(*given, run / "other.json", "--seed", 5)
 
 
 TWICE = {
@@ -788,9 +926,16 @@ def test_schemas_are_written_into_a_configuration_only(tmp_path, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         assert "photos" in line
         assert tiny.snapshot(tmp_path) == before
-    (tmp_path / "config/schema/sweep.schema.json").write_text('{"mine": 1}')
-    assert tiny.call("schema", *(word for pair in places.items() for word in pair)) == 2
-    assert "sweep.schema.json: exists, and is no JSON schema that udpm wrote" in capsys.readouterr().err
+    path = tmp_path / "config/schema/sweep.schema.json"
+    draft = "https://json-schema.org/draft/2020-12/schema"
+    begun = {"$schema": draft, "title": "Sweep"}
+    others = {"mine": 1}, [], {"$schema": draft}, begun | {"title": "mine"}, begun | {"title": []}, begun
+    for schema in (*others, begun | {"properties": {"broom": {"type": "string"}}}):
+        write_json(path, schema)
+        before = tiny.snapshot(tmp_path)
+        assert tiny.call("schema", *(word for pair in places.items() for word in pair)) == 2
+        assert "sweep.schema.json: exists, and is no JSON schema that udpm wrote" in capsys.readouterr().err
+        assert tiny.snapshot(tmp_path) == before
 
 
 def test_help_needs_no_guard(capsys):

@@ -15,6 +15,7 @@ from udpm.cli import main
 from udpm.config import load_experiment, load_sweep, names_in, resolve_run, to_json
 from udpm.config.points import run_folder
 from udpm.core.errors import UserError
+from udpm.core.kinds import EXPERIMENT
 from udpm.reporting.sweep_ranking import best_experiment, draw_heat_map, read_results, render_ranking
 
 BIN = Path(sys.executable).parent
@@ -312,7 +313,11 @@ def test_the_best_point_runs_at_full_length(config, tmp_path):
         score(tmp_path, name, 5, float(n))
     sweep = load_sweep("mine", config)
     text = best_experiment(sweep, read_results(sweep, tmp_path))
-    (config / "experiments/best.yaml").write_text(text)
+    path = config / "experiments/best.yaml"
+    path.write_text(text + "# mine\n")
+    assert not EXPERIMENT.made(path)
+    path.write_text(text)
+    assert EXPERIMENT.made(path)
     best, base = load_experiment("best", config), load_experiment("digits", config)
     assert best.process.alphas == [0.5, 0.2, 0.1]
     assert best.losses.adversarial_weight == [0.1, 0.5, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -11,6 +12,8 @@ from udpm.core.kinds import FileKind
 
 CONFIG_KEYS = 0.75
 """Share of its keys that a resolved configuration has at least: one of an earlier version may lack some."""
+OF_A_RUN = ("complete.json", "checkpoints", "owner.json", "attempts.jsonl", "weights.safetensors", "bundle.json")
+"""What lies next to the config.json that a run was begun with."""
 PARTS = ("run", "sampling", "scoring", "selection_sampling", "selection_scoring", "latents", "dataset")
 
 
@@ -32,6 +35,23 @@ def _is_resolved(path: Path) -> bool:
     return any(values.keys() <= keys and len(values) >= CONFIG_KEYS * len(keys) for keys in models)
 
 
+def _check_claim(output: Path, text: str) -> None:
+    """Refuse to replace what a run was trained with: what it made would be told to come of something else.
+
+    Raises:
+        UserError: the output is a run's config.json, and says something else.
+    """
+    from udpm.core.errors import UserError
+
+    place = Path(os.path.realpath(output))
+    others = [name for name in OF_A_RUN if os.path.lexists(place.parent / name)]
+    if place.name == "config.json" and others and place.exists() and place.read_text(encoding="utf-8") != text:
+        raise UserError(
+            f"--output: {output}: is the configuration of the run in this folder ({others[0]} lies next to it), and "
+            "says something else; name another file"
+        )
+
+
 RESOLVED = FileKind("resolved configuration", _is_resolved)
 
 
@@ -49,7 +69,8 @@ def command(
 ) -> None:
     """Validate a configuration and write one part of it out complete, with all defaults.
 
-    EXPERIMENT is the name of a file in config/experiments/. The result is what the other commands read.
+    EXPERIMENT is the name of a file in config/experiments/. The result is what the other commands read. The config.json
+    of a run that was begun is never replaced by another configuration.
     """
     if (experiment is None) == (dataset is None):
         raise click.UsageError("give either an EXPERIMENT or --dataset NAME", click.get_current_context())
@@ -68,6 +89,7 @@ def command(
     if output is None:
         click.echo(to_json(resolved), nl=False)
     else:
+        _check_claim(output, to_json(resolved))
         write_text(output, to_json(resolved))
         what = f"data set {dataset}" if dataset is not None else f"{part} of experiment {experiment}"
         click.echo(f"{output}: {what}{f', seed {seed}' if part == 'run' and dataset is None else ''}")

@@ -7,10 +7,21 @@ from pathlib import Path
 import click
 
 from udpm.cli.options import OutputPlace, Verb, check
-from udpm.core import kinds
+from udpm.core.files import leading
+from udpm.core.kinds import FileKind
 from udpm.core.outputs import Output
 
 MANUAL_BYTES = 1 << 24
+SCHEMA_BYTES = 1 << 20
+
+
+def _is_schema(path: Path) -> bool:
+    from udpm.config.schema import is_schema
+
+    return is_schema(leading(path, SCHEMA_BYTES))
+
+
+SCHEMA = FileKind("JSON schema", _is_schema)
 
 
 @click.command(cls=Verb, epilog="Example: udpm schema")
@@ -30,7 +41,7 @@ def command(config: Path, docs: Path) -> None:
     manuals = ((config / "README.md", KEYS, key_reference()), (docs / "published-code.md", FLAGS, flag_table()))
     texts = {path: insert(path, read_text(path, "manual", MANUAL_BYTES), name, text) for path, name, text in manuals}
     schemas = {config / "schema" / f"{kind}.schema.json": json_schema(kind) for kind in FILES}
-    check(writes=[Output("--config", path, kinds.SCHEMA) for path in schemas])
+    check(writes=[Output("--config", path, SCHEMA) for path in schemas])
     for path, schema in schemas.items():
         write_json(path, schema)
     for path, text in texts.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ FILES: dict[str, type[BaseModel]] = {
     "runtime": PublishedRuntime,
 }
 """Kinds of configuration files and their models."""
+MODELS = {model.__name__: model for model in FILES.values()}
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 KEYS, FLAGS = "keys", "flags"
 """Names of the parts of documents that are made here; each stands between two markers."""
@@ -39,7 +42,17 @@ def json_schema(kind: str) -> dict[str, Any]:
     if kind == "experiment":
         for section in (schema, *schema.get("$defs", {}).values()):
             section.pop("required", None)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return {"$schema": DRAFT, **schema}
+
+
+def is_schema(text: bytes) -> bool:
+    """Whether a file is a JSON schema made here, by any version: its title is a model's, and most of its keys are."""
+    try:
+        schema = json.loads(text)
+        model, keys = MODELS[schema["title"]], schema["properties"].keys()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+    return schema.get("$schema") == DRAFT and 2 * len(keys & model.model_fields.keys()) > len(keys)
 
 
 def key_reference() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import struct
@@ -14,6 +13,7 @@ from typing import Any
 
 from udpm.core.files import leading, sha256
 from udpm.core.folders import FolderKind
+from udpm.core.marks import csv_digests, ends, is_sealed, is_unedited
 
 DATASET = FolderKind(
     "data set",
@@ -53,14 +53,8 @@ class KeptFolder:
     foreign: Callable[[Path], list[str]]
 
 
-MARK_PATTERN = re.compile(rb"udpm; csv SHA-256 ([0-9a-f]{64})")
 LARGEST_LIST = 1 << 20
 """Bytes read at most of a list that stands in a file: of tensors, of arrays."""
-
-
-def mark(csv: str) -> str:
-    """What tables and figures say of themselves, so that they are recognised, and with them the .csv next to them."""
-    return f"udpm; csv SHA-256 {hashlib.sha256(csv.encode()).hexdigest()}"
 
 
 def _json(what: str, name: str, *, key: str | None = None, without: str | None = None) -> FileKind:
@@ -153,34 +147,69 @@ def _is_run_weights(path: Path) -> bool:
     return rb"\"format\": \"udpm-weights/" in leading(path, LARGEST_LIST)
 
 
+def unedited(begins: bytes, older: Callable[[Path], bool]) -> Callable[[Path], bool]:
+    """How files that carry the digest of themselves are recognised: nobody changed anything since.
+
+    Args:
+        begins: pattern of what such a file begins with.
+        older: whether a file without such a digest is one of an earlier version.
+    """
+    pattern = re.compile(begins)
+
+    def made(path: Path) -> bool:
+        if is_sealed(path):
+            return pattern.match(leading(path)) is not None and is_unedited(path)
+        return older(path)
+
+    return made
+
+
 def _marked(begins: bytes) -> Callable[[Path], bool]:
-    return lambda path: leading(path).startswith(begins) and marks(path) != []
+    """A table or figure, which names its .csv."""
+    return unedited(begins, lambda path: re.match(begins, leading(path)) is not None and csv_digests(path) != [])
 
 
-def marks(path: Path) -> list[str]:
-    """The SHA-256 of the .csv that a table or figure says it belongs to."""
-    text = leading(path)
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(len(text), path.stat().st_size - 4096))
-            text += file.read()
-    except OSError:
-        return []
-    return [found.decode() for found in MARK_PATTERN.findall(text)]
+def _is_older_table(path: Path) -> bool:
+    """Markdown that begins with the table, its title or its notes, and ends with the mark."""
+    return leading(path).startswith((b"|", b"**", b"\n", b"- ")) and bool(
+        re.search(rb"\n<!-- udpm; csv SHA-256 [0-9a-f]{64} -->\n$", ends(path))
+    )
+
+
+def _last_section(path: Path) -> bytes:
+    """The last section of markdown, with its heading."""
+    return ends(path).rpartition(b"\n## ")[2]
+
+
+CARD_BEGINS = rb"---\n(# udpm; [^\n]*\n)?library_name: udpm\n"
+
+
+def _begins_as_card(path: Path) -> bool:
+    """A model card, whatever was added to it."""
+    return re.match(CARD_BEGINS, leading(path)) is not None
+
+
+def _is_older_card(path: Path) -> bool:
+    last = _last_section(path)
+    return leading(path).startswith(b"---\nlibrary_name: udpm\n") and bool(
+        re.fullmatch(rb"Provenance\n\nCommit [^\n]*\n", last)
+    )
+
+
+def _is_older_summary(path: Path) -> bool:
+    return leading(path).startswith(f"# {PAGE_TITLE}\n".encode()) and bool(
+        re.fullmatch(rb"Where to look\n\n(- [^\n]*\n)*", _last_section(path))
+    )
 
 
 def _is_csv(others: tuple[str, ...]) -> Callable[[Path], bool]:
     """A .csv says nothing of itself: one of the files that were written with it must know its SHA-256."""
 
     def made(path: Path) -> bool:
-        told = {digest for suffix in others for digest in _told(path.with_suffix(suffix))}
+        told = {digest for suffix in others for digest in csv_digests(path.with_suffix(suffix))}
         return bool(told) and sha256(path) in told
 
     return made
-
-
-def _told(path: Path) -> list[str]:
-    return marks(path) if path.is_file() else []
 
 
 SAMPLE_RECORD = _json("sample set's record", "udpm-samples", without="shards")
@@ -199,28 +228,41 @@ EXTRACTOR = FileKind(
 IMPORTED = FileKind("imported weight file", _is_imported)
 IMPORTED_RUN = FileKind("imported weight file", _is_imported_run)
 USAGE = FileKind("file of usage", lambda path: leading(path, 9) == b'{"verb": ')
-CARD = FileKind("model card", lambda path: leading(path).startswith(b"---\nlibrary_name: udpm\n"))
+CARD = FileKind("model card", unedited(CARD_BEGINS, _is_older_card))
 EXPERIMENT = FileKind(
-    "best point", lambda path: b"Copied to config/experiments/NAME.yaml it runs" in leading(path, 1 << 12)
+    "best point",
+    unedited(
+        rb"# yaml-language-server: [^\n]*\n# udpm; [^\n]*\n",
+        lambda path: b"Copied to config/experiments/NAME.yaml it runs" in leading(path, 1 << 12),
+    ),
 )
-SCHEMA = FileKind("JSON schema", lambda path: leading(path).startswith(b'{\n  "$schema": "https://json-schema.org/'))
 SHEET_TITLE = "udpm contact sheet"
-SHEET = FileKind("contact sheet", lambda path: SHEET_TITLE.encode() in leading(path, 1 << 12))
+SHEET = FileKind(
+    "contact sheet",
+    unedited(rb"(?s:.){,4096}" + SHEET_TITLE.encode(), lambda path: SHEET_TITLE.encode() in leading(path, 1 << 12)),
+)
 PAGE_TITLE = "What ran, and what came of it"
+OLDER_PAGE = f'<!doctype html><meta charset="utf-8"><title>{PAGE_TITLE}</title>'.encode()
 PAGE = {
-    "summary.md": FileKind("summary", lambda path: leading(path).startswith(f"# {PAGE_TITLE}\n".encode())),
-    "overview.html": FileKind("summary", lambda path: f"<title>{PAGE_TITLE}</title>".encode() in leading(path)),
+    "summary.md": FileKind("summary", unedited(f"# {PAGE_TITLE}\n".encode(), _is_older_summary)),
+    "overview.html": FileKind(
+        "summary",
+        unedited(
+            f"<!doctype html>[^\n]*<title>{PAGE_TITLE}</title>".encode(),
+            lambda path: leading(path).startswith(OLDER_PAGE),
+        ),
+    ),
 }
 FIGURE = {
-    ".svg": FileKind("figure", _marked(b"<?xml")),
-    ".png": FileKind("figure", _marked(b"\x89PNG")),
+    ".svg": FileKind("figure", _marked(rb"<\?xml")),
+    ".png": FileKind("figure", _marked(rb"\x89PNG")),
     ".csv": FileKind("figure's data", _is_csv((".svg", ".png"))),
 }
 TABLE = {
     ".csv": FileKind("table", _is_csv((".md", ".tex", ".html"))),
-    ".md": FileKind("table", lambda path: _told(path) != []),
-    ".tex": FileKind("table", _marked(b"% udpm; ")),
-    ".html": FileKind("table", _marked(b"<!doctype html>")),
+    ".md": FileKind("table", unedited(rb"\||\*\*|\n|- ", _is_older_table)),
+    ".tex": FileKind("table", _marked(rb"% udpm; ")),
+    ".html": FileKind("table", _marked(rb"<!doctype html>")),
 }
 
 
@@ -229,7 +271,7 @@ def _not_of_a_run(folder: Path) -> list[str]:
     if _is_run_record(folder / "complete.json") or _is_run_config(folder / "config.json"):
         return []
     own = {"owner.json", "attempts.jsonl", "rendezvous", "checkpoints"}
-    recognised = {"README.md": CARD.made, "weights.safetensors": _is_run_weights}
+    recognised = {"README.md": _begins_as_card, "weights.safetensors": _is_run_weights}
     names = [path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     return [name for name in names if name not in own and not recognised.get(name, lambda path: False)(folder / name)]
 

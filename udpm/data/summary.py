@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path
 from udpm.core.kinds import SHEET_TITLE
+from udpm.core.marks import mark, seal_file
 from udpm.data.store import IMAGES, LABELS, RECORD, Store, check_files
 
 COLUMNS, ROWS = 12, 20
@@ -91,11 +92,13 @@ def draw_sheet(store: Store, path: Path) -> list[int]:
             sheet.paste(image, (left + column * step, row * step))
     with atomic_path(path) as temporary:
         if path.suffix.lower() in (".jpg", ".jpeg"):
-            sheet.save(temporary, format="JPEG", comment=SHEET_TITLE)
+            sheet.save(temporary, format="JPEG", comment=f"{SHEET_TITLE}\n{mark()}")
         else:
             written = PngInfo()
             written.add_text("Title", SHEET_TITLE)
+            written.add_text("Description", mark())
             sheet.save(temporary, format="PNG", pnginfo=written)
+        seal_file(temporary)
     return [number for numbers in rows for number in numbers]
 
 

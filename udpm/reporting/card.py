@@ -12,6 +12,7 @@ import yaml
 from udpm.config.experiment import RunConfig
 from udpm.config.load import read_resolved
 from udpm.core.errors import UserError
+from udpm.core.marks import mark, seal_text
 from udpm.core.reading import read_json
 from udpm.reporting.measured import checkpoint
 from udpm.reporting.render import MISSING
@@ -52,9 +53,17 @@ def model_card(run: Path, scores: Sequence[str | Path] = ()) -> str:
             raise UserError(f"{path}: is not a score of run {record['experiment']}, seed {record['seed']}")
     name = f"udpm-{record['experiment']}-seed{record['seed']}"
     front = yaml.safe_dump(_front_matter(name, config, found), sort_keys=False, allow_unicode=True)
-    known = _prepared(run, config)
-    parts = [f"---\n{front}---\n\n# {name}\n", _what(config), _data(config, record, known), _training(config, record)]
-    return "\n".join([*parts, _scores(found, config), _limits(), _use(config, record), _origin(record)])
+    parts = [
+        f"---\n# {mark()}\n{front}---\n\n# {name}\n",
+        _what(config),
+        _data(config, record, _prepared(run, config)),
+        _training(config, record),
+        _scores(found, config),
+        _limits(),
+        _use(config, record),
+        _origin(record),
+    ]
+    return seal_text("\n".join(parts))
 
 
 def run_config(run: Path) -> RunConfig:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from udpm.core.files import write_text
-from udpm.core.kinds import mark
+from udpm.core.marks import mark, seal_text
 
 MISSING = "–"
 CODE = re.compile("`([^`]*)`")
@@ -94,7 +94,7 @@ def write_table(
 
 
 def write_set(stem: str | Path, everything: pd.DataFrame, md: str, tex: str, page: str) -> None:
-    """Write the four files of a table. Those to read say that udpm wrote them, and which .csv belongs to them.
+    """Write the four files of a table. Those to read carry a mark: which .csv belongs to them, and their own digest.
 
     Args:
         stem: path without suffix.
@@ -104,12 +104,21 @@ def write_set(stem: str | Path, everything: pd.DataFrame, md: str, tex: str, pag
         page: the same, html.
     """
     csv = everything.to_csv(index=False)
-    generator = f'<meta name="generator" content="{mark(csv)}">'
-    write_text(f"{stem}.html", page.replace("<title>", f"{generator}<title>", 1))
+    write_text(f"{stem}.html", marked_page(page, csv))
     # Between those that know it: whenever this is killed, one of them knows the .csv that is there.
     write_text(f"{stem}.csv", csv)
-    write_text(f"{stem}.md", f"{md}\n<!-- {mark(csv)} -->\n")
-    write_text(f"{stem}.tex", f"% {mark(csv)}\n{tex}")
+    write_text(f"{stem}.md", seal_text(f"{md}\n<!-- {mark(csv)} -->\n"))
+    write_text(f"{stem}.tex", seal_text(f"% {mark(csv)}\n{tex}"))
+
+
+def marked_page(page: str, csv: str | None = None) -> str:
+    """A page of html with the mark of udpm.
+
+    Args:
+        page: as `html_page` gives it.
+        csv: contents of the .csv that is written with it, if any.
+    """
+    return seal_text(page.replace("<title>", f'<meta name="generator" content="{mark(csv)}"><title>', 1))
 
 
 def html_page(title: str, parts: list[str]) -> str:

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from udpm.core.files import atomic_path, write_text
-from udpm.core.kinds import mark
+from udpm.core.marks import mark, seal_file
 
 # Okabe and Ito's colours tell apart with every kind of colour vision; markers and dashes tell apart in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -79,3 +79,4 @@ def save(figure: Figure, stem: str | Path, data: pd.DataFrame) -> None:
 def _save(figure: Figure, stem: str | Path, suffix: str, metadata: dict[str, str | None]) -> None:
     with atomic_path(f"{stem}{suffix}") as temporary:
         figure.savefig(temporary, format=suffix[1:], metadata=metadata)
+        seal_file(temporary)

@@ -15,10 +15,11 @@ from udpm.config.results import PublishedTable
 from udpm.core.errors import UserError
 from udpm.core.files import write_text
 from udpm.core.kinds import PAGE_TITLE
+from udpm.core.marks import mark, seal_text
 from udpm.reporting.advice import advice, another_with_best, command
 from udpm.reporting.measured import BEST, Measured, measured
 from udpm.reporting.paper import NOT_RUN, NOT_SCORED, YARDSTICKS, verdict
-from udpm.reporting.render import MISSING, html_page, html_section, markdown
+from udpm.reporting.render import MISSING, html_page, html_section, markdown, marked_page
 from udpm.scoring.records import preprocessing
 from udpm.training.records import COMPLETE, read_complete
 
@@ -91,8 +92,8 @@ def write_summary(sections: list[Section], folder: Path) -> str:
         parts.append(f"## {section.title}\n\n{shown}")
     text = f"# {TITLE}\n\n" + "\n".join(parts)
     pages = [html_section(section.table, section.notes, 1, section.title) for section in sections]
-    write_text(folder / "summary.md", text)
-    write_text(folder / "overview.html", html_page(TITLE, pages))
+    write_text(folder / "summary.md", seal_text(f"{text}\n<!-- {mark()} -->\n"))
+    write_text(folder / "overview.html", marked_page(html_page(TITLE, pages)))
     return text
 
 

@@ -16,6 +16,7 @@ import yaml
 from udpm.config.experiment import Experiment
 from udpm.config.points import LoadedSweep, Resolved
 from udpm.core.errors import UserError
+from udpm.core.marks import mark, seal_text
 from udpm.reporting.render import MISSING, markdown, write_table
 from udpm.scoring.records import read_score
 
@@ -133,10 +134,10 @@ def best_experiment(loaded: LoadedSweep, found: list[Result]) -> str:
     metric = loaded.sweep.rank_by
     said = f"point {best.name} of sweep {loaded.name}, best of {len(found)} by {metric} at the sweep's budget"
     values = {"extends": loaded.sweep.base, "description": said, **best.resolved.overrides}
-    return (
-        "# yaml-language-server: $schema=../schema/experiment.schema.json\n"
-        f"# {best.labels.get(metric, metric)} {best.show(metric)}. Copied to config/experiments/NAME.yaml it runs "
-        f"at the length of {loaded.sweep.base}:\n"
+    return seal_text(
+        f"# yaml-language-server: $schema=../schema/experiment.schema.json\n# {mark()}\n"
+        f"# {best.labels.get(metric, metric)} {best.show(metric)}. Copy this file to config/experiments/NAME.yaml to "
+        f"run it at the length of {loaded.sweep.base}:\n"
         "# snakemake --config experiments=NAME\n"
         + yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True, width=1000)
     )
