@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,10 +22,13 @@ from udpm.core.files import sha256
 from udpm.data.arrays import save_arrays
 from udpm.data.cache import open_levels
 from udpm.data.samples import join_shards, load_samples, save_samples
+from udpm.data.store import open_store
+from udpm.reporting.selection import write_table as write_milestones
 from udpm.reporting.style import LARGEST
-from udpm.scoring.extractor import load_extractor
+from udpm.scoring.extractor import SEALED, load_extractor
 from udpm.scoring.features import extract
 from udpm.scoring.reference import check_statistics, load_reference
+from udpm.scoring.selection import read_selection
 
 CPU = torch.device("cpu")
 WIDTH = 12
@@ -826,3 +831,82 @@ def test_results_from_before_they_had_digests_are_read(scored):
     for name, command in READ_BY.items():
         edit_json(scored / f"{name}.json", "comment", "of another time")
         assert tiny.call(*command.split()) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [
+        ("10", "subject.run_seed", ...),
+        ("10", "subject.nfe", None),
+        ("10", "subject.selection", None),
+        ("10", "subject.selection", {"iterations": [10], "n": 4, "seed": None}),
+        ("10", "subject.guidance", None),
+        ("10", "subject.origin", {"files": [{"sha256": "0"}]}),
+        ("10", "metrics.precision", {"value": None, "label": "precision"}),
+        ("10", "provenance", ...),
+        ("selection", "protocol.extractor.name", ...),
+        ("selection", "protocol.reference.dataset", ...),
+        ("selection", "protocol.reference.n", ...),
+        ("bench", "rows.0.way", ...),
+        *(("bench", f"rows.0.{key}", None) for key in ("multiply_adds", "of_copy", "of_matrix_product", "bytes")),
+        *(("bench", f"rows.0.{key}", None) for key in ("peak_bytes", "speedup", "cpu_speedup", "cpu_seconds")),
+    ],
+)
+def test_what_results_do_not_say_is_unknown(scored, name, place, value):
+    edit_json(scored / f"{name}.json", place, value)
+    commands = {
+        "10": ("table 10.json 20.json --output t",),
+        "selection": ("figure selection selection.json --output f",),
+        "bench": ("bench table bench.json",),
+    }
+    for command in commands[name]:
+        assert not tiny.call(*command.split())
+    if name == "selection":
+        write_milestones(read_selection(scored / "selection.json"), scored / "milestones")
+        assert ("unknown" in (scored / "milestones.md").read_text()) == (place != "protocol.reference.n")
+
+
+def test_a_choice_among_unknown_weights_is_refused(scored, capsys):
+    edit_json(scored / "10.json", "subject.weights_sha256", ...)
+    command = "select 10.json 20.json --output s.json"
+    tiny.assert_refused(scored, command, "10.json: has no subject.weights_sha256", capsys)
+
+
+def test_more_classes_than_any_data_set_has(weights, store, capsys):
+    assert not tiny.call("sample", weights, "--config", "sampling.json", "--output", "few.npz")
+    edit_json(weights.parent / "few.json", "classes", 10**9)
+    tiny.assert_refused(weights.parent, "export few.npz --output images", "few.json: classes: input should be", capsys)
+    edit_json(store / "dataset/dataset.json", "classes", 10**9)
+    with pytest.raises(UserError, match="classes: input should be less"):
+        open_store(store / "dataset")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("iterations", 20_000), ("parameters", {"generator": 3}), ("class_names", ["b", "a"])]
+)
+def test_records_of_finished_runs_that_were_changed_but_could_be_right(trained, digits, tmp_path, capsys, key, value):
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    before = (run / "complete.json").read_text()
+    edit_json(run / "complete.json", key, value, keep_seal=True)
+    expected = "complete.json: was changed since it was written"
+    tiny.assert_refused(run, f"card {run} --output {run}/card.md", expected, capsys)
+    tiny.assert_refused(run, f"clean {run} --yes", expected, capsys)
+    config = tiny.write_config(run.parent, training__iterations=20)
+    command = f"train {config} --dataset {digits}/dataset --cache {digits}/cache --run {run}"
+    assert tiny.call(*command.split()) == 2
+    assert expected in capsys.readouterr().err
+    (run / "complete.json").write_text(before)
+    edit_json(run / "complete.json", "provenance.machine", "renamed", keep_seal=True)
+    assert not tiny.call("card", run, "--output", run / "card.md")
+
+
+@pytest.mark.parametrize("seal", [True, False])
+def test_records_of_extractors_that_were_changed(tmp_path, seal):
+    torch.jit.save(torch.jit.trace(torch.nn.Flatten(), torch.zeros(2, 3, 8, 8)), str(tmp_path / "e.pt"))
+    record = {"format": "udpm-extractor/1", "sha256": sha256(tmp_path / "e.pt"), "name": "e", "side": 8}
+    record = sealed(record | {"heldout_accuracy": 0.9}, SEALED)
+    (tmp_path / "e.json").write_text(json.dumps(record))
+    assert load_extractor(tmp_path / "e.pt", CPU).describe()["heldout_accuracy"] == 0.9
+    edit_json(tmp_path / "e.json", "heldout_accuracy", 0.5, keep_seal=seal)
+    with pytest.raises(UserError, match="was changed since it was written") if seal else nullcontext():
+        load_extractor(tmp_path / "e.pt", CPU)

@@ -491,7 +491,7 @@ def test_scores_are_told_apart_by_tf32_only_where_they_may_differ():
 def test_milestones_drawn_with_and_without_tf32_do_not_compare(tmp_path):
     paths = []
     for iteration, tf32 in ((1, False), (2, True)):
-        score = a_score(GPU | {"iteration": iteration, "tf32": tf32}, GPU | {"tf32": False})
+        score = a_score(GPU | {"iteration": iteration, "weights_sha256": "w", "tf32": tf32}, GPU | {"tf32": False})
         paths.append(tmp_path / f"{iteration}.json")
         paths[-1].write_text(json.dumps({"format": "udpm-score/1"} | score))
     with pytest.raises(UserError, match=r"2\.json: another tf32 than .*1\.json, so they do not compare"):

@@ -92,6 +92,7 @@ def unrecorded(run):
 
 def of_other_images(run):
     record = json.loads((run / "complete.json").read_text())
+    del record["record_sha256"]
     (run / "complete.json").write_text(json.dumps(record | {"dataset_sha256": "0" * 64}))
 
 
@@ -164,6 +165,12 @@ def test_clean_asks(results, capsys, monkeypatch, answer, code, expected):
     assert tiny.snapshot(results) == before
 
 
+def without_iterations(run):
+    record = json.loads((run / "complete.json").read_text())
+    kept = {key: value for key, value in record.items() if key not in ("iterations", "record_sha256")}
+    (run / "complete.json").write_text(json.dumps(kept))
+
+
 def grown(run):
     text = (run / "config.json").read_text()
     (run / "config.json").write_text(text.replace('"iterations": 12', '"iterations": 18'))
@@ -176,6 +183,7 @@ def grown(run):
         (lambda run: (run / "weights.safetensors").unlink(), "not finished"),
         (replaced, "is not what the run ended with"),
         (grown, "on its way from 12 to 18 iterations"),
+        (lambda run: (grown(run), without_iterations(run)), "on its way from 0 to 18 iterations"),
         (lambda run: [path.unlink() for path in run.glob("*.json")], "neither a run's folder"),
         (lambda run: (run / "complete.json").write_text("{}"), "complete.json"),
         (lambda run: (run / "checkpoints").rename(run / "c") and (run / "checkpoints").symlink_to("c"), "is a link"),
@@ -184,3 +192,10 @@ def grown(run):
 def test_clean_leaves_what_is_not_finished(run, edit, expected, capsys):
     edit(run)
     tiny.assert_refused(run, f"clean {run} --yes", expected, capsys)
+
+
+def test_clean_follows_no_link_to_runs(results, tmp_path, capsys):
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/runs").symlink_to(results / "runs")
+    expected = "linked/runs: is a link, which is not followed"
+    tiny.assert_refused(tmp_path, f"clean {tmp_path}/linked --yes", expected, capsys)

@@ -135,5 +135,9 @@ def _check_same(path: Path, found: dict[str, Any]) -> None:
     before = read_score(path)
     for what, where in (("the images", "subject"), ("reference or extractor", "protocol")):
         keys = ("images_sha256",) if where == "subject" else ("reference", "extractor", "n")
-        if any(before.get(where, {}).get(key) != found[where][key] for key in keys):
+        if any(_known(before[where].get(key)) != _known(found[where][key]) for key in keys):
             raise UserError(f"{path}: {what} changed since; score them anew")
+
+
+def _known(value: Any) -> Any:
+    return {key: part for key, part in value.items() if part is not None} if isinstance(value, dict) else value

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 PositiveInt = Annotated[int, Field(gt=0)]
 Threads = Annotated[int, Field(gt=0, le=1024)]
 Count = Annotated[int, Field(gt=0, le=10_000_000)]
+Classes = Annotated[int, Field(ge=0, le=100_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from udpm.config.base import AnyPath, NonNegativeInt, PositiveInt, Section, Threads, check
+from udpm.config.base import AnyPath, Classes, NonNegativeInt, PositiveInt, Section, Threads, check
 
 CIFAR_SIDE = 32
 LABELLED_FOLDERS = "folders"
@@ -71,7 +71,7 @@ class DatasetConfig(Section):
     """Where to get the images; shown when they are not there, or are not as many as expected."""
     side: PositiveInt
     """Side of the prepared images in pixels; images are resized (bicubic, antialiased) and centre-cropped to it."""
-    classes: NonNegativeInt = 0
+    classes: Classes = 0
     """Number of classes; 0 means unlabelled. A folder's labels come from a label file, else from its first level of
     folders, in alphabetical order with numbers in natural order (2 before 10)."""
     labels: AnyPath | None = None

@@ -34,6 +34,27 @@ def validate(model: type[Model], values: dict[str, Any], where: str) -> Model:
         raise UserError(*(f"{where}: {line}" for line in _mistakes(model, error.errors(include_url=False)))) from None
 
 
+def completed(model: type[BaseModel], values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Validate `values` and add the model's defaults where a key is missing, at every depth.
+
+    Returns:
+        The values as they were read, unknown keys with them; every key of the model is there.
+
+    Raises:
+        UserError: as `validate`.
+    """
+    return _filled(values, validate(model, values, where).model_dump())
+
+
+def _filled(values: Any, defaults: Any) -> Any:
+    if isinstance(values, dict) and isinstance(defaults, dict):
+        common = {key: _filled(values[key], defaults[key]) for key in values if key in defaults}
+        return values | defaults | common
+    if isinstance(values, list) and isinstance(defaults, list):
+        return [_filled(value, default) for value, default in zip(values, defaults, strict=True)]
+    return values
+
+
 def _mistakes(model: type[BaseModel], problems: list[dict[str, Any]]) -> list[str]:
     """One line for each key that is wrong, in their order; of more than ten keys, how many more there are.
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from udpm.config.base import NonNegativeInt, PositiveInt, Record, Sha256
+from udpm.config.base import Classes, NonNegativeInt, PositiveInt, Record, Sha256
 from udpm.config.validation import validate
 from udpm.core.arrays import SEAL, check_array, check_seal, sealed
 from udpm.core.errors import UserError
@@ -52,7 +52,7 @@ class SamplesRecord(Record):
     format: Literal[FORMAT]
     count: PositiveInt
     sha256: Sha256
-    classes: NonNegativeInt = 0
+    classes: Classes = 0
     class_names: list[str] = []
     shard: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = None
     shards: Annotated[list[Part], Field(min_length=1)] | None = None

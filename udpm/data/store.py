@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 from pydantic import Field, model_validator
 
-from udpm.config.base import NonNegativeInt, PositiveInt, Record, Sha256
+from udpm.config.base import Classes, NonNegativeInt, PositiveInt, Record, Sha256
 from udpm.config.validation import validate
 from udpm.core.arrays import check_seal
 from udpm.core.errors import UserError
@@ -39,7 +39,7 @@ class DatasetRecord(Record):
     format: Literal[FORMAT]
     count: PositiveInt
     side: PositiveInt
-    classes: NonNegativeInt
+    classes: Classes
     class_names: list[str] = []
     splits: dict[str, Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]]
     sha256: Sha256

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from udpm.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Record
-from udpm.config.validation import validate
+from udpm.config.validation import completed
 from udpm.core.speed import read_record
 
 
@@ -62,6 +62,7 @@ class Benchmark(Record):
 
     of: str
     device: str
+    precision: str | None = None
     batch: PositiveInt
     ceilings: Ceilings
     rows: Annotated[list[Line], Field(min_length=1)]
@@ -71,11 +72,9 @@ class Benchmark(Record):
 
 
 def read_benchmark(path: str | Path) -> dict[str, Any]:
-    """Read what `udpm bench` wrote.
+    """Read what `udpm bench` wrote; what it does not say is None or empty.
 
     Raises:
         UserError: missing, unreadable, or not such a record.
     """
-    record = read_record(path)
-    validate(Benchmark, record, str(path))
-    return record
+    return completed(Benchmark, read_record(path), str(path))

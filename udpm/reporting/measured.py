@@ -87,7 +87,7 @@ def measured(scores: Sequence[dict[str, Any]], experiment: str, iterations: int 
 
 def checkpoint(subject: dict[str, Any], iterations: int | None = None) -> str:
     """Which checkpoint a sample set is of."""
-    if "selection" in subject:
+    if subject.get("selection") is not None:
         return BEST
     if subject.get("origin") and subject.get("iteration") is None:
         return GIVEN

@@ -98,7 +98,7 @@ def differences(protocol: Protocol, row: Row, found: Measured) -> list[str]:
         for what, theirs, ours in stated
         if theirs is not None and theirs != ours
     ]
-    return differ + ([f"guidance {subject['guidance']:g}"] if subject.get("guidance", 1) != 1 else [])
+    return differ + ([f"guidance {subject['guidance']:g}"] if subject.get("guidance") not in (None, 1) else [])
 
 
 def verdict(table: PublishedTable, row: Row, found: Measured | None) -> tuple[str, str]:

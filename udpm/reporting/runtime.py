@@ -33,7 +33,7 @@ def read_speed(path: str | Path) -> dict[str, Any]:
         UserError: missing, unreadable, or not such a record.
     """
     record = read_benchmark(path)
-    if "steps_per_second" not in record:
+    if record["steps_per_second"] is None or record["images_per_second"] is None:
         raise UserError(f"{path}: holds no steps at the full side; udpm bench sample without --baseline measures them")
     return record
 

@@ -86,7 +86,7 @@ def speed_table(records: list[dict[str, Any]]) -> pd.DataFrame:
 
 def _comparison(path: Path) -> dict[str, Any]:
     record = read_benchmark(path)
-    if not all("speedup" in each for each in record["rows"]):
+    if any(each["speedup"] is None for each in record["rows"]):
         raise UserError(f"{path}: compares nothing; udpm bench sample|train --baseline makes what can be drawn")
     return record
 
@@ -201,11 +201,11 @@ def _shown(each: dict[str, Any]) -> dict[str, str | None]:
         "wall seconds": _spread(each["seconds"]),
         "times faster": _spread(each.get("speedup"), 3),
         "images/s": f"{each['images_per_second']['median']:.4g}",
-        "multiply-adds (G)": f"{each['multiply_adds'] / 1e9:.4g}" if "multiply_adds" in each else None,
-        "of products": f"{each['of_matrix_product']:.1%}" if "of_matrix_product" in each else None,
-        "bytes (MB)": f"{each['bytes'] / 1e6:.4g}" if "bytes" in each else None,
-        "of copies": f"{each['of_copy']:.1%}" if "of_copy" in each else None,
-        "peak memory (MiB)": f"{each['peak_bytes'] / 2**20:.0f}" if "peak_bytes" in each else None,
+        "multiply-adds (G)": _number(each["multiply_adds"], ".4g", 1e9),
+        "of products": _number(each["of_matrix_product"], ".1%"),
+        "bytes (MB)": _number(each["bytes"], ".4g", 1e6),
+        "of copies": _number(each["of_copy"], ".1%"),
+        "peak memory (MiB)": _number(each["peak_bytes"], ".0f", 2**20),
     }
 
 
@@ -221,6 +221,10 @@ def _shown_gain(each: dict[str, Any]) -> dict[str, str | None]:
     }
 
 
+def _number(value: float | None, pattern: str, unit: float = 1) -> str | None:
+    return None if value is None else f"{value / unit:{pattern}}"
+
+
 def _spread(value: dict[str, float] | None, digits: int = 4) -> str | None:
     if value is None:
         return None
@@ -229,8 +233,8 @@ def _spread(value: dict[str, float] | None, digits: int = 4) -> str | None:
 
 
 def _flat(each: dict[str, Any]) -> dict[str, Any]:
-    """Quartiles in columns of their own."""
+    """What is known, quartiles in columns of their own."""
     found = {}
-    for key, value in each.items():
+    for key, value in ((key, value) for key, value in each.items() if value is not None):
         found |= {f"{key}_{kind}": part for kind, part in value.items()} if isinstance(value, dict) else {key: value}
     return found

@@ -32,9 +32,9 @@ def collect(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
         UserError: missing, unreadable, or not a score.
     """
     scores = read_scores(paths)
-    selected = {_run(score) for score in scores if "selection" in score["subject"]}
+    selected = {_run(score) for score in scores if score["subject"]["selection"]}
     for score in scores:
-        score["beside_best"] = _run(score) in selected and "selection" not in score["subject"]
+        score["beside_best"] = _run(score) in selected and not score["subject"]["selection"]
     return sorted(scores, key=_place)
 
 
@@ -71,7 +71,7 @@ def full_table(scores: list[dict[str, Any]]) -> pd.DataFrame:
                 "iteration": subject.get("iteration"),
                 **_selection(subject),
                 "weights_sha256": subject.get("weights_sha256"),
-                "weights_origin": "; ".join(file["name"] for file in (subject.get("origin") or {}).get("files", [])),
+                "weights_origin": "; ".join(file.get("name", "unknown") for file in _origin(subject)),
                 "device": protocol["device"],
                 "scoring_tf32": used_tf32(protocol),
                 **{f"version_{name}": value for name, value in score["provenance"]["versions"].items()},
@@ -91,7 +91,7 @@ def readable_table(scores: list[dict[str, Any]]) -> pd.DataFrame:
         row = {
             "experiment": score["experiment"],
             "images": _subject(score),
-            "NFE": str(score["subject"].get("nfe", MISSING)),
+            "NFE": MISSING if score["subject"]["nfe"] is None else str(score["subject"]["nfe"]),
             "N": str(score["protocol"]["n"]),
         }
         for label in dict.fromkeys(labels.values()):
@@ -122,7 +122,7 @@ def footnotes(scores: list[dict[str, Any]]) -> list[str]:
     for score in scores:
         for metric in score["metrics"].values():
             if metric["value"] is None:
-                notes.append(f"{_subject(score)}: no {metric['label']}, because {metric.get('reason', 'unknown')}.")
+                notes.append(f"{_subject(score)}: no {metric['label']}, because {metric['reason'] or 'unknown'}.")
     for score in scores:
         subject = score["subject"]
         if subject["kind"] == "samples":
@@ -181,8 +181,9 @@ def _values(score: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for name, metric in score["metrics"].items():
         found[name] = metric["value"]
-        found |= {f"{name}_{key}": metric[key] for key in ("std", "subsets", "subset_size", "splits") if key in metric}
-        if "values" in metric:
+        further = ("std", "subsets", "subset_size", "splits")
+        found |= {f"{name}_{key}": metric[key] for key in further if metric[key] is not None}
+        if metric["values"]:
             found[f"{name}_values"] = " ".join(map(str, metric["values"]))
     return found
 
@@ -201,9 +202,9 @@ def _subject(score: dict[str, Any]) -> str:
     if subject["kind"] == "noise":
         return "noise (ceiling)"
     which = ", last" if score.get("beside_best") else ""
-    if "selection" in subject:
+    if subject["selection"]:
         which = f", best of {len(subject['selection']['iterations'])} milestones"
-    return f"UDPM, seed {subject['run_seed']}{which}"
+    return f"UDPM, seed {'unknown' if subject['run_seed'] is None else subject['run_seed']}{which}"
 
 
 def _place(score: dict[str, Any]) -> tuple:
@@ -217,20 +218,26 @@ def _run(score: dict[str, Any]) -> tuple:
 
 def _selection(subject: dict[str, Any]) -> dict[str, Any]:
     """Columns on how a milestone was chosen; none where none was."""
-    if "selection" not in subject:
-        return {}
     selection = subject["selection"]
+    if not selection:
+        return {}
     shown = {f"selection_{key}": selection[key] for key in ("n", "seed", "frechet_distance")}
     return shown | {"selection_iterations": " ".join(map(str, selection["iterations"]))}
 
 
 def _chosen(subject: dict[str, Any]) -> str:
     """In words, by what a milestone was chosen."""
-    if "selection" not in subject:
-        return ""
     selection = subject["selection"]
+    if not selection:
+        return ""
+    least = "" if selection["frechet_distance"] is None else f"; it was {selection['frechet_distance']:.4g}"
+    seed = "unknown" if selection["seed"] is None else selection["seed"]
     return (
         f", chosen from iterations {', '.join(map(str, selection['iterations']))} by the least Fréchet distance of "
-        f"{selection['n']} other images each (sampling seed {selection['seed']}; it was "
-        f"{selection['frechet_distance']:.4g})"
+        f"{selection['n']} other images each (sampling seed {seed}{least})"
     )
+
+
+def _origin(subject: dict[str, Any]) -> list[dict[str, str]]:
+    """The files that imported weights were read from."""
+    return subject["origin"]["files"] if subject["origin"] else []

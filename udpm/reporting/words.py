@@ -46,9 +46,9 @@ def noise(record: dict[str, Any]) -> str:
 def drawing(record: dict[str, Any]) -> str:
     """How a sample set was drawn, "scalar posterior, guidance 2, bfloat16 network"; what is usual is left out."""
     told = [f"{record.get('posterior') or 'unknown'} posterior"]
-    if record.get("guidance", 1) != 1:
+    if record.get("guidance") not in (None, 1):
         told.append(f"guidance {record['guidance']:g}")
-    if record.get("precision", "float32") != "float32":
+    if record.get("precision") not in (None, "float32"):
         told.append(f"{record['precision']} network")
     if used_tf32(record):
         told.append("TF32")

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from udpm.core import provenance
+from udpm.core.arrays import sealed
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path, sha256, write_json
 from udpm.core.seeds import derive_seed
 from udpm.data.store import Store
-from udpm.scoring.extractor import FORMAT
+from udpm.scoring.extractor import FORMAT, SEALED
 
 EPOCHS = 40
 BATCH = 64
@@ -120,4 +121,4 @@ def _write(network: Classifier, store: Store, seed: int, accuracy: float, count:
         "sha256": sha256(path),
         "provenance": provenance.record(),
     }
-    write_json(path.with_suffix(".json"), record)
+    write_json(path.with_suffix(".json"), sealed(record, SEALED))

@@ -14,6 +14,7 @@ from pydantic import Field
 from udpm.config.base import PositiveInt, Record, Sha256
 from udpm.config.experiment import Scoring
 from udpm.config.load import validate
+from udpm.core.arrays import check_seal
 from udpm.core.device_errors import describe, is_device_failure
 from udpm.core.download import obtain
 from udpm.core.errors import UserError, first_line
@@ -25,6 +26,8 @@ from udpm.scoring.inception import MODES, Inception
 from udpm.scoring.inputs import Inputs
 
 FORMAT = "udpm-extractor/1"
+SEALED = ("format", "name", "side", "classes", "dataset_sha256", "seed", "heldout_accuracy", "heldout_count", "sha256")
+"""What the digest of an extractor's record is of."""
 EXPECTED = "(N, 3, side, side) float in [0, 255] to (N, d) float"
 CLASSIFIES = "(N, d) features to (N, K) float"
 
@@ -270,6 +273,7 @@ def load_extractor(path: str | Path, device: torch.device, inputs: Inputs | None
         if record.get("format") != FORMAT or record.get("sha256") != digest:
             raise UserError(f"{path.with_suffix('.json')}: does not describe {path.name}; make the extractor again")
         validate(ExtractorRecord, record, str(path.with_suffix(".json")))
+        check_seal(path.with_suffix(".json"), record, SEALED)
     found = Extractor(path, record.get("name", path.stem), digest, module, device, record, inputs or Inputs())
     found.tried()
     return found

@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from udpm.config.base import NonNegativeFloat, NonNegativeInt, PositiveInt, Record
-from udpm.config.validation import validate
+from udpm.config.base import Classes, NonNegativeFloat, NonNegativeInt, PositiveInt, Record
+from udpm.config.validation import completed
 from udpm.core.arrays import check_seal
 from udpm.core.errors import UserError
 from udpm.core.reading import read_json
+from udpm.training.records import Origin
 
 FORMAT = "udpm-score/1"
 SEALED = ("subject", "metrics", "protocol")
@@ -43,7 +44,7 @@ class Metric(Record):
 class Used(Record):
     """The extractor of a protocol."""
 
-    name: str = ""
+    name: str = "unknown"
     sha256: str
     preprocessing: str = ""
     heldout_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -52,8 +53,8 @@ class Used(Record):
 class Against(Record):
     """The reference of a protocol."""
 
-    dataset: str = ""
-    split: str = ""
+    dataset: str = "unknown"
+    split: str = "unknown"
     sha256: str
     n: PositiveInt | None = None
 
@@ -97,15 +98,15 @@ class Scored(Record):
     weights_sha256: str | None = None
     seed: NonNegativeInt | None = None
     posterior: str | None = None
-    guidance: float = 1.0
-    precision: str = "float32"
-    device: str = ""
+    guidance: float | None = None
+    precision: str | None = None
+    device: str | None = None
     tf32: bool | None = None
     nfe: PositiveInt | None = None
-    classes: NonNegativeInt = 0
+    classes: Classes = 0
     source: str = ""
     noise: NoiseFile | None = None
-    origin: dict[str, Any] | None = None
+    origin: Origin | None = None
     selection: Chosen | None = None
 
 
@@ -113,6 +114,7 @@ class Made(Record):
     """The provenance of a score."""
 
     versions: dict[str, str] = {}
+    commit: str | None = None
 
 
 class Score(Record):
@@ -152,7 +154,7 @@ class Request(Record):
 
 
 def read_score(path: str | Path) -> dict[str, Any]:
-    """Read a score.
+    """Read a score; what it does not say is there, too: unknown, or as it always was before it was recorded.
 
     Raises:
         UserError: missing, unreadable, not a score, or changed since it was written.
@@ -160,18 +162,9 @@ def read_score(path: str | Path) -> dict[str, Any]:
     score = read_json(path, "score")
     if score.get("format") != FORMAT:
         raise UserError(f"{path}: format is {score.get('format')!r}, expected {FORMAT!r}")
-    validate(Score, score, str(path))
+    known = completed(Score, score, str(path))
     check_seal(path, score, SEALED)
-    return _completed(score)
-
-
-def _completed(score: dict[str, Any]) -> dict[str, Any]:
-    """The score with what tables show of every one: unknown where the file does not say it."""
-    protocol = {"neighbours": None, "device": ""} | score["protocol"]
-    protocol["extractor"] = {"name": "unknown"} | protocol["extractor"]
-    protocol["reference"] = {"dataset": "unknown", "split": "unknown", "n": None} | protocol["reference"]
-    provenance = {"versions": {}, "commit": None} | score.get("provenance", {})
-    return score | {"protocol": protocol, "provenance": provenance}
+    return known
 
 
 def read_scores(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -193,7 +186,8 @@ def used_tf32(record: dict[str, Any]) -> bool:
 
     Before this was recorded, every network on a GPU did; on a CPU none can.
     """
-    return bool(record.get("tf32", not str(record.get("device", "cpu")).startswith("cpu")))
+    known, device = record.get("tf32"), record.get("device")
+    return bool(known) if known is not None else device is not None and not device.startswith("cpu")
 
 
 def preprocessing(score: dict[str, Any]) -> str | None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from udpm.config.base import NonNegativeFloat, NonNegativeInt, Record
-from udpm.config.validation import validate
+from udpm.config.validation import completed
 from udpm.core import provenance
 from udpm.core.arrays import check_seal
 from udpm.core.errors import UserError
@@ -115,9 +115,9 @@ def read_selection(path: str | Path) -> dict[str, Any]:
     found = read_json(path, "selection")
     if found.get("format") != FORMAT:
         raise UserError(f"{path}: format is {found.get('format')!r}, expected {FORMAT!r}; `udpm select` makes it")
-    validate(Selection, found, str(path))
+    known = completed(Selection, found, str(path))
     check_seal(path, found)
-    return found
+    return known
 
 
 def chosen_as(path: str | Path, subject: dict[str, Any]) -> dict[str, Any]:
@@ -153,6 +153,8 @@ def _of_a_milestone(path: str | Path) -> dict[str, Any]:
     score = read_score(path)
     if score["subject"].get("iteration") is None:
         raise UserError(f"{path}: is not the score of a milestone: its images are of no known iteration of training")
+    if score["subject"]["weights_sha256"] is None:
+        raise UserError(f"{path}: has no subject.weights_sha256, so its weights are unknown; score the images anew")
     if score["metrics"]["frechet_distance"]["value"] is None:
         raise UserError(f"{path}: has no Fréchet distance to choose by")
     return score
@@ -163,5 +165,5 @@ def _row(score: dict[str, Any]) -> dict[str, Any]:
     row = {"iteration": score["subject"]["iteration"], "weights_sha256": score["subject"]["weights_sha256"]}
     for name, metric in score["metrics"].items():
         row[name] = metric["value"]
-        row |= {f"{name}_std": metric["std"]} if "std" in metric else {}
+        row |= {f"{name}_std": metric["std"]} if metric["std"] is not None else {}
     return row

@@ -7,12 +7,14 @@ from typing import Any
 
 from udpm.config.experiment import RunConfig
 from udpm.core import provenance
+from udpm.core.arrays import sealed
 from udpm.core.errors import UserError
 from udpm.core.files import sha256, write_json
 from udpm.networks.architecture import Tensors
 from udpm.networks.cost import count_cost
 from udpm.networks.importer import Imported, differences, read_weights
 from udpm.networks.weights import save_weights
+from udpm.training.records import SEALED
 
 
 def adopt(config: RunConfig, run: Path) -> None:
@@ -51,7 +53,7 @@ def adopt(config: RunConfig, run: Path) -> None:
         "weights_sha256": sha256(weights),
         "provenance": provenance.record(),
     }
-    write_json(run / "complete.json", record)
+    write_json(run / "complete.json", sealed(record, SEALED))
 
 
 def starting_point(config: RunConfig) -> tuple[dict[str, Tensors], dict[str, Any]]:

@@ -44,6 +44,8 @@ def find_runs(folder: Path) -> list[Path]:
     if _is_run(folder):
         return [folder]
     runs = folder / "runs"
+    if runs.is_symlink():
+        raise UserError(f"{runs}: is a link, which is not followed; name the folder that it leads to")
     found = [run for name in _folders(runs) for run in _folders(name) if _is_run(run)]
     if not found:
         raise UserError(
@@ -102,7 +104,7 @@ def _why_kept(run: Path) -> str:
         return str(error).removeprefix(f"{run}/")
     length = read_run_length(run)
     if not length.get("epochs") and (length.get("iterations") or 0) > (record.get("iterations") or 0):
-        return f"on its way from {record['iterations']} to {length['iterations']} iterations"
+        return f"on its way from {record['iterations'] or 0} to {length['iterations']} iterations"
     return ""
 
 
@@ -111,6 +113,6 @@ def _is_run(folder: Path) -> bool:
 
 
 def _folders(folder: Path) -> Iterator[Path]:
-    """Folders in a folder, in order; links are left out."""
-    if folder.is_dir():
+    """Folders in a folder that is no link, in order; links are left out."""
+    if folder.is_dir() and not folder.is_symlink():
         yield from sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())

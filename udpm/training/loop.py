@@ -16,6 +16,7 @@ from tqdm import tqdm
 from udpm.config.experiment import RunConfig
 from udpm.config.load import validate
 from udpm.core import provenance, runtime
+from udpm.core.arrays import sealed
 from udpm.core.device_errors import as_user_errors
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import remove_temporary, sha256, write_json
@@ -34,6 +35,7 @@ from udpm.training.metrics import Metrics, NotFinite
 from udpm.training.needs import count_needs, milestone_needs
 from udpm.training.owner import RECORD, STALE, Owner
 from udpm.training.previews import draw_preview, preview_path, write_preview
+from udpm.training.records import SEALED
 from udpm.training.telling import postfix, progress_line
 from udpm.training.trainer import Trainer
 
@@ -326,7 +328,7 @@ class Session:
             "weights_sha256": sha256(weights),
             "provenance": provenance.record(),
         }
-        write_json(self.run / "complete.json", record)
+        write_json(self.run / "complete.json", sealed(record, SEALED))
 
     def _say_needs(self, trainer: Trainer) -> None:
         """Say how much disk the milestones still ahead will take, where that is much."""

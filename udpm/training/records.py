@@ -10,11 +10,17 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, ValidationError
 
 from udpm.config.base import NonNegativeFloat, NonNegativeInt, Record
-from udpm.config.validation import validate
+from udpm.config.validation import completed, validate
+from udpm.core.arrays import check_seal
 from udpm.core.reading import read_json, read_json_lines
 
 COMPLETE = "complete.json"
 ITERATION = re.compile(r"[0-9]{9,18}")
+SEALED = (
+    *("format", "experiment", "seed", "iterations", "seconds", "parameters", "device", "processes", "origin"),
+    *("dataset_sha256", "class_names", "weights_sha256"),
+)
+"""What the digest of ``complete.json`` is of: all that is shown or decided by."""
 Kind = TypeVar("Kind", bound=Record)
 
 
@@ -110,15 +116,16 @@ def read_run_length(run: Path) -> dict[str, Any]:
 
 
 def read_complete(run: Path) -> dict[str, Any]:
-    """The record of a finished run.
+    """The record of a finished run; what it does not say is None or empty.
 
     Raises:
-        UserError: missing, unreadable, or not such a record.
+        UserError: missing, unreadable, not such a record, or changed since it was written.
     """
     path = run / COMPLETE
     values = read_json(path, "record of a finished run")
-    validate(Complete, values, str(path))
-    return values
+    known = completed(Complete, values, str(path))
+    check_seal(path, values, SEALED)
+    return known
 
 
 def read_metrics_lines(path: Path, tail: int | None = None) -> Iterator[dict[str, Any] | None]:
