@@ -24,6 +24,7 @@ from udpm.config import Sampling, load_experiment, resolve_run
 from udpm.config.results import load_published, load_runtime, published_names, table_names
 from udpm.config.schema import json_schema
 from udpm.core.errors import UserError
+from udpm.core.files import sha256
 from udpm.networks.cost import count_cost
 from udpm.reporting.measured import measured
 from udpm.reporting.paper import entries, verdict
@@ -313,7 +314,9 @@ def study(trained, digits, tmp_path_factory):
     (folder / "samples/digits").mkdir(parents=True)
     sample = Sampling(count=40, threads=1)
     draw_samples(run / "weights.safetensors", sample, folder / "samples/digits/seed0.npz")
-    results(folder, seed0=fid(18.0, "digits", selection=None, classes=10, label="FD (digits features)", n=40))
+    made_by = sha256(run / "weights.safetensors")
+    score = fid(18.0, "digits", selection=None, classes=10, label="FD (digits features)", n=40, weights_sha256=made_by)
+    results(folder, seed0=score)
     return folder
 
 
@@ -375,6 +378,34 @@ def test_a_run_is_exported_whole(study, tmp_path, capsys):
     ):
         assert tiny.call("export", *arguments) == 2
         assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("made_by", ["0" * 64, None, "milestone"])
+def test_samples_and_scores_of_earlier_weights_are_not_handed_on(study, tmp_path, capsys, made_by):
+    """Those of weights that training replaced are; those of a milestone that is kept are the run's."""
+    folder = Path(shutil.copytree(study, tmp_path / "study"))
+    run = folder / "runs/digits/seed0"
+    score, samples = folder / "scores/digits/seed0.json", folder / "samples/digits/seed0.json"
+    card, bundle = f"card {run} --score {score} --output {run}/README.md", f"export {run} {folder}/bundle"
+    if made_by == "milestone":
+        (run / "milestones").mkdir()
+        (run / "milestones/000000008.safetensors").write_bytes(b"kept")
+        made_by = sha256(run / "milestones/000000008.safetensors")
+        expected = {}
+    else:
+        expected = dict.fromkeys((score, samples), "does not say by which" if made_by is None else "of other weights")
+    for path in (score, samples):
+        whole = path.read_text()
+        values = json.loads(whole)
+        values.pop("record_sha256", None)
+        values.get("subject", values).update(weights_sha256=made_by, iteration=8)
+        path.write_text(json.dumps(values))
+        for command in (card, bundle) if path == score else (bundle,):
+            if path in expected:
+                tiny.assert_refused(folder, command, expected[path], capsys)
+            else:
+                assert not tiny.call(*command.split())
+        path.write_text(whole)
 
 
 def test_figures(study, digits, tmp_path):

@@ -12,6 +12,7 @@ from test_workflow import SOURCES, snakemake
 from tiny import ROOT
 
 from udpm.config import load_experiment
+from udpm.core.files import sha256
 from udpm.data.samples import save_samples
 
 EXPERIMENT = "config/experiments/digits-smoke.yaml"
@@ -196,6 +197,28 @@ def test_bad_input(project, digits, case, capsys):
     prepare, command, expected = BAD[case]
     prepare(project)
     tiny.assert_refused(project, command, expected, capsys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ""),
+        ({"weights_sha256": "0" * 64}, "selects iteration 20 of x, seed 0, but "),
+        ({"weights": "raw"}, "chose by images of the raw weights, but sampling.weights is ema; set it to raw"),
+    ],
+)
+def test_a_selection_is_of_the_weights_that_are_sampled(project, trained, capsys, changes, expected):
+    kept = project / "run/milestones/000000020.safetensors"
+    kept.parent.mkdir(parents=True)
+    shutil.copy(trained / "weights.safetensors", kept)
+    chosen = json.loads((project / "selection.json").read_text()) | {"weights_sha256": sha256(kept)} | changes
+    del chosen["record_sha256"]
+    (project / "chosen.json").write_text(json.dumps(chosen))
+    command = "sample run/weights.safetensors --selection chosen.json --count 2 --threads 1 --device cpu --output o.npz"
+    if expected:
+        tiny.assert_refused(project, command, expected, capsys)
+    else:
+        assert not tiny.call(*command.split())
 
 
 def test_images_to_choose_by_are_drawn_as_those_to_score(project):

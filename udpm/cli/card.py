@@ -21,8 +21,8 @@ from udpm.core import kinds
 def command(run: Path, scores: tuple[Path, ...], output: Path) -> None:
     """Write a finished run's model card: data, training, scores, limits, licence of the data.
 
-    It has the format of Hugging Face's model cards. A score of another run is refused. A card
-    that was edited is never replaced.
+    It has the format of Hugging Face's model cards. A score of another run, or of weights that the run no longer
+    has, is refused. A card that was edited is never replaced.
     """
     from udpm.core.files import write_text
     from udpm.reporting.card import model_card

@@ -76,20 +76,23 @@ def command(
     from udpm.config.load import validate
     from udpm.core.device_errors import as_user_errors
     from udpm.networks.weights import milestone
-    from udpm.sampling.run import draw_samples
-    from udpm.scoring.selection import read_selection
+    from udpm.sampling.run import draw_samples, kept_weights
+    from udpm.scoring.selection import check_selected, read_selection
 
     if output is None and chain is None:
         raise click.UsageError("Missing option '--output'.", click.get_current_context())
     if selection is not None:
         if options["iteration"] is not None:
             raise click.UsageError("give either --iteration or --selection", click.get_current_context())
-        options["iteration"] = read_selection(selection)["iteration"]
+        chosen = read_selection(selection)
+        options["iteration"] = chosen["iteration"]
     values = {"count": CASUAL_COUNT} if config is None else read_resolved(Sampling, config).model_dump()
     given = {key: value for key, value in {**options, "weights": kind}.items() if value is not None}
     sampling = validate(Sampling, values | given, "sampling")
     kept = milestone(weights, sampling.iteration) if sampling.iteration is not None else None
     check({"sampling.noise": sampling.noise, "sampling.iteration": kept})
+    if selection is not None:
+        check_selected(selection, chosen, kept_weights(weights, sampling.iteration), sampling.weights)
     with as_user_errors(f"lower --batch (sampling.batch, is {sampling.batch})"):
         written = draw_samples(weights, sampling, output, chain, shard)
     click.echo("\n".join(written))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from udpm.config.load import to_json
 from udpm.core.errors import UserError
 from udpm.core.files import sha256, write_json, write_text
 from udpm.core.folders import atomic_folder
 from udpm.core.kinds import BUNDLE
-from udpm.core.reading import read_json
 from udpm.data.samples import load_samples
-from udpm.reporting.card import model_card, results_of, run_config
+from udpm.reporting.card import check_of_run, model_card, results_of, run_config
 from udpm.training.records import read_complete
 
 FORMAT = "udpm-bundle/1"
@@ -34,7 +34,8 @@ def bundle_run(run: Path, folder: Path) -> list[str]:
         Names of the files.
 
     Raises:
-        UserError: the run is not finished, its weights are not those of its record, or `folder` holds something else.
+        UserError: the run is not finished, its weights are not those of its record, samples or scores are of other
+            weights, or `folder` holds something else.
     """
     run = run.resolve()
     record = read_complete(run)
@@ -50,20 +51,21 @@ def bundle_run(run: Path, folder: Path) -> list[str]:
         for path in scores:
             (building / "scores").mkdir(exist_ok=True)
             shutil.copyfile(path, building / "scores" / path.name)
-        _copy_samples(results / "samples" / place, building / "samples")
+        _copy_samples(results / "samples" / place, building / "samples", run, record)
         names = sorted(str(path.relative_to(building)) for path in building.rglob("*") if path.is_file())
         write_json(building / RECORD, {"format": FORMAT, "run": record, "files": names})
     return [*names, RECORD]
 
 
-def _copy_samples(stem: Path, folder: Path) -> None:
-    """The sample set and its record, once they are seen to belong together; shards keep their names beside it."""
+def _copy_samples(stem: Path, folder: Path, run: Path, complete: dict[str, Any]) -> None:
+    """The run's sample set and its record, once they are seen to belong together; shards keep their names."""
     record = stem.with_suffix(".json")
     if not record.exists():
         return
-    load_samples(record)
+    told = load_samples(record).record
+    check_of_run(record, "a sample set", told, run, complete)
     folder.mkdir()
-    shards = [stem.parent / part["file"] for part in read_json(record, "sample set's record").get("shards", [])]
+    shards = [stem.parent / part["file"] for part in told.get("shards") or []]
     for path in [record, *(shards or [stem.with_suffix(".npz")])]:
         for file in {path, path.with_suffix(".json")}:
             shutil.copyfile(file, folder / file.name)

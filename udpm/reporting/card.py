@@ -12,12 +12,13 @@ import yaml
 from udpm.config.experiment import RunConfig
 from udpm.config.load import read_resolved
 from udpm.core.errors import UserError
+from udpm.core.files import sha256
 from udpm.core.marks import mark, seal_text
 from udpm.core.reading import read_json
 from udpm.reporting.measured import checkpoint
 from udpm.reporting.render import MISSING
 from udpm.scoring.records import preprocessing, read_scores
-from udpm.training.records import read_complete
+from udpm.training.records import iteration_of, numbered, read_complete
 
 TASK = "unconditional-image-generation"
 """Hugging Face's name of the nearest of its tasks; it has none for images of a class."""
@@ -42,15 +43,13 @@ def model_card(run: Path, scores: Sequence[str | Path] = ()) -> str:
         scores: files of scores of its images.
 
     Raises:
-        UserError: no finished run, a score that cannot be read, or one of another run.
+        UserError: no finished run, a score that cannot be read, or one of another run or of earlier weights.
     """
     record = read_complete(run)
     config = run_config(run)
     found = read_scores(scores)
     for path, score in zip(scores, found, strict=True):
-        subject = score["subject"]
-        if (subject.get("experiment"), subject.get("run_seed")) != (record["experiment"], record["seed"]):
-            raise UserError(f"{path}: is not a score of run {record['experiment']}, seed {record['seed']}")
+        check_of_run(path, "a score", score["subject"], run, record)
     name = f"udpm-{record['experiment']}-seed{record['seed']}"
     front = yaml.safe_dump(_front_matter(name, config, found), sort_keys=False, allow_unicode=True)
     parts = [
@@ -64,6 +63,35 @@ def model_card(run: Path, scores: Sequence[str | Path] = ()) -> str:
         _origin(record),
     ]
     return seal_text("\n".join(parts))
+
+
+def check_of_run(path: str | Path, what: str, subject: dict[str, Any], run: Path, record: dict[str, Any]) -> None:
+    """Check that images are of a run's final weights, or of a milestone that it keeps.
+
+    Args:
+        path: of the sample set's record or the score, for the error.
+        what: it is, for the error.
+        subject: what it says of the images.
+        run: the run's folder.
+        record: the run's ``complete.json``.
+
+    Raises:
+        UserError: they are of another run, or of weights that the run no longer has.
+    """
+    name = f"run {record['experiment']}, seed {record['seed']}"
+    if (subject.get("experiment"), subject.get("run_seed")) != (record["experiment"], record["seed"]):
+        raise UserError(f"{path}: is not {what} of {name}")
+    made_by, iteration = subject.get("weights_sha256"), subject.get("iteration")
+    if made_by is None:
+        raise UserError(f"{path}: does not say by which weights of {name} its images were drawn; draw them again")
+    if made_by == record["weights_sha256"]:
+        return
+    kept = [file for file in numbered(run / "milestones", ".safetensors") if iteration_of(file) == iteration]
+    if not any(sha256(file) == made_by for file in kept):
+        raise UserError(
+            f"{path}: is {what} of other weights (iteration {'unknown' if iteration is None else iteration}) than "
+            f"{name} has now; draw and score its images again"
+        )
 
 
 def run_config(run: Path) -> RunConfig:

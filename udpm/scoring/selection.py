@@ -13,6 +13,7 @@ from udpm.config.validation import completed
 from udpm.core import provenance
 from udpm.core.arrays import check_seal
 from udpm.core.errors import UserError
+from udpm.core.files import sha256
 from udpm.core.reading import read_json
 from udpm.scoring.records import Protocol, read_score, used_tf32
 
@@ -118,6 +119,31 @@ def read_selection(path: str | Path) -> dict[str, Any]:
     known = completed(Selection, found, str(path))
     check_seal(path, found)
     return known
+
+
+def check_selected(path: str | Path, selection: dict[str, Any], weights: Path, kind: str) -> None:
+    """Check that weights are those of the selected milestone.
+
+    Args:
+        path: of the selection, for the error.
+        selection: what it says.
+        weights: the milestone's file.
+        kind: which of its weights are to be sampled: "ema", "raw" or another average.
+
+    Raises:
+        UserError: they are of another run, or another average.
+    """
+    if sha256(weights) != selection["weights_sha256"]:
+        run = "" if selection["run_seed"] is None else f", seed {selection['run_seed']}"
+        raise UserError(
+            f"{path}: selects iteration {selection['iteration']} of {selection['experiment']}{run}, but {weights} "
+            "holds other weights; give that run's, or select among this run's milestones"
+        )
+    if selection["weights"] not in (None, kind):
+        raise UserError(
+            f"{path}: chose by images of the {selection['weights']} weights, but sampling.weights is {kind}; set it to "
+            f"{selection['weights']}"
+        )
 
 
 def chosen_as(path: str | Path, subject: dict[str, Any]) -> dict[str, Any]:
