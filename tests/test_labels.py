@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 import pictures
 import pytest
+import yaml
 from pictures import encoded, noise
 from PIL import Image, PngImagePlugin
 
@@ -14,6 +15,7 @@ from udpm.config.load import validate
 from udpm.core.errors import UserError
 from udpm.data.images import open_images
 from udpm.data.labels import natural
+from udpm.data.layout import split_word
 from udpm.data.picture import Recipe, Refused, quiet_decoders, to_rgb
 from udpm.data.prepare import prepare
 from udpm.data.sources import open_source
@@ -278,6 +280,150 @@ LAYOUTS = {
         [],
         {".csv": 1},
     ),
+    "classes whose names have the word of a split in them": (
+        "test_tube/1.png train_station/2.png training_shoes/3.png validation_stamp/4.png trainer/5.png tester/6.png",
+        {},
+        {"classes": 6},
+        {"train": 6},
+        [0, 2, 4, 5, 3, 1],
+        ["test_tube", "tester", "train_station", "trainer", "training_shoes", "validation_stamp"],
+        {},
+    ),
+    "languages": (
+        "en/1.png te/2.png tr/3.png",
+        {},
+        {"classes": 3},
+        {"train": 3},
+        [0, 1, 2],
+        ["en", "te", "tr"],
+        {},
+    ),
+    "classes called as splits on purpose": (
+        "seg_test/1.png seg_train/2.png",
+        {"train.txt": "", "test.txt": ""},
+        {"classes": 2, "splits": "none"},
+        {"train": 2},
+        [0, 1],
+        ["seg_test", "seg_train"],
+        {".txt": 2},
+    ),
+    "splits of names alike": (
+        "seg_train/seg_train/a/1.png seg_train/seg_train/b/2.png seg_test/seg_test/a/3.png seg_pred/4.png",
+        {},
+        {"classes": 2, "splits": {"train": "seg_train/seg_train", "test": "seg_test/seg_test"}},
+        {"train": 2, "test": 1},
+        [0, 1, 0],
+        ["a", "b"],
+        {"images in seg_pred/": 1},
+    ),
+    "another case of a file of labels": (
+        "a/1.png b/2.png",
+        {"Metadata.CSV": "file_name,label\na/1.png,1\nb/2.png,0\n"},
+        {"classes": 2},
+        {"train": 2},
+        [1, 0],
+        [],
+        {},
+    ),
+    "a file of labels in another folder, named": (
+        "a/1.png b/2.png",
+        {"annotations/dataset.json": styled(1, 0, names="a/1.png b/2.png")},
+        {"classes": 2, "labels": "annotations/dataset.json"},
+        {"train": 2},
+        [1, 0],
+        [],
+        {},
+    ),
+    "files of labels in class folders, not asked for": (
+        "a/1.png b/2.png",
+        {"a/metadata.csv": "", "labels.csv": ""},
+        {"classes": 2, "labels": "folders"},
+        {"train": 2},
+        [0, 1],
+        ["a", "b"],
+        {".csv": 2},
+    ),
+    "files that say other things": (
+        "a/1.png b/2.png",
+        {"dataset-metadata.json": "", "label_map.json": "", "labels.txt": "", "prices.csv": "", "train.log": ""},
+        {"classes": 2},
+        {"train": 2},
+        [0, 1],
+        ["a", "b"],
+        {".csv": 1, ".json": 2, ".log": 1, ".txt": 1},
+    ),
+    "columns that agree with the folders": (
+        "train/1.png train/2.png test/1.png",
+        {"metadata.csv": "file_name,label,split\ntrain/1.png,1,train\ntrain/2.png,0,train\ntest/1.png,1,test\n"},
+        {"classes": 2},
+        {"train": 2, "test": 1},
+        [1, 0, 1],
+        [],
+        {},
+    ),
+    "columns of one value, and others": (
+        "1.png 2.png",
+        {"metadata.csv": "file_name,label,split,state,test tube\n1.png,1,train,test,1\n2.png,0,train,broken,0\n"},
+        {"classes": 2},
+        {"train": 2},
+        [1, 0],
+        [],
+        {},
+    ),
+    "columns and folders of splits on purpose": (
+        "train/1.png train/2.png test/3.png",
+        {"train/metadata.csv": "file_name,split\n1.png,train\n2.png,val\n"},
+        {"splits": {"train": "train", "test": "test"}},
+        {"train": 2, "test": 1},
+        [0, 0, 0],
+        [],
+        {".csv": 1},
+    ),
+    "columns of splits on purpose": (
+        "1.png 2.png",
+        {"metadata.csv": "file_name,label,split\n1.png,1,train\n2.png,0,test\n"},
+        {"classes": 2, "splits": "none"},
+        {"train": 2},
+        [1, 0],
+        [],
+        {},
+    ),
+    "classes with numbers in images' names": (
+        "00/00_0001.png 00/00_0002.png 01/01_0001.png 01/01_0002.png",
+        {},
+        {"classes": 2},
+        {"train": 4},
+        [0, 0, 1, 1],
+        ["00", "01"],
+        {},
+    ),
+    "classes of numbered images": (
+        "0/1.png 0/2.png 1/3.png 1/4.png",
+        {},
+        {"classes": 2},
+        {"train": 4},
+        [0, 0, 1, 1],
+        ["0", "1"],
+        {},
+    ),
+    "padded numbers as folders on purpose": (
+        "000/1.png 000/2.png 001/3.png",
+        {},
+        {"classes": 2, "labels": "folders"},
+        {"train": 3},
+        [0, 0, 1],
+        ["000", "001"],
+        {},
+    ),
+    "padded numbers as labels": (
+        "1.png 2.png",
+        {"metadata.csv": "file_name,label\n1.png,01\n2.png,00\n"},
+        {"classes": 2},
+        {"train": 2},
+        [1, 0],
+        [],
+        {},
+    ),
     "class folders next to a file of labels": (
         "a/1.png b/2.png",
         {"metadata.csv": "id,breed\n"},
@@ -333,12 +479,13 @@ REFUSED = {
         "c/3.gif is of a kind that is not read, and its folder c/ holds no other",
     ),
     "not that many folders": ("a/1.png b/2.png c/3.png", {}, TWO_CLASSES, "set classes: 3"),
-    "blocks of StyleGAN": (EDM, {}, TWO_CLASSES, "look like blocks of 1000 images, not classes"),
+    "blocks of StyleGAN": (EDM, {}, TWO_CLASSES, "look like numbered blocks of images, not classes"),
+    "blocks of another tool": ("000/1.png 000/2.png 001/3.png", {}, TWO_CLASSES, "look like numbered blocks"),
     "small blocks": (
         "00000/img00000000.png 00000/img00000001.png 00001/img00000002.png",
         {},
         {"classes": 2},
-        "look like blocks of",
+        "look like numbered blocks of",
     ),
     "blocks of FFHQ": ("00000/00001.png 01000/01999.png", {}, TWO_CLASSES, "set classes: 0, labels: FILE, or"),
     "unlabelled, but classes": (EDM, {"dataset.json": '{"labels": null}'}, TWO_CLASSES, "so the images are unlabel"),
@@ -425,6 +572,122 @@ REFUSED = {
 }
 
 
+TABLE = "file_name,label,{column}\n1.png,0,{one}\n2.png,0,{other}\n"
+
+
+def table(column, one, other):
+    return {"metadata.csv": TABLE.format(column=column, one=one, other=other)}
+
+
+ALIKE = (
+    "seg_train seg_test seg_pred",
+    "train_64x64 valid_64x64",
+    "Train1 Test1",
+    "ds_train ds_test",
+    "train-clean test-clean",
+    "train-60k test-10k",
+    "tr te",
+    "trn tst",
+    "imagesTr imagesTs",
+    "trainA testA trainB testB",
+    "cat_train cat_test",
+    "mnisttrain mnisttest",
+    "01_train 02_test",
+    "TRAIN_64 TEST_64",
+    "trainval_64 test_64",
+    "bounding_box_train bounding_box_test query",
+    "top/fold.train top/fold.val",
+)
+REFUSED |= {
+    f"{names}, classes {classes}": (
+        " ".join(f"{name}/{image}.png" for name in names.split() for image in (1, 2)),
+        {},
+        {"classes": classes},
+        "or set splits: none, if they are no splits",
+    )
+    for names in ALIKE
+    for classes in (0, len(names.split()))
+}
+REFUSED |= {
+    f"a column {column} of {one} and {other}": ("1.png 2.png", table(column, one, other), ONE_CLASS, "to train on all")
+    for column, one, other in [
+        ("split", "train", "test"),
+        ("Split", "Training", "val"),
+        ("subset", "train", "dev"),
+        ("partition", "0", "2"),
+        ("train_test_split", "a", "b"),
+        ("split", "train", ""),
+        ("is_test", "0", "1"),
+        ("train", "True", "False"),
+    ]
+}
+REFUSED |= {
+    f"a label {label}": ("1.png", {"metadata.csv": f"file_name,label\n1.png,{label}\n"}, ONE_CLASS, f'found "{label}"')
+    for label in ("NA", "n/a", "#N/A", "<NA>", "None", "null", "-", "--", "?")
+}
+REFUSED |= {
+    f"{names} where no labels are looked for": ("a/1.png b/2.png", dict.fromkeys(names.split(), ""), TWO_CLASSES, told)
+    for names, told in [
+        ("labels.csv", "labels.csv may hold the labels"),
+        ("annotations/dataset.json", "annotations/dataset.json may hold"),
+        ("a/metadata.csv b/metadata.csv", "a/metadata.csv, b/metadata.csv may hold"),
+        ("a/Metadata.jsonl", "or set labels: folders"),
+        ("x/trainLabels.csv", "choose a file with labels: FILE"),
+        ("annotations.json", "annotations.json may hold"),
+    ]
+}
+REFUSED |= {
+    "columns of splits, unlabelled": (
+        "1.png 2.png",
+        {"metadata.csv": "file_name,split\n1.png,train\n2.png,test\n"},
+        {},
+        'metadata.csv: line 3: split is "test", but "train" in line 2; columns make no splits',
+    ),
+    "columns of splits next to class folders": (
+        "a/1.png b/2.png",
+        {"metadata.csv": "file_name,split\na/1.png,train\nb/2.png,test\n"},
+        {"classes": 2, "labels": "folders"},
+        "set splits: none to train on all",
+    ),
+    "lines of splits": (
+        "1.png 2.png",
+        {"metadata.jsonl": '{"file_name": "1.png", "label": 0}\n{"file_name": "2.png", "label": 0, "split": "test"}'},
+        ONE_CLASS,
+        'line 2: split is "test", but "" in other rows',
+    ),
+    "validation images among training images by a column": (
+        "train/1.png train/2.png test/3.png",
+        {"train/metadata.csv": "file_name,split\n1.png,train\n2.png,val\n"},
+        {},
+        "or set splits: {train: …, test: …} to go by these folders",
+    ),
+    "lists of splits": (
+        "a/1.png b/2.png",
+        {"meta/train.txt": "", "meta/test.txt": ""},
+        {},
+        "look like lists of splits",
+    ),
+    "files of labels in two cases": (
+        "a.png",
+        {"metadata.csv": "", "Metadata.csv": ""},
+        ONE_CLASS,
+        "several label files (Metadata.csv, metadata.csv)",
+    ),
+    "a number written in two ways": (
+        "1.png 2.png",
+        {"metadata.csv": "file_name,label\n1.png,1\n2.png,01\n"},
+        ONE_CLASS,
+        "line 3: the label is 01, but the same number is 1 in",
+    ),
+    "splits of names alike below classes": (
+        "a/train_64/1.png a/test_64/2.png b/train_64/3.png",
+        {},
+        TWO_CLASSES,
+        "a/test_64/, a/train_64/ look like splits below other folders",
+    ),
+}
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_refused(case, tmp_path):
     names, files, options, expected = REFUSED[case]
@@ -433,6 +696,27 @@ def test_what_is_refused(case, tmp_path):
             opened(path, **options)
         assert expected in str(refusal.value)
         assert len(str(refusal.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("names", ALIKE)
+def test_the_advice_on_splits_of_names_alike_works(names, tmp_path):
+    """Pasted into the configuration, it trains on no image of a folder of test images."""
+    images = [f"{name}/{image}.png" for name in names.split() for image in (1, 2)]
+    for path in placed(tmp_path, images, {}):
+        with pytest.raises(UserError) as refusal:
+            opened(path)
+        advice = yaml.safe_load(str(refusal.value).partition("name them by splits: ")[2].partition(", or set")[0])
+        source = opened(path, splits=advice)
+        training = [name.decode().rpartition("/")[0] for name in source.names[: source.splits["train"]]]
+        assert {split_word(name).split for name in training} == {"train"}
+        assert source.splits["test"] == source.splits["train"]
+
+
+def test_the_advice_looks_through_a_folder_of_the_same_name(tmp_path):
+    names = [f"seg_{split}/seg_{split}/{kind}/1.png" for split in ("train", "test") for kind in ("forest", "sea")]
+    with pytest.raises(UserError) as refusal:
+        opened(placed(tmp_path, [*names, "seg_pred/1.png"], {})[0], classes=2)
+    assert "splits: {train: seg_train/seg_train, test: seg_test/seg_test}, or set" in str(refusal.value)
 
 
 def test_names_as_windows_and_careless_archivers_write_them(tmp_path):

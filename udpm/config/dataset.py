@@ -82,7 +82,8 @@ class DatasetConfig(Section):
     """Folders of the splits. Default: those with the usual names in any case (train, training, training_set; test,
     testing, test_set; val, valid, validation). Validation images are the `test` split if there is no other, else they
     are left out. {train: NAME, test: NAME}: these folders, or lists of folders; all else is left out. none: no folder
-    is a split, not even one called train."""
+    is a split, not even one called train. Columns of a label file make no splits; one that says otherwise is refused
+    unless this key is set."""
     holdout: NonNegativeInt = 0
     """Images kept out of training as the `test` split where the source has no split of its own."""
     licence: str = ""

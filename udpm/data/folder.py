@@ -8,7 +8,7 @@ from udpm.config.dataset import DatasetConfig
 from udpm.core.paths import expanded
 from udpm.data.labels import Labels, label_images
 from udpm.data.layout import Layout, arrange
-from udpm.data.listing import list_images
+from udpm.data.listing import list_images, tidy
 from udpm.data.source import Source, shown
 
 
@@ -21,7 +21,7 @@ def open_folder(config: DatasetConfig) -> Source:
     """
     listing = list_images(expanded(config.path, "path"), config.max_file_bytes, config.obtain)
     places = listing.places()
-    layout = arrange(places, config, listing.root)
+    layout = arrange(places, [tidy(name) for name in listing.others], config, listing.root)
     labels = label_images(listing, places, layout, config)
     order = np.concatenate(list(layout.splits.values()))
     folders = {split: [shown(name) for name in names] for split, names in layout.folders.items()}

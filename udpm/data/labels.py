@@ -8,16 +8,19 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from udpm.config.dataset import LABELLED_FOLDERS, DatasetConfig
+from udpm.config.dataset import LABEL_SUFFIXES, LABELLED_FOLDERS, DatasetConfig
 from udpm.core.errors import UserError
 from udpm.core.paths import expanded
 from udpm.core.reading import parse_json, read_bytes
+from udpm.data.columns import Columns
 from udpm.data.layout import Layout, unwrapped
 from udpm.data.listing import OTHER_PICTURES, Listing, tidy
 from udpm.data.picture import Refused
@@ -29,15 +32,22 @@ BLOCK = 1000
 """Images that StyleGAN's and FFHQ's tools put into one folder."""
 PADDED = 5
 """Digits of their names."""
+LABEL_WORDS = ("label", "labels", "annotation", "annotations", "groundtruth")
+TABLE_WORDS = ("metadata", "meta")
+"""Ends of words in the names of files that may hold labels; the latter in tables only (dataset-metadata.json)."""
+LEGEND_WORDS = {"map", "mapping", "names", "id", "index", "idx"}
+"""Words in the names of files that say what the labels mean."""
 NAMES_SHOWN = 5
 MOST_BYTES = 1 << 27
 """Largest label file that is read: about twice ImageNet's."""
 
-_NO_NAME = re.compile(r"\s*|nan|null|[-+]?[0-9.]+(e[-+]?[0-9]+)?", re.IGNORECASE)
+_NO_NAME = re.compile(
+    r"\s*|[-+]?[0-9.,]+(e[-+]?[0-9]+)?|[<#]?n/?a>?|n\.a\.?|[-+]?nan|nat|null|none|nil|[-–—]+|\?+|_+", re.IGNORECASE
+)
 """Text that is no class's name: nothing, a missing value of a table, a number that is not whole."""
 
-Entry = tuple[str, Any, Any]
-"""Position in its file, name, label."""
+Entry = tuple[str, dict[str, Any]]
+"""Position in its file, and values by column: file_name, label and any others."""
 
 
 @dataclass(frozen=True)
@@ -71,27 +81,37 @@ def label_images(listing: Listing, places: list[bytes], layout: Layout, config: 
         config: of the data set.
 
     Raises:
-        UserError: a label file that is not understood or does not fit the images, several of them, or classes
-            other than those that are configured.
+        UserError: a label file that is not understood or does not fit the images, several of them, one in
+            another folder, one with a column of splits, or classes other than those that are configured.
     """
     order = np.concatenate(list(layout.splits.values()))
     nearby = _usual_files(listing, layout)
     if not config.classes:
         unused = tuple(shown(name) for names in nearby for name in names)
-        return Labels(np.zeros(len(order), np.int64), [], "none", unused=unused)
-    if config.labels == LABELLED_FOLDERS or (config.labels is None and not nearby):
+        labels = Labels(np.zeros(len(order), np.int64), [], "none", unused=unused)
+    elif config.labels == LABELLED_FOLDERS or (config.labels is None and not nearby):
+        if config.labels is None:
+            _refuse_files_elsewhere(listing)
         labels = _of_folders(listing, places, order, layout, config)
     else:
-        labels = _of_files(listing, places, order, layout, config, _chosen(listing, layout, config, nearby))
+        files = _chosen(listing, layout, config, nearby)
+        labels = _of_files(places, order, layout, config, files)
+    # A .json has no columns.
+    unread = [name for name in chain(*nearby) if name not in labels.used and not name.lower().endswith(b".json")]
+    if config.splits is None:
+        _check_unread(listing, places, layout, unread)
+    if config.classes:
+        _check_classes(listing.root, layout, config, labels)
+    return labels
+
+
+def _check_classes(root: Path, layout: Layout, config: DatasetConfig, labels: Labels) -> None:
     count = len(layout.splits["train"])
     absent = set(range(config.classes)) - set(np.unique(labels.numbers[:count]).tolist())
     if absent:
         number = min(absent)
         named = labels.names[number] if labels.names else number
-        raise UserError(
-            f"{listing.root}: class {named} has no training image ({labels.origin}); leave it out or add some"
-        )
-    return labels
+        raise UserError(f"{root}: class {named} has no training image ({labels.origin}); leave it out or add some")
 
 
 def natural(names: Iterable[str]) -> list[str]:
@@ -124,8 +144,8 @@ def _of_folders(
     found = natural(set(tops))
     if config.labels is None and _are_blocks(names):
         raise UserError(
-            f"{root}: its folders ({_some(found)}) look like blocks of {BLOCK} images, not classes, and no "
-            "dataset.json was found; set classes: 0, labels: FILE, or labels: folders if they are classes"
+            f"{root}: its folders ({_some(found)}) look like numbered blocks of images, not classes, and "
+            "no dataset.json was found; set classes: 0, labels: FILE, or labels: folders if they are classes"
         )
     if len(found) != config.classes:
         raise UserError(
@@ -157,20 +177,28 @@ def _check_others(listing: Listing, folders: list[bytes], found: set[str]) -> No
 
 
 def _are_blocks(names: list[bytes]) -> bool:
-    """Detect folders numbered as by StyleGAN (image 1234 in 00001) or FFHQ (image 1234 in 01000)."""
+    """Detect folders numbered as by StyleGAN (image 1234 in 00001) or FFHQ (image 1234 in 01000), or in another way."""
     blocks: dict[bytes, list[bytes]] = {}
     for name in names:
         top, _, rest = name.partition(b"/")
         blocks.setdefault(top, []).append(rest.rpartition(b"/")[2])
-    if len(blocks) < 2 or not all(top.isdigit() and len(top) >= PADDED for top in blocks):
+    if len(blocks) < 2 or not all(top.isdigit() for top in blocks):
         return False
     tops = sorted(blocks, key=int)
-    if all(len(blocks[top]) == BLOCK for top in tops[:-1]) and len(blocks[tops[-1]]) <= BLOCK:
+    padded = all(len(top) >= PADDED for top in tops)
+    if padded and all(len(blocks[top]) == BLOCK for top in tops[:-1]) and len(blocks[tops[-1]]) <= BLOCK:
         return True
+    # Shorter names are those of blocks only if padded with zeros, and one image per folder is no evidence.
+    filled = len({len(top) for top in tops}) == 1 and tops[0].startswith(b"0") and len(tops[0]) > 1
+    if not padded and not (filled and len(names) > len(tops)):
+        return False
     runs = {top: [re.findall(rb"[0-9]+", image) for image in images] for top, images in blocks.items()}
     if not all(run for found in runs.values() for run in found):
         return False
     numbers = {top: [int(run[0]) for run in found] for top, found in runs.items()}
+    if len(names) > len(tops) and all(set(numbers[top]) == {int(top)} for top in tops):
+        # Images that bear the number of their class: 07/07_0001.png.
+        return False
     # A tool that cuts blocks of another size numbers on from folder to folder all the same.
     return all(max(numbers[one]) < min(numbers[other]) for one, other in pairwise(tops))
 
@@ -182,9 +210,34 @@ def _usual_files(listing: Listing, layout: Layout) -> list[list[bytes]]:
     """Files of labels with their usual names: one list for each level of folders that has some."""
     splits = [folder for folders in layout.folders.values() for folder in folders]
     levels = [[root] for root in layout.roots] + [splits]
-    found = {tidy(name): name for name in listing.others}
-    names = [[found.get(folder + name) for folder in level for name in USUAL_FILES] for level in levels]
-    return [there for level in names if (there := [name for name in level if name is not None])]
+    found: dict[bytes, list[bytes]] = {}
+    for name in listing.others:
+        folder, slash, base = tidy(name).rpartition(b"/")
+        if base.lower() in USUAL_FILES:
+            found.setdefault(folder + slash, []).append(name)
+    for names in found.values():
+        names.sort(key=lambda name: (USUAL_FILES.index(tidy(name).rpartition(b"/")[2].lower()), name))
+    return [there for level in levels if (there := [name for folder in level for name in found.get(folder, [])])]
+
+
+def _refuse_files_elsewhere(listing: Listing) -> None:
+    """Refuse files that may hold labels under other names or in other folders, before class folders are used."""
+    found = [shown(tidy(name)) for name in listing.others if _may_hold_labels(tidy(name))]
+    if found:
+        raise UserError(
+            f"{listing.root}: {_some(found)} may hold the labels; choose a file with labels: FILE (all images in one), "
+            "or set labels: folders to take class folders"
+        )
+
+
+def _may_hold_labels(place: bytes) -> bool:
+    base = place.rpartition(b"/")[2].lower()
+    stem, _, suffix = os.fsdecode(base).rpartition(".")
+    if base in USUAL_FILES or f".{suffix}" not in LABEL_SUFFIXES:
+        return base in USUAL_FILES
+    words = re.findall(r"[a-z]+", stem)
+    ends = LABEL_WORDS if suffix == "json" else LABEL_WORDS + TABLE_WORDS
+    return any(word.endswith(ends) for word in words) and LEGEND_WORDS.isdisjoint(words)
 
 
 @dataclass(frozen=True)
@@ -210,21 +263,31 @@ class _File:
 
 
 def _of_files(
-    listing: Listing, places: list[bytes], order: np.ndarray, layout: Layout, config: DatasetConfig, files: list[_File]
+    places: list[bytes], order: np.ndarray, layout: Layout, config: DatasetConfig, files: list[_File]
 ) -> Labels:
-    index = {place: number for number, place in enumerate(places)}
-    found: dict[int, tuple[str, int | str]] = {}
-    for file in files:
-        _add(found, file, file.bases + layout.roots, index)
-    sources = ", ".join(file.where for file in files)
+    found = _found(files, places, layout, config)
     bare = [places[i] for i in order if i not in found]
     if bare:
+        sources = ", ".join(file.where for file in files)
         more = f" and {len(bare) - 1} more" if bare[1:] else ""
         raise UserError(f"{sources}: has no label for {shown(bare[0])}{more}; add it, or remove the image")
     # Labels of images that are in no split count for nothing.
     numbers, names = _numbered([found[i] for i in order], config.classes)
     used = frozenset(file.name for file in files if file.name is not None)
     return Labels(numbers, names, ", ".join(file.origin for file in files), True, used)
+
+
+def _check_unread(listing: Listing, places: list[bytes], layout: Layout, names: list[bytes]) -> None:
+    """Check label files that are not used for columns of splits; what cannot be read of them is skipped."""
+    index = {place: number for number, place in enumerate(places)} if names else {}
+    for name in names:
+        columns = Columns(layout)
+        with suppress(UserError):
+            file = _member(listing, name)
+            for where, values, number in _rows(file, layout, index, (FILE_NAME,)):
+                if number is not None:
+                    columns.note(where, number, values)
+        columns.check()
 
 
 def _chosen(listing: Listing, layout: Layout, config: DatasetConfig, nearby: list[list[bytes]]) -> list[_File]:
@@ -262,8 +325,8 @@ def _member(listing: Listing, name: bytes) -> _File:
     return _File(shown(name), where, content, name)
 
 
-def _entries(file: _File) -> Iterator[Entry]:
-    """Read the entries of a label file.
+def _entries(file: _File, needed: tuple[str, ...]) -> Iterator[Entry]:
+    """Read the entries of a label file, each with the columns that are needed.
 
     Raises:
         UserError: it is not understood.
@@ -274,10 +337,10 @@ def _entries(file: _File) -> Iterator[Entry]:
         reason = f"{error.reason} at byte {error.start}; save it as UTF-8"
         raise UserError(f"{file.where}: not a readable label file: {reason}") from None
     read = {"json": _json, "jsonl": _json_lines, "csv": _csv}[file.origin.lower().rpartition(".")[2]]
-    return read(file.where, text)
+    return read(file.where, text, needed)
 
 
-def _json(where: str, text: str) -> Iterator[Entry]:
+def _json(where: str, text: str, needed: tuple[str, ...]) -> Iterator[Entry]:
     content = parse_json(text, f"{where}: not readable as JSON", MOST_BYTES)
     if not isinstance(content, dict):
         raise UserError(f'{where}: expected {{"labels": [["NAME", 0], …]}}, found {_kind(content)}')
@@ -293,62 +356,95 @@ def _json(where: str, text: str) -> Iterator[Entry]:
         place = f"labels[{number}]"
         if not isinstance(entry, list) or len(entry) != 2:
             raise UserError(f'{where}: {place} must be ["NAME", 0], found {_shown_value(entry)}')
-        yield place, *entry
+        yield place, dict(zip((FILE_NAME, LABEL), entry, strict=True))
 
 
-def _json_lines(where: str, text: str) -> Iterator[Entry]:
+def _json_lines(where: str, text: str, needed: tuple[str, ...]) -> Iterator[Entry]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         place = f"line {number}"
         entry = parse_json(line, f"{where}: {place}: not readable as JSON")
-        if not isinstance(entry, dict) or FILE_NAME not in entry or LABEL not in entry:
+        if not isinstance(entry, dict) or not all(key in entry for key in needed):
             raise UserError(f'{where}: {place} must be {{"{FILE_NAME}": …, "{LABEL}": …}}, found {_shown_value(entry)}')
-        yield place, entry[FILE_NAME], entry[LABEL]
+        yield place, entry
 
 
-def _csv(where: str, text: str) -> Iterator[Entry]:
+def _csv(where: str, text: str, needed: tuple[str, ...]) -> Iterator[Entry]:
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [column.strip() for column in next(rows, [])]
-        if header.count(FILE_NAME) != 1 or header.count(LABEL) != 1:
+        if any(header.count(key) != 1 for key in needed):
             columns = ", ".join(map(_shown_value, header)) or "nothing"
             raise UserError(f"{where}: its first line must name the columns {FILE_NAME} and {LABEL}, found {columns}")
-        name, label = header.index(FILE_NAME), header.index(LABEL)
         for row in rows:
             if not row:
                 continue
             place = f"line {rows.line_num}"
             if len(row) != len(header):
                 raise UserError(f"{where}: {place} has {len(row)} values for {len(header)} columns")
-            yield place, row[name], row[label].strip()
+            yield place, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise UserError(f"{where}: line {rows.line_num}: not readable as csv: {error}") from None
 
 
-def _add(found: dict[int, tuple[str, int | str]], file: _File, bases: list[bytes], index: dict[bytes, int]) -> None:
-    """Note the label of each image that a file names; its names start from the first of `bases` that fits."""
+def _rows(
+    file: _File, layout: Layout, index: dict[bytes, int], needed: tuple[str, ...]
+) -> Iterator[tuple[str, dict[str, Any], int | None]]:
+    """Each entry of a file: where it is, its values, and the number of its image; None if there is no such image."""
+    # Names start from the file's folder or from one of the roots: from the first that fits.
+    bases = file.bases + layout.roots
     base = None
-    for entry, name, label in _entries(file):
-        where = f"{file.where}: {entry}"
+    for entry, values in _entries(file, needed):
+        where, name = f"{file.where}: {entry}", values[FILE_NAME]
         if not isinstance(name, str) or not name:
             raise UserError(f"{where}: the name must be text, found {_shown_value(name)}")
         path = tidy(name.encode("utf-8", "surrogatepass"))
         if base is None:
             base = next((each for each in bases if each + path in index), bases[0])
-        number = index.get(base + path)
-        if number is None:
-            raise UserError(f"{where}: {_shown_value(name)} is not among the {len(index)} images that are read")
-        if number in found:
-            raise UserError(f"{where}: {_shown_value(name)} has a label already; name each image once")
-        found[number] = where, _checked(label, where)
+        yield where, values, index.get(base + path)
+
+
+def _found(
+    files: list[_File], places: list[bytes], layout: Layout, config: DatasetConfig
+) -> dict[int, tuple[str, int | str]]:
+    """The label of each image that the files name, and where it is."""
+    index = {place: number for number, place in enumerate(places)}
+    found: dict[int, tuple[str, int | str]] = {}
+    written: dict[int | str, tuple[str, str]] = {}
+    for file in files:
+        columns = Columns(layout)
+        for where, values, number in _rows(file, layout, index, (FILE_NAME, LABEL)):
+            if number is None or number in found:
+                name = _shown_value(values[FILE_NAME])
+                raise UserError(
+                    f"{where}: {name} is not among the {len(index)} images that are read"
+                    if number is None
+                    else f"{where}: {name} has a label already; name each image once"
+                )
+            label = _checked(values[LABEL], where)
+            _check_written(label, str(values[LABEL]).strip(), where, written)
+            found[number] = where, label
+            columns.note(where, number, values)
+        if config.splits is None:
+            columns.check()
+    return found
+
+
+def _check_written(label: int | str, text: str, where: str, written: dict[int | str, tuple[str, str]]) -> None:
+    """Refuse a number written in two ways, which may be two classes: 01 and 1."""
+    other, first = written.setdefault(label, (text, where))
+    if text != other:
+        raise UserError(f"{where}: the label is {text}, but the same number is {other} in {first}; write it in one way")
 
 
 def _checked(label: Any, where: str) -> int | str:
     """A label: a number from 0, or a class's name."""
-    if isinstance(label, str) and re.fullmatch(r"-?[0-9]{1,18}", label):
-        # In csv everything is text.
-        label = int(label)
+    if isinstance(label, str):
+        label = label.strip()
+        if re.fullmatch(r"-?[0-9]{1,18}", label):
+            # In csv everything is text.
+            label = int(label)
     number = isinstance(label, int) and not isinstance(label, bool)
     if not number and (not isinstance(label, str) or _NO_NAME.fullmatch(label)):
         raise UserError(f"{where}: the label must be a whole number or a name, found {_shown_value(label)}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
@@ -21,6 +24,20 @@ _SPLIT = re.compile(
     re.IGNORECASE,
 )
 """Usual names of a split's folder: train, Training, test_set, val2017, …"""
+_PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\x00-\x7f]+")
+"""Parts of a name: words, also of camelCase; digits and punctuation separate them."""
+_LONG = re.compile(
+    r"(?P<rest>.*?)(?:(?P<train>train(?:ing|val)?)|(?P<test>test(?:ing)?|eval(?:uation)?|holdout|heldout)"
+    r"|(?P<val>val(?:id(?:ation)?)?))(?:sets?|split|data|images?|imgs?)?"
+)
+_SHORT = re.compile(r"(?P<train>trn?)|(?P<test>te|ts|tst)|(?P<val>va|dev)")
+_FILLERS = {
+    *("set", "sets", "split", "data", "dataset", "image", "images", "img", "imgs", "photos", "pictures", "files"),
+    *("folder", "k", "px", "v", "x"),
+}
+"""Words that are ignored: train_images_60k and test_10k are alike."""
+LISTS = (b"txt", b"csv", b"tsv", b"json", b"jsonl", b"lst")
+"""Suffixes of files that may list images."""
 KEEP_AS_CLASSES = "splits: none, if they are no splits"
 
 
@@ -46,11 +63,12 @@ class Layout:
         return [folder for folders in self.folders.values() for folder in folders] or [self.roots[-1]]
 
 
-def arrange(places: list[bytes], config: DatasetConfig, root: Path) -> Layout:
+def arrange(places: list[bytes], others: list[bytes], config: DatasetConfig, root: Path) -> Layout:
     """Find the splits of a tree.
 
     Args:
         places: the images' names, folders separated by slashes.
+        others: names of the other files.
         config: of the data set.
         root: of the tree, for errors.
 
@@ -69,7 +87,9 @@ def arrange(places: list[bytes], config: DatasetConfig, root: Path) -> Layout:
                 found.setdefault(split, []).append(top)
     if not found:
         if config.splits is None:
+            _refuse_alike(sorted(top for top in tops if top), places, inside, root)
             _refuse_splits_below(places, inside, root)
+            _refuse_lists(others, root)
         return Layout(roots, _held_out(np.arange(len(places)), config, root), {}, {})
     _check_found(found, tops, config, root)
     test = found.get("test") or found.get("val") or []
@@ -81,6 +101,59 @@ def split_of(name: bytes) -> str | None:
     """The split whose usual name this is: train, test or val."""
     match = _SPLIT.fullmatch(name)
     return match.lastgroup if match else None
+
+
+@dataclass(frozen=True)
+class SplitWord:
+    """A name that has a word for a split in it.
+
+    Attributes:
+        split: train, test or val.
+        rest: the other words of the name, in lower case, joined, without numbers and words such as "images".
+        short: whether the word is an abbreviation, which may mean something else: te, dev.
+    """
+
+    split: str
+    rest: str
+    short: bool
+
+
+def split_word(name: str) -> SplitWord | None:
+    """Find the word for a split in a name: seg_train2 and TrainSeg are train, with the rest "seg"."""
+    split, rest, short = None, [], False
+    for part in map(str.lower, _PART.findall(name)):
+        found, brief = _LONG.fullmatch(part), _SHORT.fullmatch(part)
+        if found:
+            split, short = "train" if split == "train" else _split_in(found), False
+            rest.append(found["rest"])
+        elif brief and split is None:
+            split, short = _split_in(brief), True
+        elif part not in _FILLERS:
+            rest.append(part)
+    return SplitWord(split, "".join(rest), short) if split else None
+
+
+def _split_in(match: re.Match) -> str:
+    return next(split for split in ("train", "test", "val") if match[split])
+
+
+def alike(names: Iterable[bytes]) -> dict[str, list[bytes]]:
+    """Find names that differ only in the word for a split, by split; empty if there are none.
+
+    seg_train and seg_test are alike, classes called test_tube and train_station are not. Abbreviations count only if
+    every name has a word for a split: te and tr are languages too.
+    """
+    names = sorted(names)
+    words = {name: found for name in names if (found := split_word(os.fsdecode(name)))}
+    groups: dict[str, dict[str, list[bytes]]] = defaultdict(lambda: defaultdict(list))
+    for name, found in words.items():
+        if not found.short or len(words) == len(names):
+            groups[found.rest][found.split].append(name)
+    splits: dict[str, list[bytes]] = defaultdict(list)
+    for group in groups.values():
+        for split, members in group.items() if len(group) > 1 else ():
+            splits[split] += members
+    return splits
 
 
 def unwrapped(names: list[bytes]) -> bytes:
@@ -135,19 +208,83 @@ def _check_found(found: dict[str, list[bytes]], tops: Counter, config: DatasetCo
         )
 
 
+def _refuse_alike(tops: list[bytes], places: list[bytes], inside: bytes, root: Path) -> None:
+    """Refuse folders such as seg_train and seg_test: taken for classes, test images would be trained on."""
+    found = alike(tops)
+    if not found:
+        return
+    test = found.get("test") or found.get("val") or []
+    if "train" not in found:
+        found, test = {"train": [], **found}, []
+    wanted = [
+        f"{split}: {_choice([_innermost(top, places, inside) for top in folders])}"
+        for split, folders in (("train", found["train"]), ("test", test))
+    ]
+    names = sorted(name for folders in found.values() for name in folders)
+    raise UserError(
+        f"{root}: {_told(names)} look like splits; name them by splits: {{{', '.join(wanted)}}}, or set "
+        f"{KEEP_AS_CLASSES}"
+    )
+
+
+def _innermost(top: bytes, places: list[bytes], inside: bytes) -> bytes:
+    """The innermost folder of a split where an archive nests one of the same name in it: seg_train/seg_train."""
+    split, folder = split_word(os.fsdecode(top)).split, top + b"/"
+    below = [name[len(inside + folder) :] for name in places if name.startswith(inside + folder)]
+    for part in unwrapped(below).split(b"/")[:-1]:
+        word = split_word(os.fsdecode(part))
+        if word is None or word.split != split:
+            break
+        folder += part + b"/"
+    return folder[:-1]
+
+
+def _choice(folders: list[bytes], most: int = 4) -> str:
+    """Folders as a configuration names them."""
+    if not folders:
+        return "…"
+    names = [shown(folder) for folder in folders[:most]]
+    names = [
+        name if re.fullmatch(r"[A-Za-z][\w./ -]*", name) else json.dumps(name, ensure_ascii=False) for name in names
+    ]
+    more = ["…"] if len(folders) > most else []
+    return names[0] if len(folders) == 1 else f"[{', '.join(names + more)}]"
+
+
 def _refuse_splits_below(places: list[bytes], inside: bytes, root: Path) -> None:
     """Folders of classes that hold folders of splits: their test images must not become training images."""
     kinds: dict[str, bytes] = {}
-    for name in places:
-        parts = name[len(inside) :].split(b"/")[:-1]
+    below: dict[bytes, set[bytes]] = defaultdict(set)
+    for folder in sorted({name[len(inside) :].rpartition(b"/")[0] for name in places}):
+        parts = folder.split(b"/")
         for depth in range(1, len(parts)):
+            below[b"/".join(parts[:depth])].add(parts[depth])
             if split := split_of(parts[depth]):
                 kinds.setdefault(split, b"/".join(parts[: depth + 1]))
-    if "train" in kinds and len(kinds) > 1:
+    found = list(kinds.values()) if "train" in kinds and len(kinds) > 1 else []
+    for around, names in below.items():
+        found = found or sorted(around + b"/" + name for members in alike(names).values() for name in members)
+    if found:
         raise UserError(
-            f"{root}: {_told(list(kinds.values()))} look like splits below other folders; move them to the top, name "
+            f"{root}: {_told(found)} look like splits below other folders; move them to the top, name "
             f"folders by splits: {{train: …, test: …}}, or set {KEEP_AS_CLASSES}"
         )
+
+
+def _refuse_lists(others: list[bytes], root: Path) -> None:
+    """Refuse files that may list the images of splits: train.txt and test.txt."""
+    stems: dict[bytes, dict[bytes, bytes]] = defaultdict(dict)
+    for place in others:
+        folder, _, base = place.rpartition(b"/")
+        stem, _, suffix = base.rpartition(b".")
+        if suffix.lower() in LISTS:
+            stems[folder][stem] = place
+    for named in stems.values():
+        if found := sorted(named[stem] for members in alike(named).values() for stem in members):
+            raise UserError(
+                f"{root}: {', '.join(map(shown, found[:3]))} look like lists of splits, which are not read: sort the "
+                "images into train/ and test/, or set splits: none to train on all"
+            )
 
 
 def _told(names: list[bytes], most: int = 3) -> str:
