@@ -667,6 +667,18 @@ REFUSED |= {
         {},
         "look like lists of splits",
     ),
+    "a list of all splits": (
+        "a/1.png b/2.png",
+        {"list_eval_partition.csv": ""},
+        {},
+        "look like lists of splits, which",
+    ),
+    "another list": (
+        "a/1.png b/2.png",
+        {"x/train_test_split.txt": ""},
+        TWO_CLASSES,
+        "set splits: none to train on all",
+    ),
     "files of labels in two cases": (
         "a.png",
         {"metadata.csv": "", "Metadata.csv": ""},

@@ -29,6 +29,7 @@ class Columns:
     def __init__(self, layout: Layout):
         # Images that are held out by chance come from all of them.
         self._trains = set(layout.splits["train"].tolist()) if layout.folders else None
+        self._passed = set(READ)
         self._rows = 0
         self._counts: dict[str, int] = {}
         self._found: dict[str, dict[str, str]] = {}
@@ -44,11 +45,15 @@ class Columns:
         if self._trains is not None and number not in self._trains:
             return
         self._rows += 1
-        for column in values.keys() - READ:
+        for column, value in values.items():
+            if column in self._passed:
+                continue
             self._counts[column] = self._counts.get(column, 0) + 1
             found = self._found.setdefault(column, {})
-            if len(found) <= MOST_VALUES:
-                found.setdefault(_text(values[column]), where)
+            found.setdefault(_text(value), where)
+            if len(found) > MOST_VALUES:
+                self._passed.add(column)
+                del self._found[column]
 
     def check(self) -> None:
         """Check that no column assigns the training images to several splits.

@@ -38,6 +38,8 @@ _FILLERS = {
 """Words that are ignored: train_images_60k and test_10k are alike."""
 LISTS = (b"txt", b"csv", b"tsv", b"json", b"jsonl", b"lst")
 """Suffixes of files that may list images."""
+_LIST = re.compile(rb"(?:^|[^a-z])(?:data)?(?:split|partition)s?(?:[^a-z]|$)", re.IGNORECASE)
+"""Words in their names: train_test_split.txt, list_eval_partition.csv."""
 KEEP_AS_CLASSES = "splits: none, if they are no splits"
 
 
@@ -272,7 +274,7 @@ def _refuse_splits_below(places: list[bytes], inside: bytes, root: Path) -> None
 
 
 def _refuse_lists(others: list[bytes], root: Path) -> None:
-    """Refuse files that may list the images of splits: train.txt and test.txt."""
+    """Refuse files that may list the images of splits: train.txt and test.txt, or partition.csv."""
     stems: dict[bytes, dict[bytes, bytes]] = defaultdict(dict)
     for place in others:
         folder, _, base = place.rpartition(b"/")
@@ -280,9 +282,11 @@ def _refuse_lists(others: list[bytes], root: Path) -> None:
         if suffix.lower() in LISTS:
             stems[folder][stem] = place
     for named in stems.values():
-        if found := sorted(named[stem] for members in alike(named).values() for stem in members):
+        found = [named[stem] for members in alike(named).values() for stem in members]
+        found += [place for stem, place in named.items() if _LIST.search(stem)]
+        if found := sorted(set(found)):
             raise UserError(
-                f"{root}: {', '.join(map(shown, found[:3]))} look like lists of splits, which are not read: sort the "
+                f"{root}: {', '.join(map(shown, found[:3]))} look like lists of splits, which are not read; sort the "
                 "images into train/ and test/, or set splits: none to train on all"
             )
 
