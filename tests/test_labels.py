@@ -632,8 +632,10 @@ REFUSED |= {
         ("annotations/dataset.json", "annotations/dataset.json may hold"),
         ("a/metadata.csv b/metadata.csv", "a/metadata.csv, b/metadata.csv may hold"),
         ("a/Metadata.jsonl", "or set labels: folders"),
-        ("x/trainLabels.csv", "choose a file with labels: FILE"),
+        ("x/trainLabels.csv", "choose one with labels: FILE"),
         ("annotations.json", "annotations.json may hold"),
+        ("metadata.parquet", "labels: FILE (.json, .jsonl, .csv; of all images), or"),
+        ("labels.tsv", "labels.tsv may hold"),
     ]
 }
 REFUSED |= {

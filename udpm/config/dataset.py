@@ -76,8 +76,9 @@ class DatasetConfig(Section):
     folders, in alphabetical order with numbers in natural order (2 before 10)."""
     labels: AnyPath | None = None
     """Source of a folder's labels. Default: ``dataset.json`` (StyleGAN, EDM), ``metadata.jsonl`` or ``metadata.csv``
-    (Hugging Face: file_name, label) if there is one in the folder or its splits, else class folders. FILE.json,
-    FILE.jsonl or FILE.csv: this file, in `path` or anywhere else. folders: class folders, ignoring any label file."""
+    (Hugging Face: file_name, label), in any case, if there is one in the folder or its splits, else class folders,
+    unless another file may hold labels. FILE.json, FILE.jsonl or FILE.csv: this file, in `path` or anywhere else.
+    folders: class folders, ignoring any label file."""
     splits: Splits | None = None
     """Folders of the splits. Default: those with the usual names in any case (train, training, training_set; test,
     testing, test_set; val, valid, validation). Validation images are the `test` split if there is no other, else they

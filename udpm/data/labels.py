@@ -35,6 +35,8 @@ PADDED = 5
 LABEL_WORDS = ("label", "labels", "annotation", "annotations", "groundtruth")
 TABLE_WORDS = ("metadata", "meta")
 """Ends of words in the names of files that may hold labels; the latter in tables only (dataset-metadata.json)."""
+TABLE_SUFFIXES = (".tsv", ".parquet")
+"""Suffixes of tables that are not read."""
 LEGEND_WORDS = {"map", "mapping", "names", "id", "index", "idx"}
 """Words in the names of files that say what the labels mean."""
 NAMES_SHOWN = 5
@@ -225,15 +227,15 @@ def _refuse_files_elsewhere(listing: Listing) -> None:
     found = [shown(tidy(name)) for name in listing.others if _may_hold_labels(tidy(name))]
     if found:
         raise UserError(
-            f"{listing.root}: {_some(found)} may hold the labels; choose a file with labels: FILE (all images in one), "
-            "or set labels: folders to take class folders"
+            f"{listing.root}: {_some(found)} may hold the labels; choose one with labels: FILE "
+            f"({', '.join(LABEL_SUFFIXES)}; of all images), or set labels: folders to take class folders"
         )
 
 
 def _may_hold_labels(place: bytes) -> bool:
     base = place.rpartition(b"/")[2].lower()
     stem, _, suffix = os.fsdecode(base).rpartition(".")
-    if base in USUAL_FILES or f".{suffix}" not in LABEL_SUFFIXES:
+    if base in USUAL_FILES or f".{suffix}" not in LABEL_SUFFIXES + TABLE_SUFFIXES:
         return base in USUAL_FILES
     words = re.findall(r"[a-z]+", stem)
     ends = LABEL_WORDS if suffix == "json" else LABEL_WORDS + TABLE_WORDS
