@@ -611,6 +611,7 @@ def test_joined_sample_sets(tmp_path):
         "shards: input should be a valid list": {"shards": 3},
         "shards[0]": {"shards": [1, 2]},
         "list should have at least 1 item": {"shards": []},
+        "all.npz: sample set not found": {"shards": None},
     }.items():
         (tmp_path / "all.json").write_text(json.dumps(record))
         edit_record(tmp_path / "all.json", **expected)

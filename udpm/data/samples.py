@@ -142,7 +142,7 @@ def load_samples(path: str | Path) -> SampleSet:
     path = Path(path)
     if path.suffix == ".json":
         record = _record(path)
-        if SHARDS in record:
+        if record.get(SHARDS):
             return _joined(path, record)
         path = path.with_suffix(".npz")
     return _load(path)
@@ -166,7 +166,7 @@ def join_shards(shards: Sequence[Path], output: Path) -> int:
     records = {}
     for path in shards:
         records[path] = _record(record_path(path))
-        if "shard" not in records[path]:
+        if not records[path].get("shard"):
             raise UserError(f"{path}: is a whole sample set, not a shard of one")
         _load(path, records[path])
     ordered = sorted(records, key=lambda path: records[path]["shard"])
