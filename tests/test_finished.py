@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import tiny
 
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.reporting.status import read_standing
+from udpm.training.claim import prepared_otherwise
 from udpm.training.loop import train
 
 
@@ -152,6 +154,35 @@ def test_clean_frees_the_checkpoints_of_finished_runs(results, capsys, levels):
     }
     train(tiny.run_config(), levels, results / "runs/done/seed0", False)
     assert "complete already" in capsys.readouterr().out
+
+
+def prepared_with(levels, **changes):
+    """The same images by another record."""
+    return replace(levels, store=replace(levels.store, record=levels.store.record | changes))
+
+
+SPLITS = {"train": [0, 1097], "test": [1097, 1797]}
+
+
+def test_the_same_images_with_other_splits_are_not_trained_on(levels, run):
+    other = prepared_with(levels, splits=SPLITS)
+    before = tiny.snapshot(run)
+    expected = r": was trained on other splits than .*: train had 1297 images, has 1097"
+    for config in (tiny.run_config(), longer()):
+        with pytest.raises(UserError, match=expected):
+            train(config, other, run, False)
+        assert tiny.snapshot(run).keys() - before.keys() <= {Path(".lock"), Path("attempts.jsonl")}
+
+
+def test_a_data_set_that_was_prepared_otherwise_is_not_trained_on(levels, tmp_path):
+    record = levels.store.record["config"]
+    with pytest.raises(UserError, match=r"was not prepared as the run's configuration says .*holdout was 700, is 500"):
+        train(tiny.run_config(), prepared_with(levels, config=record | {"holdout": 700}), tmp_path / "run", False)
+    assert not (tmp_path / "run").exists()
+    for free in ({}, {"licence": "mine", "workers": 3}):
+        assert not prepared_otherwise(levels.store.record | {"config": record | free}, tiny.run_config().dataset)
+    # Of a version with other keys.
+    assert not prepared_otherwise({"config": {"old": 1}}, tiny.run_config().dataset)
 
 
 @pytest.mark.parametrize(("answer", "code", "expected"), [("n\n", 0, "nothing is removed"), ("", 2, "pass --yes")])

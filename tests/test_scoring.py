@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -158,11 +159,28 @@ def test_what_cannot_be_measured_is_missing_with_its_reason(stage):
     record = store.record | {"splits": {"train": [0, 1297], "test": [1297, 1297]}}
     without = type(store)(store.folder, store.images, store.labels, record)
     reference = load_reference(folder / "reference.npz")
+    # It is of a data set with a test split, which this does not look at.
+    reference = replace(reference, record=reference.record | {"dataset_splits": record["splits"]})
     metrics = scores.score(scores.sampled(unlabelled), without, reference, extractor, CONFIG)["metrics"]
     assert metrics["class_agreement"]["value"] is None
     assert "no labels" in metrics["class_agreement"]["reason"]
     assert metrics["nearest_distance_ratio"]["value"] is None
     assert "no test split" in metrics["nearest_distance_ratio"]["reason"]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_reference_of_other_splits_is_refused(stage, known):
+    """Images that one data set holds out, another may train on: by their ranges, or by their number if it is known."""
+    store, extractor, folder = stage
+    record = store.record | {"splits": {"train": [0, 1097], "test": [1097, 1797]}}
+    other = type(store)(store.folder, store.images, store.labels, record)
+    reference = load_reference(folder / "reference.npz")
+    assert reference.record["dataset_splits"] == store.record["splits"]
+    if not known:
+        kept = {key: value for key, value in reference.record.items() if key != "dataset_splits"}
+        reference = replace(reference, record=kept)
+    with pytest.raises(UserError, match=r"which is of other splits than .*: train (had|gave) 1297 images, .* 1097"):
+        scores.score(scores.heldout(other), other, reference, extractor, CONFIG)
 
 
 class Wrong(torch.nn.Module):

@@ -15,10 +15,7 @@ from udpm.config.validation import validate
 from udpm.core.errors import UserError
 from udpm.core.paths import expanded
 from udpm.core.reading import read_json
-from udpm.training.claim import differences, incidental
-
-LIMITS = ("max_pixels", "max_file_bytes")
-"""Keys that bound what is read of a source."""
+from udpm.training.claim import prepared_otherwise as changes
 
 
 class Prepared(Record):
@@ -64,18 +61,6 @@ def look_at(config: DatasetConfig, folder: Path) -> Known:
 
     source = open_source(config)
     return Known("test" in source.splits, source.class_names)
-
-
-def changes(record: dict[str, Any], config: DatasetConfig) -> dict[str, str]:
-    """By key, how a configuration differs from the one that a data set was prepared by, in what its images are."""
-    try:
-        earlier = DatasetConfig.model_validate({**record["config"], "workers": None})
-    except (KeyError, TypeError, ValueError):
-        # Of a version whose keys were others: what was made of them is there, and runs compare their own.
-        return {}
-    free = incidental("dataset")
-    # Limits matter where images were left out.
-    return differences(earlier, config, free - set(LIMITS) if record.get("skipped") else free)
 
 
 def read_prepared(path: Path) -> dict[str, Any]:

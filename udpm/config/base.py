@@ -19,6 +19,8 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+SplitRanges = dict[str, Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]]
+"""First image, and the one after the last, of each split."""
 Alpha = Annotated[float, Field(gt=0, le=1)]
 
 _NOT_IN_A_PATH = re.compile(r"[\n\0]")

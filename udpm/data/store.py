@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.lib import format as npy
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from udpm.config.base import Classes, NonNegativeInt, PositiveInt, Record, Sha256
+from udpm.config.base import Classes, PositiveInt, Record, Sha256, SplitRanges
 from udpm.config.validation import validate
 from udpm.core.arrays import check_seal
 from udpm.core.errors import UserError
@@ -41,7 +41,7 @@ class DatasetRecord(Record):
     side: PositiveInt
     classes: Classes
     class_names: list[str] = []
-    splits: dict[str, Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]]
+    splits: SplitRanges
     sha256: Sha256
     files: dict[str, Sha256] = {}
     source: dict[str, Any] = {}
@@ -113,6 +113,31 @@ class Store:
         if start == stop:
             raise UserError(f"{self.folder}: has no {name} split; its splits are {', '.join(self.record['splits'])}")
         return slice(start, stop)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a record says of the images that a result was made from, for `difference`."""
+        return {"dataset_sha256": self.digest, "dataset_splits": self.record["splits"]}
+
+    def difference(self, told: Mapping[str, Any]) -> str:
+        """How the images that a result was made from differ from these, for an error; empty where they do not.
+
+        Args:
+            told: the result's record: `identity`, and of a reference `split`, `n` and `flips`. What an older record
+                does not say is taken to be the same.
+        """
+        if told.get("dataset_sha256") not in (None, self.digest):
+            return f"other images than those in {self.folder}"
+        now = self.record["splits"]
+        for name, (start, stop) in now.items():
+            first, last = (told.get("dataset_splits") or now).get(name, (0, 0))
+            if last - first != stop - start or (first != start and stop > start):
+                return f"other splits than {self.folder} has: {name} had {last - first} images, has {stop - start}"
+        start, stop = now.get(told.get("split"), (0, 0))
+        count = (stop - start) * (2 if told.get("flips") else 1)
+        if told.get("dataset_sha256") is not None and count and told.get("n") not in (None, count):
+            return f"other splits than {self.folder} has: {told['split']} gave {told['n']} images, gives {count}"
+        return ""
 
     def verify(self) -> None:
         """Read all images and labels once and compare them with the record: about 2 GB per second.

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from udpm.config.base import PositiveInt, Record, Sha256
+from udpm.config.base import PositiveInt, Record, Sha256, SplitRanges
 from udpm.config.load import validate
 from udpm.core import provenance, runtime
 from udpm.core.arrays import check_array
@@ -47,6 +47,7 @@ class ReferenceRecord(Record):
     format: Literal[FORMAT]
     dataset: str
     dataset_sha256: Sha256 | None
+    dataset_splits: SplitRanges | None = None
     split: str
     n: Annotated[int, Field(ge=2)] | None
     flips: bool | None = None
@@ -106,7 +107,7 @@ def write_reference(
         UserError: no such split, or the extractor does not fit the images.
     """
     part = store.split(split)
-    identity = {"dataset": store.folder.name, "dataset_sha256": store.digest, "split": split}
+    identity = {"dataset": store.folder.name, **store.identity, "split": split}
     features, _ = _passes(store.images[part], extractor, batch, flips, cache)
     labels = np.tile(store.labels[part], 1 + flips) if store.classes > 1 else None
     _write(output, features, labels, identity | {"flips": flips, "size": [store.side, store.side]}, extractor)

@@ -181,10 +181,11 @@ def _belong_together(subject: Subject, store: Store | None, reference: Reference
             f"({reference.preprocessing}); make the reference again"
         )
     height, width = subject.images.shape[1:3]
-    # Published statistics do not say of which images they are.
-    of = reference.record["dataset_sha256"]
-    if store is not None and of not in (None, store.digest):
-        raise UserError(f"{store.folder}: is not the data set of the reference; make the reference again")
+    differs = store.difference(reference.record) if store is not None else ""
+    if differs:
+        raise UserError(
+            f"{store.folder}: is not the data set of the reference, which is of {differs}; make the reference again"
+        )
     if store is not None and (height, width) != (store.side, store.side):
         raise UserError(f"images have side {height}, but data set {store.folder} has {store.side}")
     size = reference.record.get("size")

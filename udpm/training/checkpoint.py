@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from udpm.config.base import NonNegativeInt, PositiveInt, Record, Sha256
+from udpm.config.base import NonNegativeInt, PositiveInt, Record, Sha256, SplitRanges
 from udpm.config.validation import validate
 from udpm.core.errors import UserError
 from udpm.core.files import sha256, write_json
@@ -38,6 +38,7 @@ class CheckpointRecord(Record):
     format: Literal[FORMAT]
     iteration: PositiveInt
     dataset_sha256: Sha256
+    dataset_splits: SplitRanges | None = None
     processes: list[dict[str, NonNegativeInt]]
     origin: dict[str, Any] | None
     run: dict[str, Any]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from udpm.config.base import Section
+from udpm.config.dataset import DatasetConfig
 from udpm.config.experiment import RunConfig
 from udpm.config.load import read_resolved, to_json
 from udpm.config.validation import validate
@@ -37,6 +38,9 @@ INCIDENTAL = {
     "training.workers",
 }
 """Keys that may change between attempts: they have no influence on the weights."""
+
+LIMITS = ("max_pixels", "max_file_bytes")
+"""Keys of a data set that bound what is read of its source."""
 
 WORLD = {"training.nodes", "training.processes_per_node", "training.accumulate"}
 """Keys that cut the batch: weights then agree up to rounding."""
@@ -146,6 +150,23 @@ def differences(earlier: Section, now: Section, free: set[str]) -> dict[str, str
         for key in after | before
         if before.get(key) != after.get(key) and key not in free
     }
+
+
+def prepared_otherwise(record: dict[str, Any], config: DatasetConfig) -> dict[str, str]:
+    """By key, how a configuration differs from the one a data set was prepared by, in what its images and splits are.
+
+    Args:
+        record: ``dataset.json``.
+        config: of the data set, now.
+    """
+    try:
+        earlier = DatasetConfig.model_validate({**record["config"], "workers": None})
+    except (KeyError, TypeError, ValueError):
+        # Of a version whose keys were others: what was made of them is there, and runs compare their own.
+        return {}
+    free = incidental("dataset")
+    # Limits matter where images were left out.
+    return differences(earlier, config, free - set(LIMITS) if record.get("skipped") else free)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -27,7 +27,7 @@ from udpm.data.cache import Levels
 from udpm.networks.weights import milestone, save_weights
 from udpm.training.attempts import failed_alike, recorded
 from udpm.training.checkpoint import forget_after, resume, save_checkpoint
-from udpm.training.claim import INCIDENTAL, ITERATIONS, WORLD, claim, differences
+from udpm.training.claim import INCIDENTAL, ITERATIONS, WORLD, claim, differences, prepared_otherwise
 from udpm.training.events import Events, writer_class
 from udpm.training.failure import save_failure
 from udpm.training.finished import is_finished
@@ -35,7 +35,7 @@ from udpm.training.metrics import Metrics, NotFinite
 from udpm.training.needs import count_needs, milestone_needs
 from udpm.training.owner import RECORD, STALE, Owner
 from udpm.training.previews import draw_preview, preview_path, write_preview
-from udpm.training.records import SEALED
+from udpm.training.records import SEALED, read_complete
 from udpm.training.telling import postfix, progress_line
 from udpm.training.trainer import Trainer
 
@@ -67,11 +67,17 @@ def train(
 
     Raises:
         StoppedEarly: a signal or the time asked for it and the state is saved; or another trainer took over.
-        UserError: the folder holds another run, the number of processes is wrong, a loss is not finite, or an extra is
-            not installed.
+        UserError: the folder holds another run, the number of processes is wrong, the data set was prepared otherwise
+            than the configuration says, a loss is not finite, or an extra is not installed.
     """
     if config.training == "imported":
         raise UserError(f"{run}: training is imported, so there is nothing to train; `udpm import` makes this run")
+    otherwise = prepared_otherwise(levels.store.record, config.dataset)
+    if otherwise:
+        raise UserError(
+            f"{levels.store.folder}: was not prepared as the run's configuration says "
+            f"({'; '.join(otherwise.values())}); resolve the run again, or prepare the data set again"
+        )
     training, place = config.training, find_place(config.training.processes)
     if training.tensorboard:
         writer_class()
@@ -136,6 +142,7 @@ class Session:
         """Claim the folder, continue where the run stands, and bring it to its end."""
         claim(self.run, self.config, allow_world_size_change, writes=False)
         if is_finished(self.run, self.iterations, self.digest):
+            self._check_images(self.run, read_complete(self.run))
             self._say(f"{self.run}: complete already, nothing to do")
             return
         claim(self.run, self.config, allow_world_size_change, writes=self.owner is not None)
@@ -196,8 +203,7 @@ class Session:
 
     def _check(self, checkpoint: Path, description: dict[str, Any]) -> None:
         """Whether a checkpoint is this run's: of these images, and of this configuration."""
-        if description["dataset_sha256"] != self.digest:
-            raise UserError(f"{checkpoint}: was trained on other images than those in {self.levels.store.folder}")
+        self._check_images(checkpoint, description)
         earlier = validate(RunConfig, description["run"], str(checkpoint))
         changed = differences(earlier, self.config, INCIDENTAL | WORLD | {ITERATIONS})
         if changed:
@@ -207,6 +213,13 @@ class Session:
             raise UserError(
                 f"{checkpoint}: is of iteration {description['iteration']}, but training ends after {self.iterations}; "
                 "take it out of the folder"
+            )
+
+    def _check_images(self, where: Path, told: dict[str, Any]) -> None:
+        differs = self.levels.store.difference(told)
+        if differs:
+            raise UserError(
+                f"{where}: was trained on {differs}; bring that data set back, or give the experiment a new name"
             )
 
     def _loop(self, trainer: Trainer, metrics: Metrics) -> None:
@@ -234,7 +247,7 @@ class Session:
                     self._commit(lambda: self._keep(trainer))
                 if saves:
                     self._check_together(trainer)
-                    self._commit(lambda: save_checkpoint(self.run / "checkpoints", state, self._description(trainer)))
+                    self._commit(lambda: self._save(trainer))
                     saved = time.monotonic()
                 if stopping:
                     signal = str(self.stop) if self.stop else "another process's signal"
@@ -243,6 +256,11 @@ class Session:
                         f"stopped on {reason} at iteration {state.iteration} of {total}, state saved: run the same "
                         "command again"
                     )
+
+    def _save(self, trainer: Trainer) -> None:
+        # Weights do not say their splits: the bytes of a model stay what they were.
+        description = self._description(trainer) | self.levels.store.identity
+        save_checkpoint(self.run / "checkpoints", trainer.state, description)
 
     def _check_together(self, trainer: Trainer) -> None:
         """All processes hold the same weights and averages; if not, nothing of this is worth saving."""
@@ -323,7 +341,7 @@ class Session:
             "device": runtime.describe(self.device),
             "processes": self.history,
             "origin": self.origin,
-            "dataset_sha256": self.digest,
+            **self.levels.store.identity,
             **self._class_names(),
             "weights_sha256": sha256(weights),
             "provenance": provenance.record(),

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from udpm.config.base import NonNegativeFloat, NonNegativeInt, Record
+from udpm.config.base import NonNegativeFloat, NonNegativeInt, Record, SplitRanges
 from udpm.config.validation import completed, validate
 from udpm.core.arrays import check_seal
 from udpm.core.reading import read_json, read_json_lines
@@ -18,7 +18,7 @@ COMPLETE = "complete.json"
 ITERATION = re.compile(r"[0-9]{9,18}")
 SEALED = (
     *("format", "experiment", "seed", "iterations", "seconds", "parameters", "device", "processes", "origin"),
-    *("dataset_sha256", "class_names", "weights_sha256"),
+    *("dataset_sha256", "dataset_splits", "class_names", "weights_sha256"),
 )
 """What the digest of ``complete.json`` is of: all that is shown or decided by."""
 Kind = TypeVar("Kind", bound=Record)
@@ -50,6 +50,7 @@ class Complete(Record):
     device: str | None = None
     origin: Origin | None = None
     dataset_sha256: str | None = None
+    dataset_splits: SplitRanges | None = None
     class_names: list[str] | None = None
     weights_sha256: str
     provenance: Provenance
