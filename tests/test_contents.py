@@ -815,6 +815,7 @@ def test_results_that_were_changed_but_could_be_right(scored, capsys, name, plac
         ("score", "protocol.n", ..., "protocol.n: is missing"),
         ("score", "protocol.extractor.sha256", ..., "protocol.extractor.sha256: is missing"),
         ("score", "subject.kind", "photographs", "subject.kind: "),
+        ("score", "subject.iteration", 2**64 - 1, "which 64 bits do not hold"),
         ("score", "protocol", [], "protocol: input should be"),
         ("selection", "frechet_distance", -3.0, "frechet_distance: "),
         ("selection", "milestones", [], "milestones: "),

@@ -86,9 +86,9 @@ def test_json_is_bounded(case):
 
 
 def test_json_as_editors_write_it(tmp_path):
-    text = '\ufeff{"a": ["ü", "\\ud83d\\ude00", "\\\\u0000", 1e-4, 18446744073709551615]}'
+    text = '\ufeff{"a": ["ü", "\\ud83d\\ude00", "\\\\u0000", 1e-4, 9223372036854775807]}'
     (tmp_path / "a.json").write_text(text, encoding="utf-8")
-    assert read_json(tmp_path / "a.json", "score") == {"a": ["ü", "😀", "\\u0000", 1e-4, 2**64 - 1]}
+    assert read_json(tmp_path / "a.json", "score") == {"a": ["ü", "😀", "\\u0000", 1e-4, 2**63 - 1]}
     (tmp_path / "b.json").write_text("[]")
     with pytest.raises(UserError, match=r"b\.json: not a score: expected a JSON object, found list"):
         read_json(tmp_path / "b.json", "score")

@@ -23,8 +23,8 @@ JSON_BYTES_PER_VALUE = 8
 LINE_BYTES = 2**20
 LINES_BYTES = 256 * 2**20
 """Longest line, and largest file of JSON lines, that is read."""
-INTEGERS = range(-(2**63), 2**64)
-"""What fits into 64 bits, with or without a sign."""
+INTEGERS = range(-(2**63), 2**63)
+"""What fits into 64 bits with a sign, which is what tables and arrays hold."""
 
 _KINDS = {
     stat.S_ISDIR: "a folder",
