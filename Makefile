@@ -30,7 +30,7 @@ demo: install
 # On both cores of a small machine.
 test: install
 	$(BIN)/python -m pytest -m "not slow and not soak and not slurm" -n 2 --dist loadfile
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "slow and not soak" -n 2 --dist loadfile
 
 # What only a machine with a GPU can show.
 test-gpu: install

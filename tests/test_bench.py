@@ -165,7 +165,7 @@ def test_what_an_extractor_does_is_counted(quick, tmp_path, capsys):
     assert both["multiply_adds"] == 2 * network["multiply_adds"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_sampling_against_the_plain_way(quick, tmp_path, capsys):
     output = tmp_path / "sampling.json"
     arguments = ("sample", "digits", "--batch", 2, *BASELINE, "--gains", "--memory", "--output", output)
@@ -188,7 +188,7 @@ def test_training_against_the_plain_way(quick, tmp_path, capsys):
     assert "gains" not in record
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_gains_of_training_one_by_one(quick, tmp_path, capsys):
     config = tiny.write_config(tmp_path)
     record = record_of(capsys, "train", config, "--batch", 4, *BASELINE, "--gains", "--memory", "--levels", "3")

@@ -172,7 +172,7 @@ def test_srun_and_torchrun_start_the_same_training(digits, shared):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGKILL, marks=pytest.mark.soak), signal.SIGTERM])
 def test_two_processes_resume_exactly(digits, shared, tmp_path, number):
     run = tmp_path / "run"
     held = tiny.Held.before_iteration(tmp_path, 6)

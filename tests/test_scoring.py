@@ -107,7 +107,7 @@ def test_the_classifier_knows_digits(stage):
     assert extractor.describe()["sha256"] == record["sha256"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_classifier_has_the_same_bytes_every_time(digits, tmp_path):
     for name in ("a", "b"):
         tiny.udpm("extractor", digits / "dataset", "--output", tmp_path / name / "x.pt", "--threads", 1)

@@ -162,7 +162,10 @@ def undisturbed(digits, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "after"), [(signal.SIGKILL, 9), (signal.SIGKILL, 35), (signal.SIGTERM, 19)])
+@pytest.mark.parametrize(
+    ("number", "after"),
+    [(signal.SIGKILL, 9), pytest.param(signal.SIGKILL, 35, marks=pytest.mark.soak), (signal.SIGTERM, 19)],
+)
 def test_a_killed_process_resumes_exactly(undisturbed, tmp_path, number, after):
     """Through the command line, against a run that nobody disturbed."""
     (command, expected), run = undisturbed, tmp_path / "run"
