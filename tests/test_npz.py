@@ -190,6 +190,27 @@ def test_files_of_pytorch_are_no_bombs(tmp_path, monkeypatch):
         read_weights([tmp_path / "b.pt"])
 
 
+@pytest.mark.parametrize("save", [torch.save, torch.jit.save])
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [(b"X\xff\xff\xff\x7f", "expected 2147483647 bytes"), (b"r\xff\xff\xff\x7f", "numbered 2147483647")],
+    ids=["text", "memo"],
+)
+def test_a_pickle_that_claims_gigabytes(tmp_path, save, code, expected):
+    """PyTorch would make room for them before it looks how much there is."""
+    path = tmp_path / "a.pt"
+    save(torch.jit.script(torch.nn.ReLU()) if save is torch.jit.save else {"a": torch.zeros(3)}, str(path))
+    with zipfile.ZipFile(path) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    for name in members:
+        if name.endswith("data.pkl"):
+            members[name] = members[name][:2] + b"N" + code + members[name][2:]
+    archive(path, *members.items())
+    for read in (lambda: read_weights([path]), lambda: load_extractor(path, torch.device("cpu"))):
+        with pytest.raises(UserError, match=rf"a\.pt: not a readable .*data\.pkl: .*{expected}"):
+            read()
+
+
 def test_a_tensor_that_claims_terabytes(tmp_path):
     path = tmp_path / "a.pt"
     torch.save({"net.enc.SxS_conv.weight": torch.zeros(1).expand(2**20, 2**20)}, path)

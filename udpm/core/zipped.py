@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickletools
 import struct
 import zipfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from udpm.core.errors import UserError
+from udpm.core.errors import UserError, first_line
 from udpm.core.reading import opened
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
@@ -152,5 +153,23 @@ def check_archive(path: str | os.PathLike, what: str) -> None:
             return
         try:
             check_unpacked(sum(key[2] for _, key in Members(file)), os.fstat(file.fileno()).st_size)
+            _check_pickles(file)
         except zipfile.BadZipFile as error:
             raise UserError(f"{path}: not a readable {what}: {error}") from None
+
+
+def _check_pickles(file: BinaryIO) -> None:
+    """Pass over the pickles of an archive without building anything: PyTorch makes room for what a length claims."""
+    with zipfile.ZipFile(file) as archive:
+        for name in archive.namelist():
+            if not name.endswith(".pkl"):
+                continue
+            try:
+                data = archive.read(name)
+                for code, value, _ in pickletools.genops(data):
+                    if code.name.endswith("PUT") and value > len(data):
+                        raise ValueError(f"an entry of its memo is numbered {value}")
+            except zipfile.BadZipFile:
+                raise
+            except Exception as error:  # Damaged bytes raise errors of any type.
+                raise zipfile.BadZipFile(f"{name}: {first_line(error)}") from None
