@@ -211,6 +211,24 @@ def test_a_pickle_that_claims_gigabytes(tmp_path, save, code, expected):
             read()
 
 
+def test_a_pickle_that_cannot_be_unpacked(tmp_path):
+    """A version of .zip from the future, an encrypted file: whatever the library says of them."""
+    path = tmp_path / "a.pt"
+    torch.save({"a": torch.zeros(3)}, path)
+    place = path.read_bytes().index(b"PK\x01\x02")
+    for offset, value in ((6, 128), (8, 1), (10, 99)):
+        with open(path, "r+b") as file:
+            file.seek(place + offset)
+            before = file.read(1)
+            file.seek(place + offset)
+            file.write(bytes([value]))
+        with pytest.raises(UserError, match=r"a\.pt: not a readable checkpoint: "):
+            read_weights([path])
+        with open(path, "r+b") as file:
+            file.seek(place + offset)
+            file.write(before)
+
+
 def test_a_tensor_that_claims_terabytes(tmp_path):
     path = tmp_path / "a.pt"
     torch.save({"net.enc.SxS_conv.weight": torch.zeros(1).expand(2**20, 2**20)}, path)

@@ -160,16 +160,13 @@ def check_archive(path: str | os.PathLike, what: str) -> None:
 
 def _check_pickles(file: BinaryIO) -> None:
     """Pass over the pickles of an archive without building anything: PyTorch makes room for what a length claims."""
-    with zipfile.ZipFile(file) as archive:
-        for name in archive.namelist():
-            if not name.endswith(".pkl"):
-                continue
-            try:
+    name = "directory"
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for name in [name for name in archive.namelist() if name.endswith(".pkl")]:
                 data = archive.read(name)
                 for code, value, _ in pickletools.genops(data):
                     if code.name.endswith("PUT") and value > len(data):
                         raise ValueError(f"an entry of its memo is numbered {value}")
-            except zipfile.BadZipFile:
-                raise
-            except Exception as error:  # Damaged bytes raise errors of any type.
-                raise zipfile.BadZipFile(f"{name}: {first_line(error)}") from None
+    except Exception as error:  # Damaged bytes raise errors of any type.
+        raise zipfile.BadZipFile(f"{name}: {first_line(error)}") from None
