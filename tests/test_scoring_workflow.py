@@ -55,7 +55,7 @@ def test_inception_runs_offline_in_all_modes(study):
     assert all(len(score["metrics"]["class_frechet_distance"]["by_class"]) == 10 for score in scores)
     assert all(score["metrics"]["inception_score"]["value"] >= 1 for score in scores)
     assert "FID" not in scores[0]["metrics"]["frechet_distance"]["label"]
-    assert list((study / "results/features").glob("*.npy"))
+    assert list((study / "results/features").glob("*.npz"))
     again = snakemake("-n", *targets, *given, cwd=study)
     assert "Nothing to be done" in again.stdout + again.stderr
 
