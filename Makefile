@@ -1,8 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Where config/config.yaml has everything made; in quotes wherever a shell reads it. Snakemake would replace a $NAME in the
-# path of a report.
+# Where config/config.yaml has everything made; in quotes wherever a shell reads it.
 RESULTS := $$($(BIN)/python -c 'import os; from pathlib import Path; from udpm.config import load_study; \
   from udpm.config.yaml_file import read_yaml; file = Path("config/config.yaml"); \
   print(os.path.abspath(load_study(read_yaml(file), str(file)).results))')
@@ -19,7 +18,8 @@ $(VENV)/.installed: pyproject.toml envs/constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c envs/constraints.txt -e '.[all,dev]'
 	touch $@
 
-# The whole pipeline on the embedded data set; what is up to date is not redone.
+# The whole pipeline on the embedded data set; what is up to date is not redone. The report is moved to its place:
+# Snakemake would replace a $NAME in its path.
 demo: install
 	$(BIN)/python -m snakemake --quiet rules
 	@results=$(RESULTS) && report="$$results/report.html" && \

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -410,13 +411,24 @@ def test_a_run_that_lost_its_configuration_is_known_by_its_weights(study, capsys
     before = tiny.snapshot(study / RUN)
     (study / RUN / "config.json").unlink()
     assert planned() == set()
-    edit(study / "config/experiments/digits.yaml", training__learning_rate=0.5)
+    # Having started from other weights makes it no import.
+    record = json.loads((study / RUN / "complete.json").read_text())
+    started = {key: value for key, value in record.items() if key != "record_sha256"} | {"origin": {"kind": "udpm"}}
+    say(study / RUN / "complete.json", started)
+    assert planned() == set()
+    say(study / RUN / "complete.json", record)
+    edit(study / "config/experiments/digits.yaml", training="imported", weights="start.safetensors")
+    shutil.copy(study / RUN / "weights.safetensors", "start.safetensors")
+    assert "holds a run that was trained, not imported weights" in refused(capsys)
+    shutil.copy(ROOT / "config/experiments/digits.yaml", study / "config/experiments")
+    small = {key.replace(".", "__"): value for key, value in tiny.SMALL.items()}
+    edit(study / "config/experiments/digits.yaml", **small | {"training__learning_rate": 0.5})
     write_configs()
     assert "training.learning_rate was 0.001, is 0.5" in refused(capsys)
     data = ("--dataset", "results/datasets/digits", "--cache", "results/caches/digits")
     assert tiny.call("train", "results/configs/digits/seed0.json", *data, "--run", RUN) == 2
     assert "training.learning_rate was 0.001, is 0.5" in capsys.readouterr().err
-    assert {path: before[path] for path in tiny.snapshot(study / RUN)} == tiny.snapshot(study / RUN)
+    assert before[Path("weights.safetensors")] == (study / RUN / "weights.safetensors").read_bytes()
 
 
 def test_imported_weights_of_another_experiment_are_imported_anew(study, trained):

@@ -18,8 +18,8 @@ from udpm.training.claim import INCIDENTAL
 
 FOLDER = "content"
 """Of the records, in the folder of results: they go with it wherever it is copied."""
-RECORDS = (["results:", "configs"], ["results:", "runs"], ["results:", "datasets"])
-"""Where files lie of which not every word counts."""
+RECORDS = ("results:/configs/", "results:/runs/", "results:/datasets/")
+"""Folders of records of which not every word counts."""
 TRAINING = "train_model"
 """A rule that runs again only where `Content.forced` says so: training itself resumes from what is there."""
 KEPT = (TRAINING, "import_weights", "prepare_dataset", "cache_levels", "export_images", "write_card")
@@ -143,9 +143,7 @@ class Content:
             return None
         try:
             name = self._name(path)
-            if name.startswith(("results:/configs/", "results:/runs/", "results:/datasets/")) and name.endswith(
-                ".json"
-            ):
+            if name.startswith(RECORDS) and name.endswith(".json"):
                 return _digest(_essence(read_json(path, "record"), Path(path).name))
             return self.digests(path)
         except UserError:

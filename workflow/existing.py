@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from content import Content
-from known import changes, read_prepared
+from known import read_prepared
 from plan import CONFIG, Plan, one_line
 
 from udpm.config import DatasetConfig, RunConfig, place_of, to_json
 from udpm.core.errors import UserError
 from udpm.core.reading import read_json
-from udpm.training.claim import claim, claim_import
+from udpm.training.claim import claim, claim_import, prepared_otherwise
 from udpm.training.finished import WEIGHTS, has_checkpoint, is_finished, read_completion
 from udpm.training.records import COMPLETE, read_complete
 
@@ -74,7 +74,7 @@ class Existing:
 
     def _source_changes(self, folder: Path, record: dict[str, Any], config: DatasetConfig) -> str | None:
         """How a data set's configuration or source differ from what was prepared."""
-        changed = changes(record, config)
+        changed = prepared_otherwise(record, config)
         if changed or INVENTORY not in record.get("files", {}):
             return "; ".join(changed.values()) or None
         # Not for data sets of a package: it imports what reads images.

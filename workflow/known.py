@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from udpm.config import DatasetConfig
-from udpm.config.base import NonNegativeInt, Record
+from udpm.config.base import Record, SplitRanges
 from udpm.config.dataset import OWN_CLASSES
 from udpm.config.validation import validate
 from udpm.core.errors import UserError
 from udpm.core.paths import expanded
 from udpm.core.reading import read_json
-from udpm.training.claim import prepared_otherwise as changes
+from udpm.training.claim import prepared_otherwise
 
 
 class Prepared(Record):
@@ -23,7 +21,7 @@ class Prepared(Record):
 
     sha256: str | None = None
     files: dict[str, str] = {}
-    splits: dict[str, Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]] = {}
+    splits: SplitRanges = {}
     class_names: list[str] | None = None
 
 
@@ -53,7 +51,7 @@ def look_at(config: DatasetConfig, folder: Path) -> Known:
     if config.source != "folder":
         return Known(config.source == "cifar10" or bool(config.holdout), OWN_CLASSES[config.source])
     record, is_there = _record(folder / "dataset.json"), expanded(config.path, "path").exists()
-    if record and not (is_there and changes(record, config)):
+    if record and not (is_there and prepared_otherwise(record, config)):
         return Known("test" in record.get("splits", {}), record.get("class_names") or [])
     if not is_there:
         return Known(bool(config.holdout or config.expected_test_count) or None, [])

@@ -27,7 +27,7 @@ from udpm.core import kinds
 @click.option("--alphas", type=Numbers(float), help="The schedule, l = 1 first: 0.5,0.2,1e-3.")
 @click.option("--sigmas", type=Numbers(float), help="The schedule, l = 1 first: 0.1,0.2,0.3.")
 @click.option("--normalization", type=click.Choice(["norm", "sum"]), help="Of H's box; default: norm.")
-@click.option("--classes", type=Whole(2, 10_000), help="Number of classes, where label dropout hides it.")
+@click.option("--classes", type=Whole(2, 100_000), help="Number of classes, where label dropout hides it.")
 @click.option("--folder", type=OutputPlace(), default="config", show_default=True, help="Folder of the configuration.")
 @click.option(
     "--run-config", type=FILE, help="Instead of all above: a run's resolved configuration, which names its weights."

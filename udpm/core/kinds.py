@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
-import struct
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from udpm.core.errors import UserError
 from udpm.core.files import leading, sha256
 from udpm.core.folders import FolderKind
 from udpm.core.marks import csv_digests, ends, is_sealed, is_unedited
+from udpm.core.tensors import read_header
 
 DATASET = FolderKind(
     "data set",
@@ -119,28 +119,23 @@ def _is_chain(path: Path) -> bool:
 
 def _is_imported(path: Path) -> bool:
     """Weights of `udpm import`: those of a run say what it was trained on."""
-    description = _description(path)
+    description = weights_description(path)
     return bool(description) and "dataset" not in description
 
 
 def _is_imported_run(path: Path) -> bool:
     """A run's weights that were imported: trained ones say how."""
-    description = _description(path)
+    description = weights_description(path)
     return bool(description.get("origin")) and "run" not in description
 
 
-def _description(path: Path) -> dict[str, Any]:
-    """What a weight file says of itself; empty of any other file."""
-    size = leading(path, 8)
-    length = struct.unpack("<Q", size)[0] if len(size) == 8 else 0
-    if not 0 < length < 64 * LARGEST_LIST:
-        return {}
+def weights_description(path: Path) -> dict[str, Any]:
+    """What a weight file says of itself; empty of any other file, a damaged or a missing one."""
     try:
-        header = json.loads(leading(path, 8 + length)[8:])
-        description = json.loads(header["__metadata__"]["udpm"])
-        return description if description["format"].startswith("udpm-weights/") else {}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        description = read_header(path).description
+    except UserError:
         return {}
+    return description if str(description.get("format")).startswith("udpm-weights/") else {}
 
 
 def _is_run_weights(path: Path) -> bool:

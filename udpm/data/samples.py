@@ -206,10 +206,11 @@ def _load(path: Path, told: dict[str, Any] | None = None) -> SampleSet:
     if not os.path.lexists(path) and not unfinished(path):
         raise UserError(f"{path}: sample set not found; `udpm sample` makes it")
     record = _record(record_path(path)) if told is None else told
-    described = [file for file in (path, *unfinished(path)) if file.exists() and sha256(file) == record["sha256"]]
-    if not described:
+    candidates = (file for file in (path, *unfinished(path)) if file.exists())
+    described = next((file for file in candidates if sha256(file) == record["sha256"]), None)
+    if described is None:
         raise UserError(f"{record_path(path)}: does not describe {path.name}; draw the sample set again")
-    arrays = read_npz(described[0], "sample set")
+    arrays = read_npz(described, "sample set")
     _check_arrays(path, arrays, record)
     outputs = {int(OUTPUTS.fullmatch(name)[1]): arrays[name] for name in arrays if OUTPUTS.fullmatch(name)}
     return SampleSet(arrays["images"], arrays["labels"], record, outputs)

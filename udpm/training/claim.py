@@ -12,7 +12,7 @@ from udpm.config.load import read_resolved, to_json
 from udpm.config.validation import validate
 from udpm.core.errors import UserError
 from udpm.core.files import write_text
-from udpm.core.tensors import read_header
+from udpm.core.kinds import weights_description
 from udpm.training.finished import WEIGHTS
 from udpm.training.records import COMPLETE, read_complete
 
@@ -67,11 +67,6 @@ def claim(run: Path, config: RunConfig, allow_world_size_change: bool, *, writes
         UserError: the folder holds a run of another configuration (the differing keys are named), or imported weights.
     """
     path = run / "config.json"
-    if _holds_import(run):
-        raise UserError(
-            f"{run}: holds imported weights, which this training would replace; give the experiment a new name, or "
-            "delete the folder"
-        )
     # A sweep has hundreds of runs: the same text is not parsed again.
     earlier = None if _is_text(path, to_json(config)) else _earlier(run)
     if earlier is not None:
@@ -97,26 +92,31 @@ def claim_import(run: Path) -> None:
     Raises:
         UserError: it holds a run that was trained.
     """
-    if (run / "config.json").exists():
+    if (run / "config.json").exists() or "run" in weights_description(run / WEIGHTS):
         raise UserError(
             f"{run}: holds a run that was trained, not imported weights; give the experiment a new name, or delete the "
             "folder"
         )
 
 
-def _holds_import(run: Path) -> bool:
-    return (run / COMPLETE).exists() and not (run / "config.json").exists() and bool(read_complete(run).get("origin"))
-
-
 def _earlier(run: Path) -> RunConfig | None:
-    """The configuration of the run that a folder holds: its own file, or where that is gone what its weights say."""
+    """The configuration of the run that a folder holds: its own file, or where that is gone what its weights say.
+
+    Raises:
+        UserError: the folder holds imported weights.
+    """
     path, weights = run / "config.json", run / WEIGHTS
     if path.exists():
         return read_resolved(RunConfig, path)
-    if not weights.exists():
-        return None
-    told = read_header(weights).description.get("run")
-    return None if told is None else validate(RunConfig, told, f"{weights}: run")
+    description = weights_description(weights)
+    if "run" in description:
+        return validate(RunConfig, description["run"], f"{weights}: run")
+    if description.get("origin"):
+        raise UserError(
+            f"{run}: holds imported weights, which this training would replace; give the experiment a new name, or "
+            "delete the folder"
+        )
+    return None
 
 
 def _is_text(path: Path, text: str) -> bool:
