@@ -30,20 +30,21 @@ demo: install
 # On both cores of a small machine.
 test: install
 	$(BIN)/python -m pytest -m "not slow and not soak and not slurm" -n 2 --dist loadfile
-	$(BIN)/python -m pytest -m "slow and not soak" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "slow and not soak and not slurm" -n 2 --dist loadfile
 
 # What only a machine with a GPU can show.
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
 
-# The workflow on a live SLURM, started for the tests; installs Debian's packages of it where that may be.
+# The workflow on live SLURMs, started for the tests, one for each of two workers; installs Debian's packages of SLURM
+# where that may be. Most of the time is waiting, so two of them pay off on two cores.
 test-slurm: install
 	tests/slurm/install.sh
-	$(BIN)/python -m pytest -m slurm
+	$(BIN)/python -m pytest tests/slurm -m slurm -n 2
 
 # What takes longer than every change should have to wait for.
 soak: install
-	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -m "soak and not slurm"
 
 # Many mutated inputs for every reader of a file, and a table of what became of them; FUZZ=1000 for fewer.
 FUZZ ?= 20000

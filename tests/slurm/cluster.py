@@ -20,6 +20,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "sbatch", "munged", "mariadbd", "mariadb-install-db", "setpriv")
+COMMANDS = ("salloc", "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo", "sacct", "sacctmgr", "sstat", "sprio")
 CLUSTER = "udpmtest"
 ACCOUNT = "lab"
 NODES = ("n1", "n2")
@@ -111,6 +112,7 @@ class Cluster:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.accounting = accounting
         self._daemons: dict[str, subprocess.Popen] = {}
+        self._claim: socket.socket | None = None
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))},
             "SLURM_CONF": str(self.folder / "slurm.conf"),
@@ -138,6 +140,8 @@ class Cluster:
         for name in reversed(list(self._daemons)):
             self.kill(name, signal.SIGTERM)
         self._kill_leftovers()
+        if self._claim is not None:
+            self._claim.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start_node(self, node: str) -> None:
@@ -182,7 +186,7 @@ class Cluster:
             (self.folder / name).mkdir(parents=True)
         (self.folder / "munge").chmod(0o755)
         self.folder.chmod(0o755)
-        controller, database, node = free_ports()
+        self._claim, (controller, database, node) = claim_ports()
         given = {
             "cluster": CLUSTER,
             "host": socket.gethostname().partition(".")[0],
@@ -206,10 +210,12 @@ class Cluster:
         for name, text in texts.items():
             (self.folder / name).write_text(text)
         (self.folder / "slurmdbd.conf").chmod(0o600)
-        # Snakemake's job step strips SLURM_* variables from what it starts: a nested srun would look in /etc/slurm.
-        wrapper = self.folder / "bin" / "srun"
-        wrapper.write_text(f'#!/bin/sh\nexport SLURM_CONF={self.folder}/slurm.conf\nexec /usr/bin/srun "$@"\n')
-        wrapper.chmod(0o755)
+        # Inside a job, Snakemake strips SLURM_* variables from what it starts: commands would look in /etc/slurm.
+        for name in COMMANDS:
+            wrapper = self.folder / "bin" / name
+            command = shutil.which(name, path=self.environment["PATH"])
+            wrapper.write_text(f'#!/bin/sh\nexport SLURM_CONF={self.folder}/slurm.conf\nexec {command} "$@"\n')
+            wrapper.chmod(0o755)
 
     def _start_munge(self) -> None:
         munge = self.folder / "munge"
@@ -223,16 +229,20 @@ class Cluster:
 
     def _start_accounting(self) -> None:
         database, user = self.folder / "db", getpass.getuser()
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": self.environment, "timeout": 120}
+        self.environment["MYSQL_UNIX_PORT"] = f"{database}/socket"
+        # In a folder that they share, one server removes the temporary tables of others when it starts.
+        (database / "tmp").mkdir()
+        environment = self.environment | {"TMPDIR": f"{database}/tmp"}
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment, "timeout": 120}
         install = ["mariadb-install-db", "--no-defaults", f"--datadir={database}/data", f"--user={user}"]
         subprocess.run([*install, "--auth-root-authentication-method=normal", "--skip-test-db"], check=True, **quiet)
         server = ["mariadbd", "--no-defaults", f"--datadir={database}/data", f"--user={user}", "--skip-networking"]
         server += [f"--socket={database}/socket", f"--pid-file={database}/pid", "--innodb-flush-log-at-trx-commit=0"]
-        self.environment["MYSQL_UNIX_PORT"] = f"{database}/socket"
+        server += [f"--tmpdir={database}/tmp"]
         self.start("mariadbd", *server)
-        self._wait("the database", (database / "socket").exists)
         make = f"CREATE USER IF NOT EXISTS '{user}'@'localhost'; GRANT ALL ON *.* TO '{user}'@'localhost';"
-        subprocess.run(["mariadb", "--no-defaults", "-u", "root", "-e", make], check=True, **quiet)
+        grant = ["mariadb", "--no-defaults", "-u", "root", "-e", make]
+        self._wait("the database", lambda: subprocess.run(grant, check=True, **quiet))
         self.start("slurmdbd", "slurmdbd", "-D")
         self._wait("accounting", lambda: self.ask("sacctmgr", "-n", "show", "cluster") is not None)
         self.ask("sacctmgr", "-i", "add", "cluster", CLUSTER)
@@ -263,14 +273,21 @@ class Cluster:
                     os.kill(int(process.name), signal.SIGKILL)
 
 
-def free_ports() -> tuple[int, int, int]:
-    """Ports that nobody listens on: of the controller, of the database, and the first of the nodes'."""
-    needed = 2 + len(NODES)
+def claim_ports() -> tuple[socket.socket, tuple[int, int, int]]:
+    """Ports that nobody listens on: of the controller, of the database, and the first of the nodes'.
+
+    The port before them is bound and never used: while the socket is open, no other cluster is given any of these, even
+    if its daemons start at the same moment.
+    """
+    needed = 1 + 2 + len(NODES)
     for first in random.sample(range(20_000, 30_000, needed), 100):
+        claim = socket.socket()
         with ExitStack() as stack, suppress(OSError):
-            for port in range(first, first + needed):
+            claim.bind(("127.0.0.1", first))
+            for port in range(first + 1, first + needed):
                 stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return first, first + 1, first + 2
+            return claim, (first + 1, first + 2, first + 3)
+        claim.close()
     raise OSError("no free ports between 20000 and 30000")
 
 

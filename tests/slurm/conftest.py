@@ -13,48 +13,124 @@ from pathlib import Path
 
 import pytest
 from cluster import ACCOUNT, Cluster, missing
-from tiny import ROOT
+from filelock import FileLock
+from tiny import ROOT, TORCHRUN, udpm
 
 from udpm.config import load_experiment
+from udpm.core.files import sha256
 
 SOURCES = ("config", "workflow", "slurm", "envs")
 PYTHON = Path(sys.executable)
 LIVE = ROOT / "tests" / "slurm"
+# Files whose tests share a study: one worker of pytest-xdist runs them all.
+SHARING = ("test_cluster.py", "test_cluster_targets.py")
+TARGET = "results/runs/{name}/seed0/complete.json"
+TRAINING = """\
+extends: digits-smoke
+training: {{iterations: {iterations}, checkpoint_every: 20, {more}}}
+resources: {{training: {{hours: {hours}, memory_gb: {memory}, gpus_per_node: 0}}}}
+"""
+TWO_NODES = "nodes: 2, processes_per_node: 1"
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config, items):
-    """Say loudly what is not tested."""
-    lacking = missing()
-    if not lacking:
+    """Mark all tests here, and say loudly what is not tested."""
+    for item in _here(items):
+        item.add_marker("slurm")
+        # Most submit a whole DAG of jobs, which takes its time on a busy machine.
+        item.add_marker(pytest.mark.timeout(1800))
+    yield
+    lacking, selected = missing(), _here(items)
+    if not lacking or not selected:
         return
     why = f"SLURM IS NOT TESTED HERE: {', '.join(lacking)} not installed; `make test-slurm` installs them"
-    here = [item for item in items if LIVE in Path(item.fspath).parents]
-    for item in here:
+    for item in selected:
         item.add_marker(pytest.mark.skip(reason=why))
-    if here:
-        config.get_terminal_writer().line(f"\n{why}\n", red=True, bold=True)
+    config.get_terminal_writer().line(f"\n{why}\n", red=True, bold=True)
+
+
+def _here(items):
+    return [item for item in items if LIVE in item.path.parents]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give each test to the worker that is free; those of a file whose tests share a study, all to one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            path = nodeid.partition("::")[0]
+            return path if Path(path).name in SHARING else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
 def cluster():
-    """A live SLURM."""
+    """A live SLURM; each worker of pytest-xdist has its own."""
     with Cluster() as live:
         yield live
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory):
+def once(tmp_path_factory):
+    """Make a folder by a function of it, or take the one that another worker of pytest-xdist made."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def made(name, make):
+        folder = shared / name
+        done = shared / f"{name}.done"
+        with FileLock(f"{folder}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def prepared(once):
     """A copy of the project in which digits are prepared and cached, to start training from at once."""
-    folder = tmp_path_factory.mktemp("prepared") / "study"
-    copy_sources(folder)
-    write_experiment(folder, "smoke", "extends: digits-smoke\n")
-    done = subprocess.run(
-        [PYTHON.parent / "snakemake", "results/caches/digits/cache.json"],
-        **_options(folder, os.environ | {"PYTHONPATH": str(ROOT)}),
-    )
-    assert done.returncode == 0, done.stderr
-    return folder
+
+    def make(folder):
+        copy_sources(folder)
+        write_experiment(folder, "smoke", "extends: digits-smoke\n")
+        done = subprocess.run(
+            [PYTHON.parent / "snakemake", "results/caches/digits/cache.json"],
+            **_options(folder, os.environ | {"PYTHONPATH": str(ROOT)}),
+        )
+        assert done.returncode == 0, done.stderr
+
+    return once("prepared", make)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(prepared, once):
+    """SHA-256 of the weights of a training that nothing happens to, by number of iterations and keys of training."""
+
+    def weights(iterations=400, more="flip: false"):
+        def make(folder):
+            shutil.copytree(prepared / "config", folder / "config")
+            write_training(folder, "steady", iterations, more)
+            config = folder / "run.json"
+            udpm("resolve", "steady", "--part", "run", "--config", folder / "config", "--output", config)
+            given = ["--dataset", prepared / "results/datasets/digits", "--cache", prepared / "results/caches/digits"]
+            command = TORCHRUN if more == TWO_NODES else [PYTHON, "-m", "udpm"]
+            done = subprocess.run(
+                [*command, "train", config, *given, "--run", folder / "run"], cwd=ROOT, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+
+        name = re.sub(r"\W+", "-", f"undisturbed {iterations} {more}")
+        return sha256(once(name, make) / "run/weights.safetensors")
+
+    return weights
 
 
 @pytest.fixture
@@ -93,6 +169,25 @@ def write_experiment(folder, name, text):
     return load_experiment(name, folder / "config")
 
 
+def write_training(folder, name="steady", iterations=400, more="flip: false", hours=1, memory=2):
+    """Make a training to disturb, the only one of the study; returns the file that ends it."""
+    given = {"iterations": iterations, "more": more, "hours": hours, "memory": memory}
+    write_experiment(folder, name, TRAINING.format(**given))
+    return TARGET.format(name=name)
+
+
+def check(study, expected):
+    """The run ended as if nothing had happened, and nobody wrote between two lines of another."""
+    record = json.loads((study.run / "complete.json").read_text())
+    found = sha256(study.run / "weights.safetensors")
+    assert record["weights_sha256"] == found
+    assert found == expected
+    iterations = [line["iteration"] for line in study.lines()]
+    assert iterations == sorted(set(iterations))
+    assert not (study.run / "owner.json").exists()
+    assert study.attempts()[-1] == "complete"
+
+
 def _options(folder, environment):
     return {"cwd": folder, "env": environment, "capture_output": True, "text": True, "timeout": 1700}
 
@@ -114,6 +209,10 @@ class Study:
     def experiment(self, name, text):
         """Make an experiment, and the only one of the study."""
         return write_experiment(self.folder, name, text)
+
+    def training(self, **given):
+        """The same of this study (see `write_training`)."""
+        return write_training(self.folder, **given)
 
     def snakemake(self, *arguments, **environment):
         """`snakemake --profile slurm`, to its end."""
@@ -192,6 +291,10 @@ class Study:
         """By job, what accounting says became of it."""
         rows = self.cluster.ask("sacct", "-nPX", "-D", "-o", "jobid,state").splitlines()
         return [tuple(row.split("|")) for row in rows]
+
+    def job_output(self):
+        """What jobs printed that were submitted without a file for it."""
+        return "".join(path.read_text()[-4000:] for path in self.folder.glob("slurm-*.out"))
 
     def training_log(self):
         """The logs of training jobs."""

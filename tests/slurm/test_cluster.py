@@ -14,9 +14,6 @@ from tiny import ROOT, TORCHRUN, udpm
 from udpm.core.files import sha256
 from udpm.data.samples import load_samples
 
-# A whole DAG of jobs, each of which starts Snakemake: on a busy machine that takes its time.
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
-
 COMMON = """\
 extends: digits-smoke
 sampling: {count: 90, batch: 25, shards: 4}

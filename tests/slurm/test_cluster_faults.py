@@ -1,78 +1,18 @@
 """What a cluster does to a training that runs for days, done to a live one: the weights are the same after it."""
 
-import json
 import shutil
 import signal
-import subprocess
 
 import pytest
-from cluster import Cluster
-from conftest import PYTHON, Study, until
-from tiny import ROOT, TORCHRUN, udpm
+from cluster import NODES, Cluster
+from conftest import TWO_NODES, Study, check, until
 
-from udpm.core.files import sha256
-
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
-
-TARGET = "results/runs/{name}/seed0/complete.json"
-TRAINING = """\
-extends: digits-smoke
-training: {{iterations: {iterations}, checkpoint_every: 20, {more}}}
-resources: {{training: {{hours: {hours}, memory_gb: {memory}, gpus_per_node: 0}}}}
-"""
 LONG = 2000
-TWO_NODES = "nodes: 2, processes_per_node: 1"
-
-
-def experiment(study, name="steady", iterations=400, more="flip: false", hours=1, memory=2):
-    study.experiment(name, TRAINING.format(iterations=iterations, more=more, hours=hours, memory=memory))
-    return TARGET.format(name=name)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(prepared, tmp_path_factory):
-    """SHA-256 of the weights of a training that nothing happens to, by (number of iterations, keys of training)."""
-    known = {}
-
-    def weights(iterations=400, more="flip: false"):
-        if (iterations, more) not in known:
-            folder = tmp_path_factory.mktemp("undisturbed") / "study"
-            shutil.copytree(prepared, folder, ignore=shutil.ignore_patterns(".snakemake"))
-            study = Study(folder, _NoCluster)
-            experiment(study, iterations=iterations, more=more)
-            config, run = folder / "run.json", folder / "run"
-            udpm("resolve", "steady", "--part", "run", "--config", folder / "config", "--output", config)
-            given = ["--dataset", folder / "results/datasets/digits", "--cache", folder / "results/caches/digits"]
-            command = TORCHRUN if more == TWO_NODES else [PYTHON, "-m", "udpm"]
-            done = subprocess.run(
-                [*command, "train", config, *given, "--run", run], cwd=ROOT, capture_output=True, text=True
-            )
-            assert done.returncode == 0, done.stderr
-            known[iterations, more] = sha256(run / "weights.safetensors")
-        return known[iterations, more]
-
-    return weights
-
-
-class _NoCluster:
-    environment = {}
-
-
-def check(study, expected):
-    """The run ended as if nothing had happened, and nobody wrote between two lines of another."""
-    record = json.loads((study.run / "complete.json").read_text())
-    found = sha256(study.run / "weights.safetensors")
-    assert record["weights_sha256"] == found
-    assert found == expected
-    iterations = [line["iteration"] for line in study.lines()]
-    assert iterations == sorted(set(iterations))
-    assert not (study.run / "owner.json").exists()
-    assert study.attempts()[-1] == "complete"
 
 
 def test_wall_time_runs_out_twice(study, undisturbed):
     # In jobs of one minute, each told to save half a minute before its end, or earlier: SLURM rounds.
-    target = experiment(study, iterations=LONG)
+    target = study.training(iterations=LONG)
     study.start(target, UDPM_MAX_HOURS="0.016", UDPM_GRACE_SECONDS="30")
     until("two stops", lambda: study.attempts().count("stopped") >= 2, 300, study.said)
     # The rest in a longer job: what was seen would only be seen again.
@@ -83,7 +23,7 @@ def test_wall_time_runs_out_twice(study, undisturbed):
 
 
 def test_cancelled(study, undisturbed):
-    running = study.start(experiment(study))
+    running = study.start(study.training())
     study.wait_for(60)
     study.cluster.ask("scancel", *study.jobs())
     study.finish(running)
@@ -92,7 +32,7 @@ def test_cancelled(study, undisturbed):
 
 
 def test_a_node_dies_under_two(study, undisturbed):
-    running = study.start(experiment(study, more=TWO_NODES))
+    running = study.start(study.training(more=TWO_NODES))
     study.wait_for(60)
     study.cluster.kill("n2")
     until("the job to leave the nodes", lambda: "n2" not in study.cluster.ask("squeue", "-h", "-o", "%N"), 120)
@@ -102,7 +42,7 @@ def test_a_node_dies_under_two(study, undisturbed):
 
 
 def test_the_controller_is_restarted(study, undisturbed):
-    running = study.start(experiment(study))
+    running = study.start(study.training())
     study.wait_for(60)
     study.cluster.kill("slurmctld")
     study.wait_for(120)
@@ -115,7 +55,7 @@ def test_the_controller_is_restarted(study, undisturbed):
 @pytest.mark.parametrize("partition", ["polite", "rude"])
 def test_preempted(study, undisturbed, partition):
     """By a job of higher priority that wants all nodes; with a grace time to save in, and without."""
-    running = study.start(experiment(study), UDPM_PARTITION=partition)
+    running = study.start(study.training(), UDPM_PARTITION=partition)
     study.wait_for(60)
     study.cluster.ask("sbatch", "-A", "lab", "-p", "gpu", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3")
     study.finish(running)
@@ -123,9 +63,40 @@ def test_preempted(study, undisturbed, partition):
     check(study, undisturbed())
 
 
+@pytest.fixture
+def nodes_up(cluster):
+    """Both nodes take jobs again afterwards."""
+    yield
+    for node in NODES:
+        if "drain" in cluster.ask("sinfo", "-h", "-n", node, "-o", "%T"):
+            cluster.ask("scontrol", "update", f"nodename={node}", "state=resume")
+
+
+def test_drained_and_requeued(study, undisturbed, nodes_up):
+    """A drained node keeps the training that it runs and gets no other job; a requeued training moves on."""
+    running = study.start(study.training())
+    study.wait_for(60)
+    (job,) = study.jobs()
+    node = study.cluster.ask("squeue", "-h", "-j", job, "-o", "%N").strip()
+    study.cluster.ask("scontrol", "update", f"nodename={node}", "state=drain", "reason=service")
+    assert study.cluster.ask("sinfo", "-h", "-n", node, "-o", "%T").strip() == "draining"
+    elsewhere = study.cluster.ask("srun", "-A", "lab", "--mem=100", "printenv", "SLURMD_NODENAME").strip()
+    assert [elsewhere] == [name for name in NODES if name != node]
+    study.wait_for(study.iteration() + 40)
+    assert study.jobs() == [job]
+    study.cluster.ask("scontrol", "requeue", job)
+    study.finish(running)
+    # SLURM's own requeue, under the same number: no submission of Snakemake's.
+    assert study.said().count("has been submitted with SLURM jobid") == 1
+    places = study.cluster.ask("sacct", "-nPX", "-D", "-j", job, "-o", "nodelist").split()
+    assert places == [node, elsewhere]
+    assert study.attempts() == ["stopped", "complete"]
+    check(study, undisturbed())
+
+
 def test_out_of_memory(study, undisturbed):
     """SLURM ends the job; the next attempt asks for twice the memory."""
-    running = study.start(experiment(study, memory=0.3))
+    running = study.start(study.training(memory=0.3))
     study.finish(running)
     asked = study.cluster.ask("sacct", "-nPX", "-o", "reqmem", "-j", ",".join(job for job, _ in study.states()[-2:]))
     assert asked.split() == ["300M", "600M"]
@@ -134,7 +105,7 @@ def test_out_of_memory(study, undisturbed):
 
 def test_snakemake_is_killed(study, undisturbed):
     """Its jobs live on and its successor does not know them: two trainings of one run, one of which waits."""
-    target = experiment(study)
+    target = study.training()
     first = study.start(target)
     study.wait_for(60)
     first.send_signal(signal.SIGKILL)
@@ -154,7 +125,7 @@ def test_nobody_keeps_accounts(prepared, undisturbed, tmp_path):
         assert f"# {key}" in text
         profile.write_text(text.replace(f"# {key}", key))
         try:
-            running = study.start(experiment(study), UDPM_ACCOUNT="")
+            running = study.start(study.training(), UDPM_ACCOUNT="")
             study.wait_for(60)
             live.ask("scancel", *study.jobs())
             study.finish(running)
@@ -165,7 +136,7 @@ def test_nobody_keeps_accounts(prepared, undisturbed, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_is_not_tried_for_ever(study):
-    target = experiment(study, more="learning_rate: 1.0e+30, warmup: 0")
+    target = study.training(more="learning_rate: 1.0e+30, warmup: 0")
     done = study.start(target, "--retries", "3")
     assert done.wait(300) != 0
     assert study.attempts() == ["failed", "failed"]

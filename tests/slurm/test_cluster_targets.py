@@ -5,12 +5,9 @@ from collections import Counter
 
 import numpy as np
 import pandas as pd
-import pytest
 
 from udpm.config import load_experiment, load_sweep
 from udpm.config.results import table_names
-
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 IMAGE = ("png", "svg", "csv")
 TABLE = ("csv", "md", "tex", "html")
