@@ -24,7 +24,7 @@ COMMANDS = ("salloc", "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo"
 CLUSTER = "udpmtest"
 ACCOUNT = "lab"
 NODES = ("n1", "n2")
-WAIT = 60.0
+WAIT = 300.0
 
 SLURM_CONF = """\
 ClusterName={cluster}
@@ -176,7 +176,7 @@ class Cluster:
         Raises:
             subprocess.CalledProcessError: it failed.
         """
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=300)
         if done.returncode:
             raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
         return done.stdout
@@ -233,7 +233,7 @@ class Cluster:
         # In a folder that they share, one server removes the temporary tables of others when it starts.
         (database / "tmp").mkdir()
         environment = self.environment | {"TMPDIR": f"{database}/tmp"}
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment, "timeout": 120}
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment, "timeout": 300}
         install = ["mariadb-install-db", "--no-defaults", f"--datadir={database}/data", f"--user={user}"]
         subprocess.run([*install, "--auth-root-authentication-method=normal", "--skip-test-db"], check=True, **quiet)
         server = ["mariadbd", "--no-defaults", f"--datadir={database}/data", f"--user={user}", "--skip-networking"]

@@ -1,5 +1,6 @@
 """A live cluster, and copies of the project on it."""
 
+import getpass
 import json
 import os
 import re
@@ -22,6 +23,10 @@ from udpm.core.files import sha256
 SOURCES = ("config", "workflow", "slurm", "envs")
 PYTHON = Path(sys.executable)
 LIVE = ROOT / "tests" / "slurm"
+# Seconds after which something does not come any more, however busy the machine.
+PATIENCE = 600
+# What of the profile is made quicker: looks at jobs more often than one would on a cluster that others use.
+QUICK = {"slurm-init-seconds-before-status-checks": 2, "seconds-between-status-checks": 2, "latency-wait": 5}
 # Files whose tests share a study: one worker of pytest-xdist runs them all.
 SHARING = ("test_cluster.py", "test_cluster_targets.py")
 TARGET = "results/runs/{name}/seed0/complete.json"
@@ -154,12 +159,15 @@ def copied(prepared, folder, cluster):
 
 
 def copy_sources(folder):
-    """What a clone holds, with a profile that looks at jobs more often than one would on a cluster that others use."""
+    """What a clone holds, with a quicker profile."""
     for name in SOURCES:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     profile = folder / "slurm" / "config.yaml"
-    text = re.sub(r"(status-checks): 20", r"\1: 2", profile.read_text())
-    profile.write_text(text.replace("latency-wait: 60", "latency-wait: 5"))
+    text = profile.read_text()
+    for key, seconds in QUICK.items():
+        text, found = re.subn(rf"^{key}: .*$", f"{key}: {seconds}", text, flags=re.MULTILINE)
+        assert found == 1, key
+    profile.write_text(text)
 
 
 def write_experiment(folder, name, text):
@@ -243,7 +251,7 @@ class Study:
 
     def finish(self, process):
         """Wait for a started one to end well."""
-        assert process.wait(600) == 0, self.said()[-6000:] + self.training_log()
+        assert process.wait(PATIENCE) == 0, self.said()[-6000:] + self.training_log()
 
     def end(self):
         """Stop what is still running, and its jobs."""
@@ -251,8 +259,8 @@ class Study:
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
-        subprocess.run(["scancel", "-A", ACCOUNT, "--full"], env=self.environment, check=False)
-        until("no job is left", lambda: not self.cluster.ask("squeue", "-h"), 60)
+        subprocess.run(["scancel", "-u", getpass.getuser(), "--full"], env=self.environment, check=False)
+        until("no job is left", lambda: not self.cluster.ask("squeue", "-h"))
 
     @property
     def run(self):
@@ -272,7 +280,7 @@ class Study:
 
     def wait_for(self, iteration):
         """Wait until training has come so far."""
-        until(f"iteration {iteration}", lambda: self.iteration() >= iteration, 120, self.said)
+        until(f"iteration {iteration}", lambda: self.iteration() >= iteration, told=self.said)
 
     def attempts(self):
         """How each attempt at the run ended; None of one that did not say."""
@@ -301,7 +309,7 @@ class Study:
         return "".join(path.read_text()[-2000:] for path in (self.folder / "results/logs/train_model").glob("*"))
 
 
-def until(what, ready, seconds=60, told=lambda: ""):
+def until(what, ready, seconds=PATIENCE, told=lambda: ""):
     """Wait for something, or fail."""
     deadline = time.monotonic() + seconds
     while not ready():

@@ -8,18 +8,25 @@ import time
 
 import numpy as np
 import pytest
-from conftest import until
+from conftest import PATIENCE, until
 from tiny import ROOT, TORCHRUN, udpm
 
 from udpm.core.files import sha256
 from udpm.data.samples import load_samples
 
-COMMON = """\
+# One draws its samples in one job, the other in several.
+ONE_NODE = """\
 extends: digits-smoke
-sampling: {count: 90, batch: 25, shards: 4}
+training: {processes_per_node: 2}
+sampling: {count: 90, batch: 25}
+resources: {training: {gpus_per_node: 2}}
 """
-ONE_NODE = COMMON + "training: {processes_per_node: 2}\nresources: {training: {gpus_per_node: 2}}\n"
-TWO_NODES = COMMON + "training: {nodes: 2, processes_per_node: 2}\nresources: {training: {gpus_per_node: 2}}\n"
+TWO_NODES = """\
+extends: digits-smoke
+training: {nodes: 2, processes_per_node: 2}
+sampling: {count: 90, batch: 25, shards: 4}
+resources: {training: {gpus_per_node: 2}}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +61,8 @@ def test_weights_are_those_of_the_same_ranks_without_slurm(whole, name, tmp_path
     folders = {"--dataset": "datasets", "--cache": "caches"}
     given = [part for option, kind in folders.items() for part in (option, results(whole, kind, "digits"))]
     config = results(whole, "configs", name) / "seed0.json"
-    done = subprocess.run(
-        [*command, "train", config, *given, "--run", tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=200
-    )
+    command += ["train", config, *given, "--run", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     found = results(whole, "runs", name) / "seed0" / "weights.safetensors"
     assert sha256(found) == sha256(tmp_path / "weights.safetensors")
@@ -116,7 +122,8 @@ def test_jobs_ask_for_what_the_configuration_says(whole):
         assert (re.search(r"gres/gpu=(\d+)", tres) or [0, "0"])[1] == str(gpus), row
         assert (account, partition, state) == ("lab", "gpu", "COMPLETED"), row
         seen.add(rule)
-    assert {"prepare_dataset", "train_model", "sample_shard", "compute_reference", "score_samples"} <= seen
+    assert {"prepare_dataset", "train_model", "compute_reference", "score_samples"} <= seen
+    assert {"sample_images", "sample_shard"} <= seen
     assert not {"render_table", "resolve_run", "join_shards"} & seen
 
 
@@ -151,7 +158,7 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_submitted(study, variables
 def test_two_at_once(study):
     study.experiment("slow", "extends: digits-smoke\ntraining: {iterations: 100000}\n")
     first = study.start("results/runs/slow/seed0/complete.json")
-    until("a job", study.jobs, 60, study.said)
+    until("a job", study.jobs, told=study.said)
     second = study.snakemake("results/runs/slow/seed0/complete.json")
     assert second.returncode != 0
     assert "Directory cannot be locked" in second.stderr

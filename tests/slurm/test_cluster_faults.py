@@ -1,25 +1,46 @@
 """What a cluster does to a training that runs for days, done to a live one: the weights are the same after it."""
 
+import json
+import os
+import re
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 from cluster import NODES, Cluster
-from conftest import TWO_NODES, Study, check, until
-
-LONG = 2000
+from conftest import PATIENCE, TWO_NODES, Study, check, until
 
 
 def test_wall_time_runs_out_twice(study, undisturbed):
-    # In jobs of one minute, each told to save half a minute before its end, or earlier: SLURM rounds.
-    target = study.training(iterations=LONG)
-    study.start(target, UDPM_MAX_HOURS="0.016", UDPM_GRACE_SECONDS="30")
-    until("two stops", lambda: study.attempts().count("stopped") >= 2, 300, study.said)
-    # The rest in a longer job: what was seen would only be seen again.
-    study.end()
-    assert study.snakemake("--unlock").returncode == 0
-    study.finish(study.start(target))
-    check(study, undisturbed(LONG))
+    # Jobs of two minutes, each told to save 45 s before its end, or up to half a minute earlier.
+    running = study.start(study.training(), UDPM_MAX_HOURS="0.03", UDPM_GRACE_SECONDS="45")
+    for stops in (1, 2):
+        frozen_until_told(study)
+        wait_for_stops(study, stops)
+    study.finish(running)
+    check(study, undisturbed())
+
+
+def frozen_until_told(study):
+    """Let training come a little further and wait for the signal: however fast it is, it does not end before."""
+    study.wait_for(study.iteration() + 20)
+    process = json.loads((study.run / "owner.json").read_text())["pid"]
+    os.kill(process, signal.SIGSTOP)
+    until("SIGTERM", lambda: signal.SIGTERM in pending(process), told=study.said)
+    os.kill(process, signal.SIGCONT)
+
+
+def pending(process):
+    """Signals that a process has been sent and has not seen yet."""
+    status = Path(f"/proc/{process}/status").read_text()
+    mask = int(re.search(r"^ShdPnd:\s*(\w+)$", status, re.MULTILINE)[1], 16)
+    return {number for number in signal.valid_signals() if mask >> (number - 1) & 1}
+
+
+def wait_for_stops(study, number):
+    """Wait until so many attempts have been told to stop and have saved."""
+    until(f"{number} stops", lambda: study.attempts().count("stopped") >= number, told=study.said)
 
 
 def test_cancelled(study, undisturbed):
@@ -35,7 +56,7 @@ def test_a_node_dies_under_two(study, undisturbed):
     running = study.start(study.training(more=TWO_NODES))
     study.wait_for(60)
     study.cluster.kill("n2")
-    until("the job to leave the nodes", lambda: "n2" not in study.cluster.ask("squeue", "-h", "-o", "%N"), 120)
+    until("the job to leave the nodes", lambda: "n2" not in study.cluster.ask("squeue", "-h", "-o", "%N"))
     study.cluster.start_node("n2")
     study.finish(running)
     check(study, undisturbed(more=TWO_NODES))
@@ -138,6 +159,6 @@ def test_nobody_keeps_accounts(prepared, undisturbed, tmp_path):
 def test_a_loss_that_is_not_finite_is_not_tried_for_ever(study):
     target = study.training(more="learning_rate: 1.0e+30, warmup: 0")
     done = study.start(target, "--retries", "3")
-    assert done.wait(300) != 0
+    assert done.wait(PATIENCE) != 0
     assert study.attempts() == ["failed", "failed"]
     assert "failed twice alike" in study.said()
