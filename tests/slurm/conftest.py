@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,7 @@ def prepared(once):
 def undisturbed(prepared, once):
     """SHA-256 of the weights of a training that nothing happens to, by number of iterations and keys of training."""
 
-    def weights(iterations=400, more="flip: false"):
+    def weights(iterations=150, more="flip: false"):
         def make(folder):
             shutil.copytree(prepared / "config", folder / "config")
             write_training(folder, "steady", iterations, more)
@@ -177,7 +178,7 @@ def write_experiment(folder, name, text):
     return load_experiment(name, folder / "config")
 
 
-def write_training(folder, name="steady", iterations=400, more="flip: false", hours=1, memory=2):
+def write_training(folder, name="steady", iterations=150, more="flip: false", hours=1, memory=2):
     """Make a training to disturb, the only one of the study; returns the file that ends it."""
     given = {"iterations": iterations, "more": more, "hours": hours, "memory": memory}
     write_experiment(folder, name, TRAINING.format(**given))
@@ -282,6 +283,21 @@ class Study:
         """Wait until training has come so far."""
         until(f"iteration {iteration}", lambda: self.iteration() >= iteration, told=self.said)
 
+    @contextmanager
+    def held(self, iteration):
+        """Freeze training at about an iteration: however fast it is, it does not end before something is done to it.
+
+        Yields the process that trains.
+        """
+        self.wait_for(iteration)
+        process = json.loads((self.run / "owner.json").read_text())["pid"]
+        os.kill(process, signal.SIGSTOP)
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGCONT)
+
     def attempts(self):
         """How each attempt at the run ended; None of one that did not say."""
         try:
@@ -307,6 +323,16 @@ class Study:
     def training_log(self):
         """The logs of training jobs."""
         return "".join(path.read_text()[-2000:] for path in (self.folder / "results/logs/train_model").glob("*"))
+
+
+def signalled(process):
+    """Whether SLURM told a frozen process to end: by SIGTERM, which waits for it to thaw or has thawed it already."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return True
+    told = dict(line.split(":", 1) for line in status.splitlines())
+    return not told["State"].strip().startswith("T") or bool(int(told["ShdPnd"], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def until(what, ready, seconds=PATIENCE, told=lambda: ""):

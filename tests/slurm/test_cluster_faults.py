@@ -1,41 +1,26 @@
 """What a cluster does to a training that runs for days, done to a live one: the weights are the same after it."""
 
-import json
-import os
-import re
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 from cluster import NODES, Cluster
-from conftest import PATIENCE, TWO_NODES, Study, check, until
+from conftest import PATIENCE, TWO_NODES, Study, check, signalled, until
+
+
+def wait_for_signal(study, process):
+    until("SLURM's signal", lambda: signalled(process), told=study.said)
 
 
 def test_wall_time_runs_out_twice(study, undisturbed):
     # Jobs of two minutes, each told to save 45 s before its end, or up to half a minute earlier.
     running = study.start(study.training(), UDPM_MAX_HOURS="0.03", UDPM_GRACE_SECONDS="45")
     for stops in (1, 2):
-        frozen_until_told(study)
+        with study.held(study.iteration() + 20) as process:
+            wait_for_signal(study, process)
         wait_for_stops(study, stops)
     study.finish(running)
     check(study, undisturbed())
-
-
-def frozen_until_told(study):
-    """Let training come a little further and wait for the signal: however fast it is, it does not end before."""
-    study.wait_for(study.iteration() + 20)
-    process = json.loads((study.run / "owner.json").read_text())["pid"]
-    os.kill(process, signal.SIGSTOP)
-    until("SIGTERM", lambda: signal.SIGTERM in pending(process), told=study.said)
-    os.kill(process, signal.SIGCONT)
-
-
-def pending(process):
-    """Signals that a process has been sent and has not seen yet."""
-    status = Path(f"/proc/{process}/status").read_text()
-    mask = int(re.search(r"^ShdPnd:\s*(\w+)$", status, re.MULTILINE)[1], 16)
-    return {number for number in signal.valid_signals() if mask >> (number - 1) & 1}
 
 
 def wait_for_stops(study, number):
@@ -45,8 +30,9 @@ def wait_for_stops(study, number):
 
 def test_cancelled(study, undisturbed):
     running = study.start(study.training())
-    study.wait_for(60)
-    study.cluster.ask("scancel", *study.jobs())
+    with study.held(40) as process:
+        study.cluster.ask("scancel", *study.jobs())
+        wait_for_signal(study, process)
     study.finish(running)
     assert len(study.attempts()) == 2
     check(study, undisturbed())
@@ -54,9 +40,9 @@ def test_cancelled(study, undisturbed):
 
 def test_a_node_dies_under_two(study, undisturbed):
     running = study.start(study.training(more=TWO_NODES))
-    study.wait_for(60)
-    study.cluster.kill("n2")
-    until("the job to leave the nodes", lambda: "n2" not in study.cluster.ask("squeue", "-h", "-o", "%N"))
+    with study.held(40):
+        study.cluster.kill("n2")
+        until("the job to leave the nodes", lambda: "n2" not in study.cluster.ask("squeue", "-h", "-o", "%N"))
     study.cluster.start_node("n2")
     study.finish(running)
     check(study, undisturbed(more=TWO_NODES))
@@ -64,9 +50,9 @@ def test_a_node_dies_under_two(study, undisturbed):
 
 def test_the_controller_is_restarted(study, undisturbed):
     running = study.start(study.training())
-    study.wait_for(60)
-    study.cluster.kill("slurmctld")
-    study.wait_for(120)
+    with study.held(40):
+        study.cluster.kill("slurmctld")
+    study.wait_for(study.iteration() + 40)
     study.cluster.start("slurmctld", "slurmctld", "-D")
     study.finish(running)
     assert study.attempts() == ["complete"]
@@ -77,8 +63,10 @@ def test_the_controller_is_restarted(study, undisturbed):
 def test_preempted(study, undisturbed, partition):
     """By a job of higher priority that wants all nodes; with a grace time to save in, and without."""
     running = study.start(study.training(), UDPM_PARTITION=partition)
-    study.wait_for(60)
-    study.cluster.ask("sbatch", "-A", "lab", "-p", "gpu", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3")
+    with study.held(40) as process:
+        job = ["-A", "lab", "-p", "gpu", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3"]
+        study.cluster.ask("sbatch", *job)
+        wait_for_signal(study, process)
     study.finish(running)
     assert len(study.attempts()) == 2
     check(study, undisturbed())
@@ -96,16 +84,17 @@ def nodes_up(cluster):
 def test_drained_and_requeued(study, undisturbed, nodes_up):
     """A drained node keeps the training that it runs and gets no other job; a requeued training moves on."""
     running = study.start(study.training())
-    study.wait_for(60)
-    (job,) = study.jobs()
-    node = study.cluster.ask("squeue", "-h", "-j", job, "-o", "%N").strip()
-    study.cluster.ask("scontrol", "update", f"nodename={node}", "state=drain", "reason=service")
-    assert study.cluster.ask("sinfo", "-h", "-n", node, "-o", "%T").strip() == "draining"
-    elsewhere = study.cluster.ask("srun", "-A", "lab", "--mem=100", "printenv", "SLURMD_NODENAME").strip()
-    assert [elsewhere] == [name for name in NODES if name != node]
-    study.wait_for(study.iteration() + 40)
-    assert study.jobs() == [job]
-    study.cluster.ask("scontrol", "requeue", job)
+    with study.held(40):
+        (job,) = study.jobs()
+        node = study.cluster.ask("squeue", "-h", "-j", job, "-o", "%N").strip()
+        study.cluster.ask("scontrol", "update", f"nodename={node}", "state=drain", "reason=service")
+        assert study.cluster.ask("sinfo", "-h", "-n", node, "-o", "%T").strip() == "draining"
+        elsewhere = study.cluster.ask("srun", "-A", "lab", "--mem=100", "printenv", "SLURMD_NODENAME").strip()
+        assert [elsewhere] == [name for name in NODES if name != node]
+    with study.held(study.iteration() + 40) as process:
+        assert study.jobs() == [job]
+        study.cluster.ask("scontrol", "requeue", job)
+        wait_for_signal(study, process)
     study.finish(running)
     # SLURM's own requeue, under the same number: no submission of Snakemake's.
     assert study.said().count("has been submitted with SLURM jobid") == 1
@@ -128,11 +117,13 @@ def test_snakemake_is_killed(study, undisturbed):
     """Its jobs live on and its successor does not know them: two trainings of one run, one of which waits."""
     target = study.training()
     first = study.start(target)
-    study.wait_for(60)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    assert study.snakemake("--unlock").returncode == 0
-    study.finish(study.start(target))
+    with study.held(40):
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        assert study.snakemake("--unlock").returncode == 0
+        second = study.start(target)
+        until("the second to wait", lambda: "waiting for it to end" in study.training_log(), told=study.said)
+    study.finish(second)
     check(study, undisturbed())
 
 
@@ -147,8 +138,9 @@ def test_nobody_keeps_accounts(prepared, undisturbed, tmp_path):
         profile.write_text(text.replace(f"# {key}", key))
         try:
             running = study.start(study.training(), UDPM_ACCOUNT="")
-            study.wait_for(60)
-            live.ask("scancel", *study.jobs())
+            with study.held(40) as process:
+                live.ask("scancel", *study.jobs())
+                wait_for_signal(study, process)
             study.finish(running)
             assert len(study.attempts()) == 2
             check(study, undisturbed())
