@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import getpass
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 from udpm.config import ClusterConfig
 from udpm.config.resources import JobResources
-from udpm.core.errors import UserError
 from udpm.training.attempts import one_was_killed
 
 MEGABYTES = 1000
@@ -100,36 +96,3 @@ class Jobs:
             "gpu": gpus,
             "gpu_model": lambda wildcards: self._cluster.gpu_model if gpus(wildcards) else None,
         }
-
-
-def check_cluster(account: str | None, partition: str | None) -> None:
-    """Whether SLURM here knows account and partition; says nothing where it cannot be asked.
-
-    Raises:
-        UserError: it does not.
-    """
-    partitions = _ask("sinfo", "--noheader", "--format=%R")
-    if partition is not None and partitions and partition not in partitions:
-        raise UserError(
-            f"config/cluster.yaml (or UDPM_PARTITION): partition: there is no {partition} here; there are: "
-            f"{', '.join(partitions)}"
-        )
-    if account is None:
-        return
-    accounts = _ask("sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", "format=account")
-    if accounts and account not in accounts:
-        raise UserError(
-            f"config/cluster.yaml (or UDPM_ACCOUNT): account: {account} is not one of yours; these are: "
-            f"{', '.join(accounts)}"
-        )
-
-
-def _ask(*command: str) -> list[str]:
-    """The different lines that a command of SLURM's prints; none where it is not there or fails."""
-    if shutil.which(command[0]) is None:
-        return []
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except subprocess.TimeoutExpired:
-        return []
-    return sorted({line.strip() for line in done.stdout.splitlines() if line.strip()})

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from arguments import Arguments
-from jobs import check_cluster
 from known import Known, look_at
 from pydantic import BaseModel
 from sweeps import SweepPlan
@@ -161,11 +160,6 @@ class Plan:
                 names = self._known_of(experiment.dataset).class_names
                 for label in labels if names else []:
                     class_number(label, names, len(names), f"{place_of(name, CONFIG)}: {key}.labels")
-
-    @one_line
-    def check_cluster(self) -> None:
-        """Find out before any job is submitted whether SLURM knows account and partition."""
-        check_cluster(self.cluster.account, self.cluster.partition)
 
     @one_line
     def check_given(self, given: Iterable[str]) -> None:
