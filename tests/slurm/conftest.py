@@ -293,6 +293,7 @@ class Study:
         process = json.loads((self.run / "owner.json").read_text())["pid"]
         os.kill(process, signal.SIGSTOP)
         try:
+            until("training to stand still", lambda: status(process)["State"].startswith("T"))
             yield process
         finally:
             with suppress(ProcessLookupError):
@@ -325,14 +326,19 @@ class Study:
         return "".join(path.read_text()[-2000:] for path in (self.folder / "results/logs/train_model").glob("*"))
 
 
+def status(process):
+    """What the kernel says of a process."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return {key: value.strip() for key, value in (line.split(":", 1) for line in lines)}
+
+
 def signalled(process):
     """Whether SLURM told a frozen process to end: by SIGTERM, which waits for it to thaw or has thawed it already."""
     try:
-        status = Path(f"/proc/{process}/status").read_text()
+        told = status(process)
     except OSError:
         return True
-    told = dict(line.split(":", 1) for line in status.splitlines())
-    return not told["State"].strip().startswith("T") or bool(int(told["ShdPnd"], 16) >> (signal.SIGTERM - 1) & 1)
+    return not told["State"].startswith("T") or bool(int(told["ShdPnd"], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def until(what, ready, seconds=PATIENCE, told=lambda: ""):
