@@ -201,7 +201,7 @@ def test_lines_that_tell_of_no_attempt(tmp_path):
     lines = [{"token": []}, {"token": "a", "began": "x"}, {"token": "a", "ended": 1}, {"ended": "failed", "reason": 3}]
     run = run_of(tmp_path, "run", attempts__jsonl="".join(json.dumps(line) + "\n" for line in lines))
     assert failed_alike(run) is None
-    assert one_was_killed(run)  # as where none told of itself
+    assert not one_was_killed(run)
 
 
 def test_files_that_are_not_named_by_an_iteration(tmp_path):

@@ -21,12 +21,13 @@ def command(runs: tuple[Path, ...], results: Path | None, as_json: bool) -> None
     stalled   its heartbeat stands still, or it lives but writes no metrics any more
     stopped   nobody trains; the same `udpm train` continues from the checkpoint
     waiting   nothing is trained yet
-    failed    a loss was not finite
+    failed    the last attempt failed; the note says why
     complete  the weights are there
     unreadable  a file of it cannot be read; the others are told all the same
     """
     from udpm.core.errors import UserError
-    from udpm.reporting.status import is_run, read_standing, read_standings, render_standings, standings_json
+    from udpm.reporting.status import read_standing, read_standings, render_standings, standings_json
+    from udpm.training.records import is_run
 
     found = list(runs)
     if results is not None:

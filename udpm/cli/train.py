@@ -51,27 +51,31 @@ def command(
     """
     stop = StopRequest.install()
     from udpm.config import RunConfig, read_resolved
-    from udpm.data.cache import open_levels
 
     resolved = read_resolved(RunConfig, config)
     if not dry_run:
         _require({"--dataset": dataset, "--cache": cache, "--run": run})
     check({"weights": resolved.weights})
-    levels = open_levels(dataset, cache, resolved.process.levels) if dataset and cache else None
     if dry_run:
-        _describe(resolved, levels, run)
+        _describe(resolved, dataset, cache, run)
         return
-    from udpm.training.loop import train
+    from udpm.training.start import attempted
 
-    train(
-        resolved,
-        levels,
-        run,
-        stop,
-        max_minutes=max_minutes,
-        allow_world_size_change=allow_world_size_change,
-        stale=stale_after,
-    )
+    # Whatever is imported or opened may fail, and must do so inside the attempt.
+    with attempted(run, resolved, allow_world_size_change) as attempt:
+        from udpm.data.cache import open_levels
+        from udpm.training.loop import train
+
+        train(
+            resolved,
+            open_levels(dataset, cache, resolved.process.levels),
+            run,
+            stop,
+            max_minutes=max_minutes,
+            allow_world_size_change=allow_world_size_change,
+            stale=stale_after,
+            attempt=attempt,
+        )
 
 
 def _require(options: dict[str, Path | None]) -> None:
@@ -80,9 +84,11 @@ def _require(options: dict[str, Path | None]) -> None:
             raise click.UsageError(f"Missing option '{name}'.", click.get_current_context())
 
 
-def _describe(config, levels, run: Path | None) -> None:
+def _describe(config, dataset: Path | None, cache: Path | None, run: Path | None) -> None:
     from udpm.core.errors import UserError
+    from udpm.data.cache import open_levels
 
+    levels = open_levels(dataset, cache, config.process.levels) if dataset and cache else None
     if config.training == "imported":
         raise UserError(f"{config.experiment}: training is imported, so there is nothing to train")
     from udpm.reporting.dryrun import describe_run

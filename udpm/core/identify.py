@@ -80,6 +80,7 @@ FOLDERS = (
     ("complete.json", "a run's folder", "its weights.safetensors is what commands take"),
     ("metrics.jsonl", "the folder of a run that is not finished", "udpm train finishes it"),
     ("config.json", "the folder of a run that is not finished", "udpm train finishes it"),
+    ("attempts.jsonl", "the folder of a run that is not finished", "udpm train finishes it"),
     ("experiments", "a configuration folder", "for --config of udpm resolve"),
     ("runs", "a folder of results", "its subfolders hold what commands take"),
 )

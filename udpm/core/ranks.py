@@ -63,16 +63,8 @@ def find_place(world: int, environment: Mapping[str, str] = os.environ) -> Place
     Raises:
         UserError: started with another number of processes.
     """
-    if world == 1:
-        return Place()
-    if "TORCHELASTIC_RUN_ID" in environment:
-        found = Place(*(int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
-    elif "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
-        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-        parts = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
-        meeting = "-".join(environment.get(name, "0") for name in parts)
-        found = Place(*(int(environment.get(name, "0")) for name in names), meeting)
-    else:
+    found = launched(world, environment)
+    if found is None:
         raise UserError(
             f"training.processes: {world} in all are configured, but this is a single one; start it with "
             f"torchrun --standalone --nproc-per-node {world} -m -- udpm train … or srun -n {world} udpm train …"
@@ -80,6 +72,33 @@ def find_place(world: int, environment: Mapping[str, str] = os.environ) -> Place
     if found.world != world:
         raise UserError(f"training.processes: {world} in all are configured, but {found.world} were started")
     return found
+
+
+def launched(world: int, environment: Mapping[str, str] = os.environ) -> Place | None:
+    """The place that torchrun or srun gave this process, of however many they started; None: neither started it.
+
+    Args:
+        world: number of processes that the configuration asks for; with one, the environment is not looked at.
+        environment: variables.
+    """
+    if world == 1:
+        return Place()
+    if "TORCHELASTIC_RUN_ID" in environment:
+        return Place(*(int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    if "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+        parts = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+        meeting = "-".join(environment.get(name, "0") for name in parts)
+        return Place(*(int(environment.get(name, "0")) for name in names), meeting)
+    return None
+
+
+def start_of(place: Place, environment: Mapping[str, str] = os.environ) -> str:
+    """What the processes of one start have in common, and those of no other start; empty for a single process."""
+    if place.world == 1 or place.meeting:
+        return place.meeting
+    names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
+    return "-".join(environment.get(name, "") for name in names)
 
 
 @contextmanager

@@ -11,10 +11,11 @@ from udpm.config.experiment import RunConfig
 from udpm.core import runtime
 from udpm.core.progress import duration
 from udpm.data.cache import Levels
-from udpm.reporting.status import is_run, read_standing
+from udpm.reporting.status import read_standing
 from udpm.training.checkpoint import KEPT
 from udpm.training.claim import claim
 from udpm.training.needs import Needs, amount, count_arithmetic, count_needs, times
+from udpm.training.records import is_run
 
 TRYING_SECONDS = 0.5
 

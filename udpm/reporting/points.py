@@ -17,8 +17,9 @@ from udpm.config.points import LoadedSweep, run_folder
 from udpm.config.validation import Model
 from udpm.core.errors import UserError
 from udpm.core.reading import JSON_BYTES, read_text
-from udpm.reporting.status import is_run, read_standing
+from udpm.reporting.status import read_standing
 from udpm.training.claim import INCIDENTAL, differences, other_run
+from udpm.training.records import is_run
 
 Compare = Callable[[Any, Any, set[str]], dict[str, str]]
 SHOWN_NAMES = 4

@@ -13,8 +13,9 @@ from typing import Any
 from udpm.core.errors import UserError
 from udpm.core.progress import duration
 from udpm.core.tensors import read_header
+from udpm.training.attempts import Told, read_attempts
 from udpm.training.owner import STALE, is_dead, name_of, read_owner
-from udpm.training.records import iteration_of, numbered, read_complete, read_metrics_lines, read_run_length
+from udpm.training.records import is_run, iteration_of, numbered, read_complete, read_metrics_lines, read_run_length
 
 QUIET_INTERVALS = 10
 """A trainer that lives but has written no metrics for so many of their usual intervals is taken to hang ..."""
@@ -24,7 +25,7 @@ QUIET_AT_FIRST = 3600.0
 """... not before so many where no interval is known yet: compiling and reading take their time."""
 TAIL = 2**16
 """Bytes at the end of ``metrics.jsonl`` that are looked at; a line has about a thousand."""
-COLUMNS = ("run", "state", "iteration", "img/s", "left", "checkpoint", "heartbeat", "where", "note")
+COLUMNS = ("run", "state", "iteration", "img/s", "left", "checkpoint", "heartbeat", "where", "attempts", "note")
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Standing:
 
     Attributes:
         run: its folder.
-        state: complete; running; stalled: its trainer gave no sign of life, or hangs; failed: a loss was not finite;
-            stopped: nobody trains, and there is something to continue; waiting: nothing is trained yet; unreadable: the
-            note says which of its files.
+        state: complete; running; stalled: its trainer gave no sign of life, or hangs; failed: the last attempt failed,
+            and the note says why; stopped: nobody trains, and there is something to continue; waiting: nothing is
+            trained yet; unreadable: the note says which of its files.
         iteration: how many are done.
         iterations: how many there will be; with training.epochs the most there can be, until it is complete.
         images_per_second: in the last line of metrics.
@@ -43,9 +44,10 @@ class Standing:
         checkpoint: iteration of the last one.
         checkpoint_age: of it.
         heartbeat_age: of the trainer's, by the clocks of its node and of this one.
-        host: where it trains.
-        job: the trainer's SLURM job.
+        host: where it trains, or where the last attempt failed or ended without a word.
+        job: its SLURM job there.
         attempt: number of SLURM's restarts of that job.
+        attempts: how many there were.
         note: what else there is to say.
     """
 
@@ -61,12 +63,8 @@ class Standing:
     host: str | None = None
     job: str | None = None
     attempt: str | None = None
+    attempts: int | None = None
     note: str = ""
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder is a training run's."""
-    return any((folder / name).is_file() for name in ("config.json", "owner.json", "complete.json"))
 
 
 def read_standings(runs: Iterable[Path]) -> list[Standing]:
@@ -95,21 +93,26 @@ def read_standing(run: Path) -> Standing:
     done = {"iteration": lines[-1]["iteration"] if lines else None, "iterations": training.get("iterations")}
     done["images_per_second"] = lines[-1].get("images_per_second") if lines else None
     checkpoint = _last_checkpoint(run, now)
-    known = {**done, **checkpoint}
+    attempts = read_attempts(run)
+    known = {**done, **checkpoint, "attempts": len(attempts) or None}
     if (run / "complete.json").exists():
         total = read_complete(run).get("iterations")
         if not _goes_on(total, training):
             return Standing(str(run), "complete", **known | {"iteration": total, "iterations": total})
-    gone = owner is not None and is_dead(owner)
-    if owner is not None and not gone:
+    if owner is not None and not is_dead(owner):
         return _at_work(run, owner, lines, known, training, now)
-    note = f"{name_of(owner)} ended without a word" if gone else ""
-    failure = _last_failure(run)
-    if failure is not None and failure[0] >= (checkpoint.get("checkpoint") or 0):
-        return Standing(str(run), "failed", **known, note=failure[1])
-    if checkpoint:
-        return Standing(str(run), "stopped", **known, note=note)
-    return Standing(str(run), "waiting", **known, note=note)
+    failure, last = _last_failure(run), attempts[-1] if attempts else Told()
+    if failure is not None and failure[0] >= (checkpoint.get("checkpoint") or 0) and _not_finite(last):
+        return Standing(str(run), "failed", **known | _place(last), note=failure[1])
+    if last.ended == "failed":
+        note = last.reason.removeprefix(f"{run}: ")
+        return Standing(str(run), "failed", **known | _place(last), note=note)
+    note = ""
+    if last.ended is None and last.record:
+        note, known = _silent(last, now), known | _place(last)
+    elif owner is not None:
+        note = f"{name_of(owner)} ended without a word"
+    return Standing(str(run), "stopped" if checkpoint else "waiting", **known, note=note)
 
 
 def render_standings(standings: list[Standing]) -> str:
@@ -138,6 +141,24 @@ def _at_work(
         note = f"{name_of(owner)} lives, but has written no metrics for {duration(quiet)}"
         return Standing(str(run), "stalled", **known, note=note)
     return Standing(str(run), "running", **known, seconds_left=_seconds_left(known, training))
+
+
+def _not_finite(last: Told) -> bool:
+    """Whether the last attempt failed for a loss; older runs have no record of attempts, and only failures/ tells."""
+    return last.ended != "failed" or "is not finite" in last.reason
+
+
+def _silent(last: Told, now: float) -> str:
+    """In words, of an attempt that has not said how it ended, and is not at work here."""
+    if is_dead(last.record):
+        return f"{name_of(last.record)} ended without a word"
+    began = duration(max(0.0, now - last.record["began"]))
+    what = "waits for another one to end" if last.waits else "has written nothing since"
+    return f"{name_of(last.record)} began {began} ago, and {what}"
+
+
+def _place(last: Told) -> dict[str, Any]:
+    return {key: last.record.get(key) for key in ("host", "job", "attempt")}
 
 
 def _goes_on(total: Any, training: dict[str, Any]) -> bool:
@@ -219,5 +240,6 @@ def _row(standing: Standing) -> tuple[str, ...]:
         checkpoint,
         "" if standing.heartbeat_age is None else f"{duration(standing.heartbeat_age)} ago",
         where,
+        "" if standing.attempts is None else str(standing.attempts),
         standing.note,
     )

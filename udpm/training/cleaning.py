@@ -11,11 +11,10 @@ from pathlib import Path
 from udpm.core.errors import UserError
 from udpm.training.finished import CHECKPOINTS, WEIGHTS, read_completion
 from udpm.training.owner import is_dead, read_owner
-from udpm.training.records import COMPLETE, read_run_length
+from udpm.training.records import COMPLETE, is_run, read_run_length
 
 OURS = re.compile(r"[0-9]{9,18}\.(?:safetensors|json)|\..+\.tmp-.+")
 """Names of checkpoints, of their manifests, and of what a killed process was writing."""
-RUN_FILES = ("config.json", COMPLETE)
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,12 @@ def find_runs(folder: Path) -> list[Path]:
     Raises:
         UserError: it is neither.
     """
-    if _is_run(folder):
+    if is_run(folder):
         return [folder]
     runs = folder / "runs"
     if runs.is_symlink():
         raise UserError(f"{runs}: is a link, which is not followed; name the folder that it leads to")
-    found = [run for name in _folders(runs) for run in _folders(name) if _is_run(run)]
+    found = [run for name in _folders(runs) for run in _folders(name) if is_run(run)]
     if not found:
         raise UserError(
             f"{folder}: neither a run's folder nor one of results with runs in it; expected one like "
@@ -106,10 +105,6 @@ def _why_kept(run: Path) -> str:
     if not length.get("epochs") and (length.get("iterations") or 0) > (record.get("iterations") or 0):
         return f"on its way from {record['iterations'] or 0} to {length['iterations']} iterations"
     return ""
-
-
-def _is_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in RUN_FILES)
 
 
 def _folders(folder: Path) -> Iterator[Path]:

@@ -69,6 +69,21 @@ def read_completion(run: Path, digest: Callable[[Path], str] = sha256) -> dict[s
     return record
 
 
+def may_be_finished(run: Path, training: Any) -> bool:
+    """Whether a run may have nothing left to train, as far as that can be told without its data.
+
+    Args:
+        run: the run's folder.
+        training: of its configuration. With `epochs` any run that ended may be finished: their length is the data's.
+
+    Raises:
+        UserError: as `is_finished`.
+    """
+    if training.epochs:
+        return read_completion(run) is not None
+    return is_finished(run, training.iterations, None)
+
+
 def has_checkpoint(run: Path) -> bool:
     """Whether training could go on from a checkpoint that seems whole: it and its manifest are there."""
     manifests = (run / CHECKPOINTS).glob("[0-9]*.json")

@@ -25,7 +25,7 @@ from udpm.core.signals import StopRequest
 from udpm.core.usage import count_images
 from udpm.data.cache import Levels
 from udpm.networks.weights import milestone, save_weights
-from udpm.training.attempts import failed_alike, recorded
+from udpm.training.attempts import Attempt
 from udpm.training.checkpoint import forget_after, resume, save_checkpoint
 from udpm.training.claim import INCIDENTAL, ITERATIONS, WORLD, claim, differences, prepared_otherwise
 from udpm.training.events import Events, writer_class
@@ -36,6 +36,7 @@ from udpm.training.needs import count_needs, milestone_needs
 from udpm.training.owner import RECORD, STALE, Owner
 from udpm.training.previews import draw_preview, preview_path, write_preview
 from udpm.training.records import SEALED, read_complete
+from udpm.training.start import attempted
 from udpm.training.telling import postfix, progress_line
 from udpm.training.trainer import Trainer
 
@@ -49,12 +50,13 @@ def train(
     max_minutes: float | None = None,
     allow_world_size_change: bool = False,
     stale: float = STALE,
+    attempt: Attempt | None = None,
 ) -> None:
     """Train until `training.iterations`, from the newest checkpoint in the run's folder if there is one.
 
-    Writes ``config.json``, ``checkpoints/``, ``metrics.jsonl``, milestones, where they are asked for ``previews/`` and
-    ``tensorboard/``, and, at the end, ``weights.safetensors`` and ``complete.json``. While another trainer is at work
-    in the folder, waits for it.
+    Writes ``attempts.jsonl``, ``config.json``, ``checkpoints/``, ``metrics.jsonl``, milestones, where they are asked
+    for ``previews/`` and ``tensorboard/``, and, at the end, ``weights.safetensors`` and ``complete.json``. While
+    another trainer is at work in the folder, waits for it.
 
     Args:
         config: of the run.
@@ -64,38 +66,39 @@ def train(
         max_minutes: stop, with the state saved, after so long.
         allow_world_size_change: continue a run of another number of processes, and note it.
         stale: seconds after which another trainer that shows no sign of life is taken for dead.
+        attempt: this one, if it has begun already (`udpm.training.start`).
 
     Raises:
         StoppedEarly: a signal or the time asked for it and the state is saved; or another trainer took over.
         UserError: the folder holds another run, the number of processes is wrong, the data set was prepared otherwise
             than the configuration says, a loss is not finite, or an extra is not installed.
     """
-    if config.training == "imported":
-        raise UserError(f"{run}: training is imported, so there is nothing to train; `udpm import` makes this run")
+    with nullcontext(attempt) if attempt is not None else attempted(run, config, allow_world_size_change) as attempt:
+        _check_prepared(levels, config)
+        training, place = config.training, find_place(config.training.processes)
+        if training.tensorboard:
+            writer_class()
+        device = runtime.configure(
+            training.device, training.threads, place.local, tf32=training.tf32, own_gpu=place.by_srun
+        )
+        deadline = time.monotonic() + 60 * max_minutes if max_minutes is not None else float("inf")
+        with joined(place, _backend(config, device), run, stop, device):
+            agreement = Agreement(place)
+            with Owner(run, stop, stale, attempt.record) if place.rank == 0 else nullcontext() as owner:
+                attempt.take_over()
+                # Nobody looks into the folder before it is this run's.
+                agreement.any(False)
+                session = Session(config, levels, run, stop, device, place, agreement, owner, attempt, deadline)
+                session.train(allow_world_size_change)
+
+
+def _check_prepared(levels: Levels, config: RunConfig) -> None:
     otherwise = prepared_otherwise(levels.store.record, config.dataset)
     if otherwise:
         raise UserError(
             f"{levels.store.folder}: was not prepared as the run's configuration says "
             f"({'; '.join(otherwise.values())}); resolve the run again, or prepare the data set again"
         )
-    training, place = config.training, find_place(config.training.processes)
-    if training.tensorboard:
-        writer_class()
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{run}: cannot be made: {error.strerror or error}") from None
-    device = runtime.configure(
-        training.device, training.threads, place.local, tf32=training.tf32, own_gpu=place.by_srun
-    )
-    deadline = time.monotonic() + 60 * max_minutes if max_minutes is not None else float("inf")
-    with joined(place, _backend(config, device), run, stop, device):
-        agreement = Agreement(place)
-        with Owner(run, stop, stale) if place.rank == 0 else nullcontext() as owner:
-            # Nobody looks into the folder before it is this run's.
-            agreement.any(False)
-            session = Session(config, levels, run, stop, device, place, agreement, owner, deadline)
-            session.train(allow_world_size_change)
 
 
 class Session:
@@ -113,6 +116,7 @@ class Session:
         place: this process among all.
         agreement: with the others.
         owner: the claim to the folder, on rank 0.
+        attempt: this one.
         deadline: on the monotonic clock.
     """
 
@@ -126,11 +130,12 @@ class Session:
         place: Place,
         agreement: Agreement,
         owner: Owner | None,
+        attempt: Attempt,
         deadline: float,
     ) -> None:
         self.config, self.levels, self.run, self.stop = config, levels, run, stop
         self.device, self.place, self.agreement, self.owner = device, place, agreement, owner
-        self.deadline = deadline
+        self.attempt, self.deadline = attempt, deadline
         self.digest = levels.store.digest
         training_split = levels.store.split("train")
         self.iterations = config.training.ends_at(training_split.stop - training_split.start)
@@ -145,8 +150,8 @@ class Session:
             self._check_images(self.run, read_complete(self.run))
             self._say(f"{self.run}: complete already, nothing to do")
             return
+        self.attempt.begin()
         claim(self.run, self.config, allow_world_size_change, writes=self.owner is not None)
-        self._check_failures()
         relief = _relief(self.config, self.device)
         with as_user_errors(relief):
             trainer = Trainer(self.config, self.levels, self.device, self.place)
@@ -155,8 +160,7 @@ class Session:
         self._say_needs(trainer)
         if self.config.training.tensorboard and self.owner is not None:
             self.events = Events(self.run / "tensorboard", trainer.state.iteration)
-        recording = recorded(self.run, self.owner.record) if self.owner is not None else nullcontext()
-        with recording, as_user_errors(relief):
+        with as_user_errors(relief):
             self._bring_to_its_end(trainer, metrics)
 
     def _bring_to_its_end(self, trainer: Trainer, metrics: Metrics) -> None:
@@ -175,12 +179,6 @@ class Session:
                 self.events.close()
         self._commit(lambda: self._finish(trainer, metrics))
         self._say(f"{self.run / 'weights.safetensors'}: {trainer.state.iteration} iterations of training")
-
-    def _check_failures(self) -> None:
-        """Whether it is worth trying: a cluster that starts a failing training again and again would fill its days."""
-        reason = failed_alike(self.run)
-        if reason is not None and any((self.run / "failures").glob("*.safetensors")):
-            raise UserError(f"{self.run}: failed twice alike ({reason}); remove its failures/ to try once more")
 
     def _continue(self, trainer: Trainer) -> None:
         folder = self.run / "checkpoints"

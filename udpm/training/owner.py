@@ -43,6 +43,7 @@ class Owner:
         run: the run's folder, existing.
         stop: asked while waiting.
         stale: seconds.
+        who: this process, as `identity` gives it, for one that is known by it already.
 
     Attributes:
         record: what others read of this process.
@@ -51,20 +52,12 @@ class Owner:
         StoppedEarly: on entering, if a signal came while waiting.
     """
 
-    def __init__(self, run: Path, stop: StopRequest | bool, stale: float = STALE) -> None:
+    def __init__(
+        self, run: Path, stop: StopRequest | bool, stale: float = STALE, who: dict[str, Any] | None = None
+    ) -> None:
         self._path, self._stop, self._stale = run / RECORD, stop, stale
-        self.record: dict[str, Any] = {
-            "token": uuid.uuid4().hex,
-            "host": socket.gethostname(),
-            "machine": _machine(),
-            "pid": os.getpid(),
-            "started": _started(os.getpid()),
-            "job": os.environ.get("SLURM_JOB_ID"),
-            "attempt": os.environ.get("SLURM_RESTART_COUNT"),
-            "since": time.time(),
-            "beat": 0,
-            "time": time.time(),
-        }
+        now = time.time()
+        self.record: dict[str, Any] = (who or identity()) | {"since": now, "beat": 0, "time": now}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="udpm-heartbeat", daemon=True)
 
@@ -125,6 +118,19 @@ class Owner:
             time.sleep(min(1.0, self._stale / 10))
 
 
+def identity() -> dict[str, Any]:
+    """What tells this process from all others, under a new token."""
+    return {
+        "token": uuid.uuid4().hex,
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "pid": os.getpid(),
+        "started": _started(os.getpid()),
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "attempt": os.environ.get("SLURM_RESTART_COUNT"),
+    }
+
+
 def read_owner(run: Path) -> dict[str, Any] | None:
     """The owner record in a run's folder, or None where there is none (or none that can be read)."""
     try:
@@ -141,11 +147,39 @@ def _touched(path: Path) -> int:
         return 0
 
 
+def is_at_work(run: Path, token: str | None) -> bool:
+    """Whether the owner of a run's folder has a token, and lives.
+
+    On another machine it lives if its heartbeat moves, by this process's own clock, for which up to two beats are
+    waited.
+    """
+    owner = read_owner(run)
+    if owner is None or owner["token"] != token or is_dead(owner):
+        return False
+    if is_here(owner):
+        return True
+    beat, until = owner.get("beat"), time.monotonic() + 2 * HEARTBEAT
+    while time.monotonic() < until and time.time() - owner.get("time", 0.0) < STALE:
+        time.sleep(HEARTBEAT / 10)
+        now = read_owner(run)
+        if now is None or now["token"] != token:
+            # It went in good order, unless another took its place.
+            return now is None
+        if now.get("beat") != beat:
+            return True
+    return False
+
+
+def is_here(record: dict[str, Any]) -> bool:
+    """Whether the record's process is, or was, one of this machine."""
+    return record.get("machine") is not None and record["machine"] == _machine()
+
+
 def is_dead(record: dict[str, Any]) -> bool:
     """Whether the record's process ran on this machine and is no more; its number may have been given to another."""
-    if record.get("machine") is None or record["machine"] != _machine():
+    if not is_here(record):
         return False
-    started = _started(record.get("pid", 0))
+    started = _started(record.get("pid") or 0)
     return started is None or started != record.get("started")
 
 
@@ -174,4 +208,5 @@ def _started(pid: int) -> str | None:
 def name_of(record: dict[str, Any]) -> str:
     """The record's process in words, e.g. "process 12 on node3, job 7"."""
     job = f", job {record['job']}" if record.get("job") else ""
-    return f"process {record.get('pid')} on {record.get('host')}{job}"
+    process = f"process {record['pid']}" if record.get("pid") else "a process"
+    return f"{process} on {record.get('host') or 'an unknown host'}{job}"

@@ -14,7 +14,9 @@ from udpm.config.validation import completed, validate
 from udpm.core.arrays import check_seal
 from udpm.core.reading import read_json, read_json_lines
 
-COMPLETE = "complete.json"
+COMPLETE, ATTEMPTS = "complete.json", "attempts.jsonl"
+RUN_FILES = ("config.json", "owner.json", COMPLETE, ATTEMPTS)
+"""Files that only a run's folder has."""
 ITERATION = re.compile(r"[0-9]{9,18}")
 SEALED = (
     *("format", "experiment", "seed", "iterations", "seconds", "parameters", "device", "processes", "origin"),
@@ -68,12 +70,26 @@ class MetricsLine(Record):
 
 
 class AttemptLine(Record):
-    """A line of ``attempts.jsonl``: an attempt that began, or how it ended."""
+    """A line of ``attempts.jsonl``: an attempt that began, how it ended, or how a process of it other than the first
+    failed."""
 
     token: str | None = None
     began: float | None = None
+    waits: bool = False
+    owns: float | None = None
     ended: str | None = None
     reason: str = ""
+    rank: NonNegativeInt | None = None
+    failed: bool = False
+    saved: NonNegativeInt | None = None
+    start: str | None = None
+    series: str | None = None
+    host: str | None = None
+    machine: str | None = None
+    pid: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    started: str | None = None
+    job: str | None = None
+    attempt: str | None = None
 
 
 class OwnerRecord(Record):
@@ -140,6 +156,17 @@ def read_metrics_lines(path: Path, tail: int | None = None) -> Iterator[dict[str
         UserError: the file cannot be read.
     """
     return (line if is_valid(MetricsLine, line) else None for line in read_json_lines(path, "record of metrics", tail))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a training run's."""
+    return any((folder / name).is_file() for name in RUN_FILES)
+
+
+def last_saved(run: Path) -> int:
+    """The iteration of a run's newest checkpoint that seems whole; 0 where there is none."""
+    manifests = reversed(numbered(run / "checkpoints", ".json"))
+    return next((iteration_of(path) for path in manifests if path.with_suffix(".safetensors").is_file()), 0)
 
 
 def numbered(folder: Path, suffix: str) -> list[Path]:

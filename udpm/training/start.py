@@ -1,0 +1,75 @@
+"""How an attempt at a run begins: it is recorded before torch, the data and the device have a chance to fail."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from udpm.config.experiment import RunConfig
+from udpm.core.device_errors import as_user_errors
+from udpm.core.errors import UserError
+from udpm.core.ranks import Place, launched, start_of
+from udpm.training.attempts import SERIES, Attempt, alike, recorded
+from udpm.training.claim import claim
+from udpm.training.finished import may_be_finished
+from udpm.training.owner import identity
+
+
+@contextmanager
+def attempted(
+    run: Path,
+    config: RunConfig,
+    allow_world_size_change: bool = False,
+    environment: Mapping[str, str] = os.environ,
+) -> Iterator[Attempt]:
+    """Record an attempt at a run, from its first moment to its end. Makes the run's folder.
+
+    Nothing is written if the folder holds something else than this run. The attempt at a run that may be finished
+    begins only with `Attempt.begin`.
+
+    Args:
+        run: the run's folder.
+        config: of the run.
+        allow_world_size_change: see `claim`.
+        environment: variables, of which the launcher's and `SERIES` are read.
+
+    Raises:
+        UserError: there is nothing to train, the folder holds something else (`claim`, `is_finished`) or cannot be
+            made, or two attempts of the same `snakemake` failed alike.
+    """
+    if config.training == "imported":
+        raise UserError(f"{run}: training is imported, so there is nothing to train; `udpm import` makes this run")
+    claim(run, config, allow_world_size_change, writes=False)
+    finished, who = may_be_finished(run, config.training), identity()
+    if not finished:
+        _check_series(run, who, environment.get(SERIES))
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{run}: cannot be made: {error.strerror or error}") from None
+    place = launched(config.training.processes, environment) or Place()
+    start = start_of(place, environment)
+    with recorded(run, who, place.rank, start, begins=not finished) as attempt, as_user_errors():
+        yield attempt
+
+
+def _check_series(run: Path, who: dict[str, Any], series: str | None) -> None:
+    """Whether it is worth trying: a workflow that starts a failing training again and again would fill its days.
+
+    A job that was put back into the queue after it had failed was put there on purpose.
+    """
+    last = alike(run, series) if series else None
+    if last is None or _requeued(last.record, who):
+        return
+    raise UserError(
+        f"{run}: failed twice alike ({last.reason}); mend it, then run snakemake again, or udpm train by hand, to try "
+        "once more"
+    )
+
+
+def _requeued(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    same = now["job"] is not None and before.get("job") == now["job"]
+    return same and before.get("attempt") != now["attempt"]
