@@ -10,6 +10,18 @@ from udpm.config.resources import JobResources
 from udpm.training.attempts import one_was_killed
 
 MEGABYTES = 1000
+SECTIONS = {
+    "sampling": ("sample_images", "sample_shard", "sample_chain", "sample_milestone", "sample_best", "explore_latents"),
+    "scoring": (
+        "compute_reference",
+        "score_samples",
+        "score_yardstick",
+        "score_milestone",
+        "score_best",
+        "render_neighbours",
+    ),
+}
+"""Rules by the section of `resources` that says what their jobs ask for."""
 
 
 class Jobs:
@@ -23,10 +35,13 @@ class Jobs:
         training: of a run's training.
         sampling: of drawing images.
         scoring: of passes of the feature extractor.
+        figures: of drawing what one figure shows.
+        neighbours: of looking for the nearest training images, which one figure shows.
     """
 
     def __init__(self, plan, cluster: ClusterConfig) -> None:
         self._plan, self._cluster = plan, cluster
+        self._killed: set[frozenset[tuple[str, str]]] = set()
         self.training: dict[str, Callable] = {
             "runtime": lambda wildcards: cluster.minutes(self._asked(wildcards).training.hours),
             "mem_mb": self._training_memory,
@@ -40,6 +55,20 @@ class Jobs:
         }
         self.sampling = self._on_one_node("sampling")
         self.scoring = self._on_one_node("scoring")
+        self.figures = self.sampling | {"runtime": self._figure_minutes}
+        self.neighbours = self.scoring | {"runtime": self._figure_minutes}
+
+    def is_local(self, rule: str, wildcards) -> bool:
+        """Whether a job runs next to `snakemake` because its experiment says so."""
+        section = next((section for section, rules in SECTIONS.items() if rule in rules), None)
+        return section is not None and getattr(self._asked(wildcards), section).local
+
+    def note_killed(self, wildcards) -> None:
+        """Remember that a job was killed while it ran: its next attempt gets twice the memory."""
+        self._killed.add(_key(wildcards))
+
+    def _figure_minutes(self, wildcards) -> int:
+        return self._cluster.minutes(self._asked(wildcards).figure_hours)
 
     def _asked(self, wildcards):
         return self._plan.experiment(wildcards).resources
@@ -89,10 +118,18 @@ class Jobs:
                 count = int(device != "cpu")
             return count or None
 
+        def memory(wildcards, attempt) -> int:
+            once = round(asked(wildcards).memory_gb * MEGABYTES)
+            return once * 2 if attempt > 1 and _key(wildcards) in self._killed else once
+
         return {
             "runtime": lambda wildcards: self._cluster.minutes(asked(wildcards).hours),
-            "mem_mb": lambda wildcards, attempt: round(asked(wildcards).memory_gb * MEGABYTES) * attempt,
+            "mem_mb": memory,
             "nodes": lambda _wildcards: 1,
             "gpu": gpus,
             "gpu_model": lambda wildcards: self._cluster.gpu_model if gpus(wildcards) else None,
         }
+
+
+def _key(wildcards) -> frozenset[tuple[str, str]]:
+    return frozenset((name, str(value)) for name, value in wildcards.items())

@@ -24,9 +24,11 @@ class JobResources(Section):
     hours: PositiveFloat = 4.0
     """Wall time."""
     memory_gb: PositiveFloat = 16.0
-    """Main memory; twice as much at a second attempt."""
+    """Main memory; twice as much at a second attempt, after one that was killed."""
     gpus: NonNegativeInt | None = None
     """GPUs; default: 1, or 0 where the section's device is cpu."""
+    local: bool = False
+    """Run where `snakemake` runs, not as a SLURM job: for jobs of seconds."""
 
 
 class TrainingResources(Section):
@@ -49,6 +51,8 @@ class Resources(Section):
     """Of drawing a sample set, or one shard of it."""
     scoring: JobResources = JobResources()
     """Of a pass of the feature extractor, and of a score."""
+    figure_hours: PositiveFloat = 0.5
+    """Wall time of what one figure shows: latents, a denoising chain, the nearest training images."""
 
 
 class ClusterConfig(Section):
@@ -64,6 +68,9 @@ class ClusterConfig(Section):
     """Longest job that the partition takes (sinfo -o %l); longer trainings take several. Or: UDPM_MAX_HOURS."""
     grace_seconds: Annotated[int, Field(ge=30)] = 120
     """A training is told to save so long before its time is up. Or: UDPM_GRACE_SECONDS."""
+
+    slurm_patience: PositiveFloat = 30.0
+    """Minutes that a submission waits for a SLURM that does not answer. Or: UDPM_SLURM_PATIENCE."""
 
     def minutes(self, hours: float) -> int:
         """Wall time of one job of something that takes `hours`."""

@@ -14,7 +14,7 @@ rule explore_latents:
         "../../envs/udpm.yaml"
     threads: lambda wildcards: PLAN.experiment(wildcards).sampling.threads
     resources:
-        **JOBS.sampling,
+        **JOBS.figures,
     params:
         usage=f"{RESULTS}/benchmarks/explore_latents/{{experiment}}_seed{{seed}}_{{kind}}.jsonl",
         options=PLAN.latent_options,

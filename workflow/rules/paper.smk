@@ -97,7 +97,7 @@ rule render_neighbours:
     conda:
         "../../envs/udpm.yaml"
     resources:
-        **JOBS.scoring,
+        **JOBS.neighbours,
     params:
         samples=PLAN.sample_set,
         dataset=subpath(input.dataset, parent=True),

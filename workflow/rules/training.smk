@@ -123,7 +123,7 @@ rule sample_chain:
         "../../envs/udpm.yaml"
     threads: lambda wildcards: PLAN.experiment(wildcards).sampling.threads
     resources:
-        **JOBS.sampling,
+        **JOBS.figures,
     shell:
         "udpm sample --config {input.config:q} --chain {output:q} -- {input.weights:q} > {log:q} 2>&1"
 

@@ -1,0 +1,238 @@
+"""Snakemake's executor for SLURM, where its plugin (2.8) gives up too early or too late."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import re
+import shlex
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import snakemake_executor_plugin_slurm as plugin
+from content import TRAINING
+from snakemake.jobs import Job
+from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
+from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
+from states import States, say
+
+from udpm.training.attempts import failed_alike
+
+DOWN = re.compile(
+    r"unable to contact slurm|connection (refused|timed out|reset)|(socket|message) timed out|connect failure"
+    r"|zero bytes were transmitted|standby mode|communication (connection|shutdown) failure"
+    r"|temporarily un(able|available)"
+    r"|munge (encode|decode) failed|unable to establish|slurmctld.*(not|restart)|try again",
+    re.IGNORECASE,
+)
+"""In what a SLURM command says while SLURM is down, restarting or overloaded."""
+FULL = re.compile(r"\w*Submit\w*Limit|MaxJobCount|job submit limit", re.IGNORECASE)
+"""In what `sbatch` says where too many jobs are queued."""
+LIMIT = re.compile(r"\b(?!\w*Submit)\w+(Limit|PerJob|PerUser|Minutes)\b")
+"""A limit of another kind, which waiting does not mend."""
+TOLD = re.compile(r"^(error: |Error: |Traceback )", re.MULTILINE)
+"""In the log of a command that could say itself why it failed: nobody killed it."""
+SHORTEST, LONGEST = 5.0, 60.0
+"""Seconds between two tries to submit: they grow."""
+
+
+class Executor(plugin.Executor):
+    """The plugin's executor, but:
+
+    - a submission waits where SLURM is down or has too many jobs of the user, and costs no attempt;
+    - what SLURM refuses for good, and a training that failed twice alike, are not tried again;
+    - short jobs start Snakemake once, not twice;
+    - looks at the jobs' states come quickly after something happened, and rarely while nothing does.
+
+    Attributes:
+        patience: seconds that a submission waits for SLURM.
+        alike: says of a training job why it failed, if its last two attempts failed alike.
+        killed: told of each job that somebody killed while it ran.
+        states: of the jobs.
+    """
+
+    patience: float
+    alike: Callable[[Any], str | None]
+    killed: Callable[[Any], None]
+    states: States
+
+    def __init__(self, workflow, logger) -> None:
+        self._over = threading.Event()
+        self._current = threading.local()
+        self._refused = False
+        self._seen: set[str] = set()
+        self._pause = 0.0
+        super().__init__(workflow, logger)
+
+    # Submission, in the plugin's threads.
+
+    def run_job(self, job) -> None:
+        """Submit a job; wait as long as that may help."""
+        began = time.monotonic()
+        while True:
+            self._current.refusal = None
+            try:
+                super().run_job(job)
+            # A thread that ended here would leave the job waiting forever.
+            except Exception as error:
+                self._current.refusal = f"Job submission failed: {error.__context__ or error}"
+            refusal = self._current.refusal
+            if refusal is None:
+                return
+            if not self._waits(refusal, time.monotonic() - began):
+                HOPELESS.update(_members(job))
+                super()._report_job_error_threadsafe(SubmittedJobInfo(job), refusal)
+                return
+
+    def _report_job_error_threadsafe(self, job_info, msg) -> None:
+        self._current.refusal = msg
+
+    def _report_job_submission_threadsafe(self, job_info) -> None:
+        if self._refused:
+            self._refused = False
+            say("SLURM takes jobs again")
+        super()._report_job_submission_threadsafe(job_info)
+
+    def _waits(self, refusal: str, waited: float) -> bool:
+        """Wait before a submission is tried again; False where that is of no use."""
+        if _is_full(refusal):
+            # Passes when a job of the user's ends, however long that takes. Without one, others fill the account.
+            what, passes = "SLURM takes no more jobs for now", waited < self.patience or _has_queued()
+        else:
+            what, passes = "SLURM does not answer", waited < self.patience and DOWN.search(refusal) is not None
+        if not passes:
+            return False
+        if not self._refused:
+            self._refused = True
+            reason = refusal.partition("The error message was ")[2] or refusal
+            say(f"{what} ({reason.strip().splitlines()[0]}); waiting, for {self.patience / 60:g} minutes or more")
+        return not self._over.wait(min(LONGEST, max(SHORTEST, waited / 4)))
+
+    def get_account_arg(self, job):
+        """The account. It was checked before the first job: not asked of SLURM's database for each."""
+        account = re.split(r"[,\s]+", str(job.resources.get("slurm_account") or "").strip())[0]
+        if account:
+            yield f" -A {shlex.quote(account)}"
+        else:
+            yield from super().get_account_arg(job)
+
+    # The command that a job runs.
+
+    def format_job_exec(self, job) -> str:
+        """The command of a job."""
+        self._current.cpus = job.resources.get("cpus_per_task") or job.threads
+        self._current.step = any(member.rule.name == TRAINING for member in _members(job))
+        return super().format_job_exec(job)
+
+    @property
+    def cores(self) -> int | str:
+        """CPUs that the job has, whatever the host of this process has."""
+        return getattr(self._current, "cpus", "all")
+
+    def additional_general_args(self) -> str:
+        """How the job's own Snakemake starts what it runs: trainings as job steps, which alone get `--signal`."""
+        return super().additional_general_args() if self._current.step else "--executor local --jobs 1"
+
+    # The jobs' states, in the thread that looks at them.
+
+    def report_job_error(self, job_info, msg=None, **kwargs) -> None:
+        """A job failed; decide on its next attempt first."""
+        state = self.states.last.get(job_info.external_jobid or "")
+        for job in _members(job_info.job):
+            if job.rule.name == TRAINING:
+                reason = self.alike(job) if job.attempt > 1 else None
+                if reason is not None:
+                    HOPELESS.add(job)
+                    say(f"{_shown(job)}: failed twice alike, so it is not tried again: {reason}")
+            elif state == "OUT_OF_MEMORY" or (state == "FAILED" and not _told_why(job)):
+                self.killed(job)
+        super().report_job_error(job_info, msg=msg, **kwargs)
+
+    async def sleep(self) -> None:
+        """Wait until the next look: short after a change, then longer and longer."""
+        with self.lock:
+            active = {job.external_jobid for job in self.active_jobs}
+        least = self.workflow.executor_settings.init_seconds_before_status_checks
+        most = max(least, self.workflow.remote_execution_settings.seconds_between_status_checks)
+        self._pause = least if active != self._seen else min(most, self._pause * 1.3)
+        self._seen = active
+        until = time.monotonic() + self._pause
+        while self.wait and time.monotonic() < until:
+            await asyncio.sleep(min(1.0, self._pause))
+            with self.lock:
+                # Of a job that was submitted meanwhile.
+                if any(job.external_jobid not in active for job in self.active_jobs):
+                    until = min(until, time.monotonic() + least)
+                    active |= {job.external_jobid for job in self.active_jobs}
+
+    def cancel(self) -> None:
+        """Cancel all jobs."""
+        self._over.set()
+        super().cancel()
+
+    def shutdown(self) -> None:
+        """End."""
+        self._over.set()
+        super().shutdown()
+
+
+HOPELESS: set[Any] = set()
+"""Jobs that are not tried again, whatever attempts they have left."""
+
+
+def install(plan, jobs) -> None:
+    """Put the executor in the plugin's place.
+
+    Args:
+        plan: the study's: knows the runs, and how long to wait for SLURM.
+        jobs: what jobs ask for: knows which of them stay here, and is told which were killed.
+    """
+    Executor.patience = 60 * plan.cluster.slurm_patience
+    Executor.alike = staticmethod(lambda job: failed_alike(Path(plan.run_folder(job.wildcards))))
+    Executor.killed = staticmethod(lambda job: jobs.note_killed(job.wildcards))
+    Executor.states = States(plugin.query_job_status)
+    plugin.query_job_status = Executor.states.query
+    ExecutorPluginRegistry().get_plugin("slurm").executor = Executor
+    times, is_local = Job.restart_times.fget, Job.is_local.fget
+    Job.restart_times = property(lambda job: 0 if job in HOPELESS else times(job))
+    Job.is_local = property(lambda job: is_local(job) or jobs.is_local(job.rule.name, job.wildcards))
+
+
+def _members(job) -> list[Any]:
+    return list(job.jobs) if job.is_group() else [job]
+
+
+def _shown(job) -> str:
+    return " ".join([job.rule.name, *(str(value) for value in job.wildcards)])
+
+
+def _told_why(job) -> bool:
+    """Whether the log of a job says why it failed."""
+    for path in map(Path, job.log):
+        try:
+            if TOLD.search(path.read_text(errors="replace")[-20_000:]):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def _is_full(message: str) -> bool:
+    """Whether a submission was refused for the number of jobs alone."""
+    refusal = re.sub(r"job submit limit, user's size and/or time limits", "", message)
+    if FULL.search(refusal):
+        return True
+    # The words that SLURM has for limits of all kinds: it may be the number, if there are jobs of the user.
+    return refusal != message and not LIMIT.search(refusal) and _has_queued()
+
+
+def _has_queued() -> bool:
+    command = ["squeue", "--noheader", "--format=%i", f"--user={getpass.getuser()}"]
+    try:
+        return bool(subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip())
+    except (OSError, subprocess.TimeoutExpired):
+        return False

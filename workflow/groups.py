@@ -1,0 +1,132 @@
+"""Small jobs that SLURM gets as one: starting a job costs more than most of them take.
+
+Members of a group run one after the other. What a member has finished stays, whatever becomes of the others, and is not
+done again.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+GROUPED = {
+    "prepare_dataset": ("data", "dataset"),
+    "cache_levels": ("data", "dataset"),
+    "compute_reference": ("reference", "experiment"),
+    "score_yardstick": ("reference", "experiment"),
+    "sample_images": ("run", "experiment", "seed"),
+    "sample_chain": ("run", "experiment", "seed"),
+    "explore_latents": ("run", "experiment", "seed"),
+    "score_samples": ("run", "experiment", "seed"),
+    "render_neighbours": ("run", "experiment", "seed"),
+    "sample_milestone": ("milestone", "experiment", "seed", "iteration"),
+    "score_milestone": ("milestone", "experiment", "seed", "iteration"),
+    "sample_best": ("best", "experiment", "seed"),
+    "score_best": ("best", "experiment", "seed"),
+}
+"""By rule, the kind of group and the wildcards that its members share. Never a training, nor shards of a sample set,
+which are there to run at the same time."""
+
+OWN = {"runtime", "mem", "mem_mb", "mem_mib", "disk", "disk_mb", "disk_mib", "tmpdir", "cpus_per_task", "_cores"}
+"""Resources that members may want in different amounts; all others must be the same."""
+
+
+def name_of(job: Any) -> str | None:
+    """Name of the group that a job belongs to; None where it runs on its own."""
+    if job.is_local or job.rule.name not in GROUPED:
+        return None
+    kind, *shared = GROUPED[job.rule.name]
+    return "-".join([kind, *(str(job.wildcards[name]) for name in shared)])
+
+
+def partition(jobs: Iterable[Any]) -> dict[str, frozenset[Any]]:
+    """Groups of at least two jobs, by name. Jobs that want other nodes or accounts are not put together.
+
+    Args:
+        jobs: Snakemake's, all that are to run.
+    """
+    found: dict[tuple[str, frozenset], set[Any]] = defaultdict(set)
+    for job in jobs:
+        name = name_of(job)
+        if name is not None:
+            wanted = frozenset((key, value) for key, value in job.resources.items() if key not in OWN)
+            found[name, wanted].add(job)
+    named: dict[str, frozenset[Any]] = {}
+    for (name, _), members in found.items():
+        if len(members) > 1:
+            named[name if name not in named else f"{name}-{len(named)}"] = frozenset(members)
+    return named
+
+
+def together(jobs: Iterable[Any], most_minutes: int) -> dict[str, Any]:
+    """What a group asks for: the time of all, at most what a job may have, and of all else the most of any.
+
+    Args:
+        jobs: the members.
+        most_minutes: longest job that the cluster takes. A group that is stopped there goes on with the members that
+            are left.
+    """
+    asked = [{key: value for key, value in job.resources.items() if _is_known(value)} for job in jobs]
+    found: dict[str, Any] = {}
+    for resources in asked:
+        for key, value in resources.items():
+            found[key] = max(found[key], value) if isinstance(found.get(key), int) else value
+    found["runtime"] = min(most_minutes, sum(resources.get("runtime", 0) for resources in asked))
+    return found | {"_nodes": 1}
+
+
+def _is_known(value: Any) -> bool:
+    from snakemake.common.tbdstring import TBDString
+
+    return not isinstance(value, TBDString)
+
+
+def install(most_minutes: int) -> None:
+    """Have Snakemake's main process group jobs, and keep what members of a group that fails have finished.
+
+    Args:
+        most_minutes: longest job that the cluster takes.
+    """
+    from snakemake.dag import DAG
+    from snakemake.jobs import GroupJob, Job
+    from snakemake.resources import GroupResources
+
+    done: set[Any] = set()
+    postprocess, targets = Job.postprocess, GroupJob.get_target_spec
+
+    def update_groups(self):
+        self._group, jobs = {}, list(self.needrun_jobs())
+        for job in jobs:
+            job.group = None
+        for name, members in partition(jobs).items():
+            group = self.group_job_factory.new(name, members, self.workflow.global_resources)
+            group.finalize()
+            for job in members:
+                job.group, self._group[job] = name, group
+        self._check_groups()
+
+    def basic_layered(toposorted_jobs, **_options):
+        return together([job for level in toposorted_jobs for job in level], most_minutes)
+
+    async def keep_finished(self, *arguments, error=False, **options):
+        if error and self.dag.get_job_group(self) is not None and await _is_finished(self):
+            error = False
+            done.add(self)
+        await postprocess(self, *arguments, error=error, **options)
+
+    def unfinished(self):
+        left = [job for job in self.jobs if job not in done]
+        return [spec for job in left or self.jobs for spec in job.get_target_spec()] if done else targets(self)
+
+    DAG.update_groups = update_groups
+    GroupResources.basic_layered = staticmethod(basic_layered)
+    Job.postprocess = keep_finished
+    GroupJob.get_target_spec = unfinished
+
+
+async def _is_finished(job: Any) -> bool:
+    """Whether a job's outputs are there, and the process that ran it has taken its marks from them."""
+    there = all(Path(output).exists() for output in job.output)
+    return there and not await job.dag.workflow.persistence.incomplete(job)
