@@ -135,7 +135,7 @@ class Executor(plugin.Executor):
 
     def additional_general_args(self) -> str:
         """How the job's own Snakemake starts what it runs: trainings as job steps, which alone get `--signal`."""
-        return super().additional_general_args() if self._current.step else "--executor local --jobs 1"
+        return super().additional_general_args() if self._current.step else "--executor local --jobs 1 --keep-going"
 
     # The jobs' states, in the thread that looks at them.
 

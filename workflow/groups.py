@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def install(most_minutes: int) -> None:
     from snakemake.resources import GroupResources
 
     done: set[Any] = set()
-    postprocess, targets = Job.postprocess, GroupJob.get_target_spec
+    postprocess, targets, log_error = Job.postprocess, GroupJob.get_target_spec, GroupJob.log_error
 
     def update_groups(self):
         self._group, jobs = {}, list(self.needrun_jobs())
@@ -111,7 +112,7 @@ def install(most_minutes: int) -> None:
         return together([job for level in toposorted_jobs for job in level], most_minutes)
 
     async def keep_finished(self, *arguments, error=False, **options):
-        if error and self.dag.get_job_group(self) is not None and await _is_finished(self):
+        if error and (self in done or (self.dag.get_job_group(self) is not None and await _is_finished(self))):
             error = False
             done.add(self)
         await postprocess(self, *arguments, error=error, **options)
@@ -120,13 +121,22 @@ def install(most_minutes: int) -> None:
         left = [job for job in self.jobs if job not in done]
         return [spec for job in left or self.jobs for spec in job.get_target_spec()] if done else targets(self)
 
+    def log_unfinished(self, *arguments, **options):
+        shown = copy(self)
+        shown._jobs = frozenset(job for job in self.jobs if not _has_outputs(job)) or self.jobs
+        log_error(shown, *arguments, **options)
+
     DAG.update_groups = update_groups
     GroupResources.basic_layered = staticmethod(basic_layered)
     Job.postprocess = keep_finished
     GroupJob.get_target_spec = unfinished
+    GroupJob.log_error = log_unfinished
 
 
 async def _is_finished(job: Any) -> bool:
     """Whether a job's outputs are there, and the process that ran it has taken its marks from them."""
-    there = all(Path(output).exists() for output in job.output)
-    return there and not await job.dag.workflow.persistence.incomplete(job)
+    return _has_outputs(job) and not await job.dag.workflow.persistence.incomplete(job)
+
+
+def _has_outputs(job: Any) -> bool:
+    return all(Path(output).exists() for output in job.output)
