@@ -6,8 +6,9 @@ done again.
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -61,20 +62,22 @@ def partition(jobs: Iterable[Any]) -> dict[str, frozenset[Any]]:
     return named
 
 
-def together(jobs: Iterable[Any], most_minutes: int) -> dict[str, Any]:
+def together(jobs: Iterable[Any], longest: Callable[[str | None], int]) -> dict[str, Any]:
     """What a group asks for: the time of all, at most what a job may have, and of all else the most of any.
 
     Args:
         jobs: the members.
-        most_minutes: longest job that the cluster takes. A group that is stopped there goes on with the members that
-            are left.
+        longest: minutes of the longest job that a partition takes. A group that is stopped there goes on with the
+            members that are left.
     """
     asked = [{key: value for key, value in job.resources.items() if _is_known(value)} for job in jobs]
     found: dict[str, Any] = {}
     for resources in asked:
         for key, value in resources.items():
             found[key] = max(found[key], value) if isinstance(found.get(key), int) else value
-    found["runtime"] = min(most_minutes, sum(resources.get("runtime", 0) for resources in asked))
+    found["runtime"] = min(
+        longest(found.get("slurm_partition")), sum(resources.get("runtime", 0) for resources in asked)
+    )
     return found | {"_nodes": 1}
 
 
@@ -84,11 +87,11 @@ def _is_known(value: Any) -> bool:
     return not isinstance(value, TBDString)
 
 
-def install(most_minutes: int) -> None:
+def install(longest: Callable[[str | None], int]) -> None:
     """Have Snakemake's main process group jobs, and keep what members of a group that fails have finished.
 
     Args:
-        most_minutes: longest job that the cluster takes.
+        longest: minutes of the longest job that a partition takes.
     """
     from snakemake.dag import DAG
     from snakemake.jobs import GroupJob, Job
@@ -101,7 +104,11 @@ def install(most_minutes: int) -> None:
         self._group, jobs = {}, list(self.needrun_jobs())
         for job in jobs:
             job.group = None
-        for name, members in partition(jobs).items():
+        with warnings.catch_warnings():
+            # Snakemake cannot ask for the sizes of inputs here, and warns of it. Nobody needs them.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            found = partition(jobs)
+        for name, members in found.items():
             group = self.group_job_factory.new(name, members, self.workflow.global_resources)
             group.finalize()
             for job in members:
@@ -109,7 +116,7 @@ def install(most_minutes: int) -> None:
         self._check_groups()
 
     def basic_layered(toposorted_jobs, **_options):
-        return together([job for level in toposorted_jobs for job in level], most_minutes)
+        return together([job for level in toposorted_jobs for job in level], longest)
 
     async def keep_finished(self, *arguments, error=False, **options):
         if error and (self in done or (self.dag.get_job_group(self) is not None and await _is_finished(self))):

@@ -11,17 +11,24 @@ from udpm.training.attempts import one_was_killed
 
 MEGABYTES = 1000
 SECTIONS = {
-    "sampling": ("sample_images", "sample_shard", "sample_chain", "sample_milestone", "sample_best", "explore_latents"),
-    "scoring": (
-        "compute_reference",
-        "score_samples",
-        "score_yardstick",
-        "score_milestone",
-        "score_best",
-        "render_neighbours",
-    ),
+    "train_model": "training",
+    "sample_images": "sampling",
+    "sample_shard": "sampling",
+    "sample_chain": "sampling",
+    "sample_milestone": "sampling",
+    "sample_best": "sampling",
+    "explore_latents": "sampling",
+    "measure_speed": "sampling",
+    "compute_reference": "scoring",
+    "score_samples": "scoring",
+    "score_yardstick": "scoring",
+    "score_milestone": "scoring",
+    "score_best": "scoring",
+    "render_neighbours": "scoring",
 }
-"""Rules by the section of `resources` that says what their jobs ask for."""
+"""By rule, the section of `resources` that says what its jobs ask for."""
+OF_FIGURES = {"sample_chain", "explore_latents", "render_neighbours"}
+"""Rules of which a job makes what one figure shows: they have `resources.figure_hours`."""
 
 
 class Jobs:
@@ -60,8 +67,8 @@ class Jobs:
 
     def is_local(self, rule: str, wildcards) -> bool:
         """Whether a job runs next to `snakemake` because its experiment says so."""
-        section = next((section for section, rules in SECTIONS.items() if rule in rules), None)
-        return section is not None and getattr(self._asked(wildcards), section).local
+        section = SECTIONS.get(rule, "training")
+        return section != "training" and getattr(self._asked(wildcards), section).local
 
     def note_killed(self, wildcards) -> None:
         """Remember that a job was killed while it ran: its next attempt gets twice the memory."""

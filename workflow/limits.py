@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from granted import Partition, Site
-from jobs import MEGABYTES
+from jobs import MEGABYTES, OF_FIGURES, SECTIONS, Jobs
 from plan import one_line
 
 from udpm.config import place_of
@@ -22,19 +22,6 @@ CONFIG = "config"
 PROFILE = "slurm/config.yaml"
 ELSEWHERE = ("cluster", "clusters", "slurm_cluster")
 """Resources of jobs that go to another cluster, which is not asked."""
-SECTIONS = {
-    "train_model": "training",
-    **dict.fromkeys(
-        ("sample_images", "sample_shard", "sample_chain", "sample_milestone", "sample_best", "explore_latents"),
-        "sampling",
-    ),
-    "measure_speed": "sampling",
-    **dict.fromkeys(
-        ("compute_reference", "score_samples", "score_yardstick", "score_milestone", "score_best"), "scoring"
-    ),
-    "render_neighbours": "scoring",
-}
-"""Rules whose jobs ask for what a section of `resources` says."""
 HOURS = 1.0
 """Of a job of any other rule: `default-resources` of the profile."""
 
@@ -66,13 +53,14 @@ def given() -> Given:
     return Given(**told)
 
 
-def check_before_jobs(plan: Any, workflow: Any) -> Limits:
+def check_before_jobs(plan: Any, jobs: Jobs, workflow: Any) -> Limits:
     """Have the jobs that are to be submitted checked before the first of all jobs starts.
 
     A mistake ends the process: one line for each, code 2.
 
     Args:
         plan: the experiments.
+        jobs: knows which of them stay here.
         workflow: Snakemake's.
 
     Returns:
@@ -84,24 +72,24 @@ def check_before_jobs(plan: Any, workflow: Any) -> Limits:
     prepare = JobScheduler.__init__
 
     @one_line
-    def check(jobs: list[Any]) -> None:
-        for note in limits.check(jobs, workflow.dryrun, workflow.resource_settings.nodes):
+    def check(found: list[Any]) -> None:
+        for note in limits.check(found, workflow.dryrun, workflow.resource_settings.nodes):
             print(f"note: {note}", file=sys.stderr)
 
     # All jobs are known here, and none has started. In the DAG's own coroutines resources cannot be evaluated.
     def check_then_prepare(self, workflow, *arguments, **options):
         if not workflow.touch:
-            check([job for job in workflow.dag.needrun_jobs() if not is_local(job, workflow)])
+            check([job for job in workflow.dag.needrun_jobs() if not is_local(job, jobs, workflow)])
         prepare(self, workflow, *arguments, **options)
 
     JobScheduler.__init__ = check_then_prepare
     return limits
 
 
-def is_local(job: Any, workflow: Any) -> bool:
-    """Whether a job runs beside `snakemake`. In a dry run Snakemake says so of every job."""
+def is_local(job: Any, jobs: Jobs, workflow: Any) -> bool:
+    """Whether a job runs next to `snakemake`. In a dry run Snakemake says so of every job."""
     rule = job.rule
-    return rule.group is None and (rule.name in workflow._localrules or rule.norun)
+    return rule.name in workflow._localrules or rule.norun or jobs.is_local(rule.name, job.wildcards)
 
 
 @dataclass(frozen=True)
@@ -258,6 +246,11 @@ class Limits:
             )
         return notes
 
+    def longest(self, partition: str | None) -> int:
+        """Minutes of the longest job that may be asked for in a partition; None: the site's default."""
+        granted = [found.minutes for found in self.site.candidates(partition, bool(self._given.partition_config))]
+        return int(min(self._plan.cluster.minutes(self._plan.cluster.max_hours), max(granted, default=math.inf)))
+
     def most_jobs(self) -> int | None:
         """Jobs that SLURM takes into the queue at a time; None where nothing limits them, or it is not known."""
         cluster = self._plan.cluster
@@ -305,13 +298,19 @@ class _Comparison:
         takes = "no partition here takes jobs of more than" if self._any else f"{self._name} takes jobs of at most"
         takes = f"{takes} {_lasting(longest)}"
         own = asked.partition == cluster.partition
-        if own and asked.minutes == cluster.minutes(self._resources.hours if self._section else HOURS):
+        if own and asked.minutes == cluster.minutes(self._hours()):
             # Rounded down, so that it is granted.
             hours = math.floor(longest / 60 * 100) / 100
             where, then = _cluster("max_hours"), f"set max_hours: {hours:g} (or UDPM_MAX_HOURS={hours:g})"
             return f"{where}: {cluster.max_hours:g}, but {takes}; {then}", self._asker()
         of = f"runtime of {self._rule}: {asked.minutes} minutes"
         return f"{PROFILE}: {of}, but {takes}; set its runtime in set-resources", None
+
+    def _hours(self) -> float:
+        """What the job's rule asks for before the cluster's limit."""
+        if self._section and self._rule in OF_FIGURES:
+            return self._plan.experiment(self._job.wildcards).resources.figure_hours
+        return self._resources.hours if self._section else HOURS
 
     def _asker(self) -> str:
         name = getattr(self._job.wildcards, "experiment", None) or getattr(self._job.wildcards, "dataset", None)
