@@ -326,6 +326,17 @@ class Study:
         return "".join(path.read_text()[-2000:] for path in (self.folder / "results/logs/train_model").glob("*"))
 
 
+def rules_of(comment, known):
+    """The rules that a SLURM job runs, by its comment; several of a group, which is named after them.
+
+    Args:
+        comment: of the job.
+        known: names of rules.
+    """
+    name = comment.removeprefix("rule_").partition("_wildcards_")[0]
+    return {name} if name in known else {rule for rule in known if f"_{rule}_" in f"{name}_"}
+
+
 def status(process):
     """What the kernel says of a process."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()

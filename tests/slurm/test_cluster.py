@@ -5,10 +5,11 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import PATIENCE, until
+from conftest import PATIENCE, rules_of, until
 from tiny import ROOT, TORCHRUN, udpm
 
 from udpm.core.files import sha256
@@ -91,40 +92,44 @@ RULE = re.compile(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", re.MULTILINE)
 
 
 def asked_for(planned):
-    """By rule, the resources that a dry run shows; of its last job."""
+    """By rule and experiment, the resources that a dry run shows of a job, and the number of such jobs."""
     found = {}
     for name, text in RULE.findall(planned):
         told = dict(part.split("=", 1) for part in re.search(r"resources: (.*)", text)[1].split(", ") if "=" in part)
-        threads = re.search(r"threads: (\d+)", text)
         wildcards = re.search(r"wildcards: (.*)", text)
         experiment = re.search(r"experiment=(\w+)", wildcards[1]) if wildcards else None
-        found[name, experiment and experiment[1]] = told | {"threads": int(threads[1]) if threads else 1}
+        key = name, experiment and experiment[1]
+        found[key] = told | {"jobs": found.get(key, {}).get("jobs", 0) + 1}
     return found
 
 
 def test_jobs_ask_for_what_the_configuration_says(whole):
+    """A group asks for the time of all its members, and of all else for what one of them needs most."""
     planned = asked_for(whole.planned)
     columns = "comment,reqcpus,reqmem,reqtres,timelimitraw,reqnodes,account,partition,state"
-    rows = whole.cluster.ask("sacct", "-nPX", "-S", whole.began, "-o", columns).splitlines()
-    seen = set()
-    for row in rows:
-        comment, cpus, memory, tres, minutes, nodes, account, partition, state = row.split("|")
-        rule, _, wildcards = comment.removeprefix("rule_").partition("_wildcards_")
-        experiment = next((name for name in ("one", "two") if name in wildcards.split("_")), None)
-        expected = planned[rule, experiment]
-        tasks = 4 if (rule, experiment) == ("train_model", "two") else 1
-        gpus = {("train_model", "one"): 2, ("train_model", "two"): 4}.get((rule, experiment), 0)
-        assert int(cpus) == expected["threads"] * tasks, row
-        assert int(minutes) == int(expected["runtime"]), row
-        assert int(nodes) == int(expected.get("nodes", 1)), row
+    rows = [row.split("|") for row in whole.cluster.ask("sacct", "-nPX", "-S", whole.began, "-o", columns).splitlines()]
+    seen = Counter()
+    for comment, cpus, memory, tres, minutes, nodes, account, partition, state in rows:
+        experiment = next((name for name in ("one", "two") if name in re.split("[_-]", comment)), None)
+        rules = rules_of(comment, {rule for rule, _ in planned})
+        members = [planned[rule, experiment] for rule in rules]
+        grouped = "_wildcards_" not in comment
+        times = [int(member["runtime"]) * (member["jobs"] if grouped else 1) for member in members]
+        tasks = 4 if (rules, experiment) == ({"train_model"}, "two") else 1
+        gpus = {"one": "2", "two": "4"}[experiment] if rules == {"train_model"} else "0"
+        assert int(cpus) == max(int(member["cpus_per_task"]) for member in members) * tasks, comment
+        assert int(minutes) == sum(times), comment
+        assert int(nodes) == max(int(member.get("nodes", 1)) for member in members), comment
         # Asked for on each node; accounting sums them up.
-        assert memory == f"{int(expected['mem_mb']) * int(nodes)}M", row
-        assert (re.search(r"gres/gpu=(\d+)", tres) or [0, "0"])[1] == str(gpus), row
-        assert (account, partition, state) == ("lab", "gpu", "COMPLETED"), row
-        seen.add(rule)
-    assert {"prepare_dataset", "train_model", "compute_reference", "score_samples"} <= seen
-    assert {"sample_images", "sample_shard"} <= seen
-    assert not {"render_table", "resolve_run", "join_shards"} & seen
+        assert memory == f"{max(int(member['mem_mb']) for member in members) * int(nodes)}M", comment
+        assert (re.search(r"gres/gpu=(\d+)", tres) or [0, "0"])[1] == gpus, comment
+        assert (account, partition, state) == ("lab", "gpu", "COMPLETED"), comment
+        seen.update(rules)
+    assert {"prepare_dataset", "compute_reference", "sample_images"} <= seen.keys()
+    # Shards are there to run at the same time; what a run is followed by is one job.
+    assert (seen["train_model"], seen["sample_shard"]) == (2, 4)
+    assert seen["explore_latents"] == seen["score_samples"] == 2
+    assert not {"render_table", "resolve_run", "join_shards"} & seen.keys()
 
 
 def test_the_default_profile_leaves_the_slurm_profile_alone(study):

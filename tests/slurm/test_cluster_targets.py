@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pandas as pd
+from conftest import rules_of
 
 from udpm.config import load_experiment, load_sweep
 from udpm.config.results import table_names
@@ -14,17 +15,17 @@ TABLE = ("csv", "md", "tex", "html")
 
 
 def submitted(study, command):
-    """Type a command; the number of SLURM's jobs by rule, which are those of all rules that are not local."""
-    before = study.states()
+    """Type a command; by rule, how many of its jobs SLURM got, alone or in a group: all that are not local."""
+    known = {job for job, _ in study.states()}
     done = study.typed(command)
     assert done.returncode == 0, done.stderr[-6000:] + study.training_log()
-    rows = study.cluster.ask("sacct", "-nPX", "-o", "jobid,comment,state").splitlines()
-    known = {job for job, _ in before}
-    new = [row.split("|") for row in rows if row.split("|")[0] not in known]
-    assert {state for _, _, state in new} <= {"COMPLETED"}
-    found = Counter(comment.removeprefix("rule_").partition("_wildcards_")[0] for _, comment, _ in new)
-    assert found == Counter(re.findall(r"^rule (\w+):$", done.stderr, re.MULTILINE))
-    return found
+    rows = [line.split("|") for line in study.cluster.ask("sacct", "-nPX", "-o", "jobid,comment,state").splitlines()]
+    new = [(comment, state) for job, comment, state in rows if job not in known]
+    assert {state for _, state in new} <= {"COMPLETED"}
+    assert len(new) == done.stderr.count("has been submitted with SLURM jobid")
+    jobs = Counter(re.findall(r"^ *rule (\w+):$", done.stderr, re.MULTILINE))
+    assert set().union(*(rules_of(comment, set(jobs)) for comment, _ in new)) == set(jobs)
+    return jobs
 
 
 def there(folder, stem, kinds):
