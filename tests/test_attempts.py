@@ -118,7 +118,16 @@ def test_a_folder_of_nothing_but_failed_attempts_is_trained_into(digits, trained
     tiny.assert_same_weights(tmp_path / "run", trained)
 
 
-def test_an_import_that_fails_is_known(digits, tmp_path, monkeypatch):
+def test_an_import_that_fails_is_known(digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "udpm.training.loop")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert call(*command(digits, tmp_path, tiny.write_config(tmp_path))) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: torch cannot be imported here: ")
+    assert lines_of(tmp_path / "run")[-1]["reason"].startswith("ModuleNotFoundError: import of torch halted")
+
+
+def test_an_import_of_its_own_that_fails_is_known(digits, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "udpm.training.loop", None)
     with pytest.raises(ImportError):
         call(*command(digits, tmp_path, tiny.write_config(tmp_path)))

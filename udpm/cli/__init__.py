@@ -22,7 +22,7 @@ from udpm.cli.options import OutputFile
 from udpm.core import kinds
 from udpm.core.caches import keep_private
 from udpm.core.device_errors import as_user_errors
-from udpm.core.errors import EXIT_STOPPED_EARLY, EXIT_USER_ERROR, StoppedEarly, UserError
+from udpm.core.errors import EXIT_STOPPED_EARLY, EXIT_USER_ERROR, StoppedEarly, UserError, first_line
 from udpm.core.identify import what_is, with_kind
 
 WRONG_CHOICE = re.compile(r"'([^']*)' is not one of")
@@ -124,6 +124,11 @@ def main(arguments: list[str] | None = None) -> None:
         _stop("interrupted", 130)
     except OSError as error:
         _stop_for(error)
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "udpm"):
+            raise
+        _stop(f"error: {package} cannot be imported here: {first_line(error)}", EXIT_USER_ERROR)
     except RecursionError:
         _stop("error: something that was read is nested too deep", EXIT_USER_ERROR)
 
