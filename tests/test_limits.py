@@ -556,6 +556,52 @@ def test_without_slurm(plan, monkeypatch, gpus):
     assert told(compared, []) == ("note", [])
 
 
+def choice(**asked):
+    """The partition that the plugin chooses for a job, of the example file."""
+    import snakemake_executor_plugin_slurm as plugin
+
+    quiet = SimpleNamespace(**dict.fromkeys(("info", "debug", "warning"), lambda text: None))
+    one = SimpleNamespace(name="a", threads=1, resources={"mem_mb": 8000, "runtime": 60, "nodes": 1} | asked)
+    return plugin.get_best_partition(plugin.read_partition_file(ROOT / "slurm/partitions.yaml"), one, quiet)
+
+
+@pytest.mark.slow
+def test_the_example_of_several_partitions():
+    assert choice() == "short"
+    assert choice(runtime=61) == choice(cpus_per_task=17) == choice(mem_mb=100_000) == "cpu"
+    assert choice(gpu=1, gpu_model="a100") == choice(gpu=4, runtime=1440) == "gpu"
+    assert choice(nodes=4, gres="gpu:a100:2", mpi="srun", tasks_per_node=2, runtime=1440) == "gpu"
+    assert choice(gpu=5) is choice(gpu=1, gpu_model="h100") is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "cluster", "expected"),
+    [
+        ("partitions: {cpu: {}, gpu: {max_gpu: 4}}", "max_hours: 1\n", ("note", [])),
+        (
+            "partitions: {cpu: {}, gpus: {max_gpu: 4}}",
+            "max_hours: 1\n",
+            ("error", ["p.yaml: there is no gpus here; there"]),
+        ),
+        ("partitions: {cpu: {max_gpus: 4}}", "max_hours: 1\n", ("error", ["max_gpus"])),
+        ("partitions: [cpu]", "max_hours: 1\n", ("error", ["p.yaml: 'partitions' section"])),
+        ("cpu", "max_hours: 1\n", ("error", ["p.yaml: Partition file p.yaml is missing"])),
+        (
+            "partitions: {cpu: {}}",
+            "partition: cpu\n",
+            ("note", ["partition: cpu: all jobs go there, whatever slurm-part"]),
+        ),
+    ],
+)
+def test_a_file_of_partitions(plan, text, cluster, expected):
+    made = plan({}, cluster)
+    Path("p.yaml").write_text(text)
+    kind, lines = told(Limits(made, Told(), Given(partition_config="p.yaml")), [job()])
+    assert kind == expected[0]
+    assert [part in line for line, part in zip(lines, expected[1], strict=True)] == [True] * len(expected[1])
+
+
 def test_rules_ask_for_what_their_section_says():
     found = {}
     for path in (ROOT / "workflow/rules").glob("*.smk"):

@@ -185,6 +185,9 @@ def test_only_what_changed_is_redone(study):
         assert "sample_images" in done.stdout
         assert "resolve_section" in done.stdout
         assert "train_model" not in done.stdout
+        path.write_text(before.replace("log_every: 5", "log_every: 6"))
+        done = snakemake("-n", "--profile", "slurm", cwd=study)
+        assert "Nothing to be done" in done.stdout + done.stderr
         path.write_text(before.replace("description: ", "description: still "))
         done = snakemake("-n", cwd=study)
         assert "Nothing to be done" in done.stdout + done.stderr

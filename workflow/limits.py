@@ -16,7 +16,7 @@ from jobs import MEGABYTES, OF_FIGURES, SECTIONS, Jobs
 from plan import one_line
 
 from udpm.config import place_of
-from udpm.core.errors import UserError
+from udpm.core.errors import UserError, first_line
 
 CONFIG = "config"
 PROFILE = "slurm/config.yaml"
@@ -185,7 +185,12 @@ class Limits:
             return self._without_slurm(dry_run)
         known = self.site.trouble is None
         mistakes = dict.fromkeys(
-            [*self._check_accounting(), *self._check_account(), *(self.mistakes(jobs) if known else ())]
+            [
+                *self._check_accounting(),
+                *self._check_account(),
+                *(self._check_partition_file() if known else ()),
+                *(self.mistakes(jobs) if known else ()),
+            ]
         )
         if mistakes:
             raise UserError(*mistakes)
@@ -213,6 +218,22 @@ class Limits:
         if account is not None and accounts and account.lower() not in map(str.lower, accounts):
             yield f"{_cluster('account')}: {account} is not one of yours; these are: {', '.join(accounts)}"
 
+    def _check_partition_file(self) -> Iterable[str]:
+        from snakemake_executor_plugin_slurm.partitions import read_partition_file
+
+        path = self._given.partition_config
+        if path is None:
+            return
+        try:
+            names = [partition.name for partition in read_partition_file(Path(path)) if not partition.partition_cluster]
+        except Exception as error:
+            yield f"slurm-partition-config: {path}: {first_line(error)}"
+            return
+        for name in names:
+            if name not in self.site.partitions:
+                there = ", ".join(self.site.partitions)
+                yield f"slurm-partition-config: {path}: there is no {name} here; there are: {there}"
+
     def mistakes(self, jobs: Iterable[Any]) -> list[str]:
         """What jobs ask for and none of their nodes has."""
         seen = set()
@@ -238,6 +259,11 @@ class Limits:
             for name, state in alone.items()
             if state in ("drain", "inact")
         ]
+        if self._given.partition_config and self._plan.cluster.partition:
+            notes.append(
+                f"{_cluster('partition')}: {self._plan.cluster.partition}: all jobs go there, whatever "
+                f"slurm-partition-config says ({self._given.partition_config}); leave one of them out"
+            )
         queued = self.most_jobs()
         if queued is not None and most is not None and queued < min(most, len(jobs)):
             notes.append(
