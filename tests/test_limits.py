@@ -419,7 +419,7 @@ def test_a_partition_that_takes_shorter_jobs(plan):
     )
     assert found == [
         "config/cluster.yaml: max_hours: 12, but partition gpu takes jobs of at most 4 hours; set max_hours: 4 (or "
-        "UDPM_MAX_HOURS=4); this is asked for by train_model of some, train_model of digits, train_model of digits-"
+        "UDPM_MAX_HOURS=4); requested by train_model of some, train_model of digits, train_model of digits-"
         "smoke and 1 more"
     ]
 
@@ -500,7 +500,7 @@ NO_SACCT = Answer(trouble="sacct not found in PATH")
             Given(),
             [job()],
             "note",
-            ["is not known (sinfo: no); jobs are not"],
+            ["is not known (sinfo: no); jobs are submitted"],
         ),
         (Told(""), Given(), [job()], "note", ["(sinfo names no partition)"]),
         (
@@ -590,7 +590,7 @@ def test_the_example_of_several_partitions():
         (
             "partitions: {cpu: {}}",
             "partition: cpu\n",
-            ("note", ["partition: cpu: all jobs go there, whatever slurm-part"]),
+            ("note", ["partition: cpu: all jobs go there, so slurm-partition-conf"]),
         ),
     ],
 )

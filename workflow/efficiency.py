@@ -1,7 +1,7 @@
-"""The report on what jobs used that Snakemake's plugin for SLURM (2.8) writes when all is done.
+"""Keep the efficiency report of Snakemake's plugin for SLURM (2.8) from failing a finished study.
 
-The plugin lets every error of it through: without sacct, or of a line that it cannot read, a finished study would end
-in a traceback. It also waits for sacct for ever, and warns of each job.
+The plugin handles no error of the report: without sacct, or on a line that it cannot parse, a study that succeeded
+would end in a traceback. It also waits for sacct without a limit.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ PATIENCE = 60.0
 
 
 def mend() -> None:
-    """Write the report if that is possible, and let nothing depend on it."""
+    """Write the report if possible; ignore its failures."""
     import snakemake_executor_plugin_slurm as plugin
 
     create = plugin.create_efficiency_report
 
     def create_if_possible(*, logger, **options):
-        # What the plugin says of single jobs stands in the report.
+        # Its warnings about single jobs repeat what the report contains.
         quiet = SimpleNamespace(info=logger.info, debug=logger.debug, warning=logger.debug, error=logger.debug)
 
         def write() -> None:

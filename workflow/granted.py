@@ -1,4 +1,4 @@
-"""What SLURM grants here: asked of its own commands, once, in bounded time."""
+"""Read what SLURM grants at this site, from SLURM's own commands, once and in bounded time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 NEEDED = ("sbatch", "sinfo", "squeue")
-"""Commands without which nothing can be submitted."""
+"""Commands that submitting jobs needs."""
 PATIENCE = 20.0
 """Seconds that one command may take."""
 MOST_OUTPUT = 64 * 1024**2
@@ -30,13 +30,13 @@ QUALITIES = "name,maxsubmitjobsperuser,grpsubmitjobs"
 
 @dataclass(frozen=True)
 class Nodes:
-    """Nodes of a partition that are alike, whatever their state.
+    """Identical nodes of a partition, in any state.
 
     Attributes:
-        count: how many there are.
+        count: number of nodes.
         cpus: of each.
-        memory_mb: of each, in SLURM's megabytes.
-        gpus: of each, by type; "" is the type of GPUs whose type the site does not name.
+        memory_mb: of each, in SLURM's megabytes (RealMemory).
+        gpus: of each, by type; "" for GPUs without a type.
     """
 
     count: int
@@ -45,7 +45,7 @@ class Nodes:
     gpus: dict[str, int] = field(default_factory=dict)
 
     def gpus_of(self, model: str | None) -> int:
-        """GPUs of a type on each node; of all types for None."""
+        """Return the number of GPUs of a type on each node; None: of all types."""
         return sum(self.gpus.values()) if model is None else self.gpus.get(model, 0)
 
 
@@ -54,9 +54,9 @@ class Partition:
     """One partition.
 
     Attributes:
-        minutes: of its longest job; may be infinite.
+        minutes: time limit of a job; may be infinite.
         most_nodes: of one job; may be infinite.
-        is_default: whether jobs that name none go there.
+        is_default: whether jobs without a partition go there.
         state: up, down, drain or inact.
     """
 
@@ -68,7 +68,7 @@ class Partition:
     nodes: tuple[Nodes, ...] = ()
 
     def has(self, minutes: float = 0, memory_mb: float = 0, cpus: int = 1, gpus: int = 0, model=None, nodes: int = 1):
-        """Whether a job may ever run: for so long, with so much on each of so many nodes."""
+        """Return whether a job can run here. Memory, CPUs and GPUs are for each of its nodes."""
         if minutes > self.minutes or nodes > self.most_nodes:
             return False
         return not self.nodes or nodes <= sum(
@@ -80,11 +80,11 @@ class Partition:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command of SLURM's printed.
+    """Output of a command of SLURM's.
 
     Attributes:
-        lines: of its output; none where it failed.
-        trouble: why there is none, in one line; None where it answered.
+        lines: of its output; empty if it failed.
+        trouble: why it failed, in one line; None if it did not.
     """
 
     lines: tuple[str, ...] = ()
@@ -92,11 +92,11 @@ class Answer:
 
 
 class Site:
-    """What SLURM here grants. Nothing is asked before it is needed, and nothing twice."""
+    """What SLURM grants at this site. Commands run when an answer is first needed, and only once."""
 
     @cached_property
     def missing(self) -> list[str]:
-        """Commands of SLURM's that are not in PATH and without which nothing can be submitted."""
+        """Commands of `NEEDED` that are not in PATH."""
         return [name for name in NEEDED if shutil.which(name) is None]
 
     @cached_property
@@ -115,27 +115,27 @@ class Site:
 
     @property
     def trouble(self) -> str | None:
-        """Why it is not known what the partitions grant; None where it is."""
+        """Why the partitions are unknown, in one line; None if they are known."""
         if self.partitions:
             return None
         return self._answers["nodes"].trouble or "sinfo names no partition"
 
     @property
     def accounting_trouble(self) -> str | None:
-        """Why sacct, which tells how jobs ended, does not; None where it does."""
+        """Why sacct does not report how jobs ended; None if it does."""
         return self._answers["accounting"].trouble
 
     @cached_property
     def partitions(self) -> dict[str, Partition]:
-        """All of them by name."""
+        """All partitions by name."""
         return read_partitions(self._answers["nodes"].lines, self._answers["partitions"].lines)
 
     def candidates(self, names: str | None, any_partition: bool = False) -> list[Partition]:
-        """Partitions that a job may go to.
+        """Return the partitions that a job may go to.
 
         Args:
-            names: of its partition, or several with commas; None where it names none.
-            any_partition: whether one of all is chosen for a job that names none, not the site's default.
+            names: the job's partition, or several with commas; None: it has none.
+            any_partition: whether a job without a partition may go to any, not only to the site's default.
         """
         if names:
             return [self.partitions[name] for name in names.split(",") if name in self.partitions]
@@ -144,29 +144,30 @@ class Site:
         return default or partitions or list(self.partitions.values())
 
     def fits(self, names: str | None, minutes: float = 0, **asked) -> bool:
-        """Whether a partition takes a job of so many minutes; True where that is not known.
+        """Return whether a partition takes a job; True if the partition is unknown.
 
         Args:
-            names: of the partition; None: the site's default.
-            asked: more of it, as `Partition.has` takes it.
+            names: the job's partition; None: the site's default.
+            minutes: its wall time.
+            asked: the rest of its request, as for `Partition.has`.
         """
         partitions = self.candidates(names)
         return not partitions or any(partition.has(minutes, **asked) for partition in partitions)
 
     def most_memory(self, names: str | None) -> float:
-        """Megabytes of a partition's largest node; infinite where that is not known."""
+        """Return the memory of a partition's largest node in MB; infinite if unknown."""
         kinds = [kind for partition in self.candidates(names) for kind in partition.nodes]
         return max((kind.memory_mb for kind in kinds), default=math.inf)
 
     @cached_property
     def settings(self) -> dict[str, str]:
-        """SLURM's configuration, as far as it tells it."""
+        """SLURM's configuration; empty if unknown."""
         pairs = (line.partition("=") for line in self._answers["settings"].lines)
         return {key.strip(): value.strip() for key, sign, value in pairs if sign}
 
     @cached_property
     def accounts(self) -> list[str]:
-        """The user's accounts; none where they are not known."""
+        """The user's accounts; empty if unknown."""
         return sorted({row[1] for row in self._associations if row[1]})
 
     @cached_property
@@ -178,12 +179,12 @@ class Site:
         return [row for row in rows if row[0] == here] or rows
 
     def most_jobs(self, account: str | None = None, partition: str | None = None, qos: str | None = None) -> int | None:
-        """Jobs that the user may have in the queue at a time, waiting and running; None where nothing limits them.
+        """Return how many jobs the user may have in the queue, waiting and running; None if unlimited.
 
         Args:
-            account: that is charged; None: any of the user's.
-            partition: that they go to; None: the site's default.
-            qos: quality of service that they ask for; None: the account's and the partition's.
+            account: account of the jobs; None: any of the user's.
+            partition: partition of the jobs; None: the site's default.
+            qos: their quality of service; None: the default of account and partition.
         """
         enforced = self.settings.get("AccountingStorageEnforce")
         if enforced is not None and not re.search(r"\b(limits|safe|all)\b", enforced, re.IGNORECASE):
@@ -205,11 +206,11 @@ class Site:
 
 
 def read_partitions(sinfo: Iterable[str], scontrol: Iterable[str] = ()) -> dict[str, Partition]:
-    """The partitions that sinfo and scontrol tell of.
+    """Parse partitions and their nodes.
 
     Args:
-        sinfo: lines that `SINFO` prints.
-        scontrol: lines of ``scontrol --oneliner show partition``, for what sinfo does not tell.
+        sinfo: output of `SINFO`.
+        scontrol: output of ``scontrol --oneliner show partition``, for limits that sinfo does not print.
     """
     settings = read_settings(scontrol)
     found: dict[str, Partition] = {}
@@ -219,18 +220,18 @@ def read_partitions(sinfo: Iterable[str], scontrol: Iterable[str] = ()) -> dict[
             continue
         name, state, time, sizes, *of_nodes = words
         is_default, name = name.endswith("*"), name.removesuffix("*")
-        told = settings.get(name, {})
-        nodes = _nodes(of_nodes, told)
+        limits = settings.get(name, {})
+        nodes = _nodes(of_nodes, limits)
         if earlier := found.get(name):
             found[name] = Partition(**{**vars(earlier), "nodes": earlier.nodes + nodes})
             continue
-        most_nodes = min(_limit(sizes.rpartition("-")[2]), _limit(told.get("MaxNodes", "")))
+        most_nodes = min(_limit(sizes.rpartition("-")[2]), _limit(limits.get("MaxNodes", "")))
         found[name] = Partition(name, minutes_of(time), most_nodes, is_default, state, nodes)
     return found
 
 
 def read_settings(scontrol: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Keys of partitions, by the partition's name, from the lines of ``scontrol --oneliner show partition``."""
+    """Parse the output of ``scontrol --oneliner show partition``: settings by partition."""
     found = {}
     for line in scontrol:
         pairs = dict(word.split("=", 1) for word in line.split() if "=" in word)
@@ -239,12 +240,12 @@ def read_settings(scontrol: Iterable[str]) -> dict[str, dict[str, str]]:
     return found
 
 
-def _nodes(words: list[str], told: dict[str, str]) -> tuple[Nodes, ...]:
-    """A line's nodes, of the words for their number, CPUs, memory and generic resources; none where there are none."""
+def _nodes(words: list[str], limits: dict[str, str]) -> tuple[Nodes, ...]:
+    """Parse number of nodes, CPUs, memory and generic resources of a line; empty for a partition without nodes."""
     count, cpus, memory, gres = words
-    # A + after a number means that some have more; a limit of the partition may grant less than they have.
-    most = min(_limit(cpus.rstrip("+")), _limit(told.get("MaxCPUsPerNode", "")))
-    memory_mb = min(_limit(memory.rstrip("+")), _limit(told.get("MaxMemPerNode", "")))
+    # A "+" means that some nodes have more. The partition may grant less than its nodes have.
+    most = min(_limit(cpus.rstrip("+")), _limit(limits.get("MaxCPUsPerNode", "")))
+    memory_mb = min(_limit(memory.rstrip("+")), _limit(limits.get("MaxMemPerNode", "")))
     number = _limit(count)
     if math.inf in (number, most, memory_mb) or not number:
         return ()
@@ -252,7 +253,7 @@ def _nodes(words: list[str], told: dict[str, str]) -> tuple[Nodes, ...]:
 
 
 def gpus_in(gres: str) -> dict[str, int]:
-    """GPUs of a node by type, from its generic resources as sinfo prints them: ``gpu:a100:4(S:0-1),shard:8``."""
+    """Parse the GPUs of a node by type, from its generic resources: ``gpu:a100:4(S:0-1),shard:8``."""
     found: dict[str, int] = {}
     for entry in re.sub(r"\([^)]*\)", "", gres).split(","):
         name, *words = entry.strip().split(":")
@@ -266,10 +267,9 @@ def gpus_in(gres: str) -> dict[str, int]:
 
 
 def minutes_of(time: str) -> float:
-    """Minutes of a time limit as SLURM prints it: [days-]hours:minutes:seconds, minutes:seconds or minutes."""
+    """Parse a time limit: [days-]hours:minutes:seconds, minutes:seconds or minutes; anything else is infinite."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time.strip())
     if match is None:
-        # infinite, UNLIMITED, n/a
         return math.inf
     days, first, second, third = (None if part is None else int(part) for part in match.groups())
     if days is not None or third is not None:
@@ -280,7 +280,7 @@ def minutes_of(time: str) -> float:
 
 
 def _limit(text: str) -> float:
-    """A number that may be missing, "n/a" or UNLIMITED."""
+    """Parse a limit; infinite if it is missing, "n/a" or UNLIMITED."""
     return int(text) if text.isdecimal() else math.inf
 
 
@@ -289,16 +289,16 @@ def _count(text: str) -> int | None:
 
 
 def _quality(listed: str, default: str) -> str:
-    """The quality of service of jobs that ask for none."""
+    """Return the quality of service of jobs that name none."""
     return default or (listed if listed and "," not in listed else "normal")
 
 
 def ask(command: tuple[str, ...], seconds: float = PATIENCE) -> Answer:
-    """What a command of SLURM's answers, if it does so in time."""
+    """Run a command of SLURM's and return its output, or why there is none."""
     name = command[0]
     if shutil.which(name) is None:
         return Answer(trouble=f"{name} not found in PATH")
-    # SINFO_PARTITION and the like would change what is printed.
+    # SINFO_PARTITION and others would change the output.
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("SINFO_", "SACCT_"))}
     # Files, not pipes: a child that outlives the command would keep a pipe open.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:

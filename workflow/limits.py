@@ -1,4 +1,4 @@
-"""What jobs ask for, held against what SLURM grants here: before any job starts, also in a dry run."""
+"""Compare what jobs request with what SLURM grants, before any job starts and in dry runs too."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from udpm.core.errors import UserError, first_line
 CONFIG = "config"
 PROFILE = "slurm/config.yaml"
 ELSEWHERE = ("cluster", "clusters", "slurm_cluster")
-"""Resources of jobs that go to another cluster, which is not asked."""
+"""Resources that send a job to another cluster, of which nothing is known here."""
 HOURS = 1.0
-"""Of a job of any other rule: `default-resources` of the profile."""
+"""Wall time of jobs of all other rules: `default-resources` of the profile."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """What the profile or the command line says to the plugin; None of each: nothing."""
+    """Options of the plugin, from the profile or the command line; None if not given."""
 
     array_jobs: str | None = None
     status_command: str | None = None
@@ -37,7 +37,7 @@ class Given:
 
 
 def given() -> Given:
-    """What the profile and the command line say, in a dry run too, in which Snakemake keeps it to itself."""
+    """Read the plugin's options. Snakemake itself does not keep them in a dry run."""
     from snakemake.cli import parse_args
 
     try:
@@ -47,24 +47,24 @@ def given() -> Given:
         # Not started by its command line.
         return Given()
     values = {name: getattr(options, f"slurm_{name}", None) for name in Given.__dataclass_fields__}
-    told = {name: str(value) for name, value in values.items() if isinstance(value, str | Path) and str(value)}
-    if "partition_config" not in told and os.environ.get("SNAKEMAKE_SLURM_PARTITIONS"):
-        told["partition_config"] = os.environ["SNAKEMAKE_SLURM_PARTITIONS"]
-    return Given(**told)
+    found = {name: str(value) for name, value in values.items() if isinstance(value, str | Path) and str(value)}
+    if "partition_config" not in found and os.environ.get("SNAKEMAKE_SLURM_PARTITIONS"):
+        found["partition_config"] = os.environ["SNAKEMAKE_SLURM_PARTITIONS"]
+    return Given(**found)
 
 
 def check_before_jobs(plan: Any, jobs: Jobs, workflow: Any) -> Limits:
-    """Have the jobs that are to be submitted checked before the first of all jobs starts.
+    """Check all jobs that will be submitted, before the first job of any kind starts.
 
-    A mistake ends the process: one line for each, code 2.
+    Mistakes end the process: one line for each, exit code 2.
 
     Args:
         plan: the experiments.
-        jobs: knows which of them stay here.
+        jobs: knows which of them are local.
         workflow: Snakemake's.
 
     Returns:
-        What there is to be asked of the site.
+        What was compared, for further questions about the site.
     """
     from snakemake.scheduling.job_scheduler import JobScheduler
 
@@ -76,7 +76,7 @@ def check_before_jobs(plan: Any, jobs: Jobs, workflow: Any) -> Limits:
         for note in limits.check(found, workflow.dryrun, workflow.resource_settings.nodes):
             print(f"note: {note}", file=sys.stderr)
 
-    # All jobs are known here, and none has started. In the DAG's own coroutines resources cannot be evaluated.
+    # At this point all jobs are known and none has started. Inside the DAG's coroutines resources cannot be evaluated.
     def check_then_prepare(self, workflow, *arguments, **options):
         if not workflow.touch:
             check([job for job in workflow.dag.needrun_jobs() if not is_local(job, jobs, workflow)])
@@ -87,17 +87,17 @@ def check_before_jobs(plan: Any, jobs: Jobs, workflow: Any) -> Limits:
 
 
 def is_local(job: Any, jobs: Jobs, workflow: Any) -> bool:
-    """Whether a job runs next to `snakemake`. In a dry run Snakemake says so of every job."""
+    """Whether a job runs next to `snakemake`. Job.is_local cannot be used: in a dry run it is true of every job."""
     rule = job.rule
     return rule.name in workflow._localrules or rule.norun or jobs.is_local(rule.name, job.wildcards)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What one job asks for on each of its nodes.
+    """Request of one job; CPUs, memory and GPUs are for each of its nodes.
 
     Attributes:
-        minutes: of wall time; 0 where it asks for none.
+        minutes: of wall time; 0 if none is requested.
         gpu_model: type of its GPUs; None: any.
     """
 
@@ -111,7 +111,7 @@ class Asked:
 
     @classmethod
     def of(cls, job: Any) -> Asked:
-        """What sbatch is given for a job of Snakemake's."""
+        """Read the request from a job of Snakemake's."""
         asked = {name: job.resources.get(name) for name in job.resources.keys()}  # noqa: SIM118 - not a dictionary
 
         def number(name: str, default: int = 0) -> int:
@@ -134,7 +134,7 @@ class Asked:
 
 
 def _gpus(asked: dict[str, Any], nodes: int) -> tuple[int, str | None]:
-    """GPUs on each node and their type, of resources."""
+    """Read GPUs for each node and their type from resources."""
     for entry in str(asked.get("gres") or "").split(","):
         name, *words = entry.split(":")
         if name == "gpu":
@@ -149,30 +149,30 @@ def _gpus(asked: dict[str, Any], nodes: int) -> tuple[int, str | None]:
 
 
 class Limits:
-    """Tells of the jobs of a plan that SLURM would never start, and of anything else that would end the study.
+    """Find jobs that SLURM would never start, and everything else that would end the study.
 
     Args:
         plan: the experiments and the cluster's configuration.
         site: what SLURM grants.
-        given: what the profile says.
+        given: options of the plugin.
     """
 
     def __init__(self, plan: Any, site: Site, given: Given) -> None:
         self._plan, self.site, self._given = plan, site, given
 
     def check(self, jobs: list[Any], dry_run: bool, most: int | None = None) -> list[str]:
-        """Find what SLURM would refuse, or never start.
+        """Find what SLURM would refuse or never start.
 
         Args:
-            jobs: those that are to be submitted.
-            dry_run: whether none will be.
-            most: jobs that the profile lets into the queue at a time.
+            jobs: the jobs to submit.
+            dry_run: whether this is a dry run.
+            most: `jobs` of the profile, the number of jobs in the queue at a time.
 
         Returns:
-            What is worth a note.
+            Notes to print.
 
         Raises:
-            UserError: all mistakes, each in one line.
+            UserError: one line for each mistake.
         """
         if self._given.array_jobs:
             raise UserError(
@@ -196,7 +196,7 @@ class Limits:
             raise UserError(*mistakes)
         if known:
             return self._notes(jobs, most)
-        return [f"what SLURM grants is not known ({self.site.trouble}); jobs are not compared with it"]
+        return [f"what SLURM grants is not known ({self.site.trouble}); jobs are submitted without a comparison"]
 
     def _without_slurm(self, dry_run: bool) -> list[str]:
         what = f"SLURM's commands ({', '.join(self.site.missing)}) not found in PATH"
@@ -208,9 +208,9 @@ class Limits:
 
     def _check_accounting(self) -> Iterable[str]:
         trouble = self.site.accounting_trouble or ""
-        # A database that is away for a while comes back; one that is not there never does.
+        # A database that does not answer may come back; one that does not exist never will.
         if self._given.status_command != "squeue" and ("sacct not found" in trouble or "is disabled" in trouble):
-            yield f"{PROFILE}: sacct cannot tell how jobs end ({trouble}); set slurm-status-command: squeue"
+            yield f"{PROFILE}: sacct cannot report how jobs end ({trouble}); set slurm-status-command: squeue"
 
     def _check_account(self) -> Iterable[str]:
         account, accounts = self._plan.cluster.account, self.site.accounts
@@ -235,14 +235,14 @@ class Limits:
                 yield f"slurm-partition-config: {path}: there is no {name} here; there are: {there}"
 
     def mistakes(self, jobs: Iterable[Any]) -> list[str]:
-        """What jobs ask for and none of their nodes has."""
+        """Return one line for each request that no node can satisfy."""
         seen = set()
         found: dict[str, list[str]] = {}
         for job in jobs:
             if any(job.resources.get(name) for name in ELSEWHERE):
                 continue
             asked = Asked.of(job)
-            # Seeds and shards ask alike.
+            # Seeds and shards of an experiment make the same request.
             key = (job.rule.name, getattr(job.wildcards, "experiment", None), getattr(job.wildcards, "dataset", None))
             if (key, asked) not in seen:
                 seen.add((key, asked))
@@ -261,8 +261,8 @@ class Limits:
         ]
         if self._given.partition_config and self._plan.cluster.partition:
             notes.append(
-                f"{_cluster('partition')}: {self._plan.cluster.partition}: all jobs go there, whatever "
-                f"slurm-partition-config says ({self._given.partition_config}); leave one of them out"
+                f"{_cluster('partition')}: {self._plan.cluster.partition}: all jobs go there, so "
+                f"slurm-partition-config ({self._given.partition_config}) has no effect; leave one of them out"
             )
         queued = self.most_jobs()
         if queued is not None and most is not None and queued < min(most, len(jobs)):
@@ -273,18 +273,18 @@ class Limits:
         return notes
 
     def longest(self, partition: str | None) -> int:
-        """Minutes of the longest job that may be asked for in a partition; None: the site's default."""
+        """Return the minutes of the longest job that a partition takes; None: the site's default."""
         granted = [found.minutes for found in self.site.candidates(partition, bool(self._given.partition_config))]
         return int(min(self._plan.cluster.minutes(self._plan.cluster.max_hours), max(granted, default=math.inf)))
 
     def most_jobs(self) -> int | None:
-        """Jobs that SLURM takes into the queue at a time; None where nothing limits them, or it is not known."""
+        """Return how many jobs SLURM accepts into the queue at a time; None if unlimited or unknown."""
         cluster = self._plan.cluster
         return self.site.most_jobs(cluster.account, cluster.partition, self._given.qos)
 
 
 class _Comparison:
-    """One job, held against the partitions that it may go to."""
+    """Compare one job with the partitions that it may go to."""
 
     def __init__(self, plan: Any, site: Site, given: Given, job: Any, asked: Asked) -> None:
         self._plan, self.site, self._job, self._asked = plan, site, job, asked
@@ -298,7 +298,7 @@ class _Comparison:
         self._section = section if section and hasattr(job.wildcards, "experiment") else None
 
     def mistakes(self) -> list[tuple[str, str | None]]:
-        """One line for each thing that is asked for in vain, and who asks, where many may make the same mistake."""
+        """Return (line, requester) for each mistake; a requester only if many jobs may make the same one."""
         asked = self._asked
         unknown = [name for name in (asked.partition or "").split(",") if name and name not in self.site.partitions]
         if unknown:
@@ -325,7 +325,7 @@ class _Comparison:
         takes = f"{takes} {_lasting(longest)}"
         own = asked.partition == cluster.partition
         if own and asked.minutes == cluster.minutes(self._hours()):
-            # Rounded down, so that it is granted.
+            # Rounded down, so that a job of that time fits.
             hours = math.floor(longest / 60 * 100) / 100
             where, then = _cluster("max_hours"), f"set max_hours: {hours:g} (or UDPM_MAX_HOURS={hours:g})"
             return f"{where}: {cluster.max_hours:g}, but {takes}; {then}", self._asker()
@@ -333,7 +333,7 @@ class _Comparison:
         return f"{PROFILE}: {of}, but {takes}; set its runtime in set-resources", None
 
     def _hours(self) -> float:
-        """What the job's rule asks for before the cluster's limit."""
+        """Hours that the job's rule requests before max_hours cuts them."""
         if self._section and self._rule in OF_FIGURES:
             return self._plan.experiment(self._job.wildcards).resources.figure_hours
         return self._resources.hours if self._section else HOURS
@@ -393,7 +393,7 @@ class _Comparison:
         return None
 
     def _together(self) -> str | None:
-        """Each thing is there, but not where the others are."""
+        """Each part of the request can be satisfied, but no node satisfies all of them."""
         asked = self._asked
         if any(self._has(partition) for partition in self._partitions):
             return None
@@ -416,15 +416,15 @@ class _Comparison:
         return partition.has(asked.minutes, asked.memory_mb, asked.cpus, asked.gpus, asked.gpu_model, nodes=asked.nodes)
 
     def _others(self) -> str:
-        """Partitions that have all that is asked for."""
+        """Name the partitions that satisfy the request."""
         names = [name for name, partition in self.site.partitions.items() if partition.nodes and self._has(partition)]
         return f" ({'this partition has' if len(names) == 1 else 'these have'} it: {', '.join(names)})" if names else ""
 
-    # Where what is asked for was said: in the experiment, if it says just that, or else in the profile.
+    # Keys that a request comes from: the experiment's if its value is the one requested, else the profile's.
 
     def _place(self) -> str:
         name, sweep = self._job.wildcards.experiment, self._plan.sweep
-        # Points of a sweep mostly ask for what their base does: one mistake, not a thousand.
+        # Points of a sweep mostly request what their base does: report it once, not a thousand times.
         if (
             sweep
             and name in sweep.loaded.points
@@ -488,21 +488,21 @@ class _Comparison:
 
 
 def has_gpus() -> bool:
-    """Whether this machine seems to have a GPU of NVIDIA's or AMD's."""
+    """Return whether this machine seems to have a GPU (NVIDIA or AMD)."""
     return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
 
 
 def _cluster(key: str) -> str:
-    """Where a key of the cluster's configuration is said."""
+    """Name the source of a key of the cluster's configuration: file or environment variable."""
     variable = f"UDPM_{key.upper()}"
     return f"environment variable {variable}: {key}" if os.environ.get(variable) else f"{CONFIG}/cluster.yaml: {key}"
 
 
 def _asked_by(askers: list[str]) -> str:
-    """Who made the same mistake, of whom a few are named."""
+    """Name the requesters of one mistake, at most three."""
     named = list(dict.fromkeys(askers))
     more = f" and {len(named) - 3} more" if len(named) > 3 else ""
-    return f"; this is asked for by {', '.join(named[:3])}{more}" if named else ""
+    return f"; requested by {', '.join(named[:3])}{more}" if named else ""
 
 
 def _lasting(minutes: float) -> str:
