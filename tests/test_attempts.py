@@ -158,6 +158,14 @@ def test_a_process_that_is_killed_before_torch_is_there_is_known(digits, tmp_pat
     assert re.fullmatch(rf"process {started.pid} on \S+ ended without a word", standing.note)
 
 
+def test_an_attempt_elsewhere_that_has_not_ended(tmp_path, capsys):
+    write(tmp_path, {"token": "a", "began": 1.0, "host": "n\n1", "machine": "another", "pid": 12, "job": "7"})
+    assert call("status", tmp_path, "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["state"], found["job"], found["attempts"]) == ("waiting", "7", 1)
+    assert re.fullmatch("process 12 on n 1, job 7 began .* days ago and has not said how it ended", found["note"])
+
+
 # Folders that hold something else
 
 
@@ -238,6 +246,15 @@ def test_of_several_processes_one_tells_of_the_attempt(tmp_path, monkeypatch, en
     (attempt,) = read_attempts(tmp_path)
     assert (attempt.ended, attempt.reason) == ("failed", "device: cuda is asked for")
     assert not one_was_killed(tmp_path)
+
+
+def test_the_same_launch_twice_is_two_attempts(tmp_path):
+    config = tiny.run_config(training__processes_per_node=2)
+    for _ in range(2):
+        with pytest.raises(UserError), attempted(tmp_path, config, environment=TORCHRUN | {"RANK": "0"}):
+            raise UserError("again")
+    assert [attempt.ended for attempt in read_attempts(tmp_path)] == ["failed", "failed"]
+    assert failed_alike(tmp_path) == "again"
 
 
 def test_one_process_is_first_whatever_leaks_in(tmp_path):
@@ -357,7 +374,7 @@ def told(run, *ends):
     lines = []
     for number, end in enumerate(ends):
         token = str(number)
-        extra = {key: end[key] for key in ("waits", "series", "host") if key in end}
+        extra = {key: end[key] for key in ("waits", "series", "host", "job") if key in end}
         lines.append({"token": token, "began": 1.0 + number, **extra})
         if "ended" in end:
             lines.append({"token": token, "reason": "", **end})
@@ -404,6 +421,12 @@ def test_only_one_series_counts(tmp_path):
     told(tmp_path, A | {"series": "s"}, B, A | {"series": "s"})
     assert failed_alike(tmp_path) is None
     assert failed_alike(tmp_path, "s") == A["reason"]
+
+
+def test_what_another_job_left_says_nothing(tmp_path):
+    told(tmp_path, A, A | {"job": "7"})
+    assert failed_alike(tmp_path, job="7") == A["reason"]
+    assert failed_alike(tmp_path, job="8") is None
 
 
 def test_attempts_of_before_and_torn_lines(tmp_path):

@@ -364,6 +364,10 @@ def _metrics(folder):
 def _attempts(folder):
     failed_alike(folder / "runs/digits/seed0")
     one_was_killed(folder / "runs/digits/seed0")
+    failed = folder / "failed"
+    failed.mkdir(exist_ok=True)
+    shutil.copy(folder / "runs/digits/seed0/attempts.jsonl", failed)
+    standings_json([read_standing(failed)])
 
 
 def _owner(folder):

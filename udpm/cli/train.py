@@ -61,7 +61,7 @@ def command(
         return
     from udpm.training.start import attempted
 
-    # Whatever is imported or opened may fail, and must do so inside the attempt.
+    # Imports and files may fail, so they come after the attempt is recorded.
     with attempted(run, resolved, allow_world_size_change) as attempt:
         from udpm.data.cache import open_levels
         from udpm.training.loop import train

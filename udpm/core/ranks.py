@@ -75,7 +75,7 @@ def find_place(world: int, environment: Mapping[str, str] = os.environ) -> Place
 
 
 def launched(world: int, environment: Mapping[str, str] = os.environ) -> Place | None:
-    """The place that torchrun or srun gave this process, of however many they started; None: neither started it.
+    """Return the place that torchrun or srun gave this process; None if neither started it.
 
     Args:
         world: number of processes that the configuration asks for; with one, the environment is not looked at.
@@ -94,7 +94,7 @@ def launched(world: int, environment: Mapping[str, str] = os.environ) -> Place |
 
 
 def start_of(place: Place, environment: Mapping[str, str] = os.environ) -> str:
-    """What the processes of one start have in common, and those of no other start; empty for a single process."""
+    """Return a text that the processes of this launch share with no other launch; empty for a single process."""
     if place.world == 1 or place.meeting:
         return place.meeting
     names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")

@@ -13,7 +13,7 @@ from typing import Any
 from udpm.core.errors import UserError
 from udpm.core.progress import duration
 from udpm.core.tensors import read_header
-from udpm.training.attempts import Told, read_attempts
+from udpm.training.attempts import PastAttempt, read_attempts
 from udpm.training.owner import STALE, is_dead, name_of, read_owner
 from udpm.training.records import is_run, iteration_of, numbered, read_complete, read_metrics_lines, read_run_length
 
@@ -101,11 +101,11 @@ def read_standing(run: Path) -> Standing:
             return Standing(str(run), "complete", **known | {"iteration": total, "iterations": total})
     if owner is not None and not is_dead(owner):
         return _at_work(run, owner, lines, known, training, now)
-    failure, last = _last_failure(run), attempts[-1] if attempts else Told()
+    failure, last = _last_failure(run), attempts[-1] if attempts else PastAttempt()
     if failure is not None and failure[0] >= (checkpoint.get("checkpoint") or 0) and _not_finite(last):
         return Standing(str(run), "failed", **known | _place(last), note=failure[1])
     if last.ended == "failed":
-        note = last.reason.removeprefix(f"{run}: ")
+        note = " ".join(last.reason.removeprefix(f"{run}: ").split())
         return Standing(str(run), "failed", **known | _place(last), note=note)
     note = ""
     if last.ended is None and last.record:
@@ -143,21 +143,22 @@ def _at_work(
     return Standing(str(run), "running", **known, seconds_left=_seconds_left(known, training))
 
 
-def _not_finite(last: Told) -> bool:
-    """Whether the last attempt failed for a loss; older runs have no record of attempts, and only failures/ tells."""
+def _not_finite(last: PastAttempt) -> bool:
+    """Whether a file in failures/ explains the state: older runs have no record of attempts."""
     return last.ended != "failed" or "is not finite" in last.reason
 
 
-def _silent(last: Told, now: float) -> str:
-    """In words, of an attempt that has not said how it ended, and is not at work here."""
+def _silent(last: PastAttempt, now: float) -> str:
+    """Describe an attempt that recorded no end and does not own the folder."""
+    who = " ".join(name_of(last.record).split())
     if is_dead(last.record):
-        return f"{name_of(last.record)} ended without a word"
+        return f"{who} ended without a word"
     began = duration(max(0.0, now - last.record["began"]))
-    what = "waits for another one to end" if last.waits else "has written nothing since"
-    return f"{name_of(last.record)} began {began} ago, and {what}"
+    what = "was waiting for another one to end" if last.waits else "has not said how it ended"
+    return f"{who} began {began} ago and {what}"
 
 
-def _place(last: Told) -> dict[str, Any]:
+def _place(last: PastAttempt) -> dict[str, Any]:
     return {key: last.record.get(key) for key in ("host", "job", "attempt")}
 
 

@@ -20,19 +20,19 @@ from udpm.training.records import ATTEMPTS, AttemptLine, is_valid, last_saved
 
 FILE = ATTEMPTS
 SERIES = "UDPM_SERIES"
-"""Environment variable that names the `snakemake` whose retries an attempt is one of."""
+"""Environment variable that identifies one invocation of `snakemake`; its retries share it."""
 BLOCK, END, LONGEST = 4096, 2048, 1000
-"""Bytes that a file takes of a disk at once, bytes of the line of an end, and characters of its reason."""
+"""Bytes of a block on disk, most bytes of the line for an end, and most characters of its reason."""
 
 
 class Attempt:
-    """One attempt at a run. All methods pass over a disk on which nothing can be written.
+    """One attempt at a run. Writing is best effort: a full disk raises nothing here.
 
     Args:
-        run: the run's folder, existing.
-        record: who attempts it (`owner.identity`): its `token`, `host`, `job` and the like.
-        rank: of this process among those that train together. Others than the first tell only of their own failures.
-        start: what all these processes, and no others, know of their start; empty for a single one.
+        run: the run's folder; must exist.
+        record: identifies the process (`owner.identity`): `token`, `host`, `job` and so on.
+        rank: of this process. Only rank 0 records the attempt; the others record their own failures.
+        start: identifies this launch of several processes (`ranks.start_of`); empty for a single process.
     """
 
     def __init__(self, run: Path, record: dict[str, Any], rank: int = 0, start: str = "") -> None:
@@ -48,10 +48,10 @@ class Attempt:
         self._waits = owner is not None and owner["token"] != self.record.get("token") and not is_dead(owner)
         known = self.record | {"began": time.time(), "saved": last_saved(self._run)}
         waits = {"waits": True} if self._waits else {}
-        _append(self._run, provenance.record() | known | self._places() | waits, END)
+        _append(self._run, provenance.record() | known | self._context() | waits, END)
 
     def take_over(self) -> None:
-        """Record that the folder is this attempt's, if another trainer was at work there when it began."""
+        """Record that this attempt now owns the folder, if another trainer owned it when the attempt began."""
         if self._waits:
             self._waits = False
             _append(self._run, {"token": self.record.get("token"), "owns": time.time()})
@@ -64,12 +64,12 @@ class Attempt:
             _append(self._run, line)
         elif self._rank and ended == "failed":
             known = {key: self.record.get(key) for key in ("host", "job")}
-            _append(self._run, {"rank": self._rank, "failed": True, **known, **self._places(), **told})
+            _append(self._run, {"rank": self._rank, "failed": True, **known, **self._context(), **told})
 
-    def _places(self) -> dict[str, str]:
-        """What the attempt is a part of."""
-        places = {"start": self._start, "series": os.environ.get(SERIES)}
-        return {key: value for key, value in places.items() if value}
+    def _context(self) -> dict[str, str]:
+        """The launch and the series that the attempt belongs to, where there are any."""
+        known = {"start": self._start, "series": os.environ.get(SERIES)}
+        return {key: value for key, value in known.items() if value}
 
 
 @contextmanager
@@ -79,11 +79,11 @@ def recorded(
     """Record that an attempt began, and how it ended: complete, stopped (on request) or failed.
 
     Args:
-        run: the run's folder, existing.
+        run: the run's folder; must exist.
         record: see `Attempt`.
         rank: see `Attempt`.
         start: see `Attempt`.
-        begins: whether it begins at once; else with `Attempt.begin`, and nothing is recorded if that is never called.
+        begins: record the beginning now. If false, the caller calls `Attempt.begin`; nothing is recorded without it.
     """
     attempt = Attempt(run, record, rank, start)
     if begins:
@@ -102,15 +102,15 @@ def recorded(
 
 
 @dataclass
-class Told:
-    """What ``attempts.jsonl`` tells of one attempt.
+class PastAttempt:
+    """One attempt, as read from ``attempts.jsonl``.
 
     Attributes:
-        record: who attempted it; empty where its beginning is not told.
-        ended: "complete", "stopped", "failed"; None: it did not say.
+        record: the line of its beginning; empty if there is none.
+        ended: "complete", "stopped" or "failed"; None if no end is recorded.
         reason: why it stopped or failed, in one line.
-        saved: iteration of the last checkpoint when it ended; None where that is unknown.
-        waits: whether another trainer was at work, and the folder was never this attempt's.
+        saved: iteration of the newest checkpoint when it ended; None if unknown.
+        waits: whether it began while another trainer owned the folder, and never took over.
     """
 
     record: dict[str, Any] = field(default_factory=dict)
@@ -120,42 +120,46 @@ class Told:
     waits: bool = False
 
 
-def read_attempts(run: Path) -> list[Told]:
-    """All attempts at a run, in the order in which they ended or, where they did not say, began."""
-    order: dict[int, tuple[int, Told]] = {}
-    by_token: dict[str | None, Told] = {}
-    by_start: dict[str, Told] = {}
+def read_attempts(run: Path) -> list[PastAttempt]:
+    """All attempts at a run, ordered by their last line: the end, or the beginning if no end is recorded."""
+    order: dict[int, tuple[int, PastAttempt]] = {}
+    by_token: dict[str | None, PastAttempt] = {}
+    by_start: dict[str, PastAttempt] = {}
     for number, line in enumerate(_read(run)):
         token, start = line.get("token"), line.get("start") or str(number)
         if line.get("began") is not None:
-            told = by_token[token] = by_start.setdefault(start, Told())
-            told.record, told.waits = line, bool(line.get("waits"))
+            attempt = by_start.get(start)
+            # A launch that the user named is no proof: the same name may come again.
+            if attempt is None or "began" in attempt.record:
+                attempt = by_start[start] = PastAttempt()
+            by_token[token], attempt.record, attempt.waits = attempt, line, bool(line.get("waits"))
         elif line.get("owns") is not None:
-            by_token.get(token, Told()).waits = False
+            by_token.get(token, PastAttempt()).waits = False
             continue
         elif line.get("ended"):
-            told = by_token.pop(token, Told())
-            told.waits, told.saved = False, line.get("saved")
-            if told.ended is None:
-                told.ended, told.reason = line["ended"], line.get("reason", "")
+            attempt = by_token.pop(token, PastAttempt())
+            attempt.waits, attempt.saved = False, line.get("saved")
+            if attempt.ended is None:
+                attempt.ended, attempt.reason = line["ended"], line.get("reason", "")
         elif line.get("failed"):
-            # Of a process other than the first, which may only say that another ended, or nothing at all.
-            told = by_start.setdefault(start, Told(line))
-            if told.ended in (None, "stopped"):
-                told.ended, told.reason = "failed", line.get("reason", "")
+            # From a rank other than 0. Rank 0 may only have recorded that another process ended, or nothing.
+            attempt = by_start.setdefault(start, PastAttempt(line))
+            if attempt.ended in (None, "stopped"):
+                attempt.ended, attempt.reason = "failed", line.get("reason", "")
+                attempt.record = {**attempt.record, "host": line.get("host")}
         else:
             continue
-        order[id(told)] = (number, told)
-    return [told for _, told in sorted(order.values(), key=lambda placed: placed[0])]
+        order[id(attempt)] = (number, attempt)
+    return [attempt for _, attempt in sorted(order.values(), key=lambda placed: placed[0])]
 
 
 def one_was_killed(run: Path) -> bool:
-    """Whether an attempt began and never told how it ended, and is not the one that is still at work."""
+    """Whether an attempt began, recorded no end, and is not still running or waiting."""
     return any(was_killed(run, attempt) for attempt in read_attempts(run))
 
 
-def was_killed(run: Path, attempt: Told) -> bool:
-    """Whether this attempt did; watches the heartbeat of one on another machine for up to two beats."""
+def was_killed(run: Path, attempt: PastAttempt) -> bool:
+    """Whether this attempt was killed. On another machine, its heartbeat is watched for up to two beats."""
     if attempt.ended is not None or attempt.waits:
         return False
     if is_here(attempt.record):
@@ -163,47 +167,51 @@ def was_killed(run: Path, attempt: Told) -> bool:
     return not is_at_work(run, attempt.record.get("token"))
 
 
-def failed_alike(run: Path, series: str | None = None) -> str | None:
-    """Why the last two attempts failed, if for the same reason, apart from paths, numbers, hosts and temporary files.
+def failed_alike(run: Path, series: str | None = None, job: str | None = None) -> str | None:
+    """Return why the last two attempts failed, if the reasons differ only in paths, numbers, hosts and temporary files.
 
-    One that was stopped between them is passed over, but they are not alike if anything was saved since the first.
+    Attempts that were stopped between the two are skipped. Two failures are not alike if a checkpoint was saved between
+    them, or if an attempt between them was killed or completed.
 
     Args:
         run: the run's folder.
-        series: only attempts of this one count (`SERIES`); None: all do.
+        series: consider only attempts of this series (`SERIES`); None: all of them.
+        job: SLURM job that the last attempt must belong to; None: any. A job that never started recorded nothing, and
+            older lines say nothing about it.
 
     Returns:
-        The reason that the last one gave, or None.
+        The reason of the last attempt, or None.
     """
     last = alike(run, series)
-    return last.reason if last is not None else None
+    return last.reason if last is not None and job in (None, last.record.get("job")) else None
 
 
-def alike(run: Path, series: str | None = None) -> Told | None:
-    """The last attempt, if it failed like the one before; see `failed_alike`."""
-    *earlier, last = [told for told in read_attempts(run) if series in (None, told.record.get("series"))] or [Told()]
+def alike(run: Path, series: str | None = None) -> PastAttempt | None:
+    """Return the last attempt if it failed like the one before it; see `failed_alike`."""
+    row = [attempt for attempt in read_attempts(run) if series in (None, attempt.record.get("series"))]
+    last = row.pop() if row else PastAttempt()
     if last.ended != "failed":
         return None
-    for told in reversed(earlier):
-        if told.ended == "failed":
-            same = _kind(told) == _kind(last)
-            return last if same and not _got_on(told, last) else None
-        if not (told.waits or (told.ended == "stopped" and told.saved is not None)):
+    for attempt in reversed(row):
+        if attempt.ended == "failed":
+            same = _kind(attempt) == _kind(last)
+            return last if same and not _got_on(attempt, last) else None
+        if not (attempt.waits or (attempt.ended == "stopped" and attempt.saved is not None)):
             return None
     return None
 
 
-def _kind(told: Told) -> str:
-    return kind_of(told.reason, told.record.get("host"))
+def _kind(attempt: PastAttempt) -> str:
+    return kind_of(attempt.reason, attempt.record.get("host"))
 
 
-def _got_on(earlier: Told, later: Told) -> bool:
+def _got_on(earlier: PastAttempt, later: PastAttempt) -> bool:
     return earlier.saved is not None and later.saved is not None and later.saved > earlier.saved
 
 
 def _append(run: Path, line: dict[str, Any], room: int = 0) -> None:
-    """Add a line and, on a disk that may be full before the next one, the room that this will need."""
-    # A full disk is told by whoever saves something that matters.
+    """Append a line. At least `room` bytes of its last block stay free, for the next line on a disk that fills up."""
+    # Saving something that matters reports a full disk.
     with suppress(OSError), open(run / FILE, "a+b") as file:
         torn = file.tell() > 0 and not _ends_a_line(file)
         text = ("\n" * torn + json.dumps(line, ensure_ascii=False)).encode()

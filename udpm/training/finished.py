@@ -70,11 +70,12 @@ def read_completion(run: Path, digest: Callable[[Path], str] = sha256) -> dict[s
 
 
 def may_be_finished(run: Path, training: Any) -> bool:
-    """Whether a run may have nothing left to train, as far as that can be told without its data.
+    """Whether a run may have nothing left to train, without reading the data set.
 
     Args:
         run: the run's folder.
-        training: of its configuration. With `epochs` any run that ended may be finished: their length is the data's.
+        training: section of its configuration. With `epochs` the length depends on the data set, so any run that
+            completed may be finished.
 
     Raises:
         UserError: as `is_finished`.

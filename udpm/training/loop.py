@@ -66,7 +66,7 @@ def train(
         max_minutes: stop, with the state saved, after so long.
         allow_world_size_change: continue a run of another number of processes, and note it.
         stale: seconds after which another trainer that shows no sign of life is taken for dead.
-        attempt: this one, if it has begun already (`udpm.training.start`).
+        attempt: this attempt, if it has begun already (`udpm.training.start`).
 
     Raises:
         StoppedEarly: a signal or the time asked for it and the state is saved; or another trainer took over.
@@ -116,7 +116,7 @@ class Session:
         place: this process among all.
         agreement: with the others.
         owner: the claim to the folder, on rank 0.
-        attempt: this one.
+        attempt: this attempt.
         deadline: on the monotonic clock.
     """
 

@@ -43,7 +43,7 @@ class Owner:
         run: the run's folder, existing.
         stop: asked while waiting.
         stale: seconds.
-        who: this process, as `identity` gives it, for one that is known by it already.
+        who: this process (`identity`); default: a new identity.
 
     Attributes:
         record: what others read of this process.
@@ -119,7 +119,7 @@ class Owner:
 
 
 def identity() -> dict[str, Any]:
-    """What tells this process from all others, under a new token."""
+    """Identify this process, with a new token."""
     return {
         "token": uuid.uuid4().hex,
         "host": socket.gethostname(),
@@ -148,10 +148,9 @@ def _touched(path: Path) -> int:
 
 
 def is_at_work(run: Path, token: str | None) -> bool:
-    """Whether the owner of a run's folder has a token, and lives.
+    """Whether the owner of a run's folder has this token and is alive.
 
-    On another machine it lives if its heartbeat moves, by this process's own clock, for which up to two beats are
-    waited.
+    An owner on another machine is alive if its heartbeat moves within two beats of this process's clock.
     """
     owner = read_owner(run)
     if owner is None or owner["token"] != token or is_dead(owner):
@@ -163,7 +162,7 @@ def is_at_work(run: Path, token: str | None) -> bool:
         time.sleep(HEARTBEAT / 10)
         now = read_owner(run)
         if now is None or now["token"] != token:
-            # It went in good order, unless another took its place.
+            # Removed by its owner, or replaced by another trainer.
             return now is None
         if now.get("beat") != beat:
             return True
@@ -171,7 +170,7 @@ def is_at_work(run: Path, token: str | None) -> bool:
 
 
 def is_here(record: dict[str, Any]) -> bool:
-    """Whether the record's process is, or was, one of this machine."""
+    """Whether the record's process ran, or runs, on this machine."""
     return record.get("machine") is not None and record["machine"] == _machine()
 
 

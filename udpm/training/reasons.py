@@ -1,4 +1,4 @@
-"""Why an attempt failed: the line that is recorded, and what of it tells one kind of failure from another."""
+"""Why an attempt failed: the recorded line, and the part of it that identifies the kind of failure."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import re
 from udpm.core.errors import StoppedEarly, UserError, first_line
 
 NO_ROOM = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
-"""What a full disk says: one kind of failure, whichever file did not fit."""
+"""Messages of a full disk: the same kind of failure for every file."""
 
 _UNIT = r"(?:\s?(?:[kKMGTP]i?B|bytes?|[kMG]?Hz|ms|s|seconds?|minutes?|min|h|hours?|%))?"
 _WORD = r"[^\s:;,'\"`()/]"
 _SIGNS = [
-    # Quoted paths, which may hold spaces.
+    # Quoted paths, which may contain spaces.
     (r"""(?<!\w)(['"`])(?:(?!\1).)*/(?:(?!\1).)*\1""", "PATH"),
-    # Files that are being written: their names are random, or hold the host and the process.
+    # Temporary files: their names are random, or contain the host and the process.
     (r"""(?<!\w)(['"`])(?:\.|tmp)(?:(?!\1).)*\1""", "PATH"),
-    # An absolute path. A relative one has two slashes, or a character that words with a slash lack: "Input/output
-    # error" and "generator/lpips" are no paths.
+    # Absolute paths; relative ones with two slashes, or with a digit, dot, underscore or hyphen, so that "Input/output
+    # error" and "generator/lpips" are kept.
     (r"(?<![\w/.])(?:~|\.{1,2})?/[^\s:;,'\"`()]+", "PATH"),
     (rf"(?<![\w/.-]){_WORD}+(?:/{_WORD}*){{2,}}", "PATH"),
     (rf"(?<![\w/.-])(?=(?:{_WORD}|/)*(?:\d|[._-]\w)){_WORD}+/{_WORD}*", "PATH"),
@@ -27,7 +27,7 @@ _SIGNS = [
     # Addresses, and hosts with a port.
     (r"\[[\w.:-]+\]:\d+|\b[a-zA-Z][\w-]*(?:\.[\w-]+)+:\d+\b", "HOST"),
     (r"(?<![\w:])(?:[\da-fA-F]{0,4}:){2,}[\da-fA-F]{0,4}(?![\w:])", "HOST"),
-    # Numbers: of a UUID, decimal ones with their units, hexadecimal ones, and what stands in a word such as "node3".
+    # Numbers: UUIDs, decimal ones with units, hexadecimal ones, and digits within a word such as "node3".
     (r"\b[\da-fA-F]{8}(?:-[\da-fA-F]{4}){3}-[\da-fA-F]{12}\b|\b0[xX][\da-fA-F]+\b", "#"),
     (rf"(?<![\w.])[-+]?\d[\d_]*(?:[.,:]\d+)*(?:[eE][-+]?\d+)?{_UNIT}(?!\w)", "#"),
     (r"(?<![\w.])(?=[a-fA-F]*\d)[\da-fA-F]{8,}(?!\w)", "#"),
@@ -38,7 +38,7 @@ _PATTERNS = [(re.compile(pattern), sign) for pattern, sign in _SIGNS]
 
 
 def reason_of(error: BaseException) -> str:
-    """One line on what ended an attempt, as it is recorded."""
+    """Return one line about the exception that ended an attempt."""
     if isinstance(error, UserError):
         told = "; ".join(error.mistakes)
     elif isinstance(error, KeyboardInterrupt):
@@ -54,11 +54,11 @@ def reason_of(error: BaseException) -> str:
 
 
 def kind_of(reason: str, host: str | None = None) -> str:
-    """What two failures of one kind have in common: a reason without paths, numbers, hosts and temporary files.
+    """Return a reason without paths, numbers, hosts and temporary files: equal for failures of the same kind.
 
     Args:
         reason: one line.
-        host: where it was recorded, whose name is left out.
+        host: name of the host it was recorded on, which is removed too.
     """
     for text in NO_ROOM:
         if re.search(rf"{re.escape(text)}(?: \(os error \d+\))?(?:: ['\"]?[^\s'\"]*['\"]?)?\.?$", reason):

@@ -16,7 +16,7 @@ from udpm.core.reading import read_json, read_json_lines
 
 COMPLETE, ATTEMPTS = "complete.json", "attempts.jsonl"
 RUN_FILES = ("config.json", "owner.json", COMPLETE, ATTEMPTS)
-"""Files that only a run's folder has."""
+"""Files that mark a folder as a run's."""
 ITERATION = re.compile(r"[0-9]{9,18}")
 SEALED = (
     *("format", "experiment", "seed", "iterations", "seconds", "parameters", "device", "processes", "origin"),
@@ -70,8 +70,7 @@ class MetricsLine(Record):
 
 
 class AttemptLine(Record):
-    """A line of ``attempts.jsonl``: an attempt that began, how it ended, or how a process of it other than the first
-    failed."""
+    """A line of ``attempts.jsonl``: the beginning or the end of an attempt, or the failure of a rank other than 0."""
 
     token: str | None = None
     began: float | None = None

@@ -1,4 +1,4 @@
-"""How an attempt at a run begins: it is recorded before torch, the data and the device have a chance to fail."""
+"""The start of an attempt at a run: it is recorded before torch, the data or the device can fail."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def attempted(
     allow_world_size_change: bool = False,
     environment: Mapping[str, str] = os.environ,
 ) -> Iterator[Attempt]:
-    """Record an attempt at a run, from its first moment to its end. Makes the run's folder.
+    """Record an attempt at a run from its first moment to its end. Creates the run's folder.
 
-    Nothing is written if the folder holds something else than this run. The attempt at a run that may be finished
-    begins only with `Attempt.begin`.
+    Nothing is written if the folder holds anything but this run. If the run may be finished, the attempt begins only
+    when the caller calls `Attempt.begin`.
 
     Args:
         run: the run's folder.
         config: of the run.
         allow_world_size_change: see `claim`.
-        environment: variables, of which the launcher's and `SERIES` are read.
+        environment: variables; those of the launcher and `SERIES` are read.
 
     Raises:
         UserError: there is nothing to train, the folder holds something else (`claim`, `is_finished`) or cannot be
-            made, or two attempts of the same `snakemake` failed alike.
+            created, or two attempts of the same `snakemake` failed alike.
     """
     if config.training == "imported":
         raise UserError(f"{run}: training is imported, so there is nothing to train; `udpm import` makes this run")
@@ -57,16 +57,13 @@ def attempted(
 
 
 def _check_series(run: Path, who: dict[str, Any], series: str | None) -> None:
-    """Whether it is worth trying: a workflow that starts a failing training again and again would fill its days.
-
-    A job that was put back into the queue after it had failed was put there on purpose.
-    """
+    """Refuse a third attempt after two that failed alike, unless the user requeued the job that failed."""
     last = alike(run, series) if series else None
     if last is None or _requeued(last.record, who):
         return
     raise UserError(
-        f"{run}: failed twice alike ({last.reason}); mend it, then run snakemake again, or udpm train by hand, to try "
-        "once more"
+        f"{run}: failed twice alike ({last.reason}); fix the cause, then run snakemake again, or udpm train by hand, "
+        "to try once more"
     )
 
 
