@@ -1,5 +1,6 @@
 """What is recorded of attempts at a run: from their first moment, once for all processes, and told apart by kind."""
 
+import errno
 import json
 import os
 import re
@@ -361,6 +362,32 @@ def test_room_for_the_end_is_taken_at_the_beginning(tmp_path):
         assert -size % attempts.BLOCK >= attempts.END - 1
         attempt.end("failed", "x" * 5000)
         assert (tmp_path / FILE).stat().st_size < size + attempts.END
+
+
+def test_an_end_without_a_beginning_says_whose_it_is(tmp_path, monkeypatch):
+    """The disk was full when the attempt began."""
+    plain = attempts._append
+    monkeypatch.setattr(attempts, "_append", lambda run, line, room=0: not room and plain(run, line))
+    for _ in range(2):
+        with pytest.raises(UserError), recorded(tmp_path, {"token": "a", "host": "n1", "job": "7"}):
+            raise UserError("no room")
+    assert [(attempt.ended, attempt.record["host"]) for attempt in read_attempts(tmp_path)] == [("failed", "n1")] * 2
+    assert failed_alike(tmp_path, job="7") == "no room"
+
+
+def test_a_full_disk_is_one_kind_whichever_file_does_not_fit(levels, tmp_path, monkeypatch):
+    def full(path):
+        if "checkpoints" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("udpm.core.files.sync", full)
+    reasons = []
+    for every in (2, 3):
+        with pytest.raises(UserError, match="No space left on device") as refused:
+            train(tiny.run_config(training__checkpoint_every=every), levels, tmp_path, False)
+        reasons.append(str(refused.value))
+    assert reasons[0] != reasons[1]
+    assert failed_alike(tmp_path) == reasons[1]
 
 
 # Failures of one kind

@@ -38,7 +38,7 @@ class Attempt:
     def __init__(self, run: Path, record: dict[str, Any], rank: int = 0, start: str = "") -> None:
         self.record = record
         self._run, self._rank, self._start = run, rank, start
-        self._begun = self._waits = False
+        self._begun = self._known = self._waits = False
 
     def begin(self) -> None:
         """Record that the attempt began, once."""
@@ -48,7 +48,7 @@ class Attempt:
         self._waits = owner is not None and owner["token"] != self.record.get("token") and not is_dead(owner)
         known = self.record | {"began": time.time(), "saved": last_saved(self._run)}
         waits = {"waits": True} if self._waits else {}
-        _append(self._run, provenance.record() | known | self._context() | waits, END)
+        self._known = _append(self._run, provenance.record() | known | self._context() | waits, END)
 
     def take_over(self) -> None:
         """Record that this attempt now owns the folder, if another trainer owned it when the attempt began."""
@@ -58,13 +58,14 @@ class Attempt:
 
     def end(self, ended: str, reason: str) -> None:
         """Record how the attempt ended: "complete", "stopped" or "failed"."""
-        told = {"reason": reason[:LONGEST], "time": time.time()}
+        line = {"reason": reason[:LONGEST], "time": time.time()}
+        if not self._known:
+            line |= {key: self.record.get(key) for key in ("host", "job")} | self._context()
         if self._begun:
-            line = {"token": self.record.get("token"), "ended": ended, **told, "saved": last_saved(self._run)}
-            _append(self._run, line)
+            token = {"token": self.record.get("token"), "ended": ended}
+            _append(self._run, token | line | {"saved": last_saved(self._run)})
         elif self._rank and ended == "failed":
-            known = {key: self.record.get(key) for key in ("host", "job")}
-            _append(self._run, {"rank": self._rank, "failed": True, **known, **self._context(), **told})
+            _append(self._run, {"rank": self._rank, "failed": True, **line})
 
     def _context(self) -> dict[str, str]:
         """The launch and the series that the attempt belongs to, where there are any."""
@@ -106,7 +107,7 @@ class PastAttempt:
     """One attempt, as read from ``attempts.jsonl``.
 
     Attributes:
-        record: the line of its beginning; empty if there is none.
+        record: the line of its beginning, or the first one there is.
         ended: "complete", "stopped" or "failed"; None if no end is recorded.
         reason: why it stopped or failed, in one line.
         saved: iteration of the newest checkpoint when it ended; None if unknown.
@@ -137,7 +138,8 @@ def read_attempts(run: Path) -> list[PastAttempt]:
             by_token.get(token, PastAttempt()).waits = False
             continue
         elif line.get("ended"):
-            attempt = by_token.pop(token, PastAttempt())
+            # On a full disk the beginning may be missing.
+            attempt = by_token.pop(token, PastAttempt(line))
             attempt.waits, attempt.saved = False, line.get("saved")
             if attempt.ended is None:
                 attempt.ended, attempt.reason = line["ended"], line.get("reason", "")
@@ -209,8 +211,11 @@ def _got_on(earlier: PastAttempt, later: PastAttempt) -> bool:
     return earlier.saved is not None and later.saved is not None and later.saved > earlier.saved
 
 
-def _append(run: Path, line: dict[str, Any], room: int = 0) -> None:
-    """Append a line. At least `room` bytes of its last block stay free, for the next line on a disk that fills up."""
+def _append(run: Path, line: dict[str, Any], room: int = 0) -> bool:
+    """Append a line, and return whether that worked.
+
+    At least `room` bytes of its last block stay free, for the next line on a disk that fills up.
+    """
     # Saving something that matters reports a full disk.
     with suppress(OSError), open(run / FILE, "a+b") as file:
         torn = file.tell() > 0 and not _ends_a_line(file)
@@ -219,6 +224,8 @@ def _append(run: Path, line: dict[str, Any], room: int = 0) -> None:
         file.write(text + b" " * (left + 1 if left < room else 0) + b"\n")
         file.flush()
         os.fsync(file.fileno())
+        return True
+    return False
 
 
 def _ends_a_line(file: BinaryIO) -> bool:
