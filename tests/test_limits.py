@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "workflow"))
 
 import limits
 from granted import Answer, Site, ask, gpus_in, minutes_of, read_partitions
+from jobs import OF_FIGURES, SECTIONS
 from limits import Asked, Given, Limits
 from plan import Plan
 
@@ -618,15 +619,15 @@ def test_the_profile_and_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.delenv("SNAKEMAKE_SLURM_PARTITIONS", raising=False)
     monkeypatch.setattr(sys, "argv", ["snakemake", "--profile", "slurm", "-n"])
-    assert limits.given() == Given()
+    assert limits.given() == Given(executor="slurm")
     monkeypatch.setenv("SNAKEMAKE_SLURM_PARTITIONS", "there.yaml")
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--slurm-array-jobs", "all", "--slurm-qos=long"])
-    assert limits.given() == Given(array_jobs="all", qos="long", partition_config="there.yaml")
+    assert limits.given() == Given(array_jobs="all", qos="long", partition_config="there.yaml", executor="slurm")
     shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
     with open(tmp_path / "slurm/config.yaml", "a") as file:
         file.write("slurm-status-command: squeue\nslurm-array-jobs: sample_shard\n")
     monkeypatch.setattr(sys, "argv", ["snakemake", "--profile", str(tmp_path / "slurm")])
-    assert limits.given() == Given("sample_shard", "squeue", "there.yaml")
+    assert limits.given() == Given("sample_shard", "squeue", "there.yaml", executor="slurm")
     monkeypatch.setattr(sys, "argv", ["pytest", "-x", "tests"])
     assert limits.given() == Given()
 

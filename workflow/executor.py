@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import os
 import re
 import shlex
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 from states import States, say
 
-from udpm.training.attempts import failed_alike
+from udpm.training.attempts import SERIES, failed_alike
 
 DOWN = re.compile(
     r"unable to contact slurm|connection (refused|timed out|reset)|(socket|message) timed out|connect failure"
@@ -50,13 +52,13 @@ class Executor(plugin.Executor):
 
     Attributes:
         patience: seconds that a submission waits for SLURM.
-        alike: says of a training job why it failed, if its last two attempts failed alike.
+        alike: says of a training and its SLURM job why it failed, if its last two attempts failed alike.
         killed: told of each job that somebody killed while it ran.
         states: of the jobs.
     """
 
     patience: float
-    alike: Callable[[Any], str | None]
+    alike: Callable[[Any, str | None], str | None]
     killed: Callable[[Any], None]
     states: States
 
@@ -144,7 +146,7 @@ class Executor(plugin.Executor):
         state = self.states.last.get(job_info.external_jobid or "")
         for job in _members(job_info.job):
             if job.rule.name == TRAINING:
-                reason = self.alike(job) if job.attempt > 1 else None
+                reason = self.alike(job, job_info.external_jobid)
                 if reason is not None:
                     HOPELESS.add(job)
                     say(f"{_shown(job)}: failed twice alike, so it is not tried again: {reason}")
@@ -192,7 +194,9 @@ def install(plan, jobs) -> None:
         jobs: what jobs ask for: knows which of them stay here, and is told which were killed.
     """
     Executor.patience = 60 * plan.cluster.slurm_patience
-    Executor.alike = staticmethod(lambda job: failed_alike(Path(plan.run_folder(job.wildcards))))
+    # Only failures of this very call of `snakemake` end a training: whoever mended a cause calls it again.
+    series = os.environ[SERIES] = uuid.uuid4().hex
+    Executor.alike = staticmethod(lambda job, slurm: failed_alike(Path(plan.run_folder(job.wildcards)), series, slurm))
     Executor.killed = staticmethod(lambda job: jobs.note_killed(job.wildcards))
     Executor.states = States(plugin.query_job_status)
     plugin.query_job_status = Executor.states.query

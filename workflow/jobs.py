@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,7 @@ class Jobs:
         cluster: what it grants.
 
     Attributes:
+        most_memory: megabytes of the largest node: no job asks for more.
         training: of a run's training.
         sampling: of drawing images.
         scoring: of passes of the feature extractor.
@@ -49,6 +51,7 @@ class Jobs:
     def __init__(self, plan, cluster: ClusterConfig) -> None:
         self._plan, self._cluster = plan, cluster
         self._killed: set[frozenset[tuple[str, str]]] = set()
+        self.most_memory: Callable[[], float] = lambda: math.inf
         self.training: dict[str, Callable] = {
             "runtime": lambda wildcards: cluster.minutes(self._asked(wildcards).training.hours),
             "mem_mb": self._training_memory,
@@ -86,7 +89,12 @@ class Jobs:
     def _training_memory(self, wildcards, attempt) -> int:
         once = round(self._asked(wildcards).training.memory_gb * MEGABYTES)
         # Whoever was killed may have run out of memory; one that was stopped by its wall time had enough.
-        return once * 2 if attempt > 1 and one_was_killed(Path(self._plan.run_folder(wildcards))) else once
+        if attempt > 1 and one_was_killed(Path(self._plan.run_folder(wildcards))):
+            return self._twice(once)
+        return once
+
+    def _twice(self, megabytes: int) -> int:
+        return int(max(megabytes, min(2 * megabytes, self.most_memory())))
 
     def _gpus_per_node(self, wildcards) -> int:
         training, asked = self._plan.training(wildcards), self._asked(wildcards).training.gpus_per_node
@@ -127,7 +135,7 @@ class Jobs:
 
         def memory(wildcards, attempt) -> int:
             once = round(asked(wildcards).memory_gb * MEGABYTES)
-            return once * 2 if attempt > 1 and _key(wildcards) in self._killed else once
+            return self._twice(once) if attempt > 1 and _key(wildcards) in self._killed else once
 
         return {
             "runtime": lambda wildcards: self._cluster.minutes(asked(wildcards).hours),

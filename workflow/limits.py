@@ -34,6 +34,7 @@ class Given:
     status_command: str | None = None
     partition_config: str | None = None
     qos: str | None = None
+    executor: str | None = None
 
 
 def given() -> Given:
@@ -47,13 +48,14 @@ def given() -> Given:
         # Not started by its command line.
         return Given()
     values = {name: getattr(options, f"slurm_{name}", None) for name in Given.__dataclass_fields__}
+    values["executor"] = options.executor
     found = {name: str(value) for name, value in values.items() if isinstance(value, str | Path) and str(value)}
     if "partition_config" not in found and os.environ.get("SNAKEMAKE_SLURM_PARTITIONS"):
         found["partition_config"] = os.environ["SNAKEMAKE_SLURM_PARTITIONS"]
     return Given(**found)
 
 
-def check_before_jobs(plan: Any, jobs: Jobs, workflow: Any) -> Limits:
+def check_before_jobs(plan: Any, jobs: Jobs, said: Given, workflow: Any) -> Limits:
     """Check all jobs that will be submitted, before the first job of any kind starts.
 
     Mistakes end the process: one line for each, exit code 2.
@@ -61,6 +63,7 @@ def check_before_jobs(plan: Any, jobs: Jobs, workflow: Any) -> Limits:
     Args:
         plan: the experiments.
         jobs: knows which of them are local.
+        said: what the profile and the command line say.
         workflow: Snakemake's.
 
     Returns:
@@ -68,7 +71,7 @@ def check_before_jobs(plan: Any, jobs: Jobs, workflow: Any) -> Limits:
     """
     from snakemake.scheduling.job_scheduler import JobScheduler
 
-    limits = Limits(plan, Site(), given())
+    limits = Limits(plan, Site(), said)
     prepare = JobScheduler.__init__
 
     @one_line

@@ -63,6 +63,7 @@ NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{node_ports}] CPUs=
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=240 State=UP PriorityTier=10 PreemptMode=OFF
 PartitionName=polite Nodes=ALL MaxTime=240 State=UP PriorityTier=5 GraceTime=60 PreemptMode=REQUEUE
 PartitionName=rude Nodes=ALL MaxTime=240 State=UP PriorityTier=5 GraceTime=0 PreemptMode=REQUEUE
+PartitionName=short Nodes=ALL MaxTime=30 State=UP PriorityTier=10 PreemptMode=OFF
 """
 
 ACCOUNTING = """\
@@ -72,7 +73,7 @@ AccountingStorageHost=127.0.0.1
 AccountingStoragePort={database_port}
 AccountingStoragePass={folder}/munge/socket
 AccountingStoreFlags=job_comment
-AccountingStorageEnforce=associations
+AccountingStorageEnforce=associations,limits
 """
 
 SLURMDBD_CONF = """\

@@ -34,7 +34,7 @@ TARGET = "results/runs/{name}/seed0/complete.json"
 TRAINING = """\
 extends: digits-smoke
 training: {{iterations: {iterations}, checkpoint_every: 20, {more}}}
-resources: {{training: {{hours: {hours}, memory_gb: {memory}, gpus_per_node: 0}}}}
+resources: {{training: {{hours: {hours}, memory_gb: {memory}, gpus_per_node: {gpus}}}}}
 """
 TWO_NODES = "nodes: 2, processes_per_node: 1"
 
@@ -178,9 +178,9 @@ def write_experiment(folder, name, text):
     return load_experiment(name, folder / "config")
 
 
-def write_training(folder, name="steady", iterations=150, more="flip: false", hours=1, memory=2):
+def write_training(folder, name="steady", iterations=150, more="flip: false", hours=1, memory=2, gpus=0):
     """Make a training to disturb, the only one of the study; returns the file that ends it."""
-    given = {"iterations": iterations, "more": more, "hours": hours, "memory": memory}
+    given = {"iterations": iterations, "more": more, "hours": hours, "memory": memory, "gpus": gpus}
     write_experiment(folder, name, TRAINING.format(**given))
     return TARGET.format(name=name)
 

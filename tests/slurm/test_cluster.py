@@ -147,10 +147,11 @@ def test_the_default_profile_leaves_the_slurm_profile_alone(study):
     ("variables", "expected"),
     [
         ({"UDPM_ACCOUNT": "nobody"}, "account: nobody is not one of yours; these are: lab"),
-        ({"UDPM_PARTITION": "gpus"}, "partition: there is no gpus here; there are: gpu, polite, rude"),
+        ({"UDPM_PARTITION": "gpus"}, "partition: there is no gpus here; there are: gpu, polite, rude, short"),
+        ({"UDPM_PARTITION": "short"}, "max_hours: 24, but partition short takes jobs of at most 30 minutes"),
         ({"UDPM_MAX_HOURS": "never"}, "environment variable UDPM_MAX_HOURS: max_hours: input should be a valid number"),
     ],
-    ids=["account", "partition", "hours"],
+    ids=["account", "partition", "longer than the partition takes", "hours"],
 )
 def test_a_mistake_is_told_in_one_line_and_nothing_is_submitted(study, variables, expected):
     before = len(study.states())
