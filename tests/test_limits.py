@@ -19,7 +19,6 @@ sys.path.insert(0, str(ROOT / "workflow"))
 
 import limits
 from granted import Answer, Site, ask, gpus_in, minutes_of, read_partitions
-from jobs import OF_FIGURES, SECTIONS
 from limits import Asked, Given, Limits
 from plan import Plan
 
