@@ -81,7 +81,8 @@ def check_before_jobs(plan: Any, jobs: Jobs, said: Given, workflow: Any) -> Limi
 
     # At this point all jobs are known and none has started. Inside the DAG's coroutines resources cannot be evaluated.
     def check_then_prepare(self, workflow, *arguments, **options):
-        if not workflow.touch:
+        # With --executor local nothing is submitted.
+        if not workflow.touch and (workflow.dryrun or not workflow.local_exec):
             check([job for job in workflow.dag.needrun_jobs() if not is_local(job, jobs, workflow)])
         prepare(self, workflow, *arguments, **options)
 
