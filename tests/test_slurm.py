@@ -294,6 +294,7 @@ def test_memory_grows_only_after_a_job_that_began_and_was_killed(monkeypatch, tm
 
 def test_a_training_that_failed_twice_alike_is_over(monkeypatch, tmp_path):
     assert failing(monkeypatch, tmp_path, "train_model", "FAILED", "", 2, "disk full") == (True, False)
+    assert failing(monkeypatch, tmp_path, "train_model", "FAILED", "", 1, "disk full") == (False, False)
     assert failing(monkeypatch, tmp_path, "train_model", "FAILED", "", 2, None) == (False, False)
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import getpass
-import os
 import re
 import shlex
 import subprocess
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 from states import States, say
 
-from udpm.training.attempts import SERIES, failed_alike
+from udpm.training.attempts import failed_alike
 
 DOWN = re.compile(
     r"unable to contact slurm|connection (refused|timed out|reset)|(socket|message) timed out|connect failure"
@@ -146,7 +144,8 @@ class Executor(plugin.Executor):
         state = self.states.last.get(job_info.external_jobid or "")
         for job in _members(job_info.job):
             if job.rule.name == TRAINING:
-                reason = self.alike(job, job_info.external_jobid)
+                # The attempt before it was of this very call of `snakemake`: who mended a cause starts anew.
+                reason = self.alike(job, job_info.external_jobid) if job.attempt > 1 else None
                 if reason is not None:
                     HOPELESS.add(job)
                     say(f"{_shown(job)}: failed twice alike, so it is not tried again: {reason}")
@@ -194,9 +193,7 @@ def install(plan, jobs) -> None:
         jobs: what jobs ask for: knows which of them stay here, and is told which were killed.
     """
     Executor.patience = 60 * plan.cluster.slurm_patience
-    # Only failures of this very call of `snakemake` end a training: whoever mended a cause calls it again.
-    series = os.environ[SERIES] = uuid.uuid4().hex
-    Executor.alike = staticmethod(lambda job, slurm: failed_alike(Path(plan.run_folder(job.wildcards)), series, slurm))
+    Executor.alike = staticmethod(lambda job, slurm: failed_alike(Path(plan.run_folder(job.wildcards)), job=slurm))
     Executor.killed = staticmethod(lambda job: jobs.note_killed(job.wildcards))
     Executor.states = States(plugin.query_job_status)
     plugin.query_job_status = Executor.states.query
