@@ -786,3 +786,22 @@ def test_what_sbatch_is_given(door, tmp_path):
     given = {word: words[words.index(word) + 1] for word in ("-A", "-p", "-t")}
     assert given == {"-A": "0123", "-p": "cpu", "-t": "45"}
     assert words[words.index("--job-name") + 1].startswith("udpm_")
+
+
+@pytest.mark.slow
+def test_cpus_are_the_experiments_on_a_host_of_one(door, tmp_path):
+    keys = {"extends": "digits-smoke", "training": {"threads": 6, "workers": 2}, "sampling": {"threads": 5}}
+    (tmp_path / "config/experiments/some.yaml").write_text(json.dumps(keys))
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        done = door("-n", "--config", "experiments=some")
+    finally:
+        os.sched_setaffinity(0, before)
+    assert done.returncode == 0, done.stderr
+    jobs = re.findall(
+        r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    resources: .*\bcpus_per_task=(\d+)", done.stdout, re.M
+    )
+    asked = {rule: int(cpus) for rule, cpus in jobs}
+    expected = {"train_model": 8, "sample_images": 5, "explore_latents": 5, "score_samples": 2, "prepare_dataset": 1}
+    assert {rule: asked[rule] for rule in expected} == expected
