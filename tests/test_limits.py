@@ -474,7 +474,7 @@ def test_points_of_a_sweep_make_one_mistake(plan):
 def told(limits, jobs, dry_run=False, most=100):
     """Notes, or the mistakes that a check ends with."""
     try:
-        return "note", limits.check(jobs, dry_run, most)
+        return "note", limits.check(jobs, dry_run, most, len(jobs))
     except UserError as error:
         return "error", error.mistakes
 

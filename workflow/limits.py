@@ -75,15 +75,17 @@ def check_before_jobs(plan: Any, jobs: Jobs, said: Given, workflow: Any) -> Limi
     prepare = JobScheduler.__init__
 
     @one_line
-    def check(found: list[Any]) -> None:
-        for note in limits.check(found, workflow.dryrun, workflow.resource_settings.nodes):
+    def check(dag: Any) -> None:
+        found = [job for job in dag.needrun_jobs() if not is_local(job, jobs, workflow)]
+        submitted = len({dag.get_job_group(job) or job for job in found})
+        for note in limits.check(found, workflow.dryrun, workflow.resource_settings.nodes, submitted):
             print(f"note: {note}", file=sys.stderr)
 
     # At this point all jobs are known and none has started. Inside the DAG's coroutines resources cannot be evaluated.
     def check_then_prepare(self, workflow, *arguments, **options):
         # With --executor local nothing is submitted.
         if not workflow.touch and (workflow.dryrun or not workflow.local_exec):
-            check([job for job in workflow.dag.needrun_jobs() if not is_local(job, jobs, workflow)])
+            check(workflow.dag)
         prepare(self, workflow, *arguments, **options)
 
     JobScheduler.__init__ = check_then_prepare
@@ -164,13 +166,14 @@ class Limits:
     def __init__(self, plan: Any, site: Site, given: Given) -> None:
         self._plan, self.site, self._given = plan, site, given
 
-    def check(self, jobs: list[Any], dry_run: bool, most: int | None = None) -> list[str]:
+    def check(self, jobs: list[Any], dry_run: bool, most: int | None, submitted: int) -> list[str]:
         """Find what SLURM would refuse or never start.
 
         Args:
             jobs: the jobs to submit.
             dry_run: whether this is a dry run.
             most: `jobs` of the profile, the number of jobs in the queue at a time.
+            submitted: number of SLURM jobs; less than that of jobs where these are grouped.
 
         Returns:
             Notes to print.
@@ -199,7 +202,7 @@ class Limits:
         if mistakes:
             raise UserError(*mistakes)
         if known:
-            return self._notes(jobs, most)
+            return self._notes(jobs, most, submitted)
         return [f"what SLURM grants is not known ({self.site.trouble}); jobs are submitted without a comparison"]
 
     def _without_slurm(self, dry_run: bool) -> list[str]:
@@ -255,7 +258,7 @@ class Limits:
                     found.setdefault(mistake, []).extend([asker] if asker else [])
         return sorted(f"{mistake}{_asked_by(askers)}" for mistake, askers in found.items())
 
-    def _notes(self, jobs: list[Any], most: int | None) -> list[str]:
+    def _notes(self, jobs: list[Any], most: int | None, submitted: int) -> list[str]:
         named = sorted({Asked.of(job).partition or "" for job in jobs})
         alone = {found[0].name: found[0].state for found in map(self.site.candidates, named) if len(found) == 1}
         notes = [
@@ -269,9 +272,9 @@ class Limits:
                 f"slurm-partition-config ({self._given.partition_config}) has no effect; leave one of them out"
             )
         queued = self.most_jobs()
-        if queued is not None and most is not None and queued < min(most, len(jobs)):
+        if queued is not None and most is not None and queued < min(most, submitted):
             notes.append(
-                f"SLURM takes at most {queued} jobs of yours at a time (MaxSubmit): of {len(jobs)} jobs, {queued} will"
+                f"SLURM takes at most {queued} jobs of yours at a time (MaxSubmit): of {submitted} jobs, {queued} will"
                 f" be in the queue at once, not the {most} that `jobs` of the profile allows"
             )
         return notes
