@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -49,12 +50,14 @@ class Answers:
         ("NODE_FAIL", "7|None\n", "REQUEUED"),
         ("NODE_FAIL", "8|None\n", "FAILED"),
         ("NODE_FAIL", None, "REQUEUED"),
+        ("PREEMPTED", "7|None\n", "REQUEUED"),
+        ("PREEMPTED", "", "FAILED"),
     ],
 )
 def test_states_are_told_in_the_plugins_words(state, queue, expected):
     answers = Answers({"7": state}, queue=queue)
     assert answers.look() == {"7": expected}
-    assert answers.asked.last == {"7": expected}
+    assert answers.asked.last == {"7": state.split()[0]}
 
 
 def test_no_answer_is_no_state(monkeypatch):
@@ -175,10 +178,15 @@ REFUSED = [
 class Submitting:
     """An executor whose `sbatch` says the given things, and takes the job after them; time passes as it waits."""
 
-    def __init__(self, monkeypatch, answers, queued=False, patience=1800):
+    def __init__(self, monkeypatch, answers, queued=False, patience=1800, known=None):
         self.now, self.failed, self.submitted, self.waited, self.said = 0.0, [], [], [], []
         answers = list(answers)
-        job = Member(is_group=lambda: False, rule=SimpleNamespace(name="sample_images"), log=[])
+        job = Member(
+            is_group=lambda: False,
+            name="sample_images",
+            rule=SimpleNamespace(name="sample_images"),
+            wildcards=["some", "0"],
+        )
 
         def submit(executor, job):
             if answers:
@@ -186,7 +194,7 @@ class Submitting:
                     "info", f"SLURM sbatch failed. The error message was '{answers.pop(0)}'"
                 )
             else:
-                executor._report_job_submission_threadsafe(job)
+                executor._report_job_submission_threadsafe(SimpleNamespace(external_jobid="7"))
 
         def wait(seconds):
             self.waited.append(seconds)
@@ -200,13 +208,15 @@ class Submitting:
         monkeypatch.setattr(
             plugin.Executor, "_report_job_error_threadsafe", lambda _, info, msg: self.failed.append(msg)
         )
-        monkeypatch.setattr(ours, "_has_queued", lambda: queued if isinstance(queued, bool) else queued(self))
+        monkeypatch.setattr(ours, "has_queued", lambda: queued if isinstance(queued, bool) else queued(self))
+        monkeypatch.setattr(ours, "_printed", lambda *command: "" if known is None else known)
         monkeypatch.setattr(ours, "say", self.said.append)
         monkeypatch.setattr(ours, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(ours, "HOPELESS", set())
         executor = object.__new__(ours.Executor)
-        executor._current, executor._over, executor._refused = threading.local(), SimpleNamespace(wait=wait), False
-        executor.patience = patience
+        executor._current, executor._over = threading.local(), SimpleNamespace(wait=wait, is_set=lambda: False)
+        executor._refused_since, executor._submitted, executor.patience = None, {"6": None}, patience
+        executor.run_uuid, executor.slurm_logdir = "run", Path("logs")
         executor.run_job(job)
         self.hopeless = job in ours.HOPELESS
 
@@ -253,6 +263,12 @@ def test_a_policy_that_is_not_named_may_be_the_number_of_jobs(monkeypatch):
     assert (len(taken.submitted), taken.failed) == (1, [])
 
 
+def test_a_job_that_slurm_took_without_saying_so_is_not_submitted_twice(monkeypatch):
+    known = "5|rule_other\n6|rule_sample_images_wildcards_some_0\n8|rule_sample_images_wildcards_some_0\n"
+    done = Submitting(monkeypatch, DOWN * 9, known=known)
+    assert ([job.external_jobid for job in done.submitted], len(done.waited), done.failed) == (["8"], 1, [])
+
+
 def failing(monkeypatch, tmp_path, rule, state, log, attempt=1, reason=None):
     """What becomes of a job that failed: (whether it is hopeless, whether it is taken for killed)."""
     job = Member(
@@ -286,6 +302,8 @@ def failing(monkeypatch, tmp_path, rule, state, log, attempt=1, reason=None):
         ("CANCELLED", "", False),
         ("TIMEOUT", "", False),
         (None, None, False),
+        ("NODE_FAIL", "", False),
+        ("PREEMPTED", "", False),
     ],
 )
 def test_memory_grows_only_after_a_job_that_began_and_was_killed(monkeypatch, tmp_path, state, log, expected):
@@ -304,20 +322,25 @@ def member(rule, local=False, experiment="some", **resources):
     return Member(rule=SimpleNamespace(name=rule), is_local=local, wildcards=wildcards, resources=asked)
 
 
+def longest(partition):
+    """Minutes of the longest job."""
+    return {"short": 30}.get(partition, 600)
+
+
 def test_small_jobs_of_a_run_are_one():
     jobs = [member(rule) for rule in ("sample_images", "score_samples", "render_neighbours", *["explore_latents"] * 4)]
     alone = [member("train_model"), member("train_extractor"), member("sample_shard"), member("sample_shard")]
     others = [member("score_samples", experiment="other"), member("explore_latents", experiment="other")]
-    found = groups.partition([*jobs, *alone, *others])
+    found = groups.partition([*jobs, *alone, *others], longest)
     assert {name: len(members) for name, members in found.items()} == {"run-some-0": 7, "run-other-0": 2}
 
 
 def test_jobs_that_want_other_nodes_are_not_put_together():
     same = [member("sample_images"), member("explore_latents", mem_mb=9000, runtime=99, cpus_per_task=4)]
     for difference in ({"gpu": 1}, {"slurm_partition": "cpu"}, {"slurm_extra": "x"}, {"nodes": 2}):
-        found = groups.partition([*same, member("score_samples", **difference)])
+        found = groups.partition([*same, member("score_samples", **difference)], longest)
         assert [len(members) for members in found.values()] == [2], difference
-    assert groups.partition([member("sample_images"), member("score_samples", local=True)]) == {}
+    assert groups.partition([member("sample_images"), member("score_samples", local=True)], longest) == {}
 
 
 def test_a_group_asks_for_the_time_of_all_and_the_most_of_any():
@@ -326,9 +349,23 @@ def test_a_group_asks_for_the_time_of_all_and_the_most_of_any():
         member("explore_latents", mem_mb=9000, cpus_per_task=4, gpu=1),
     ]
     expected = {"mem_mb": 9000, "cpus_per_task": 4, "gpu": 1, "gpu_model": "a100", "nodes": 1, "slurm_account": "lab"}
+    assert groups.together(jobs) == expected | {"runtime": 20, "_nodes": 1}
 
-    def longest(partition):
-        return {None: 600}[partition]
 
-    assert groups.together(jobs, longest) == expected | {"runtime": 20, "_nodes": 1}
-    assert groups.together(jobs * 100, longest)["runtime"] == 600
+def test_a_group_takes_no_longer_than_its_partition_grants():
+    """In the order of what members need from each other, so that no part waits for a later one."""
+    rules = [
+        "score_samples",
+        "explore_latents",
+        "sample_images",
+        "render_neighbours",
+        "explore_latents",
+        "sample_chain",
+    ]
+    found = groups.partition([member(rule, slurm_partition="short") for rule in rules], longest)
+    parts = [{job.rule.name for job in members} for members in found.values()]
+    assert parts == [
+        {"sample_images", "sample_chain", "explore_latents"},
+        {"explore_latents", "score_samples", "render_neighbours"},
+    ]
+    assert groups.partition([member(rule, slurm_partition="short", runtime=29) for rule in rules], longest) == {}

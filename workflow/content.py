@@ -258,6 +258,10 @@ def decide(content: Content | None, workflow: Any) -> None:
         await finish(self, *arguments, error=error, **options)
         if content is not None and not error:
             content.note(self)
+        if content is None and error:
+            # Snakemake has taken the marks of incomplete files, and for some rules left the files: in a group of jobs
+            # the main process would take this one for finished.
+            self.dag.workflow.persistence.started(self)
 
     _IOFile.is_newer = is_newer
     DAG.check_output_mtime = check_output_mtime

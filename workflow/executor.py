@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import os
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import groups
 import snakemake_executor_plugin_slurm as plugin
 from content import TRAINING
 from snakemake.jobs import Job
@@ -36,6 +38,10 @@ LIMIT = re.compile(r"\b(?!\w*Submit)\w+(Limit|PerJob|PerUser|Minutes)\b")
 """A limit of another kind, which waiting does not mend."""
 TOLD = re.compile(r"^(error: |Error: |Traceback )", re.MULTILINE)
 """In the log of a command that could say itself why it failed: nobody killed it."""
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
+"""States of jobs that are over."""
+OWN_JOB = os.environ.get("SLURM_JOB_ID")
+"""The SLURM job that `snakemake` itself runs in. The plugin takes the variable away."""
 SHORTEST, LONGEST = 5.0, 60.0
 """Seconds between two tries to submit: they grow."""
 
@@ -63,7 +69,8 @@ class Executor(plugin.Executor):
     def __init__(self, workflow, logger) -> None:
         self._over = threading.Event()
         self._current = threading.local()
-        self._refused = False
+        self._refused_since: float | None = None
+        self._submitted: dict[str, SubmittedJobInfo] = {}
         self._seen: set[str] = set()
         self._pause = 0.0
         super().__init__(workflow, logger)
@@ -72,8 +79,10 @@ class Executor(plugin.Executor):
 
     def run_job(self, job) -> None:
         """Submit a job; wait as long as that may help."""
-        began = time.monotonic()
-        while True:
+        if job.is_group() and groups.DONE.issuperset(job.jobs):
+            self.report_job_success(SubmittedJobInfo(job))
+            return
+        while not self._over.is_set():
             self._current.refusal = None
             try:
                 super().run_job(job)
@@ -83,42 +92,62 @@ class Executor(plugin.Executor):
             refusal = self._current.refusal
             if refusal is None:
                 return
-            if not self._waits(refusal, time.monotonic() - began):
+            if not self._waits(refusal):
                 HOPELESS.update(_members(job))
                 super()._report_job_error_threadsafe(SubmittedJobInfo(job), refusal)
+                return
+            if self._adopts(job):
                 return
 
     def _report_job_error_threadsafe(self, job_info, msg) -> None:
         self._current.refusal = msg
 
     def _report_job_submission_threadsafe(self, job_info) -> None:
-        if self._refused:
-            self._refused = False
+        self._submitted[job_info.external_jobid] = job_info
+        if self._refused_since is not None:
+            self._refused_since = None
             say("SLURM takes jobs again")
         super()._report_job_submission_threadsafe(job_info)
 
-    def _waits(self, refusal: str, waited: float) -> bool:
+    def _waits(self, refusal: str) -> bool:
         """Wait before a submission is tried again; False where that is of no use."""
-        if _is_full(refusal):
+        # Of all submissions together: jobs that are refused one after the other have not each their own time.
+        now, first = time.monotonic(), self._refused_since is None
+        since = now if first else self._refused_since
+        waited = now - since
+        if FULL.search(_plain(refusal)):
             # Passes when a job of the user's ends, however long that takes. Without one, others fill the account.
-            what, passes = "SLURM takes no more jobs for now", waited < self.patience or _has_queued()
+            what, passes = "SLURM takes no more jobs for now", waited < self.patience or has_queued()
+        elif _plain(refusal) != refusal and not LIMIT.search(_plain(refusal)):
+            # SLURM's words for limits of all kinds: it may be the number, if there are jobs of the user.
+            what, passes = "SLURM takes no more jobs for now", waited < self.patience and has_queued()
         else:
             what, passes = "SLURM does not answer", waited < self.patience and DOWN.search(refusal) is not None
         if not passes:
             return False
-        if not self._refused:
-            self._refused = True
+        if first:
+            self._refused_since = since
             reason = refusal.partition("The error message was ")[2] or refusal
             say(f"{what} ({reason.strip().splitlines()[0]}); waiting, for {self.patience / 60:g} minutes or more")
         return not self._over.wait(min(LONGEST, max(SHORTEST, waited / 4)))
 
+    def _adopts(self, job) -> bool:
+        """Whether SLURM has the job although it did not say so in time: then it is taken for submitted."""
+        kind, wildcards = "group" if job.is_group() else "rule", plugin.get_job_wildcards(job)
+        comment = f"{kind}_{job.name}" + (f"_wildcards_{wildcards}" if wildcards else "")
+        printed = _printed("squeue", "--noheader", f"--name={self.run_uuid}", "--format=%i|%k") or ""
+        rows = [line.strip().partition("|") for line in printed.splitlines()]
+        found = next((number for number, _, told in rows if told == comment and number not in self._submitted), None)
+        if found is not None:
+            log = self.slurm_logdir / f"{kind}_{job.name}" / wildcards / f"{found}.log"
+            submitted = SubmittedJobInfo(job, external_jobid=found, aux={"slurm_logfile": log})
+            self._report_job_submission_threadsafe(submitted)
+        return found is not None
+
     def get_account_arg(self, job):
-        """The account. It was checked before the first job: not asked of SLURM's database for each."""
+        """The account, or none: then SLURM has a default. The plugin would ask SLURM's database for each job."""
         account = re.split(r"[,\s]+", str(job.resources.get("slurm_account") or "").strip())[0]
-        if account:
-            yield f" -A {shlex.quote(account)}"
-        else:
-            yield from super().get_account_arg(job)
+        yield f" -A {shlex.quote(account)}" if account else ""
 
     # The command that a job runs.
 
@@ -142,14 +171,18 @@ class Executor(plugin.Executor):
     def report_job_error(self, job_info, msg=None, **kwargs) -> None:
         """A job failed; decide on its next attempt first."""
         state = self.states.last.get(job_info.external_jobid or "")
-        for job in _members(job_info.job):
+        unfinished = [
+            job for job in _members(job_info.job) if not (job_info.job.is_group() and groups.has_outputs(job))
+        ]
+        silent = state == "FAILED" and not any(map(_told_why, unfinished))
+        for job in unfinished:
             if job.rule.name == TRAINING:
                 # The attempt before it was of this very call of `snakemake`: who mended a cause starts anew.
                 reason = self.alike(job, job_info.external_jobid) if job.attempt > 1 else None
                 if reason is not None:
                     HOPELESS.add(job)
                     say(f"{_shown(job)}: failed twice alike, so it is not tried again: {reason}")
-            elif state == "OUT_OF_MEMORY" or (state == "FAILED" and not _told_why(job)):
+            elif state == "OUT_OF_MEMORY" or silent:
                 self.killed(job)
         super().report_job_error(job_info, msg=msg, **kwargs)
 
@@ -159,8 +192,11 @@ class Executor(plugin.Executor):
             active = {job.external_jobid for job in self.active_jobs}
         least = self.workflow.executor_settings.init_seconds_before_status_checks
         most = max(least, self.workflow.remote_execution_settings.seconds_between_status_checks)
+        if self.get_status_command() == "squeue":
+            # It forgets a job some time after its end.
+            most = max(least, min(most, (plugin.get_min_job_age() or 0) / 3))
         self._pause = least if active != self._seen else min(most, self._pause * 1.3)
-        self._seen = active
+        self._seen = set(active)
         until = time.monotonic() + self._pause
         while self.wait and time.monotonic() < until:
             await asyncio.sleep(min(1.0, self._pause))
@@ -173,7 +209,16 @@ class Executor(plugin.Executor):
     def cancel(self) -> None:
         """Cancel all jobs."""
         self._over.set()
+        # No submission may come after the jobs are cancelled.
+        self._job_submission_executor.shutdown(wait=True, cancel_futures=True)
         super().cancel()
+
+    def cancel_jobs(self, active_jobs) -> None:
+        """Cancel jobs, also those that a look at their states has in hand, or that were submitted a moment ago."""
+        known = {job.external_jobid: job for job in active_jobs} | {
+            number: job for number, job in self._submitted.items() if self.states.last.get(number) not in ENDED
+        }
+        super().cancel_jobs(list(known.values()))
 
     def shutdown(self) -> None:
         """End."""
@@ -222,18 +267,21 @@ def _told_why(job) -> bool:
     return False
 
 
-def _is_full(message: str) -> bool:
-    """Whether a submission was refused for the number of jobs alone."""
-    refusal = re.sub(r"job submit limit, user's size and/or time limits", "", message)
-    if FULL.search(refusal):
-        return True
-    # The words that SLURM has for limits of all kinds: it may be the number, if there are jobs of the user.
-    return refusal != message and not LIMIT.search(refusal) and _has_queued()
+def _plain(refusal: str) -> str:
+    """A refusal without the words that SLURM has for limits of all kinds."""
+    return refusal.replace("job submit limit, user's size and/or time limits", "")
 
 
-def _has_queued() -> bool:
-    command = ["squeue", "--noheader", "--format=%i", f"--user={getpass.getuser()}"]
+def has_queued() -> bool:
+    """Whether a job of the user's is in the queue, apart from the one that this process may run in."""
+    printed = _printed("squeue", "--noheader", "--format=%i", f"--user={getpass.getuser()}")
+    # Where SLURM does not tell, there may be some.
+    return printed is None or bool(set(printed.split()) - {OWN_JOB})
+
+
+def _printed(*command: str) -> str | None:
     try:
-        return bool(subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip())
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
-        return False
+        return None
+    return done.stdout if done.returncode == 0 else None

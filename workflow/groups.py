@@ -35,6 +35,10 @@ OWN = {"runtime", "mem", "mem_mb", "mem_mib", "disk", "disk_mb", "disk_mib", "tm
 """Resources that members may want in different amounts; all others must be the same."""
 
 
+DONE: set[Any] = set()
+"""Members that finished although their group failed."""
+
+
 def name_of(job: Any) -> str | None:
     """Name of the group that a job belongs to; None where it runs on its own."""
     if job.is_local or job.rule.name not in GROUPED:
@@ -43,11 +47,12 @@ def name_of(job: Any) -> str | None:
     return "-".join([kind, *(str(job.wildcards[name]) for name in shared)])
 
 
-def partition(jobs: Iterable[Any]) -> dict[str, frozenset[Any]]:
+def partition(jobs: Iterable[Any], longest: Callable[[str | None], int]) -> dict[str, frozenset[Any]]:
     """Groups of at least two jobs, by name. Jobs that want other nodes or accounts are not put together.
 
     Args:
         jobs: Snakemake's, all that are to run.
+        longest: minutes of the longest job that a partition takes: what takes longer is more than one group.
     """
     found: dict[tuple[str, frozenset], set[Any]] = defaultdict(set)
     for job in jobs:
@@ -57,27 +62,35 @@ def partition(jobs: Iterable[Any]) -> dict[str, frozenset[Any]]:
             found[name, wanted].add(job)
     named: dict[str, frozenset[Any]] = {}
     for (name, _), members in found.items():
-        if len(members) > 1:
-            named[name if name not in named else f"{name}-{len(named)}"] = frozenset(members)
+        for chunk in _chunks(members, longest):
+            if len(chunk) > 1:
+                named[name if name not in named else f"{name}-{len(named)}"] = frozenset(chunk)
     return named
 
 
-def together(jobs: Iterable[Any], longest: Callable[[str | None], int]) -> dict[str, Any]:
-    """What a group asks for: the time of all, at most what a job may have, and of all else the most of any.
+def _chunks(members: Iterable[Any], longest: Callable[[str | None], int]) -> list[list[Any]]:
+    """Members in the order of what they need from each other, in parts that take no longer than they may."""
+    order = list(GROUPED)
+    chunks: list[list[Any]] = []
+    left = 0
+    for job in sorted(members, key=lambda job: order.index(job.rule.name)):
+        minutes = job.resources.get("runtime") or 0
+        if not chunks or minutes > left:
+            chunks.append([])
+            left = longest(job.resources.get("slurm_partition"))
+        chunks[-1].append(job)
+        left -= minutes
+    return chunks
 
-    Args:
-        jobs: the members.
-        longest: minutes of the longest job that a partition takes. A group that is stopped there goes on with the
-            members that are left.
-    """
+
+def together(jobs: Iterable[Any]) -> dict[str, Any]:
+    """What a group of jobs asks for: the time of all, and of all else the most of any."""
     asked = [{key: value for key, value in job.resources.items() if _is_known(value)} for job in jobs]
     found: dict[str, Any] = {}
     for resources in asked:
         for key, value in resources.items():
             found[key] = max(found[key], value) if isinstance(found.get(key), int) else value
-    found["runtime"] = min(
-        longest(found.get("slurm_partition")), sum(resources.get("runtime", 0) for resources in asked)
-    )
+    found["runtime"] = sum(resources.get("runtime", 0) for resources in asked)
     return found | {"_nodes": 1}
 
 
@@ -97,7 +110,7 @@ def install(longest: Callable[[str | None], int]) -> None:
     from snakemake.jobs import GroupJob, Job
     from snakemake.resources import GroupResources
 
-    done: set[Any] = set()
+    submitted: set[Any] = set()
     postprocess, targets, log_error = Job.postprocess, GroupJob.get_target_spec, GroupJob.log_error
 
     def update_groups(self):
@@ -107,7 +120,7 @@ def install(longest: Callable[[str | None], int]) -> None:
         with warnings.catch_warnings():
             # Snakemake cannot ask for the sizes of inputs here, and warns of it. Nobody needs them.
             warnings.simplefilter("ignore", RuntimeWarning)
-            found = partition(jobs)
+            found = partition(jobs, longest)
         for name, members in found.items():
             group = self.group_job_factory.new(name, members, self.workflow.global_resources)
             group.finalize()
@@ -116,34 +129,45 @@ def install(longest: Callable[[str | None], int]) -> None:
         self._check_groups()
 
     def basic_layered(toposorted_jobs, **_options):
-        return together([job for level in toposorted_jobs for job in level], longest)
+        return together([job for level in toposorted_jobs for job in level])
+
+    def register(self, external_jobid=None):
+        for job in self.jobs:
+            if job not in DONE:
+                job.register(external_jobid=external_jobid)
+                submitted.add(job)
 
     async def keep_finished(self, *arguments, error=False, **options):
-        if error and (self in done or (self.dag.get_job_group(self) is not None and await _is_finished(self))):
+        ran = self in submitted or self in DONE
+        submitted.discard(self)
+        if error and ran and has_outputs(self) and (self in DONE or not await _is_marked(self)):
             error = False
-            done.add(self)
+            DONE.add(self)
+        else:
+            DONE.discard(self)
         await postprocess(self, *arguments, error=error, **options)
 
     def unfinished(self):
-        left = [job for job in self.jobs if job not in done]
-        return [spec for job in left or self.jobs for spec in job.get_target_spec()] if done else targets(self)
+        return [spec for job in self.jobs if job not in DONE for spec in job.get_target_spec()] or targets(self)
 
     def log_unfinished(self, *arguments, **options):
         shown = copy(self)
-        shown._jobs = frozenset(job for job in self.jobs if not _has_outputs(job)) or self.jobs
+        shown._jobs = frozenset(job for job in self.jobs if not has_outputs(job)) or self.jobs
         log_error(shown, *arguments, **options)
 
     DAG.update_groups = update_groups
     GroupResources.basic_layered = staticmethod(basic_layered)
     Job.postprocess = keep_finished
+    GroupJob.register = register
     GroupJob.get_target_spec = unfinished
     GroupJob.log_error = log_unfinished
 
 
-async def _is_finished(job: Any) -> bool:
-    """Whether a job's outputs are there, and the process that ran it has taken its marks from them."""
-    return _has_outputs(job) and not await job.dag.workflow.persistence.incomplete(job)
+async def _is_marked(job: Any) -> bool:
+    """Whether a job's outputs are marked as incomplete: the process that ran it has not taken the marks from them."""
+    return bool(await job.dag.workflow.persistence.incomplete(job))
 
 
-def _has_outputs(job: Any) -> bool:
+def has_outputs(job: Any) -> bool:
+    """Whether all outputs of a job exist."""
     return all(Path(output).exists() for output in job.output)

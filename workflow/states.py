@@ -1,11 +1,12 @@
 """States of SLURM's jobs, as Snakemake's plugin for SLURM (2.8) has to see them.
 
 The plugin asks for the states of all jobs at once (`query_job_status`). Here the answer is put into words that it
-understands, since it takes three answers for something else:
+understands, since it takes four answers for something else:
 
 - "CANCELLED by 1000": it knows "CANCELLED" alone, and waits forever for such a job;
 - NODE_FAIL of a job that SLURM put back into the queue: it excludes the job's nodes from all later submissions, by the
   name "None assigned" where the job has no nodes any more, which `sbatch` refuses;
+- PREEMPTED, of a job that SLURM cancelled for good: it waits forever for this one, too;
 - no answer at all (slurmctld or slurmdbd is down): it forgets all jobs that it asked for.
 """
 
@@ -79,14 +80,14 @@ class States:
             )
         states = {job: state.split(maxsplit=1)[0] for job, state in (found or {}).items() if state}
         waiting = [job for job, state in states.items() if state == "PENDING"]
-        lost = [job for job, state in states.items() if state == "NODE_FAIL"]
+        lost = [job for job, state in states.items() if state in ("NODE_FAIL", "PREEMPTED")]
+        self.last |= states
         if waiting or lost:
             queued = await self._queue()
             for job in lost:
                 # SLURM has put it back into the queue, or it is over.
                 states[job] = "REQUEUED" if queued is None or job in queued else "FAILED"
             self._tell_of(queued or {}, set(waiting))
-        self.last |= states
         return states, seconds or 0.0
 
     async def _queue(self) -> dict[str, str] | None:
