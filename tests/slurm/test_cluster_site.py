@@ -1,5 +1,6 @@
 """What a site's limits and faults turn into wrong jobs or a dead study: here into a finished one, or one line."""
 
+import getpass
 import subprocess
 
 import pytest
@@ -33,7 +34,7 @@ def test_cpus_are_the_experiments_and_time_the_partitions(study, asked):
 
 def test_a_limit_on_jobs_in_the_queue(study, asked):
     study.experiment("smoke", "extends: digits-smoke\nseeds: [0, 1, 2]\ntraining: {iterations: 5, warmup: 0}\n")
-    limit = ["sacctmgr", "-i", "modify", "user", "where", "name=root", "account=lab", "set"]
+    limit = ["sacctmgr", "-i", "modify", "user", "where", f"name={getpass.getuser()}", "account=lab", "set"]
     study.cluster.ask(*limit, "MaxSubmitJobs=1")
     try:
         done = study.snakemake(*(f"results/runs/smoke/seed{seed}/complete.json" for seed in range(3)))
