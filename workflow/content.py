@@ -259,8 +259,8 @@ def decide(content: Content | None, workflow: Any) -> None:
         if content is not None and not error:
             content.note(self)
         if content is None and error:
-            # Snakemake has taken the marks of incomplete files, and for some rules left the files: in a group of jobs
-            # the main process would take this one for finished.
+            # Snakemake has removed the marks of incomplete files, but not the files of some rules. In a group, the main
+            # process would take this job for finished.
             self.dag.workflow.persistence.started(self)
 
     _IOFile.is_newer = is_newer

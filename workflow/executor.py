@@ -1,4 +1,4 @@
-"""Snakemake's executor for SLURM, where its plugin (2.8) gives up too early or too late."""
+"""Snakemake's executor for SLURM, with patience and limits that its plugin (2.8) lacks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from content import TRAINING
 from snakemake.jobs import Job
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
-from states import States, say
+from states import States
+from states import print_note as say
 
 from udpm.training.attempts import failed_alike
 
@@ -31,17 +32,17 @@ DOWN = re.compile(
     r"|munge (encode|decode) failed|unable to establish|slurmctld.*(not|restart)|try again",
     re.IGNORECASE,
 )
-"""In what a SLURM command says while SLURM is down, restarting or overloaded."""
+"""Matches errors of SLURM commands while SLURM is down, restarting or overloaded."""
 FULL = re.compile(r"\w*Submit\w*Limit|MaxJobCount|job submit limit", re.IGNORECASE)
-"""In what `sbatch` says where too many jobs are queued."""
+"""Matches errors of `sbatch` when too many jobs are queued."""
 LIMIT = re.compile(r"\b(?!\w*Submit)\w+(Limit|PerJob|PerUser|Minutes)\b")
-"""A limit of another kind, which waiting does not mend."""
+"""Matches limits of other kinds. Waiting does not help."""
 TOLD = re.compile(r"^(error: |Error: |Traceback )", re.MULTILINE)
-"""In the log of a command that could say itself why it failed: nobody killed it."""
+"""Matches the log of a command that printed why it failed, so it was not killed."""
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
 """States of jobs that are over."""
 OWN_JOB = os.environ.get("SLURM_JOB_ID")
-"""The SLURM job that `snakemake` itself runs in. The plugin takes the variable away."""
+"""The SLURM job that `snakemake` itself runs in. The plugin deletes the variable later."""
 SHORTEST, LONGEST = 5.0, 60.0
 """Seconds between two tries to submit: they grow."""
 
@@ -49,16 +50,16 @@ SHORTEST, LONGEST = 5.0, 60.0
 class Executor(plugin.Executor):
     """The plugin's executor, but:
 
-    - a submission waits where SLURM is down or has too many jobs of the user, and costs no attempt;
-    - what SLURM refuses for good, and a training that failed twice alike, are not tried again;
+    - a submission waits while SLURM is down or the user has too many jobs, and uses no attempt;
+    - jobs that SLURM refuses for good, and trainings that fail twice alike, are not retried;
     - short jobs start Snakemake once, not twice;
-    - looks at the jobs' states come quickly after something happened, and rarely while nothing does.
+    - job states are polled often after a change, and rarely while nothing changes.
 
     Attributes:
-        patience: seconds that a submission waits for SLURM.
-        alike: says of a training and its SLURM job why it failed, if its last two attempts failed alike.
-        killed: told of each job that somebody killed while it ran.
-        states: of the jobs.
+        patience: seconds that submissions wait for SLURM.
+        alike: returns why a training's SLURM job failed if the attempt before it failed alike, else None.
+        killed: called with each job that was killed while it ran.
+        states: queries job states.
     """
 
     patience: float
@@ -78,7 +79,7 @@ class Executor(plugin.Executor):
     # Submission, in the plugin's threads.
 
     def run_job(self, job) -> None:
-        """Submit a job; wait as long as that may help."""
+        """Submit a job. Wait as long as that may help."""
         if job.is_group() and groups.DONE.issuperset(job.jobs):
             self.report_job_success(SubmittedJobInfo(job))
             return
@@ -86,7 +87,7 @@ class Executor(plugin.Executor):
             self._current.refusal = None
             try:
                 super().run_job(job)
-            # A thread that ended here would leave the job waiting forever.
+            # If the thread ended here, Snakemake would wait for the job forever.
             except Exception as error:
                 self._current.refusal = f"Job submission failed: {error.__context__ or error}"
             refusal = self._current.refusal
@@ -110,16 +111,16 @@ class Executor(plugin.Executor):
         super()._report_job_submission_threadsafe(job_info)
 
     def _waits(self, refusal: str) -> bool:
-        """Wait before a submission is tried again; False where that is of no use."""
-        # Of all submissions together: jobs that are refused one after the other have not each their own time.
+        """Wait before the next try. Return False if waiting is useless."""
+        # One clock for all submissions: otherwise each job would wait the full time, one after another.
         now, first = time.monotonic(), self._refused_since is None
         since = now if first else self._refused_since
         waited = now - since
         if FULL.search(_plain(refusal)):
-            # Passes when a job of the user's ends, however long that takes. Without one, others fill the account.
+            # Passes when one of the user's jobs ends, however long that takes. Without one, others fill the account.
             what, passes = "SLURM takes no more jobs for now", waited < self.patience or has_queued()
         elif _plain(refusal) != refusal and not LIMIT.search(_plain(refusal)):
-            # SLURM's words for limits of all kinds: it may be the number, if there are jobs of the user.
+            # SLURM uses this message for limits of all kinds. It may mean the number of jobs if the user has some.
             what, passes = "SLURM takes no more jobs for now", waited < self.patience and has_queued()
         else:
             what, passes = "SLURM does not answer", waited < self.patience and DOWN.search(refusal) is not None
@@ -132,7 +133,7 @@ class Executor(plugin.Executor):
         return not self._over.wait(min(LONGEST, max(SHORTEST, waited / 4)))
 
     def _adopts(self, job) -> bool:
-        """Whether SLURM has the job although it did not say so in time: then it is taken for submitted."""
+        """Return True if SLURM accepted the job although `sbatch` failed, and register it as submitted."""
         kind, wildcards = "group" if job.is_group() else "rule", plugin.get_job_wildcards(job)
         comment = f"{kind}_{job.name}" + (f"_wildcards_{wildcards}" if wildcards else "")
         printed = _printed("squeue", "--noheader", f"--name={self.run_uuid}", "--format=%i|%k") or ""
@@ -145,31 +146,31 @@ class Executor(plugin.Executor):
         return found is not None
 
     def get_account_arg(self, job):
-        """The account, or none: then SLURM has a default. The plugin would ask SLURM's database for each job."""
+        """Yield the account option; empty for SLURM's default. The plugin would query the database for each job."""
         account = re.split(r"[,\s]+", str(job.resources.get("slurm_account") or "").strip())[0]
         yield f" -A {shlex.quote(account)}" if account else ""
 
     # The command that a job runs.
 
     def format_job_exec(self, job) -> str:
-        """The command of a job."""
+        """Return the command of a job."""
         self._current.cpus = job.resources.get("cpus_per_task") or job.threads
         self._current.step = any(member.rule.name == TRAINING for member in _members(job))
         return super().format_job_exec(job)
 
     @property
     def cores(self) -> int | str:
-        """CPUs that the job has, whatever the host of this process has."""
+        """CPUs of the job, not of this host."""
         return getattr(self._current, "cpus", "all")
 
     def additional_general_args(self) -> str:
-        """How the job's own Snakemake starts what it runs: trainings as job steps, which alone get `--signal`."""
+        """Return how the job's Snakemake runs its rules: trainings as job steps, as only steps get the `--signal`."""
         return super().additional_general_args() if self._current.step else "--executor local --jobs 1 --keep-going"
 
     # The jobs' states, in the thread that looks at them.
 
     def report_job_error(self, job_info, msg=None, **kwargs) -> None:
-        """A job failed; decide on its next attempt first."""
+        """Report a failed job, after deciding about its next attempt."""
         state = self.states.last.get(job_info.external_jobid or "")
         unfinished = [
             job for job in _members(job_info.job) if not (job_info.job.is_group() and groups.has_outputs(job))
@@ -177,7 +178,7 @@ class Executor(plugin.Executor):
         silent = state == "FAILED" and not any(map(_told_why, unfinished))
         for job in unfinished:
             if job.rule.name == TRAINING:
-                # The attempt before it was of this very call of `snakemake`: who mended a cause starts anew.
+                # Only attempts of this `snakemake` call count: after a fix, a new call starts fresh.
                 reason = self.alike(job, job_info.external_jobid) if job.attempt > 1 else None
                 if reason is not None:
                     HOPELESS.add(job)
@@ -187,13 +188,13 @@ class Executor(plugin.Executor):
         super().report_job_error(job_info, msg=msg, **kwargs)
 
     async def sleep(self) -> None:
-        """Wait until the next look: short after a change, then longer and longer."""
+        """Wait for the next poll: briefly after a change, then longer and longer."""
         with self.lock:
             active = {job.external_jobid for job in self.active_jobs}
         least = self.workflow.executor_settings.init_seconds_before_status_checks
         most = max(least, self.workflow.remote_execution_settings.seconds_between_status_checks)
         if self.get_status_command() == "squeue":
-            # It forgets a job some time after its end.
+            # squeue drops a job MinJobAge seconds after its end.
             most = max(least, min(most, (plugin.get_min_job_age() or 0) / 3))
         self._pause = least if active != self._seen else min(most, self._pause * 1.3)
         self._seen = set(active)
@@ -201,7 +202,7 @@ class Executor(plugin.Executor):
         while self.wait and time.monotonic() < until:
             await asyncio.sleep(min(1.0, self._pause))
             with self.lock:
-                # Of a job that was submitted meanwhile.
+                # A job was submitted meanwhile.
                 if any(job.external_jobid not in active for job in self.active_jobs):
                     until = min(until, time.monotonic() + least)
                     active |= {job.external_jobid for job in self.active_jobs}
@@ -209,12 +210,12 @@ class Executor(plugin.Executor):
     def cancel(self) -> None:
         """Cancel all jobs."""
         self._over.set()
-        # No submission may come after the jobs are cancelled.
+        # No job may be submitted after the others are cancelled.
         self._job_submission_executor.shutdown(wait=True, cancel_futures=True)
         super().cancel()
 
     def cancel_jobs(self, active_jobs) -> None:
-        """Cancel jobs, also those that a look at their states has in hand, or that were submitted a moment ago."""
+        """Cancel jobs, including those being polled and those submitted a moment ago."""
         known = {job.external_jobid: job for job in active_jobs} | {
             number: job for number, job in self._submitted.items() if self.states.last.get(number) not in ENDED
         }
@@ -227,15 +228,15 @@ class Executor(plugin.Executor):
 
 
 HOPELESS: set[Any] = set()
-"""Jobs that are not tried again, whatever attempts they have left."""
+"""Jobs that are not retried even if they have attempts left."""
 
 
 def install(plan, jobs) -> None:
-    """Put the executor in the plugin's place.
+    """Replace the plugin's executor.
 
     Args:
-        plan: the study's: knows the runs, and how long to wait for SLURM.
-        jobs: what jobs ask for: knows which of them stay here, and is told which were killed.
+        plan: the study's runs, and how long to wait for SLURM.
+        jobs: which jobs are local; records which were killed.
     """
     Executor.patience = 60 * plan.cluster.slurm_patience
     Executor.alike = staticmethod(lambda job, slurm: failed_alike(Path(plan.run_folder(job.wildcards)), job=slurm))
@@ -257,7 +258,7 @@ def _shown(job) -> str:
 
 
 def _told_why(job) -> bool:
-    """Whether the log of a job says why it failed."""
+    """Return whether the log of a job contains the reason of its failure."""
     for path in map(Path, job.log):
         try:
             if TOLD.search(path.read_text(errors="replace")[-20_000:]):
@@ -268,14 +269,14 @@ def _told_why(job) -> bool:
 
 
 def _plain(refusal: str) -> str:
-    """A refusal without the words that SLURM has for limits of all kinds."""
+    """Return a refusal without the phrase that SLURM adds for limits of all kinds."""
     return refusal.replace("job submit limit, user's size and/or time limits", "")
 
 
 def has_queued() -> bool:
-    """Whether a job of the user's is in the queue, apart from the one that this process may run in."""
+    """Return whether the user has jobs in the queue other than the one that this process runs in."""
     printed = _printed("squeue", "--noheader", "--format=%i", f"--user={getpass.getuser()}")
-    # Where SLURM does not tell, there may be some.
+    # If squeue fails, there may be some.
     return printed is None or bool(set(printed.split()) - {OWN_JOB})
 
 

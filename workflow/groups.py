@@ -1,7 +1,6 @@
-"""Small jobs that SLURM gets as one: starting a job costs more than most of them take.
+"""Groups of small jobs that share one SLURM job, since starting a job takes longer than most of them.
 
-Members of a group run one after the other. What a member has finished stays, whatever becomes of the others, and is not
-done again.
+Members of a group run one after another. Outputs of finished members are kept if others fail, and are not made again.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ GROUPED = {
     "sample_best": ("best", "experiment", "seed"),
     "score_best": ("best", "experiment", "seed"),
 }
-"""By rule, the kind of group and the wildcards that its members share. Never a training, nor shards of a sample set,
-which are there to run at the same time."""
+"""Kind of group and shared wildcards by rule, in the order of dependencies. Trainings never share a job, nor do shards
+of a sample set, which should run at the same time."""
 
 OWN = {"runtime", "mem", "mem_mb", "mem_mib", "disk", "disk_mb", "disk_mib", "tmpdir", "cpus_per_task", "_cores"}
-"""Resources that members may want in different amounts; all others must be the same."""
+"""Resources that may differ between members; all others must be equal."""
 
 
 DONE: set[Any] = set()
-"""Members that finished although their group failed."""
+"""Members that finished in a group that failed."""
 
 
 def name_of(job: Any) -> str | None:
-    """Name of the group that a job belongs to; None where it runs on its own."""
+    """Return the name of a job's group; None if the job runs alone."""
     if job.is_local or job.rule.name not in GROUPED:
         return None
     kind, *shared = GROUPED[job.rule.name]
@@ -48,11 +47,11 @@ def name_of(job: Any) -> str | None:
 
 
 def partition(jobs: Iterable[Any], longest: Callable[[str | None], int]) -> dict[str, frozenset[Any]]:
-    """Groups of at least two jobs, by name. Jobs that want other nodes or accounts are not put together.
+    """Return groups of at least two jobs by name. Jobs that request different nodes or accounts are not grouped.
 
     Args:
-        jobs: Snakemake's, all that are to run.
-        longest: minutes of the longest job that a partition takes: what takes longer is more than one group.
+        jobs: all jobs that will run.
+        longest: returns the longest time in minutes that a partition allows. Groups that take longer are split.
     """
     found: dict[tuple[str, frozenset], set[Any]] = defaultdict(set)
     for job in jobs:
@@ -69,7 +68,7 @@ def partition(jobs: Iterable[Any], longest: Callable[[str | None], int]) -> dict
 
 
 def _chunks(members: Iterable[Any], longest: Callable[[str | None], int]) -> list[list[Any]]:
-    """Members in the order of what they need from each other, in parts that take no longer than they may."""
+    """Split members, in the order of their dependencies, into parts that fit into the time limit."""
     order = list(GROUPED)
     chunks: list[list[Any]] = []
     left = 0
@@ -84,7 +83,7 @@ def _chunks(members: Iterable[Any], longest: Callable[[str | None], int]) -> lis
 
 
 def together(jobs: Iterable[Any]) -> dict[str, Any]:
-    """What a group of jobs asks for: the time of all, and of all else the most of any."""
+    """Return the resources of a group: the sum of its members' times, and the maximum of everything else."""
     asked = [{key: value for key, value in job.resources.items() if _is_known(value)} for job in jobs]
     found: dict[str, Any] = {}
     for resources in asked:
@@ -101,10 +100,10 @@ def _is_known(value: Any) -> bool:
 
 
 def install(longest: Callable[[str | None], int]) -> None:
-    """Have Snakemake's main process group jobs, and keep what members of a group that fails have finished.
+    """Make Snakemake's main process group jobs, and keep the outputs of finished members if a group fails.
 
     Args:
-        longest: minutes of the longest job that a partition takes.
+        longest: returns the longest time in minutes that a partition allows.
     """
     from snakemake.dag import DAG
     from snakemake.jobs import GroupJob, Job
@@ -118,7 +117,7 @@ def install(longest: Callable[[str | None], int]) -> None:
         for job in jobs:
             job.group = None
         with warnings.catch_warnings():
-            # Snakemake cannot ask for the sizes of inputs here, and warns of it. Nobody needs them.
+            # Snakemake cannot determine the sizes of inputs here, and warns about it. They are not needed.
             warnings.simplefilter("ignore", RuntimeWarning)
             found = partition(jobs, longest)
         for name, members in found.items():
@@ -164,10 +163,10 @@ def install(longest: Callable[[str | None], int]) -> None:
 
 
 async def _is_marked(job: Any) -> bool:
-    """Whether a job's outputs are marked as incomplete: the process that ran it has not taken the marks from them."""
+    """Return whether any output of a job is still marked as incomplete, so that the job has not finished."""
     return bool(await job.dag.workflow.persistence.incomplete(job))
 
 
 def has_outputs(job: Any) -> bool:
-    """Whether all outputs of a job exist."""
+    """Return whether all outputs of a job exist."""
     return all(Path(output).exists() for output in job.output)
