@@ -80,6 +80,13 @@ FAILURES = {
 }
 
 
+def test_a_mistyped_command_leaves_no_folder(digits, tmp_path, capsys):
+    config = tiny.write_config(tmp_path)
+    assert call(*command(tmp_path, tmp_path, config)) == 2
+    assert "dataset" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("name", FAILURES)
 def test_an_attempt_that_fails_at_once_is_known(digits, tmp_path, capsys, monkeypatch, name):
     changes, broken, reason = FAILURES[name]
@@ -108,7 +115,8 @@ def test_an_attempt_that_fails_at_once_is_known(digits, tmp_path, capsys, monkey
     assert not one_was_killed(run)
 
 
-def test_a_folder_of_nothing_but_failed_attempts_is_trained_into(digits, trained, tmp_path, capsys):
+def test_a_folder_of_nothing_but_failed_attempts_is_trained_into(digits, trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
     config = tiny.write_config(tmp_path, training__device="cuda")
     assert call(*command(digits, tmp_path, config)) == 2
     assert call("clean", tmp_path / "run", "--yes") == 2
@@ -120,6 +128,7 @@ def test_a_folder_of_nothing_but_failed_attempts_is_trained_into(digits, trained
 
 
 def test_an_import_that_fails_is_known(digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.delitem(sys.modules, "udpm.training.loop")
     monkeypatch.setitem(sys.modules, "torch", None)
     assert call(*command(digits, tmp_path, tiny.write_config(tmp_path))) == 2
@@ -129,13 +138,15 @@ def test_an_import_that_fails_is_known(digits, tmp_path, monkeypatch, capsys):
 
 
 def test_an_import_of_its_own_that_fails_is_known(digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setitem(sys.modules, "udpm.training.loop", None)
     with pytest.raises(ImportError):
         call(*command(digits, tmp_path, tiny.write_config(tmp_path)))
     assert lines_of(tmp_path / "run")[-1]["reason"].startswith("ModuleNotFoundError: import of udpm.training.loop")
 
 
-def test_a_process_that_is_killed_before_torch_is_there_is_known(digits, tmp_path, capsys):
+def test_a_process_that_is_killed_before_torch_is_there_is_known(digits, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
     killed = tmp_path / "killed.py"
     killed.write_text(
         "import builtins, os, sys\n"
@@ -156,7 +167,7 @@ def test_a_process_that_is_killed_before_torch_is_there_is_known(digits, tmp_pat
     assert one_was_killed(run)
     standing = read_standing(run)
     assert (standing.state, standing.attempts) == ("waiting", 1)
-    assert re.fullmatch(rf"process {started.pid} on \S+ ended without a word", standing.note)
+    assert re.fullmatch(rf"process {started.pid} on \S+, job 77 ended without a word", standing.note)
 
 
 def test_an_attempt_elsewhere_that_has_not_ended(tmp_path, capsys):

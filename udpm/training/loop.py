@@ -36,7 +36,7 @@ from udpm.training.needs import count_needs, milestone_needs
 from udpm.training.owner import RECORD, STALE, Owner
 from udpm.training.previews import draw_preview, preview_path, write_preview
 from udpm.training.records import SEALED, read_complete
-from udpm.training.start import attempted
+from udpm.training.start import attempted, make_folder
 from udpm.training.telling import postfix, progress_line
 from udpm.training.trainer import Trainer
 
@@ -81,6 +81,7 @@ def train(
         device = runtime.configure(
             training.device, training.threads, place.local, tf32=training.tf32, own_gpu=place.by_srun
         )
+        make_folder(run)
         deadline = time.monotonic() + 60 * max_minutes if max_minutes is not None else float("inf")
         with joined(place, _backend(config, device), run, stop, device):
             agreement = Agreement(place)

@@ -27,8 +27,9 @@ def attempted(
 ) -> Iterator[Attempt]:
     """Record an attempt at a run from its first moment to its end. Creates the run's folder.
 
-    Nothing is written if the folder holds anything but this run. If the run may be finished, the attempt begins only
-    when the caller calls `Attempt.begin`.
+    Nothing is written if the folder holds anything but this run. The attempt begins only when the caller calls
+    `Attempt.begin` if the run may be finished, or if a user starts a new run by hand. Nothing retries that, and a
+    mistyped command should leave no folder.
 
     Args:
         run: the run's folder.
@@ -43,17 +44,28 @@ def attempted(
     if config.training == "imported":
         raise UserError(f"{run}: training is imported, so there is nothing to train; `udpm import` makes this run")
     claim(run, config, allow_world_size_change, writes=False)
-    finished, who = may_be_finished(run, config.training), identity()
+    finished, who, series = may_be_finished(run, config.training), identity(), environment.get(SERIES)
     if not finished:
-        _check_series(run, who, environment.get(SERIES))
+        _check_series(run, who, series)
+    begins = not finished and bool(run.exists() or series or who["job"])
+    if begins:
+        make_folder(run)
+    place = launched(config.training.processes, environment) or Place()
+    start = start_of(place, environment)
+    with recorded(run, who, place.rank, start, begins=begins) as attempt, as_user_errors():
+        yield attempt
+
+
+def make_folder(run: Path) -> None:
+    """Create a run's folder.
+
+    Raises:
+        UserError: it cannot be created.
+    """
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{run}: cannot be made: {error.strerror or error}") from None
-    place = launched(config.training.processes, environment) or Place()
-    start = start_of(place, environment)
-    with recorded(run, who, place.rank, start, begins=not finished) as attempt, as_user_errors():
-        yield attempt
 
 
 def _check_series(run: Path, who: dict[str, Any], series: str | None) -> None:
