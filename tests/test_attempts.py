@@ -283,7 +283,7 @@ def test_torchrun_tells_of_one_attempt(digits, tmp_path):
         capture_output=True,
         text=True,
         cwd=tiny.ROOT,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", SERIES: "one"},
     )
     assert done.returncode != 0
     assert len([line for line in lines_of(tmp_path / "run") if "began" in line]) == 1
