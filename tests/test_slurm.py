@@ -1,6 +1,9 @@
 """What Snakemake's executor for SLURM is made to do: without a SLURM. `make test-slurm` does it on a live one."""
 
 import asyncio
+import os
+import shutil
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -14,6 +17,7 @@ plugin = pytest.importorskip("snakemake_executor_plugin_slurm")
 
 import executor as ours  # noqa: E402
 import groups  # noqa: E402
+from granted import Answer  # noqa: E402
 from states import HOPELESS, States  # noqa: E402
 
 
@@ -35,8 +39,8 @@ class Answers:
         found = self.states.pop(0)
         return (None, None) if found is None else (found, 0.1)
 
-    async def _run(self, *command):
-        return self.queue
+    def _run(self, command):
+        return Answer(trouble="down") if self.queue is None else Answer(tuple(self.queue.splitlines()))
 
     def look(self):
         return asyncio.run(self.asked.query("sacct", None))[0]
@@ -60,7 +64,7 @@ def test_states_are_told_in_the_plugins_words(state, queue, expected):
     assert answers.asked.last == {"7": state.split()[0]}
 
 
-def test_no_answer_is_no_state(monkeypatch):
+def test_no_answer_is_no_state():
     answers = Answers({"7": "RUNNING"}, None, None, {"7": "COMPLETED"})
     assert [answers.look() for _ in range(4)] == [{"7": "RUNNING"}, {}, {}, {"7": "COMPLETED"}]
     assert len(answers.said) == 2
@@ -140,8 +144,8 @@ def test_the_plugin_still_needs_what_is_done_to_it(monkeypatch, tools):
 
 
 def test_with_it_no_job_is_lost_and_no_node_is_excluded(monkeypatch, tools):
-    async def queued(*command):
-        return "7|None\n"
+    def queued(command):
+        return Answer(("7|None",))
 
     for states, expected in (({"7": "CANCELLED by 0"}, "failed"), ({"7": "NODE_FAIL"}, "left"), (None, "left")):
         failed = []
@@ -178,7 +182,7 @@ REFUSED = [
 class Submitting:
     """An executor whose `sbatch` says the given things, and takes the job after them; time passes as it waits."""
 
-    def __init__(self, monkeypatch, answers, queued=False, patience=1800, known=None):
+    def __init__(self, monkeypatch, answers, queued=False, patience=1800, known=""):
         self.now, self.failed, self.submitted, self.waited, self.said = 0.0, [], [], [], []
         answers = list(answers)
         job = Member(
@@ -209,8 +213,8 @@ class Submitting:
             plugin.Executor, "_report_job_error_threadsafe", lambda _, info, msg: self.failed.append(msg)
         )
         monkeypatch.setattr(ours, "has_queued", lambda: queued if isinstance(queued, bool) else queued(self))
-        monkeypatch.setattr(ours, "_printed", lambda *command: "" if known is None else known)
-        monkeypatch.setattr(ours, "say", self.said.append)
+        monkeypatch.setattr(ours, "ask", lambda command: Answer(tuple(known.splitlines())))
+        monkeypatch.setattr(ours, "print_note", self.said.append)
         monkeypatch.setattr(ours, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(ours, "HOPELESS", set())
         executor = object.__new__(ours.Executor)
@@ -282,7 +286,7 @@ def failing(monkeypatch, tmp_path, rule, state, log, attempt=1, reason=None):
         (tmp_path / "log").write_text(log)
     killed = []
     monkeypatch.setattr(ours, "HOPELESS", set())
-    monkeypatch.setattr(ours, "say", lambda text: None)
+    monkeypatch.setattr(ours, "print_note", lambda text: None)
     monkeypatch.setattr(plugin.Executor, "report_job_error", lambda *a, **b: None)
     executor = object.__new__(ours.Executor)
     executor.states = SimpleNamespace(last={"7": state} if state else {})
@@ -369,3 +373,24 @@ def test_a_group_takes_no_longer_than_its_partition_grants():
         {"explore_latents", "score_samples", "render_neighbours"},
     ]
     assert groups.partition([member(rule, slurm_partition="short", runtime=29) for rule in rules], longest) == {}
+
+
+@pytest.mark.slow
+def test_members_of_a_group_take_turns(tmp_path):
+    """The options that a job's Snakemake gets, with more CPUs than any member takes."""
+    executor = object.__new__(ours.Executor)
+    executor._current = SimpleNamespace(step=False)
+    for name in ("config", "workflow"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    sections = ("sampling", "scoring", "latents")
+    targets = [f"resolve_section:experiment=digits-smoke,section={section}" for section in sections]
+    options = ["--cores", "4", "--mode", "remote", "--force", "--nolock", *executor.additional_general_args().split()]
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--target-jobs", *targets, *options],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Execute 1 jobs") == len(sections)

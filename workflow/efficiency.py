@@ -13,7 +13,7 @@ PATIENCE = 60.0
 """Seconds that the report may take."""
 
 
-def mend() -> None:
+def install() -> None:
     """Write the report if possible; ignore its failures."""
     import snakemake_executor_plugin_slurm as plugin
 

@@ -7,7 +7,6 @@ import getpass
 import os
 import re
 import shlex
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -17,11 +16,11 @@ from typing import Any
 import groups
 import snakemake_executor_plugin_slurm as plugin
 from content import TRAINING
+from granted import ask
 from snakemake.jobs import Job
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
-from states import States
-from states import print_note as say
+from states import States, print_note
 
 from udpm.training.attempts import failed_alike
 
@@ -107,7 +106,7 @@ class Executor(plugin.Executor):
         self._submitted[job_info.external_jobid] = job_info
         if self._refused_since is not None:
             self._refused_since = None
-            say("SLURM takes jobs again")
+            print_note("SLURM takes jobs again")
         super()._report_job_submission_threadsafe(job_info)
 
     def _waits(self, refusal: str) -> bool:
@@ -129,15 +128,17 @@ class Executor(plugin.Executor):
         if first:
             self._refused_since = since
             reason = refusal.partition("The error message was ")[2] or refusal
-            say(f"{what} ({reason.strip().splitlines()[0]}); waiting, for {self.patience / 60:g} minutes or more")
+            print_note(
+                f"{what} ({reason.strip().splitlines()[0]}); waiting, for {self.patience / 60:g} minutes or more"
+            )
         return not self._over.wait(min(LONGEST, max(SHORTEST, waited / 4)))
 
     def _adopts(self, job) -> bool:
         """Return True if SLURM accepted the job although `sbatch` failed, and register it as submitted."""
         kind, wildcards = "group" if job.is_group() else "rule", plugin.get_job_wildcards(job)
         comment = f"{kind}_{job.name}" + (f"_wildcards_{wildcards}" if wildcards else "")
-        printed = _printed("squeue", "--noheader", f"--name={self.run_uuid}", "--format=%i|%k") or ""
-        rows = [line.strip().partition("|") for line in printed.splitlines()]
+        answer = ask(("squeue", "--noheader", f"--name={self.run_uuid}", "--format=%i|%k"))
+        rows = [line.strip().partition("|") for line in answer.lines]
         found = next((number for number, _, told in rows if told == comment and number not in self._submitted), None)
         if found is not None:
             log = self.slurm_logdir / f"{kind}_{job.name}" / wildcards / f"{found}.log"
@@ -165,6 +166,7 @@ class Executor(plugin.Executor):
 
     def additional_general_args(self) -> str:
         """Return how the job's Snakemake runs its rules: trainings as job steps, as only steps get the `--signal`."""
+        # With one job at a time, the members of a group take turns.
         return super().additional_general_args() if self._current.step else "--executor local --jobs 1 --keep-going"
 
     # The jobs' states, in the thread that looks at them.
@@ -182,7 +184,7 @@ class Executor(plugin.Executor):
                 reason = self.alike(job, job_info.external_jobid) if job.attempt > 1 else None
                 if reason is not None:
                     HOPELESS.add(job)
-                    say(f"{_shown(job)}: failed twice alike, so it is not tried again: {reason}")
+                    print_note(f"{_shown(job)}: failed twice alike, so it is not tried again: {reason}")
             elif state == "OUT_OF_MEMORY" or silent:
                 self.killed(job)
         super().report_job_error(job_info, msg=msg, **kwargs)
@@ -275,14 +277,6 @@ def _plain(refusal: str) -> str:
 
 def has_queued() -> bool:
     """Return whether the user has jobs in the queue other than the one that this process runs in."""
-    printed = _printed("squeue", "--noheader", "--format=%i", f"--user={getpass.getuser()}")
+    answer = ask(("squeue", "--noheader", "--format=%i", f"--user={getpass.getuser()}"))
     # If squeue fails, there may be some.
-    return printed is None or bool(set(printed.split()) - {OWN_JOB})
-
-
-def _printed(*command: str) -> str | None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
+    return answer.trouble is not None or bool({line.strip() for line in answer.lines} - {OWN_JOB})

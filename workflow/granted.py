@@ -143,17 +143,6 @@ class Site:
         default = [partition for partition in partitions if partition.is_default and not any_partition]
         return default or partitions or list(self.partitions.values())
 
-    def fits(self, names: str | None, minutes: float = 0, **asked) -> bool:
-        """Return whether a partition takes a job; True if the partition is unknown.
-
-        Args:
-            names: the job's partition; None: the site's default.
-            minutes: its wall time.
-            asked: the rest of its request, as for `Partition.has`.
-        """
-        partitions = self.candidates(names)
-        return not partitions or any(partition.has(minutes, **asked) for partition in partitions)
-
     def most_memory(self, names: str | None) -> float:
         """Return the memory of a partition's largest node in MB; infinite if unknown."""
         kinds = [kind for partition in self.candidates(names) for kind in partition.nodes]
@@ -298,8 +287,9 @@ def ask(command: tuple[str, ...], seconds: float = PATIENCE) -> Answer:
     name = command[0]
     if shutil.which(name) is None:
         return Answer(trouble=f"{name} not found in PATH")
-    # SINFO_PARTITION and others would change the output.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("SINFO_", "SACCT_"))}
+    # SINFO_PARTITION, SQUEUE_STATES and others would change the output.
+    unwanted = ("SINFO_", "SQUEUE_", "SACCT_")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
     # Files, not pipes: a child that outlives the command would keep a pipe open.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         try:

@@ -33,7 +33,6 @@ of a sample set, which should run at the same time."""
 OWN = {"runtime", "mem", "mem_mb", "mem_mib", "disk", "disk_mb", "disk_mib", "tmpdir", "cpus_per_task", "_cores"}
 """Resources that may differ between members; all others must be equal."""
 
-
 DONE: set[Any] = set()
 """Members that finished in a group that failed."""
 

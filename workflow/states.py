@@ -1,7 +1,7 @@
 """SLURM job states, translated for Snakemake's plugin for SLURM (2.8).
 
-The plugin queries the states of all jobs at once (`query_job_status`). It misreads four answers,
-which are translated here:
+The plugin queries the states of all jobs at once (`query_job_status`). It misreads four answers, which
+are translated here:
 
 - "CANCELLED by 1000": it knows only "CANCELLED", and waits for such a job forever;
 - NODE_FAIL of a job that SLURM requeued: it excludes the job's nodes from all later submissions, under the name
@@ -17,6 +17,9 @@ import getpass
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
+
+from granted import Answer
+from granted import ask as ask_slurm
 
 HOPELESS = {
     "AccountNotAllowed",
@@ -47,7 +50,7 @@ class States:
 
     Args:
         ask: the plugin's function: (command, logger) -> (state by job, seconds), or (None, None) if the command fails.
-        run: runs a program and returns its output, or None if it fails.
+        run: runs a command of SLURM's.
         say: prints a line for the user.
 
     Attributes:
@@ -57,10 +60,10 @@ class States:
     def __init__(
         self,
         ask: Callable[..., Awaitable[tuple[dict[str, str] | None, float | None]]],
-        run: Callable[..., Awaitable[str | None]] | None = None,
+        run: Callable[[tuple[str, ...]], Answer] = ask_slurm,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        self._ask, self._run, self._say = ask, run or output_of, say or print_note
+        self._ask, self._run, self._say = ask, run, say or print_note
         self._reported: set[tuple[str, str]] = set()
         self._silent = False
         self.last: dict[str, str] = {}
@@ -92,11 +95,11 @@ class States:
 
     async def _queue(self) -> dict[str, str] | None:
         """Return the pending reason of each of the user's queued jobs; None if squeue fails."""
-        printed = await self._run("squeue", "--noheader", "--format=%i|%r", f"--user={getpass.getuser()}")
-        if printed is None:
+        command = ("squeue", "--noheader", "--format=%i|%r", f"--user={getpass.getuser()}")
+        answer = await asyncio.to_thread(self._run, command)
+        if answer.trouble is not None:
             return None
-        rows = [line.strip().split("|", 1) for line in printed.splitlines() if "|" in line]
-        return dict(rows)
+        return dict(line.strip().split("|", 1) for line in answer.lines if "|" in line)
 
     def _report_stuck(self, queued: dict[str, str], waiting: set[str]) -> None:
         for job, reason in queued.items():
@@ -106,18 +109,6 @@ class States:
                 self._reported.add((job, word))
                 way = f"scontrol release {job}" if held or word.startswith("JobHeld") else f"scontrol show job {job}"
                 self._say(f"SLURM job {job} will not start by itself: {word} (see {way}, or cancel it: scancel {job})")
-
-
-async def output_of(*command: str) -> str | None:
-    """Return a program's output; None if it is missing, fails, or takes longer than 30 s."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
-        )
-        printed, _ = await asyncio.wait_for(process.communicate(), timeout=30)
-    except (OSError, TimeoutError):
-        return None
-    return printed.decode(errors="replace") if process.returncode == 0 else None
 
 
 def print_note(text: str) -> None:

@@ -68,7 +68,6 @@ class ClusterConfig(Section):
     """Longest job that the partition takes (sinfo -o %l); longer trainings take several. Or: UDPM_MAX_HOURS."""
     grace_seconds: Annotated[int, Field(ge=30)] = 120
     """A training is told to save so long before its time is up. Or: UDPM_GRACE_SECONDS."""
-
     slurm_patience: PositiveFloat = 30.0
     """Minutes that a submission waits for a SLURM that does not answer. Or: UDPM_SLURM_PATIENCE."""
 
