@@ -149,6 +149,9 @@ class Training(Section):
     """Keep feature maps with their channels last in memory, which GPU convolutions in bfloat16 prefer."""
     compile: bool = False
     """Compile the networks (torch.compile): minutes at the start, faster iterations on GPUs."""
+    cuda_graphs: bool = False
+    """On GPUs, launch the forward and backward pass of a step as one CUDA graph: one is recorded for each network and
+    level, and again when a loss weight changes; has no effect on a CPU. Takes memory for further gradients."""
     threads: Threads = 2
     """CPU threads of the training process. CPU results depend on it."""
     checkpoint_every: PositiveInt = 5000
@@ -193,6 +196,12 @@ class Training(Section):
         decays = [self.ema_decay, *self.more_ema_decays]
         if len(set(decays)) < len(decays) or not all(repr(decay).startswith("0.") for decay in self.more_ema_decays):
             raise ValueError(f"more_ema_decays: must differ, and from ema_decay, and be at least 0.0001: {decays}")
+        return self
+
+    @check
+    def _one_way_of_calling(self) -> Training:
+        if self.compile and self.cuda_graphs:
+            raise ValueError("cuda_graphs: compiled networks are not recorded; leave compile or cuda_graphs out")
         return self
 
     @check

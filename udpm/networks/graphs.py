@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
@@ -12,16 +13,19 @@ from udpm.networks.layers import times_like
 WARM_UP = 3
 """Calls before one is recorded, in which libraries choose algorithms and allocate what they keep."""
 
-Recording = tuple[Callable[[], object], torch.Tensor]
-"""What repeats a recorded call, and the tensor that it leaves the output in."""
+Output = TypeVar("Output")
+Recording = tuple[Callable[[], object], Output]
+"""What repeats a recorded call, and its output, which every repetition overwrites."""
 Record = Callable[[Callable[[], torch.Tensor]], Recording]
 
 
-def record_graph(call: Callable[[], torch.Tensor]) -> Recording:
+def record_graph(call: Callable[[], Output], pool: Any = None) -> Recording:
     """Record a call as a CUDA graph. It must read from tensors that stay where they are.
 
     Args:
         call: run on the current device, without waiting for it.
+        pool: memory to share with other recordings (`torch.cuda.graph_pool_handle`). None of these may run while this
+            one's output is still read.
     """
     current, side = torch.cuda.current_stream(), torch.cuda.Stream()
     side.wait_stream(current)
@@ -31,7 +35,7 @@ def record_graph(call: Callable[[], torch.Tensor]) -> Recording:
     current.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     # The thread that prepares noise allocates pinned memory meanwhile, which recording in mode "global" forbids to all.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         output = call()
     return graph.replay, output
 

@@ -94,6 +94,9 @@ class SelfAttention(nn.Module):
         batch, channels, height, width = x.shape
         qkv = self.qkv(self.norm(x)).reshape(batch, self.heads, channels // self.heads, 3, height * width)
         query, key, value = qkv.permute(3, 0, 1, 4, 2).unbind(0)
+        if x.is_cuda:
+            # The fused kernels take only maps whose channels are last in memory; for others there is a slow path.
+            query, key, value = (part.contiguous() for part in (query, key, value))
         with without_autocast(x.device):
             mixed = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
         mixed = mixed.transpose(2, 3).reshape(batch, channels, height, width).to(x.dtype)

@@ -29,6 +29,7 @@ INCIDENTAL = {
     "dataset.workers",
     "training.checkpoint_every",
     "training.checkpoint_minutes",
+    "training.cuda_graphs",
     "training.data",
     "training.device",
     "training.keep_every",

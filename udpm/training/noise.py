@@ -76,6 +76,17 @@ def _hidden(config: RunConfig, player: str, iteration: int, part: slice, device:
     return moved((torch.rand(config.training.batch, generator=generator) < probability)[part], device)
 
 
+def drops_out(config: RunConfig, player: str, discriminator: float) -> bool:
+    """Whether anything is dropped out in a player's step; only its own network is in train mode.
+
+    Args:
+        config: of the run.
+        player: "discriminator" or "generator".
+        discriminator: probability in the discriminator, at the step's level.
+    """
+    return bool(config.generator.dropout if player == "generator" else discriminator)
+
+
 def seed_dropout(config: RunConfig, player: str, iteration: int, rank: int, chunk: int) -> None:
     """Set torch's global random state, which only dropout draws from; each rank's and chunk's differ."""
     place = (rank, chunk) if rank or chunk else ()

@@ -14,8 +14,9 @@ from udpm.data.cache import Levels
 from udpm.networks.compiling import compiled
 from udpm.process.schedule import Schedule
 from udpm.training.draws import Ahead, Draws, players_at
+from udpm.training.graphs import RecordedPasses, recorder_for
 from udpm.training.metrics import Metrics
-from udpm.training.noise import seed_dropout
+from udpm.training.noise import drops_out, seed_dropout
 from udpm.training.objective import Draw, LevelTerms, discriminator_losses, generator_losses, level_terms
 from udpm.training.perceptual import Perceptual, load_lpips
 from udpm.training.state import State
@@ -46,6 +47,7 @@ class Trainer:
             self.draws = Ahead(self.draws, self.players, config.training.workers, self.iterations, device)
         self.state = State.fresh(config, device)
         self._calls = {name: self._prepared(network) for name, network in self.state.players().items()}
+        self._passes = self._recorded()
         self.perceptual: Perceptual | None = None
         if any(terms.lpips for terms in self.terms):
             losses = config.losses
@@ -88,7 +90,9 @@ class Trainer:
         found = [self._gradients(player, chunk, terms, iteration, index) for index, chunk in enumerate(chunks)]
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
         average(gradients, self.place)
-        losses = {name: torch.stack([losses[name] for losses in found]).mean() for name in found[0]}
+        losses = found[0]
+        if len(found) > 1:
+            losses = {name: torch.stack([losses[name] for losses in found]).mean() for name in losses}
         losses["gradient"] = torch.nn.utils.get_total_norm(gradients)
         optimizer.step()
         return draw.level, losses
@@ -96,8 +100,12 @@ class Trainer:
     def _gradients(
         self, player: str, draw: Draw, terms: LevelTerms, iteration: int, index: int
     ) -> dict[str, torch.Tensor]:
+        if drops_out(self.config, player, terms.dropout):
+            seed_dropout(self.config, player, iteration, self.place.rank, index)
+        return self._passes(player, draw, terms)
+
+    def _backward(self, player: str, draw: Draw, terms: LevelTerms) -> dict[str, torch.Tensor]:
         training = self.config.training
-        seed_dropout(self.config, player, iteration, self.place.rank, index)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
             losses = self._losses(player, draw, terms)
         (losses["total"] / training.accumulate).backward()
@@ -105,7 +113,8 @@ class Trainer:
 
     def _losses(self, player: str, draw: Draw, terms: LevelTerms) -> dict[str, torch.Tensor]:
         generator, discriminator = self.state.generator, self.state.discriminator
-        generator.train(player == "generator")
+        if self.config.generator.dropout:
+            generator.train(player == "generator")
         if discriminator is not None:
             discriminator.train(player == "discriminator").requires_grad_(player == "discriminator")
         generate, judge = self._calls["generator"], self._calls.get("discriminator")
@@ -133,6 +142,14 @@ class Trainer:
             rank=place.rank,
             world=place.world,
         )
+
+    def _recorded(self) -> Callable[[str, Draw, LevelTerms], dict[str, torch.Tensor]]:
+        """The forward and backward pass of a player's step, recorded where that is asked for."""
+        record = recorder_for(self.config, self.device)
+        if record is None:
+            return self._backward
+        parameters = {name: list(network.parameters()) for name, network in self.state.players().items()}
+        return RecordedPasses(self._backward, parameters, record, accumulate=self.config.training.accumulate > 1)
 
     def _prepared(self, network: torch.nn.Module) -> Callable[..., torch.Tensor]:
         """The network as it is called: compiled where that is asked for."""
