@@ -9,7 +9,7 @@ RESULTS := $$($(BIN)/python -c 'import os; from pathlib import Path; from udpm.c
 # Hundreds of processes start below; each would compile anew what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-gpu test-slurm soak fuzz
+.PHONY: install demo test gpu test-slurm soak fuzz
 install: $(VENV)/.installed
 
 # Not compiled beforehand: Python compiles what it imports, a small part of it.
@@ -32,9 +32,12 @@ test: install
 	$(BIN)/python -m pytest -m "not slow and not soak and not slurm" -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m "slow and not soak and not slurm" -n 2 --dist loadfile
 
-# What only a machine with a GPU can show.
-test-gpu: install
-	$(BIN)/python -m pytest -m gpu
+# What only a machine with a GPU can show, in 8 minutes: checks, speed and profile, as a table and as JSON. With
+# `make gpu GPU_PYTHON=python3` nothing is installed: any Python with the packages that `udpm train` needs will do.
+GPU_PYTHON ?= $(BIN)/python
+GPU_OUTPUT ?= results/gpu.json
+gpu: $(if $(filter undefined file,$(origin GPU_PYTHON)),install)
+	$(GPU_PYTHON) -m benchmarks.gpu --output $(GPU_OUTPUT)
 
 # The workflow on live SLURMs, started for the tests, one for each of two workers; installs Debian's packages of SLURM
 # where that may be. Most of the time is waiting, so two of them pay off on two cores.

@@ -1,0 +1,66 @@
+"""Part 0: the machine: its GPU, its libraries, its switches."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.checks import GPU, Check, Session, expect
+from udpm.core import runtime
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """What numbers depend on, of this machine."""
+    found: dict[str, Any] = {
+        "name": "cpu",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpus": len(os.sched_getaffinity(0)),
+    }
+    if device == "cpu":
+        return found
+    properties = torch.cuda.get_device_properties(0)
+    return found | {
+        "name": properties.name,
+        "count": torch.cuda.device_count(),
+        "memory_bytes": properties.total_memory,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else None,
+        "architectures": torch.cuda.get_arch_list(),
+    }
+
+
+def _described(session: Session) -> str:
+    found = session.report.device
+    return ", ".join(f"{key} {value}" for key, value in found.items() if key not in ("architectures", "budget"))
+
+
+def _switches(session: Session) -> str:
+    """What `runtime.configure` sets, as PyTorch says it."""
+    told = []
+    for tf32 in (False, True):
+        session.set_up(tf32=tf32)
+        flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+        expect(flags == (tf32, tf32, False), f"matmul, cudnn, benchmark are {flags} where TF32 is {tf32}")
+        told.append(f"TF32 {'on' if tf32 else 'off'}: {flags}, precision {torch.get_float32_matmul_precision()}")
+    return "; ".join(told)
+
+
+def _usable(session: Session) -> str:
+    """A product, a convolution and a copy back."""
+    value = torch.ones(64, 64, device=session.device)
+    total = torch.nn.functional.conv2d((value @ value)[None, None], torch.ones(1, 1, 3, 3, device=session.device))
+    return expect(total.sum().item() == 62 * 62 * 9 * 64, runtime.describe(session.device))
+
+
+CHECKS = [
+    Check("machine", "what it is", _described),
+    Check("machine", "the device computes", _usable),
+    Check("machine", "TF32 and cuDNN's switches are those of the configuration", _switches, (GPU,)),
+]

@@ -1,0 +1,111 @@
+"""Part 3: drawing on a GPU: recorded graphs, the same bytes in any number of parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from benchmarks.gpu.checks import Check, Session, expect
+from benchmarks.gpu.subjects import awake_model, difference, small_run
+from udpm.networks.graphs import Graphs, Recording
+from udpm.networks.serving import Precision
+from udpm.networks.weights import Model
+from udpm.sampling.run import shard_numbers
+from udpm.sampling.sampler import Sampler
+
+BATCH, COUNT = 8, 44
+"""Five batches and a tail: while the first is recorded, noise of later ones is prepared and pinned by a thread."""
+SEED = 3
+PIXELS = 0.01
+"""Share of bytes that may differ between a CPU's and a GPU's images, by one each: rounding between two bytes."""
+
+
+def _rerun(call: Callable[[], torch.Tensor]) -> Recording:
+    """What a recording does, without a GPU: reads the same inputs and writes over the same output."""
+    output = call()
+    return lambda: output.copy_(call()), output
+
+
+def _sampler(
+    model: Model, session: Session, precision: Precision = "float32", guidance: float = 1.0, *, graphs: bool = False
+) -> Sampler:
+    # Weights are prepared in place.
+    own = replace(model, generator=deepcopy(model.generator))
+    sampler = Sampler(own, batch=BATCH, guidance=guidance, precision=precision, graphs=graphs)
+    if graphs and not session.on_gpu:
+        sampler._network = Graphs(sampler._network, _rerun)
+    return sampler
+
+
+def _graphs(session: Session, precision: Precision, guidance: float) -> str:
+    """Every byte of the images, and the networks' outputs at all levels."""
+    changes = {"generator__label_dropout": 0.1} if guidance != 1 else {}
+    model = awake_model(small_run(session.device, **changes), session.device)
+    eager, recorded = (_sampler(model, session, precision, guidance, graphs=graphs) for graphs in (False, True))
+    labels = eager.balanced_labels(COUNT)
+    expected, found, again = (sampler.images(labels, SEED, levels=(1, 2, 3)) for sampler in (eager, recorded, recorded))
+    spread = int(np.ptp(expected[1]))
+    expect(spread > 50, f"images hardly vary ({spread})")
+    for level, images in expected.items():
+        for other, when in ((found, "recorded"), (again, "replayed")):
+            wrong = float((images != other[level]).mean())
+            expect(wrong == 0, f"{when}: {100 * wrong:.2g} % of the bytes of level {level} differ")
+    return f"{COUNT} images in batches of {BATCH}, all levels: the same bytes, recorded and replayed"
+
+
+def _decode(session: Session) -> str:
+    """Latents in batches with a tail."""
+    model = awake_model(small_run(session.device), session.device)
+    eager, recorded = (_sampler(model, session, graphs=graphs) for graphs in (False, True))
+    latents = [eager.latent(seed) for seed in range(BATCH + 3)]
+    labels = [seed % 10 for seed in range(len(latents))]
+    off = difference(recorded.decode(latents, labels), eager.decode(latents, labels))
+    return expect(off < 1e-5, f"{len(latents)} latents in batches of {BATCH} differ by {off:.1e}")
+
+
+def _twice(session: Session) -> str:
+    """A sample set in one part, again, and in two."""
+    model = awake_model(small_run(session.device), session.device)
+    sampler = _sampler(model, session, graphs=True)
+    whole, again = (sampler.sample(COUNT, seed=SEED) for _ in range(2))
+    labels, parts = sampler.balanced_labels(COUNT), []
+    for index in (1, 2):
+        numbers = shard_numbers(COUNT, BATCH, index, 2)
+        # As another job would.
+        other = _sampler(model, session, graphs=True)
+        parts.append(other.images(labels[numbers.start : numbers.stop], SEED, numbers.start)[1])
+    expect(bool((whole == again).all()), "the second time other bytes came out")
+    return expect(bool((whole == np.concatenate(parts)).all()), f"{COUNT} images twice and in 2 parts")
+
+
+def _as_on_a_cpu(session: Session) -> str:
+    """Images of the same weights and seed."""
+    config = small_run(session.device)
+    found, expected = (
+        _sampler(awake_model(config, device), session).sample(COUNT, seed=SEED).astype(int)
+        for device in (session.device, torch.device("cpu"))
+    )
+    off = np.abs(found - expected)
+    share = float((off > 0).mean())
+    return expect(share <= PIXELS and off.max() <= 1, f"{100 * share:.2g} % of bytes differ, by {off.max()} at most")
+
+
+CHECKS = [
+    *(
+        Check(
+            "sampling",
+            f"recorded graphs draw the eager images: {precision}{more}",
+            partial(_graphs, precision=precision, guidance=guidance),
+        )
+        for precision in ("float32", "bfloat16")
+        for more, guidance in (("", 1.0), (", guidance 2", 2.0))
+    ),
+    Check("sampling", "recorded graphs decode the eager images", _decode),
+    Check("sampling", "the same bytes twice and in two parts", _twice),
+    Check("sampling", "a GPU draws a CPU's images", _as_on_a_cpu),
+]

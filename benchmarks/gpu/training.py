@@ -1,0 +1,224 @@
+"""Part 2: training on a GPU: the CPU's losses, resuming, nobody waiting, memory that runs out."""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.checks import GPU, Check, Session, expect
+from benchmarks.gpu.subjects import experiment, random_data, small_run, wake
+from udpm.cli import main
+from udpm.config import RunConfig
+from udpm.config.load import to_json
+from udpm.core.errors import EXIT_USER_ERROR
+from udpm.data.cache import Levels
+from udpm.training.trainer import Trainer
+
+FAMILIES = ("ncsnpp", "ddpmpp", "adm")
+NEAR = {"float32": (1e-2, 1e-4), "bfloat16": (0.2, 0.05)}
+"""Relative and absolute difference of losses that GPU and CPU may have, by precision."""
+RESUMED = 0.1
+"""Of what changed since: how far a resumed run may be from one that went on. Values in another order are 1 off."""
+BEFORE_AND_AFTER = {True: (3, 3), False: (1, 1)}
+"""Iterations before and after a run is saved, on a GPU and on a CPU."""
+WARM_AND_WATCHED = {True: (6, 12), False: (0, 1)}
+"""Iterations before and while waiting for the GPU is an error: enough to come to all levels."""
+WIDE = 32
+"""Channels that adm needs at least: its heads have 64, and it attends where there are twice as many."""
+ABSURD = 1 << 17
+SHARE = 0.05
+"""Of the GPU's memory, in which the absurd batch has to fail: soon, on a card of any size."""
+
+
+class Losses:
+    """Keeps what every step says of itself, as a training's metrics do.
+
+    Attributes:
+        kept: by player and loss, on the device.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def add(self, player: str, level: int, losses: dict[str, torch.Tensor]) -> None:
+        """Keep one step's losses."""
+        self.kept |= {f"{player}/{name}": value for name, value in losses.items()}
+
+
+def _data(session: Session, config: RunConfig) -> Levels:
+    return random_data(session.folder / f"random-{config.dataset.side}", config)
+
+
+def _awake(trainer: Trainer) -> Trainer:
+    """The trainer with a generator, and averages, whose outputs are not nearly zero."""
+    for network in (trainer.state.generator, *(average.module for average in trainer.state.averages.values())):
+        wake(network)
+    return trainer
+
+
+def _at_level(level: int) -> list[float]:
+    return [float(other == level) for other in (1, 2, 3)]
+
+
+def _first_losses(session: Session, family: str, precision: str) -> str:
+    """One iteration at every level: finite everywhere, and near the CPU's."""
+    relative, absolute = NEAR[precision]
+    worst, where = 0.0, ""
+    for level in (1, 2, 3):
+        # So small a rate that the generator's step sees the same discriminator on both.
+        changes = {"training__precision": precision, "training__learning_rate": 1e-6, "generator__family": family}
+        changes |= {"generator__channels": WIDE} if family == "adm" else {}
+        config = small_run(session.device, **changes, training__level_probabilities=_at_level(level))
+        levels, found = _data(session, config), []
+        for device in (session.device, torch.device("cpu")):
+            losses, run = Losses(), _awake(Trainer(config, levels, device))
+            run.iterate(losses)
+            found.append({name: value.item() for name, value in losses.kept.items()})
+            broken = [name for name, value in run.state.tensors().items() if not torch.isfinite(value).all()]
+            expect(not broken, f"l={level}: not finite: {', '.join(broken[:3])}")
+        ours, theirs = found
+        expect(ours.keys() == theirs.keys(), f"l={level}: losses {sorted(ours)} for {sorted(theirs)}")
+        for name, value in ours.items():
+            off = abs(value - theirs[name]) / (absolute + relative * abs(theirs[name]))
+            if not off <= worst:
+                worst, where = off, f"l={level} {name}: {value:.6g} for {theirs[name]:.6g}"
+    return expect(worst <= 1, f"largest difference: {where or 'none'} ({worst:.2g} of what is allowed)")
+
+
+def _resume(session: Session, channels_last: bool, precision: str) -> str:
+    """A state that is saved, loaded and trained on, against the run that went on undisturbed."""
+    torch.backends.cudnn.deterministic = True
+    config = small_run(session.device, training__channels_last=channels_last, training__precision=precision)
+    levels = _data(session, config)
+    whole, parts = (_awake(Trainer(config, levels, session.device)) for _ in range(2))
+    before, after = BEFORE_AND_AFTER[session.on_gpu]
+    for _ in range(before):
+        whole.iterate()
+    # As they come from a file.
+    saved = {name: value.detach().cpu().contiguous().clone() for name, value in whole.state.tensors().items()}
+    parts.state.load({name: value.clone() for name, value in saved.items()}, before)
+    for _ in range(after):
+        whole.iterate()
+        parts.iterate()
+    expected, found = (
+        {name: value.detach().cpu() for name, value in run.state.tensors().items()} for run in (whole, parts)
+    )
+    expect(found.keys() == expected.keys(), "tensors are missing")
+    equal = sum(torch.equal(found[name], expected[name]) for name in expected)
+    off = _of_change(saved, found, expected)
+    told = f"{equal} of {len(expected)} tensors have the same bits; differ by {off:.1e} of what changed"
+    return expect(off <= RESUMED, told)
+
+
+def _of_change(saved: dict[str, Any], found: dict[str, Any], expected: dict[str, Any]) -> float:
+    """The largest difference over kinds of tensors (weights, averages, moments), relative to their change since."""
+    kinds: dict[str, list[str]] = {}
+    for name in expected:
+        kinds.setdefault("/".join(name.split("/")[:3] if name.startswith("adam/") else name.split("/")[:1]), []).append(
+            name
+        )
+    worst = 0.0
+    for names in kinds.values():
+        off = sum((found[name].double() - expected[name].double()).square().sum().item() for name in names)
+        change = sum((expected[name].double() - saved[name].double()).square().sum().item() for name in names)
+        if not off <= worst**2 * max(change, 1e-30):
+            worst = (off / max(change, 1e-30)) ** 0.5
+    return worst
+
+
+def _undisturbed(session: Session, **changes: Any) -> str:
+    """Iterations in which whatever waits for the GPU raises."""
+    config = small_run(session.device, **changes)
+    run, losses = _awake(Trainer(config, _data(session, config), session.device)), Losses()
+    warm, watched = WARM_AND_WATCHED[session.on_gpu]
+    for _ in range(warm):
+        run.iterate(losses)
+    if session.on_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(watched):
+            run.iterate(losses)
+    finally:
+        if session.on_gpu:
+            torch.cuda.set_sync_debug_mode("default")
+    values = {name: value.item() for name, value in losses.kept.items()}
+    expect(all(abs(value) < float("inf") for value in values.values()), f"not finite: {values}")
+    expect("discriminator/r1" in values, "R1 was not in it")
+    return f"{watched} iterations, {len(values)} losses"
+
+
+def _out_of_memory(session: Session) -> str:
+    """`udpm train` with an absurd batch: one line on stderr, exit code 2."""
+    config = experiment("digits", training__device=session.device.type, training__batch=ABSURD, training__iterations=2)
+    path = session.folder / "absurd.json"
+    path.write_text(to_json(config), encoding="utf-8")
+    if session.on_gpu:
+        torch.cuda.set_per_process_memory_fraction(SHARE)
+    try:
+        code, told = run_command("train", path, "--dataset", session.digits.dataset, "--cache", session.digits.cache,
+                                 "--run", session.folder / "absurd")  # fmt: skip
+    finally:
+        if session.on_gpu:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+    lines = [line for line in told.splitlines() if line.startswith("error:")]
+    expect(code == EXIT_USER_ERROR, f"exit code {code}: {told}")
+    expect(len(lines) == 1 and "Traceback" not in told, f"{len(lines)} lines: {told}")
+    return expect("out of memory" in lines[0] and str(ABSURD) in lines[0], f"exit code {code}, {lines[0]}")
+
+
+def run_command(*arguments: Any) -> tuple[int | None, str]:
+    """Run a udpm command in this process; its exit code, and what it wrote to stderr."""
+    told = io.StringIO()
+    with redirect_stderr(told), redirect_stdout(io.StringIO()):
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            return stop.code, told.getvalue()
+    return None, told.getvalue()
+
+
+LPIPS = {"losses__lpips_weight": [4, 0, 0], "losses__lpips_network": "vgg-random"}
+WAYS = {
+    "workers 0": {"training__workers": 0},
+    "workers 2": {"training__workers": 2},
+    "bfloat16, channels last, workers 2": {
+        "training__workers": 2,
+        "training__precision": "bfloat16",
+        "training__channels_last": True,
+        "discriminator__dropout": 0.4,
+        "generator__label_dropout": 0.1,
+    },
+    "accumulation": {"training__accumulate": 2},
+}
+
+CHECKS = [
+    *(
+        Check(
+            "training",
+            f"first losses of {family} in {precision} are the CPU's",
+            partial(_first_losses, family=family, precision=precision),
+        )
+        for family in FAMILIES
+        for precision in (("float32", "bfloat16") if family == "ncsnpp" else ("bfloat16",))
+    ),
+    *(
+        Check(
+            "training",
+            f"resumes as if nothing had happened: {precision}, {'channels last' if last else 'NCHW'}",
+            partial(_resume, channels_last=last, precision=precision),
+        )
+        for precision in ("float32", "bfloat16")
+        for last in (False, True)
+    ),
+    *(
+        Check("training", f"does not wait for the GPU: R1, {name}", partial(_undisturbed, **changes))
+        for name, changes in WAYS.items()
+    ),
+    Check("training", "does not wait for the GPU: R1 and LPIPS", partial(_undisturbed, **LPIPS), ("lpips",)),
+    Check("training", "an absurd batch ends in one line and exit code 2", _out_of_memory, (GPU, "sklearn")),
+]
