@@ -14,8 +14,8 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from udpm.config import Scoring, to_json
-from udpm.core import measure
-from udpm.core.speed import switches
+from udpm.core import measure, speed
+from udpm.core.speed import Work, comparison_lines, switches
 from udpm.data import feeding
 from udpm.data.cache import open_levels
 from udpm.networks.build import build_discriminator, build_generator
@@ -32,6 +32,7 @@ from udpm.training.plain import SwitchedTrainer, TrainingGains
 from udpm.training.trainer import Trainer
 
 CPU = torch.device("cpu")
+CEILINGS = dict.fromkeys(("float32_flops", "bfloat16_flops", "copy_bytes"), 1e9)
 
 
 def test_where_training_spends_its_time(digits, tmp_path, capsys):
@@ -234,13 +235,92 @@ def test_comparisons_as_text_as_table_and_as_figure(quick, tmp_path, capsys):
     assert len(pandas.read_csv(tmp_path / "figure_wall.csv")) == 3 + 4 + 4 * 2
 
 
+# --- on a GPU, seen from a CPU ---------------------------------------------------------------------------------------
+
+
+class FakeGpu:
+    """A clock that only calls move on, and the events that read it, in milliseconds."""
+
+    type = "cuda"
+
+    def __init__(self, monkeypatch):
+        self.time, self.calls, self.waits = 0.0, 0, 0
+        gpu = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                self.at = gpu.time
+
+            def synchronize(self):
+                gpu.waits += 1
+
+            def elapsed_time(self, end):
+                return end.at - self.at
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+
+    def work(self, milliseconds):
+        self.calls += 1
+        self.time += milliseconds
+
+
+def test_a_gpu_is_timed_by_its_own_clock_over_many_calls(monkeypatch):
+    gpu = FakeGpu(monkeypatch)
+    # The first call is slow, and must not count.
+    assert measure._best(lambda: gpu.work(2.0 if gpu.calls else 500.0), gpu) == pytest.approx(2e-3)
+    assert gpu.calls - 1 == measure.BEST_OF * measure.AT_ONCE
+    assert measure.AT_ONCE >= 10
+    assert gpu.waits == measure.BEST_OF
+
+
+def test_a_gpu_multiplies_large_matrices_only(monkeypatch):
+    gpu, sides, random = FakeGpu(monkeypatch), [], torch.randn
+    monkeypatch.setattr(measure, "SMALLEST", 4)
+    monkeypatch.setattr(measure, "LARGEST", 32)
+
+    def draw(*shape, device, dtype):
+        sides.append(shape)
+        gpu.time += 1
+        return random(*shape, dtype=dtype)
+
+    monkeypatch.setattr(torch, "randn", draw)
+    monkeypatch.setattr(measure, "_best", lambda call, device: call() is None or 0.5)
+    assert measure._product_flops(torch.float32, gpu) == 2 * 32**3 / 0.5
+    assert sides == [(32, 32)]
+
+
+def test_cpu_seconds_of_a_thread_that_waits_for_a_gpu_mean_nothing(tmp_path, monkeypatch, capsys):
+    gpu = FakeGpu(monkeypatch)
+    timings = measure.in_turn({"slow": lambda: None, "fast": lambda: None}, 2, gpu)
+    assert [timing.cpu for timing in (*timings.values(), measure.repeated(lambda: None, gpu, 0))] == [[], [], []]
+    found = measure.speedup(timings["slow"], timings["fast"])
+    assert found["speedup"]["count"] == 2
+    assert found["cpu_speedup"] is None
+    ways = {name: speed.row("batch", name, timings[name], Work(1, 9, 9), CEILINGS) | found for name in timings}
+    record = single_record() | {"rows": list(ways.values())}
+    assert "CPU" not in comparison_lines(record)[-1]
+    (tmp_path / "gpu.json").write_text(json.dumps(record))
+    assert not tiny.call("bench", "table", tmp_path / "gpu.json")
+    assert "CPU" not in capsys.readouterr().out
+    assert not tiny.call("figure", "speed", tmp_path / "gpu.json", "--output", tmp_path / "figure")
+    expected = "gpu.json: has no CPU seconds, which mean nothing on a GPU; leave out --clock cpu"
+    command = "figure speed {0}/gpu.json --clock cpu --output {0}/other"
+    tiny.assert_refused(tmp_path, command.format(tmp_path), expected, capsys)
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
 def single_record():
     """A benchmark of one way."""
     spread = {"median": 1.0, "low": 0.5, "high": 2.0, "count": 3}
-    ceilings = dict.fromkeys(("float32_flops", "bfloat16_flops", "copy_bytes"), 1e9)
     rows = [{"part": "image", "way": "", "seconds": spread, "cpu_seconds": None, "images_per_second": spread}]
     told = {"of": "sampling", "experiment": "digits", "device": "cpu", "batch": 4}
-    return {"format": "udpm-bench/1", **told, "ceilings": ceilings, "rows": rows}
+    return {"format": "udpm-bench/1", **told, "ceilings": CEILINGS, "rows": rows}
 
 
 @pytest.mark.parametrize(

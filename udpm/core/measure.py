@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     import torch
 
 SMALLEST, LARGEST = 256, 8192
-"""Sides of the matrices whose product is a ceiling: doubled until one call takes `LONG_ENOUGH` seconds."""
+"""Sides of the matrices whose product is a ceiling: doubled on a CPU until one call takes `LONG_ENOUGH` seconds. A GPU
+takes the largest, for anything smaller leaves it idle part of the time."""
 LONG_ENOUGH = 0.05
 COPIED_BYTES = 1 << 28
 BEST_OF = 8
-"""Calls of which a ceiling is the fastest."""
+"""Calls of which a ceiling is the fastest; on a GPU, groups of `AT_ONCE` calls."""
+AT_ONCE = 10
+"""Calls that a GPU is given before any is waited for."""
 BLOCKS = 5
 """Repetitions of what is measured for a time."""
 
@@ -34,7 +37,7 @@ class Timing:
 
     Attributes:
         wall: by the clock.
-        cpu: of this process's threads.
+        cpu: of this process's threads; none on a GPU, for which a thread waits by asking again and again.
     """
 
     wall: list[float] = field(default_factory=list)
@@ -45,8 +48,13 @@ class Timing:
         wall, cpu = now(device), time.process_time()
         for _ in range(calls):
             call()
-        self.wall.append((now(device) - wall) / calls)
-        self.cpu.append((time.process_time() - cpu) / calls)
+        self.add((now(device) - wall) / calls, (time.process_time() - cpu) / calls, device)
+
+    def add(self, wall: float, cpu: float, device: torch.device) -> None:
+        """Add a repetition's seconds on a device."""
+        self.wall.append(wall)
+        if device.type != "cuda":
+            self.cpu.append(cpu)
 
     @classmethod
     def mean(cls, timings: list[Timing], shares: list[float]) -> Timing:
@@ -101,8 +109,7 @@ def repeated(call: Callable[[], object], device: torch.device, seconds: float) -
         while not calls or time.perf_counter() - began < seconds / BLOCKS:
             call()
             calls += 1
-        timing.wall.append((now(device) - began) / calls)
-        timing.cpu.append((time.process_time() - cpu) / calls)
+        timing.add((now(device) - began) / calls, (time.process_time() - cpu) / calls, device)
     return timing
 
 
@@ -113,8 +120,10 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def speedup(slow: Timing, fast: Timing) -> dict[str, Any]:
-    """How many times faster, from pairs of one repetition: `speedup` by the clock, `cpu_speedup` in CPU seconds."""
-    return {"speedup": spread(_ratios(slow.wall, fast.wall)), "cpu_speedup": spread(_ratios(slow.cpu, fast.cpu))}
+    """How many times faster, from pairs of one repetition: `speedup` by the clock, `cpu_speedup` in CPU seconds, None
+    where these are not known."""
+    cpu = spread(_ratios(slow.cpu, fast.cpu)) if slow.cpu and fast.cpu else None
+    return {"speedup": spread(_ratios(slow.wall, fast.wall)), "cpu_speedup": cpu}
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
@@ -124,7 +133,8 @@ def ceilings(device: torch.device) -> dict[str, float]:
     found = {}
     for kind in (torch.float32, torch.bfloat16):
         found[f"{str(kind).removeprefix('torch.')}_flops"] = _product_flops(kind, device)
-    source = torch.zeros(COPIED_BYTES, dtype=torch.uint8, device=device)
+    # Not zeros: a GPU computes and moves those faster than other values.
+    source = torch.empty(COPIED_BYTES // 8, dtype=torch.int64, device=device).random_()
     target = torch.empty_like(source)
     # A copy reads and writes every byte.
     return found | {"copy_bytes": 2 * COPIED_BYTES / _best(lambda: target.copy_(source), device)}
@@ -163,25 +173,44 @@ def _product_flops(kind: torch.dtype, device: torch.device) -> float:
     """FLOP/s of a product of matrices, as large as this device needs: what a GPU does at once takes a CPU minutes."""
     import torch
 
-    side = SMALLEST
+    side = LARGEST if device.type == "cuda" else SMALLEST
     while True:
         matrix = torch.randn(side, side, device=device, dtype=kind)
-        timing = Timing()
-        # The first call is of a kernel that may have to be loaded.
-        for _ in range(2):
-            timing.measure(lambda m=matrix: m @ m, device)
-        if min(timing.wall) > LONG_ENOUGH or side >= LARGEST:
+        if side >= LARGEST or _takes_long(matrix):
             return 2 * side**3 / _best(lambda m=matrix: m @ m, device)
         side *= 2
+
+
+def _takes_long(matrix: torch.Tensor) -> bool:
+    timing = Timing()
+    # The first call is of a kernel that may have to be loaded.
+    for _ in range(2):
+        timing.measure(lambda: matrix @ matrix, matrix.device)
+    return min(timing.wall) > LONG_ENOUGH
 
 
 def _best(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of the fastest of some calls, after one that does not count."""
     call()
+    if device.type == "cuda":
+        return min(_by_events(call) for _ in range(BEST_OF))
     timing = Timing()
     for _ in range(BEST_OF):
         timing.measure(call, device)
     return min(timing.wall)
+
+
+def _by_events(call: Callable[[], object]) -> float:
+    """Seconds of a call by the GPU's own clock, the mean of `AT_ONCE` calls one after the other."""
+    import torch
+
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(AT_ONCE):
+        call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000 / AT_ONCE
 
 
 def _ratios(slow: list[float], fast: list[float]) -> list[float]:

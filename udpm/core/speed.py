@@ -174,8 +174,11 @@ def comparison_lines(found: dict[str, Any]) -> list[str]:
 def _times(each: dict[str, Any]) -> str:
     seconds, cpu = each["seconds"], each["cpu_seconds"]
     memory = f"; {each['peak_bytes'] / 2**20:.0f} MiB" if "peak_bytes" in each else ""
+    spent = ""
+    if cpu is not None:
+        faster = each["cpu_speedup"]["median"]
+        spent = f"CPU {cpu['median']:.3f} s ({cpu['low']:.3f}–{cpu['high']:.3f})  ×{faster:.2f}; "
     return (
         f"{seconds['median']:8.3f} s ({seconds['low']:.3f}–{seconds['high']:.3f})  ×{each['speedup']['median']:.2f}; "
-        f"CPU {cpu['median']:.3f} s ({cpu['low']:.3f}–{cpu['high']:.3f})  ×{each['cpu_speedup']['median']:.2f}; "
-        f"{100 * each['of_matrix_product']:.1f} % of products, {100 * each['of_copy']:.1f} % of copies{memory}"
+        f"{spent}{100 * each['of_matrix_product']:.1f} % of products, {100 * each['of_copy']:.1f} % of copies{memory}"
     )

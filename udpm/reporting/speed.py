@@ -49,9 +49,9 @@ def draw_speeds(paths: Iterable[Path], stem: str | Path, kind: str = "speedup") 
         kind: "speedup" or "cpu_speedup".
 
     Raises:
-        UserError: no readable record, or not one of a comparison.
+        UserError: no readable record, not one of a comparison, or none in CPU seconds where these are asked for.
     """
-    records = [_comparison(path) for path in paths]
+    records = [_comparison(path, kind) for path in paths]
     heights = [max(_height(_bars(record)), _height(_gain_names(record))) for record in records]
     columns = 2 if any(record.get("gains") for record in records) else 1
     figure, grid = plt.subplots(
@@ -84,10 +84,13 @@ def speed_table(records: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _comparison(path: Path) -> dict[str, Any]:
+def _comparison(path: Path, kind: str) -> dict[str, Any]:
     record = read_benchmark(path)
-    if any(each["speedup"] is None for each in record["rows"]):
+    rows = [*record["rows"], *record.get("gains", [])]
+    if any(each["speedup"] is None for each in rows):
         raise UserError(f"{path}: compares nothing; udpm bench sample|train --baseline makes what can be drawn")
+    if any(each[kind] is None for each in rows):
+        raise UserError(f"{path}: has no CPU seconds, which mean nothing on a GPU; leave out --clock cpu")
     return record
 
 

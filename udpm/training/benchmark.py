@@ -22,6 +22,8 @@ from udpm.training.cost import IterationCost, IterationCounter
 from udpm.training.trainer import Trainer
 
 WARM_UP = 5
+RECORDED_WARM_UP = 40
+"""With recorded passes: enough that each player has come to each level, where its pass is recorded."""
 RANDOM_IMAGES = 1000
 CONFIGURED, MEAN = "as configured", "mean"
 
@@ -89,13 +91,14 @@ def bench_training(config: RunConfig, levels: Levels, iterations: int) -> dict[s
     training = trained(config)
     device = runtime.configure(training.device, training.threads, tf32=training.tf32)
     trainer = Trainer(config, levels, device)
-    for _ in range(WARM_UP):
+    warm_up = RECORDED_WARM_UP if training.cuda_graphs and device.type == "cuda" else WARM_UP
+    for _ in range(warm_up):
         trainer.iterate()
     timing, blocks = Timing(), min(BLOCKS, iterations)
     for block in range(blocks):
         timing.measure(trainer.iterate, device, (block + 1) * iterations // blocks - block * iterations // blocks)
     counter, shares = IterationCounter(config, trainer.terms, trainer.perceptual), level_shares(config)
-    cycle = range(WARM_UP, WARM_UP + training.discriminator_every * config.losses.r1_every)
+    cycle = range(warm_up, warm_up + training.discriminator_every * config.losses.r1_every)
     levels_costs = [
         IterationCost.mean([counter.count(level, iteration) for iteration in cycle], [1 / len(cycle)] * len(cycle))
         for level in range(1, config.process.levels + 1)
@@ -113,6 +116,7 @@ def bench_training(config: RunConfig, levels: Levels, iterations: int) -> dict[s
         tf32=training.tf32 and device.type == "cuda",
         channels_last=training.channels_last,
         compile=training.compile,
+        cuda_graphs=training.cuda_graphs,
         shares=_time_shares(trainer, Clock(device), iterations),
         gpu_peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )
@@ -124,6 +128,7 @@ def training_lines(found: dict[str, Any]) -> list[str]:
     reached = found["ceilings"][f"{found['precision']}_flops"]
     rate = each["images_per_second"]["median"]
     marks = {"TF32": found["tf32"], "channels last": found["channels_last"], "compiled": found["compile"]}
+    marks["recorded"] = found["cuda_graphs"]
     setting = ", ".join([found["precision"], *(mark for mark, there in marks.items() if there)])
     share = each["of_matrix_product"]
     lines = [
