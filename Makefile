@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Where config/config.yaml has everything made; in quotes wherever a shell reads it.
 RESULTS := $$($(BIN)/python -c 'import os; from pathlib import Path; from udpm.config import load_study; \
-  from udpm.config.yaml_file import read_yaml; file = Path("config/config.yaml"); \
+  from udpm.config.validation import read_yaml; file = Path("config/config.yaml"); \
   print(os.path.abspath(load_study(read_yaml(file), str(file)).results))')
 
 # Hundreds of processes start below; each would compile anew what it imports.

@@ -7,8 +7,8 @@ import tiny
 import torch
 from hypothesis import HealthCheck, settings
 
-from udpm.core import runtime
-from udpm.data.cache import open_levels, write_cache
+from udpm.core import devices
+from udpm.data.levels import open_levels, write_cache
 from udpm.data.prepare import prepare
 from udpm.training.loop import train
 
@@ -50,7 +50,7 @@ def levels(digits):
 @pytest.fixture(scope="session")
 def trained(levels, tmp_path_factory):
     """A finished tiny run."""
-    runtime.configure("cpu", 1)
+    devices.configure("cpu", 1)
     run = tmp_path_factory.mktemp("trained") / "run"
     train(tiny.run_config(), levels, run, stop=False)
     return run

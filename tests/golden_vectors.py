@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from udpm.interop.architecture import discriminator_names, from_published, generator_names
 from udpm.networks.discriminator import Discriminator, DiscriminatorShape
-from udpm.networks.published import discriminator_names, from_published, generator_names
 from udpm.networks.unet import UNet, UNetShape
 
 FOLDER = Path(__file__).parent / "golden"

@@ -19,7 +19,7 @@ import click
 import tiny
 import torch
 
-from udpm.data.cache import write_cache
+from udpm.data.levels import write_cache
 from udpm.data.prepare import prepare
 
 SETTING = {

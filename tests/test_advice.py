@@ -11,11 +11,11 @@ import tiny
 import yaml
 from test_paper import fid, results
 
-from udpm.config.results import load_published
-from udpm.reporting.measured import measured
-from udpm.reporting.paper import differences
-from udpm.reporting.setup import Shown, setup_table, write_setup
-from udpm.reporting.study import Paper
+from udpm.config.published_scores import load_published
+from udpm.metrics.protocol import measured
+from udpm.report.paper.comparison import differences
+from udpm.report.paper.study import Paper
+from udpm.report.paper.tables import Shown, setup_table, write_setup
 
 PLAIN = re.compile(r"`snakemake (--profile slurm )?(\w+) --config experiments=([\w.-]+)`")
 ADVICE = re.compile(r"(?:`([^`]+)` (in|as) (config/experiments/[\w.-]+\.yaml), then )?" + PLAIN.pattern)

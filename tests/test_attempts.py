@@ -16,13 +16,21 @@ from hypothesis import strategies as st
 from tiny import call
 
 from udpm.core.errors import StoppedEarly, UserError
-from udpm.reporting.status import read_standing, render_standings
-from udpm.training import attempts
-from udpm.training import owner as owners
-from udpm.training.attempts import FILE, SERIES, failed_alike, one_was_killed, read_attempts, recorded
+from udpm.runs import attempts
+from udpm.runs import lock as owners
+from udpm.runs.attempts import (
+    FILE,
+    SERIES,
+    attempted,
+    failed_alike,
+    kind_of,
+    one_was_killed,
+    read_attempts,
+    reason_of,
+    recorded,
+)
+from udpm.runs.status import read_standing, render_standings
 from udpm.training.loop import train
-from udpm.training.reasons import kind_of, reason_of
-from udpm.training.start import attempted
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +73,7 @@ def no_memory(monkeypatch, folder):
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr("udpm.data.cache.open_levels", fail)
+    monkeypatch.setattr("udpm.data.levels.open_levels", fail)
 
 
 FAILURES = {
@@ -194,7 +202,7 @@ def another_run(run):
 
 
 def imported(run):
-    from udpm.core.tensors import read_header
+    from udpm.core.arrays import read_header
     from udpm.networks.weights import write_tensors
 
     description = read_header(run / "weights.safetensors").description

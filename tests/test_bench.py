@@ -13,19 +13,20 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+from udpm.bench import data as feeding
+from udpm.bench import measure
+from udpm.bench import record as speed
+from udpm.bench import scoring as benchmark
+from udpm.bench.record import Work, comparison_lines, switches
 from udpm.config import Scoring, to_json
-from udpm.core import measure, speed
-from udpm.core.speed import Work, comparison_lines, switches
-from udpm.data import feeding
-from udpm.data.cache import open_levels
+from udpm.data.levels import open_levels
+from udpm.diffusion.forward import adjoint, downsample
 from udpm.networks.build import build_discriminator, build_generator
-from udpm.networks.cost import count_cost
+from udpm.networks.flops import count_cost
 from udpm.networks.weights import Model
-from udpm.process.operator import adjoint, downsample
 from udpm.process.plain import adjoint_by_fft, downsample_by_fft
 from udpm.sampling.plain import SwitchedSampler, sampling_ways
 from udpm.sampling.sampler import Sampler
-from udpm.scoring import benchmark
 from udpm.training.cost import IterationCounter
 from udpm.training.objective import level_terms
 from udpm.training.plain import SwitchedTrainer, TrainingGains

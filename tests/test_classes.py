@@ -10,13 +10,13 @@ import torch
 import udpm
 from udpm.config import ModelConfig, Sampling
 from udpm.config.load import load_dataset, load_experiment, run_of
-from udpm.core import runtime
+from udpm.core import devices
 from udpm.core.classes import class_folders, class_number, class_title
 from udpm.core.errors import UserError
-from udpm.data.samples import load_samples, save_samples
+from udpm.metrics.protocol import class_words
 from udpm.networks.build import build_generator
 from udpm.networks.weights import load_model, read_tensors, save_weights
-from udpm.reporting import words
+from udpm.sampling.sample_set import load_samples, save_samples
 
 PETS = ["cat", "dog", "a, b"]
 NUMBERS = ["0", "1", "10", "2"]
@@ -64,8 +64,8 @@ def test_names_become_folders_as_far_as_they_can():
 def test_titles():
     assert [class_title(label, PETS) for label in (0, 7)] == ["cat", "class 7"]
     assert class_title(2, NUMBERS) == "class 10"
-    assert words.of_class({"class_names": ["a very long name of it"]}, 0) == "a very long n…"
-    assert words.of_class({}, 3) == "class 3"
+    assert class_words({"class_names": ["a very long name of it"]}, 0) == "a very long n…"
+    assert class_words({}, 3) == "class 3"
 
 
 def untrained(path, names):
@@ -79,7 +79,7 @@ def untrained(path, names):
 
 @pytest.fixture(scope="module")
 def pets(tmp_path_factory):
-    runtime.configure("cpu", 1)
+    devices.configure("cpu", 1)
     return untrained(tmp_path_factory.mktemp("pets") / "pets.safetensors", PETS)
 
 
@@ -173,7 +173,7 @@ def test_labels_of_the_configuration_are_checked_where_names_are_known(labels, e
 
 
 def test_figures_name_classes(tmp_path, monkeypatch):
-    from udpm.reporting import pictures
+    from udpm.report.figures import samples as pictures
 
     record = {"classes": 3, "class_names": PETS, "nfe": 3, "weights": "ema", "experiment": "x", "run_seed": 0}
     images = np.zeros((6, 16, 16, 3), np.uint8)
@@ -185,7 +185,7 @@ def test_figures_name_classes(tmp_path, monkeypatch):
 
 
 def test_the_card_names_classes(trained, tmp_path):
-    from udpm.reporting.card import model_card
+    from udpm.report.card import model_card
 
     card = model_card(trained)
     assert "- Classes: 10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n" in card

@@ -8,7 +8,7 @@ import pytest
 
 from udpm.config import DatasetConfig, Experiment, Study
 from udpm.config.load import resolve_run, validate
-from udpm.config.yaml_file import read_yaml
+from udpm.config.validation import read_yaml
 from udpm.core.errors import UserError
 
 ROOT = Path(__file__).parents[1]

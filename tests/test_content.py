@@ -18,7 +18,7 @@ from tiny import ROOT
 from udpm.config.load import to_json
 from udpm.core.files import sha256
 from udpm.data.prepare import prepare
-from udpm.training.claim import INCIDENTAL
+from udpm.runs.config_guard import INCIDENTAL
 
 sys.path.insert(0, str(ROOT / "workflow"))
 from content import KEPT, Content, decide

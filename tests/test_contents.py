@@ -19,16 +19,16 @@ from udpm.config import Scoring, to_json
 from udpm.core.arrays import check_array, content_digest, sealed
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
-from udpm.data.arrays import save_arrays
-from udpm.data.cache import open_levels
-from udpm.data.samples import join_shards, load_samples, save_samples
+from udpm.data.levels import open_levels
+from udpm.data.npz import save_arrays
 from udpm.data.store import open_store
-from udpm.reporting.selection import write_table as write_milestones
-from udpm.reporting.style import LARGEST
-from udpm.scoring.extractor import SEALED, load_extractor
-from udpm.scoring.features import extract
-from udpm.scoring.reference import check_statistics, load_reference
-from udpm.scoring.selection import read_selection
+from udpm.metrics.extractor import SEALED, load_extractor
+from udpm.metrics.features import extract
+from udpm.metrics.reference import check_statistics, load_reference
+from udpm.metrics.selection import read_selection
+from udpm.report.figures.curves import write_table as write_milestones
+from udpm.report.figures.style import LARGEST
+from udpm.sampling.sample_set import join_shards, load_samples, save_samples
 
 CPU = torch.device("cpu")
 WIDTH = 12

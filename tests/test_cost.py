@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from udpm.cli import main
 from udpm.config import resolve_run
 from udpm.core.errors import UserError
-from udpm.networks.cost import count_cost
+from udpm.networks.flops import count_cost
 from udpm.networks.layers import SelfAttention
-from udpm.reporting.cost import cost_table, readable_costs, write_costs
+from udpm.report.cost import cost_table, readable_costs, write_costs
 
 CONFIG = tiny.ROOT / "config"
 

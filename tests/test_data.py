@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
+from udpm.bench.data import bench_preparation, open_for_bench, preparation_lines
 from udpm.cli import main
 from udpm.config import DatasetConfig
 from udpm.core.errors import UserError
-from udpm.data import cache
-from udpm.data.batches import Batches
-from udpm.data.benchmark import bench_preparation, open_for_bench, preparation_lines
-from udpm.data.cache import block_sums, decode, open_levels, write_cache
+from udpm.data import levels as cache
+from udpm.data.levels import block_sums, decode, open_levels, write_cache
+from udpm.data.loader import Batches
 from udpm.data.prepare import prepare
 from udpm.data.store import open_store
 from udpm.data.summary import differences, draw_sheet
-from udpm.process.operator import downsample
-from udpm.training.claim import INCIDENTAL
+from udpm.diffusion.forward import downsample
+from udpm.runs.config_guard import INCIDENTAL
 
 
 @pytest.fixture(scope="module")

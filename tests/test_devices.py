@@ -12,22 +12,20 @@ import torch
 import torch.distributed as dist
 
 from udpm.config import load_experiment
-from udpm.core import ranks, runtime
-from udpm.core.ahead import ahead
-from udpm.core.device_errors import describe, is_device_failure
+from udpm.core import devices, distributed
+from udpm.core.devices import describe_failure, is_device_failure
+from udpm.core.distributed import Agreement, Place, find_place, joined
 from udpm.core.errors import StoppedEarly, UserError
-from udpm.core.ranks import Agreement, Place, find_place, joined
-from udpm.networks.compiling import compiled
+from udpm.core.progress import ahead
+from udpm.diffusion.schedule import Schedule
+from udpm.metrics import features
+from udpm.metrics.extractor import Extractor
+from udpm.metrics.protocol import sampling_words, used_tf32, way
+from udpm.metrics.selection import select
 from udpm.networks.discriminator import batch_deviation
+from udpm.networks.inference import compiled
 from udpm.networks.weights import load_model
-from udpm.process.schedule import Schedule
-from udpm.reporting.measured import way
-from udpm.reporting.words import drawing
 from udpm.sampling.sampler import Sampler
-from udpm.scoring import features
-from udpm.scoring.extractor import Extractor
-from udpm.scoring.records import used_tf32
-from udpm.scoring.selection import select
 from udpm.training import checkpoint
 from udpm.training.draws import Ahead
 from udpm.training.loop import train
@@ -62,7 +60,7 @@ CLOSED = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by pee
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    runtime.configure("cpu", 1)
+    devices.configure("cpu", 1)
 
 
 # --- layouts ---------------------------------------------------------------------------------------------------------
@@ -141,13 +139,13 @@ class Group:
 
 @pytest.fixture
 def group(monkeypatch):
-    monkeypatch.setattr(ranks, "find_place", lambda world: Place(1, world, 1))
+    monkeypatch.setattr(distributed, "find_place", lambda world: Place(1, world, 1))
     return Group(monkeypatch)
 
 
 EXCHANGES = {
-    "gradients": lambda: ranks.average([torch.ones(3)], Place(1, 2)),
-    "the lowest": lambda: ranks.lowest(torch.tensor(3), Place(1, 2)),
+    "gradients": lambda: distributed.average([torch.ones(3)], Place(1, 2)),
+    "the lowest": lambda: distributed.lowest(torch.tensor(3), Place(1, 2)),
     "a wish": lambda: Agreement(Place(1, 2)).any(True),
     "a number": lambda: Agreement(Place(1, 2)).same(3),
 }
@@ -257,7 +255,7 @@ def test_a_device_that_fails_is_no_reason_to_try_again(
 )
 def test_what_a_device_reports_is_one_line(failure, expected):
     assert is_device_failure(failure)
-    told = describe(failure, "less")
+    told = describe_failure(failure, "less")
     assert told.startswith(expected)
     assert "\n" not in told
     assert "4711" not in told
@@ -353,7 +351,7 @@ TASK = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", 
 def test_a_task_of_srun_may_have_a_gpu_of_its_own(visible, count, expected):
     chosen, place = visible(count), find_place(4, TASK)
     assert place.by_srun
-    assert runtime.configure("auto", 1, place.local, own_gpu=place.by_srun) == torch.device("cuda", expected)
+    assert devices.configure("auto", 1, place.local, own_gpu=place.by_srun) == torch.device("cuda", expected)
     assert chosen == [expected]
 
 
@@ -369,7 +367,7 @@ def test_training_as_a_task_with_a_gpu_of_its_own(levels, visible, monkeypatch, 
 def test_torchruns_processes_need_a_gpu_each(visible):
     visible(1)
     with pytest.raises(UserError, match="process 2 of this node sees 1 GPU; ask for a GPU for each process, or start"):
-        runtime.configure("cuda", 1, 1)
+        devices.configure("cuda", 1, 1)
 
 
 # --- numbers in bfloat16 and TF32 ------------------------------------------------------------------------------------
@@ -426,22 +424,22 @@ def test_the_gradient_penalty_is_not_cast_again(levels):
 def test_float32_means_float32_unless_tf32_is_asked_for(visible, tf32):
     visible(1)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not tf32
-    device = runtime.configure("cuda", 1, tf32=True) if tf32 else runtime.configure("cuda", 1)
+    device = devices.configure("cuda", 1, tf32=True) if tf32 else devices.configure("cuda", 1)
     assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is tf32
-    assert runtime.uses_tf32(device) is tf32
-    assert runtime.uses_tf32(CPU) is False
+    assert devices.uses_tf32(device) is tf32
+    assert devices.uses_tf32(CPU) is False
 
 
 @pytest.fixture
 def asked(monkeypatch):
     """Record the tf32 setting of each command, and run it on the CPU."""
-    asked, plain = [], runtime.configure
+    asked, plain = [], devices.configure
 
     def configure(device, threads, *rest, **options):
         asked.append(options.get("tf32", False))
         return plain("cpu", threads, *rest, **options)
 
-    monkeypatch.setattr(runtime, "configure", configure)
+    monkeypatch.setattr(devices, "configure", configure)
     return asked
 
 
@@ -449,7 +447,7 @@ def asked(monkeypatch):
 @pytest.mark.parametrize("options", ["", "--tf32"])
 def test_drawing_is_asked_for_tf32_and_says_so(trained, tmp_path, asked, monkeypatch, command, options):
     output = tmp_path / "a.npz"
-    monkeypatch.setattr(runtime, "uses_tf32", lambda device: asked[-1])
+    monkeypatch.setattr(devices, "uses_tf32", lambda device: asked[-1])
     given = f"{command} {trained}/weights.safetensors --threads 1 --output {output} {options}"
     assert tiny.call(*given.split()) == 0
     with np.load(output) as arrays:
@@ -484,8 +482,12 @@ def test_scores_are_told_apart_by_tf32_only_where_they_may_differ():
     assert way(a_score(off, off)) == way(a_score(cpu, off)) == plain
     assert len({plain, way(a_score(on, off)), way(a_score(off, on)), way(a_score(on, on))}) == 4
     assert way(a_score(GPU, GPU)) == way(a_score(on, on))
-    assert drawing({"posterior": "scalar"} | on) == "scalar posterior, TF32"
-    assert drawing({"posterior": "scalar"} | off) == drawing({"posterior": "scalar"} | cpu) == "scalar posterior"
+    assert sampling_words({"posterior": "scalar"} | on) == "scalar posterior, TF32"
+    assert (
+        sampling_words({"posterior": "scalar"} | off)
+        == sampling_words({"posterior": "scalar"} | cpu)
+        == "scalar posterior"
+    )
 
 
 def test_milestones_drawn_with_and_without_tf32_do_not_compare(tmp_path):
@@ -504,7 +506,7 @@ def test_features_of_a_gpu_with_tf32_are_not_taken_for_float32s(tmp_path, visibl
     extractor = Extractor(tmp_path / "a.pt", "a", "0" * 64, torch.nn.Identity(), torch.device("cuda", 0), {})
     monkeypatch.setattr(Extractor, "features", lambda *_: calls.append(1) or np.zeros((2, 3), np.float32))
     for tf32 in (True, False, False, True):
-        monkeypatch.setattr(runtime, "uses_tf32", lambda device, tf32=tf32: tf32)
+        monkeypatch.setattr(devices, "uses_tf32", lambda device, tf32=tf32: tf32)
         features.extract(images, extractor, 2, tmp_path / "kept")
     assert len(calls) == 2
 

@@ -12,8 +12,8 @@ import torch
 
 from udpm.config import RunConfig
 from udpm.config.load import validate
+from udpm.core.distributed import Place, find_place
 from udpm.core.errors import UserError
-from udpm.core.ranks import Place, find_place
 from udpm.training.checkpoint import checkpoints
 from udpm.training.state import State
 

@@ -113,7 +113,7 @@ REQUEST |= {"reference": "r.npz", "heldout": True, "scoring": {}}
 @pytest.mark.parametrize("wrong", [{"samples": 3}, {"count": "x"}, {"scoring": []}, {"noise": -1}, {"reference": None}])
 def test_a_score_whose_request_is_none(tmp_path, monkeypatch, wrong):
     (key,) = wrong
-    monkeypatch.setattr("udpm.scoring.records.read_score", lambda path: {"request": REQUEST | wrong})
+    monkeypatch.setattr("udpm.metrics.protocol.read_score", lambda path: {"request": REQUEST | wrong})
     with pytest.raises(UserError, match=f"a.json: request: {key}: input should be"):
         _remembered("a.json", {})
 

@@ -15,20 +15,20 @@ import torch
 from PIL import Image
 
 from udpm.config import Scoring, to_json
-from udpm.core import runtime, vision
-from udpm.core.download import obtain
+from udpm.core import devices
+from udpm.core import transfer as vision
+from udpm.core.download import INCEPTION, Published, obtain
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
-from udpm.core.published import INCEPTION, Published
-from udpm.data.samples import save_samples
-from udpm.scoring import extractor as extractors
-from udpm.scoring import features as passes
-from udpm.scoring.extractor import load_extractor, open_extractor
-from udpm.scoring.features import extract
-from udpm.scoring.frechet import frechet_distance, statistics
-from udpm.scoring.inputs import Inputs
-from udpm.scoring.reference import load_reference
-from udpm.scoring.score import frechet_label
+from udpm.metrics import extractor as extractors
+from udpm.metrics import features as passes
+from udpm.metrics.distances import frechet_distance, statistics
+from udpm.metrics.extractor import load_extractor, open_extractor
+from udpm.metrics.features import extract
+from udpm.metrics.inception import Inputs
+from udpm.metrics.reference import load_reference
+from udpm.metrics.score import frechet_label
+from udpm.sampling.sample_set import save_samples
 
 CPU = torch.device("cpu")
 MODES = ("clean", "legacy_tensorflow", "legacy_pytorch")
@@ -48,7 +48,7 @@ def write_folder(folder, images):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A folder with a stand-in for Inception."""
-    runtime.configure("cpu", 1)
+    devices.configure("cpu", 1)
     return inception.write(tmp_path_factory.mktemp("weights"))
 
 

@@ -12,15 +12,15 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from udpm.core import runtime
+from udpm.core import devices
+from udpm.core.arrays import read_header
 from udpm.core.errors import StoppedEarly, UserError
-from udpm.core.tensors import read_header
+from udpm.runs import lock as owners
+from udpm.runs.attempts import FILE
+from udpm.runs.lock import Owner, read_owner
 from udpm.training import checkpoint, failure
-from udpm.training import owner as owners
-from udpm.training.attempts import FILE
 from udpm.training.checkpoint import checkpoints
 from udpm.training.loop import train
-from udpm.training.owner import Owner, read_owner
 from udpm.training.state import State
 from udpm.training.trainer import Trainer
 
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def stopped(levels, tmp_path_factory):
     """A tiny run that was stopped at iteration 9, with checkpoints of 8 and 9."""
-    runtime.configure("cpu", 1)
+    devices.configure("cpu", 1)
     run = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.raises(StoppedEarly):
         train(tiny.run_config(), levels, run, tiny.StopAfter(9))

@@ -10,8 +10,8 @@ import pytest
 import tiny
 
 from udpm.core.errors import StoppedEarly, UserError
-from udpm.reporting.status import read_standing
-from udpm.training.claim import prepared_otherwise
+from udpm.runs.config_guard import prepared_otherwise
+from udpm.runs.status import read_standing
 from udpm.training.loop import train
 
 

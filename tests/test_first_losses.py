@@ -10,8 +10,8 @@ from pathlib import Path
 
 import tiny
 
-from udpm.core import runtime
-from udpm.data.cache import open_levels, write_cache
+from udpm.core import devices
+from udpm.data.levels import open_levels, write_cache
 from udpm.data.prepare import prepare
 from udpm.training.loop import train
 
@@ -28,7 +28,7 @@ SETTING = {
 
 def first_losses(levels, run):
     """By name (player/term/level), the values of the iterations that have one: {iteration: value}."""
-    runtime.configure("cpu", 1)
+    devices.configure("cpu", 1)
     train(tiny.run_config(**SETTING), levels, run, False)
     found = {}
     for line in tiny.metrics(run):

@@ -4,12 +4,11 @@ import golden_vectors as golden
 import pytest
 import torch
 
+from udpm.diffusion.forward import adjoint, downsample, marginal
+from udpm.diffusion.posterior import posterior
+from udpm.diffusion.sampler import sample
+from udpm.diffusion.schedule import Schedule
 from udpm.networks.layers import Resample
-from udpm.process.chain import sample
-from udpm.process.forward import marginal
-from udpm.process.operator import adjoint, downsample
-from udpm.process.posterior import posterior
-from udpm.process.schedule import Schedule
 
 TOLERANCE = 2e-5
 

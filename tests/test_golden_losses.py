@@ -4,9 +4,9 @@ import golden_vectors as golden
 import pytest
 import torch
 
-from udpm.networks.published import discriminator_names, generator_names
-from udpm.process.operator import downsample
-from udpm.process.schedule import Schedule
+from udpm.diffusion.forward import downsample
+from udpm.diffusion.schedule import Schedule
+from udpm.interop.architecture import discriminator_names, generator_names
 from udpm.training.objective import Draw, LevelTerms, discriminator_losses, generator_losses
 
 TOLERANCE = 2e-5

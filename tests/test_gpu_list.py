@@ -20,7 +20,7 @@ from benchmarks.gpu import checks, machine, numbers, processes, profiling, sampl
 from benchmarks.gpu.checks import GPU, TWO_GPUS, Check, Session, run_checks
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.report import Report
-from udpm.networks.serving import serve
+from udpm.networks.inference import serve
 from udpm.training import state
 
 EVERYTHING = [check for part in PARTS.values() for check in part]
@@ -56,7 +56,7 @@ def outcomes(session):
 
 @pytest.mark.parametrize("check", one_of_each())
 def test_a_check_passes(session, check, monkeypatch):
-    monkeypatch.setattr("udpm.core.measure.LONG_ENOUGH", 0)
+    monkeypatch.setattr("udpm.bench.measure.LONG_ENOUGH", 0)
     run_checks([check], session)
     wanted = "skipped" if {GPU, TWO_GPUS} & set(check.needs) else "passed"
     assert outcomes(session)[check.name][0] == wanted, session.report.checks

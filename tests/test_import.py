@@ -21,7 +21,7 @@ import udpm
 from udpm.cli import main
 from udpm.config.load import resolve_run, to_json
 from udpm.core.errors import UserError
-from udpm.networks.architecture import generator_shape, load_generator
+from udpm.interop.architecture import generator_shape, load_generator
 from udpm.networks.weights import load_model
 
 NETWORKS = ["net_ncsn_cond", "net_ncsn_uncond", "net_ddpm_cond", "net_adm_cond"]

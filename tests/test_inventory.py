@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from udpm.config import DatasetConfig
-from udpm.core.digests import Digests
 from udpm.core.files import sha256
+from udpm.core.provenance import Digests
 from udpm.data.inventory import Difference, difference, inventory_now, read_inventory
 from udpm.data.prepare import prepare
 
@@ -131,12 +131,12 @@ def test_a_source_that_moved_or_went(photographs, tmp_path):
 def test_digests_are_remembered_and_never_wrong(tmp_path, monkeypatch):
     file, memory = tmp_path / "file", tmp_path / "memory/digests.jsonl"
     file.write_bytes(b"one")
-    monkeypatch.setattr("udpm.core.digests.SETTLED", -(10**12))
+    monkeypatch.setattr("udpm.core.provenance.SETTLED", -(10**12))
     digests = Digests(memory)
     assert digests(file) == sha256(file)
     digests.save()
     read = []
-    monkeypatch.setattr("udpm.core.digests.sha256", lambda path: read.append(path) or sha256(path))
+    monkeypatch.setattr("udpm.core.provenance.sha256", lambda path: read.append(path) or sha256(path))
     assert Digests(memory)(file) == sha256(file)
     assert not read
     replace_keeping_times(file, b"two")

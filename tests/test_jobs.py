@@ -12,11 +12,11 @@ from tiny import ROOT, call
 
 from udpm.config import Sampling, load_cluster
 from udpm.config.validation import validate
-from udpm.core.caches import keep_private
 from udpm.core.errors import StoppedEarly, UserError
-from udpm.data.samples import load_samples
-from udpm.sampling.run import draw_samples, shard_numbers
-from udpm.training.attempts import FILE, recorded
+from udpm.core.processes import keep_private
+from udpm.runs.attempts import FILE, recorded
+from udpm.sampling.generate import draw_samples, shard_numbers
+from udpm.sampling.sample_set import load_samples
 
 sys.path.insert(0, str(ROOT / "workflow"))
 

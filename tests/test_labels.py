@@ -13,14 +13,14 @@ from PIL import Image, PngImagePlugin
 from udpm.config import DatasetConfig
 from udpm.config.load import validate
 from udpm.core.errors import UserError
-from udpm.data.images import open_images
+from udpm.data.decode import Recipe, Refused, quiet_decoders, to_rgb
+from udpm.data.external import open_images
 from udpm.data.labels import natural
 from udpm.data.layout import split_word
-from udpm.data.picture import Recipe, Refused, quiet_decoders, to_rgb
+from udpm.data.open import open_source
 from udpm.data.prepare import prepare
-from udpm.data.sources import open_source
 from udpm.data.store import open_store
-from udpm.scoring import score as scores
+from udpm.metrics import score as scores
 
 IMAGES = [encoded(noise(seed=seed)) for seed in range(8)]
 READ = (".png", ".tif")

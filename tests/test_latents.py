@@ -16,16 +16,16 @@ from sklearn.decomposition import PCA
 from udpm.cli import main
 from udpm.config import Experiment, Latents, ModelConfig, Sampling, load_dataset, to_json
 from udpm.config.load import run_of, validate
-from udpm.config.yaml_file import read_yaml
-from udpm.core import runtime
+from udpm.config.validation import read_yaml
+from udpm.core import devices
 from udpm.core.errors import UserError
-from udpm.data.arrays import load_arrays, save_arrays
+from udpm.core.transfer import to_bytes
+from udpm.data.npz import load_arrays, save_arrays
+from udpm.diffusion.latent import Latent, interpolate, join, mix
 from udpm.networks.build import build_generator
 from udpm.networks.weights import load_model, save_weights
-from udpm.process.images import to_bytes
-from udpm.process.latent import Latent, interpolate, join, mix
-from udpm.reporting.latents import draw_latents
-from udpm.reporting.style import LARGEST
+from udpm.report.figures.latents import draw_latents
+from udpm.report.figures.style import LARGEST
 from udpm.sampling.latents import EXPERIMENTS, explore_latents, pca, perturb, principal_components, swap
 from udpm.sampling.latents import interpolate_four as interpolated
 from udpm.sampling.sampler import Sampler
@@ -36,7 +36,7 @@ SIDE, LEVELS = 16, 3
 @pytest.fixture(scope="module")
 def sampler(trained):
     """One image per call, so that equal latents give equal bytes whatever is drawn beside them."""
-    runtime.configure("cpu", 1)
+    devices.configure("cpu", 1)
     return Sampler(load_model(trained / "weights.safetensors", "raw"), batch=1)
 
 

@@ -11,14 +11,20 @@ from prdc import compute_prdc
 from scipy.linalg import svdvals
 from sklearn.metrics.pairwise import polynomial_kernel
 
-from udpm.core import vision
+from udpm.core import transfer as vision
 from udpm.core.errors import UserError
 from udpm.core.seeds import derive_seed
-from udpm.scoring import neighbours as module
-from udpm.scoring.classes import class_agreement, class_distances, inception_score
-from udpm.scoring.frechet import distance_of_features, frechet_distance, statistics
-from udpm.scoring.kernel import kernel_distance
-from udpm.scoring.neighbours import precision_recall
+from udpm.metrics import precision_recall as module
+from udpm.metrics.distances import (
+    class_agreement,
+    class_distances,
+    distance_of_features,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    statistics,
+)
+from udpm.metrics.precision_recall import precision_recall
 
 
 def features(seed, count, width, shift=0.0):
@@ -152,7 +158,7 @@ def test_the_frechet_distance_of_inceptions_width(count, tolerance):
 @pytest.mark.soak
 def test_precision_and_recall_of_inceptions_width_stay_within_2_gib():
     code = (
-        "import resource, numpy as np, torch; from udpm.scoring.neighbours import precision_recall; "
+        "import resource, numpy as np, torch; from udpm.metrics.precision_recall import precision_recall; "
         "draw = np.random.default_rng(0).standard_normal; "
         "real, drawn = (draw((10_000, 2048), dtype=np.float32) for _ in range(2)); precision_recall(real, drawn, 3); "
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"

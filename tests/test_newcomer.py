@@ -11,8 +11,8 @@ import torch
 from udpm.cli import VERBS
 from udpm.config import Sampling, Scoring, to_json
 from udpm.core.identify import what_is
-from udpm.data.arrays import save_arrays
-from udpm.data.samples import save_samples
+from udpm.data.npz import save_arrays
+from udpm.sampling.sample_set import save_samples
 
 RECORDS = {"score.json": "udpm-score/1", "selection.json": "udpm-selection/1", "speed.json": "udpm-bench/1"}
 

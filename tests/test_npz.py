@@ -14,11 +14,11 @@ from udpm.core import zipped
 from udpm.core.errors import UserError
 from udpm.core.zipped import check_archive
 from udpm.data import cifar
-from udpm.data.archive import list_members
 from udpm.data.cifar import Batches
+from udpm.data.listing import list_members
 from udpm.data.npz import map_npy, read_npy, unpack
-from udpm.networks.importer import read_weights
-from udpm.scoring.extractor import load_extractor
+from udpm.interop.checkpoint import read_weights
+from udpm.metrics.extractor import load_extractor
 
 VALUES = b"x" * 8
 

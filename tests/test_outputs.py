@@ -24,13 +24,13 @@ from udpm.core import folders, kinds
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path, sha256, write_json
 from udpm.core.outputs import Input, Output, guard
-from udpm.data.cache import write_cache
-from udpm.data.export import export_images
+from udpm.data.levels import write_cache
 from udpm.data.prepare import prepare
-from udpm.data.samples import load_samples, save_samples
+from udpm.metrics.score import FORMAT as SCORE_FORMAT
 from udpm.networks.weights import read_tensors, write_tensors
-from udpm.reporting.bundle import bundle_run
-from udpm.scoring.score import FORMAT as SCORE_FORMAT
+from udpm.report.card import bundle_run
+from udpm.sampling.export import export_images
+from udpm.sampling.sample_set import load_samples, save_samples
 from udpm.training import checkpoint
 from udpm.training.state import State
 
@@ -500,7 +500,7 @@ def test_every_command_runs_twice(project, tmp_path, monkeypatch, name):
 
 def test_an_extractor_and_its_record_are_replaced(project, tmp_path):
     from udpm.data.store import open_store
-    from udpm.scoring import classifier
+    from udpm.metrics import classifier
 
     store = open_store(project / "dataset")
     network = classifier.Classifier(store.side, store.classes)
@@ -721,7 +721,8 @@ def test_a_kill_at_any_rename_leaves_one_whole_version(project, tmp_path, monkey
 def test_a_kill_at_any_rename_of_a_save_leaves_whole_files(project, tmp_path, monkeypatch, name):
     import pandas as pd
 
-    from udpm.reporting import render, style
+    from udpm.report import table as render
+    from udpm.report.figures import style
 
     def save(value):
         frame = pd.DataFrame({"a": [value]})

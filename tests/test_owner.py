@@ -7,8 +7,8 @@ import pytest
 import tiny
 
 from udpm.core.errors import StoppedEarly
-from udpm.training import owner as owners
-from udpm.training.owner import Owner, read_owner
+from udpm.runs import lock as owners
+from udpm.runs.lock import Owner, read_owner
 
 
 @pytest.fixture(autouse=True)

@@ -21,17 +21,17 @@ from pylatexenc.latexwalker import LatexEnvironmentNode, LatexGroupNode, LatexWa
 import udpm
 from udpm.cli import main
 from udpm.config import Sampling, load_experiment, resolve_run
-from udpm.config.results import load_published, load_runtime, published_names, table_names
+from udpm.config.published_scores import load_published, load_runtime, published_names, table_names
 from udpm.config.schema import json_schema
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
-from udpm.networks.cost import count_cost
-from udpm.reporting.measured import measured
-from udpm.reporting.paper import entries, verdict
-from udpm.reporting.study import Paper
-from udpm.reporting.style import LARGEST
-from udpm.sampling.run import draw_samples
-from udpm.scoring.neighbours import nearest_images
+from udpm.metrics.precision_recall import nearest_images
+from udpm.metrics.protocol import measured
+from udpm.networks.flops import count_cost
+from udpm.report.figures.style import LARGEST
+from udpm.report.paper.comparison import entries, verdict
+from udpm.report.paper.study import Paper
+from udpm.sampling.generate import draw_samples
 
 CONFIG = tiny.ROOT / "config"
 SUFFIXES = (".csv", ".md", ".tex", ".html")
@@ -201,7 +201,7 @@ def everything(tmp_path_factory):
     # What the paper's networks cost is tested where it is counted; here it need not be counted twice.
     with pytest.MonkeyPatch.context() as patch:
         counted = functools.cache(lambda name: count_cost(resolve_run(name, 0, CONFIG)))
-        patch.setattr("udpm.reporting.study.count_cost", lambda run: counted(run.experiment))
+        patch.setattr("udpm.report.paper.study.count_cost", lambda run: counted(run.experiment))
         return rendered_twice(folder)
 
 

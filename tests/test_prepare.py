@@ -25,16 +25,17 @@ from PIL import Image
 
 from udpm.cli import main
 from udpm.config import DatasetConfig
-from udpm.core import folders, processes, progress, vision
+from udpm.core import folders, processes, progress
+from udpm.core import transfer as vision
 from udpm.core.errors import StoppedEarly, UserError
+from udpm.core.files import only_one
 from udpm.core.folders import list_contents
 from udpm.core.kinds import DATASET
-from udpm.core.locks import only_one
-from udpm.core.signals import StopRequest
+from udpm.core.processes import StopRequest
 from udpm.data import fill
 from udpm.data import prepare as preparation
-from udpm.data.archive import list_members, read_member
-from udpm.data.picture import Recipe, Refused, _opaque_rgb, fit, quiet_decoders, to_rgb
+from udpm.data.decode import Recipe, Refused, _opaque_rgb, fit, quiet_decoders, to_rgb
+from udpm.data.listing import list_members, read_member
 from udpm.data.prepare import prepare
 from udpm.data.source import shown
 from udpm.data.store import open_store
@@ -753,7 +754,7 @@ def test_sigterm_to_the_group_ends_with_75_and_keeps_what_is_done(large, tmp_pat
 def test_of_two_preparations_at_once_the_second_says_so(large, tmp_path):
     folder, _ = large
     given = ("prepare", folder / "config.json", "--output", tmp_path / "store", "--workers", 1)
-    held = tiny.Held(tmp_path, "udpm.data.journal:Journal.add", "calls == 0")
+    held = tiny.Held(tmp_path, "udpm.data.fill:Journal.add", "calls == 0")
     first = tiny.start(*given, program=held.program)
     held.wait(first)
     second = tiny.udpm(*given, check=False)
@@ -766,6 +767,6 @@ def test_of_two_preparations_at_once_the_second_says_so(large, tmp_path):
 
 
 def test_workers_import_neither_torch_nor_scikit_learn():
-    code = "import sys, udpm.data.fill, udpm.data.folder, udpm.data.cifar\n"
+    code = "import sys, udpm.data.fill, udpm.data.open, udpm.data.cifar\n"
     code += "sys.exit(sorted({'torch', 'sklearn'} & set(sys.modules)) or 0)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tiny.ROOT)

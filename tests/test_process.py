@@ -7,11 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udpm.process.chain import noise_sides, sample
-from udpm.process.forward import marginal, step
-from udpm.process.operator import adjoint, downsample, project
-from udpm.process.posterior import posterior
-from udpm.process.schedule import Schedule
+from udpm.diffusion.forward import adjoint, downsample, marginal, project, step
+from udpm.diffusion.posterior import posterior
+from udpm.diffusion.sampler import noise_sides, sample
+from udpm.diffusion.schedule import Schedule
 
 PAPER = Schedule((0.5, 0.2, 1e-3), (0.1, 0.2, 0.3))
 

@@ -10,9 +10,9 @@ import torch
 from udpm.cli import main
 from udpm.config import Experiment, ModelConfig
 from udpm.config.load import load_dataset, load_experiment, resolve_run, validate
-from udpm.config.published import FLAGS, flag_table, parse_command, read_flags, to_experiment
 from udpm.core.errors import UserError
-from udpm.networks.move import describe
+from udpm.interop.convert import describe
+from udpm.interop.flags import FLAGS, flag_table, parse_command, read_flags, to_experiment
 
 README = {
     "sample cifar10": (

@@ -12,11 +12,11 @@ from udpm.core import reading
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
 from udpm.core.reading import parse_json, read_json, read_json_lines, read_text
-from udpm.data.journal import Journal
-from udpm.training.attempts import failed_alike, one_was_killed
+from udpm.data.fill import Journal
+from udpm.runs.attempts import failed_alike, one_was_killed
+from udpm.runs.lock import read_owner
 from udpm.training.checkpoint import checkpoints
 from udpm.training.metrics import Metrics
-from udpm.training.owner import read_owner
 
 
 def special(folder):

@@ -6,7 +6,7 @@ import torch
 
 from udpm.config import RunConfig
 from udpm.config.load import validate
-from udpm.core import runtime
+from udpm.core import devices
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.training import trainer as training
 from udpm.training.graphs import recorder_for
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    runtime.configure("cpu", 1)
+    devices.configure("cpu", 1)
 
 
 class Recorder:
@@ -169,7 +169,7 @@ def test_seeds_are_set_only_where_something_drops_out(levels, monkeypatch, chang
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_graphs_on_a_gpu_train_as_eager_kernels_do(levels, precision):
-    device, found = runtime.configure("cuda", 1), []
+    device, found = devices.configure("cuda", 1), []
     changes = {"training__device": "cuda", "training__precision": precision, "training__workers": 2} | R1
     for graphs in (False, True):
         config = tiny.run_config(**changes, training__cuda_graphs=graphs, generator__dropout=0.1)

@@ -10,12 +10,12 @@ from PIL import Image
 
 from udpm.config import Sampling, to_json
 from udpm.core.errors import UserError
-from udpm.reporting.curves import draw_curves, read_metrics
-from udpm.reporting.pictures import draw_chain, draw_samples
-from udpm.reporting.schedule import draw_run_schedule
-from udpm.reporting.style import LARGEST
-from udpm.reporting.tables import write_table
-from udpm.sampling.run import draw_samples as sample
+from udpm.report.figures.curves import draw_curves, read_metrics
+from udpm.report.figures.samples import draw_chain, draw_samples
+from udpm.report.figures.schedule import draw_run_schedule
+from udpm.report.figures.style import LARGEST
+from udpm.report.scores import write_table
+from udpm.sampling.generate import draw_samples as sample
 
 
 def score(kind="samples", value=12.345, extractor="a" * 64, experiment="digits_x", **metrics):

@@ -9,18 +9,18 @@ import torch
 
 import udpm
 from udpm.config import Sampling
-from udpm.core import runtime
+from udpm.core import devices
 from udpm.core.errors import UserError
-from udpm.data.samples import load_samples, save_samples
+from udpm.core.transfer import to_bytes
 from udpm.networks.weights import load_model
-from udpm.process.images import to_bytes
-from udpm.sampling.run import draw_samples
+from udpm.sampling.generate import draw_samples
+from udpm.sampling.sample_set import load_samples, save_samples
 from udpm.sampling.sampler import Sampler
 
 
 @pytest.fixture(scope="module")
 def model(trained):
-    runtime.configure("cpu", 1)
+    devices.configure("cpu", 1)
     return load_model(trained / "weights.safetensors", "raw")
 
 

@@ -9,27 +9,27 @@ import tiny
 import torch
 from PIL import Image
 
-from udpm.core import runtime
+from udpm.core import devices
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
-from udpm.data import export
-from udpm.data.arrays import load_arrays
-from udpm.data.samples import load_samples, save_samples
+from udpm.core.transfer import to_bytes
+from udpm.data.npz import load_arrays
+from udpm.diffusion.forward import adjoint
+from udpm.diffusion.latent import seeded
+from udpm.diffusion.posterior import posterior
+from udpm.diffusion.schedule import Schedule
 from udpm.networks.build import build_generator
 from udpm.networks.layers import NO_LABEL
 from udpm.networks.weights import load_model, save_weights
-from udpm.process.images import to_bytes
-from udpm.process.latent import seeded
-from udpm.process.operator import adjoint
-from udpm.process.posterior import posterior
-from udpm.process.schedule import Schedule
+from udpm.sampling import export
+from udpm.sampling.sample_set import load_samples, save_samples
 from udpm.sampling.sampler import Sampler
 
 
 @pytest.fixture(scope="module")
 def guidable(tmp_path_factory):
     """Weights of a model with label dropout: random, and its last layers not near zero, so that labels show."""
-    runtime.configure("cpu", 1)
+    devices.configure("cpu", 1)
     config = tiny.run_config(generator__label_dropout=0.1).model
     torch.manual_seed(0)
     generator = build_generator(config)

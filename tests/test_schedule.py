@@ -12,12 +12,11 @@ import torch
 
 from udpm.cli import main
 from udpm.core.errors import UserError
-from udpm.data.moments import mean_square
 from udpm.data.store import open_store
-from udpm.process.operator import downsample
-from udpm.process.prior import divergence_bound, prior_variance
-from udpm.process.schedule import Schedule
-from udpm.reporting.schedule import HEADINGS, schedule_table
+from udpm.data.summary import mean_square
+from udpm.diffusion.forward import downsample
+from udpm.diffusion.schedule import Schedule, divergence_bound, prior_variance
+from udpm.report.figures.schedule import HEADINGS, schedule_table
 
 PAPER = Schedule((0.5, 0.2, 1e-3), (0.1, 0.2, 0.3))
 TYPED = "--alphas 0.5,0.2,1e-3 --sigmas 0.1,0.2,0.3"
@@ -190,8 +189,7 @@ def test_bad_input(case, capsys, tmp_path, digits):
 
 
 def test_reporting_imports_no_torch():
-    code = (
-        "import sys, udpm.reporting.schedule, udpm.reporting.cost, udpm.data.moments; sys.exit('torch' in sys.modules)"
-    )
+    modules = "udpm.report.figures.schedule, udpm.report.cost, udpm.data.summary"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 from prdc import compute_prdc
 
 from udpm.config import Scoring
-from udpm.core import runtime, vision
+from udpm.core import devices
+from udpm.core import transfer as vision
 from udpm.core.errors import UserError
-from udpm.data.samples import SampleSet
 from udpm.data.store import open_store
-from udpm.scoring import score as scores
-from udpm.scoring.classifier import train_classifier
-from udpm.scoring.extractor import load_extractor
-from udpm.scoring.frechet import frechet_distance, statistics
-from udpm.scoring.neighbours import nearest_distances, precision_recall
-from udpm.scoring.reference import load_reference, write_reference
+from udpm.metrics import score as scores
+from udpm.metrics.classifier import train_classifier
+from udpm.metrics.distances import frechet_distance, statistics
+from udpm.metrics.extractor import load_extractor
+from udpm.metrics.precision_recall import nearest_distances, precision_recall
+from udpm.metrics.reference import load_reference, write_reference
+from udpm.sampling.sample_set import SampleSet
 
 CPU = torch.device("cpu")
 
@@ -88,7 +89,7 @@ def test_nearest_distances_by_brute_force():
 @pytest.fixture(scope="module")
 def stage(digits, tmp_path_factory):
     """The digits with their classifier and reference."""
-    runtime.configure("cpu", 1)
+    devices.configure("cpu", 1)
     folder, store = tmp_path_factory.mktemp("scoring"), open_store(digits / "dataset")
     train_classifier(store, 0, folder / "digits.pt")
     extractor = load_extractor(folder / "digits.pt", CPU)

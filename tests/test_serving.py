@@ -10,18 +10,16 @@ import torch
 
 from udpm.config import Experiment, Sampling
 from udpm.config.load import validate
-from udpm.config.yaml_file import read_yaml
-from udpm.core import runtime
-from udpm.core.ahead import ahead, one_behind
+from udpm.config.validation import read_yaml
+from udpm.core import devices
 from udpm.core.errors import UserError
-from udpm.data import export
-from udpm.data.samples import load_samples, save_samples
-from udpm.networks.compiling import compiled
-from udpm.networks.graphs import Graphs
-from udpm.networks.serving import serve
+from udpm.core.progress import ahead, one_behind
+from udpm.diffusion.schedule import Schedule
+from udpm.networks.inference import Graphs, compiled, serve
 from udpm.networks.unet import UNet, UNetShape
 from udpm.networks.weights import load_model
-from udpm.process.schedule import Schedule
+from udpm.sampling import export
+from udpm.sampling.sample_set import load_samples, save_samples
 from udpm.sampling.sampler import Sampler
 from udpm.training.objective import level_terms
 from udpm.training.trainer import Trainer
@@ -31,7 +29,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    runtime.configure("cpu", 1)
+    devices.configure("cpu", 1)
 
 
 def network(**changes):
@@ -112,7 +110,7 @@ def test_one_way_of_calling():
 
 @pytest.mark.gpu
 def test_a_graph_draws_the_eager_kernels_images(trained):
-    device = runtime.configure("cuda", 1)
+    device = devices.configure("cuda", 1)
     drawn = [
         Sampler(load_model(trained / "weights.safetensors", device=device), batch=4, graphs=graphs).sample(10)
         for graphs in (False, True)
@@ -122,7 +120,7 @@ def test_a_graph_draws_the_eager_kernels_images(trained):
 
 @pytest.mark.gpu
 def test_training_does_not_wait_for_the_gpu(levels):
-    device = runtime.configure("cuda", 1)
+    device = devices.configure("cuda", 1)
     run = Trainer(tiny.run_config(training__device="cuda"), levels, device)
     run.iterate()
     torch.cuda.set_sync_debug_mode("error")
@@ -218,7 +216,7 @@ def test_images_are_those_of_the_chains(trained):
 
 def test_the_record_says_what_was_compiled(trained, tmp_path, monkeypatch):
     # Compiling takes a minute, and what is recorded does not depend on it.
-    monkeypatch.setattr("udpm.networks.serving.compiled", lambda function, key, **options: function)
+    monkeypatch.setattr("udpm.networks.inference.compiled", lambda function, key, **options: function)
     for name, way in (("a", "--cuda-graphs"), ("b", "--compile")):
         assert tiny.call("sample", trained / "weights.safetensors", "--count", 2, way, "--threads", 1,
                          "--output", tmp_path / f"{name}.npz") == 0  # fmt: skip

@@ -14,13 +14,13 @@ import yaml
 from PIL import Image
 
 from udpm.config import to_json
-from udpm.data.samples import save_samples
 from udpm.data.store import open_store
-from udpm.process.forward import step
-from udpm.process.latent import seeded
-from udpm.process.schedule import Schedule
-from udpm.reporting.strip import ROWS
-from udpm.reporting.style import LARGEST
+from udpm.diffusion.forward import step
+from udpm.diffusion.latent import seeded
+from udpm.diffusion.schedule import Schedule
+from udpm.report.figures.style import LARGEST
+from udpm.report.sweep.strip import ROWS
+from udpm.sampling.sample_set import save_samples
 
 SUFFIXES = (".svg", ".png", ".csv")
 TABLES = (".csv", ".md", ".tex", ".html")

@@ -16,7 +16,7 @@ from udpm.config import load_experiment, load_sweep, names_in, resolve_run, to_j
 from udpm.config.points import run_folder
 from udpm.core.errors import UserError
 from udpm.core.kinds import EXPERIMENT
-from udpm.reporting.sweep_ranking import best_experiment, draw_heat_map, read_results, render_ranking
+from udpm.report.sweep.ranking import best_experiment, draw_heat_map, read_results, render_ranking
 
 BIN = Path(sys.executable).parent
 SWEEPS = names_in(ROOT / "config/sweeps")

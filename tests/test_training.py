@@ -7,10 +7,10 @@ import pytest
 import tiny
 import torch
 
-from udpm.core import runtime
+from udpm.core import devices
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.networks.weights import load_model
-from udpm.training.attempts import FILE
+from udpm.runs.attempts import FILE
 from udpm.training.checkpoint import checkpoints
 from udpm.training.loop import train
 from udpm.training.trainer import Trainer
@@ -55,7 +55,7 @@ def test_dropout_resumes_exactly(levels, tmp_path):
 
 
 def test_the_average_is_the_configured_one(levels):
-    runtime.configure("cpu", 1)
+    devices.configure("cpu", 1)
     config = tiny.run_config(training__ema_decay=0.9, training__warmup=0)
     trainer = Trainer(config, levels, torch.device("cpu"))
     expected = trainer.state.generator.head.weight.detach().clone()

@@ -11,15 +11,15 @@ from torch import nn
 
 from udpm.config import Experiment
 from udpm.config.load import validate
-from udpm.config.yaml_file import read_yaml
-from udpm.core import runtime
+from udpm.config.validation import read_yaml
+from udpm.core import devices
 from udpm.core.errors import StoppedEarly, UserError
-from udpm.data.samples import load_samples
+from udpm.diffusion.schedule import Schedule
 from udpm.networks.discriminator import batch_deviation
 from udpm.networks.layers import NO_LABEL, one_hot
 from udpm.networks.unet import UNet, UNetShape
 from udpm.networks.weights import load_model
-from udpm.process.schedule import Schedule
+from udpm.sampling.sample_set import load_samples
 from udpm.training.loop import train
 from udpm.training.noise import draw_noise
 from udpm.training.objective import Draw, discriminator_losses, generator_losses, level_terms
@@ -39,7 +39,7 @@ FAMILIES = {
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    runtime.configure("cpu", 1)
+    devices.configure("cpu", 1)
 
 
 def trainer(levels, **changes):

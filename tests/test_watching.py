@@ -17,11 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.progress import duration
 from udpm.networks.build import build_generator
-from udpm.networks.cost import multiply_adds
+from udpm.networks.flops import multiply_adds
 from udpm.networks.unet import UNet
-from udpm.reporting import dryrun
-from udpm.reporting.status import QUIET_AT_FIRST
-from udpm.training import owner as owners
+from udpm.report import dryrun
+from udpm.runs import lock as owners
+from udpm.runs.status import QUIET_AT_FIRST
 from udpm.training.loop import train
 from udpm.training.needs import _Counter, count_arithmetic, count_needs, milestone_needs
 from udpm.training.previews import COLUMNS, draw_preview, preview_labels, preview_path

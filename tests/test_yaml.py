@@ -8,7 +8,7 @@ import tiny
 
 from udpm.config import load_study
 from udpm.config.load import load_experiment
-from udpm.config.yaml_file import read_yaml
+from udpm.config.validation import read_yaml
 from udpm.core.errors import UserError
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -10,11 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from udpm.core.digests import Digests, append
 from udpm.core.errors import UserError
 from udpm.core.files import write_text
+from udpm.core.provenance import Digests, append
 from udpm.core.reading import read_json
-from udpm.training.claim import INCIDENTAL
+from udpm.runs.config_guard import INCIDENTAL
 
 FOLDER = "content"
 """Of the records, in the folder of results: they go with it wherever it is copied."""

@@ -22,7 +22,7 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 from states import States, print_note
 
-from udpm.training.attempts import failed_alike
+from udpm.runs.attempts import failed_alike
 
 DOWN = re.compile(
     r"unable to contact slurm|connection (refused|timed out|reset)|(socket|message) timed out|connect failure"

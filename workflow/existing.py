@@ -14,9 +14,8 @@ from plan import CONFIG, Plan, one_line
 from udpm.config import DatasetConfig, RunConfig, place_of, to_json
 from udpm.core.errors import UserError
 from udpm.core.reading import read_json
-from udpm.training.claim import claim, claim_import, prepared_otherwise
-from udpm.training.finished import WEIGHTS, has_checkpoint, is_finished, read_completion
-from udpm.training.records import COMPLETE, read_complete
+from udpm.runs.config_guard import claim, claim_import, prepared_otherwise
+from udpm.runs.records import COMPLETE, WEIGHTS, has_checkpoint, is_finished, read_complete, read_completion
 
 INVENTORY = "source.jsonl"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from udpm.config import ClusterConfig
 from udpm.config.resources import JobResources
-from udpm.training.attempts import one_was_killed
+from udpm.runs.attempts import one_was_killed
 
 MEGABYTES = 1000
 SECTIONS = {

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from udpm.config import DatasetConfig
-from udpm.config.base import Record, SplitRanges
 from udpm.config.dataset import OWN_CLASSES
-from udpm.config.validation import validate
+from udpm.config.validation import Record, SplitRanges, validate
 from udpm.core.errors import UserError
-from udpm.core.paths import expanded
+from udpm.core.files import expanded
 from udpm.core.reading import read_json
-from udpm.training.claim import prepared_otherwise
+from udpm.runs.config_guard import prepared_otherwise
 
 
 class Prepared(Record):
@@ -55,7 +54,7 @@ def look_at(config: DatasetConfig, folder: Path) -> Known:
         return Known("test" in record.get("splits", {}), record.get("class_names") or [])
     if not is_there:
         return Known(bool(config.holdout or config.expected_test_count) or None, [])
-    from udpm.data.sources import open_source
+    from udpm.data.open import open_source
 
     source = open_source(config)
     return Known("test" in source.splits, source.class_names)

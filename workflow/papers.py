@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from arguments import Arguments
 
-from udpm.config.results import RUNTIME, SETUPS, load_published, published_names, table_names
+from udpm.config.published_scores import RUNTIME, SETUPS, load_published, published_names, table_names
 from udpm.core.errors import UserError
 
 if TYPE_CHECKING:

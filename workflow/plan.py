@@ -30,10 +30,10 @@ from udpm.config import (
     to_json,
 )
 from udpm.core.classes import class_number
+from udpm.core.download import INCEPTION
 from udpm.core.errors import EXIT_USER_ERROR, UserError
-from udpm.core.published import INCEPTION
-from udpm.training.claim import INCIDENTAL, differences, incidental
-from udpm.training.records import COMPLETE, read_complete
+from udpm.runs.config_guard import INCIDENTAL, differences, incidental
+from udpm.runs.records import COMPLETE, read_complete
 
 CONFIG = "config"
 RUN_FIGURES = ("samples", "chain", "neighbours", "curves")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from udpm.config import Experiment, load_sweep
 from udpm.core.errors import UserError
-from udpm.reporting.points import point_standings, summary
+from udpm.report.sweep.plan import point_standings, summary
 
 
 class SweepPlan:

@@ -16,9 +16,9 @@ import torch
 
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.subjects import Digits, prepare_digits
-from udpm.core import runtime
+from udpm.bench.measure import ceilings
+from udpm.core import devices
 from udpm.core.errors import first_line
-from udpm.core.measure import ceilings
 
 THREADS = 8
 """CPU threads on a machine with a GPU; there, what the CPU computes is only what the GPU is compared with."""
@@ -50,7 +50,7 @@ class Session:
         torch.backends.cudnn.deterministic = False
         if self.on_gpu:
             torch.cuda.set_sync_debug_mode("default")
-        return runtime.configure("cuda" if self.on_gpu else "cpu", THREADS if self.on_gpu else 1, tf32=tf32)
+        return devices.configure("cuda" if self.on_gpu else "cpu", THREADS if self.on_gpu else 1, tf32=tf32)
 
     def clean_up(self) -> None:
         """Free what a check left behind."""

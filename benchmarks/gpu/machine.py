@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.checks import GPU, Check, Session, expect
-from udpm.core import runtime
+from udpm.core import devices
 
 
 def describe_machine(device: str) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def _usable(session: Session) -> str:
     """A product, a convolution and a copy back."""
     value = torch.ones(64, 64, device=session.device)
     total = torch.nn.functional.conv2d((value @ value)[None, None], torch.ones(1, 1, 3, 3, device=session.device))
-    return expect(total.sum().item() == 62 * 62 * 9 * 64, runtime.describe(session.device))
+    return expect(total.sum().item() == 62 * 62 * 9 * 64, devices.describe(session.device))
 
 
 CHECKS = [

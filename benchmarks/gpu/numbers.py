@@ -10,14 +10,14 @@ import torch
 
 from benchmarks.gpu.checks import Check, Session, expect
 from benchmarks.gpu.subjects import difference, small_run, wake
-from udpm.core import runtime
+from udpm.core import devices
+from udpm.diffusion.forward import adjoint, downsample, project
+from udpm.diffusion.posterior import posterior
+from udpm.diffusion.sampler import noise_sides, sample
+from udpm.diffusion.schedule import Schedule
 from udpm.networks.build import build_discriminator
-from udpm.networks.serving import Precision, serve
+from udpm.networks.inference import Precision, serve
 from udpm.networks.unet import UNet, UNetShape
-from udpm.process.chain import noise_sides, sample
-from udpm.process.operator import adjoint, downsample, project
-from udpm.process.posterior import posterior
-from udpm.process.schedule import Schedule
 
 FAMILIES = ("ncsnpp", "ddpmpp", "adm")
 SIDES = (16, 8, 4)
@@ -41,7 +41,7 @@ def _switch(session: Session) -> str:
     errors = []
     for tf32 in (False, True):
         device = session.set_up(tf32=tf32)
-        expect(runtime.uses_tf32(device) == (tf32 and session.on_gpu), "the switch does not switch")
+        expect(devices.uses_tf32(device) == (tf32 and session.on_gpu), "the switch does not switch")
         errors.append(difference(one.to(device) @ other.to(device), exact))
     expect(errors[0] < TF32_FROM, f"products of float32 differ by {errors[0]:.1e}")
     return f"float32 products are off by {errors[0]:.1e}, with TF32 by {errors[1]:.1e}"

@@ -15,10 +15,10 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.gpu.checks import Check, Session
 from benchmarks.gpu.speed import measured_run
 from benchmarks.gpu.subjects import awake_model
-from udpm.core.measure import now
-from udpm.networks.serving import Precision
+from udpm.bench.measure import now
+from udpm.bench.training import Images
+from udpm.networks.inference import Precision
 from udpm.sampling.sampler import Sampler
-from udpm.training.benchmark import Images
 from udpm.training.trainer import Trainer
 
 CALLS, WARM = 3, 4

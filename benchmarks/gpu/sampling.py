@@ -12,10 +12,9 @@ import torch
 
 from benchmarks.gpu.checks import Check, Session, expect
 from benchmarks.gpu.subjects import awake_model, difference, small_run
-from udpm.networks.graphs import Graphs, Recording
-from udpm.networks.serving import Precision
+from udpm.networks.inference import Graphs, Precision, Recording
 from udpm.networks.weights import Model
-from udpm.sampling.run import shard_numbers
+from udpm.sampling.generate import shard_numbers
 from udpm.sampling.sampler import Sampler
 
 BATCH, COUNT = 8, 44

@@ -12,16 +12,16 @@ import torch
 
 from benchmarks.gpu.checks import Check, Session
 from benchmarks.gpu.subjects import awake_model, experiment, random_data, small_run
+from udpm.bench.measure import repeated
+from udpm.bench.record import Work, row
+from udpm.bench.training import Images, bench_training, for_speed
 from udpm.config import RunConfig
-from udpm.core.measure import repeated
-from udpm.core.speed import Work, row
-from udpm.networks.cost import count_cost
-from udpm.networks.serving import Precision, serve
+from udpm.diffusion.sampler import noise_sides, sample
+from udpm.diffusion.schedule import Schedule
+from udpm.networks.flops import count_cost
+from udpm.networks.inference import Precision, serve
 from udpm.networks.weights import Model
-from udpm.process.chain import noise_sides, sample
-from udpm.process.schedule import Schedule
 from udpm.sampling.sampler import Sampler
-from udpm.training.benchmark import Images, bench_training, for_speed
 from udpm.training.plain import SwitchedTrainer, TrainingGains
 from udpm.training.trainer import Trainer
 

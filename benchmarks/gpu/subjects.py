@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from udpm.bench.data import random_levels
 from udpm.config import RunConfig
 from udpm.config.load import resolve_run, validate
-from udpm.data.cache import Levels, write_cache
-from udpm.data.feeding import random_levels
+from udpm.data.levels import Levels, write_cache
 from udpm.data.prepare import prepare
 from udpm.networks.build import build_generator
 from udpm.networks.weights import Model

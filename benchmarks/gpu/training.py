@@ -15,7 +15,7 @@ from udpm.cli import main
 from udpm.config import RunConfig
 from udpm.config.load import to_json
 from udpm.core.errors import EXIT_USER_ERROR
-from udpm.data.cache import Levels
+from udpm.data.levels import Levels
 from udpm.training.trainer import Trainer
 
 FAMILIES = ("ncsnpp", "ddpmpp", "adm")

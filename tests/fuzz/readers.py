@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from fuzz import mutate
-from udpm.cli import info
+from udpm.bench.record import read_record
+from udpm.cli import inspect as info
 from udpm.config import (
     DatasetConfig,
     Latents,
@@ -29,45 +30,42 @@ from udpm.config import (
     to_json,
 )
 from udpm.config.load import read_resolved, resolve_run, validate
-from udpm.config.published import parse_command, read_flags, to_experiment
-from udpm.config.results import load_published, load_runtime
-from udpm.config.yaml_file import read_yaml
-from udpm.core import runtime
-from udpm.core.arrays import SEAL
+from udpm.config.published_scores import load_published, load_runtime
+from udpm.config.validation import read_yaml
+from udpm.core import devices
+from udpm.core.arrays import SEAL, read_header
 from udpm.core.files import sha256
-from udpm.core.speed import read_record
-from udpm.core.tensors import read_header
-from udpm.data.arrays import load_arrays
-from udpm.data.cache import open_levels, write_cache
 from udpm.data.cifar import Batches
-from udpm.data.images import open_images
-from udpm.data.journal import Journal
-from udpm.data.picture import Recipe, Refused, fit, quiet_decoders, to_rgb
+from udpm.data.decode import Recipe, Refused, fit, quiet_decoders, to_rgb
+from udpm.data.external import open_images
+from udpm.data.fill import Journal
+from udpm.data.levels import open_levels, write_cache
+from udpm.data.npz import load_arrays
+from udpm.data.open import open_source
 from udpm.data.prepare import prepare
-from udpm.data.samples import join_shards, load_samples
-from udpm.data.sources import open_source
 from udpm.data.store import open_store
-from udpm.networks.importer import read_weights
+from udpm.diffusion.schedule import Schedule
+from udpm.interop.checkpoint import read_weights
+from udpm.interop.flags import parse_command, read_flags, to_experiment
+from udpm.metrics import features, reference, selection
+from udpm.metrics.extractor import load_extractor
 from udpm.networks.weights import load_model
-from udpm.process.schedule import Schedule
-from udpm.reporting import tables
-from udpm.reporting.card import model_card
-from udpm.reporting.curves import read_metrics
-from udpm.reporting.latents import draw_latents
-from udpm.reporting.pictures import draw_chain
-from udpm.reporting.selection import milestone_table
-from udpm.reporting.selection import write_table as write_milestones
-from udpm.reporting.status import read_standing, standings_json
+from udpm.report import scores as tables
+from udpm.report.card import model_card
+from udpm.report.figures.curves import milestone_table, read_metrics
+from udpm.report.figures.curves import write_table as write_milestones
+from udpm.report.figures.latents import draw_latents
+from udpm.report.figures.samples import draw_chain
+from udpm.runs.attempts import failed_alike, one_was_killed
+from udpm.runs.lock import read_owner
+from udpm.runs.status import read_standing, standings_json
+from udpm.sampling.generate import draw_samples
 from udpm.sampling.latents import explore_latents
-from udpm.sampling.noise import stored
-from udpm.sampling.run import draw_samples
-from udpm.scoring import features, reference, selection
-from udpm.scoring.extractor import load_extractor
-from udpm.training.attempts import failed_alike, one_was_killed
+from udpm.sampling.sample_set import join_shards, load_samples
+from udpm.sampling.sampler import stored
 from udpm.training.checkpoint import checkpoints, resume
 from udpm.training.loop import train
 from udpm.training.metrics import Metrics
-from udpm.training.owner import read_owner
 from udpm.training.state import State
 
 KEPT = 500
@@ -96,7 +94,7 @@ class Reader:
 
 def make_inputs(folder):
     """Valid files of every kind, all below one folder."""
-    runtime.configure("cpu", 1)
+    devices.configure("cpu", 1)
     shutil.copytree(tiny.ROOT / "config", folder / "config")
     prepare(tiny.run_config().dataset, folder / "dataset")
     write_cache(folder / "dataset", folder / "cache")

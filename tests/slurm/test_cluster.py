@@ -13,7 +13,7 @@ from conftest import PATIENCE, rules_of, until
 from tiny import ROOT, TORCHRUN, udpm
 
 from udpm.core.files import sha256
-from udpm.data.samples import load_samples
+from udpm.sampling.sample_set import load_samples
 
 # One draws its samples in one job, the other in several.
 ONE_NODE = """\

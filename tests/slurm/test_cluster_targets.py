@@ -8,7 +8,7 @@ import pandas as pd
 from conftest import rules_of
 
 from udpm.config import load_experiment, load_sweep
-from udpm.config.results import table_names
+from udpm.config.published_scores import table_names
 
 IMAGE = ("png", "svg", "csv")
 TABLE = ("csv", "md", "tex", "html")

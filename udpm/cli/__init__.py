@@ -1,6 +1,6 @@
-"""Command lines: one module per verb, imported when it is called; options in, one call, exit code out.
+"""Command lines: options in, one call, exit code out.
 
-Every verb's module defines a click command named `command`.
+A verb's module is imported when the verb is called; it defines the command as VERB_command.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from pathlib import Path
 import click
 
 from udpm import __version__
-from udpm.cli.groups import Group
-from udpm.cli.options import OutputFile
+from udpm.cli.options import Group, OutputFile
 from udpm.core import kinds
-from udpm.core.caches import keep_private
-from udpm.core.device_errors import as_user_errors
+from udpm.core.devices import as_user_errors
 from udpm.core.errors import EXIT_STOPPED_EARLY, EXIT_USER_ERROR, StoppedEarly, UserError, first_line
 from udpm.core.identify import what_is, with_kind
+from udpm.core.processes import keep_private
 
 WRONG_CHOICE = re.compile(r"'([^']*)' is not one of")
 WRONG_PLACE = re.compile(r"(?:File|Directory|Path) '(.*)' is a (directory|file)")
@@ -65,6 +64,18 @@ VERBS = {
 }
 
 
+MODULES = {
+    "config": ("resolve", "schema", "import"),
+    "data": ("fetch", "prepare", "cache"),
+    "train": ("train", "status", "clean"),
+    "sample": ("sample", "join", "export", "latents"),
+    "score": ("extractor", "reference", "score", "select"),
+    "report": ("table", "paper", "summary", "card", "figure"),
+    "inspect": ("schedule", "cost", "info"),
+}
+"""The verbs of each module; the others have a module of their own name."""
+
+
 class _Verbs(Group):
     """Loads a verb's module when it is called."""
 
@@ -74,7 +85,8 @@ class _Verbs(Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in VERBS:
             return None
-        return importlib.import_module(f"udpm.cli.{name}").command
+        module = next((module for module, verbs in MODULES.items() if name in verbs), name)
+        return getattr(importlib.import_module(f"udpm.cli.{module}"), f"{name}_command")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

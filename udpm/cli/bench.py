@@ -34,11 +34,11 @@ OUTPUT = click.option("--output", type=OutputFile(kinds.BENCH), help="Also write
 
 
 @click.group(cls=Verbs)
-def command() -> None:
+def bench_command() -> None:
     """Measure speed on this machine."""
 
 
-@command.command(epilog="Example: udpm bench data resources/ffhq.zip --side 64")
+@bench_command.command(epilog="Example: udpm bench data resources/ffhq.zip --side 64")
 @click.argument("images", type=ANY, required=False)
 @click.option("--side", type=click.Choice(SIDES), default="32", show_default=True, help="Side of the prepared images.")
 @click.option("--workers", type=Whole(1, 1024), help="Processes that decode and resize; default: one for each core.")
@@ -63,13 +63,19 @@ def data(
 
     IMAGES is a folder of images or a .zip of one; without it only the feeding is measured. Nothing is kept.
     """
-    from udpm.core import runtime
-    from udpm.core.measure import ceilings
-    from udpm.core.speed import record
-    from udpm.data.benchmark import bench_preparation, open_for_bench, preparation_lines
-    from udpm.data.feeding import IMAGES, bench_feeding, feeding_lines
+    from udpm.bench.data import (
+        IMAGES,
+        bench_feeding,
+        bench_preparation,
+        feeding_lines,
+        open_for_bench,
+        preparation_lines,
+    )
+    from udpm.bench.measure import ceilings
+    from udpm.bench.record import record
+    from udpm.core import devices
 
-    where = runtime.configure(device, threads)
+    where = devices.configure(device, threads)
     # First what can be wrong: the ceilings take seconds to measure.
     opened = None if images is None else open_for_bench(str(images), int(side))
     best, found = ceilings(where), {}
@@ -81,7 +87,7 @@ def data(
     _tell(told, lambda record: [*prepared(record), *feeding_lines(record)], as_json, output)
 
 
-@command.command(
+@bench_command.command(
     epilog="Example: udpm bench train results/configs/digits/seed0.json --dataset results/datasets/digits "
     "--cache results/caches/digits"
 )
@@ -119,9 +125,9 @@ def train(
     float32 with a DataLoader, FFT, average and Adam updated parameter by parameter and losses read in every step; both
     are measured in turn. LPIPS has random weights where images are random. Nothing is kept.
     """
+    from udpm.bench.record import comparison_lines
+    from udpm.bench.training import Images, bench_training, for_speed, training_lines
     from udpm.config import RunConfig, read_resolved
-    from udpm.core.speed import comparison_lines
-    from udpm.training.benchmark import Images, bench_training, for_speed, training_lines
     from udpm.training.comparison import compare_training
 
     if (dataset is None) != (cache is None):
@@ -137,7 +143,9 @@ def train(
         _tell(bench_training(resolved, opened, iterations), training_lines, as_json, output)
 
 
-@command.command(epilog="Example: udpm bench score results/configs/digits/scoring.json --extractor x.pt --side 32")
+@bench_command.command(
+    epilog="Example: udpm bench score results/configs/digits/scoring.json --extractor x.pt --side 32"
+)
 @click.argument("config", type=FILE)
 @click.option("--extractor", type=FILE, help="TorchScript file, a program that is run; default: the configuration's.")
 @click.option("--side", type=Whole(1), default=32, show_default=True, help="Side of the images.")
@@ -148,18 +156,18 @@ def score(config: Path, extractor: Path | None, side: int, as_json: bool, output
 
     CONFIG is a resolved scoring section (udpm resolve --part scoring). Nothing is kept.
     """
+    from udpm.bench.scoring import bench_extractor, scoring_lines
     from udpm.config import Scoring, read_resolved
-    from udpm.core import runtime
-    from udpm.scoring.benchmark import bench_extractor, scoring_lines
-    from udpm.scoring.extractor import extractor_files, open_extractor
+    from udpm.core import devices
+    from udpm.metrics.extractor import extractor_files, open_extractor
 
     scoring = read_resolved(Scoring, config)
     check(extractor_files(scoring))
-    network = open_extractor(scoring, extractor, runtime.configure(scoring.device, scoring.threads))
+    network = open_extractor(scoring, extractor, devices.configure(scoring.device, scoring.threads))
     _tell(bench_extractor(network, side, scoring.batch), scoring_lines, as_json, output)
 
 
-@command.command(epilog="Example: udpm bench sample cifar10 --output results/speed/cifar10.json")
+@bench_command.command(epilog="Example: udpm bench sample cifar10 --output results/speed/cifar10.json")
 @click.argument("experiment")
 @click.option("--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration.")
 @click.option(
@@ -200,15 +208,15 @@ def sample(
     are needed. With --baseline instead: how much faster a batch is drawn, from a seed to bytes, than in float32 with an
     FFT and contiguous weights; both are measured in turn.
     """
+    from udpm.bench.record import comparison_lines
+    from udpm.bench.sampling import bench_sampling, compare_sampling, sampling_lines
     from udpm.config import load_experiment, resolve_run
-    from udpm.core import runtime
-    from udpm.core.speed import comparison_lines
-    from udpm.sampling.benchmark import bench_sampling, compare_sampling, sampling_lines
+    from udpm.core import devices
 
     _check(baseline, {"--gains": gains, "--memory": memory, "--compile": compiles})
     settings = load_experiment(experiment, config)
     how = settings.sampling
-    where = runtime.configure(device or how.device, threads or how.threads, tf32=how.tf32)
+    where = devices.configure(device or how.device, threads or how.threads, tf32=how.tf32)
     batch = batch or (how.batch if where.type == "cuda" else min(16, how.batch))
     run = resolve_run(experiment, settings.seeds[0], config)
     if baseline:
@@ -218,11 +226,11 @@ def sample(
         _tell(bench_sampling(run, where, batch, seconds), sampling_lines, as_json, output)
 
 
-@command.command(epilog="Example: udpm bench table results/speed/cifar10.json")
+@bench_command.command(epilog="Example: udpm bench table results/speed/cifar10.json")
 @click.argument("records", nargs=-1, required=True, type=FILE, metavar="RECORD...")
 def table(records: tuple[Path, ...]) -> None:
     """Print records of benchmarks (--output) as markdown."""
-    from udpm.reporting.speed import render_speeds
+    from udpm.report.benchmarks import render_speeds
 
     click.echo(render_speeds(records), nl=False)
 

@@ -1,4 +1,4 @@
-"""``udpm score``."""
+"""``udpm extractor``, ``reference``, ``score`` and ``select``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,107 @@ from typing import Any
 
 import click
 
-from udpm.cli.options import ANY, FILE, FOLDER, MOST_IMAGES, OutputFile, OutputFolder, Verb, Whole, check
+from udpm.cli.options import ANY, FILE, FOLDER, MOST_IMAGES, OutputFile, OutputFolder, OutputStem, Verb, Whole, check
 from udpm.core import kinds
+
+
+@click.command(cls=Verb, epilog="Example: udpm extractor results/datasets/digits --output results/extractors/digits.pt")
+@click.argument("dataset", type=FOLDER)
+@click.option(
+    "--output",
+    type=OutputFile(kinds.EXTRACTOR, sides={".json": kinds.EXTRACTOR_RECORD}),
+    required=True,
+    help="TorchScript file; its record goes beside it, .json.",
+)
+@click.option("--seed", type=Whole(0, 2**63 - 1), default=0, show_default=True, help="Seed of the training.")
+@click.option("--threads", type=Whole(1, 1024), default=2, show_default=True, help="CPU threads.")
+def extractor_command(dataset: Path, output: Path, seed: int, threads: int) -> None:
+    """Train the small classifier whose features score digits.
+
+    It learns on the training split of DATASET; its accuracy on the test split is recorded.
+    """
+    from udpm.core import devices
+    from udpm.data.store import open_store
+    from udpm.metrics.classifier import train_classifier
+
+    devices.configure("cpu", threads)
+    accuracy = train_classifier(open_store(dataset), seed, output)
+    click.echo(f"{output}: held-out accuracy {accuracy:.1%}")
+
+
+@click.command(
+    cls=Verb,
+    epilog="Example: udpm reference results/datasets/digits --extractor results/extractors/digits.pt "
+    "--config results/configs/digits/scoring.json --output results/references/digits.npz",
+)
+@click.argument("source", type=ANY)
+@click.option("--extractor", type=FILE, help="TorchScript file, a program that is run; default: the configuration's.")
+@click.option("--config", type=FILE, required=True, help="Resolved scoring section (udpm resolve --part scoring).")
+@click.option(
+    "--count", type=Whole(2, MOST_IMAGES), metavar="N", help="Take N of a plain folder's images; default: all."
+)
+@click.option("--flips", is_flag=True, help="Also every mirror image, whatever the configuration says.")
+@click.option("--import", "published", is_flag=True, help="SOURCE is an .npz of published statistics, mu and sigma.")
+@click.option(
+    "--features", type=OutputFolder(kinds.FEATURES), help="Folder that keeps features, so that no pass is made twice."
+)
+@click.option(
+    "--output",
+    type=OutputFile(kinds.REFERENCE),
+    required=True,
+    help="The reference, .npz with mu, sigma, features, record.",
+)
+def reference_command(
+    source: Path,
+    extractor: Path | None,
+    config: Path,
+    count: int | None,
+    flips: bool,
+    published: bool,
+    features: Path | None,
+    output: Path,
+) -> None:
+    """Compute feature statistics of images, to score against.
+
+    SOURCE is a prepared data set, of which the configured split is taken, or a folder, .zip or .npz of images, all of
+    one size. Statistics that others published (--import) are taken for the configured extractor's; they have no
+    features, so nothing scored against them has a kernel distance, precision or recall.
+    """
+    from udpm.config import Scoring, read_resolved
+    from udpm.core import devices
+    from udpm.data.external import open_images
+    from udpm.data.store import RECORD, open_store
+    from udpm.metrics import reference
+    from udpm.metrics.extractor import extractor_files, open_extractor
+
+    scoring = read_resolved(Scoring, config)
+    check(extractor_files(scoring))
+    device = devices.configure(scoring.device, scoring.threads)
+    network = open_extractor(scoring, extractor, device)
+    options = {"flips": flips or scoring.reference_flips, "cache": features}
+    if published:
+        reference.import_reference(source, network, output)
+    elif (source / RECORD).exists():
+        reference.write_reference(
+            open_store(source), scoring.reference_split, network, scoring.batch, output, **options
+        )
+    else:
+        images = open_images(source, count)
+        reference.write_image_reference(images, source.stem, network, scoring.batch, output, **options)
+    click.echo(f"{output}: {_told(output)}")
+
+
+def _told(output: Path) -> str:
+    """What a reference holds, in a few words."""
+    import json
+
+    from udpm.data.npz import unpack
+
+    arrays = unpack(output, "reference", ("record", "mu"))
+    record = json.loads(str(arrays["record"]))
+    made_of = f" of {record['n']} images" if record.get("n") else ""
+    return f"mean and covariance of {len(arrays['mu'])} features{made_of}"
+
 
 SUBJECTS = ("samples", "images", "heldout", "noise")
 PATHS = ("samples", "images", "selection", "reference", "extractor", "dataset")
@@ -37,14 +136,14 @@ PATHS = ("samples", "images", "selection", "reference", "extractor", "dataset")
     "--features", type=OutputFolder(kinds.FEATURES), help="Folder that keeps features, so that no pass is made twice."
 )
 @click.option("--output", type=OutputFile(kinds.SCORE), required=True, help="The score, .json.")
-def command(again: Path | None, features: Path | None, output: Path, **given: Any) -> None:
+def score_command(again: Path | None, features: Path | None, output: Path, **given: Any) -> None:
     """Score a sample set, others' images or a yardstick: exactly one of --samples, --images, --heldout and --noise.
 
     The score says how it was made, and `udpm score --again` makes it anew, if all its files are what they were.
     """
     from udpm.core.arrays import sealed
     from udpm.core.files import write_json
-    from udpm.scoring.records import SEALED
+    from udpm.metrics.protocol import SEALED
 
     request = _requested(given) if again is None else _remembered(again, given)
     _check_named(request)
@@ -81,7 +180,7 @@ def _remembered(path: Path, given: dict[str, Any]) -> dict[str, Any]:
     """What a score was asked for."""
     from udpm.config.validation import validate
     from udpm.core.errors import UserError
-    from udpm.scoring.records import Request, read_score
+    from udpm.metrics.protocol import Request, read_score
 
     if any(given.values()):
         raise click.UsageError("--again takes no option beside --output and --features", click.get_current_context())
@@ -96,7 +195,7 @@ def _check_named(request: dict[str, Any]) -> None:
     """The output is none of the files that only the configuration or an earlier score names."""
     from udpm.config import Scoring
     from udpm.config.load import validate
-    from udpm.scoring.extractor import extractor_files
+    from udpm.metrics.extractor import extractor_files
 
     named = {name: request[name] for name in PATHS}
     check(named | extractor_files(validate(Scoring, request["scoring"], "scoring")))
@@ -105,16 +204,16 @@ def _check_named(request: dict[str, Any]) -> None:
 def _score(request: dict[str, Any], features: Path | None) -> dict[str, Any]:
     from udpm.config import Scoring
     from udpm.config.load import validate
-    from udpm.core import runtime
-    from udpm.data.images import open_images
-    from udpm.data.samples import load_samples
+    from udpm.core import devices
+    from udpm.data.external import open_images
     from udpm.data.store import open_store
-    from udpm.scoring import score as scores
-    from udpm.scoring.extractor import open_extractor
-    from udpm.scoring.reference import load_reference
+    from udpm.metrics import score as scores
+    from udpm.metrics.extractor import open_extractor
+    from udpm.metrics.reference import load_reference
+    from udpm.sampling.sample_set import load_samples
 
     scoring = validate(Scoring, request["scoring"], "scoring")
-    device = runtime.configure(scoring.device, scoring.threads)
+    device = devices.configure(scoring.device, scoring.threads)
     store = open_store(request["dataset"]) if request["dataset"] else None
     if request["samples"]:
         subject = scores.sampled(load_samples(request["samples"]), request["count"], request["selection"])
@@ -130,7 +229,7 @@ def _score(request: dict[str, Any], features: Path | None) -> dict[str, Any]:
 def _check_same(path: Path, found: dict[str, Any]) -> None:
     """The files are those that the score was made of."""
     from udpm.core.errors import UserError
-    from udpm.scoring.records import read_score
+    from udpm.metrics.protocol import read_score
 
     before = read_score(path)
     for what, where in (("the images", "subject"), ("reference or extractor", "protocol")):
@@ -141,3 +240,31 @@ def _check_same(path: Path, found: dict[str, Any]) -> None:
 
 def _known(value: Any) -> Any:
     return {key: part for key, part in value.items() if part is not None} if isinstance(value, dict) else value
+
+
+@click.command(
+    cls=Verb,
+    epilog="Example: udpm select results/selection/digits/seed0/scores/*.json "
+    "--output results/selection/digits/seed0/selection.json",
+)
+@click.argument("scores", type=FILE, nargs=-1, required=True)
+@click.option("--output", type=OutputFile(kinds.SELECTION), required=True, help="The selection, .json.")
+@click.option("--table", type=OutputStem(kinds.TABLE), metavar="STEM", help="Also STEM.csv, .md, .tex and .html.")
+def select_command(scores: tuple[Path, ...], output: Path, table: Path | None) -> None:
+    """Choose the milestone of least Fréchet distance from SCORES, one for each milestone of a run.
+
+    The chosen one's distance is the least of many, so it is no score to report: draw other images of it with
+    `udpm sample --selection`, and score those with `udpm score --selection`.
+    """
+    from udpm.core.arrays import sealed
+    from udpm.core.files import write_json
+    from udpm.metrics.selection import select
+
+    selection = select(scores)
+    if table is not None:
+        from udpm.report.figures.curves import write_table
+
+        write_table(selection, table)
+    write_json(output, sealed(selection))
+    chosen, label, distance = (selection[key] for key in ("iteration", "label", "frechet_distance"))
+    click.echo(f"{output}: iteration {chosen}, {label} {distance:.4g}")

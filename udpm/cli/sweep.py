@@ -24,11 +24,11 @@ FIGURE = click.option(
 
 
 @click.group(cls=Verbs)
-def command() -> None:
+def sweep_command() -> None:
     """Look at a sweep, a file in config/sweeps/. `snakemake sweep --config sweep=NAME` runs it."""
 
 
-@command.command(epilog="Example: udpm sweep plan schedules-digits --output results/sweeps/schedules-digits/plan")
+@sweep_command.command(epilog="Example: udpm sweep plan schedules-digits --output results/sweeps/schedules-digits/plan")
 @click.argument("sweep")
 @CONFIG_FOLDER
 @STEM
@@ -38,13 +38,13 @@ def plan(sweep: str, config: Path, output: Path | None) -> None:
     Nothing is trained. With --output the table is written as STEM.csv, .md, .tex and .html, too.
     """
     from udpm.config import load_sweep
-    from udpm.reporting.sweep_plan import render_plan, write_plan
+    from udpm.report.sweep.plan import render_plan, write_plan
 
     loaded = load_sweep(sweep, config)
     click.echo(render_plan(loaded) if output is None else write_plan(loaded, output), nl=False)
 
 
-@command.command(epilog="Example: udpm sweep status schedules-digits --results results")
+@sweep_command.command(epilog="Example: udpm sweep status schedules-digits --results results")
 @click.argument("sweep")
 @CONFIG_FOLDER
 @RESULTS_FOLDER
@@ -62,12 +62,12 @@ def status(sweep: str, config: Path, results: Path) -> None:
     and running, stalled, stopped, waiting, failed as `udpm status` says it
     """
     from udpm.config import load_sweep
-    from udpm.reporting.points import point_standings, render_points
+    from udpm.report.sweep.plan import point_standings, render_points
 
     click.echo(render_points(point_standings(load_sweep(sweep, config), results)), nl=False)
 
 
-@command.command(epilog="Example: udpm sweep rank schedules-digits --output ranking --best best.yaml")
+@sweep_command.command(epilog="Example: udpm sweep rank schedules-digits --output ranking --best best.yaml")
 @click.argument("sweep")
 @CONFIG_FOLDER
 @RESULTS_FOLDER
@@ -84,7 +84,7 @@ def rank(sweep: str, config: Path, results: Path, output: Path | None, best: Pat
     """
     from udpm.config import load_sweep
     from udpm.core.files import write_text
-    from udpm.reporting.sweep_ranking import best_experiment, read_results, render_ranking, write_ranking
+    from udpm.report.sweep.ranking import best_experiment, read_results, render_ranking, write_ranking
 
     loaded = load_sweep(sweep, config)
     found = read_results(loaded, results)
@@ -94,7 +94,7 @@ def rank(sweep: str, config: Path, results: Path, output: Path | None, best: Pat
         write_text(best, best_experiment(loaded, found))
 
 
-@command.command(epilog="Example: udpm sweep heat schedules-digits start --output results/sweeps/heat")
+@sweep_command.command(epilog="Example: udpm sweep heat schedules-digits start --output results/sweeps/heat")
 @click.argument("sweep")
 @click.argument("grid")
 @CONFIG_FOLDER
@@ -103,13 +103,15 @@ def rank(sweep: str, config: Path, results: Path, output: Path | None, best: Pat
 def heat(sweep: str, grid: str, config: Path, results: Path, output: Path) -> None:
     """Draw a GRID of two axes as a heat map: STEM.svg, STEM.png, and STEM.csv of the data behind it."""
     from udpm.config import load_sweep
-    from udpm.reporting.sweep_ranking import draw_heat_map, read_results
+    from udpm.report.sweep.ranking import draw_heat_map, read_results
 
     loaded = load_sweep(sweep, config)
     draw_heat_map(loaded, read_results(loaded, results), grid, output)
 
 
-@command.command(epilog="Example: udpm sweep strip ablations-digits --output results/sweeps/ablations-digits/strip")
+@sweep_command.command(
+    epilog="Example: udpm sweep strip ablations-digits --output results/sweeps/ablations-digits/strip"
+)
 @click.argument("sweep")
 @CONFIG_FOLDER
 @RESULTS_FOLDER
@@ -121,8 +123,8 @@ def strip(sweep: str, config: Path, results: Path, output: Path) -> None:
     shown.
     """
     from udpm.config import load_sweep
-    from udpm.reporting.strip import draw_strip
-    from udpm.reporting.sweep_ranking import read_results
+    from udpm.report.sweep.ranking import read_results
+    from udpm.report.sweep.strip import draw_strip
 
     loaded = load_sweep(sweep, config)
     draw_strip(loaded, read_results(loaded, results), results, output)

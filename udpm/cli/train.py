@@ -1,4 +1,4 @@
-"""``udpm train``."""
+"""``udpm train``, ``status`` and ``clean``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FILE, FOLDER, OutputFolder, Verb, check
+from udpm.cli.options import FILE, FOLDER, RESULTS, OutputFolder, Verb, check
 from udpm.core import kinds
-from udpm.core.signals import StopRequest
+from udpm.core.processes import StopRequest
 
 
 @click.command(
@@ -34,7 +34,7 @@ from udpm.core.signals import StopRequest
     show_default=True,
     help="Seconds after which another trainer in the folder that shows no sign of life is taken for dead.",
 )
-def command(
+def train_command(
     config: Path,
     dataset: Path | None,
     cache: Path | None,
@@ -59,11 +59,11 @@ def command(
     if dry_run:
         _describe(resolved, dataset, cache, run)
         return
-    from udpm.training.start import attempted
+    from udpm.runs.attempts import attempted
 
     # Imports and files may fail, so they come after the attempt is recorded.
     with attempted(run, resolved, allow_world_size_change) as attempt:
-        from udpm.data.cache import open_levels
+        from udpm.data.levels import open_levels
         from udpm.training.loop import train
 
         train(
@@ -86,11 +86,88 @@ def _require(options: dict[str, Path | None]) -> None:
 
 def _describe(config, dataset: Path | None, cache: Path | None, run: Path | None) -> None:
     from udpm.core.errors import UserError
-    from udpm.data.cache import open_levels
+    from udpm.data.levels import open_levels
 
     levels = open_levels(dataset, cache, config.process.levels) if dataset and cache else None
     if config.training == "imported":
         raise UserError(f"{config.experiment}: training is imported, so there is nothing to train")
-    from udpm.reporting.dryrun import describe_run
+    from udpm.report.dryrun import describe_run
 
     click.echo(describe_run(config, levels, run), nl=False)
+
+
+@click.command(cls=Verb, epilog="Example: udpm status --results results")
+@click.argument("runs", nargs=-1, type=FOLDER, metavar="[RUN]...")
+@click.option("--results", type=RESULTS, help="Also all runs in the folder runs/ of this one.")
+@click.option("--json", "as_json", is_flag=True, help="Write a JSON list; times and ages in seconds.")
+def status_command(runs: tuple[Path, ...], results: Path | None, as_json: bool) -> None:
+    """Say where training runs stand, from what lies in their folders.
+
+    \b
+    running   a trainer is at work
+    stalled   its heartbeat stands still, or it lives but writes no metrics any more
+    stopped   nobody trains; the same `udpm train` continues from the checkpoint
+    waiting   nothing is trained yet
+    failed    the last attempt failed; the note says why
+    complete  the weights are there
+    unreadable  a file of it cannot be read; the others are told all the same
+    """
+    from udpm.core.errors import UserError
+    from udpm.runs.records import is_run
+    from udpm.runs.status import read_standing, read_standings, render_standings, standings_json
+
+    found = list(runs)
+    if results is not None:
+        in_results = [folder for folder in sorted((results / "runs").glob("*/*")) if is_run(folder)]
+        if not in_results:
+            raise UserError(f"{results}: holds no runs; expected folders like {results / 'runs/digits/seed0'}")
+        found += in_results
+    if not found:
+        raise click.UsageError("give RUN folders, or --results", click.get_current_context())
+    different = list(dict.fromkeys(found))
+    standings = read_standings(different) if len(different) > 1 else [read_standing(different[0])]
+    click.echo(standings_json(standings) if as_json else render_standings(standings), nl=False)
+
+
+@click.command(cls=Verb, epilog="Example: udpm clean results")
+@click.argument("folders", nargs=-1, required=True, type=FOLDER, metavar="FOLDER...")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def clean_command(folders: tuple[Path, ...], yes: bool) -> None:
+    """Remove checkpoints of finished runs.
+
+    FOLDER is a run's folder, or a folder of results: then of all finished runs in it. Says what each would free, and
+    asks. A run is finished if its weights are those that complete.json tells of; no other is touched, and no link is
+    followed.
+
+    A run without checkpoints stays complete. It can no longer go on to more iterations.
+    """
+    from udpm.core.errors import UserError
+    from udpm.runs.cleaning import find_runs, leftovers, remove
+
+    found = []
+    for folder in folders:
+        runs = [leftovers(run) for run in find_runs(folder)]
+        if [one.run for one in runs] == [folder] and runs[0].kept:
+            raise UserError(f"{folder}: nothing is removed: {runs[0].kept}")
+        found += [one for one in runs if one.run not in [other.run for other in found]]
+    for one in found:
+        what = one.kept or (f"checkpoints, {_megabytes(one.size)}" if one.files else "no checkpoints")
+        click.echo(f"{one.run}: {'kept: ' if one.kept else ''}{what}")
+    total = sum(one.size for one in found)
+    if not any(one.files for one in found):
+        click.echo("nothing to remove")
+        return
+    try:
+        agreed = yes or click.confirm(f"Remove {_megabytes(total)}? These runs can then not go on to more iterations.")
+    except click.Abort:
+        raise UserError("nothing is removed: there was no answer; pass --yes") from None
+    if not agreed:
+        click.echo("nothing is removed")
+        return
+    for one in found:
+        remove(one)
+    click.echo(f"removed {_megabytes(total)}")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.2f} MB"

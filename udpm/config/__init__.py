@@ -30,9 +30,8 @@ from udpm.config.load import (
 from udpm.config.model import Generator, ModelConfig, Process
 from udpm.config.points import LoadedSweep, Point, Resolved
 from udpm.config.resources import ClusterConfig
-from udpm.config.study import Study
-from udpm.config.sweep import Sweep
-from udpm.config.yaml_file import names_in
+from udpm.config.sweep import Study, Sweep
+from udpm.config.validation import names_in
 
 __all__ = [
     "ClusterConfig",

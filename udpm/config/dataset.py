@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from udpm.config.base import AnyPath, Classes, NonNegativeInt, PositiveInt, Section, Threads, check
+from udpm.config.validation import AnyPath, Classes, NonNegativeInt, PositiveInt, Section, Threads, check
 
 CIFAR_SIDE = 32
 LABELLED_FOLDERS = "folders"

@@ -8,7 +8,10 @@ from typing import Annotated, Literal
 from pydantic import Discriminator as Choice
 from pydantic import Field, Tag
 
-from udpm.config.base import (
+from udpm.config.dataset import DatasetConfig
+from udpm.config.model import Generator, ModelConfig, Process, check_fit, normalized_groups
+from udpm.config.resources import Resources
+from udpm.config.validation import (
     AnyPath,
     Count,
     Fraction,
@@ -22,10 +25,7 @@ from udpm.config.base import (
     WorkflowPath,
     check,
 )
-from udpm.config.dataset import DatasetConfig
-from udpm.config.model import Generator, ModelConfig, Process, check_fit, normalized_groups
-from udpm.config.resources import Resources
-from udpm.core.published import INCEPTION
+from udpm.core.download import INCEPTION
 
 WIDEST = 512
 """Channels of the discriminator's widest map."""

@@ -15,10 +15,8 @@ from udpm.config.dataset import OWN_CLASSES, DatasetConfig
 from udpm.config.experiment import Experiment, RunConfig, Scoring
 from udpm.config.points import LoadedSweep, Resolved, check_differ, points_of, resolve_point, split_name
 from udpm.config.resources import ClusterConfig
-from udpm.config.study import Study
-from udpm.config.sweep import Sweep
-from udpm.config.validation import NAME, Model, types_in, validate
-from udpm.config.yaml_file import read_yaml
+from udpm.config.sweep import Study, Sweep
+from udpm.config.validation import NAME, Model, read_yaml, types_in, validate
 from udpm.core.classes import class_number
 from udpm.core.errors import UserError
 from udpm.core.identify import DATASET_YAML, EXPERIMENT_YAML, what_is

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from udpm.config.base import Alpha, Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section, check
+from udpm.config.validation import Alpha, Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section, check
 
 LARGEST_SIDE = 2**14
 """Of images: a weight file that asks for more is not believed."""

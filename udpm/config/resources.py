@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from udpm.config.base import NonNegativeInt, PositiveFloat, Section
+from udpm.config.validation import NonNegativeInt, PositiveFloat, Section
 
 
 def _number_as_text(value: Any) -> Any:

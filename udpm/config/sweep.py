@@ -1,14 +1,13 @@
-"""A sweep: an experiment, and the points at which it is tried. ``config/sweeps/NAME.yaml``."""
+"""What one call of the workflow builds (``config/config.yaml``), and sweeps (``config/sweeps/NAME.yaml``)."""
 
 from __future__ import annotations
 
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from udpm.config.base import PositiveFloat, Section, Seed, check
-from udpm.config.validation import NAME
+from udpm.config.validation import NAME, PositiveFloat, Section, Seed, WorkflowPath, check
 
 MOST_POINTS = 5000
 
@@ -104,3 +103,18 @@ class Sweep(Section):
     def falls(self) -> bool:
         """Whether the best value is the greatest."""
         return not self.rank_by.endswith("distance")
+
+
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class Study(Section):
+    """``config/config.yaml``; any key can be overridden with ``snakemake --config key=value``."""
+
+    experiments: Annotated[list[str], BeforeValidator(_one_or_many), Field(min_length=1)]
+    """Experiments to run: names of files in ``config/experiments/``. One name may stand without a list."""
+    sweep: str | None = None
+    """Sweep that the targets `sweep` and `sweep_plan` build: a file in ``config/sweeps/``."""
+    results: WorkflowPath = "results"
+    """Folder for everything that is made, relative to the folder in which `snakemake` is called."""

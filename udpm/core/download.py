@@ -1,17 +1,50 @@
-"""Brings published files here: whole, with the bytes they must have, or not at all."""
+"""Download published files: whole, with the expected bytes, or not at all."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import urllib.request
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path, sha256
 from udpm.core.progress import Progress
-from udpm.core.published import Published
+
+
+@dataclass(frozen=True)
+class Published:
+    """A file that others publish.
+
+    Attributes:
+        name: its file name.
+        url: where it is published.
+        sha256: of its bytes, in hexadecimal.
+    """
+
+    name: str
+    url: str
+    sha256: str
+
+
+INCEPTION = Published(
+    "inception-2015-12-05.pt",
+    "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
+    "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+)
+VGG = Published(
+    "vgg16-397923af.pth",
+    "https://download.pytorch.org/models/vgg16-397923af.pth",
+    "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+)
+CIFAR10 = Published(
+    "cifar-10-python.tar.gz",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+)
+
 
 OFFLINE = "UDPM_OFFLINE"
 """Environment variable that forbids downloads when it is set to anything."""

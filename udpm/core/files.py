@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: temporary name, fsync, rename."""
+"""Files that are either whole or missing: temporary name, fsync, rename; one process at a time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import socket
 import stat
 import threading
@@ -15,8 +16,38 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from udpm.core.errors import UserError
 from udpm.core.reading import opened
+
+_VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
+
+
+def expanded(path: str, key: str) -> Path:
+    """A path with `~`, `$NAME` and `${NAME}` replaced. A path that exists as it is written is left alone.
+
+    Args:
+        path: as written.
+        key: of the configuration, for the error.
+
+    Raises:
+        UserError: a variable or a user that does not exist.
+    """
+    if os.path.lexists(path):
+        return Path(path)
+
+    def value(found: re.Match) -> str:
+        name = found[1].strip("{}")
+        if not os.environ.get(name):
+            raise UserError(f"{key}: {path!r} has ${name} in it, which is not set; set it or write the path out")
+        return os.environ[name]
+
+    replaced = os.path.expanduser(_VARIABLE.sub(value, path))
+    if path.startswith("~") and replaced.startswith("~"):
+        raise UserError(f"{key}: {path!r} begins with ~, but no home folder of that user is known; write the path out")
+    return Path(replaced)
+
 
 TEMPORARY = ".tmp-"
 """Between the name of a file that is being written and who writes it."""
@@ -144,3 +175,35 @@ def sha256(path: str | os.PathLike) -> str:
     """
     with opened(path, "file") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@contextmanager
+def only_one(path: str | Path, doing: str) -> Iterator[None]:
+    """Keep other processes from making `path` meanwhile; the lock lies beside it and goes with its holder.
+
+    Args:
+        path: file or folder that is being made.
+        doing: for the error, e.g. "preparing this data set".
+
+    Raises:
+        UserError: another process is at it, the folder cannot be written, or somebody's file has the lock's name.
+    """
+    path = Path(path)
+    lock = path.with_name(f".{path.name}.lock")
+    # Taking a lock empties the file.
+    if lock.is_symlink() or (lock.exists() and (not lock.is_file() or lock.stat().st_size)):
+        raise UserError(f"{lock}: has the name of a lock that is needed for a while; move it away")
+    held = FileLock(lock, timeout=0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire()
+    except Timeout:
+        raise UserError(f"{path}: another process is {doing}; wait for it or stop it") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+    try:
+        yield
+    finally:
+        # Removed while it is held: whoever opened it before notices that it has lost its name and starts over.
+        lock.unlink(missing_ok=True)
+        held.release()

@@ -103,7 +103,7 @@ def atomic_folder(path: str | os.PathLike, kind: FolderKind) -> Iterator[Path]:
             writing it.
     """
     # Every command imports this module, and few of them lock a folder.
-    from udpm.core.locks import only_one
+    from udpm.core.files import only_one
 
     check_folder(path, kind)
     place = through_links(path)

@@ -1,13 +1,85 @@
-"""Worker processes: how they start, and how they end with the process that started them."""
+"""Processes: requests to stop, worker processes that end with their parent, private caches inside cluster jobs."""
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
+import shutil
 import signal
+import tempfile
 import threading
+from collections.abc import MutableMapping
 from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class StopRequest:
+    """Becomes true when a signal arrives. Install before slow imports, so that an early signal also ends well.
+
+    A second SIGINT interrupts at once, so that Ctrl-C twice always works.
+    """
+
+    def __init__(self) -> None:
+        self._received: signal.Signals | None = None
+        self._interrupts = 0
+
+    @classmethod
+    def install(cls) -> StopRequest:
+        """Handle SIGTERM, SIGUSR1 and SIGINT of this process from now on."""
+        request = cls()
+        for number in SIGNALS:
+            signal.signal(number, request._remember)
+        # While the interpreter takes itself apart, a signal would end it with another exit code than its own.
+        atexit.register(_ignore)
+        return request
+
+    def __bool__(self) -> bool:
+        return self._received is not None
+
+    def __str__(self) -> str:
+        return self._received.name if self._received else "no request"
+
+    def _remember(self, number: int, _frame: object) -> None:
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
+            raise KeyboardInterrupt
+        self._received = signal.Signals(number)
+
+
+def _ignore() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+VARIABLES = ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+
+
+def keep_private(environment: MutableMapping[str, str] = os.environ) -> None:
+    """In a SLURM job, give this process a cache folder of its own on the node's disk, removed at its end.
+
+    The libraries' own places are the home, which nodes often cannot write, and names in /tmp that another user's job on
+    the same node may already own. What the environment already says stays, but for a TMPDIR that leaked from the login
+    node and is not here.
+
+    Args:
+        environment: variables, changed in place.
+    """
+    if "SLURM_JOB_ID" not in environment:
+        return
+    # Looks at TMPDIR and passes over what cannot be written.
+    tempfile.tempdir = None
+    environment["TMPDIR"] = tempfile.gettempdir()
+    missing = [name for name in VARIABLES if name not in environment]
+    if not missing:
+        return
+    folder = tempfile.mkdtemp(prefix=f"udpm-{environment['SLURM_JOB_ID']}-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name in missing:
+        environment[name] = os.path.join(folder, name.lower())
+
 
 DECIDED_BY_PARENT = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 

@@ -1,8 +1,20 @@
-"""Tensors to a GPU and back without anybody waiting; on a CPU they are left where they are. Imports torch."""
+"""Tensors to a GPU and back without waiting, and to bytes; torchvision next to a CPU-only torch."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+
+
+def quantized(images: torch.Tensor) -> torch.Tensor:
+    """Images in [-1, 1], (B, 3, h, w), to (B, h, w, 3) uint8 on their device, rounded; what lies outside is clipped."""
+    scaled = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return scaled.permute(0, 2, 3, 1).contiguous()
+
+
+def to_bytes(images: torch.Tensor) -> np.ndarray:
+    """The same as an array of the host's."""
+    return quantized(images).cpu().numpy()
 
 
 def pinned(values: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -45,3 +57,30 @@ class Arriving:
         if self._done is not None:
             self._done.synchronize()
         return self._host
+
+
+# The published Linux wheel of torchvision is built for CUDA. Beside a CPU build of torch its compiled operators do not
+# load, and `import torchvision` (hence lpips and clean-fid) fails on registering a fake kernel for torchvision::nms.
+# Declaring the two schemas is enough: transforms and models never call them. The library must stay alive.
+_OPERATORS = ("nms", "qnms")
+_library: torch.library.Library | None = None
+
+
+def enable() -> None:
+    """Declare torchvision's missing operator schemas; does nothing where they exist. Call before importing it."""
+    global _library
+    if _library is not None or hasattr(torch.ops.torchvision, "nms"):
+        return
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        pass
+    else:
+        return
+    import sys
+
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    _library = torch.library.Library("torchvision", "DEF")
+    for name in _OPERATORS:
+        _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

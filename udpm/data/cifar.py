@@ -16,7 +16,7 @@ import numpy as np
 
 from udpm.config.dataset import CIFAR_SIDE, OWN_CLASSES, DatasetConfig
 from udpm.core.errors import UserError
-from udpm.core.paths import expanded
+from udpm.core.files import expanded
 from udpm.core.reading import opened, read_bytes
 from udpm.data.source import Source
 
@@ -156,7 +156,7 @@ def find_batches(path: Path) -> Batches | None:
 
 
 def _downloaded(path: Path) -> Batches:
-    from udpm.core import vision
+    from udpm.core import transfer as vision
 
     vision.enable()
     try:

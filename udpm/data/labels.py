@@ -18,12 +18,12 @@ import numpy as np
 
 from udpm.config.dataset import LABEL_SUFFIXES, LABELLED_FOLDERS, DatasetConfig
 from udpm.core.errors import UserError
-from udpm.core.paths import expanded
+from udpm.core.files import expanded
 from udpm.core.reading import parse_json, read_bytes
 from udpm.data.columns import Columns
+from udpm.data.decode import Refused
 from udpm.data.layout import Layout, unwrapped
 from udpm.data.listing import OTHER_PICTURES, Listing, tidy
-from udpm.data.picture import Refused
 from udpm.data.source import shown
 
 USUAL_FILES = (b"dataset.json", b"metadata.jsonl", b"metadata.csv")

@@ -21,20 +21,24 @@ from udpm.config.dataset import DatasetConfig
 from udpm.core import provenance
 from udpm.core.arrays import sealed
 from udpm.core.errors import StoppedEarly, UserError
-from udpm.core.files import sha256, through_links, write_json
+from udpm.core.files import only_one, sha256, through_links, write_json
 from udpm.core.folders import Workplace, check_folder, list_contents
 from udpm.core.kinds import DATASET
-from udpm.core.locks import only_one
+from udpm.core.processes import StopRequest
 from udpm.core.progress import Progress
-from udpm.core.signals import StopRequest
-from udpm.data.duplicates import content_hash, find_duplicates
-from udpm.data.fill import CHUNK, Chunk, Outcome, Work, chunks, do_chunks
-from udpm.data.inventory import difference, read_inventory, take_inventory, write_inventory
-from udpm.data.journal import Journal
+from udpm.data.decode import STEPS, Recipe
+from udpm.data.fill import CHUNK, Chunk, Journal, Outcome, Work, chunks, do_chunks
+from udpm.data.inventory import (
+    content_hash,
+    difference,
+    find_duplicates,
+    read_inventory,
+    take_inventory,
+    write_inventory,
+)
 from udpm.data.listing import told_counts
-from udpm.data.picture import STEPS, Recipe
+from udpm.data.open import open_source
 from udpm.data.source import Source, shown
-from udpm.data.sources import open_source
 from udpm.data.store import FORMAT, HEADER_BYTES, IMAGES, LABELS, RECORD, SEALED, array_header, open_store
 
 SECONDS_BETWEEN_SYNCS = 1.0

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 from pydantic import model_validator
 
-from udpm.config.base import Classes, PositiveInt, Record, Sha256, SplitRanges
-from udpm.config.validation import validate
+from udpm.config.validation import Classes, PositiveInt, Record, Sha256, SplitRanges, validate
 from udpm.core.arrays import check_seal
 from udpm.core.errors import UserError
 from udpm.core.files import sha256

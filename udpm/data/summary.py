@@ -1,4 +1,4 @@
-"""What a data set looks like: counts, mean and spread, a contact sheet."""
+"""What a data set looks like: counts, mean and spread, mean square, a contact sheet."""
 
 from __future__ import annotations
 
@@ -11,9 +11,36 @@ from PIL.PngImagePlugin import PngInfo
 
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path
-from udpm.core.kinds import SHEET_TITLE
-from udpm.core.marks import mark, seal_file
+from udpm.core.kinds import SHEET_TITLE, mark, seal_file
+from udpm.data.levels import CHUNK, block_sums
 from udpm.data.store import IMAGES, LABELS, RECORD, Store, check_files
+
+
+def mean_square(store: Store, level: int, split: str = "train") -> float:
+    """m₂: mean square of the means of blocks of 2^level × 2^level pixels, over a split's images in [-1, 1].
+
+    A block's mean is 2S/(255·4^level) - 1 for its integer sum S, so that the squares are added up in integers.
+
+    Args:
+        store: the data set; its side is divisible by 2^level.
+        level: >= 0.
+        split: of the store.
+
+    Returns:
+        In [0, 1].
+
+    Raises:
+        UserError: no such split.
+    """
+    images = store.images[store.split(split)]
+    whole = 255 * 4**level
+    total = count = 0
+    for start in range(0, len(images), CHUNK):
+        centred = 2 * block_sums(images[start : start + CHUNK], level).astype(np.int64) - whole
+        total += int(np.square(centred).sum())
+        count += centred.size
+    return total / (whole**2 * count)
+
 
 COLUMNS, ROWS = 12, 20
 SHOWN_SIDE = 64

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from udpm.config.experiment import WIDEST
-from udpm.networks.block import ADM, ResidualBlock
-from udpm.networks.layers import one_hot, sinusoids, times_like, without_autocast
+from udpm.networks.layers import ADM, ResidualBlock, one_hot, sinusoids, times_like, without_autocast
 
 SLOPE = 0.2
 GROUP = 4

@@ -9,10 +9,64 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from udpm.networks.block import NCSNPP, STYLES, ResidualBlock
-from udpm.networks.embedding import Embedding
-from udpm.networks.initialization import initialize
-from udpm.networks.layers import Resample, group_norm, times_like
+from udpm.networks.layers import (
+    NCSNPP,
+    STYLES,
+    FourierFeatures,
+    Resample,
+    ResidualBlock,
+    group_norm,
+    one_hot,
+    sinusoids,
+    times_like,
+)
+
+
+class Embedding(nn.Module):
+    """Time and label to one vector of width 4C.
+
+    NCSN++ and DDPM++ add the label to the features of time; ADM adds it behind the two linear layers.
+
+    Args:
+        family: of the generator.
+        channels: C.
+        label_inputs: K, width of the one-hot label; 0 for an unconditional network.
+    """
+
+    def __init__(self, family: str, channels: int, label_inputs: int) -> None:
+        super().__init__()
+        self.family = family
+        self.channels = channels
+        self.label_inputs = label_inputs
+        features = 2 * channels if family == "ncsnpp" else channels
+        self.time = FourierFeatures(channels) if family == "ncsnpp" else None
+        self.label = None
+        if label_inputs:
+            late = family == "adm"
+            self.label = nn.Linear(label_inputs, 4 * channels if late else features, bias=not late)
+        self.first = nn.Linear(features, 4 * channels)
+        self.second = nn.Linear(4 * channels, 4 * channels)
+
+    def forward(self, time: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        """t, (B,) or (1,), and labels, (B,) int64, to (B or 1, 4C); a label below 0 is "no label"."""
+        if self.label is not None and labels is None:
+            raise ValueError("a class-conditional network needs labels")
+        features = self._features(time)
+        if self.family == "adm":
+            vector = self.second(F.silu(self.first(features)))
+            return F.silu(vector if self.label is None else vector + self.label(one_hot(labels, self.label_inputs)))
+        if self.label is not None:
+            features = features + self.label(one_hot(labels, self.label_inputs) * math.sqrt(self.label_inputs))
+        return F.silu(self.second(F.silu(self.first(features))))
+
+    def _features(self, time: torch.Tensor) -> torch.Tensor:
+        if self.time is not None:
+            return self.time(time)
+        if self.family == "adm":
+            return sinusoids(time, self.channels)
+        # (sin, cos): the halves the other way round.
+        return sinusoids(time, self.channels, endpoint=True).roll(self.channels // 2, dims=1)
+
 
 IMAGE_CHANNELS = 3
 UPSCALE = 2
@@ -195,3 +249,52 @@ def _block_maker(shape: UNetShape):
         return ResidualBlock(inputs, outputs, 4 * shape.channels, style, dropout=shape.dropout, **options)
 
     return make
+
+
+NEAR_ZERO = 1e-5
+
+
+@torch.no_grad()
+def initialize(network: nn.Module, family: str) -> None:
+    """Initialise a `UNet`; last layers start at (nearly) zero, so that every block starts as its skip.
+
+    NCSN++ and DDPM++: Xavier-uniform weights (fans count the kernel's positions), zero biases, last layers times 1e-5,
+    qkv times √0.2. ADM: weights and biases U(-1, 1)/√fan_in, last layers zero, the label's N(0, 1/fan_in)·√K.
+    """
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    if family == "adm":
+        for module in layers:
+            _uniform_by_fan_in(module)
+        if network.embedding.label is not None:
+            # fan_in is K, so that the factor √K leaves N(0, 1).
+            nn.init.normal_(network.embedding.label.weight)
+        for module in _last_layers(network):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+        return
+    for module in layers:
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+    for module in _last_layers(network):
+        module.weight.mul_(NEAR_ZERO)
+    for block in _blocks(network):
+        if block.attention is not None:
+            block.attention.qkv.weight.mul_(math.sqrt(0.2))
+
+
+def _uniform_by_fan_in(module: nn.Conv2d | nn.Linear) -> None:
+    bound = module.weight[0].numel() ** -0.5
+    nn.init.uniform_(module.weight, -bound, bound)
+    if module.bias is not None:
+        nn.init.uniform_(module.bias, -bound, bound)
+
+
+def _blocks(network: nn.Module) -> list[ResidualBlock]:
+    return [module for module in network.modules() if isinstance(module, ResidualBlock)]
+
+
+def _last_layers(network: nn.Module) -> list[nn.Conv2d]:
+    found = [network.head]
+    for block in _blocks(network):
+        found += [block.conv_out] if block.attention is None else [block.conv_out, block.attention.proj]
+    return found

@@ -13,12 +13,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from udpm.config.base import NonNegativeInt, Record, Sha256
 from udpm.config.load import validate
 from udpm.config.model import ModelConfig
+from udpm.config.validation import NonNegativeInt, Record, Sha256
+from udpm.core.arrays import read_header
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path, sha256
-from udpm.core.tensors import read_header
 from udpm.networks.build import build_generator, generator_shape
 from udpm.networks.unet import UNet
 

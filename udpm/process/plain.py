@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from udpm.process.chain import Network, Step, follow
-from udpm.process.coefficients import coefficients
-from udpm.process.schedule import Schedule
+from udpm.diffusion.sampler import Network, Step, follow
+from udpm.diffusion.schedule import Schedule, coefficients
 
 
 def downsample_by_fft(image: torch.Tensor, scale: int, times: int = 1) -> torch.Tensor:
-    """H^times x: a product with the box's spectrum, then every other pixel; see `udpm.process.operator.downsample`."""
+    """H^times x: a product with the box's spectrum, then every other pixel; see `udpm.diffusion.forward.downsample`."""
     for _ in range(times):
         image = _filtered(image, _spectrum(image, scale))[..., ::2, ::2]
     return image
 
 
 def adjoint_by_fft(image: torch.Tensor, scale: int) -> torch.Tensor:
-    """Hᵀ y: zeros between the pixels, then the box's conjugate spectrum; see `udpm.process.operator.adjoint`."""
+    """Hᵀ y: zeros between the pixels, then the box's conjugate spectrum; see `udpm.diffusion.forward.adjoint`."""
     *batch, height, width = image.shape
     apart = image.new_zeros(*batch, 2 * height, 2 * width)
     apart[..., ::2, ::2] = image
@@ -31,7 +30,7 @@ def sample_by_fft(
     noises: list[torch.Tensor],
     labels: torch.Tensor | None = None,
 ) -> list[Step]:
-    """The chain with the scalar posterior; see `udpm.process.chain.sample`."""
+    """The chain with the scalar posterior; see `udpm.diffusion.sampler.sample`."""
 
     def draw(step: Step, noise: torch.Tensor) -> torch.Tensor:
         numbers = coefficients(schedule, step.level, "scalar")

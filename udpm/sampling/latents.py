@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from udpm.config.experiment import Latents, Sampling
-from udpm.core import provenance, runtime
+from udpm.core import devices, provenance
 from udpm.core.errors import UserError
 from udpm.core.seeds import derive_seed
-from udpm.data.arrays import save_arrays
+from udpm.core.transfer import to_bytes
+from udpm.data.npz import save_arrays
+from udpm.diffusion.latent import Latent, interpolate, mix
 from udpm.networks.weights import load_model
-from udpm.process.images import to_bytes
-from udpm.process.latent import Latent, interpolate, mix
-from udpm.sampling.run import configured, kept_weights
+from udpm.sampling.generate import configured, kept_weights
 from udpm.sampling.sampler import Sampler
 
 FORMAT = "udpm-latents/1"
@@ -46,7 +46,7 @@ def explore_latents(weights: Path, kind: str, config: Latents, sampling: Samplin
     Raises:
         UserError: weights missing or damaged, or a configuration that does not fit the model.
     """
-    device = runtime.configure(sampling.device, sampling.threads, tf32=sampling.tf32)
+    device = devices.configure(sampling.device, sampling.threads, tf32=sampling.tf32)
     if sampling.iteration is not None:
         weights = kept_weights(weights, sampling.iteration)
     model = load_model(weights, sampling.weights, device)
@@ -60,10 +60,10 @@ def explore_latents(weights: Path, kind: str, config: Latents, sampling: Samplin
         "posterior": sampling.posterior,
         "guidance": sampling.guidance,
         "precision": sampling.precision,
-        "tf32": runtime.uses_tf32(device),
+        "tf32": devices.uses_tf32(device),
         "nfe": sampler.nfe,
         "latents": config.model_dump(mode="json"),
-        "device": runtime.describe(device),
+        "device": devices.describe(device),
         "provenance": provenance.record(),
     }
     save_arrays(output, arrays, record)

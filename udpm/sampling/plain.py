@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from udpm.core.speed import PLAIN
+from udpm.bench.record import PLAIN
+from udpm.diffusion.latent import Latent
+from udpm.diffusion.sampler import Step
 from udpm.networks.weights import Model
-from udpm.process.chain import Step
-from udpm.process.latent import Latent
 from udpm.process.plain import sample_by_fft
 from udpm.sampling.sampler import Sampler
 

@@ -1,31 +1,78 @@
-"""Images from a trained generator."""
+"""Images from a trained generator; noise is drawn per image, or comes from a file."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from udpm.core.ahead import ahead, one_behind
+from udpm.core.arrays import check_array
 from udpm.core.classes import class_number
 from udpm.core.errors import UserError
-from udpm.core.transfer import Arriving, bind_thread, moved, pinned
+from udpm.core.files import sha256
+from udpm.core.progress import ahead, one_behind
+from udpm.core.transfer import Arriving, bind_thread, moved, pinned, quantized
 from udpm.core.usage import count_images
+from udpm.data.npz import read_npz
+from udpm.diffusion.forward import adjoint
+from udpm.diffusion.latent import Latent, join, seeded
+from udpm.diffusion.posterior import Form
+from udpm.diffusion.sampler import Network, Step, sample
+from udpm.diffusion.schedule import Schedule
+from udpm.networks.inference import Precision, serve
 from udpm.networks.layers import NO_LABEL
-from udpm.networks.serving import Precision, serve
 from udpm.networks.weights import Model
-from udpm.process.chain import Network, Step, sample
-from udpm.process.images import quantized
-from udpm.process.latent import Latent, join, seeded
-from udpm.process.operator import adjoint
-from udpm.process.posterior import Form
-from udpm.process.schedule import Schedule
-from udpm.sampling.noise import NoiseSource
+
+LARGEST = 1e4
+"""No noise is larger: it still has a place in float16."""
+
+NoiseSource = Callable[[range], Latent]
+"""The noise of images of given numbers, on the CPU."""
+
+
+def stored(path: str | Path, schedule: Schedule, side: int, count: int) -> tuple[NoiseSource, dict[str, Any]]:
+    """Noise from a file: .npz with `base` (n, 3, N, N) and `eps_L` … `eps_1`, eps_l of (n, 3, N/2^l, N/2^l).
+
+    Args:
+        path: the file.
+        schedule: for the number of levels.
+        side: N.
+        count: images that are wanted.
+
+    Returns:
+        The source, and the file's identity for the record.
+
+    Raises:
+        UserError: missing, unreadable, arrays missing, of other shapes or not finite, or too few images.
+    """
+    sides = {"base": side} | {f"eps_{level}": side >> level for level in range(schedule.levels, 0, -1)}
+    arrays = read_npz(path, "noise file", names=sides)
+    for name in sides:
+        if name not in arrays:
+            raise UserError(f"{path}: has no array {name}; this model needs {', '.join(sides)}")
+    check_array(f"{path}: base", arrays["base"], np.floating, ("n", 3, side, side))
+    count_held = len(arrays["base"])
+    for name, size in sides.items():
+        check_array(f"{path}: {name}", arrays[name], np.floating, (count_held, 3, size, size))
+        if np.abs(arrays[name]).max() > LARGEST:
+            raise UserError(f"{path}: {name} holds values beyond ±{LARGEST:g}; expected standard normal noise")
+    if count_held < count:
+        raise UserError(f"{path}: holds the noise of {count_held} images, but {count} are wanted")
+    maps = [torch.from_numpy(arrays[name].astype(np.float32)) for name in sides]
+
+    def look_up(numbers: range) -> Latent:
+        base, *noises = [values[numbers.start : numbers.stop] for values in maps]
+        return Latent(base, tuple(noises))
+
+    return look_up, {"file": Path(path).name, "sha256": sha256(path)}
+
 
 UNCONDITIONAL = "labels: this model is unconditional; leave them out"
 NOT_FINITE = "the network's outputs are not finite (NaN or infinite), so these weights and this noise draw no images"

@@ -9,13 +9,12 @@ from typing import Any, Literal
 
 import torch
 
-from udpm.config.base import NonNegativeInt, PositiveInt, Record, Sha256, SplitRanges
-from udpm.config.validation import validate
+from udpm.config.validation import NonNegativeInt, PositiveInt, Record, Sha256, SplitRanges, validate
 from udpm.core.errors import UserError
 from udpm.core.files import sha256, write_json
 from udpm.core.reading import read_json
 from udpm.networks.weights import check_tensors, read_tensors, write_tensors
-from udpm.training.records import iteration_of, numbered
+from udpm.runs.records import iteration_of, numbered
 from udpm.training.state import State
 
 FORMAT = "udpm-checkpoint/2"

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
+from udpm.bench.measure import Timing, ceilings, in_turn, peak_bytes, speedup
+from udpm.bench.record import PLAIN, Work, gain_by_gain, record, row
+from udpm.bench.training import CONFIGURED, MEAN, Images, changed, level_shares, setting, trained
 from udpm.config.experiment import RunConfig
-from udpm.core import runtime
+from udpm.core import devices
 from udpm.core.errors import UserError
-from udpm.core.measure import Timing, ceilings, in_turn, peak_bytes, speedup
-from udpm.core.speed import PLAIN, Work, gain_by_gain, record, row
-from udpm.data.cache import Levels
-from udpm.training.benchmark import CONFIGURED, MEAN, Images, changed, level_shares, setting, trained
+from udpm.data.levels import Levels
 from udpm.training.cost import IterationCost, IterationCounter
 from udpm.training.plain import SwitchedTrainer, TrainingGains
 
@@ -54,7 +54,7 @@ def compare_training(
     """
     training = trained(config)
     config, at = _both_play(config), _checked(at, config.process.levels)
-    device = runtime.configure(training.device, training.threads, tf32=training.tf32)
+    device = devices.configure(training.device, training.threads, tf32=training.tf32)
     full, best = TrainingGains.configured(config), ceilings(device)
     with images.opened(config) as levels:
         rows = _compare(config, levels, device, full, at, repetitions, best)
@@ -75,7 +75,7 @@ def compare_training(
 def iterate_twice(config: RunConfig, images: Images, gains: TrainingGains, level: int) -> None:
     """Two iterations at a level with some gains; for the memory that they take."""
     training = config.training
-    device = runtime.configure(training.device, training.threads, tf32=training.tf32)
+    device = devices.configure(training.device, training.threads, tf32=training.tf32)
     with images.opened(config) as levels:
         call = _call(config, levels, device, level, gains)
         for _ in range(TWICE):

@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from udpm.config.experiment import RunConfig
+from udpm.diffusion.schedule import Schedule
 from udpm.networks.build import build_discriminator, build_generator
-from udpm.networks.cost import parameters
 from udpm.networks.discriminator import Discriminator
+from udpm.networks.flops import parameters
 from udpm.networks.unet import IMAGE_CHANNELS, UNet
-from udpm.process.schedule import Schedule
 from udpm.training.draws import players_at
 from udpm.training.objective import Draw, LevelTerms, discriminator_losses, generator_losses
 from udpm.training.perceptual import Perceptual

@@ -9,7 +9,7 @@ import torch
 
 from udpm.config.experiment import RunConfig
 from udpm.core.transfer import bind_thread
-from udpm.data.batches import Batches
+from udpm.data.loader import Batches
 from udpm.training.noise import draw_level, draw_noise
 from udpm.training.objective import Draw, LevelTerms
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from udpm.config.experiment import RunConfig
-from udpm.networks.graphs import record_graph
+from udpm.networks.inference import record_graph
 from udpm.training.objective import Draw, LevelTerms
 
 Outputs = list[torch.Tensor | None]

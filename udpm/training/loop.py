@@ -15,28 +15,26 @@ from tqdm import tqdm
 
 from udpm.config.experiment import RunConfig
 from udpm.config.load import validate
-from udpm.core import provenance, runtime
+from udpm.core import devices, provenance
 from udpm.core.arrays import sealed
-from udpm.core.device_errors import as_user_errors
+from udpm.core.devices import as_user_errors
+from udpm.core.distributed import Agreement, Place, find_place, joined
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import remove_temporary, sha256, write_json
-from udpm.core.ranks import Agreement, Place, find_place, joined
-from udpm.core.signals import StopRequest
+from udpm.core.processes import StopRequest
 from udpm.core.usage import count_images
-from udpm.data.cache import Levels
+from udpm.data.levels import Levels
 from udpm.networks.weights import milestone, save_weights
-from udpm.training.attempts import Attempt
+from udpm.runs.attempts import Attempt, attempted, make_folder
+from udpm.runs.config_guard import INCIDENTAL, ITERATIONS, WORLD, claim, differences, prepared_otherwise
+from udpm.runs.lock import RECORD, STALE, Owner
+from udpm.runs.records import SEALED, is_finished, read_complete
 from udpm.training.checkpoint import forget_after, resume, save_checkpoint
-from udpm.training.claim import INCIDENTAL, ITERATIONS, WORLD, claim, differences, prepared_otherwise
 from udpm.training.events import Events, writer_class
 from udpm.training.failure import save_failure
-from udpm.training.finished import is_finished
 from udpm.training.metrics import Metrics, NotFinite
 from udpm.training.needs import count_needs, milestone_needs
-from udpm.training.owner import RECORD, STALE, Owner
 from udpm.training.previews import draw_preview, preview_path, write_preview
-from udpm.training.records import SEALED, read_complete
-from udpm.training.start import attempted, make_folder
 from udpm.training.telling import postfix, progress_line
 from udpm.training.trainer import Trainer
 
@@ -66,7 +64,7 @@ def train(
         max_minutes: stop, with the state saved, after so long.
         allow_world_size_change: continue a run of another number of processes, and note it.
         stale: seconds after which another trainer that shows no sign of life is taken for dead.
-        attempt: this attempt, if it has begun already (`udpm.training.start`).
+        attempt: this attempt, if it has begun already (`udpm.runs.attempts`).
 
     Raises:
         StoppedEarly: a signal or the time asked for it and the state is saved; or another trainer took over.
@@ -78,7 +76,7 @@ def train(
         training, place = config.training, find_place(config.training.processes)
         if training.tensorboard:
             writer_class()
-        device = runtime.configure(
+        device = devices.configure(
             training.device, training.threads, place.local, tf32=training.tf32, own_gpu=place.by_srun
         )
         make_folder(run)
@@ -337,7 +335,7 @@ class Session:
             "iterations": state.iteration,
             "seconds": metrics.seconds,
             "parameters": {name: _count(player) for name, player in state.players().items()},
-            "device": runtime.describe(self.device),
+            "device": devices.describe(self.device),
             "processes": self.history,
             "origin": self.origin,
             **self.levels.store.identity,

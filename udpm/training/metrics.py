@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from udpm.core import runtime
+from udpm.core import devices
+from udpm.core.distributed import Place, average, lowest
 from udpm.core.errors import UserError
 from udpm.core.files import write_text
-from udpm.core.ranks import Place, average, lowest
-from udpm.training.records import read_metrics_lines
+from udpm.runs.records import read_metrics_lines
 
 
 class NotFinite(Exception):
@@ -132,7 +132,7 @@ class Metrics:
 
 def _memory() -> dict[str, float]:
     """Memory in GiB: of this process in RAM now, and the most its tensors took on the GPU."""
-    found = {"memory_gib": round(runtime.resident_bytes() / 2**30, 3)}
+    found = {"memory_gib": round(devices.resident_bytes() / 2**30, 3)}
     if torch.cuda.is_initialized():
         found["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
     return found

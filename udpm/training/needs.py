@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from udpm.config.experiment import RunConfig
+from udpm.diffusion.schedule import Schedule
 from udpm.networks.build import build_discriminator, build_generator
-from udpm.networks.cost import parameters
+from udpm.networks.flops import parameters
 from udpm.networks.unet import IMAGE_CHANNELS
-from udpm.process.schedule import Schedule
 from udpm.training.objective import Draw, discriminator_losses, generator_losses, level_terms
 
 GB, MB = 1e9, 1e6
@@ -114,7 +114,7 @@ def amount(size: int) -> str:
 def count_arithmetic(config: RunConfig) -> float:
     """Multiply-adds of an iteration's forward and backward passes, over all processes, in the mean over levels.
 
-    Counted as `udpm.networks.cost` does; LPIPS, Adam and the averages are left out.
+    Counted as `udpm.networks.flops` does; LPIPS, Adam and the averages are left out.
     """
     training, levels = config.training, config.process.levels
     players = _players(config)

@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from udpm.config.experiment import RunConfig
+from udpm.diffusion.forward import downsample, marginal
+from udpm.diffusion.schedule import Schedule
 from udpm.networks.layers import NO_LABEL, without_autocast
-from udpm.process.forward import marginal
-from udpm.process.operator import downsample
-from udpm.process.schedule import Schedule
 
 Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

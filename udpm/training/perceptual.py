@@ -10,7 +10,7 @@ from contextlib import nullcontext, redirect_stderr
 import torch
 from torch import nn
 
-from udpm.core import vision
+from udpm.core import transfer as vision
 from udpm.core.errors import UserError
 from udpm.networks.layers import without_autocast
 

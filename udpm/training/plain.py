@@ -13,12 +13,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from udpm.config.experiment import RunConfig
-from udpm.data.batches import Batches
-from udpm.data.cache import Levels
+from udpm.data.levels import Levels
+from udpm.data.loader import Batches
 from udpm.data.store import Store
-from udpm.process.operator import downsample
+from udpm.diffusion.forward import downsample
+from udpm.diffusion.schedule import Schedule
 from udpm.process.plain import downsample_by_fft
-from udpm.process.schedule import Schedule
 from udpm.training import objective
 from udpm.training.draws import Ahead, Draws
 from udpm.training.metrics import Metrics

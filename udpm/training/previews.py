@@ -11,10 +11,10 @@ from torch import nn
 
 from udpm.config.model import ModelConfig
 from udpm.core.files import atomic_path
-from udpm.process.chain import sample
-from udpm.process.images import to_bytes
-from udpm.process.latent import seeded
-from udpm.process.schedule import Schedule
+from udpm.core.transfer import to_bytes
+from udpm.diffusion.latent import seeded
+from udpm.diffusion.sampler import sample
+from udpm.diffusion.schedule import Schedule
 
 COLUMNS, ROWS, GAP = 8, 8, 2
 SEED = 0

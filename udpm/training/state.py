@@ -10,14 +10,14 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from udpm.config.experiment import RunConfig
-from udpm.core.device_errors import is_device_failure
+from udpm.core.devices import is_device_failure
 from udpm.core.errors import UserError
 from udpm.core.seeds import derive_seed
+from udpm.interop.pretrained import starting_point
 from udpm.networks.build import build_discriminator, build_generator
 from udpm.networks.discriminator import Discriminator
 from udpm.networks.unet import UNet
 from udpm.networks.weights import tensors_under
-from udpm.training.adopt import starting_point
 
 
 @dataclass

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 
 from udpm.config.experiment import RunConfig
+from udpm.core.distributed import Place, average
 from udpm.core.errors import UserError
-from udpm.core.ranks import Place, average
-from udpm.data.batches import Batches, Residence
-from udpm.data.cache import Levels
-from udpm.networks.compiling import compiled
-from udpm.process.schedule import Schedule
+from udpm.data.levels import Levels
+from udpm.data.loader import Batches, Residence
+from udpm.diffusion.schedule import Schedule
+from udpm.networks.inference import compiled
 from udpm.training.draws import Ahead, Draws, players_at
 from udpm.training.graphs import RecordedPasses, recorder_for
 from udpm.training.metrics import Metrics

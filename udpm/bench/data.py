@@ -1,0 +1,228 @@
+"""How fast images are prepared and training is fed on this machine, and what limits it."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+
+from udpm.bench.measure import BLOCKS, Timing, repeated
+from udpm.bench.record import Work, row
+from udpm.config.dataset import DatasetConfig
+from udpm.core.errors import UserError
+from udpm.data import fill
+from udpm.data.decode import Recipe, Refused, fit, quiet_decoders, to_rgb
+from udpm.data.levels import Levels, block_sums
+from udpm.data.loader import Batches
+from udpm.data.open import open_source
+from udpm.data.source import Source
+from udpm.data.store import HEADER_BYTES, Store
+
+IMAGES = 50_000
+SECONDS = 1.0
+LEVELS = 3
+
+
+def bench_feeding(side: int, batch: int, device: torch.device, best: dict[str, float]) -> list[dict[str, Any]]:
+    """Measure batches of random images (their content costs the same as any) with flips; nothing is kept.
+
+    Args:
+        side: N.
+        batch: images per batch.
+        device: where batches go.
+        best: its ceilings.
+
+    Returns:
+        Rows of a record. Bytes are the block sums read and the float32 values written.
+    """
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        levels = random_levels(Path(folder), side, LEVELS, IMAGES)
+        for residence in ("memory", "device"):
+            feed = Batches(levels, 2, batch, 0, flip=True, device=device, residence=residence)
+            for level in range(1, LEVELS + 1):
+                timing = repeated(_caller(feed, level), device, SECONDS)
+                values = batch * 3 * (side >> (level - 1)) ** 2
+                work = Work(batch, 0, values * (4 + levels.sums[level - 1].itemsize))
+                rows.append(row(f"l = {level}", residence, timing, work, best, float32_bytes=4 * values))
+    return rows
+
+
+def feeding_lines(found: dict[str, Any]) -> list[str]:
+    """Of a record, what `bench_feeding` found, as text."""
+    fed = [each for each in found["rows"] if "float32_bytes" in each]
+    what = f"feeding batches of {found['batch']} at side {found['side']} to {found['device']}"
+    lines = [f"{what}: {found['fed']} images, flipped at random"]
+    for each in fed:
+        rate = each["images_per_second"]["median"]
+        made = each["float32_bytes"] / each["seconds"]["median"]
+        lines.append(
+            f"  {each['way']:6} {each['part']} {rate:9.0f} images per second, {made / 1e9:.2f} GB/s of float32"
+        )
+    return lines
+
+
+def random_levels(folder: Path, side: int, levels: int, count: int) -> Levels:
+    """A data set of random bytes for benchmarks, unlabelled.
+
+    Args:
+        folder: where its arrays are written.
+        side: of the images.
+        levels: L.
+        count: images.
+    """
+    images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    arrays = [images, *(block_sums(images, level) for level in range(1, levels))]
+    maps = []
+    for level, values in enumerate(arrays):
+        np.save(folder / f"{level}.npy", values)
+        maps.append(np.load(folder / f"{level}.npy", mmap_mode="r"))
+    record = {"side": side, "classes": 0, "count": count, "splits": {"train": [0, count]}, "sha256": ""}
+    return Levels(Store(folder, maps[0], np.zeros(count, dtype=np.int64), record), maps)
+
+
+def _caller(feed: Batches, level: int) -> Callable[[], object]:
+    """The next iteration's batch at every call."""
+    iterations = itertools.count()
+    return lambda: feed(next(iterations), level)
+
+
+STAGES = ("read", "decode", "resize", "write")
+PREPARATION = "preparation"
+SAMPLE = 1024
+LEAST_CHUNKS = 2
+
+
+def open_for_bench(path: str, side: int) -> tuple[DatasetConfig, Source]:
+    """A folder or .zip of images that is to be prepared at a side.
+
+    Raises:
+        UserError: no images there.
+    """
+    config = DatasetConfig(source="folder", path=path, side=side)
+    return config, open_source(config)
+
+
+def bench_preparation(
+    config: DatasetConfig, source: Source, workers: int, limit: int, best: dict[str, float]
+) -> dict[str, Any]:
+    """Measure the preparation of a folder or .zip; nothing is kept.
+
+    Args:
+        config: of the folder or .zip.
+        source: its images.
+        workers: processes of the last measurement.
+        limit: images of each measurement of the whole, at most.
+        best: ceilings of the CPU.
+
+    Returns:
+        Entries of a record: rows by stage for one image, spread over images (of writing, over chunks), and for the
+        whole; the images there, and how many of those measured were refused.
+
+    Raises:
+        UserError: none of the images measured can be used.
+    """
+    path, side = config.path, config.side
+    with tempfile.TemporaryDirectory() as folder:
+        work = fill.Work(source.reader, Recipe.from_config(config), Path(folder) / "rows")
+        _make_room(work.rows, min(limit, len(source.names)), side)
+        stages, refused, stored = _time_stages(work, source)
+        if not stored:
+            raise UserError(f"{path}: none of the images measured can be used")
+        whole = {count: _time_whole(work, source, count, limit) for count in sorted({1, workers})}
+    moved = {"read": stored, "write": 3 * side**2}
+    rows = [
+        row(stage, PREPARATION, timing, Work(1, 0, moved.get(stage, 0)), best, mean_seconds=fmean(timing.wall))
+        for stage, timing in stages.items()
+    ]
+    rows += [
+        row("whole", f"{count} process{'es' if count > 1 else ''}", timing, Work(1, 0, sum(moved.values())), best)
+        for count, timing in whole.items()
+    ]
+    return {"path": path, "side": side, "images": len(source.names), "refused": refused, "rows": rows}
+
+
+def preparation_lines(found: dict[str, Any]) -> list[str]:
+    """Of a record, what `bench_preparation` found, as text."""
+    seconds = {each["part"]: each["mean_seconds"] for each in found["rows"] if each["way"] == PREPARATION}
+    slowest = max(seconds, key=seconds.__getitem__)
+    return [
+        f"preparation of {found['path']} at side {found['side']}: {found['images']} images",
+        *(f"  {stage:<8} {spent * 1e6:8.1f} µs per image" for stage, spent in seconds.items()),
+        f"  limited by {slowest}: {seconds[slowest] / sum(seconds.values()):.0%} of the time",
+        *([f"  {found['refused']} of the images measured cannot be used"] if found["refused"] else []),
+        *(
+            f"  {each['images_per_second']['median']:8.0f} images per second with {each['way']}"
+            for each in found["rows"]
+            if each["part"] == "whole"
+        ),
+    ]
+
+
+def _time_stages(work: fill.Work, source: Source) -> tuple[dict[str, Timing], int, int]:
+    """By stage, seconds for an image in one process, over images spread evenly; how many were refused; the mean number
+    of bytes that one is stored in."""
+    chosen = np.unique(np.linspace(0, len(source.names) - 1, SAMPLE).astype(np.int64))
+    timings, refused, fitted, stored = {stage: Timing() for stage in STAGES}, 0, [], 0
+    with quiet_decoders():
+        for number in chosen:
+            ends = [_clocks()]
+            try:
+                content = source.reader.load(source.names[number], source.keys[number])
+                ends.append(_clocks())
+                image, _ = to_rgb(content, work.recipe)
+                ends.append(_clocks())
+                fitted.append(fit(image, work.recipe.side))
+                ends.append(_clocks())
+            except Refused:
+                refused += 1
+                continue
+            stored += len(content)
+            for stage, begin, end in zip(STAGES, ends, ends[1:], strict=False):
+                _add(timings[stage], begin, end, 1)
+    for first in range(0, len(fitted), fill.CHUNK):
+        part = np.stack(fitted[first : first + fill.CHUNK])
+        begin = _clocks()
+        work.write(0, part)
+        _add(timings["write"], begin, _clocks(), len(part))
+    return timings, refused, round(stored / max(1, len(fitted)))
+
+
+def _time_whole(work: fill.Work, source: Source, workers: int, limit: int) -> Timing:
+    """Seconds for an image of whole chunks, in a few blocks; of several processes their CPU time is not known.
+
+    The clock of several starts with the first chunk done, as they take a while to start.
+    """
+    some: Iterator[fill.Chunk] = itertools.islice(fill.chunks(source), max(2, limit // fill.CHUNK))
+    stamps = [(0, _clocks())]
+    for outcome in fill.do_chunks(work, some, workers, False):
+        stamps.append((stamps[-1][0] + sum(outcome.modes.values()) + len(outcome.refused), _clocks()))
+    stamps = stamps[1:] if workers > 1 and len(stamps) > LEAST_CHUNKS else stamps
+    bounds = np.unique(np.linspace(0, len(stamps) - 1, BLOCKS + 1).astype(int))
+    timing = Timing()
+    for first, last in itertools.pairwise(bounds):
+        (before, begin), (after, end) = stamps[first], stamps[last]
+        _add(timing, begin, end, after - before)
+    return timing if workers == 1 else Timing(timing.wall)
+
+
+def _clocks() -> tuple[float, float]:
+    """Seconds by the clock, and CPU seconds of this process."""
+    return time.perf_counter(), time.process_time()
+
+
+def _add(timing: Timing, begin: tuple[float, float], end: tuple[float, float], images: int) -> None:
+    timing.wall.append((end[0] - begin[0]) / images)
+    timing.cpu.append((end[1] - begin[1]) / images)
+
+
+def _make_room(rows: Path, count: int, side: int) -> None:
+    with open(rows, "wb") as file:
+        file.truncate(HEADER_BYTES + (count + 2 * fill.CHUNK) * side**2 * 3)

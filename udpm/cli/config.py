@@ -1,0 +1,220 @@
+"""``udpm resolve``, ``schema`` and ``import``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from udpm.cli.options import CONFIG, FILE, Numbers, OutputFile, OutputFolder, OutputPlace, Verb, Whole, check
+from udpm.core import kinds
+from udpm.core.files import leading
+from udpm.core.kinds import FileKind
+from udpm.core.outputs import Output
+
+CONFIG_KEYS = 0.75
+"""Share of its keys that a resolved configuration has at least: one of an earlier version may lack some."""
+OF_A_RUN = ("complete.json", "checkpoints", "owner.json", "attempts.jsonl", "weights.safetensors", "bundle.json")
+"""What lies next to the config.json that a run was begun with."""
+PARTS = ("run", "sampling", "scoring", "selection_sampling", "selection_scoring", "latents", "dataset")
+
+
+def _is_resolved(path: Path) -> bool:
+    """Whether a file is a configuration as this command writes it: complete, in its layout."""
+    import json
+
+    from udpm.config import DatasetConfig, Latents, RunConfig, Sampling, Scoring
+    from udpm.core.files import leading
+
+    try:
+        text = leading(path).decode()
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(values, dict) or text != json.dumps(values, indent=2, ensure_ascii=False) + "\n":
+        return False
+    models = (set(model.model_fields) for model in (DatasetConfig, Latents, RunConfig, Sampling, Scoring))
+    return any(values.keys() <= keys and len(values) >= CONFIG_KEYS * len(keys) for keys in models)
+
+
+def _check_claim(output: Path, text: str) -> None:
+    """Refuse to replace what a run was trained with: what it made would be told to come of something else.
+
+    Raises:
+        UserError: the output is a run's config.json, and says something else.
+    """
+    from udpm.core.errors import UserError
+
+    place = Path(os.path.realpath(output))
+    others = [name for name in OF_A_RUN if os.path.lexists(place.parent / name)]
+    if place.name == "config.json" and others and place.exists() and place.read_text(encoding="utf-8") != text:
+        raise UserError(
+            f"--output: {output}: is the configuration of the run in this folder ({others[0]} lies next to it), and "
+            "says something else; name another file"
+        )
+
+
+RESOLVED = FileKind("resolved configuration", _is_resolved)
+
+
+@click.command(
+    cls=Verb, epilog="Example: udpm resolve digits --part run --seed 0 --output results/configs/digits/seed0.json"
+)
+@click.argument("experiment", required=False)
+@click.option("--dataset", metavar="NAME", help="Resolve this data set instead of an experiment.")
+@click.option("--part", type=click.Choice(PARTS), default="run", show_default=True, help="Which part to write.")
+@click.option("--seed", type=Whole(0, 2**63 - 1), default=0, show_default=True, help="Training seed, for part run.")
+@click.option("--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration.")
+@click.option("--output", type=OutputFile(RESOLVED), help="Where to; default: print it.")
+def resolve_command(
+    experiment: str | None, dataset: str | None, part: str, seed: int, config: Path, output: Path | None
+) -> None:
+    """Validate a configuration and write one part of it out complete, with all defaults.
+
+    EXPERIMENT is the name of a file in config/experiments/. The result is what the other commands read. The config.json
+    of a run that was begun is never replaced by another configuration.
+    """
+    if (experiment is None) == (dataset is None):
+        raise click.UsageError("give either an EXPERIMENT or --dataset NAME", click.get_current_context())
+    from udpm.config import load_dataset, load_experiment, place_of, resolve_run, to_json
+    from udpm.core.errors import UserError
+    from udpm.core.files import write_text
+
+    if dataset is not None:
+        resolved = load_dataset(dataset, config)
+    else:
+        run = resolve_run(experiment, seed, config)
+        parts = {"run": run, "dataset": run.dataset}
+        resolved = parts.get(part) or getattr(load_experiment(experiment, config), part)
+        if resolved is None:
+            raise UserError(f"{place_of(experiment, config)}: scoring: is null, so it has no part {part}")
+    if output is None:
+        click.echo(to_json(resolved), nl=False)
+    else:
+        _check_claim(output, to_json(resolved))
+        write_text(output, to_json(resolved))
+        what = f"data set {dataset}" if dataset is not None else f"{part} of experiment {experiment}"
+        click.echo(f"{output}: {what}{f', seed {seed}' if part == 'run' and dataset is None else ''}")
+
+
+MANUAL_BYTES = 1 << 24
+SCHEMA_BYTES = 1 << 20
+
+
+def _is_schema(path: Path) -> bool:
+    from udpm.config.schema import is_schema
+
+    return is_schema(leading(path, SCHEMA_BYTES))
+
+
+SCHEMA = FileKind("JSON schema", _is_schema)
+
+
+@click.command(cls=Verb, epilog="Example: udpm schema")
+@click.option("--config", type=OutputPlace(), default="config", show_default=True, help="Folder of the configuration.")
+@click.option("--docs", type=OutputPlace(), default="docs", show_default=True, help="Folder of the documentation.")
+def schema_command(config: Path, docs: Path) -> None:
+    """Write what is made from the code's own models: run it after changing one.
+
+    These are the JSON schemas of the configuration files, the key reference in their manual, and the table of published
+    flags.
+    """
+    from udpm.config.schema import FILES, FLAGS, KEYS, insert, json_schema, key_reference
+    from udpm.core.files import write_json, write_text
+    from udpm.core.reading import read_text
+    from udpm.interop.flags import flag_table
+
+    manuals = ((config / "README.md", KEYS, key_reference()), (docs / "published-code.md", FLAGS, flag_table()))
+    texts = {path: insert(path, read_text(path, "manual", MANUAL_BYTES), name, text) for path, name, text in manuals}
+    schemas = {config / "schema" / f"{kind}.schema.json": json_schema(kind) for kind in FILES}
+    check(writes=[Output("--config", path, SCHEMA) for path in schemas])
+    for path, schema in schemas.items():
+        write_json(path, schema)
+    for path, text in texts.items():
+        write_text(path, text)
+    click.echo(f"{config / 'schema'}: {len(schemas)} schemas; {' and '.join(map(str, texts))}: brought up to date")
+
+
+@click.command(
+    cls=Verb, name="import", epilog="Example: udpm import model_ema_state_cifar.pt --output resources/cifar.safetensors"
+)
+@click.argument("checkpoints", type=FILE, nargs=-1)
+@click.option("--config", "flags_file", type=FILE, help="A published config_SUFFIX.json.")
+@click.option("--command", "command_line", help="A published command line, pasted as it stands; - reads it from stdin.")
+@click.option("--output", type=OutputFile(kinds.IMPORTED, ".safetensors"), help="Where the weights go, .safetensors.")
+@click.option("--name", help="Also write this experiment (and its data set, unless --dataset names one).")
+@click.option("--dataset", help="An existing data set, for --name.")
+@click.option(
+    "--gpus",
+    type=Whole(1),
+    help="GPUs that batch_per_GPU counts for; default 1, or as torchrun says.",
+)
+@click.option("--alphas", type=Numbers(float), help="The schedule, l = 1 first: 0.5,0.2,1e-3.")
+@click.option("--sigmas", type=Numbers(float), help="The schedule, l = 1 first: 0.1,0.2,0.3.")
+@click.option("--normalization", type=click.Choice(["norm", "sum"]), help="Of H's box; default: norm.")
+@click.option("--classes", type=Whole(2, 100_000), help="Number of classes, where label dropout hides it.")
+@click.option("--folder", type=OutputPlace(), default="config", show_default=True, help="Folder of the configuration.")
+@click.option(
+    "--run-config", type=FILE, help="Instead of all above: a run's resolved configuration, which names its weights."
+)
+@click.option("--run", type=OutputFolder(kinds.RUN), help="That run's folder.")
+def import_command(
+    checkpoints: tuple[Path, ...],
+    flags_file: Path | None,
+    command_line: str | None,
+    output: Path | None,
+    name: str | None,
+    dataset: str | None,
+    gpus: int | None,
+    alphas: list[float] | None,
+    sigmas: list[float] | None,
+    normalization: str | None,
+    classes: int | None,
+    folder: Path,
+    run_config: Path | None,
+    run: Path | None,
+) -> None:
+    """Bring over published checkpoints, configurations and command lines.
+
+    CHECKPOINTS are model_ema_state_*.pt (averaged weights) and model_state_*.pt (weights and discriminator) of one
+    model. The architecture is read off the tensors; with --config or --command it is checked against them. Without any
+    schedule, the paper's is taken and said so. Files are never executed: one that holds code is refused.
+    """
+    if run_config is not None or run is not None:
+        _adopt(checkpoints, run_config, run)
+        return
+    if (dataset is not None or gpus is not None) and name is None:
+        raise click.UsageError("--dataset and --gpus are for the experiment of --name", click.get_current_context())
+    if not checkpoints and (output is not None or alphas is not None or normalization is not None):
+        raise click.UsageError("--output and the schedule's options go with CHECKPOINTS", click.get_current_context())
+    if not checkpoints and name is None:
+        raise click.UsageError("give CHECKPOINTS, or --name with --config or --command", click.get_current_context())
+    from udpm.interop import convert as move
+
+    if command_line == "-":
+        command_line = click.get_text_stream("stdin").read()
+    if (alphas is None) != (sigmas is None):
+        raise click.UsageError("--alphas and --sigmas go together", click.get_current_context())
+    described = move.describe(flags_file, command_line, name or "imported", dataset, gpus)
+    schedule = move.Schedule(alphas, sigmas, normalization)
+    for line in move.bring_over(list(checkpoints), described, schedule, classes, output, name, folder):
+        click.echo(line)
+
+
+def _adopt(checkpoints: tuple[Path, ...], run_config: Path | None, run: Path | None) -> None:
+    from udpm.config import RunConfig, read_resolved
+    from udpm.core.errors import UserError
+    from udpm.core.outputs import Output
+    from udpm.interop.pretrained import adopt
+    from udpm.runs.config_guard import claim_import
+
+    if checkpoints or run_config is None or run is None:
+        raise click.UsageError("--run-config and --run go together, without CHECKPOINTS", click.get_current_context())
+    config = read_resolved(RunConfig, run_config)
+    if config.training != "imported":
+        raise UserError(f"{run_config}: training: is not imported, so `udpm train` makes this run")
+    claim_import(run)
+    check({"weights": config.weights}, [Output("--run", run / "weights.safetensors", kinds.IMPORTED_RUN)])
+    adopt(config, run)
+    click.echo(f"{run / 'weights.safetensors'}: from {config.weights}")

@@ -1,0 +1,154 @@
+"""Devices: choose one, set threads and precision, and report its failures in one line. Imports no torch at import."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from udpm.core.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+# PyTorch has exception types for some of these only; libraries, TorchScript and NCCL pass on the text.
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|alloc_failed", re.IGNORECASE)
+_FAILED = re.compile(
+    r"\b(CUDA|HIP|NCCL) (driver |runtime |kernel )?error|\bcuda failure|CU(DNN|BLAS|SOLVER|FFT)_STATUS|cudnn error|"
+    r"device-side assert|illegal memory access|\bnccl(Unhandled|System|Internal|Invalid)",
+    re.IGNORECASE,
+)
+_ASKED = re.compile(r"(?:tried|unable) to allocate ([\d.]+ (?:[KMGT]i?B|bytes))", re.IGNORECASE)
+LESS = "use smaller batches or images, or a machine with more memory"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, on a device or on the host."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """Return whether a device or its libraries failed (out of memory, a CUDA or NCCL error), rather than the input."""
+    if is_out_of_memory(error) or type(error).__name__ in ("AcceleratorError", "DistBackendError"):
+        return True
+    return isinstance(error, RuntimeError) and _FAILED.search(str(error)) is not None
+
+
+@contextmanager
+def as_user_errors(relief: str = LESS) -> Iterator[None]:
+    """Raise a device's failure as a `UserError` of one line; other errors pass through.
+
+    Args:
+        relief: what to change where memory runs out.
+
+    Raises:
+        UserError: memory ran out, or the device or one of its libraries failed.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_device_failure(error):
+            raise
+        raise UserError(describe_failure(error, relief)) from error
+
+
+def describe_failure(error: BaseException, relief: str = LESS) -> str:
+    """Describe a device's failure in one line, without addresses and process IDs, which change from run to run.
+
+    Args:
+        error: for which `is_device_failure` holds.
+        relief: what to change where memory runs out.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not is_out_of_memory(error):
+        first = next((line for line in lines if _FAILED.search(line)), lines[0] if lines else type(error).__name__)
+        # NCCL names the cause in the line below this one.
+        last = lines[lines.index("Last error:") + 1 :] if "Last error:" in lines else []
+        return f"the device or one of its libraries failed: {': '.join([first, *last[:1]])}"
+    asked = _ASKED.search(str(error))
+    size = f" (tried to allocate {asked[1]})" if asked else ""
+    return f"out of memory on {_where(str(error))}{size}: {relief}"
+
+
+def _where(text: str) -> str:
+    on_gpu = re.search(r"\b(CUDA|GPU|HIP|CUBLAS\w*|CUDNN\w*|NCCL)", text, re.IGNORECASE)
+    return "the GPU" if on_gpu else "the CPU"
+
+
+def configure(device: str, threads: int, local: int = 0, *, tf32: bool = False, own_gpu: bool = False) -> torch.device:
+    """Choose the device and fix the number of CPU threads.
+
+    Results on a CPU depend on the number of threads, so it comes from the configuration and overrides whatever
+    OMP_NUM_THREADS says.
+
+    Args:
+        device: "auto" (CUDA if there, else CPU), "cpu" or "cuda".
+        threads: CPU threads of this process, >= 1.
+        local: number of this process on its node: the GPU it takes.
+        tf32: whether GPUs may compute float32 products with TF32 inputs.
+        own_gpu: whether the launcher may have assigned this process one GPU, the only one that it sees.
+
+    Raises:
+        UserError: "cuda" is asked for and there is none, or fewer GPUs than processes on this node.
+    """
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda is asked for, but PyTorch sees no CUDA device; use device: auto or cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if own_gpu and count == 1:
+        # `srun --gpus-per-task=1` and its like. Two processes that see the same GPU are refused by NCCL.
+        local = 0
+    if local >= count:
+        raise UserError(
+            f"device: process {local + 1} of this node sees {count} GPU{'s' * (count != 1)}; ask for a GPU for each "
+            "process, or start fewer (training.processes_per_node)"
+        )
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    # Trying algorithms out and keeping the fastest would let a clock choose how results are rounded.
+    torch.backends.cudnn.benchmark = False
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
+def uses_tf32(device: torch.device) -> bool:
+    """Whether float32 products on a device may be computed with TF32 inputs, for records; on a CPU none are."""
+    import torch
+
+    backends = torch.backends
+    return device.type == "cuda" and (backends.cuda.matmul.allow_tf32 or backends.cudnn.allow_tf32)
+
+
+def resident_bytes() -> int:
+    """Memory that this process has in RAM now, in bytes."""
+    # The second number of statm is the resident set, in pages: proc(5).
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def found() -> str:
+    """The devices here, e.g. "2 × NVIDIA H200" or "no CUDA device"."""
+    import torch
+
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names)) or "no CUDA device"
+
+
+def describe(device: torch.device) -> str:
+    """Name of the device for records, e.g. "NVIDIA H200" or "cpu (2 threads)"."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.get_num_threads()} threads)"

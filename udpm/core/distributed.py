@@ -1,0 +1,317 @@
+"""The processes that train one model together: who this one is, and how they agree. Imports no torch at import."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from udpm.core.devices import describe_failure, is_device_failure, is_out_of_memory
+from udpm.core.errors import StoppedEarly, UserError, first_line
+from udpm.core.files import write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from torch.distributed import TCPStore
+
+    from udpm.core.processes import StopRequest
+
+RENDEZVOUS_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among all.
+
+    Attributes:
+        rank: 0..world - 1.
+        world: number of processes.
+        local: its number on its node; the GPU it uses, unless it sees only one.
+        meeting: name of the meeting, the same for all processes of one start and for no other; empty under torchrun,
+            which arranges the meeting itself.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+    meeting: str = ""
+
+    @property
+    def by_srun(self) -> bool:
+        """Whether this is a task of srun, which may have assigned it one GPU."""
+        return bool(self.meeting)
+
+
+def find_place(world: int, environment: Mapping[str, str] = os.environ) -> Place:
+    """This process's place, from torchrun's variables or from those of an srun task.
+
+    How many processes there should be comes from the configuration. With one, the environment is not even looked at:
+    what leaks in from a login node or an enclosing job means nothing.
+
+    Args:
+        world: number of processes that the configuration asks for.
+        environment: variables.
+
+    Raises:
+        UserError: started with another number of processes.
+    """
+    found = launched(world, environment)
+    if found is None:
+        raise UserError(
+            f"training.processes: {world} in all are configured, but this is a single one; start it with "
+            f"torchrun --standalone --nproc-per-node {world} -m -- udpm train … or srun -n {world} udpm train …"
+        )
+    if found.world != world:
+        raise UserError(f"training.processes: {world} in all are configured, but {found.world} were started")
+    return found
+
+
+def launched(world: int, environment: Mapping[str, str] = os.environ) -> Place | None:
+    """Return the place that torchrun or srun gave this process; None if neither started it.
+
+    Args:
+        world: number of processes that the configuration asks for; with one, the environment is not looked at.
+        environment: variables.
+    """
+    if world == 1:
+        return Place()
+    if "TORCHELASTIC_RUN_ID" in environment:
+        return Place(*(int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    if "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+        parts = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+        meeting = "-".join(environment.get(name, "0") for name in parts)
+        return Place(*(int(environment.get(name, "0")) for name in names), meeting)
+    return None
+
+
+def start_of(place: Place, environment: Mapping[str, str] = os.environ) -> str:
+    """Return a text that the processes of this launch share with no other launch; empty for a single process."""
+    if place.world == 1 or place.meeting:
+        return place.meeting
+    names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
+    return "-".join(environment.get(name, "") for name in names)
+
+
+@contextmanager
+def joined(
+    place: Place,
+    backend: str,
+    folder: Path,
+    stop: StopRequest | bool = False,
+    device: torch.device | str = "cpu",
+) -> Iterator[None]:
+    """Connect all processes for the time of the context; does nothing for a single one.
+
+    Under srun rank 0 takes a free port, so that jobs on one node never collide, and tells the others by a file in the
+    run's folder.
+
+    Args:
+        place: this process's.
+        backend: "nccl" or "gloo".
+        folder: the run's folder, which all processes see.
+        stop: asked while waiting for the others.
+        device: that this process trains on.
+
+    Raises:
+        UserError: the backend is missing or does not work, or the others did not come.
+        StoppedEarly: a signal came while waiting for them, or one of them ended.
+    """
+    if place.world == 1:
+        yield
+        return
+    import torch.distributed as dist
+
+    if not (dist.is_nccl_available() if backend == "nccl" else dist.is_gloo_available()):
+        raise UserError(f"training.backend: {backend} is not in this PyTorch; use auto")
+    try:
+        _connect(place, backend, folder, stop, device)
+        yield
+    except BaseException:
+        _leave(failed=True)
+        raise
+    _leave(failed=False)
+
+
+def _connect(place: Place, backend: str, folder: Path, stop: StopRequest | bool, device: torch.device | str) -> None:
+    import torch.distributed as dist
+
+    try:
+        if place.meeting:
+            store = _meet(place, folder, stop)
+            _wait_for_all(store, place, stop)
+            dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world)
+        else:
+            dist.init_process_group(backend)
+        _try_out(backend, device)
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = describe_failure(error) if is_device_failure(error) else first_line(error)
+        raise UserError(f"the {place.world} processes could not connect by {backend}: {reason}") from None
+
+
+def _try_out(backend: str, device: torch.device | str) -> None:
+    """Sum one number over all processes: NCCL connects at its first exchange, and fails there where it is broken."""
+    import torch
+    import torch.distributed as dist
+
+    number = torch.ones(1, device=device)
+    with _together():
+        dist.all_reduce(number)
+        # Reading it waits for the GPU, where the exchange may still fail.
+        total = int(number.item())
+    if total != dist.get_world_size():
+        raise RuntimeError(f"{dist.get_world_size()} ones add up to {total}")
+
+
+def _leave(*, failed: bool) -> None:
+    """Close the connections. After a failure do not wait for exchanges that a process that ended will never finish."""
+    import torch.distributed as dist
+
+    if not failed:
+        dist.destroy_process_group()
+    elif dist.is_initialized():
+        # The first failure is the one to report, not what follows from it here.
+        with suppress(Exception):
+            dist.group.WORLD.abort()
+        with suppress(Exception):
+            dist.destroy_process_group()
+
+
+class Agreement:
+    """Decisions that all processes take alike, over a connection of their CPUs: no device has to wait.
+
+    Args:
+        place: this process's.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._group = None
+        if place.world > 1:
+            import torch.distributed as dist
+
+            # Rank 0 may wait for the run's folder for days.
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+
+    def any(self, *wishes: bool) -> tuple[bool, ...]:
+        """For each wish, whether any process has it. All processes must ask together."""
+        if self._group is None:
+            return wishes
+        import torch
+        import torch.distributed as dist
+
+        asked = torch.tensor(wishes, dtype=torch.uint8)
+        with _together():
+            dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._group)
+        return tuple(bool(value) for value in asked.tolist())
+
+    def same(self, value: int) -> bool:
+        """Whether all processes have the same number. All must ask together."""
+        if self._group is None:
+            return True
+        import torch
+        import torch.distributed as dist
+
+        bounds = torch.tensor([value, -value])
+        with _together():
+            dist.all_reduce(bounds, dist.ReduceOp.MAX, group=self._group)
+        return bounds[0].item() == -bounds[1].item()
+
+
+def average(values: list[torch.Tensor], place: Place) -> None:
+    """Replace tensors by their means over all processes, in one message for each type of number."""
+    if place.world == 1 or not values:
+        return
+    import torch
+    import torch.distributed as dist
+
+    for kind in dict.fromkeys(value.dtype for value in values):
+        part = [value for value in values if value.dtype == kind]
+        flat = torch.cat([value.reshape(-1) for value in part])
+        with _together():
+            dist.all_reduce(flat)
+        flat /= place.world
+        for value, mean in zip(part, flat.split([value.numel() for value in part]), strict=True):
+            value.copy_(mean.view_as(value))
+
+
+def lowest(value: torch.Tensor, place: Place) -> int:
+    """The least of all processes' whole numbers. All must ask together."""
+    if place.world > 1:
+        import torch.distributed as dist
+
+        with _together():
+            dist.all_reduce(value, dist.ReduceOp.MIN)
+    return int(value.item())
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Something that all processes do together, and that fails when one of them is no more.
+
+    Raises:
+        StoppedEarly: another process ended.
+        RuntimeError: this process's device, memory or NCCL failed; unchanged.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _peer_ended(error):
+            raise
+        reason = first_line(error)
+        raise StoppedEarly(f"another process of this training ended ({reason}): run the same command again") from None
+
+
+def _peer_ended(error: RuntimeError) -> bool:
+    """Return whether an exchange failed because another process ended, rather than this process's device."""
+    if is_out_of_memory(error):
+        return False
+    # NCCL: "A call failed possibly due to a network error or a remote process exiting prematurely".
+    return "ncclRemoteError" in str(error) or not is_device_failure(error)
+
+
+def _meet(place: Place, folder: Path, stop: StopRequest | bool) -> TCPStore:
+    from torch.distributed import TCPStore
+
+    path = folder / "rendezvous" / place.meeting
+    if place.rank == 0:
+        path.unlink(missing_ok=True)
+        host = socket.gethostname()
+        store = TCPStore(host, 0, place.world, is_master=True, wait_for_workers=False)
+        write_text(path, f"{host}:{store.port}\n")
+        return store
+    deadline = time.monotonic() + RENDEZVOUS_SECONDS
+    while time.monotonic() < deadline and not stop:
+        try:
+            host, _, port = path.read_text(encoding="utf-8").strip().rpartition(":")
+            soon = timedelta(seconds=10)
+            store = TCPStore(host, int(port), place.world, is_master=False, timeout=soon, wait_for_workers=False)
+        except (OSError, ValueError, RuntimeError):
+            time.sleep(0.2)
+        else:
+            store.set_timeout(timedelta(seconds=RENDEZVOUS_SECONDS))
+            return store
+    if stop:
+        raise StoppedEarly(f"stopped on {stop} while waiting for the other processes")
+    raise OSError(f"no word from rank 0 in {path} for {RENDEZVOUS_SECONDS:g} s")
+
+
+def _wait_for_all(store: TCPStore, place: Place, stop: StopRequest | bool) -> None:
+    """Wait until all processes are there. PyTorch's own waiting hears no signals."""
+    store.set(f"here/{place.rank}", "")
+    everyone = [f"here/{rank}" for rank in range(place.world)]
+    deadline = time.monotonic() + RENDEZVOUS_SECONDS
+    while not store.check(everyone):
+        if stop:
+            store.delete_key(f"here/{place.rank}")
+            raise StoppedEarly(f"stopped on {stop} while waiting for the other processes")
+        if time.monotonic() > deadline:
+            raise OSError(f"not all of them came within {RENDEZVOUS_SECONDS:g} s")
+        time.sleep(0.1)

@@ -1,0 +1,134 @@
+"""Batches as a pure function of the iteration, so that a resumed run sees the data an uninterrupted one would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+
+from udpm.core.seeds import derive_seed
+from udpm.core.transfer import moved
+from udpm.data.levels import Levels, decoding_table
+
+Residence = Literal["auto", "device", "memory"]
+LARGEST_SHARE = 0.25
+"""Of a device's free memory that images may take when the residence is left open."""
+Fetch = Callable[[np.ndarray, int], torch.Tensor]
+"""Block sums of some images at a level, (n, h, w, 3) integers on the device."""
+
+
+class Batches:
+    """Shuffled batches of a data set's training split, at any level; safe to call from several threads.
+
+    The k-th image that training sees is element k mod N of epoch k div N's permutation; both follow from the seed, so
+    the position in the data is the iteration itself. Epochs run on without dropping a last batch. Neither the
+    residence nor the number of ranks changes an image or its place in the global batch.
+
+    Args:
+        levels: the data set with its caches.
+        scale: s of the process.
+        batch: images per iteration, over all ranks.
+        seed: the run's.
+        flip: whether images are mirrored at random.
+        device: where batches go.
+        residence: where the images are kept: on the device, memory-mapped, or the first if they fit easily.
+        rank: which part of each global batch is given out.
+        world: number of parts; divides `batch`.
+    """
+
+    def __init__(
+        self,
+        levels: Levels,
+        scale: int,
+        batch: int,
+        seed: int,
+        *,
+        flip: bool,
+        device: torch.device,
+        residence: Residence = "auto",
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        split = levels.store.split("train")
+        self._first, self._count = split.start, split.stop - split.start
+        self._levels = levels
+        self._batch, self._seed, self._flip, self._device = batch, seed, flip, device
+        share = batch // world
+        self.part = slice(rank * share, (rank + 1) * share)
+        self._tables = [torch.from_numpy(decoding_table(level, scale)).to(device) for level in range(len(levels.sums))]
+        self._order = lru_cache(maxsize=2)(self._permutation)
+        self.resident = residence == "device" or (residence == "auto" and _fits(levels, split, device))
+        self._fetch: Fetch = _resident(levels, split, device) if self.resident else _mapped(levels, device)
+
+    def iterations_in(self, epochs: int) -> int:
+        """The number of whole batches in so many passes over the training split."""
+        return epochs * self._count // self._batch
+
+    def indices(self, iteration: int) -> np.ndarray:
+        """Indices into the store of an iteration's images on this rank, (n,) int64; iterations count from 0."""
+        start = iteration * self._batch
+        positions = range(start, start + self._batch)[self.part]
+        return np.array([self._index(position) for position in positions])
+
+    def __call__(self, iteration: int, level: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The targets of level `level`: H^{level-1} x_0 of iteration `iteration`'s images, and their labels.
+
+        Returns:
+            (n, 3, N/2^{level-1}, N/2^{level-1}) float32, and (n,) int64, n the batch or the rank's part of it.
+        """
+        indices = self.indices(iteration)
+        # Channels first while values are small integers, then one look-up: exact, and a quarter of the bytes to move.
+        sums = self._fetch(indices, level - 1).permute(0, 3, 1, 2).contiguous()
+        values = self._tables[level - 1].index_select(0, sums.flatten().int()).view(sums.shape)
+        if self._flip:
+            flips = moved(self._flips(iteration)[self.part], self._device)
+            values = torch.where(flips[:, None, None, None], values.flip(-1), values)
+        return values, moved(torch.from_numpy(self._levels.store.labels[indices]), self._device)
+
+    def _index(self, position: int) -> int:
+        epoch, place = divmod(position, self._count)
+        return self._first + int(self._order(epoch)[place])
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        generator = np.random.Generator(np.random.PCG64(derive_seed(self._seed, "order", epoch)))
+        return generator.permutation(self._count)
+
+    def _flips(self, iteration: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, "flip", iteration))
+        return torch.rand(self._batch, generator=generator) < 0.5
+
+
+def _mapped(levels: Levels, device: torch.device) -> Fetch:
+    """Read from the memory maps; of a level only what is asked for."""
+
+    def fetch(indices: np.ndarray, level: int) -> torch.Tensor:
+        return moved(_tensor(levels.sums[level][indices]), device)
+
+    return fetch
+
+
+def _resident(levels: Levels, split: slice, device: torch.device) -> Fetch:
+    """Copy the training split's levels to the device once."""
+    kept = [_tensor(np.array(sums[split])).to(device) for sums in levels.sums]
+
+    def fetch(indices: np.ndarray, level: int) -> torch.Tensor:
+        return kept[level].index_select(0, moved(torch.from_numpy(indices - split.start), device))
+
+    return fetch
+
+
+def _fits(levels: Levels, split: slice, device: torch.device) -> bool:
+    if device.type != "cuda":
+        # The memory map is in the same memory already.
+        return False
+    # Sums of levels above 0 are kept as int32.
+    size = sum(sums[split].size * (1 if level == 0 else 4) for level, sums in enumerate(levels.sums))
+    return size <= LARGEST_SHARE * torch.cuda.mem_get_info(device)[0]
+
+
+def _tensor(sums: np.ndarray) -> torch.Tensor:
+    # torch indexes and converts few unsigned types.
+    return torch.from_numpy(sums if sums.dtype == np.uint8 else sums.astype(np.int32))

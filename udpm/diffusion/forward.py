@@ -1,0 +1,75 @@
+"""The forward process: the downsampling operator H (2×2 box blur, then stride 2), one step, and marginals."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from udpm.diffusion.schedule import Schedule
+
+
+def downsample(image: torch.Tensor, scale: int, times: int = 1) -> torch.Tensor:
+    """H^times x.
+
+    Args:
+        image: (..., C, h, w) with h and w divisible by 2^times.
+        scale: s, the sum of the box's taps: 2 (divided by its l2 norm) or 1 (by its sum).
+        times: how often H is applied, >= 0.
+
+    Returns:
+        (..., C, h/2^times, w/2^times): s^times times the block means.
+    """
+    if times == 0:
+        return image
+    return F.avg_pool2d(image, 2**times) * float(scale**times)
+
+
+def adjoint(image: torch.Tensor, scale: int, times: int = 1) -> torch.Tensor:
+    """(Hᵀ)^times y: nearest-neighbour upsampling times (s/4)^times.
+
+    Args:
+        image: (..., C, h, w).
+        scale: s, as in `downsample`.
+        times: how often Hᵀ is applied, >= 0.
+
+    Returns:
+        (..., C, h·2^times, w·2^times). H Hᵀ = (s²/4) I: the identity for s = 2.
+    """
+    return _repeat(image, 2**times) * (scale / 4) ** times
+
+
+def project(image: torch.Tensor) -> torch.Tensor:
+    """P x, every 2×2 block replaced by its mean; HᵀH = (s²/4) P.
+
+    Args:
+        image: (..., C, h, w) with even h and w.
+    """
+    return _repeat(F.avg_pool2d(image, 2), 2)
+
+
+def _repeat(image: torch.Tensor, factor: int) -> torch.Tensor:
+    return image.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
+
+
+def step(schedule: Schedule, previous: torch.Tensor, level: int, noise: torch.Tensor) -> torch.Tensor:
+    """One step, x_l = α_l H x_{l-1} + σ_l ε.
+
+    Args:
+        schedule: α, σ and s.
+        previous: x_{l-1}, (B, 3, 2h, 2w).
+        level: l in 1..L.
+        noise: ε ~ N(0, I), (B, 3, h, w).
+    """
+    return schedule.alpha(level) * downsample(previous, schedule.scale) + schedule.sigma(level) * noise
+
+
+def marginal(schedule: Schedule, downsampled: torch.Tensor, level: int, noise: torch.Tensor) -> torch.Tensor:
+    """A draw from q(x_l | x_0) = N(ᾱ_l H^l x_0, σ̃_l² I).
+
+    Args:
+        schedule: α, σ and s.
+        downsampled: H^l x_0, (B, 3, h, w).
+        level: l in 0..L.
+        noise: ε ~ N(0, I), same shape.
+    """
+    return schedule.alpha_bar(level) * downsampled + schedule.sigma_tilde(level) * noise

@@ -1,0 +1,85 @@
+"""The latent of an image and how latents are mixed (paper, section 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from udpm.core.seeds import derive_seed
+from udpm.diffusion.sampler import noise_sides
+from udpm.diffusion.schedule import Schedule
+
+
+class Latent(NamedTuple):
+    """All that the chain draws at random, for a batch of images; weights and label make the image of it.
+
+    Attributes:
+        base: z, a white image, (B, 3, N, N).
+        noises: ε_L, …, ε_1 (coarsest first), (B, 3, N/2^l, N/2^l).
+    """
+
+    base: torch.Tensor
+    noises: tuple[torch.Tensor, ...]
+
+    def noise(self, level: int) -> torch.Tensor:
+        """ε_l."""
+        return self.noises[len(self.noises) - level]
+
+    def replaced(self, level: int, noise: torch.Tensor) -> Latent:
+        """This latent with another ε_l; z and all other maps stay."""
+        index = len(self.noises) - level
+        return self._replace(noises=(*self.noises[:index], noise, *self.noises[index + 1 :]))
+
+
+def seeded(schedule: Schedule, side: int, seed: int, numbers: Sequence[int]) -> Latent:
+    """The latents of images of given numbers, each a function of (seed, its number) alone; on the CPU.
+
+    Args:
+        schedule: for the number of levels.
+        side: N.
+        seed: of the sample set.
+        numbers: of the images.
+    """
+    sides = [side, *noise_sides(schedule, side)]
+    maps: list[list[torch.Tensor]] = [[] for _ in sides]
+    for number in numbers:
+        generator = torch.Generator().manual_seed(derive_seed(seed, "image", number))
+        for drawn, size in zip(maps, sides, strict=True):
+            drawn.append(torch.randn(3, size, size, generator=generator))
+    base, *noises = [torch.stack(drawn) for drawn in maps]
+    return Latent(base, tuple(noises))
+
+
+def join(latents: Sequence[Latent]) -> Latent:
+    """One batch of several."""
+    maps = [torch.cat(parts) for parts in zip(*((latent.base, *latent.noises) for latent in latents), strict=True)]
+    return Latent(maps[0], tuple(maps[1:]))
+
+
+def mix(first: torch.Tensor, second: torch.Tensor, keep: float) -> torch.Tensor:
+    """mix(a, b, g) = g·a + √(1-g²)·b: unit variance where a and b are independent and have it.
+
+    Args:
+        first: a.
+        second: b, same shape.
+        keep: g in [0, 1]: 1 gives a, 0 gives b.
+    """
+    return keep * first + math.sqrt(1 - keep**2) * second
+
+
+def interpolate(corners: Sequence[Latent], across: float, down: float) -> Latent:
+    """Four-way mix of every map, ε(δ, η) = mix(mix(ε¹, ε², δ), mix(ε³, ε⁴, δ), η); of z too, so corners are exact.
+
+    Args:
+        corners: four latents; (δ, η) = (1, 1), (0, 1), (1, 0), (0, 0) give the first to the fourth.
+        across: δ in [0, 1].
+        down: η in [0, 1].
+    """
+    mixed = [
+        mix(mix(first, second, across), mix(third, fourth, across), down)
+        for first, second, third, fourth in zip(*((corner.base, *corner.noises) for corner in corners), strict=True)
+    ]
+    return Latent(mixed[0], tuple(mixed[1:]))

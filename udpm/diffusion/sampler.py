@@ -1,0 +1,83 @@
+"""The sampling chain: L calls of a network from noise of the coarsest side to an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from udpm.diffusion.forward import downsample, marginal
+from udpm.diffusion.posterior import Form, posterior
+from udpm.diffusion.schedule import Schedule
+
+Network = Callable[[torch.Tensor, float, torch.Tensor | None], torch.Tensor]
+"""f(x_l, t_l, labels): (B, 3, h, w) to (B, 3, 2h, 2w), an estimate of H^{l-1} x_0."""
+
+
+class Step(NamedTuple):
+    """One link of the chain: the state x_l that went in, and the output f that came out."""
+
+    level: int
+    state: torch.Tensor
+    output: torch.Tensor
+
+
+def noise_sides(schedule: Schedule, side: int) -> list[int]:
+    """Sides of the noise maps ε_L, …, ε_1 (coarsest first) that make up the latent of an image of side `side`."""
+    return [side >> level for level in range(schedule.levels, 0, -1)]
+
+
+def sample(
+    schedule: Schedule,
+    network: Network,
+    base: torch.Tensor,
+    noises: list[torch.Tensor],
+    labels: torch.Tensor | None = None,
+    form: Form = "scalar",
+) -> list[Step]:
+    """Run the chain: x_L = ᾱ_L H^L z + σ̃_L ε_L; x_{l-1} = μ_l + Σ_l^{1/2} ε_{l-1}; x_0 = f(x_1, t_1).
+
+    Args:
+        schedule: α, σ and s.
+        network: f.
+        base: z, a white image, (B, 3, N, N).
+        noises: ε_L, …, ε_1 (coarsest first), (B, 3, N/2^l, N/2^l).
+        labels: (B,) int64, or None.
+        form: of the posterior.
+
+    Returns:
+        The L links, coarsest first; the last one's output is the image, in about [-1, 1].
+    """
+
+    def draw(step: Step, noise: torch.Tensor) -> torch.Tensor:
+        return posterior(schedule, step.state, step.output, step.level, form).draw(noise)
+
+    return follow(schedule, network, downsample(base, schedule.scale, schedule.levels), noises, labels, draw)
+
+
+def follow(
+    schedule: Schedule,
+    network: Network,
+    coarsest: torch.Tensor,
+    noises: list[torch.Tensor],
+    labels: torch.Tensor | None,
+    draw: Callable[[Step, torch.Tensor], torch.Tensor],
+) -> list[Step]:
+    """The chain's links, whatever computes H and the posterior.
+
+    Args:
+        schedule: α, σ and s.
+        network: f.
+        coarsest: H^L z, (B, 3, N/2^L, N/2^L).
+        noises: as `sample` takes them.
+        labels: (B,) int64, or None.
+        draw: x_{l-1} from a link and ε_{l-1}.
+    """
+    state = marginal(schedule, coarsest, schedule.levels, noises[0])
+    steps: list[Step] = []
+    for level, noise in zip(range(schedule.levels, 0, -1), [*noises[1:], None], strict=True):
+        steps.append(Step(level, state, network(state, schedule.time(level), labels)))
+        if noise is not None:
+            state = draw(steps[-1], noise)
+    return steps

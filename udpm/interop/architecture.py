@@ -1,0 +1,243 @@
+"""The published code's tensor names, and the architecture of its checkpoints, read from tensor names and shapes.
+
+Ours follow the structure of `UNet` and `Discriminator`; the published ones name sides and block kinds.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from udpm.networks.discriminator import Discriminator, DiscriminatorShape
+from udpm.networks.unet import IMAGE_CHANNELS, UNet, UNetShape
+from udpm.networks.weights import FLOATS
+
+_BLOCK = {
+    "norm_in": "norm0",
+    "conv_in": "conv0",
+    "condition": "affine",
+    "norm_out": "norm1",
+    "conv_out": "conv1",
+    "skip": "skip",
+    "attention.norm": "norm2",
+    "attention.qkv": "qkv",
+    "attention.proj": "proj",
+}
+FILTER = "resample_filter"
+"""A constant of the architecture that the published code stores with the weights."""
+FREQUENCIES = "freqs"
+
+
+def generator_names(shape: UNetShape) -> dict[str, str]:
+    """Module names of a generator: ours to published, without the final ".weight" or ".bias"."""
+    depths = len(shape.multipliers)
+    sides = [f"{shape.side >> depth}x{shape.side >> depth}" for depth in range(depths)]
+    names = {
+        "embedding.label": "map_label",
+        "embedding.first": "map_layer0",
+        "embedding.second": "map_layer1",
+        "embedding.time": "map_noise",
+        "stem": f"enc.{sides[0]}_conv",
+        "norm": "out_norm" if shape.family == "adm" else f"dec.{sides[0]}_aux_norm",
+        "head": "out_conv" if shape.family == "adm" else f"dec.{sides[0]}_aux_conv",
+    }
+    for depth, side in enumerate(sides):
+        if depth:
+            names |= _block_names(f"encoder.{depth}.down", f"enc.{side}_down")
+            names[f"encoder.{depth}.pyramid.conv"] = f"enc.{side}_aux_residual"
+        for index in range(shape.blocks):
+            names |= _block_names(f"encoder.{depth}.blocks.{index}", f"enc.{side}_block{index}")
+        place = depths - 1 - depth
+        entries = ["in0", "in1"] if depth == depths - 1 else ["up"]
+        for index, entry in enumerate(entries):
+            names |= _block_names(f"decoder.{place}.entry.{index}", f"dec.{side}_{entry}")
+        for index in range(shape.blocks + 1):
+            names |= _block_names(f"decoder.{place}.blocks.{index}", f"dec.{side}_block{index}")
+    return {ours: f"net.{published}" for ours, published in names.items()}
+
+
+def discriminator_names(shape: DiscriminatorShape) -> dict[str, str]:
+    """Module names of a discriminator: ours to published, without the final ".weight" or ".bias"."""
+    names = {"stem": "conv0", "final": "final_conv", "label": "map_label", "head": "out_lin"}
+    for index in range((shape.side >> (shape.levels - 1)).bit_length()):
+        names |= _block_names(f"blocks.{index}", f"body.{index}")
+    return names
+
+
+def from_published(tensors: dict[str, torch.Tensor], names: dict[str, str]) -> dict[str, torch.Tensor]:
+    """A published state dict under our names, in float32.
+
+    Resampling filters, which the published code stores although they are constants, are left out.
+
+    Args:
+        tensors: published name to tensor.
+        names: from `generator_names` or `discriminator_names`.
+
+    Raises:
+        KeyError: a tensor that this architecture does not have.
+    """
+    ours = {published: name for name, published in names.items()}
+    state = {}
+    for name, tensor in tensors.items():
+        module, _, kind = name.rpartition(".")
+        if kind != FILTER:
+            state[f"{ours[module]}.{'frequencies' if kind == FREQUENCIES else kind}"] = tensor.float()
+    return state
+
+
+def _block_names(ours: str, published: str) -> dict[str, str]:
+    return {f"{ours}.{a}": f"{published}.{b}" for a, b in _BLOCK.items()}
+
+
+Tensors = dict[str, torch.Tensor]
+SHOWN = 5
+"""Names that an error lists."""
+
+
+class UnknownArchitecture(ValueError):
+    """Tensors that are no network of this method; the message says what is wrong with them."""
+
+
+def generator_shape(tensors: Tensors, classes: int | None = None) -> UNetShape:
+    """The shape of a generator.
+
+    Args:
+        tensors: published name to tensor.
+        classes: number of classes, where it is known. The label layer of a network trained with label dropout has
+            one input more; tensors alone do not tell it from one more class.
+
+    Raises:
+        UnknownArchitecture: not a generator of the three families.
+    """
+    stem = _only(tensors, r"net\.enc\.(\d+)x\1_conv\.weight", "a first convolution net.enc.SxS_conv")
+    side = int(stem[1])
+    embedding = _tensor(tensors, "net.map_layer0.weight")
+    channels = len(embedding) // 4
+    sides = sorted({int(found[1]) for found in _matches(tensors, r"net\.enc\.(\d+)x\1_block0\.conv0\.weight")})[::-1]
+    if sides != [side >> depth for depth in range(len(sides))] or not sides:
+        raise UnknownArchitecture(f"its encoder has blocks at sides {sides}, not at {side} and halves of it")
+    widths = [len(_tensor(tensors, f"net.enc.{size}x{size}_block0.conv0.weight")) for size in sides]
+    label = tensors.get("net.map_label.weight")
+    inputs = 0 if label is None else label.shape[1]
+    dropped = classes is not None and inputs == classes + 1
+    return UNetShape(
+        family=_family(tensors),
+        side=side,
+        channels=channels,
+        multipliers=tuple(width // channels for width in widths),
+        blocks=len(_matches(tensors, rf"net\.enc\.{side}x{side}_block\d+\.conv0\.weight")),
+        attention=tuple(size for size in sides if f"net.enc.{size}x{size}_block0.qkv.weight" in tensors),
+        classes=inputs - dropped,
+        label_dropout=dropped,
+    )
+
+
+def discriminator_shape(tensors: Tensors, side: int) -> DiscriminatorShape:
+    """The shape of a discriminator; its number of blocks tells the number of levels.
+
+    Args:
+        tensors: published name to tensor.
+        side: N, the full image side.
+
+    Raises:
+        UnknownArchitecture: not a discriminator.
+    """
+    blocks = len(_matches(tensors, r"body\.\d+\.conv0\.weight"))
+    # n = log2(N/2^{L-1}) + 1
+    levels = side.bit_length() - blocks + 1
+    if blocks == 0 or levels < 1:
+        raise UnknownArchitecture(f"its discriminator has {blocks} blocks, which fit no image of side {side}")
+    label = tensors.get("map_label.weight")
+    return DiscriminatorShape(
+        side, levels, len(_tensor(tensors, "conv0.weight")), 0 if label is None else label.shape[1]
+    )
+
+
+def load_generator(tensors: Tensors, shape: UNetShape) -> Tensors:
+    """A published generator's tensors under our names, all there and of the right shapes.
+
+    Raises:
+        UnknownArchitecture: tensors are missing, unknown or of another shape; the first five are named.
+    """
+    with torch.device("meta"):
+        expected = UNet(shape).state_dict()
+    return _strict(tensors, generator_names(shape), expected)
+
+
+def load_discriminator(tensors: Tensors, shape: DiscriminatorShape) -> Tensors:
+    """A published discriminator's tensors under our names, all there and of the right shapes.
+
+    Raises:
+        UnknownArchitecture: tensors are missing, unknown or of another shape; the first five are named.
+    """
+    with torch.device("meta"):
+        expected = Discriminator(shape).state_dict()
+    return _strict(tensors, discriminator_names(shape), expected)
+
+
+def _strict(tensors: Tensors, names: dict[str, str], expected: Tensors) -> Tensors:
+    wanted = {_published(name, names): tensor.shape for name, tensor in expected.items()}
+    given = {name: tensor.shape for name, tensor in tensors.items() if name.rpartition(".")[2] != FILTER}
+    problems = [
+        ("tensors are missing", [name for name in wanted if name not in given]),
+        ("tensors are unknown", [name for name in given if name not in wanted]),
+        (
+            "tensors have another shape",
+            [
+                f"{name} {tuple(given[name])} for {tuple(wanted[name])}"
+                for name in wanted
+                if name in given and given[name] != wanted[name]
+            ],
+        ),
+    ]
+    told = [f"{len(found)} {what}: {_shown(found)}" for what, found in problems if found]
+    if told:
+        raise UnknownArchitecture("; ".join(told))
+    cast = [name for name in given if tensors[name].dtype not in FLOATS]
+    if cast:
+        raise UnknownArchitecture(f"{len(cast)} tensors are not floating-point: {_shown(cast)}")
+    broken = [name for name in given if not torch.isfinite(tensors[name]).all()]
+    if broken:
+        raise UnknownArchitecture(f"{len(broken)} tensors are not finite: {_shown(broken)}")
+    return from_published(tensors, names)
+
+
+def _published(name: str, names: dict[str, str]) -> str:
+    module, _, kind = name.rpartition(".")
+    return f"{names[module]}.{FREQUENCIES if kind == 'frequencies' else kind}"
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
+
+
+def _family(tensors: Tensors) -> str:
+    if "net.out_conv.weight" in tensors:
+        return "adm"
+    return "ncsnpp" if f"net.map_noise.{FREQUENCIES}" in tensors else "ddpmpp"
+
+
+def _matches(tensors: Tensors, pattern: str) -> list[re.Match[str]]:
+    return [found for found in (re.fullmatch(pattern, name) for name in tensors) if found]
+
+
+def _only(tensors: Tensors, pattern: str, what: str) -> re.Match[str]:
+    found = _matches(tensors, pattern)
+    if len(found) != 1:
+        raise UnknownArchitecture(
+            f"no generator of NCSN++, DDPM++ or ADM: it has {len(found) or 'no'} {what.removeprefix('a ')}, among "
+            f"{len(tensors)} tensors such as {_shown(list(tensors)[:2])}"
+        )
+    stem = tensors[found[0].string]
+    if stem.ndim != 4 or stem.shape[1] != IMAGE_CHANNELS:
+        raise UnknownArchitecture(
+            f"{found[0].string} has shape {tuple(stem.shape)}; expected (C, {IMAGE_CHANNELS}, 3, 3)"
+        )
+    return found[0]
+
+
+def _tensor(tensors: Tensors, name: str) -> torch.Tensor:
+    if name not in tensors:
+        raise UnknownArchitecture(f"1 tensors are missing: {name}")
+    return tensors[name]

@@ -1,0 +1,301 @@
+"""Moving over from the published code: its checkpoints, configurations and command lines become ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from udpm.config.dataset import DatasetConfig
+from udpm.config.experiment import Experiment
+from udpm.config.load import load_dataset, named_file, run_of, validate
+from udpm.config.model import ModelConfig, Process
+from udpm.core.errors import UserError
+from udpm.core.files import write_text
+from udpm.core.kinds import IMPORTED
+from udpm.core.outputs import Input, Output, guard
+from udpm.interop.checkpoint import Imported, differences, read_weights
+from udpm.interop.flags import PAPER_SCHEDULE, checkpoint_name, only_samples, parse_command, read_flags, to_experiment
+from udpm.networks.weights import save_weights
+
+WEIGHTS = Path("resources/weights")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What options say of the schedule.
+
+    Attributes:
+        alphas: for each level, l = 1 first, or None.
+        sigmas: the same.
+        normalization: of H's box, or None.
+    """
+
+    alphas: list[float] | None = None
+    sigmas: list[float] | None = None
+    normalization: str | None = None
+
+    def process(self) -> Process | None:
+        """The process, where alphas and sigmas are given.
+
+        Raises:
+            UserError: they are no schedule.
+        """
+        if self.alphas is None:
+            return None
+        values = {"levels": len(self.alphas), "alphas": self.alphas, "sigmas": self.sigmas}
+        values |= {"normalization": self.normalization} if self.normalization else {}
+        return validate(Process, values, "--alphas, --sigmas")
+
+
+@dataclass(frozen=True)
+class Described:
+    """What published flags say.
+
+    Attributes:
+        source: what they were read from.
+        experiment: values for ``experiments/NAME.yaml``, valid.
+        dataset: values for ``datasets/NAME.yaml``.
+        names_schedule: whether the schedule is theirs, not the paper's in its place.
+        notes: for the user.
+        checkpoint: name of the file that a sampling command reads; None for a training.
+        iteration: of that file, where the command names it.
+    """
+
+    source: str
+    experiment: dict[str, Any]
+    dataset: dict[str, Any]
+    names_schedule: bool
+    notes: list[str]
+    checkpoint: str | None = None
+    iteration: int | None = None
+
+
+def describe(
+    flags_file: Path | None, command_line: str | None, name: str, dataset: str | None, gpus: int | None
+) -> Described | None:
+    """Read a published configuration file or command line; None where neither is given.
+
+    Raises:
+        UserError: both are given, or their values have no counterpart.
+    """
+    if flags_file is not None and command_line is not None:
+        raise UserError("--config and --command: give one of them")
+    if flags_file is not None:
+        source, started_on = str(flags_file), gpus or 1
+        flags, unused = read_flags(flags_file)
+    elif command_line is not None:
+        source, unused = "a published command line", []
+        flags, started_on = parse_command(command_line, gpus)
+    else:
+        return None
+    checkpoint, iteration = None, None
+    if only_samples(flags):
+        checkpoint, iteration = checkpoint_name(flags), flags.pop("from_itrs", None)
+    experiment, images, notes = to_experiment(flags, name, source, dataset, started_on)
+    validate(Experiment, experiment, source)
+    if unused:
+        notes = [*notes, f"not flags of the published commands, left out: {', '.join(unused)}"]
+    return Described(source, experiment, images, bool(flags.get("alphas")), notes, checkpoint, iteration)
+
+
+def bring_over(
+    checkpoints: list[Path],
+    described: Described | None,
+    schedule: Schedule,
+    classes: int | None,
+    output: Path | None,
+    name: str | None,
+    folder: Path,
+) -> list[str]:
+    """Write checkpoints as one self-describing file, an experiment of a name, or both, once all is known to be right.
+
+    Args:
+        checkpoints: see `importer.read_weights`; may be empty.
+        described: what the flags say; checked against the tensors.
+        schedule: what was typed of it.
+        classes: number of classes, where it was given.
+        output: where the weights go; default: resources/weights/.
+        name: of the experiment, or None for none.
+        folder: of the configuration.
+
+    Returns:
+        Lines that say what was written.
+
+    Raises:
+        UserError: see `importer.read_weights`; flags, tensors and options contradict each other; or a file is there.
+    """
+    if not checkpoints:
+        files = _experiment(name, folder, described, None, None, None)
+        _check_trains(described, name)
+        return _written(files, described, [])
+    where = ", ".join(map(str, checkpoints))
+    weights = output or WEIGHTS / f"{name or checkpoints[0].stem}.safetensors"
+    if output is None and weights.exists():
+        raise UserError(f"{weights}: is there already; name another file with --output")
+    guard([Output("--output", weights, IMPORTED)], [Input("CHECKPOINTS", path) for path in checkpoints])
+    imported = read_weights(checkpoints, classes or _classes(described))
+    if classes is not None and imported.classes != classes:
+        raise UserError(f"--classes: {classes}, but the network in {where} has labels for {imported.classes}")
+    process, notes = _settled(schedule, described, imported, where)
+    model = imported.model(process, where)
+    if described is not None:
+        described = _agreed(described, model, where)
+    files = _experiment(name, folder, described, weights, imported, process) if name is not None else {}
+    known = {"iteration": _iteration(described, imported, where), "origin": imported.origin, **imported.class_names}
+    description = {"experiment": weights.stem, "run_seed": 0, **known}
+    save_weights(weights, model, imported.networks, description)
+    return [f"{weights}: {summary(model, imported)}", *_written(files, described, notes)]
+
+
+def summary(model: ModelConfig, imported: Imported) -> str:
+    """A model in one line."""
+    section = model.generator
+    size = sum(tensor.numel() for tensor in next(iter(imported.networks.values())).values()) / 1e6
+    labels = f"{model.classes} classes" if model.classes else "unconditional"
+    dropped = ", trained with label dropout" if section.label_dropout else ""
+    return (
+        f"{section.family}, {size:.2f} M parameters, images of side {model.side}, {labels}{dropped}; width "
+        f"{section.channels} times {section.channel_multipliers}, {section.blocks} blocks per level, attention at "
+        f"{section.attention}; holds {' and '.join(imported.networks)}"
+    )
+
+
+def _settled(
+    schedule: Schedule, described: Described | None, imported: Imported, where: str
+) -> tuple[Process, list[str]]:
+    """The one process that weights and experiment are for; who names one must name the same."""
+    named = {where: imported.process, "--alphas, --sigmas": schedule.process()}
+    if described is not None and described.names_schedule:
+        named[described.source] = validate(Process, described.experiment["process"], described.source)
+    told = {source: process for source, process in named.items() if process is not None}
+    first = next(iter(told), None)
+    for source, process in told.items():
+        if process != told[first]:
+            raise UserError(f"{source}: names another schedule than {first}; leave one of them out")
+    wanted = schedule.normalization
+    if first is None:
+        process = Process.model_validate(PAPER_SCHEDULE | ({"normalization": wanted} if wanted else {}))
+        return process, ["no schedule is given: the paper's is taken (--alphas and --sigmas give another)"]
+    if wanted not in (None, told[first].normalization):
+        raise UserError(f"--normalization: {wanted}, but {first} says {told[first].normalization}")
+    return told[first], []
+
+
+def _experiment(
+    name: str,
+    folder: Path,
+    described: Described | None,
+    weights: Path | None,
+    imported: Imported | None,
+    process: Process | None,
+) -> dict[Path, dict[str, Any]]:
+    """What goes into ``experiments/NAME.yaml``, and ``datasets/NAME.yaml`` unless an existing data set is named."""
+    if described is None:
+        raise UserError("--name: an experiment takes --config or --command, which say what it is")
+    values, dataset = dict(described.experiment), described.dataset
+    if weights is not None:
+        kinds = imported.networks.keys() - {"discriminator"}
+        # Imported weights are of one iteration: there is none to choose.
+        sampling = {key: value for key, value in values.get("sampling", {}).items() if key != "iteration"}
+        if sampling.get("weights", "ema") not in kinds:
+            sampling["weights"] = min(kinds)
+        values |= {"training": "imported", "weights": str(weights), "seeds": values.get("seeds", [0])}
+        values |= {"process": process.model_dump(), **({"sampling": sampling} if sampling else {})}
+    files = {named_file(folder / "experiments", name): values}
+    if values["dataset"] == name:
+        files[named_file(folder / "datasets", name)] = dataset
+        prepared = validate(DatasetConfig, dataset, described.source)
+    else:
+        prepared = load_dataset(values["dataset"], folder)
+    for path in files:
+        if path.exists():
+            raise UserError(f"{path}: is there already; choose another --name")
+    experiment = validate(Experiment, values, described.source)
+    if prepared.side != dataset["side"]:
+        raise UserError(
+            f"{described.source}: img_size is {dataset['side']}, but data set {values['dataset']} has {prepared.side}"
+        )
+    run_of(experiment, name, experiment.seeds[0], prepared, described.source)
+    return files
+
+
+def _written(files: dict[Path, dict[str, Any]], described: Described | None, notes: list[str]) -> list[str]:
+    """Write configuration files; lines that say so."""
+    for path, content in files.items():
+        kind = path.parent.name.removesuffix("s")
+        head = f"# yaml-language-server: $schema=../schema/{kind}.schema.json\n"
+        write_text(path, head + _yaml(content))
+    told = [*notes, *(described.notes if described is not None else [])]
+    return [*(f"{path}: written" for path in files), *(f"note: {note}" for note in told)]
+
+
+def _classes(described: Described | None) -> int | None:
+    return described.dataset["classes"] or None if described is not None else None
+
+
+def _check_trains(described: Described, name: str) -> None:
+    """What becomes an experiment without weights says how to train."""
+    if described.checkpoint is not None:
+        raise UserError(
+            f"{described.source}: samples, and says nothing of a training; give its checkpoint too: "
+            f"udpm import {described.checkpoint} --name {name} --command ..."
+        )
+    losses = validate(Experiment, described.experiment, described.source).losses
+    weights = (losses.reconstruction_weight, losses.lpips_weight, losses.adversarial_weight)
+    if not any(any(weight) if isinstance(weight, list) else weight for weight in weights):
+        raise UserError(
+            f"{described.source}: no loss has a weight above 0, so nothing would be trained; give l1_weight, "
+            "lpips_weight or disc_weight"
+        )
+
+
+def _agreed(described: Described, model: ModelConfig, where: str) -> Described:
+    """The flags, none of which contradicts the tensors.
+
+    Published sampling commands name attention that their own checkpoints do not have, and never label dropout: there
+    the tensors decide.
+    """
+    generator, notes = described.experiment["generator"], described.notes
+    if described.checkpoint is not None:
+        found = model.generator
+        if set(generator["attention"]) != set(found.attention):
+            notes = [
+                *notes,
+                f"attention is at sides {found.attention}, as in the tensors, not {generator['attention']}",
+            ]
+        generator = generator | {"attention": found.attention, "label_dropout": found.label_dropout}
+    experiment = described.experiment | {"generator": generator}
+    values = {
+        "side": described.dataset["side"],
+        "classes": described.dataset["classes"],
+        "process": model.process.model_dump(),
+        "generator": generator,
+    }
+    wrong = differences(validate(ModelConfig, values, described.source), model)
+    if wrong:
+        raise UserError(f"{described.source}: contradicts the tensors of {where}: {'; '.join(wrong)} as in the tensors")
+    return replace(described, experiment=experiment, notes=notes)
+
+
+def _iteration(described: Described | None, imported: Imported, where: str) -> int | None:
+    """The iteration that a file's name or --from_itrs tells."""
+    wanted = described.iteration if described is not None else None
+    if wanted is not None and imported.iteration not in (None, wanted):
+        raise UserError(f"{described.source}: from_itrs is {wanted}, but {where} is of iteration {imported.iteration}")
+    return wanted if imported.iteration is None else imported.iteration
+
+
+class _Dumper(yaml.SafeDumper):
+    """Short lists on one line, as the shipped files have them."""
+
+
+_Dumper.add_representer(
+    list, lambda dumper, values: dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True)
+)
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

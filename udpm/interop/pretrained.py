@@ -1,0 +1,76 @@
+"""Weights from elsewhere as a run's result, or as its starting point."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from udpm.config.experiment import RunConfig
+from udpm.core import provenance
+from udpm.core.arrays import sealed
+from udpm.core.errors import UserError
+from udpm.core.files import sha256, write_json
+from udpm.interop.architecture import Tensors
+from udpm.interop.checkpoint import Imported, differences, read_weights
+from udpm.networks.flops import count_cost
+from udpm.networks.weights import save_weights
+from udpm.runs.records import SEALED
+
+
+def adopt(config: RunConfig, run: Path) -> None:
+    """Make a run of given weights: write ``weights.safetensors`` and ``complete.json``, as training would.
+
+    Args:
+        config: of a run whose training is imported.
+        run: the run's folder.
+
+    Raises:
+        UserError: the weights are missing, damaged or another model's.
+    """
+    imported = _read(config)
+    wrong = differences(imported.model(config.process, config.weights), config.model)
+    if wrong:
+        raise UserError(f"{config.weights}: is not the model of experiment {config.experiment}: {'; '.join(wrong)}")
+    weights = run / "weights.safetensors"
+    description = {
+        "experiment": config.experiment,
+        "run_seed": config.seed,
+        "dataset": config.dataset_name,
+        "iteration": imported.iteration,
+        "origin": imported.origin,
+        **imported.class_names,
+    }
+    save_weights(weights, config.model, imported.networks, description)
+    record = {
+        "format": "udpm-run/1",
+        "experiment": config.experiment,
+        "seed": config.seed,
+        "iterations": imported.iteration,
+        "origin": imported.origin,
+        **imported.class_names,
+        "parameters": {"generator": count_cost(config).generator_parameters},
+        "dataset_sha256": imported.origin.get("dataset_sha256"),
+        "weights_sha256": sha256(weights),
+        "provenance": provenance.record(),
+    }
+    write_json(run / "complete.json", sealed(record, SEALED))
+
+
+def starting_point(config: RunConfig) -> tuple[dict[str, Tensors], dict[str, Any]]:
+    """State dicts to start training from ("raw" always; "ema" and "discriminator" where the file has them), and origin.
+
+    Raises:
+        UserError: the weights are missing, damaged or of another network. Their process may differ.
+    """
+    imported = _read(config)
+    wanted = config.model
+    wrong = differences(imported.model(wanted.process, config.weights), wanted)
+    wrong = [difference for difference in wrong if not difference.startswith("process.")]
+    if wrong:
+        raise UserError(f"{config.weights}: cannot start experiment {config.experiment}: {'; '.join(wrong)}")
+    networks = imported.networks
+    return {"raw": networks.get("raw", networks.get("ema")), **networks}, imported.origin
+
+
+def _read(config: RunConfig) -> Imported:
+    return read_weights([config.weights], config.model.classes or None)

@@ -1,0 +1,155 @@
+"""Distances between sets of features: Fréchet and kernel distances, Inception score, scores by class."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from udpm.core.errors import UserError
+from udpm.core.seeds import derive_seed
+
+
+def statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and unbiased covariance in float64: (N, d) to (d,) and (d, d).
+
+    Raises:
+        UserError: fewer than two vectors.
+    """
+    if len(features) < 2:
+        raise UserError(f"a covariance needs at least 2 images, got {len(features)}")
+    features = features.astype(np.float64)
+    return features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False))
+
+
+def frechet_distance(mu: np.ndarray, sigma: np.ndarray, other_mu: np.ndarray, other_sigma: np.ndarray) -> float:
+    """‖μ₁ - μ₂‖² + tr Σ₁ + tr Σ₂ - 2 tr (Σ₁^{1/2} Σ₂ Σ₁^{1/2})^{1/2}  (Dowson and Landau 1982).
+
+    The trace of the root is the sum of the roots of the eigenvalues of hᵀ Σ₂ h for any h with h hᵀ = Σ₁. This symmetric
+    form needs no root of a non-symmetric matrix, so it stays real and stable where covariances are singular.
+
+    Args:
+        mu: μ₁, (d,).
+        sigma: Σ₁, (d, d).
+        other_mu: μ₂, (d,).
+        other_sigma: Σ₂, (d, d).
+    """
+    half = _half(sigma)
+    products = np.linalg.eigvalsh(half.T @ other_sigma @ half) if half.size else np.zeros(1)
+    cross = np.sqrt(products[products > _rounding(products)]).sum()
+    difference = mu - other_mu
+    return max(0.0, float(difference @ difference + np.trace(sigma) + np.trace(other_sigma) - 2 * cross))
+
+
+def distance_of_features(one: np.ndarray, other: np.ndarray) -> float:
+    """The same of two sets of features, (n, d) and (m, d); quick where these are few.
+
+    For centred X/√(n-1) and Y/√(m-1) the trace of the root is the sum of the singular values of X Yᵀ.
+    """
+    if max(len(one), len(other)) > one.shape[1]:
+        return frechet_distance(*statistics(one), *statistics(other))
+    means = [part.mean(axis=0, dtype=np.float64) for part in (one, other)]
+    parts = [(part - mean) / np.sqrt(len(part) - 1) for part, mean in zip((one, other), means, strict=True)]
+    cross = np.linalg.svd(parts[0] @ parts[1].T, compute_uv=False).sum()
+    spread = sum(float((part**2).sum()) for part in parts)
+    return max(0.0, float(((means[0] - means[1]) ** 2).sum()) + spread - 2 * float(cross))
+
+
+def _half(sigma: np.ndarray) -> np.ndarray:
+    """A matrix h, (d, rank), with h hᵀ = Σ: any such has the eigenvalues of Σ₁^{1/2} Σ₂ Σ₁^{1/2} in hᵀ Σ₂ h."""
+    # By far the fastest, but it refuses most singular matrices.
+    try:
+        return np.linalg.cholesky(sigma)
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(sigma)
+    kept = values > _rounding(values)
+    return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def _rounding(values: np.ndarray) -> float:
+    """What an eigenvalue of 0 may come out as. The root of it, once for each of many, would be no small number."""
+    return max(0.0, float(values.max())) * len(values) * np.finfo(np.float64).eps
+
+
+def kernel_distance(real: np.ndarray, drawn: np.ndarray, subsets: int, size: int) -> tuple[float, float, int]:
+    """Mean and standard deviation of MMD² over subsets (Bińkowski et al. 2018, KID).
+
+    Each subset takes as many of both sets, without replacement, from a seed that is its number's alone.
+
+    Args:
+        real: (N, d) features.
+        drawn: (M, d) features.
+        subsets: how many subsets.
+        size: features of either set in one; never more than the smaller set has.
+
+    Returns:
+        Mean, population standard deviation, and the size that was used.
+
+    Raises:
+        UserError: fewer than two features in a set.
+    """
+    size = min(size, len(real), len(drawn))
+    if size < 2:
+        raise UserError(f"a kernel distance needs at least 2 images of each kind, got {len(real)} and {len(drawn)}")
+    found = [_discrepancy(_subset(real, size, "real", k), _subset(drawn, size, "drawn", k)) for k in range(subsets)]
+    return float(np.mean(found)), float(np.std(found)), size
+
+
+def _subset(features: np.ndarray, size: int, kind: str, number: int) -> np.ndarray:
+    generator = np.random.Generator(np.random.PCG64(derive_seed("kernel distance", kind, number)))
+    return features[generator.choice(len(features), size, replace=False)].astype(np.float64)
+
+
+def _discrepancy(one: np.ndarray, other: np.ndarray) -> float:
+    """Unbiased MMD² of two (m, d) sets for k(a, b) = (a·b/d + 1)³; may come out slightly negative."""
+    count = len(one)
+    within = sum((kernel.sum() - np.trace(kernel)) for kernel in (_kernel(one, one), _kernel(other, other)))
+    return float(within / (count * (count - 1)) - 2 * _kernel(one, other).mean())
+
+
+def _kernel(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return (one @ other.T / one.shape[1] + 1) ** 3
+
+
+def inception_score(probabilities: np.ndarray, splits: int) -> tuple[float, float]:
+    """exp of the mean KL(p(y|x) ‖ p(y)), mean and standard deviation over splits (Salimans et al. 2016).
+
+    The images are shuffled first, from a fixed seed: a set that is sorted by class would have splits of few classes.
+
+    Args:
+        probabilities: (N, K) p(y|x), rows sum to 1.
+        splits: parts that p(y) is taken over, N at most.
+    """
+    generator = np.random.Generator(np.random.PCG64(derive_seed("inception score", "order")))
+    shuffled = probabilities[generator.permutation(len(probabilities))].astype(np.float64)
+    parts = np.array_split(shuffled, min(splits, len(shuffled)))
+    scores = [np.exp(_divergence(part, part.mean(axis=0)).sum(axis=1).mean()) for part in parts]
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def class_distances(
+    real: np.ndarray, real_labels: np.ndarray, drawn: np.ndarray, labels: np.ndarray
+) -> dict[int, float]:
+    """Fréchet distance between the real and the drawn images of each class that has two or more of both.
+
+    Args:
+        real: (N, d) features.
+        real_labels: (N,) int64.
+        drawn: (M, d) features.
+        labels: (M,) int64, the classes asked for.
+    """
+    found = {}
+    for label in np.intersect1d(real_labels, labels):
+        one, other = real[real_labels == label], drawn[labels == label]
+        if min(len(one), len(other)) >= 2:
+            found[int(label)] = distance_of_features(one, other)
+    return found
+
+
+def class_agreement(classes: np.ndarray, labels: np.ndarray) -> dict[int, float]:
+    """Share of the images of each class that a classifier sees as it: (N,) and (N,) int64."""
+    return {int(label): float((classes[labels == label] == label).mean()) for label in np.unique(labels)}
+
+
+def _divergence(part: np.ndarray, marginal: np.ndarray) -> np.ndarray:
+    """p·log(p/q), 0 where p is 0: (n, K) and (K,) to (n, K)."""
+    ratio = np.divide(part, marginal, out=np.ones_like(part), where=part > 0)
+    return part * np.log(ratio)

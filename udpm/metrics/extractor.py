@@ -1,0 +1,301 @@
+"""Feature extractors: networks in TorchScript files, and what is done to images before these see them."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from udpm.config.experiment import Scoring
+from udpm.config.load import validate
+from udpm.config.validation import PositiveInt, Record, Sha256
+from udpm.core.arrays import check_seal
+from udpm.core.devices import describe_failure, is_device_failure
+from udpm.core.download import INCEPTION, Published, obtain
+from udpm.core.errors import UserError, first_line
+from udpm.core.files import sha256
+from udpm.core.reading import read_json
+from udpm.core.zipped import check_archive
+from udpm.metrics.inception import MODES, Inception, Inputs
+
+FORMAT = "udpm-extractor/1"
+SEALED = ("format", "name", "side", "classes", "dataset_sha256", "seed", "heldout_accuracy", "heldout_count", "sha256")
+"""What the digest of an extractor's record is of."""
+EXPECTED = "(N, 3, side, side) float in [0, 255] to (N, d) float"
+CLASSIFIES = "(N, d) features to (N, K) float"
+
+FAILURES = (RuntimeError, ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
+"""Errors of a network that is given images of a side it cannot take."""
+
+SIDES = (32, 16, 64, 28, 128, 256)
+"""Sides to try where neither the configuration nor a record names one."""
+
+CONSTANT = 1e-6
+"""Largest difference of features that counts as none, as a share of the largest feature."""
+
+REPEATABLE = 1e-2
+"""Allowed difference of one image's features between two calls, as a share of the difference between images."""
+
+
+class ExtractorRecord(Record):
+    """Required content of an extractor's record."""
+
+    format: Literal[FORMAT]
+    sha256: Sha256
+    name: Annotated[str, Field(min_length=1)]
+    side: PositiveInt | None = None
+    heldout_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    heldout_count: PositiveInt | None = None
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A loaded extractor; its identity is its name, the file's SHA-256 and the preprocessing.
+
+    Attributes:
+        path: the TorchScript file.
+        name: from the record beside it, else the file's stem; "inception" for Inception.
+        sha256: of the file.
+        module: the loaded network.
+        device: where it runs.
+        record: the JSON record beside the file, or empty.
+        inputs: the preprocessing.
+    """
+
+    path: Path
+    name: str
+    sha256: str
+    module: torch.nn.Module
+    device: torch.device
+    record: dict[str, Any]
+    inputs: Inputs = field(default_factory=Inputs)
+
+    @property
+    def is_inception(self) -> bool:
+        """Whether it is the network whose Fréchet distance is called FID: the published file and no other."""
+        return self.name == "inception" and self.sha256 == INCEPTION.sha256
+
+    @property
+    def classifies(self) -> bool:
+        """Whether `classes` works: Inception with its last layer, or a file that also exports `classify`."""
+        return self.module.classifies if isinstance(self.module, Inception) else hasattr(self.module, "classify")
+
+    @property
+    def knows_labels(self) -> bool:
+        """Whether its classes are the data set's: Inception's are ImageNet's."""
+        return self.classifies and not isinstance(self.module, Inception)
+
+    def features(self, images: np.ndarray, batch: int) -> np.ndarray:
+        """Features of images.
+
+        Args:
+            images: (N, h, w, 3) uint8.
+            batch: images per call.
+
+        Returns:
+            (N, d) float32.
+
+        Raises:
+            UserError: the file's output is not what an extractor's should be.
+        """
+        parts = [images[start : start + batch] for start in range(0, len(images), batch)]
+        threads, found = torch.get_num_threads(), []
+        # While the network is at one batch, the next is resized.
+        with ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(self.inputs.prepare, parts[0], threads)
+            for following in [*parts[1:], None]:
+                ready = coming.result()
+                if following is not None:
+                    coming = ahead.submit(self.inputs.prepare, following, threads)
+                found.append(self.forward(ready))
+        return np.concatenate(found)
+
+    def forward(self, part: torch.Tensor) -> np.ndarray:
+        """One call of the network: (n, 3, h, w), prepared, to (n, d) float32.
+
+        Raises:
+            UserError: as `features`.
+        """
+        try:
+            with torch.inference_mode():
+                found = self.module(part.to(self.device))
+        except FAILURES as error:
+            if is_device_failure(error):
+                relief = f"lower scoring.batch (these were {len(part)} images)"
+                raise UserError(f"{self.path}: {describe_failure(error, relief)}") from None
+            shape = "×".join(map(str, part.shape[2:]))
+            raise UserError(f"{self.path}: fails on {shape} images: {_last_line(error)}; expected {EXPECTED}") from None
+        return self._checked(found, len(part)).cpu().numpy()
+
+    def probabilities(self, features: np.ndarray, batch: int = 4096) -> np.ndarray:
+        """Class probabilities: (N, d) to (N, K) float32. Only where `classifies`."""
+        name = "logits" if isinstance(self.module, Inception) else "classify"
+        found = []
+        with torch.inference_mode():
+            for part in torch.from_numpy(features).split(batch):
+                try:
+                    logits = getattr(self.module, name)(part.to(self.device))
+                except FAILURES as error:
+                    if is_device_failure(error):
+                        raise UserError(f"{self.path}: {describe_failure(error)}") from None
+                    raise UserError(f"{self.path}: {name} fails: {_last_line(error)}; expected {CLASSIFIES}") from None
+                found.append(self._checked(logits, len(part), "logits", CLASSIFIES).softmax(dim=1).cpu().numpy())
+        return np.concatenate(found)
+
+    def describe(self) -> dict[str, Any]:
+        """Its part of a protocol: its identity, and the held-out accuracy where it is known."""
+        known = {key: self.record[key] for key in ("heldout_accuracy", "heldout_count") if key in self.record}
+        return {"name": self.name, "sha256": self.sha256, "preprocessing": self.inputs.describe(), **known}
+
+    def _checked(self, found: Any, count: int, what: str = "features", expected: str = EXPECTED) -> torch.Tensor:
+        """The network's output as (count, d) float32."""
+        if not isinstance(found, torch.Tensor) or not found.is_floating_point():
+            kind = found.dtype if isinstance(found, torch.Tensor) else type(found).__name__
+            raise UserError(f"{self.path}: wrong output ({kind}); expected {expected}")
+        if found.ndim != 2 or len(found) != count or not found.shape[1]:
+            raise UserError(f"{self.path}: wrong output {tuple(found.shape)} for {count} images; expected {expected}")
+        found = found.float()
+        if not torch.isfinite(found).all():
+            raise UserError(f"{self.path}: its {what} are not finite (NaN or infinite); take another extractor")
+        return found
+
+    def width(self) -> int | None:
+        """Number of features; None if it depends on the images' side, or if the network accepts none of `SIDES`."""
+        widths = set(self.tried(1 if isinstance(self.module, Inception) else 2))
+        return widths.pop() if len(widths) == 1 else None
+
+    def tried(self, most: int = 1) -> list[int]:
+        """Call the network on four fixed images, to find one that measures nothing before a long pass.
+
+        Args:
+            most: number of sides at most, out of those that the network accepts.
+
+        Returns:
+            The number of features at each.
+
+        Raises:
+            UserError: its output is not what an extractor's should be, does not depend on the image, or is random.
+        """
+        own = self.inputs.side or self.record.get("side")
+        found: list[int] = []
+        for side in [own] if own else SIDES:
+            images = replace(self.inputs, side=None).prepare(_fixed_images(side), 1).to(self.device)
+            try:
+                # Without TorchScript's optimiser, these calls do not change how it later runs the network.
+                with torch.inference_mode(), torch.jit.optimized_execution(False):
+                    calls = [self.module(images) for _ in range(2)]
+            except FAILURES as error:
+                if is_device_failure(error):
+                    raise
+                continue
+            first, second = (self._checked(call, len(images)).cpu().numpy() for call in calls)
+            self.check_varied(first)
+            if np.abs(second - first).max() > REPEATABLE * np.ptp(first, axis=0).max():
+                raise UserError(
+                    f"{self.path}: gives the same images other features at every call; save the network in eval mode"
+                )
+            found.append(first.shape[1])
+            if len(found) == most:
+                break
+        return found
+
+    def check_varied(self, features: np.ndarray) -> None:
+        """Check that features, (n, d), of images that differ are not all the same.
+
+        Raises:
+            UserError: they are.
+        """
+        if np.ptp(features, axis=0).max() <= CONSTANT * np.abs(features).max():
+            raise UserError(
+                f"{self.path}: gives all images the same features, so it measures nothing; take another extractor"
+            )
+
+
+def extractor_files(config: Scoring) -> dict[str, Path | None]:
+    """By key, the extractor's file that a configuration names."""
+    names_file = config.extractor not in ("inception", "digits")
+    return {
+        "scoring.extractor": Path(config.extractor) if names_file else None,
+        "scoring.inception_folder": Path(config.inception_folder) / INCEPTION.name,
+    }
+
+
+def open_extractor(config: Scoring, path: str | Path | None, device: torch.device) -> Extractor:
+    """The configured extractor.
+
+    Args:
+        config: says which, and its preprocessing.
+        path: its TorchScript file, where it is another than the configuration says.
+        device: where it is to run.
+
+    Raises:
+        UserError: there is no such extractor, or not the one that is asked for.
+    """
+    if config.extractor == "inception":
+        path = Path(path or Path(config.inception_folder) / INCEPTION.name)
+        if path.name != INCEPTION.name:
+            raise UserError(f"{path}: scoring.extractor is inception, whose file is called {INCEPTION.name}")
+        return _load_inception(config, path.parent, device)
+    if config.extractor == "digits":
+        if path is None:
+            raise UserError("scoring.extractor: digits is trained by `udpm extractor`; give its file with --extractor")
+        return load_extractor(path, device)
+    inputs = Inputs(config.input_side, config.input_resize, config.input_range)
+    return load_extractor(path or config.extractor, device, inputs)
+
+
+def load_extractor(path: str | Path, device: torch.device, inputs: Inputs | None = None) -> Extractor:
+    """Load a TorchScript extractor and, if there is one, the record beside it (same name, .json).
+
+    Raises:
+        UserError: missing, not a TorchScript file, or not the file its record describes.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: extractor not found; scoring.extractor names a TorchScript file, digits or inception")
+    check_archive(path, "TorchScript file")
+    try:
+        module = torch.jit.load(str(path), map_location=device).eval()
+    except (RuntimeError, ValueError, LookupError, TypeError) as error:
+        if is_device_failure(error):
+            raise
+        raise UserError(f"{path}: not a TorchScript file: {first_line(error)}") from None
+    digest, record = sha256(path), {}
+    if path.with_suffix(".json").exists():
+        record = read_json(path.with_suffix(".json"), "extractor's record")
+        if record.get("format") != FORMAT or record.get("sha256") != digest:
+            raise UserError(f"{path.with_suffix('.json')}: does not describe {path.name}; make the extractor again")
+        validate(ExtractorRecord, record, str(path.with_suffix(".json")))
+        check_seal(path.with_suffix(".json"), record, SEALED)
+    found = Extractor(path, record.get("name", path.stem), digest, module, device, record, inputs or Inputs())
+    found.tried()
+    return found
+
+
+def _load_inception(config: Scoring, folder: Path, device: torch.device) -> Extractor:
+    file = Published(INCEPTION.name, INCEPTION.url, config.inception_sha256)
+    path = obtain(file, folder, download=config.download)
+    network = Inception(folder, config.inception_mode, device)
+    # One who lets another file stand in for Inception must not find its name on the scores.
+    name = "inception" if file == INCEPTION else "stand-in for inception"
+    found = Extractor(path, name, file.sha256, network, device, {}, MODES[config.inception_mode])
+    found.tried()
+    return found
+
+
+def _last_line(error: Exception) -> str:
+    """What went wrong: TorchScript's own message is a traceback of many lines."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def _fixed_images(side: int) -> np.ndarray:
+    """Noise, dark noise, a ramp of colours and white, (4, side, side, 3) uint8."""
+    noise = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    rows, columns = np.indices((side, side)) * 255 // max(side - 1, 1)
+    ramp = np.stack([rows, columns, 255 - rows], axis=-1).astype(np.uint8)
+    return np.stack([noise, noise // 4, ramp, np.full_like(noise, 255)])

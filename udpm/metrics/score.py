@@ -1,0 +1,291 @@
+"""Scores of one set of images, with everything that has to be known to compare them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from udpm.config.experiment import Scoring
+from udpm.core import devices, provenance
+from udpm.core.errors import UserError
+from udpm.core.seeds import derive_seed
+from udpm.data.external import left_out_of
+from udpm.data.store import Store
+from udpm.metrics.distances import (
+    class_agreement,
+    class_distances,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    statistics,
+)
+from udpm.metrics.extractor import Extractor
+from udpm.metrics.features import Images, extract
+from udpm.metrics.precision_recall import nearest_distances, precision_recall
+from udpm.metrics.protocol import FORMAT
+from udpm.metrics.reference import Reference
+from udpm.metrics.selection import chosen_as
+from udpm.sampling.sample_set import SampleSet
+
+NOISE_SEED = 0
+
+FID_COUNT = 50_000
+"""Images that a Fréchet Inception distance is taken of where it is called FID and nothing more."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is scored.
+
+    Attributes:
+        images: (n, h, w, 3) uint8, an array or what reads one when it is sliced.
+        labels: (n,) int64.
+        labelled: whether the labels mean anything.
+        identity: what the images are, for the record.
+    """
+
+    images: Images
+    labels: np.ndarray
+    labelled: bool
+    identity: dict[str, Any]
+
+
+def sampled(samples: SampleSet, count: int | None = None, selection: str | Path | None = None) -> Subject:
+    """A model's sample set, or the first `count` of it; `selection` is the file by which its milestone was chosen.
+
+    Raises:
+        UserError: it has fewer, or is not of the selected milestone.
+    """
+    found = len(samples.images)
+    if count is not None and count > found:
+        raise UserError(f"the sample set has {found} images, fewer than the {count} asked for; lower --count")
+    identity = {
+        key: value for key, value in samples.record.items() if key not in {"format", "provenance", "class_names"}
+    }
+    identity["samples_sha256"] = identity.pop("sha256")
+    if selection is not None:
+        identity["selection"] = chosen_as(selection, identity)
+    return Subject(
+        samples.images[:count],
+        samples.labels[:count],
+        samples.record.get("classes", 0) > 0,
+        {"kind": "samples", **identity, "made_by": samples.record.get("provenance")},
+    )
+
+
+def handed_over(images: Images, name: str) -> Subject:
+    """Images of others, of which no more is known than where they lay, and what lay there besides."""
+    identity = {"kind": "images", "source": name, **left_out_of(images)}
+    return Subject(images, np.zeros(len(images), np.int64), False, identity)
+
+
+def heldout(store: Store) -> Subject:
+    """The floor: real images of the test split, which training never saw."""
+    part = store.split("test")
+    identity = {"kind": "heldout", "dataset": store.folder.name, "split": "test"}
+    return Subject(np.array(store.images[part]), store.labels[part], store.classes > 0, identity)
+
+
+def noise(store: Store, count: int) -> Subject:
+    """The ceiling: every byte of every pixel drawn uniformly from 0..255, with balanced labels."""
+    generator = np.random.Generator(np.random.PCG64(derive_seed("noise yardstick", NOISE_SEED)))
+    images = generator.integers(0, 256, (count, store.side, store.side, 3), dtype=np.uint8)
+    labels = np.arange(count, dtype=np.int64) % max(store.classes, 1)
+    return Subject(images, labels, store.classes > 0, {"kind": "noise", "seed": NOISE_SEED})
+
+
+def score(
+    subject: Subject,
+    store: Store | None,
+    reference: Reference,
+    extractor: Extractor,
+    config: Scoring,
+    cache: str | Path | None = None,
+) -> dict:
+    """All metrics of a subject, each with its value or the reason why it has none.
+
+    Args:
+        subject: the images.
+        store: the reference's data set; without it nothing is said of the distance to training images.
+        reference: what they are measured against.
+        extractor: of the reference's features.
+        config: how they are measured.
+        cache: folder of the features of earlier passes.
+
+    Raises:
+        UserError: reference, extractor and data set do not belong together, or the images have another side.
+    """
+    _belong_together(subject, store, reference, extractor)
+    count = _range_count(subject, config)
+    features, digest = extract(subject.images, extractor, config.batch, cache)
+    first, labels = features[:count], subject.labels[:count]
+    metrics = {
+        **_frechet(features, count, reference, extractor),
+        **_against_features(first, reference, extractor, config),
+        "inception_score": _inception_score(first, extractor, config),
+        "class_frechet_distance": _by_class(subject, labels, first, reference),
+        "class_agreement": _agreement(subject, labels, first, extractor),
+        **_memorisation(subject, store, count),
+    }
+    return {
+        "format": FORMAT,
+        "subject": subject.identity | {"images_sha256": digest},
+        "metrics": {name: _finite(metric) for name, metric in metrics.items()},
+        "protocol": {
+            "n": count,
+            "extractor": extractor.describe() | {"format": "TorchScript, a program that was run"},
+            "preprocessing": extractor.inputs.describe(),
+            "reference": {
+                key: reference.record.get(key)
+                for key in ("dataset", "dataset_sha256", "imported_sha256", "split", "n", "flips")
+            }
+            | {"sha256": reference.sha256},
+            "neighbours": config.neighbours,
+            "ranges": len(features) // count,
+            "device": devices.describe(extractor.device),
+            "tf32": devices.uses_tf32(extractor.device),
+        },
+        "provenance": provenance.record(),
+    }
+
+
+def _finite(metric: dict[str, Any]) -> dict[str, Any]:
+    """A metric as it is, or without its value where a number of it is NaN or infinite: it says nothing then."""
+    numbers = [metric.get("value"), metric.get("std"), *metric.get("values", []), *metric.get("by_class", {}).values()]
+    if all(number is None or math.isfinite(number) for number in numbers):
+        return metric
+    kept = {key: metric[key] for key in ("label", "name") if key in metric}
+    return {"value": None, **kept, "reason": "it is not a finite number: the features are too large or too small"}
+
+
+def frechet_label(extractor: Extractor, count: int) -> tuple[str, str]:
+    """What a Fréchet distance of N images is called, in records and in tables.
+
+    Only Inception's is FID, and only at 50 000 images without a number: it falls as N grows.
+    """
+    short = f"{count // 1000}k" if count % 1000 == 0 else str(count)
+    if not extractor.is_inception:
+        return f"fd_{short}", f"FD ({extractor.name} features)"
+    return ("fid", "FID") if count == FID_COUNT else (f"fid_{short}", f"FID-{short}")
+
+
+def _belong_together(subject: Subject, store: Store | None, reference: Reference, extractor: Extractor) -> None:
+    made_with = reference.record["extractor"]["sha256"]
+    if made_with != extractor.sha256:
+        raise UserError(
+            f"{extractor.path}: is not the extractor of the reference (SHA-256 {extractor.sha256[:12]}, the "
+            f"reference's {made_with[:12]}); make the reference again"
+        )
+    if reference.preprocessing != extractor.inputs.describe():
+        raise UserError(
+            f"{extractor.path}: its preprocessing ({extractor.inputs.describe()}) is not the reference's "
+            f"({reference.preprocessing}); make the reference again"
+        )
+    height, width = subject.images.shape[1:3]
+    differs = store.difference(reference.record) if store is not None else ""
+    if differs:
+        raise UserError(
+            f"{store.folder}: is not the data set of the reference, which is of {differs}; make the reference again"
+        )
+    if store is not None and (height, width) != (store.side, store.side):
+        raise UserError(f"images have side {height}, but data set {store.folder} has {store.side}")
+    size = reference.record.get("size")
+    if size is not None and [height, width] != size:
+        raise UserError(
+            f"images have {width}×{height} pixels, but the reference {reference.record['dataset']} was made of "
+            f"{size[1]}×{size[0]}; bring them to its size (udpm prepare)"
+        )
+
+
+def _range_count(subject: Subject, config: Scoring) -> int:
+    """N: all images, or those of one range of a sample set."""
+    found = len(subject.images)
+    ranges = config.ranges if subject.identity["kind"] == "samples" else 1
+    if found % ranges or found < 2 * ranges:
+        raise UserError(f"scoring.ranges: {found} samples make no {ranges} equal ranges of 2 or more; change the count")
+    return found // ranges
+
+
+def _frechet(features: np.ndarray, count: int, reference: Reference, extractor: Extractor) -> dict[str, Any]:
+    """The first range's distance, and where there are more ranges the least of all, with all."""
+    if features.shape[1] != len(reference.mu):
+        raise UserError(f"{extractor.path}: gives {features.shape[1]} features, the reference has {len(reference.mu)}")
+    parts = [features[start : start + count] for start in range(0, len(features), count)]
+    values = [frechet_distance(reference.mu, reference.sigma, *statistics(part)) for part in parts]
+    name, label = frechet_label(extractor, count)
+    found = {"frechet_distance": {"value": values[0], "label": label, "name": name}}
+    if len(values) > 1:
+        best = {"value": min(values), "values": values, "label": f"{label}, best of {len(values)}"}
+        found["frechet_distance_best"] = best
+    return found
+
+
+def _against_features(features: np.ndarray, reference: Reference, extractor: Extractor, config: Scoring) -> dict:
+    """What needs the reference's features, not only their mean and covariance."""
+    kernel = {"value": None, "label": "KID" if extractor.is_inception else "kernel distance"}
+    shares = {name: {"value": None, "label": name} for name in ("precision", "recall")}
+    if reference.features is None:
+        reason = {"reason": "the reference holds mu and sigma only"}
+        return {name: metric | reason for name, metric in ({"kernel_distance": kernel} | shares).items()}
+    mean, spread, size = kernel_distance(reference.features, features, config.kernel_subsets, config.kernel_subset_size)
+    kernel |= {"value": mean, "std": spread, "subsets": config.kernel_subsets, "subset_size": size}
+    values = precision_recall(reference.features, features, config.neighbours, extractor.device)
+    for metric, value in zip(shares.values(), values, strict=True):
+        metric["value"] = value
+    return {"kernel_distance": kernel} | shares
+
+
+def _inception_score(features: np.ndarray, extractor: Extractor, config: Scoring) -> dict[str, Any]:
+    label = "Inception score" if extractor.is_inception else f"Inception score ({extractor.name} classes)"
+    if not extractor.classifies:
+        return {"value": None, "label": label, "reason": f"extractor {extractor.name} does not classify"}
+    mean, spread = inception_score(extractor.probabilities(features), config.inception_splits)
+    return {"value": mean, "std": spread, "splits": min(config.inception_splits, len(features)), "label": label}
+
+
+def _by_class(subject: Subject, labels: np.ndarray, features: np.ndarray, reference: Reference) -> dict[str, Any]:
+    metric = {"value": None, "label": "mean Fréchet distance within a class"}
+    if not subject.labelled:
+        return metric | {"reason": "the images have no labels"}
+    if reference.labels is None or reference.features is None:
+        return metric | {"reason": "the reference has no labels"}
+    values = class_distances(reference.features, reference.labels, features, labels)
+    if not values:
+        return metric | {"reason": "no class has two images"}
+    return metric | {"value": float(np.mean(list(values.values()))), "by_class": values}
+
+
+def _agreement(subject: Subject, labels: np.ndarray, features: np.ndarray, extractor: Extractor) -> dict[str, Any]:
+    metric = {"value": None, "label": "class agreement"}
+    if not subject.labelled:
+        return metric | {"reason": "the images have no labels"}
+    if not extractor.knows_labels:
+        return metric | {"reason": f"extractor {extractor.name} does not classify"}
+    classes = extractor.probabilities(features).argmax(axis=1)
+    return metric | {"value": float((classes == labels).mean()), "by_class": class_agreement(classes, labels)}
+
+
+def _memorisation(subject: Subject, store: Store | None, count: int) -> dict[str, Any]:
+    """Mean distance to the nearest training image, and its ratio to what held-out images have (1 = like new ones)."""
+    distance: dict[str, Any] = {"value": None, "label": "distance to the nearest training image"}
+    ratio: dict[str, Any] = {"value": None, "label": "nearest-image distance ratio"}
+    if store is None:
+        metrics = {"nearest_distance": distance, "nearest_distance_ratio": ratio}
+        return {name: metric | {"reason": "no data set was given"} for name, metric in metrics.items()}
+    training = store.images[store.split("train")]
+    distance["value"] = float(nearest_distances(subject.images[:count], training).mean())
+    try:
+        unseen = store.images[store.split("test")]
+    except UserError:
+        ratio["reason"] = "the data set has no test split"
+    else:
+        usual = float(nearest_distances(unseen, training).mean())
+        if usual == 0:
+            ratio["reason"] = "all images of the test split are training images, too"
+        else:
+            ratio["value"] = distance["value"] / usual
+    return {"nearest_distance": distance, "nearest_distance_ratio": ratio}

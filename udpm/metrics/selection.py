@@ -1,0 +1,194 @@
+"""The choice of a run's best milestone by Fréchet distance, on images that are drawn for the choice alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from udpm.config.validation import NonNegativeFloat, NonNegativeInt, Record, completed
+from udpm.core import provenance
+from udpm.core.arrays import check_seal
+from udpm.core.errors import UserError
+from udpm.core.files import sha256
+from udpm.core.reading import read_json
+from udpm.metrics.protocol import Protocol, read_score, used_tf32
+
+FORMAT = "udpm-selection/1"
+
+
+class Milestone(Record):
+    """A milestone among those that were chosen from; all other entries are metrics, or None."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float | None]
+
+    iteration: NonNegativeInt
+    weights_sha256: str | None = None
+    frechet_distance: NonNegativeFloat
+
+
+class Selection(Record):
+    """Required content of a selection."""
+
+    format: Literal[FORMAT]
+    experiment: str | None
+    run_seed: NonNegativeInt | None
+    iteration: NonNegativeInt
+    weights: str | None
+    weights_sha256: str
+    seed: NonNegativeInt | None
+    protocol: Protocol
+    frechet_distance: NonNegativeFloat
+    label: str
+    milestones: Annotated[list[Milestone], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _the_least_was_chosen(self) -> Selection:
+        best = min(self.milestones, key=lambda row: (row.frechet_distance, row.iteration))
+        if (best.iteration, best.frechet_distance) != (self.iteration, self.frechet_distance):
+            raise ValueError(
+                f"iteration: {self.iteration} is selected, but milestone {best.iteration} has the least distance"
+            )
+        return self
+
+
+SAME = {
+    "subject": (
+        *("experiment", "run_seed", "dataset_sha256", "weights"),
+        *("seed", "posterior", "guidance", "precision", "compiled", "classes"),
+    ),
+    "protocol": ("n", "extractor", "reference", "neighbours"),
+}
+"""What scores must have in common for their distances to differ by the milestone alone."""
+
+
+def select(paths: Sequence[str | Path]) -> dict[str, Any]:
+    """The milestone whose images have the least Fréchet distance; of equals the earliest.
+
+    Args:
+        paths: score files, one for each milestone of one run.
+
+    Returns:
+        The selection: which iteration, chosen from which, by which images, and every milestone's metrics.
+
+    Raises:
+        UserError: a file is no score of a milestone, two are of one milestone, or they do not compare.
+    """
+    scores = {Path(path): _of_a_milestone(path) for path in paths}
+    first = next(iter(scores))
+    for path, score in scores.items():
+        for part, keys in SAME.items():
+            other = [key for key in keys if score[part].get(key) != scores[first][part].get(key)]
+            if used_tf32(score[part]) != used_tf32(scores[first][part]):
+                other.append("tf32")
+            if other:
+                what = f"another {other[0]} than {first}"
+                raise UserError(f"{path}: {what}, so they do not compare; score all milestones alike")
+    found = sorted(scores.values(), key=lambda score: score["subject"]["iteration"])
+    iterations = [score["subject"]["iteration"] for score in found]
+    if len(set(iterations)) != len(iterations):
+        twice = next(iteration for iteration in iterations if iterations.count(iteration) > 1)
+        raise UserError(f"{first}: iteration {twice} is scored twice among these files; give each milestone once")
+    best = min(found, key=lambda score: score["metrics"]["frechet_distance"]["value"])
+    subject, protocol = best["subject"], best["protocol"]
+    return {
+        "format": FORMAT,
+        **{key: subject.get(key) for key in ("experiment", "run_seed", "iteration", "weights", "weights_sha256")},
+        "seed": subject["seed"],
+        "protocol": {key: protocol[key] for key in SAME["protocol"]},
+        "frechet_distance": best["metrics"]["frechet_distance"]["value"],
+        "label": best["metrics"]["frechet_distance"]["label"],
+        "milestones": [_row(score) for score in found],
+        "provenance": provenance.record(),
+    }
+
+
+def read_selection(path: str | Path) -> dict[str, Any]:
+    """Read what `select` found.
+
+    Raises:
+        UserError: missing, unreadable, not a selection, or changed since it was written.
+    """
+    found = read_json(path, "selection")
+    if found.get("format") != FORMAT:
+        raise UserError(f"{path}: format is {found.get('format')!r}, expected {FORMAT!r}; `udpm select` makes it")
+    known = completed(Selection, found, str(path))
+    check_seal(path, found)
+    return known
+
+
+def check_selected(path: str | Path, selection: dict[str, Any], weights: Path, kind: str) -> None:
+    """Check that weights are those of the selected milestone.
+
+    Args:
+        path: of the selection, for the error.
+        selection: what it says.
+        weights: the milestone's file.
+        kind: which of its weights are to be sampled: "ema", "raw" or another average.
+
+    Raises:
+        UserError: they are of another run, or another average.
+    """
+    if sha256(weights) != selection["weights_sha256"]:
+        run = "" if selection["run_seed"] is None else f", seed {selection['run_seed']}"
+        raise UserError(
+            f"{path}: selects iteration {selection['iteration']} of {selection['experiment']}{run}, but {weights} "
+            "holds other weights; give that run's, or select among this run's milestones"
+        )
+    if selection["weights"] not in (None, kind):
+        raise UserError(
+            f"{path}: chose by images of the {selection['weights']} weights, but sampling.weights is {kind}; set it to "
+            f"{selection['weights']}"
+        )
+
+
+def chosen_as(path: str | Path, subject: dict[str, Any]) -> dict[str, Any]:
+    """How the milestone behind a sample set was chosen, for its score's protocol.
+
+    Args:
+        path: the selection.
+        subject: the sample set's identity.
+
+    Raises:
+        UserError: the images are not of the selected milestone, or are those that it was chosen by.
+    """
+    selection = read_selection(path)
+    if subject.get("weights_sha256") != selection["weights_sha256"]:
+        raise UserError(
+            f"{path}: selects iteration {selection['iteration']} of {selection['experiment']}, but these images are of "
+            f"other weights (iteration {subject.get('iteration')}); draw them with udpm sample --selection"
+        )
+    if subject.get("seed") == selection["seed"]:
+        raise UserError(
+            f"{path}: chose by images of sampling seed {selection['seed']}, which these are too; score others"
+        )
+    return {
+        "iteration": selection["iteration"],
+        "iterations": [row["iteration"] for row in selection["milestones"]],
+        "n": selection["protocol"]["n"],
+        "seed": selection["seed"],
+        "frechet_distance": selection["frechet_distance"],
+    }
+
+
+def _of_a_milestone(path: str | Path) -> dict[str, Any]:
+    score = read_score(path)
+    if score["subject"].get("iteration") is None:
+        raise UserError(f"{path}: is not the score of a milestone: its images are of no known iteration of training")
+    if score["subject"]["weights_sha256"] is None:
+        raise UserError(f"{path}: has no subject.weights_sha256, so its weights are unknown; score the images anew")
+    if score["metrics"]["frechet_distance"]["value"] is None:
+        raise UserError(f"{path}: has no Fréchet distance to choose by")
+    return score
+
+
+def _row(score: dict[str, Any]) -> dict[str, Any]:
+    """A milestone's metrics; what could not be measured is null."""
+    row = {"iteration": score["subject"]["iteration"], "weights_sha256": score["subject"]["weights_sha256"]}
+    for name, metric in score["metrics"].items():
+        row[name] = metric["value"]
+        row |= {f"{name}_std": metric["std"]} if metric["std"] is not None else {}
+    return row

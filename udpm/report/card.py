@@ -1,0 +1,314 @@
+"""A run's model card in the format of Hugging Face, and the bundle: weights, configuration, card, samples."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from udpm.config.experiment import RunConfig
+from udpm.config.load import read_resolved, to_json
+from udpm.core.errors import UserError
+from udpm.core.files import sha256, write_json, write_text
+from udpm.core.folders import atomic_folder
+from udpm.core.kinds import BUNDLE, mark, seal_text
+from udpm.core.reading import read_json
+from udpm.metrics.protocol import checkpoint, preprocessing, read_scores
+from udpm.report.table import MISSING
+from udpm.runs.records import iteration_of, numbered, read_complete
+from udpm.sampling.sample_set import load_samples
+
+TASK = "unconditional-image-generation"
+"""Hugging Face's name of the nearest of its tasks; it has none for images of a class."""
+CLASSES_NAMED = 100
+LOSSES = ("reconstruction", "lpips", "adversarial")
+LIMITS = (
+    "Draws images like those it was trained on, at their side, and nothing else.",
+    "A score says how a set of images differs from a reference in the features of one network; it compares only with "
+    "scores of the same protocol.",
+    "Whether single training images are reproduced has to be looked at for every use: see the distance to the nearest "
+    "training image, where it is given.",
+    "The terms of the images, above, bear on what weights and samples may be used for. A licence of the weights is for "
+    "those who publish them to state; none is stated here.",
+)
+
+
+def model_card(run: Path, scores: Sequence[str | Path] = ()) -> str:
+    """The card's text.
+
+    Args:
+        run: folder of a finished run.
+        scores: files of scores of its images.
+
+    Raises:
+        UserError: no finished run, a score that cannot be read, or one of another run or of earlier weights.
+    """
+    record = read_complete(run)
+    config = run_config(run)
+    found = read_scores(scores)
+    for path, score in zip(scores, found, strict=True):
+        check_of_run(path, "a score", score["subject"], run, record)
+    name = f"udpm-{record['experiment']}-seed{record['seed']}"
+    front = yaml.safe_dump(_front_matter(name, config, found), sort_keys=False, allow_unicode=True)
+    parts = [
+        f"---\n# {mark()}\n{front}---\n\n# {name}\n",
+        _what(config),
+        _data(config, record, _prepared(run, config)),
+        _training(config, record),
+        _scores(found, config),
+        _limits(),
+        _use(config, record),
+        _origin(record),
+    ]
+    return seal_text("\n".join(parts))
+
+
+def check_of_run(path: str | Path, what: str, subject: dict[str, Any], run: Path, record: dict[str, Any]) -> None:
+    """Check that images are of a run's final weights, or of a milestone that it keeps.
+
+    Args:
+        path: of the sample set's record or the score, for the error.
+        what: it is, for the error.
+        subject: what it says of the images.
+        run: the run's folder.
+        record: the run's ``complete.json``.
+
+    Raises:
+        UserError: they are of another run, or of weights that the run no longer has.
+    """
+    name = f"run {record['experiment']}, seed {record['seed']}"
+    if (subject.get("experiment"), subject.get("run_seed")) != (record["experiment"], record["seed"]):
+        raise UserError(f"{path}: is not {what} of {name}")
+    made_by, iteration = subject.get("weights_sha256"), subject.get("iteration")
+    if made_by is None:
+        raise UserError(f"{path}: does not say by which weights of {name} its images were drawn; draw them again")
+    if made_by == record["weights_sha256"]:
+        return
+    kept = [file for file in numbered(run / "milestones", ".safetensors") if iteration_of(file) == iteration]
+    if not any(sha256(file) == made_by for file in kept):
+        raise UserError(
+            f"{path}: is {what} of other weights (iteration {'unknown' if iteration is None else iteration}) than "
+            f"{name} has now; draw and score its images again"
+        )
+
+
+def run_config(run: Path) -> RunConfig:
+    """A finished run's resolved configuration; imported weights have theirs among the resolved ones of the results.
+
+    Raises:
+        UserError: it is in neither place.
+    """
+    own = run / "config.json"
+    if not own.exists():
+        own = results_of(run) / "configs" / run.resolve().parent.name / f"{run.resolve().name}.json"
+    return read_resolved(RunConfig, own)
+
+
+def results_of(run: Path) -> Path:
+    """The folder of results that a run lies in, as RESULTS/runs/EXPERIMENT/seedN; of another run, the one so far up."""
+    return run.resolve().parent.parent.parent
+
+
+def _front_matter(name: str, config: RunConfig, scores: list[dict[str, Any]]) -> dict[str, Any]:
+    """What Hugging Face reads; the weights' licence is the publisher's to state."""
+    front: dict[str, Any] = {
+        "library_name": "udpm",
+        "pipeline_tag": TASK,
+        "tags": ["udpm", "diffusion", "image-generation"],
+        "datasets": [config.dataset_name],
+    }
+    results = [
+        {
+            "task": {"type": TASK},
+            "dataset": {"name": config.dataset_name, "type": config.dataset_name},
+            "metrics": [
+                {
+                    "type": metric.get("name", "frechet_distance"),
+                    "name": f"{metric['label']} ({checkpoint(score['subject'], _iterations(config))} checkpoint, "
+                    f"N = {score['protocol']['n']})",
+                    "value": round(metric["value"], 4),
+                }
+            ],
+        }
+        for score in scores
+        for metric in [score["metrics"]["frechet_distance"]]
+        if metric["value"] is not None
+    ]
+    return front | ({"model-index": [{"name": name, "results": results}]} if results else {})
+
+
+def _what(config: RunConfig) -> str:
+    kind = "class-conditional" if config.generator.class_conditional else "unconditional"
+    side = config.dataset.side
+    return (
+        f"An Upsampling Diffusion Probabilistic Model ([arXiv 2305.16269](https://arxiv.org/abs/2305.16269)): {kind} "
+        f"images of {side}×{side} in {config.process.levels} network calls, each of which doubles the side.\n"
+    )
+
+
+def _prepared(run: Path, config: RunConfig) -> dict[str, Any]:
+    """The record of the images that the results hold under the data set's name; empty where they hold none."""
+    path = results_of(run) / "datasets" / config.dataset_name / "dataset.json"
+    return read_json(path, "data set's record") if path.exists() else {}
+
+
+def _data(config: RunConfig, record: dict[str, Any], prepared: dict[str, Any]) -> str:
+    dataset = config.dataset
+    digest = record.get("dataset_sha256")
+    if digest is None and config.training == "imported":
+        digest = "unknown of the weights' training"
+        if "sha256" in prepared:
+            digest += f"; of the images prepared here {prepared['sha256']}"
+    lines = [
+        f"- Data set: {config.dataset_name}{f' ({dataset.description})' if dataset.description else ''}",
+        f"- Classes: {_classes(dataset.classes, record.get('class_names') or [])}",
+        f"- Licence or terms of the images: {dataset.licence or 'not stated in the configuration'}",
+        f"- SHA-256 of images and labels: {digest or 'unknown'}",
+    ]
+    return "## Data\n\n" + "\n".join(lines) + "\n"
+
+
+def _classes(count: int, names: list[str]) -> str:
+    """Their number, and the names in the order of the labels; of very many the first."""
+    if not names:
+        return str(count or "none")
+    more = f", … ({len(names) - CLASSES_NAMED} more)" if len(names) > CLASSES_NAMED else ""
+    return f"{count}: {', '.join(names[:CLASSES_NAMED])}{more}"
+
+
+def _training(config: RunConfig, record: dict[str, Any]) -> str:
+    parameters = record.get("parameters") or {"generator": _count(config)}
+    if config.training == "imported":
+        lines = ["- Imported weights: nothing is known here of their training but what their files say"]
+    else:
+        training = config.training
+        lines = [
+            f"- {record.get('iterations', MISSING)} iterations of {training.batch} images, seed {config.seed}, "
+            f"{training.precision}",
+            f"- Adam, learning rate {training.learning_rate:g}, warm-up {training.warmup}",
+            f"- Averages of the weights: {', '.join(training.averages) or 'none'}",
+            "- Weights of the losses by level (l = 1 first): "
+            + ", ".join(f"{kind} {config.per_level(f'losses.{kind}_weight')}" for kind in LOSSES),
+        ]
+    seconds = record.get("seconds")
+    took = MISSING if seconds is None else f"{seconds / 3600:.2g} h"
+    lines += [
+        f"- Noise schedule: α {config.process.alphas}, σ {config.process.sigmas}",
+        f"- Parameters of the generator: {parameters.get('generator', MISSING)}; of the discriminator: "
+        f"{parameters.get('discriminator') or MISSING}",
+        f"- On: {record.get('device') or MISSING}; took {took}",
+    ]
+    return "## Training\n\n" + "\n".join(lines) + "\n"
+
+
+def _count(config: RunConfig) -> int:
+    """Parameters of the generator, of weights whose record does not say it."""
+    # Torch takes seconds to load.
+    from udpm.networks.flops import count_cost
+
+    return count_cost(config).generator_parameters
+
+
+def _scores(scores: list[dict[str, Any]], config: RunConfig) -> str:
+    if not scores:
+        return "## Scores\n\nNot run.\n"
+    lines = []
+    for score in scores:
+        protocol, reference = score["protocol"], score["protocol"]["reference"]
+        values = [
+            f"{metric['label']} {metric['value']:.4g}"
+            for metric in score["metrics"].values()
+            if metric["value"] is not None
+        ]
+        lines.append(
+            f"- {checkpoint(score['subject'], _iterations(config))} checkpoint: {', '.join(values)}. Protocol: N = "
+            f"{protocol['n']}, extractor {protocol['extractor']['name']} (SHA-256 "
+            f"{protocol['extractor']['sha256'][:12]}; {preprocessing(score)}), reference "
+            f"{reference['dataset']}/{reference['split']} ({reference['n']} images), sampling seed "
+            f"{score['subject'].get('seed')}"
+        )
+    return "## Scores\n\n" + "\n".join(lines) + "\n"
+
+
+def _limits() -> str:
+    return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in LIMITS) + "\n"
+
+
+def _use(config: RunConfig, record: dict[str, Any]) -> str:
+    names = record.get("class_names") or [0]
+    labels = f", labels={json.dumps(names[0])}" if config.generator.class_conditional else ""
+    return (
+        "## Use\n\n```python\nimport udpm\n\n"
+        f'images = udpm.load("weights.safetensors").sample(16{labels}, seed=0)  # uint8\n```\n\n'
+        f"SHA-256 of weights.safetensors: {record['weights_sha256']}\n"
+    )
+
+
+def _origin(record: dict[str, Any]) -> str:
+    provenance = record["provenance"]
+    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+    return f"## Provenance\n\nCommit {provenance['commit'] or 'unknown'}; {versions}; {provenance['machine']}.\n"
+
+
+def _iterations(config: RunConfig) -> int | None:
+    return None if config.training == "imported" else config.training.iterations
+
+
+FORMAT = "udpm-bundle/1"
+RECORD = "bundle.json"
+WEIGHTS = "weights.safetensors"
+
+
+def bundle_run(run: Path, folder: Path) -> list[str]:
+    """Gather what belongs to a finished run.
+
+    Its samples and scores are found beside it, in the results it lies in (RESULTS/runs/EXPERIMENT/seedN); what is not
+    there is left out.
+
+    Args:
+        run: its folder.
+        folder: where to; an unchanged bundle is replaced once the new one is whole, anything else is refused.
+
+    Returns:
+        Names of the files.
+
+    Raises:
+        UserError: the run is not finished, its weights are not those of its record, samples or scores are of other
+            weights, or `folder` holds something else.
+    """
+    run = run.resolve()
+    record = read_complete(run)
+    if sha256(run / WEIGHTS) != record["weights_sha256"]:
+        raise UserError(f"{run / WEIGHTS}: not the weights that complete.json records; train or import them again")
+    results, place = results_of(run), Path(run.parent.name) / run.name
+    scores = sorted((results / "scores" / place.parent).glob(f"{place.name}*.json"))
+    scores = [path for path in scores if path.stem in (place.name, f"{place.name}_best")]
+    with atomic_folder(folder, BUNDLE) as building:
+        shutil.copyfile(run / WEIGHTS, building / WEIGHTS)
+        write_text(building / "config.json", to_json(run_config(run)))
+        write_text(building / "README.md", model_card(run, scores))
+        for path in scores:
+            (building / "scores").mkdir(exist_ok=True)
+            shutil.copyfile(path, building / "scores" / path.name)
+        _copy_samples(results / "samples" / place, building / "samples", run, record)
+        names = sorted(str(path.relative_to(building)) for path in building.rglob("*") if path.is_file())
+        write_json(building / RECORD, {"format": FORMAT, "run": record, "files": names})
+    return [*names, RECORD]
+
+
+def _copy_samples(stem: Path, folder: Path, run: Path, complete: dict[str, Any]) -> None:
+    """The run's sample set and its record, once they are seen to belong together; shards keep their names."""
+    record = stem.with_suffix(".json")
+    if not record.exists():
+        return
+    told = load_samples(record).record
+    check_of_run(record, "a sample set", told, run, complete)
+    folder.mkdir()
+    shards = [stem.parent / part["file"] for part in told.get("shards") or []]
+    for path in [record, *(shards or [stem.with_suffix(".npz")])]:
+        for file in {path, path.with_suffix(".json")}:
+            shutil.copyfile(file, folder / file.name)

@@ -1,0 +1,280 @@
+"""Figures of the latent-space experiments: grids of images whose rows and columns say what differs along them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from udpm.config.validation import NonNegativeInt, Record, validate
+from udpm.core.arrays import check_arrays
+from udpm.core.errors import UserError
+from udpm.data.npz import load_arrays
+from udpm.metrics.protocol import class_words, run_words, weights_words
+from udpm.report.figures.style import DPI, LARGEST, save
+
+FORMAT = "udpm-latents/1"
+
+# Inches. A tile is one image, with the gap behind it; side by side is preferred while tiles are large enough.
+LARGEST_TILE, LARGE_ENOUGH = 0.8, 0.42
+LETTER, LINE, GAP, PAD = 0.078, 0.165, 0.2, 0.1
+NARROWEST = 5.6
+
+Arrays = dict[str, np.ndarray]
+
+
+IMAGE = ("N", "N", 3)
+EXPECTED: dict[str, dict[str, tuple[type, tuple[int | str, ...]]]] = {
+    "perturb": {
+        "images": (np.uint8, ("L", "R", "S", *IMAGE)),
+        "levels": (np.integer, ("L",)),
+        "strengths": (np.floating, ("L", "S")),
+        "labels": (np.integer, ("R",)),
+        "seeds": (np.integer, ("R",)),
+    },
+    "swap": {
+        "images": (np.uint8, ("R", "C", *IMAGE)),
+        "levels": (np.integer, ("L",)),
+        "labels": (np.integer, ("R",)),
+        "seeds": (np.integer, ("R", 2)),
+    },
+    "interpolate": {
+        "images": (np.uint8, ("G", "G", *IMAGE)),
+        "across": (np.floating, ("G",)),
+        "down": (np.floating, ("G",)),
+        "labels": (np.integer, ("K",)),
+        "seeds": (np.integer, (4,)),
+    },
+    "pca": {
+        "images": (np.uint8, ("L", "n", *IMAGE)),
+        "mean": (np.floating, ("L", *IMAGE)),
+        "components": (np.floating, ("L", "K", *IMAGE)),
+        "explained": (np.floating, ("L", "K")),
+        "levels": (np.integer, ("L",)),
+        "labels": (np.integer, ("M",)),
+        "seeds": (np.integer, (1,)),
+    },
+}
+"""Arrays of each kind of experiment, with their types and shapes."""
+
+
+class LatentsRecord(Record):
+    """Required content of an experiment's record."""
+
+    classes: NonNegativeInt
+    class_names: list[str] = []
+    experiment: str | None = None
+    run_seed: NonNegativeInt | None = None
+    iteration: NonNegativeInt | None = None
+    weights: str | None = None
+    origin: dict[str, Any] | None = None
+
+
+class Grid(NamedTuple):
+    """Images in rows and columns, and their names.
+
+    Attributes:
+        images: (R, C, N, N, 3) uint8.
+        rows: R names, on the left.
+        columns: C names, on top.
+        below: C names under the last row, or none.
+        title: above the columns' names; may be empty.
+    """
+
+    images: np.ndarray
+    rows: Sequence[str]
+    columns: Sequence[str]
+    below: Sequence[str] = ()
+    title: str = ""
+
+
+class Content(NamedTuple):
+    """What one figure shows: its title, its grids (all of one shape), and a line of data for each image."""
+
+    title: str
+    grids: list[Grid]
+    data: pd.DataFrame
+
+
+def draw_latents(path: str | Path, stem: str | Path) -> None:
+    """The images of one latent-space experiment.
+
+    Raises:
+        UserError: no readable file of `udpm latents`.
+    """
+    arrays, record = _load(path)
+    content = CONTENTS[record["kind"]](arrays, record)
+    save(_sheet(f"{content.title}\n{_origin(record)}", content.grids), stem, content.data)
+
+
+def _load(path: str | Path) -> tuple[Arrays, dict[str, Any]]:
+    """Arrays and record of a latent-space experiment."""
+    arrays, record = load_arrays(path, "latent-space experiment", "udpm latents")
+    if record.get("format") != FORMAT or record.get("kind") not in list(EXPECTED):
+        raise UserError(f"{path}: format is {record.get('format')!r}, expected {FORMAT!r}; `udpm latents` makes it")
+    validate(LatentsRecord, record, f"{path}: record")
+    check_arrays(path, arrays, EXPECTED[record["kind"]])
+    if record["kind"] == "swap" and arrays["images"].shape[1] != len(arrays["levels"]) + 2:
+        columns, levels = arrays["images"].shape[1], len(arrays["levels"])
+        raise UserError(f"{path}: images has {columns} columns for {levels} levels; expected {levels + 2}")
+    return arrays, record
+
+
+def _perturb(arrays: Arrays, record: dict[str, Any]) -> Content:
+    images, levels, strengths = arrays["images"], arrays["levels"], arrays["strengths"]
+    labels, seeds = arrays["labels"], arrays["seeds"]
+    rows = [
+        class_words(record, label) if record["classes"] else f"seed {seed}"
+        for label, seed in zip(labels, seeds, strict=True)
+    ]
+    grids = [
+        Grid(pictures, rows, [f"{share:.3g}" for share in shares], title=f"{_map(level, images)}, share g kept:")
+        for pictures, level, shares in zip(images, levels, strengths, strict=True)
+    ]
+    lines = [
+        {"level": levels[panel], "row": row, "column": column, "label": labels[row], "seed": seeds[row]}
+        | {"strength": strengths[panel, column]}
+        for panel, row, column in np.ndindex(images.shape[:3])
+    ]
+    return Content("One noise map mixed with another draw, the others fixed", grids, pd.DataFrame(lines))
+
+
+def _swap(arrays: Arrays, record: dict[str, Any]) -> Content:
+    images, levels, labels, seeds = (arrays[name] for name in ("images", "levels", "labels", "seeds"))
+    first, second = ("A", "B") if not record["classes"] else (f"A\nseed {seeds[0, 0]}", f"B\nseed {seeds[0, 1]}")
+    named = [class_words(record, label) for label in labels]
+    rows = named if record["classes"] else [f"seeds {a}, {b}" for a, b in seeds]
+    columns = [first, *(f"B, but\nl = {level} of A" for level in levels), second]
+    names = ["A", *(f"B with level {level} of A" for level in levels), "B"]
+    lines = [
+        {"row": row, "column": column, "label": labels[row], "image": names[column]}
+        | {"seed_a": seeds[row, 0], "seed_b": seeds[row, 1]}
+        for row, column in np.ndindex(images.shape[:2])
+    ]
+    title = "Two latents A and B, and B with one noise map taken from A"
+    return Content(title, [Grid(images, rows, columns)], pd.DataFrame(lines))
+
+
+def _interpolate(arrays: Arrays, record: dict[str, Any]) -> Content:
+    images, across, down, seeds = (arrays[name] for name in ("images", "across", "down", "seeds"))
+    columns, below = [f"δ = {share:.3g}" for share in across], [""] * len(across)
+    # (δ, η) = (1, 1), (0, 1), (1, 0), (0, 0) are the first to the fourth latent.
+    columns[0], columns[-1] = f"seed {seeds[3]}\n{columns[0]}", f"seed {seeds[2]}\n{columns[-1]}"
+    below[0], below[-1] = f"seed {seeds[1]}", f"seed {seeds[0]}"
+    lines = [
+        {"row": row, "column": column, "label": arrays["labels"][0], "across": across[column], "down": down[row]}
+        for row, column in np.ndindex(images.shape[:2])
+    ]
+    grid = Grid(images, [f"η = {share:.3g}" for share in down], columns, below)
+    return Content(f"Four latents mixed at all levels{_of_class(arrays, record)}", [grid], pd.DataFrame(lines))
+
+
+def _pca(arrays: Arrays, record: dict[str, Any]) -> Content:
+    mean, components, explained = arrays["mean"], arrays["components"], arrays["explained"]
+    # Grey is no change; every component is scaled to its own largest entry.
+    reach = np.abs(components).max(axis=(2, 3, 4), keepdims=True)
+    pictures = _bytes(np.concatenate([mean[:, None], components / np.where(reach > 0, reach, 1)], axis=1))
+    grids = []
+    for row, level, shares in zip(pictures, arrays["levels"], explained, strict=True):
+        columns = ["mean", *(f"{number}\n{100 * share:.3g} %" for number, share in enumerate(shares, start=1))]
+        grids.append(Grid(row[None], [_map(level, pictures)], columns))
+    lines = [
+        {"level": arrays["levels"][panel], "component": number, "label": arrays["labels"][0]}
+        | {"seed": arrays["seeds"][0], "explained": explained[panel, number - 1] if number else None}
+        for panel, number in np.ndindex(pictures.shape[:2])
+    ]
+    images = f"{arrays['images'].shape[1]} images that differ in one noise map"
+    title = f"Principal components, with their share of variance, of {images}{_of_class(arrays, record)}"
+    return Content(title, grids, pd.DataFrame(lines))
+
+
+CONTENTS: dict[str, Callable[[Arrays, dict[str, Any]], Content]] = {
+    "perturb": _perturb,
+    "swap": _swap,
+    "interpolate": _interpolate,
+    "pca": _pca,
+}
+
+
+def _origin(record: dict[str, Any]) -> str:
+    return f"{run_words(record)}: {weights_words(record)}"
+
+
+def _of_class(arrays: Arrays, record: dict[str, Any]) -> str:
+    return f", {class_words(record, arrays['labels'][0])}" if record["classes"] else ""
+
+
+def _map(level: int, images: np.ndarray) -> str:
+    side = images.shape[-2] >> int(level)
+    return f"l = {level}, {side}×{side}"
+
+
+def _bytes(values: np.ndarray) -> np.ndarray:
+    return ((values + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
+
+
+def _sheet(title: str, grids: list[Grid]) -> Figure:
+    """Grids of one shape on one sheet, as large as its limit allows."""
+    limit, (rows, columns) = LARGEST / DPI, grids[0].images.shape[:2]
+    left = LETTER * max(len(name) for grid in grids for name in grid.rows) + GAP
+    top = LINE * (max(name.count("\n") + 1 for grid in grids for name in grid.columns) + bool(grids[0].title)) + PAD
+    bottom = LINE * bool(grids[0].below) + GAP
+    head = LINE * (title.count("\n") + 1) + 2 * PAD
+
+    def tile(beside: int) -> float:
+        width = (limit - left - GAP * beside) / (beside * columns)
+        height = ((limit - head) * beside / len(grids) - top - bottom) / rows
+        return min(LARGEST_TILE, width, height)
+
+    evenly = [beside for beside in range(1, len(grids) + 1) if len(grids) % beside == 0]
+    beside = max(evenly, key=lambda number: (min(tile(number), LARGE_ENOUGH), number))
+    side = tile(beside)
+    width = max(min(NARROWEST, limit), left + beside * (columns * side + GAP))
+    height = head + len(grids) // beside * (top + rows * side + bottom)
+    figure = plt.figure(figsize=(width, height))
+    figure.text(0.5, 1 - PAD / height, title, ha="center", va="top")
+    indent = left + (width - left - beside * (columns * side + GAP)) / 2
+    for number, grid in enumerate(grids):
+        down, right = divmod(number, beside)
+        x = indent + right * (columns * side + GAP)
+        y = height - head - (down + 1) * (top + rows * side) - down * bottom
+        axes = figure.add_axes((x / width, y / height, columns * side / width, rows * side / height))
+        _show(axes, grid, side, named=right == 0)
+    return figure
+
+
+def _show(axes: Axes, grid: Grid, side: float, *, named: bool) -> None:
+    """Draw a grid; `side` is a tile's, in inches; row names only where `named`."""
+    rows, columns, pixels = grid.images.shape[:3]
+    step = pixels + max(1, pixels // 16)
+    canvas = np.full((rows * step, columns * step, 3), 255, dtype=np.uint8)
+    for row, column in np.ndindex(rows, columns):
+        canvas[row * step : row * step + pixels, column * step : column * step + pixels] = grid.images[row, column]
+    axes.imshow(canvas, interpolation="nearest", aspect="auto")
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.xaxis.tick_top()
+    widest = LETTER * max(len(line) for name in grid.columns for line in name.split("\n"))
+    shown = _thinned(columns, widest / side)
+    axes.set_xticks([column * step + pixels / 2 for column in shown], [grid.columns[column] for column in shown])
+    if widest > side:
+        # What is wider than its tile must not reach into the next grid, or off the sheet.
+        axes.get_xticklabels()[-1].set_horizontalalignment("right")
+    shown = _thinned(rows, LINE / side) if named else []
+    axes.set_yticks([row * step + pixels / 2 for row in shown], [grid.rows[row] for row in shown])
+    for column, name in enumerate(grid.below):
+        axes.text(column * step + pixels / 2, rows * step, name, ha="center", va="top")
+    axes.set_title(grid.title)
+
+
+def _thinned(count: int, need: float) -> list[int]:
+    """Which of `count` tiles get a name that is `need` tiles wide: all, or every so many and the last."""
+    every = max(1, int(np.ceil(need)))
+    return [*range(0, count - every, every), count - 1]

@@ -1,0 +1,272 @@
+"""Figures made of images: the sample grid, the sampling chain, samples over their nearest training images."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
+
+from udpm.config.validation import NonNegativeInt, PositiveFloat, Record, validate
+from udpm.core.arrays import check_array
+from udpm.core.errors import UserError
+from udpm.data.npz import load_arrays
+from udpm.data.store import Store, open_store
+from udpm.metrics.precision_recall import nearest_images
+from udpm.metrics.protocol import calls_words, class_words, run_words, weights_words
+from udpm.report.figures.style import COLOURS, save, tile
+from udpm.sampling.sample_set import SampleSet, load_samples
+
+COLUMNS = 12
+NOISE_RANGE = 3
+
+CELL, WIDTH, NARROWEST, BESIDE, HEAD = 0.8, 6.0, 5.6, 0.6, 0.6
+CHAIN_CELL, CHAIN_MARGINS, ROOMY = 0.72, (1.3, 0.5), 0.65
+"""Inches: side of a cell, width of all images of a row, width of the narrowest figure, margins next to and above the
+images; names of classes fit above cells larger than the last."""
+
+
+class ChainRecord(Record):
+    """Required content of a chain's record."""
+
+    classes: NonNegativeInt = 0
+    class_names: list[str] = []
+    scale: PositiveFloat = 2
+
+
+def draw_samples(path: str | Path, stem: str | Path) -> None:
+    """The first images of a sample set, one row for each class; an unlabelled set fills rows in order.
+
+    Raises:
+        UserError: no readable sample set.
+    """
+    samples = load_samples(path)
+    record = samples.record
+    names, shown = _rows(samples.labels, record)
+    columns = max(map(len, shown))
+    # Few images of many classes make one narrow column, which is cut into parts, drawn side by side.
+    parts = max(1, round(math.sqrt(len(shown) / columns))) if names else 1
+    rows = -(-len(shown) // parts)
+    beside = BESIDE * parts if names else 0.0
+    cell = min(WIDTH / (parts * columns), tile(parts * columns, rows, CELL, (beside, HEAD)))
+    size = (max(NARROWEST, parts * columns * cell + beside), rows * cell + HEAD)
+    figure, grid = plt.subplots(1, parts, figsize=size, squeeze=False, layout="constrained")
+    for part, axes in enumerate(grid[0]):
+        some = slice(part * rows, (part + 1) * rows)
+        _draw_part(axes, [samples.images[numbers] for numbers in shown[some]], names[some], rows, columns)
+    if names:
+        grid[0, 0].set_ylabel("class asked for")
+    flat = [number for numbers in shown for number in numbers]
+    lines = [f"{run_words(record)}: {calls_words(record)}, {weights_words(record)}", *_left_out(samples, flat)]
+    figure.suptitle("\n".join(lines), fontsize=9)
+    save(figure, stem, pd.DataFrame({"number": flat, "label": samples.labels[flat]}))
+
+
+def _draw_part(axes: Axes, images: list[np.ndarray], names: list[str], rows: int, columns: int) -> None:
+    """Draw rows of images, (n, h, w, 3) each, into a grid of `rows` by `columns`."""
+    height, width = images[0].shape[1:3]
+    gap = max(1, width // 16)
+    down, across = height + gap, width + gap
+    canvas = np.full((rows * down - gap, columns * across - gap, 3), 255, dtype=np.uint8)
+    for row, several in enumerate(images):
+        for column, image in enumerate(several):
+            top, left = row * down, column * across
+            canvas[top : top + height, left : left + width] = image
+    axes.imshow(canvas, interpolation="nearest")
+    bare(axes)
+    axes.set_yticks([row * down + height / 2 for row in range(len(names))], names)
+
+
+def _left_out(samples: SampleSet, shown: list[int]) -> list[str]:
+    """A line on how many images and classes a figure shows, where it does not show all."""
+    held, classes = len(samples.labels), samples.record.get("classes", 0)
+    if len(shown) == held:
+        return []
+    there = len(np.unique(samples.labels)) if classes else 0
+    seen = len(np.unique(samples.labels[shown]))
+    some = f" and {seen} of {there} classes" if seen < there else ""
+    return [f"{len(shown)} of {held} images{some} are shown"]
+
+
+def draw_chain(path: str | Path, stem: str | Path) -> None:
+    """From noise to image: for every level the state that went in and the output that came out.
+
+    Raises:
+        UserError: no readable chain.
+    """
+    arrays, levels, record = _load_chain(path)
+    labels, scale, classes = arrays["labels"], record.get("scale", 2), record.get("classes", 0)
+    names = [(kind, level) for level in levels for kind in ("x", "f")]
+    count = min(len(labels), COLUMNS)
+    cell = tile(count, len(names), CHAIN_CELL, CHAIN_MARGINS)
+    size = [number * cell + margin for number, margin in zip((count, len(names)), CHAIN_MARGINS, strict=True)]
+    figure, grid = plt.subplots(len(names), count, figsize=size, squeeze=False, layout="constrained")
+    if count < len(labels):
+        what = "classes" if classes else "images"
+        figure.suptitle(f"{count} of {len(labels)} {what} are shown", fontsize=9)
+    rows = []
+    for row, (kind, level) in enumerate(names):
+        values = arrays[f"{kind}_{level}"]
+        picture, caption = _shown(values, kind, level, scale)
+        for column in range(count):
+            grid[row, column].imshow(picture[column].transpose(1, 2, 0), interpolation="nearest")
+            bare(grid[row, column])
+            if row == 0 and classes:
+                name = class_words(record, labels[column])
+                grid[row, column].set_title(name, fontsize=9 if cell > ROOMY else 7)
+        grid[row, 0].set_ylabel(caption, rotation=0, ha="right", va="center")
+        rows.append({"row": f"{kind}_{level}", "side": values.shape[-1], "mean": values.mean(), "std": values.std()})
+    save(figure, stem, pd.DataFrame(rows))
+
+
+def _load_chain(path: str | Path) -> tuple[dict[str, np.ndarray], list[int], dict[str, Any]]:
+    """A chain's arrays, its levels, coarsest first, and its record.
+
+    Raises:
+        UserError: no readable chain.
+    """
+    arrays, record = load_arrays(path, "chain", "udpm sample --chain")
+    validate(ChainRecord, record, f"{path}: record")
+    levels = [level for level in range(1, len(arrays) + 1) if f"x_{level}" in arrays]
+    if levels != list(range(1, len(levels) + 1)) or not levels or "labels" not in arrays:
+        raise UserError(f"{path}: not a chain: its arrays are not labels, x_1, f_1, …; `udpm sample --chain` makes it")
+    check_array(f"{path}: labels", arrays["labels"], np.integer, ("n",))
+    count = len(arrays["labels"])
+    side = arrays["x_1"].shape[-1] if arrays["x_1"].ndim else 0
+    for level in levels:
+        if f"f_{level}" not in arrays:
+            raise UserError(f"{path}: has no array f_{level}; `udpm sample --chain` makes it")
+        small, large = side >> (level - 1), 2 * side >> (level - 1)
+        check_array(f"{path}: x_{level}", arrays[f"x_{level}"], np.floating, (count, 3, small, small))
+        check_array(f"{path}: f_{level}", arrays[f"f_{level}"], np.floating, (count, 3, large, large))
+    return arrays, levels[::-1], record
+
+
+def _shown(values: np.ndarray, kind: str, level: int, scale: int) -> tuple[np.ndarray, str]:
+    """Values as colours in [0, 1], (n, 3, h, w), and the row's caption."""
+    side = values.shape[-1]
+    if kind == "f":
+        name = "x₀ = f(x₁)" if level == 1 else f"f(x{subscript(level)})"
+        return ((values / scale ** (level - 1) + 1) / 2).clip(0, 1), f"{name}\n{side}×{side}"
+    return shown_state(values), f"x{subscript(level)}\n{side}×{side}, ±{NOISE_RANGE} std"
+
+
+def shown_state(values: np.ndarray) -> np.ndarray:
+    """Noisy states as colours in [0, 1]: black and white are three standard deviations from 0."""
+    return ((values / (NOISE_RANGE * (values.std() or 1)) + 1) / 2).clip(0, 1)
+
+
+def subscript(number: int) -> str:
+    """A number as an index."""
+    return str(number).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
+
+
+def _rows(labels: np.ndarray, record: dict[str, Any]) -> tuple[list[str], list[list[int]]]:
+    """Row names and, for each row, the numbers of the images in it."""
+    if not record.get("classes"):
+        numbers = list(range(min(len(labels), COLUMNS * 8)))
+        return [], [numbers[start : start + COLUMNS] for start in range(0, len(numbers), COLUMNS)]
+    present = np.unique(labels)[:COLUMNS].tolist()
+    names = [class_words(record, label).removeprefix("class ") for label in present]
+    return names, [list(np.flatnonzero(labels == label)[:COLUMNS]) for label in present]
+
+
+def bare(axes: Axes) -> None:
+    """Nothing but the image."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+LIMIT = 1000
+"""Samples and held-out images whose distances make the curves, at most; the first ones."""
+BINS = 30
+NEAREST_CELL, NEAREST_MARGINS, SMALL = 0.66, (1.0, 0.0), 0.5
+"""Inches; the last is the side of a cell from which on the number above it has room."""
+
+
+def draw_neighbours(samples: str | Path, dataset: str | Path, stem: str | Path, columns: int = 12) -> None:
+    """The samples nearest to training images, those images, and the distances of samples and of held-out images.
+
+    A model that copies has samples nearer to training images than new images of the same kind are: the ratio of the
+    means, 1 where they are as far, is the score's nearest-image distance ratio (of the first images, as many as shown).
+
+    Args:
+        samples: .npz of a sample set.
+        dataset: the prepared data set that the model was trained on.
+        stem: path without suffix.
+        columns: samples shown.
+
+    Raises:
+        UserError: no readable sample set or data set, or images of another side.
+    """
+    found, store = load_samples(samples), open_store(dataset)
+    images = found.images[:LIMIT]
+    if images.shape[1:3] != (store.side, store.side):
+        raise UserError(f"{samples}: images of side {images.shape[1]}, but {dataset} has {store.side}")
+    training = np.array(store.images[store.split("train")])
+    numbers, distances = nearest_images(images, training)
+    unseen = _unseen(store, training)
+    order = np.argsort(distances, kind="stable")[:columns]
+    figure = plt.figure(
+        figsize=(tile(columns, 1, NEAREST_CELL, NEAREST_MARGINS) * columns + NEAREST_MARGINS[0], 4.6),
+        layout="constrained",
+    )
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1.0, 1.35))
+    _pictures(upper, [images[order], training[numbers[order]]], distances[order])
+    ratio = distances.mean() / unseen.mean() if len(unseen) else None
+    upper.suptitle(
+        f"{run_words(found.record)}: the {len(order)} of {len(images)} samples that are nearest to a training image",
+        fontsize=9,
+    )
+    _distances(lower, distances, unseen, ratio)
+    table = pd.DataFrame({"kind": "sample", "number": range(len(images)), "nearest": numbers, "distance": distances})
+    held = pd.DataFrame({"kind": "held-out", "number": range(len(unseen)), "distance": unseen})
+    save(figure, stem, pd.concat([table, held]).astype({"nearest": "Int64"}))
+
+
+def _unseen(store: Store, training: np.ndarray) -> np.ndarray:
+    """Distances of held-out images to the nearest training image; none where the data set has no test split."""
+    try:
+        images = np.array(store.images[store.split("test")])[:LIMIT]
+    except UserError:
+        return np.empty(0)
+    return nearest_images(images, training)[1]
+
+
+def _pictures(figure: SubFigure, rows: list[np.ndarray], distances: np.ndarray) -> None:
+    grid = figure.subplots(len(rows), len(distances), squeeze=False)
+    for line, (axes, images) in enumerate(zip(grid, rows, strict=True)):
+        for place, (cell, image) in enumerate(zip(axes, images, strict=True)):
+            cell.imshow(image, interpolation="nearest")
+            bare(cell)
+            if line == 0:
+                small = tile(len(distances), 1, NEAREST_CELL, NEAREST_MARGINS) < SMALL
+                cell.set_title(f"{distances[place]:.{2 if small else 3}f}", fontsize=6 if small else 8)
+        axes[0].set_ylabel("sample" if line == 0 else "nearest\ntraining\nimage", rotation=0, ha="right", va="center")
+
+
+def _distances(figure: SubFigure, samples: np.ndarray, unseen: np.ndarray, ratio: float | None) -> None:
+    axes = figure.subplots()
+    edges = np.linspace(0, max(samples.max(), unseen.max(initial=0)), BINS + 1)
+    sets = [("samples", samples, COLOURS[1], "-"), ("held-out images", unseen, COLOURS[0], "--")]
+    for name, values, colour, dashes in (part for part in sets if len(part[1])):
+        label = f"{name} ({len(values)}), mean {values.mean():.3f}"
+        weights = np.full(len(values), 1 / len(values))
+        axes.hist(
+            values, edges, weights=weights, histtype="step", color=colour, linestyle=dashes, linewidth=1.6, label=label
+        )
+    said = (
+        "no held-out images to compare with" if ratio is None else f"ratio of the means {ratio:.2f} (below 1: nearer)"
+    )
+    axes.set_title(said)
+    axes.set_xlabel("distance to the nearest training image (root mean square over pixels in [0, 1])")
+    axes.set_ylabel("share of images")
+    axes.legend(loc="upper left")

@@ -1,0 +1,305 @@
+"""The noise schedule as numbers and figure, and the forward process on training images."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+
+from udpm.config.experiment import RunConfig
+from udpm.config.load import read_resolved
+from udpm.core.errors import UserError
+from udpm.data.levels import decode
+from udpm.data.store import Store, open_store
+from udpm.diffusion.forward import step
+from udpm.diffusion.latent import seeded
+from udpm.diffusion.schedule import Schedule, coefficients, divergence_bound, prior_variance
+from udpm.report.figures.samples import bare, shown_state, subscript
+from udpm.report.figures.style import COLOURS, MARKERS, save, tile
+from udpm.report.table import MISSING, markdown
+
+LARGEST_DIVERGENCE = 1e-3
+"""Nats per dimension between the last state and what sampling starts from; above, the schedule is warned of."""
+SMALLEST_SIGMA, LARGEST_SIGMA = 1e-150, 1e150
+"""Between which squares are numbers of full double precision."""
+TITLE = 90
+"""Characters that fit on a line of the figure's title."""
+
+HEADINGS = {
+    "level": "l",
+    "side": "side",
+    "alpha": "α",
+    "sigma": "σ",
+    "alpha_bar": "ᾱ",
+    "signal": "ᾱ sˡ",
+    "sigma_tilde": "σ̃",
+    "snr": "SNR",
+    "time": "t",
+    "output_weight": "weight of f",
+    "state_weight": "weight of Hᵀx",
+    "std": "Σ^½",
+    "std_blocks": "Σ^½ blocks",
+    "std_rest": "Σ^½ rest",
+}
+"""Of the table to read, by the columns of the whole one."""
+
+NOTES = (
+    "The state x_l has side N/2ˡ, signal ᾱ sˡ and noise σ̃; SNR is their ratio, t the network's time.",
+    "Posterior of x_{l-1} given x_l and the network's f, scalar form: weights of f and Hᵀx_l in its mean, its standard "
+    "deviation Σ^½. Exact form: standard deviations on the means of 2×2 blocks, and on the rest. At l = 1 there is "
+    "none: the image is f itself.",
+)
+
+
+def schedule_table(schedule: Schedule, side: int, mean_square: float = 1.0) -> pd.DataFrame:
+    """One row for each level, in full precision; empty where a level has no such value.
+
+    Columns are those of `HEADINGS`, and on the last level's row what sampling starts from: `prior_std` (τ),
+    `mean_square` (m₂), and the bounds on KL(q(x_L) ‖ ·) in nats per dimension, `divergence` (from N(0, τ² I)) and
+    `divergence_standard` (from N(0, I)).
+
+    Args:
+        schedule: α, σ and s.
+        side: N.
+        mean_square: m₂ of the bounds.
+
+    Raises:
+        UserError: sigmas whose squares leave double precision.
+    """
+    if not all(SMALLEST_SIGMA < sigma < LARGEST_SIGMA for sigma in schedule.sigmas):
+        raise UserError(
+            f"sigmas: must lie between {SMALLEST_SIGMA:g} and {LARGEST_SIGMA:g} to be squared, "
+            f"got {list(schedule.sigmas)}"
+        )
+    return pd.DataFrame([_row(schedule, side, level, mean_square) for level in range(1, schedule.levels + 1)])
+
+
+def readable_schedule(table: pd.DataFrame, source: str) -> str:
+    """The table rounded, as markdown, with notes on its columns and on what sampling starts from.
+
+    Args:
+        table: of `schedule_table`.
+        source: where its m₂ comes from.
+    """
+    shown = table[list(HEADINGS)].rename(columns=HEADINGS)
+    shown = shown.map(lambda value: MISSING if pd.isna(value) else f"{value:.4g}")
+    last = table.iloc[-1]
+    return markdown(
+        shown,
+        [
+            *NOTES,
+            f"Sampling starts from N(0, τ² I) with τ = {last['prior_std']:.4g}: KL(q(x_L) ‖ N(0, τ² I)) is at most "
+            f"{last['divergence']:.3g} nats per dimension.",
+            f"Against N(0, I), as the paper states its prior: at most {last['divergence_standard']:.3g} nats per "
+            "dimension.",
+            "Both are upper bounds (KL is convex): means of KL(q(x_L | x_0) ‖ ·) over images x_0, whose blocks of "
+            f"2ᴸ×2ᴸ pixels have means of mean square m₂ = {last['mean_square']:.4g} ({source}).",
+        ],
+    )
+
+
+def schedule_warning(table: pd.DataFrame) -> str | None:
+    """What is wrong with a schedule whose last state is not what sampling starts from, and what to change."""
+    bound = table["divergence"].iloc[-1]
+    if bound <= LARGEST_DIVERGENCE:
+        return None
+    return (
+        f"the last state x_L and what sampling starts from may differ by {bound:.3g} nats per dimension (upper bound; "
+        f"wanted: at most {LARGEST_DIVERGENCE:g}): make the last alphas smaller or the last sigma larger"
+    )
+
+
+def draw_schedule(table: pd.DataFrame, name: str, stem: str | Path) -> None:
+    """Signal, noise and their ratio at every level, with the whole table as the data behind it.
+
+    Args:
+        table: of `schedule_table`.
+        name: of the schedule, for the title.
+        stem: of the figure.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.0), layout="constrained")
+    # Numbers stand on the outer sides of the two lines, which cross.
+    upper = table["snr"] >= 1
+    _annotated(left, table, "signal", r"signal $\bar\alpha_l s^l$", 0, upper, falls=True)
+    _annotated(left, table, "sigma_tilde", r"noise $\tilde\sigma_l$", 1, ~upper, falls=False)
+    left.set_ylabel("amplitude")
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    _annotated(right, table, "snr", "signal / noise", 2, upper | True, falls=True)
+    right.set_ylabel("signal / noise")
+    for axes in (left, right):
+        axes.set_yscale("log")
+        axes.margins(0.2, 0.2)
+        axes.set_xticks(table["level"], [f"l = {row.level}\n{row.side}×{row.side}" for row in table.itertuples()])
+    figure.suptitle("\n".join(textwrap.wrap(f"{name}: the state $x_l$ at each level", TITLE)))
+    save(figure, stem, table)
+
+
+def draw_run_schedule(path: str | Path, stem: str | Path) -> None:
+    """The figure of a run's schedule.
+
+    Args:
+        path: the run's resolved configuration.
+        stem: of the figure.
+
+    Raises:
+        UserError: no readable configuration.
+    """
+    config = read_resolved(RunConfig, path)
+    table = schedule_table(Schedule.from_config(config.process), config.dataset.side)
+    draw_schedule(table, config.experiment, stem)
+
+
+def _row(schedule: Schedule, side: int, level: int, mean_square: float) -> dict[str, float]:
+    row = {
+        "level": level,
+        "side": side >> level,
+        "alpha": schedule.alpha(level),
+        "sigma": schedule.sigma(level),
+        "alpha_bar": schedule.alpha_bar(level),
+        "signal": schedule.signal(level),
+        "sigma_tilde": schedule.sigma_tilde(level),
+        "snr": schedule.snr(level),
+        "time": schedule.time(level),
+        **dict.fromkeys(("output_weight", "state_weight", "std", "std_blocks", "std_rest"), math.nan),
+        **dict.fromkeys(("prior_std", "mean_square", "divergence", "divergence_standard"), math.nan),
+    }
+    if level > 1:
+        row |= _posterior(schedule, level)
+    if level == schedule.levels:
+        row |= _start(schedule, mean_square)
+    return row
+
+
+def _posterior(schedule: Schedule, level: int) -> dict[str, float]:
+    scalar, exact = coefficients(schedule, level, "scalar"), coefficients(schedule, level, "exact")
+    return {
+        "output_weight": scalar.variance_blocks * scalar.output,
+        "state_weight": scalar.variance_blocks * scalar.state,
+        "std": math.sqrt(scalar.variance_blocks),
+        "std_blocks": math.sqrt(exact.variance_blocks),
+        "std_rest": math.sqrt(exact.variance_rest),
+    }
+
+
+def _start(schedule: Schedule, mean_square: float) -> dict[str, float]:
+    variance = prior_variance(schedule)
+    return {
+        "prior_std": math.sqrt(variance),
+        "mean_square": mean_square,
+        "divergence": divergence_bound(schedule, variance, mean_square),
+        "divergence_standard": divergence_bound(schedule, 1.0, mean_square),
+    }
+
+
+def _annotated(
+    axes: Axes, table: pd.DataFrame, column: str, label: str, style: int, above: pd.Series, *, falls: bool
+) -> None:
+    axes.plot(table["level"], table[column], color=COLOURS[style], marker=MARKERS[style], label=label)
+    for level, value, over in zip(table["level"], table[column], above, strict=True):
+        # A steeply falling line leaves room on its right above a point, on its left below.
+        aside = (1 if over else -1) if falls else 0
+        axes.annotate(
+            f"{value:.3g}",
+            (level, value),
+            textcoords="offset points",
+            xytext=(4 * aside, 4 if over else -4),
+            ha=("center", "left", "right")[aside],
+            va="bottom" if over else "top",
+            color=COLOURS[style],
+        )
+
+
+COLUMNS = 10
+"""At most."""
+CELL, MARGINS = 0.74, (1.4, 0.6)
+"""Inches."""
+SEED = 0
+"""Of the noise, which is a function of it and of the image's number."""
+
+
+def draw_forward_process(config: str | Path, dataset: str | Path, stem: str | Path) -> None:
+    """A training image of each class, and its states x_1 … x_L of one draw of the noise.
+
+    Args:
+        config: a run's resolved configuration.
+        dataset: the prepared data set.
+        stem: of the figure.
+
+    Raises:
+        UserError: no readable configuration or data set, or images of another side.
+    """
+    run, store = read_resolved(RunConfig, config), open_store(dataset)
+    if run.dataset.side != store.side:
+        raise UserError(f"{config}: is for images of side {run.dataset.side}, but {dataset} has {store.side}")
+    schedule = Schedule.from_config(run.process)
+    numbers, names = _examples(store)
+    images = np.array(store.images[numbers])
+    states = _states(schedule, images, numbers)
+    shape = len(states) + 1, len(numbers)
+    cell = tile(shape[1], shape[0], CELL, MARGINS)
+    size = [count * cell + margin for count, margin in zip(reversed(shape), MARGINS, strict=True)]
+    figure, grid = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
+    shown = [images / 255, *(shown_state(state).transpose(0, 2, 3, 1) for state in states)]
+    for level, (row, pictures) in enumerate(zip(grid, shown, strict=True)):
+        for axes, picture in zip(row, pictures, strict=True):
+            axes.imshow(picture, interpolation="nearest")
+            bare(axes)
+        side = pictures.shape[1]
+        ratio = f"\nSNR {schedule.snr(level):.2g}" if level else ""
+        row[0].set_ylabel(f"x{subscript(level)}\n{side}×{side}{ratio}", rotation=0, ha="right", va="center")
+    for axes, name in zip(grid[0], names, strict=True):
+        axes.set_title(name)
+    some = f", {len(numbers)} of {store.classes} classes" if len(numbers) < store.classes else ""
+    figure.suptitle(f"{run.experiment}: forward process{some}", fontsize=9)
+    rows = [
+        row
+        for place, number in enumerate(numbers)
+        for row in _data(schedule, number, int(store.labels[number]), [state[place] for state in states])
+    ]
+    save(figure, stem, pd.DataFrame(rows))
+
+
+def _examples(store: Store) -> tuple[list[int], list[str]]:
+    """The first training image of each class, or the first ones of a data set without; and the columns' names."""
+    train = store.split("train")
+    if not store.classes:
+        numbers = list(range(train.start, train.stop))[:COLUMNS]
+        return numbers, [f"image {number}" for number in numbers]
+    labels, firsts = np.unique(store.labels[train], return_index=True)
+    names = store.record.get("class_names") or []
+    told = [names[label] if len(names) > label else f"class {label}" for label in labels[:COLUMNS].tolist()]
+    return (firsts[:COLUMNS] + train.start).tolist(), told
+
+
+def _states(schedule: Schedule, images: np.ndarray, numbers: list[int]) -> list[np.ndarray]:
+    """x_1 … x_L, (n, 3, h, w) each, one step after another."""
+    latent = seeded(schedule, images.shape[1], SEED, numbers)
+    state = torch.from_numpy(decode(images, 0, schedule.scale)).movedim(-1, 1)
+    states = []
+    for level in range(1, schedule.levels + 1):
+        state = step(schedule, state, level, latent.noise(level))
+        states.append(state.numpy())
+    return states
+
+
+def _data(schedule: Schedule, number: int, label: int, states: list[np.ndarray]) -> list[dict[str, float]]:
+    return [
+        {
+            "image": number,
+            "label": label,
+            "level": level,
+            "side": state.shape[-1],
+            "signal": schedule.signal(level),
+            "sigma_tilde": schedule.sigma_tilde(level),
+            "snr": schedule.snr(level),
+            "mean": state.mean(),
+            "std": state.std(),
+        }
+        for level, state in enumerate(states, start=1)
+    ]

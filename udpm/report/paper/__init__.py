@@ -1,0 +1,1 @@
+"""The paper's tables and the summary of a study, published numbers next to measured ones."""

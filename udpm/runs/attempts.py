@@ -1,0 +1,374 @@
+"""Attempts at a run: ``attempts.jsonl``, a line when one begins, before torch can fail, and one when it ends."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from udpm.config.experiment import RunConfig
+from udpm.core import provenance
+from udpm.core.devices import as_user_errors
+from udpm.core.distributed import Place, launched, start_of
+from udpm.core.errors import StoppedEarly, UserError, first_line
+from udpm.core.reading import read_json_lines
+from udpm.runs.config_guard import claim
+from udpm.runs.lock import identity, is_at_work, is_dead, is_here, read_owner
+from udpm.runs.records import ATTEMPTS, AttemptLine, is_valid, last_saved, may_be_finished
+
+NO_ROOM = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+"""Messages of a full disk: the same kind of failure for every file."""
+
+_UNIT = r"(?:\s?(?:[kKMGTP]i?B|bytes?|[kMG]?Hz|ms|s|seconds?|minutes?|min|h|hours?|%))?"
+_WORD = r"[^\s:;,'\"`()/]"
+_SIGNS = [
+    # Quoted paths, which may contain spaces.
+    (r"""(?<!\w)(['"`])(?:(?!\1).)*/(?:(?!\1).)*\1""", "PATH"),
+    # Temporary files: their names are random, or contain the host and the process.
+    (r"""(?<!\w)(['"`])(?:\.|tmp)(?:(?!\1).)*\1""", "PATH"),
+    # Absolute paths; relative ones with two slashes, or with a digit, dot, underscore or hyphen, so that "Input/output
+    # error" and "generator/lpips" are kept.
+    (r"(?<![\w/.])(?:~|\.{1,2})?/[^\s:;,'\"`()]+", "PATH"),
+    (rf"(?<![\w/.-]){_WORD}+(?:/{_WORD}*){{2,}}", "PATH"),
+    (rf"(?<![\w/.-])(?=(?:{_WORD}|/)*(?:\d|[._-]\w)){_WORD}+/{_WORD}*", "PATH"),
+    (r"(?<![\w.])(?:\.[\w.-]+\.tmp-[\w.-]+|\.?tmp[\w.-]*|[\w.-]+\.(?:tmp|part|partial)\b)", "PATH"),
+    # Addresses, and hosts with a port.
+    (r"\[[\w.:-]+\]:\d+|\b[a-zA-Z][\w-]*(?:\.[\w-]+)+:\d+\b", "HOST"),
+    (r"(?<![\w:])(?:[\da-fA-F]{0,4}:){2,}[\da-fA-F]{0,4}(?![\w:])", "HOST"),
+    # Numbers: UUIDs, decimal ones with units, hexadecimal ones, and digits within a word such as "node3".
+    (r"\b[\da-fA-F]{8}(?:-[\da-fA-F]{4}){3}-[\da-fA-F]{12}\b|\b0[xX][\da-fA-F]+\b", "#"),
+    (rf"(?<![\w.])[-+]?\d[\d_]*(?:[.,:]\d+)*(?:[eE][-+]?\d+)?{_UNIT}(?!\w)", "#"),
+    (r"(?<![\w.])(?=[a-fA-F]*\d)[\da-fA-F]{8,}(?!\w)", "#"),
+    (r"\d+", "#"),
+    (rf"#(?:[.,:-]#)*{_UNIT}(?!\w)", "#"),
+]
+_PATTERNS = [(re.compile(pattern), sign) for pattern, sign in _SIGNS]
+
+
+def reason_of(error: BaseException) -> str:
+    """Return one line about the exception that ended an attempt."""
+    if isinstance(error, UserError):
+        told = "; ".join(error.mistakes)
+    elif isinstance(error, KeyboardInterrupt):
+        told = "interrupted"
+    elif isinstance(error, StoppedEarly):
+        told = str(error)
+    elif isinstance(error, OSError) and error.strerror:
+        told = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    else:
+        kind, text = type(error).__name__, first_line(error)
+        told = text if text == kind else f"{kind}: {text}"
+    return " ".join(told.split())
+
+
+def kind_of(reason: str, host: str | None = None) -> str:
+    """Return a reason without paths, numbers, hosts and temporary files: equal for failures of the same kind.
+
+    Args:
+        reason: one line.
+        host: name of the host it was recorded on, which is removed too.
+    """
+    for text in NO_ROOM:
+        if re.search(rf"{re.escape(text)}(?: \(os error \d+\))?(?:: ['\"]?[^\s'\"]*['\"]?)?\.?$", reason):
+            return text
+    for name in sorted({host, host.partition(".")[0]} if host else (), key=len, reverse=True):
+        reason = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", "HOST", reason)
+    for pattern, sign in _PATTERNS:
+        reason = pattern.sub(sign, reason)
+    return " ".join(reason.split())
+
+
+FILE = ATTEMPTS
+SERIES = "UDPM_SERIES"
+"""Environment variable that identifies one invocation of `snakemake`; its retries share it."""
+BLOCK, END, LONGEST = 4096, 2048, 1000
+"""Bytes of a block on disk, most bytes of the line for an end, and most characters of its reason."""
+
+
+class Attempt:
+    """One attempt at a run. Writing is best effort: a full disk raises nothing here.
+
+    Args:
+        run: the run's folder; must exist.
+        record: identifies the process (`owner.identity`): `token`, `host`, `job` and so on.
+        rank: of this process. Only rank 0 records the attempt; the others record their own failures.
+        start: identifies this launch of several processes (`ranks.start_of`); empty for a single process.
+    """
+
+    def __init__(self, run: Path, record: dict[str, Any], rank: int = 0, start: str = "") -> None:
+        self.record = record
+        self._run, self._rank, self._start = run, rank, start
+        self._begun = self._known = self._waits = False
+
+    def begin(self) -> None:
+        """Record that the attempt began, once."""
+        if self._begun or self._rank:
+            return
+        self._begun, owner = True, read_owner(self._run)
+        self._waits = owner is not None and owner["token"] != self.record.get("token") and not is_dead(owner)
+        known = self.record | {"began": time.time(), "saved": last_saved(self._run)}
+        waits = {"waits": True} if self._waits else {}
+        self._known = _append(self._run, provenance.record() | known | self._context() | waits, END)
+
+    def take_over(self) -> None:
+        """Record that this attempt now owns the folder, if another trainer owned it when the attempt began."""
+        if self._waits:
+            self._waits = False
+            _append(self._run, {"token": self.record.get("token"), "owns": time.time()})
+
+    def end(self, ended: str, reason: str) -> None:
+        """Record how the attempt ended: "complete", "stopped" or "failed"."""
+        line = {"reason": reason[:LONGEST], "time": time.time()}
+        if not self._known:
+            line |= {key: self.record.get(key) for key in ("host", "job")} | self._context()
+        if self._begun:
+            token = {"token": self.record.get("token"), "ended": ended}
+            _append(self._run, token | line | {"saved": last_saved(self._run)})
+        elif self._rank and ended == "failed":
+            _append(self._run, {"rank": self._rank, "failed": True, **line})
+
+    def _context(self) -> dict[str, str]:
+        """The launch and the series that the attempt belongs to, where there are any."""
+        known = {"start": self._start, "series": os.environ.get(SERIES)}
+        return {key: value for key, value in known.items() if value}
+
+
+@contextmanager
+def recorded(
+    run: Path, record: dict[str, Any], rank: int = 0, start: str = "", *, begins: bool = True
+) -> Iterator[Attempt]:
+    """Record that an attempt began, and how it ended: complete, stopped (on request) or failed.
+
+    Args:
+        run: the run's folder; must exist.
+        record: see `Attempt`.
+        rank: see `Attempt`.
+        start: see `Attempt`.
+        begins: record the beginning now. If false, the caller calls `Attempt.begin`; nothing is recorded without it.
+    """
+    attempt = Attempt(run, record, rank, start)
+    if begins:
+        attempt.begin()
+    ended, reason = "complete", ""
+    try:
+        yield attempt
+    except (StoppedEarly, KeyboardInterrupt) as stop:
+        ended, reason = "stopped", reason_of(stop)
+        raise
+    except BaseException as error:
+        ended, reason = "failed", reason_of(error)
+        raise
+    finally:
+        attempt.end(ended, reason)
+
+
+@dataclass
+class PastAttempt:
+    """One attempt, as read from ``attempts.jsonl``.
+
+    Attributes:
+        record: the line of its beginning, or the first one there is.
+        ended: "complete", "stopped" or "failed"; None if no end is recorded.
+        reason: why it stopped or failed, in one line.
+        saved: iteration of the newest checkpoint when it ended; None if unknown.
+        waits: whether it began while another trainer owned the folder, and never took over.
+    """
+
+    record: dict[str, Any] = field(default_factory=dict)
+    ended: str | None = None
+    reason: str = ""
+    saved: int | None = None
+    waits: bool = False
+
+
+def read_attempts(run: Path) -> list[PastAttempt]:
+    """All attempts at a run, ordered by their last line: the end, or the beginning if no end is recorded."""
+    order: dict[int, tuple[int, PastAttempt]] = {}
+    by_token: dict[str | None, PastAttempt] = {}
+    by_start: dict[str, PastAttempt] = {}
+    for number, line in enumerate(_read(run)):
+        token, start = line.get("token"), line.get("start") or str(number)
+        if line.get("began") is not None:
+            attempt = by_start.get(start)
+            # A launch that the user named is no proof: the same name may come again.
+            if attempt is None or "began" in attempt.record:
+                attempt = by_start[start] = PastAttempt()
+            by_token[token], attempt.record, attempt.waits = attempt, line, bool(line.get("waits"))
+        elif line.get("owns") is not None:
+            by_token.get(token, PastAttempt()).waits = False
+            continue
+        elif line.get("ended"):
+            # On a full disk the beginning may be missing.
+            attempt = by_token.pop(token, PastAttempt(line))
+            attempt.waits, attempt.saved = False, line.get("saved")
+            if attempt.ended is None:
+                attempt.ended, attempt.reason = line["ended"], line.get("reason", "")
+        elif line.get("failed"):
+            # From a rank other than 0. Rank 0 may only have recorded that another process ended, or nothing.
+            attempt = by_start.setdefault(start, PastAttempt(line))
+            if attempt.ended in (None, "stopped"):
+                attempt.ended, attempt.reason = "failed", line.get("reason", "")
+                attempt.record = {**attempt.record, "host": line.get("host")}
+        else:
+            continue
+        order[id(attempt)] = (number, attempt)
+    return [attempt for _, attempt in sorted(order.values(), key=lambda placed: placed[0])]
+
+
+def one_was_killed(run: Path) -> bool:
+    """Whether an attempt began, recorded no end, and is not still running or waiting."""
+    return any(was_killed(run, attempt) for attempt in read_attempts(run))
+
+
+def was_killed(run: Path, attempt: PastAttempt) -> bool:
+    """Whether this attempt was killed. On another machine, its heartbeat is watched for up to two beats."""
+    if attempt.ended is not None or attempt.waits:
+        return False
+    if is_here(attempt.record):
+        return is_dead(attempt.record)
+    return not is_at_work(run, attempt.record.get("token"))
+
+
+def failed_alike(run: Path, series: str | None = None, job: str | None = None) -> str | None:
+    """Return why the last two attempts failed, if the reasons differ only in paths, numbers, hosts and temporary files.
+
+    Attempts that were stopped between the two are skipped. Two failures are not alike if a checkpoint was saved between
+    them, or if an attempt between them was killed or completed.
+
+    Args:
+        run: the run's folder.
+        series: consider only attempts of this series (`SERIES`); None: all of them.
+        job: SLURM job that the last attempt must belong to; None: any. A job that never started recorded nothing, and
+            older lines say nothing about it.
+
+    Returns:
+        The reason of the last attempt, or None.
+    """
+    last = alike(run, series)
+    return last.reason if last is not None and job in (None, last.record.get("job")) else None
+
+
+def alike(run: Path, series: str | None = None) -> PastAttempt | None:
+    """Return the last attempt if it failed like the one before it; see `failed_alike`."""
+    row = [attempt for attempt in read_attempts(run) if series in (None, attempt.record.get("series"))]
+    last = row.pop() if row else PastAttempt()
+    if last.ended != "failed":
+        return None
+    for attempt in reversed(row):
+        if attempt.ended == "failed":
+            same = _kind(attempt) == _kind(last)
+            return last if same and not _got_on(attempt, last) else None
+        if not (attempt.waits or (attempt.ended == "stopped" and attempt.saved is not None)):
+            return None
+    return None
+
+
+def _kind(attempt: PastAttempt) -> str:
+    return kind_of(attempt.reason, attempt.record.get("host"))
+
+
+def _got_on(earlier: PastAttempt, later: PastAttempt) -> bool:
+    return earlier.saved is not None and later.saved is not None and later.saved > earlier.saved
+
+
+def _append(run: Path, line: dict[str, Any], room: int = 0) -> bool:
+    """Append a line, and return whether that worked.
+
+    At least `room` bytes of its last block stay free, for the next line on a disk that fills up.
+    """
+    # Saving something that matters reports a full disk.
+    with suppress(OSError), open(run / FILE, "a+b") as file:
+        torn = file.tell() > 0 and not _ends_a_line(file)
+        text = ("\n" * torn + json.dumps(line, ensure_ascii=False)).encode()
+        left = -(file.tell() + len(text) + 1) % BLOCK
+        file.write(text + b" " * (left + 1 if left < room else 0) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+        return True
+    return False
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def _read(run: Path) -> list[dict[str, Any]]:
+    # One that cannot be read tells of no attempt, and is no reason to end one.
+    with suppress(UserError):
+        lines = read_json_lines(run / FILE, "record of attempts")
+        return [line for line in lines if is_valid(AttemptLine, line)]
+    return []
+
+
+@contextmanager
+def attempted(
+    run: Path,
+    config: RunConfig,
+    allow_world_size_change: bool = False,
+    environment: Mapping[str, str] = os.environ,
+) -> Iterator[Attempt]:
+    """Record an attempt at a run from its first moment to its end. Creates the run's folder.
+
+    Nothing is written if the folder holds anything but this run. The attempt begins only when the caller calls
+    `Attempt.begin` if the run may be finished, or if a user starts a new run by hand. Nothing retries that, and a
+    mistyped command should leave no folder.
+
+    Args:
+        run: the run's folder.
+        config: of the run.
+        allow_world_size_change: see `claim`.
+        environment: variables; those of the launcher and `SERIES` are read.
+
+    Raises:
+        UserError: there is nothing to train, the folder holds something else (`claim`, `is_finished`) or cannot be
+            created, or two attempts of the same `snakemake` failed alike.
+    """
+    if config.training == "imported":
+        raise UserError(f"{run}: training is imported, so there is nothing to train; `udpm import` makes this run")
+    claim(run, config, allow_world_size_change, writes=False)
+    finished, who, series = may_be_finished(run, config.training), identity(), environment.get(SERIES)
+    if not finished:
+        _check_series(run, who, series)
+    begins = not finished and bool(run.exists() or series or who["job"])
+    if begins:
+        make_folder(run)
+    place = launched(config.training.processes, environment) or Place()
+    start = start_of(place, environment)
+    with recorded(run, who, place.rank, start, begins=begins) as attempt, as_user_errors():
+        yield attempt
+
+
+def make_folder(run: Path) -> None:
+    """Create a run's folder.
+
+    Raises:
+        UserError: it cannot be created.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{run}: cannot be made: {error.strerror or error}") from None
+
+
+def _check_series(run: Path, who: dict[str, Any], series: str | None) -> None:
+    """Refuse a third attempt after two that failed alike, unless the user requeued the job that failed."""
+    last = alike(run, series) if series else None
+    if last is None or _requeued(last.record, who):
+        return
+    raise UserError(
+        f"{run}: failed twice alike ({last.reason}); fix the cause, then run snakemake again, or udpm train by hand, "
+        "to try once more"
+    )
+
+
+def _requeued(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    same = now["job"] is not None and before.get("job") == now["job"]
+    return same and before.get("attempt") != now["attempt"]

@@ -1,0 +1,175 @@
+"""A run's folder belongs to one configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from udpm.config.dataset import DatasetConfig
+from udpm.config.experiment import RunConfig
+from udpm.config.load import read_resolved, to_json
+from udpm.config.validation import Section, validate
+from udpm.core.errors import UserError
+from udpm.core.files import write_text
+from udpm.core.kinds import weights_description
+from udpm.runs.records import COMPLETE, WEIGHTS, read_complete
+
+INCIDENTAL = {
+    "dataset.check_md5",
+    "dataset.description",
+    "dataset.expected_count",
+    "dataset.expected_test_count",
+    "dataset.licence",
+    "dataset.max_file_bytes",
+    "dataset.max_pixels",
+    "dataset.obtain",
+    "dataset.path",
+    "dataset.workers",
+    "training.checkpoint_every",
+    "training.checkpoint_minutes",
+    "training.cuda_graphs",
+    "training.data",
+    "training.device",
+    "training.keep_every",
+    "training.log_every",
+    "training.preview_every",
+    "training.tensorboard",
+    "training.workers",
+}
+"""Keys that may change between attempts: they have no influence on the weights."""
+
+LIMITS = ("max_pixels", "max_file_bytes")
+"""Keys of a data set that bound what is read of its source."""
+
+WORLD = {"training.nodes", "training.processes_per_node", "training.accumulate"}
+"""Keys that cut the batch: weights then agree up to rounding."""
+
+ITERATIONS = "training.iterations"
+"""May grow: nothing before the end depends on where that is, so training goes on with its state."""
+
+
+def incidental(section: str) -> set[str]:
+    """The incidental keys of one section ("dataset"), without its name."""
+    return {key.removeprefix(f"{section}.") for key in INCIDENTAL if key.startswith(f"{section}.")}
+
+
+def claim(run: Path, config: RunConfig, allow_world_size_change: bool, *, writes: bool) -> None:
+    """Write the run's configuration into its folder, or check that it is the one already there.
+
+    Args:
+        run: the run's folder.
+        config: of the run.
+        allow_world_size_change: whether the number of processes may be another than before.
+        writes: whether this process writes.
+
+    Raises:
+        UserError: the folder holds a run of another configuration (the differing keys are named), or imported weights.
+    """
+    path = run / "config.json"
+    # A sweep has hundreds of runs: the same text is not parsed again.
+    earlier = None if _is_text(path, to_json(config)) else _earlier(run)
+    if earlier is not None:
+        free = INCIDENTAL | WORLD if allow_world_size_change else INCIDENTAL
+        changed = other_run(earlier, config, free)
+        if changed.keys() == {ITERATIONS} and _ended_at(run) == config.training.iterations:
+            # On its way to more, which nobody wants any more: what it ended with before is still there.
+            return
+        if changed:
+            shown = "; ".join(changed.values())
+            way = ", or pass --allow-world-size-change" if set(changed) <= WORLD else ""
+            raise UserError(
+                f"{run}: holds a run of another configuration ({shown}); undo the change, give the experiment a new "
+                f"name, or delete the folder{way}"
+            )
+    if writes:
+        write_text(path, to_json(config))
+
+
+def claim_import(run: Path) -> None:
+    """Check that a folder may take imported weights.
+
+    Raises:
+        UserError: it holds a run that was trained.
+    """
+    if (run / "config.json").exists() or "run" in weights_description(run / WEIGHTS):
+        raise UserError(
+            f"{run}: holds a run that was trained, not imported weights; give the experiment a new name, or delete the "
+            "folder"
+        )
+
+
+def _earlier(run: Path) -> RunConfig | None:
+    """The configuration of the run that a folder holds: its own file, or where that is gone what its weights say.
+
+    Raises:
+        UserError: the folder holds imported weights.
+    """
+    path, weights = run / "config.json", run / WEIGHTS
+    if path.exists():
+        return read_resolved(RunConfig, path)
+    description = weights_description(weights)
+    if "run" in description:
+        return validate(RunConfig, description["run"], f"{weights}: run")
+    if description.get("origin"):
+        raise UserError(
+            f"{run}: holds imported weights, which this training would replace; give the experiment a new name, or "
+            "delete the folder"
+        )
+    return None
+
+
+def _is_text(path: Path, text: str) -> bool:
+    try:
+        return path.read_bytes() == text.encode()
+    except OSError:
+        return False
+
+
+def _ended_at(run: Path) -> int | None:
+    return read_complete(run).get("iterations") if (run / COMPLETE).exists() else None
+
+
+def other_run(earlier: RunConfig, now: RunConfig, free: set[str]) -> dict[str, str]:
+    """By key, what makes a configuration another run's than an earlier one, apart from the keys in `free`."""
+    changed = differences(earlier, now, free)
+    if ITERATIONS in changed and _grows(earlier.training, now.training):
+        del changed[ITERATIONS]
+    return changed
+
+
+def _grows(earlier, now) -> bool:
+    return "imported" not in (earlier, now) and now.iterations > earlier.iterations
+
+
+def differences(earlier: Section, now: Section, free: set[str]) -> dict[str, str]:
+    """By key, how a configuration differs from an earlier one, apart from the keys in `free`."""
+    before, after = (_flat(config.model_dump(mode="json")) for config in (earlier, now))
+    return {
+        key: f"{key} was {before.get(key)!r}, is {after.get(key)!r}"
+        for key in after | before
+        if before.get(key) != after.get(key) and key not in free
+    }
+
+
+def prepared_otherwise(record: dict[str, Any], config: DatasetConfig) -> dict[str, str]:
+    """By key, how a configuration differs from the one a data set was prepared by, in what its images and splits are.
+
+    Args:
+        record: ``dataset.json``.
+        config: of the data set, now.
+    """
+    try:
+        earlier = DatasetConfig.model_validate({**record["config"], "workers": None})
+    except (KeyError, TypeError, ValueError):
+        # Of a version whose keys were others: what was made of them is there, and runs compare their own.
+        return {}
+    free = incidental("dataset")
+    # Limits matter where images were left out.
+    return differences(earlier, config, free - set(LIMITS) if record.get("skipped") else free)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

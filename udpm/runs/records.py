@@ -1,0 +1,270 @@
+"""What the files in a run's folder must say to be used, and whether the run is finished. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from udpm.config.validation import NonNegativeFloat, NonNegativeInt, Record, SplitRanges, completed, validate
+from udpm.core.arrays import check_seal
+from udpm.core.errors import UserError
+from udpm.core.files import sha256
+from udpm.core.reading import read_json, read_json_lines
+
+COMPLETE, ATTEMPTS = "complete.json", "attempts.jsonl"
+RUN_FILES = ("config.json", "owner.json", COMPLETE, ATTEMPTS)
+"""Files that mark a folder as a run's."""
+ITERATION = re.compile(r"[0-9]{9,18}")
+SEALED = (
+    *("format", "experiment", "seed", "iterations", "seconds", "parameters", "device", "processes", "origin"),
+    *("dataset_sha256", "dataset_splits", "class_names", "weights_sha256"),
+)
+"""What the digest of ``complete.json`` is of: all that is shown or decided by."""
+Kind = TypeVar("Kind", bound=Record)
+
+
+class Provenance(Record):
+    """Where a result came from."""
+
+    versions: dict[str, str]
+    commit: str | None
+    machine: str
+
+
+class Origin(Record):
+    """What imported weights were read from."""
+
+    kind: str | None = None
+    files: list[dict[str, str]] = []
+
+
+class Complete(Record):
+    """``complete.json``: a run that ended."""
+
+    experiment: str
+    seed: NonNegativeInt
+    iterations: NonNegativeInt | None = None
+    seconds: NonNegativeFloat | None = None
+    parameters: dict[str, NonNegativeInt] = {}
+    device: str | None = None
+    origin: Origin | None = None
+    dataset_sha256: str | None = None
+    dataset_splits: SplitRanges | None = None
+    class_names: list[str] | None = None
+    weights_sha256: str
+    provenance: Provenance
+
+
+class MetricsLine(Record):
+    """A line of ``metrics.jsonl``; all other entries are numbers, too."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float]
+
+    iteration: NonNegativeInt
+    seconds: NonNegativeFloat = 0.0
+    images_per_second: NonNegativeFloat = 0.0
+
+
+class AttemptLine(Record):
+    """A line of ``attempts.jsonl``: the beginning or the end of an attempt, or the failure of a rank other than 0."""
+
+    token: str | None = None
+    began: float | None = None
+    waits: bool = False
+    owns: float | None = None
+    ended: str | None = None
+    reason: str = ""
+    rank: NonNegativeInt | None = None
+    failed: bool = False
+    saved: NonNegativeInt | None = None
+    start: str | None = None
+    series: str | None = None
+    host: str | None = None
+    machine: str | None = None
+    pid: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    started: str | None = None
+    job: str | None = None
+    attempt: str | None = None
+
+
+class OwnerRecord(Record):
+    """``owner.json``: the process that trains."""
+
+    token: str
+    host: str | None = None
+    machine: str | None = None
+    pid: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    started: str | None = None
+    job: str | None = None
+    attempt: str | None = None
+    since: NonNegativeFloat | None = None
+    beat: NonNegativeInt = 0
+    time: NonNegativeFloat = 0.0
+
+
+class _Training(Record):
+    iterations: NonNegativeInt | None = None
+    epochs: NonNegativeInt | None = None
+    batch: NonNegativeInt | None = None
+
+
+class RunSummary(Record):
+    """What ``config.json`` says of a run's length; older runs, whose other keys differ, have a state, too."""
+
+    training: _Training | Literal["imported"] = _Training()
+
+
+def read_run_length(run: Path) -> dict[str, Any]:
+    """`iterations`, `epochs` and `batch` of a run's configuration, where they are known.
+
+    Raises:
+        UserError: ``config.json`` cannot be read.
+    """
+    path = run / "config.json"
+    if not path.exists():
+        return {}
+    training = validate(RunSummary, read_json(path, "resolved configuration"), str(path)).training
+    return {} if training == "imported" else training.model_dump()
+
+
+def read_complete(run: Path) -> dict[str, Any]:
+    """The record of a finished run; what it does not say is None or empty.
+
+    Raises:
+        UserError: missing, unreadable, not such a record, or changed since it was written.
+    """
+    path = run / COMPLETE
+    values = read_json(path, "record of a finished run")
+    known = completed(Complete, values, str(path))
+    check_seal(path, values, SEALED)
+    return known
+
+
+def read_metrics_lines(path: Path, tail: int | None = None) -> Iterator[dict[str, Any] | None]:
+    """Lines of ``metrics.jsonl``; None for one that is none.
+
+    Args:
+        path: the file.
+        tail: bytes at its end that are looked at; None: all.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return (line if is_valid(MetricsLine, line) else None for line in read_json_lines(path, "record of metrics", tail))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a training run's."""
+    return any((folder / name).is_file() for name in RUN_FILES)
+
+
+def last_saved(run: Path) -> int:
+    """The iteration of a run's newest checkpoint that seems whole; 0 where there is none."""
+    manifests = reversed(numbered(run / "checkpoints", ".json"))
+    return next((iteration_of(path) for path in manifests if path.with_suffix(".safetensors").is_file()), 0)
+
+
+def numbered(folder: Path, suffix: str) -> list[Path]:
+    """Files of a folder that are named by their iteration, such as 000003200.safetensors, in its order."""
+    found = [path for path in folder.glob(f"*{suffix}") if path.suffix == suffix and ITERATION.fullmatch(path.stem)]
+    return sorted(found, key=iteration_of)
+
+
+def iteration_of(path: Path) -> int:
+    """The iteration of a file, by its name."""
+    return int(path.stem)
+
+
+def is_valid(model: type[Record], values: Any) -> bool:
+    """Whether values are such a record."""
+    try:
+        model.model_validate(values)
+    except ValidationError:
+        return False
+    return True
+
+
+WEIGHTS, CHECKPOINTS = "weights.safetensors", "checkpoints"
+
+
+def is_finished(run: Path, iterations: int, dataset_sha256: str | None, digest: Callable[[Path], str] = sha256) -> bool:
+    """Whether a run ended after so many iterations on these images, and its weights are those it ended with.
+
+    Args:
+        run: the run's folder.
+        iterations: at its end.
+        dataset_sha256: identity of the images; None where it is unknown.
+        digest: gives SHA-256 of a file.
+
+    Raises:
+        UserError: training here would replace weights that cannot be made again, or that are not the run's.
+    """
+    record = read_completion(run, digest)
+    if record is None:
+        return False
+    if dataset_sha256 is not None and record.get("dataset_sha256") not in (None, dataset_sha256):
+        raise UserError(
+            f"{run}: was trained on other images than the data set holds now; bring the images back, give the data set "
+            "and the experiment new names, or delete the run's folder"
+        )
+    done = record.get("iterations") or 0
+    if done < iterations and not has_checkpoint(run):
+        raise UserError(
+            f"{run}: is finished after {done} iterations, and the checkpoints that training would go on from to "
+            f"{iterations} are gone; set training.iterations back to {done}, or name a new experiment that starts from "
+            "these weights (weights:)"
+        )
+    return done >= iterations
+
+
+def read_completion(run: Path, digest: Callable[[Path], str] = sha256) -> dict[str, Any] | None:
+    """The completion record of a run whose weights are there; None where it is not finished.
+
+    Raises:
+        UserError: the weights are not those that the record tells of, or have neither a record nor checkpoints.
+    """
+    weights = run / WEIGHTS
+    if not weights.exists():
+        return None
+    if not (run / COMPLETE).exists():
+        if has_checkpoint(run):
+            return None
+        raise UserError(
+            f"{weights}: has neither {COMPLETE} nor checkpoints next to it: training would begin anew and replace it; "
+            "move it away, or bring the other files back"
+        )
+    record = read_complete(run)
+    if digest(weights) != record["weights_sha256"]:
+        way = "; or delete it, and the last checkpoint makes it again" if has_checkpoint(run) else ""
+        raise UserError(
+            f"{weights}: is not what the run ended with: its SHA-256 is not the one in {COMPLETE}; put that file "
+            f"back{way}"
+        )
+    return record
+
+
+def may_be_finished(run: Path, training: Any) -> bool:
+    """Whether a run may have nothing left to train, without reading the data set.
+
+    Args:
+        run: the run's folder.
+        training: section of its configuration. With `epochs` the length depends on the data set, so any run that
+            completed may be finished.
+
+    Raises:
+        UserError: as `is_finished`.
+    """
+    if training.epochs:
+        return read_completion(run) is not None
+    return is_finished(run, training.iterations, None)
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether training could go on from a checkpoint that seems whole: it and its manifest are there."""
+    manifests = (run / CHECKPOINTS).glob("[0-9]*.json")
+    return any(manifest.with_suffix(".safetensors").is_file() for manifest in manifests)

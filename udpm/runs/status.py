@@ -1,0 +1,246 @@
+"""Where training runs stand, read from their folders alone; imports no torch."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from udpm.core.arrays import read_header
+from udpm.core.errors import UserError
+from udpm.core.progress import duration
+from udpm.runs.attempts import PastAttempt, read_attempts
+from udpm.runs.lock import STALE, is_dead, name_of, read_owner
+from udpm.runs.records import is_run, iteration_of, numbered, read_complete, read_metrics_lines, read_run_length
+
+QUIET_INTERVALS = 10
+"""A trainer that lives but has written no metrics for so many of their usual intervals is taken to hang ..."""
+QUIET_AT_LEAST = 300.0
+"""... though not before so many seconds, and ..."""
+QUIET_AT_FIRST = 3600.0
+"""... not before so many where no interval is known yet: compiling and reading take their time."""
+TAIL = 2**16
+"""Bytes at the end of ``metrics.jsonl`` that are looked at; a line has about a thousand."""
+COLUMNS = ("run", "state", "iteration", "img/s", "left", "checkpoint", "heartbeat", "where", "attempts", "note")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands; None where it is unknown or means nothing. Ages and times left in seconds.
+
+    Attributes:
+        run: its folder.
+        state: complete; running; stalled: its trainer gave no sign of life, or hangs; failed: the last attempt failed,
+            and the note says why; stopped: nobody trains, and there is something to continue; waiting: nothing is
+            trained yet; unreadable: the note says which of its files.
+        iteration: how many are done.
+        iterations: how many there will be; with training.epochs the most there can be, until it is complete.
+        images_per_second: in the last line of metrics.
+        seconds_left: at that speed, while it runs.
+        checkpoint: iteration of the last one.
+        checkpoint_age: of it.
+        heartbeat_age: of the trainer's, by the clocks of its node and of this one.
+        host: where it trains, or where the last attempt failed or ended without a word.
+        job: its SLURM job there.
+        attempt: number of SLURM's restarts of that job.
+        attempts: how many there were.
+        note: what else there is to say.
+    """
+
+    run: str
+    state: str
+    iteration: int | None = None
+    iterations: int | None = None
+    images_per_second: float | None = None
+    seconds_left: float | None = None
+    checkpoint: int | None = None
+    checkpoint_age: float | None = None
+    heartbeat_age: float | None = None
+    host: str | None = None
+    job: str | None = None
+    attempt: str | None = None
+    attempts: int | None = None
+    note: str = ""
+
+
+def read_standings(runs: Iterable[Path]) -> list[Standing]:
+    """Where runs stand now; one that cannot be read stands among the others, with the reason."""
+    found = []
+    for run in runs:
+        try:
+            found.append(read_standing(run))
+        except UserError as error:
+            found.append(Standing(str(run), "unreadable", note=" ".join(str(error).split())))
+    return found
+
+
+def read_standing(run: Path) -> Standing:
+    """Where a run stands now.
+
+    Raises:
+        UserError: the folder is no run's, or its records cannot be read.
+    """
+    if not is_run(run):
+        raise UserError(
+            f"{run}: not a run's folder; expected one that holds config.json, such as results/runs/digits/seed0"
+        )
+    now, lines, owner = time.time(), _last_lines(run / "metrics.jsonl"), read_owner(run)
+    training = read_run_length(run)
+    done = {"iteration": lines[-1]["iteration"] if lines else None, "iterations": training.get("iterations")}
+    done["images_per_second"] = lines[-1].get("images_per_second") if lines else None
+    checkpoint = _last_checkpoint(run, now)
+    attempts = read_attempts(run)
+    known = {**done, **checkpoint, "attempts": len(attempts) or None}
+    if (run / "complete.json").exists():
+        total = read_complete(run).get("iterations")
+        if not _goes_on(total, training):
+            return Standing(str(run), "complete", **known | {"iteration": total, "iterations": total})
+    if owner is not None and not is_dead(owner):
+        return _at_work(run, owner, lines, known, training, now)
+    failure, last = _last_failure(run), attempts[-1] if attempts else PastAttempt()
+    if failure is not None and failure[0] >= (checkpoint.get("checkpoint") or 0) and _not_finite(last):
+        return Standing(str(run), "failed", **known | _place(last), note=failure[1])
+    if last.ended == "failed":
+        note = " ".join(last.reason.removeprefix(f"{run}: ").split())
+        return Standing(str(run), "failed", **known | _place(last), note=note)
+    note = ""
+    if last.ended is None and last.record:
+        note, known = _silent(last, now), known | _place(last)
+    elif owner is not None:
+        note = f"{name_of(owner)} ended without a word"
+    return Standing(str(run), "stopped" if checkpoint else "waiting", **known, note=note)
+
+
+def render_standings(standings: list[Standing]) -> str:
+    """A table to read, a row for each run."""
+    rows = [COLUMNS, *(_row(standing) for standing in standings)]
+    used = [column for column in range(len(COLUMNS)) if any(row[column] for row in rows[1:])]
+    widths = {column: max(len(row[column]) for row in rows) for column in used}
+    return "".join("  ".join(row[column].ljust(widths[column]) for column in used).rstrip() + "\n" for row in rows)
+
+
+def standings_json(standings: list[Standing]) -> str:
+    """The same as a JSON list, in full precision."""
+    return json.dumps([asdict(standing) for standing in standings], indent=2, ensure_ascii=False) + "\n"
+
+
+def _at_work(
+    run: Path, owner: dict[str, Any], lines: list[dict], known: dict[str, Any], training: dict[str, Any], now: float
+) -> Standing:
+    """Of a run whose owner is, as far as can be seen from here, alive."""
+    age = max(0.0, now - owner.get("time", 0.0))
+    known = known | {"heartbeat_age": age, **{key: owner.get(key) for key in ("host", "job", "attempt")}}
+    quiet = _quiet(run, owner, now)
+    if age > STALE:
+        return Standing(str(run), "stalled", **known, note=f"no sign of life from {name_of(owner)}")
+    if quiet > _patience(lines):
+        note = f"{name_of(owner)} lives, but has written no metrics for {duration(quiet)}"
+        return Standing(str(run), "stalled", **known, note=note)
+    return Standing(str(run), "running", **known, seconds_left=_seconds_left(known, training))
+
+
+def _not_finite(last: PastAttempt) -> bool:
+    """Whether a file in failures/ explains the state: older runs have no record of attempts."""
+    return last.ended != "failed" or "is not finite" in last.reason
+
+
+def _silent(last: PastAttempt, now: float) -> str:
+    """Describe an attempt that recorded no end and does not own the folder."""
+    who = " ".join(name_of(last.record).split())
+    if is_dead(last.record):
+        return f"{who} ended without a word"
+    began = duration(max(0.0, now - last.record["began"]))
+    what = "was waiting for another one to end" if last.waits else "has not said how it ended"
+    return f"{who} began {began} ago and {what}"
+
+
+def _place(last: PastAttempt) -> dict[str, Any]:
+    return {key: last.record.get(key) for key in ("host", "job", "attempt")}
+
+
+def _goes_on(total: Any, training: dict[str, Any]) -> bool:
+    """Whether a run that was finished after `total` iterations is on its way to more."""
+    wanted = training.get("iterations")
+    return isinstance(total, int) and isinstance(wanted, int) and not training.get("epochs") and wanted > total
+
+
+def _quiet(run: Path, owner: dict[str, Any], now: float) -> float:
+    """Seconds since the trainer began or last wrote metrics."""
+    metrics = run / "metrics.jsonl"
+    written = metrics.stat().st_mtime if metrics.is_file() else 0.0
+    return now - max(written, owner.get("since") or owner.get("time", 0.0))
+
+
+def _patience(lines: list[dict]) -> float:
+    if len(lines) < 2:
+        return QUIET_AT_FIRST
+    interval = lines[-1].get("seconds", 0.0) - lines[-2].get("seconds", 0.0)
+    return max(QUIET_AT_LEAST, QUIET_INTERVALS * interval)
+
+
+def _seconds_left(known: dict[str, Any], training: dict[str, Any]) -> float | None:
+    needed = (known["iteration"], known["iterations"], known["images_per_second"], training.get("batch"))
+    if not all(isinstance(value, (int, float)) for value in needed) or not known["images_per_second"]:
+        return None
+    return (known["iterations"] - known["iteration"]) * training["batch"] / known["images_per_second"]
+
+
+def _last_lines(path: Path) -> list[dict]:
+    """The last two lines of metrics, the older first; as many as there are."""
+    if not path.exists():
+        return []
+    # Not readable is a line whose beginning lies before the tail, or that a killed process tore.
+    return [line for line in read_metrics_lines(path, TAIL) if line is not None][-2:]
+
+
+def _last_checkpoint(run: Path, now: float) -> dict[str, Any]:
+    """Of the newest that has its manifest, which is written last."""
+    for manifest in reversed(numbered(run / "checkpoints", ".json")):
+        try:
+            if manifest.with_suffix(".safetensors").is_file():
+                age = max(0.0, now - manifest.stat().st_mtime)
+                return {"checkpoint": iteration_of(manifest), "checkpoint_age": age}
+        except OSError:
+            # Removed meanwhile, for newer ones are there.
+            continue
+    return {}
+
+
+def _last_failure(run: Path) -> tuple[int, str] | None:
+    """Iteration of the newest failure that was kept, and what it was."""
+    found = numbered(run / "failures", ".safetensors")
+    if not found:
+        return None
+    what = "a loss was not finite"
+    with suppress(UserError, KeyError):
+        told = read_header(found[-1]).description
+        what = f"{told['player']}/{told['term']} of level {told['level']} was not finite"
+    return iteration_of(found[-1]), f"{what} in iteration {iteration_of(found[-1]) + 1}: see {found[-1]}"
+
+
+def _row(standing: Standing) -> tuple[str, ...]:
+    done = "" if standing.iteration is None else str(standing.iteration)
+    if standing.iterations and standing.state != "complete":
+        done = f"{done or 0} of {standing.iterations}"
+    checkpoint = (
+        "" if standing.checkpoint is None else f"{standing.checkpoint}, {duration(standing.checkpoint_age)} ago"
+    )
+    parts = {"": standing.host, "job ": standing.job, "attempt ": standing.attempt}
+    where = ", ".join(f"{name}{value}" for name, value in parts.items() if value)
+    rate = standing.images_per_second
+    return (
+        standing.run,
+        standing.state,
+        done,
+        "" if rate is None else f"{rate:.4g}",
+        "" if standing.seconds_left is None else duration(standing.seconds_left),
+        checkpoint,
+        "" if standing.heartbeat_age is None else f"{duration(standing.heartbeat_age)} ago",
+        where,
+        "" if standing.attempts is None else str(standing.attempts),
+        standing.note,
+    )

@@ -1,0 +1,255 @@
+"""Sample sets: one .npz of lossless images and labels, with a JSON record beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from udpm.config.validation import Classes, NonNegativeInt, PositiveInt, Record, Sha256, validate
+from udpm.core.arrays import SEAL, check_array, check_seal, sealed
+from udpm.core.errors import UserError
+from udpm.core.files import atomic_path, sha256, sync, unfinished, write_json
+from udpm.core.kinds import SAMPLES_COMMENT
+from udpm.core.reading import read_json
+from udpm.data.npz import read_npz
+
+FORMAT = "udpm-samples/1"
+SHARDS = "shards"
+OWN = ("shard", "count", "sha256")
+"""Keys in which the records of one set's shards differ."""
+OUTPUTS = re.compile(r"output_([1-9][0-9]{0,2})")
+"""Names of arrays of the network's outputs at a level."""
+
+
+class Part(Record):
+    """A shard in the record of a joined set."""
+
+    file: Annotated[str, Field(min_length=1)]
+    count: PositiveInt
+    sha256: Sha256
+
+
+class NoiseFile(Record):
+    """The file that the noise came from."""
+
+    file: str
+    sha256: Sha256
+
+
+class SamplesRecord(Record):
+    """Required content of a sample set's record; None where a value is unknown."""
+
+    format: Literal[FORMAT]
+    count: PositiveInt
+    sha256: Sha256
+    classes: Classes = 0
+    class_names: list[str] = []
+    shard: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = None
+    shards: Annotated[list[Part], Field(min_length=1)] | None = None
+    experiment: str | None = None
+    run_seed: NonNegativeInt | None = None
+    iteration: NonNegativeInt | None = None
+    dataset_sha256: Sha256 | None = None
+    weights: str | None = None
+    weights_sha256: Sha256 | None = None
+    origin: dict[str, Any] | None = None
+    seed: NonNegativeInt | None = None
+    noise: NoiseFile | None = None
+    posterior: str | None = None
+    guidance: float | None = None
+    precision: str | None = None
+    nfe: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _shards_make_it_up(self) -> SamplesRecord:
+        if self.shard is not None and self.shard[0] > self.shard[1]:
+            raise ValueError(f"shard: {self.shard[0]} of {self.shard[1]}")
+        if self.shards is not None:
+            if self.count != sum(part.count for part in self.shards):
+                raise ValueError(f"shards: do not have {self.count} images together")
+            if self.sha256 != _digest([part.model_dump() for part in self.shards]):
+                raise ValueError("shards: are not those that were joined")
+        return self
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Images that a model drew.
+
+    Attributes:
+        images: (n, side, side, 3) uint8, RGB.
+        labels: (n,) int64, the class asked for; all zero for an unconditional model.
+        record: what made them (run, iteration, seed, posterior, NFE, ...), plus their count and SHA-256.
+        outputs: by level, the network's outputs at levels above 1, shown at full side; empty unless asked for.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    record: dict[str, Any]
+    outputs: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+def save_samples(
+    path: str | Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    record: dict[str, Any],
+    outputs: dict[int, np.ndarray] | None = None,
+) -> None:
+    """Write a sample set to `path` (.npz) and its record to the same name with .json.
+
+    The record takes its place before the images, which are whole and synced under their temporary name by then: after a
+    kill in between, `load_samples` finds the images that the record describes.
+
+    Args:
+        path: where to; its suffix must be .npz.
+        images: (n, side, side, 3) uint8.
+        labels: (n,) int64.
+        record: what made them.
+        outputs: by level, of the images' shape.
+    """
+    path = Path(path)
+    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+        shown = {f"output_{level}": values for level, values in (outputs or {}).items()}
+        np.savez_compressed(handle, images=images, labels=labels, **shown)
+        handle.close()
+        with zipfile.ZipFile(temporary, "a") as archive:
+            archive.comment = SAMPLES_COMMENT
+        sync(temporary)
+        own = {"format": FORMAT, "count": len(images), "sha256": sha256(temporary)}
+        write_json(record_path(path), sealed({**own, **record}))
+
+
+def load_samples(path: str | Path) -> SampleSet:
+    """Read a sample set and its record.
+
+    Args:
+        path: the .npz, or the record (.json) of a set that was drawn in shards.
+
+    Raises:
+        UserError: missing or unreadable, or a file is not the one its record describes.
+    """
+    path = Path(path)
+    if path.suffix == ".json":
+        record = _record(path)
+        if record.get(SHARDS):
+            return _joined(path, record)
+        path = path.with_suffix(".npz")
+    return _load(path)
+
+
+def join_shards(shards: Sequence[Path], output: Path) -> int:
+    """Make one sample set of its shards: a record that names them; the images stay where they are.
+
+    Args:
+        shards: all of them (.npz), in any order.
+        output: .json, in a folder at or above theirs.
+
+    Returns:
+        The number of images.
+
+    Raises:
+        UserError: a shard is missing, damaged, there twice, or of another set than the rest.
+    """
+    if output.suffix != ".json":
+        raise UserError(f"--output: {output} must end in .json")
+    records = {}
+    for path in shards:
+        records[path] = _record(record_path(path))
+        if not records[path].get("shard"):
+            raise UserError(f"{path}: is a whole sample set, not a shard of one")
+        _load(path, records[path])
+    ordered = sorted(records, key=lambda path: records[path]["shard"])
+    expected = [[index, len(shards)] for index in range(1, len(shards) + 1)]
+    found = [records[path]["shard"] for path in ordered]
+    if found != expected:
+        told = ", ".join(f"{index} of {count}" for index, count in found)
+        raise UserError(f"{output}: needs shards 1 to {len(shards)} of {len(shards)}, got {told}")
+    first, *others = (_common(records[path]) for path in ordered)
+    for path, other in zip(ordered[1:], others, strict=True):
+        if other != first:
+            key = next(key for key in first | other if first.get(key) != other.get(key))
+            raise UserError(f"{path}: is of another sample set than {ordered[0]}: {key} differs; draw its shards again")
+    folder = output.parent.resolve()
+    parts = [
+        {"file": os.path.relpath(path.resolve(), folder), **{key: records[path][key] for key in OWN[1:]}}
+        for path in ordered
+    ]
+    whole = {"count": sum(part["count"] for part in parts), "sha256": _digest(parts), SHARDS: parts}
+    write_json(output, sealed({"format": FORMAT, **whole, **first}))
+    return whole["count"]
+
+
+def _joined(path: Path, record: dict[str, Any]) -> SampleSet:
+    parts = [_load(path.parent / told["file"], record | told) for told in record[SHARDS]]
+    first = parts[0]
+    for told, part in zip(record[SHARDS], parts, strict=True):
+        if part.images.shape[1:] != first.images.shape[1:] or part.outputs.keys() != first.outputs.keys():
+            raise UserError(f"{path.parent / told['file']}: has other arrays than the set's first shard")
+    outputs = {level: np.concatenate([part.outputs[level] for part in parts]) for level in parts[0].outputs}
+    images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+    return SampleSet(images, labels, record, outputs)
+
+
+def _load(path: Path, told: dict[str, Any] | None = None) -> SampleSet:
+    """A set in one file, whose record lies beside it unless it is `told`."""
+    if not os.path.lexists(path) and not unfinished(path):
+        raise UserError(f"{path}: sample set not found; `udpm sample` makes it")
+    record = _record(record_path(path)) if told is None else told
+    candidates = (file for file in (path, *unfinished(path)) if file.exists())
+    described = next((file for file in candidates if sha256(file) == record["sha256"]), None)
+    if described is None:
+        raise UserError(f"{record_path(path)}: does not describe {path.name}; draw the sample set again")
+    arrays = read_npz(described, "sample set")
+    _check_arrays(path, arrays, record)
+    outputs = {int(OUTPUTS.fullmatch(name)[1]): arrays[name] for name in arrays if OUTPUTS.fullmatch(name)}
+    return SampleSet(arrays["images"], arrays["labels"], record, outputs)
+
+
+def _check_arrays(path: Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
+    """A sample set's arrays fit together and its record."""
+    for name in ("images", "labels"):
+        if name not in arrays:
+            raise UserError(f"{path}: not a sample set: it has no array {name}; `udpm sample` makes it")
+    images, labels = arrays["images"], arrays["labels"]
+    check_array(f"{path}: images", images, np.uint8, (record["count"], "height", "width", 3))
+    check_array(f"{path}: labels", labels, np.integer, (len(images),))
+    most = max(record.get("classes", 0), 1) - 1
+    if labels.min() < 0 or labels.max() > most:
+        raise UserError(f"{path}: labels are {labels.min()}..{labels.max()}, but must lie in 0..{most} by its record")
+    for name in arrays:
+        if OUTPUTS.fullmatch(name):
+            check_array(f"{path}: {name}", arrays[name], np.uint8, images.shape)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """A sample set's record, without its own digest."""
+    record = read_json(path, "sample set's record")
+    if record.get("format") != FORMAT:
+        raise UserError(f"{path}: format is {record.get('format')!r}, expected {FORMAT!r}; draw the sample set again")
+    validate(SamplesRecord, record, str(path))
+    check_seal(path, record)
+    return {key: value for key, value in record.items() if key != SEAL}
+
+
+def _common(record: dict[str, Any]) -> dict[str, Any]:
+    """What the shards of one set have in common."""
+    return {key: value for key, value in record.items() if key not in {"format", *OWN}}
+
+
+def _digest(parts: list[dict[str, Any]]) -> str:
+    return hashlib.sha256(" ".join(part["sha256"] for part in parts).encode()).hexdigest()
+
+
+def record_path(path: str | Path) -> Path:
+    """The record that belongs to a sample set's .npz."""
+    return Path(path).with_suffix(".json")
