@@ -14,7 +14,8 @@ import torch
 from udpm.bench.data import random_levels
 from udpm.bench.measure import BLOCKS, Timing, ceilings, now
 from udpm.bench.record import Work, record, row
-from udpm.config.experiment import RunConfig, Training
+from udpm.config.experiment import RunConfig
+from udpm.config.training import Training
 from udpm.core import devices
 from udpm.core.errors import UserError
 from udpm.data.levels import Levels, open_levels

@@ -5,16 +5,11 @@ small, complete JSON files that commands read.
 """
 
 from udpm.config.dataset import DatasetConfig
-from udpm.config.experiment import (
-    Discriminator,
-    Experiment,
-    Latents,
-    Losses,
-    RunConfig,
-    Sampling,
-    Scoring,
-    Training,
-)
+from udpm.config.experiment import Experiment, RunConfig
+from udpm.config.scoring import Scoring
+from udpm.config.sampling import Latents, Sampling
+from udpm.config.training import Losses, Training
+from udpm.config.model import Discriminator
 from udpm.config.load import (
     load_cluster,
     load_dataset,

@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from udpm.config.dataset import OWN_CLASSES, DatasetConfig
-from udpm.config.experiment import Experiment, RunConfig, Scoring
+from udpm.config.experiment import Experiment, RunConfig
+from udpm.config.scoring import Scoring
 from udpm.config.points import LoadedSweep, Resolved, check_differ, points_of, resolve_point, split_name
 from udpm.config.resources import ClusterConfig
 from udpm.config.sweep import Study, Sweep

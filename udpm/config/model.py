@@ -154,3 +154,32 @@ def _check_heads(generator: Generator, sides: list[int]) -> None:
                 f"generator.channels: family adm attends at side {side} over {width} channels, but its heads of "
                 f"{ADM_HEAD_CHANNELS} need at least {ADM_HEAD_CHANNELS}, divisible by their number"
             )
+
+
+WIDEST = 512
+"""Channels of the discriminator's widest map."""
+
+
+class Discriminator(Section):
+    """The discriminator D(x, t_l, y) of images of level l - 1."""
+
+    channels: Annotated[int, Field(gt=0, multiple_of=2)]
+    """Base width F, even."""
+    dropout: Fraction | list[Fraction] = 0.0
+    """Dropout probability in its blocks and on the logit. One value, or one for each level with l = 1 first."""
+    class_conditional: bool = False
+    """Whether it sees the class label."""
+    sees_state: bool = False
+    """Whether it also sees the noisy state x_l that an image was made from, as in denoising diffusion GANs; not in the
+    paper."""
+
+    @check
+    def _widths_can_be_normalized(self) -> Discriminator:
+        for doubled in range(10):
+            width = min(WIDEST, self.channels * 2**doubled)
+            if width % normalized_groups(width):
+                raise ValueError(
+                    f"channels: {self.channels} gives maps of {width} channels, which {normalized_groups(width)} "
+                    "groups of a normalisation do not divide; a multiple of 4 does"
+                )
+        return self

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from udpm.config.experiment import Scoring
+from udpm.config.scoring import Scoring
 from udpm.config.load import validate
 from udpm.config.validation import PositiveInt, Record, Sha256
 from udpm.core.arrays import check_seal

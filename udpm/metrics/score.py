@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from udpm.config.experiment import Scoring
+from udpm.config.scoring import Scoring
 from udpm.core import devices, provenance
 from udpm.core.errors import UserError
 from udpm.core.seeds import derive_seed

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from udpm.config.experiment import WIDEST
+from udpm.config.model import WIDEST
 from udpm.networks.layers import ADM, ResidualBlock, one_hot, sinusoids, times_like, without_autocast
 
 SLOPE = 0.2

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from udpm.config.experiment import Sampling
+from udpm.config.sampling import Sampling
 from udpm.core import devices, provenance
 from udpm.core.errors import UserError
 from udpm.data.npz import save_arrays

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from udpm.config.experiment import Latents, Sampling
+from udpm.config.sampling import Latents, Sampling
 from udpm.core import devices, provenance
 from udpm.core.errors import UserError
 from udpm.core.seeds import derive_seed

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from udpm.config.experiment import RunConfig, Training
+from udpm.config.experiment import RunConfig
+from udpm.config.training import Training
 from udpm.config.published_scores import SETUPS, STANDINGS, PublishedRuntime
 from udpm.core.errors import UserError
 from udpm.report.benchmarks import read_benchmark
