@@ -13,7 +13,7 @@ from test_paper import fid, results
 
 from udpm.config.published_scores import load_published
 from udpm.metrics.protocol import measured
-from udpm.report.paper.comparison import differences
+from udpm.report.paper.entries import differences
 from udpm.report.paper.study import Paper
 from udpm.report.paper.tables import Shown, setup_table, write_setup
 

@@ -29,7 +29,7 @@ from udpm.metrics.precision_recall import nearest_images
 from udpm.metrics.protocol import measured
 from udpm.networks.flops import count_cost
 from udpm.report.figures.style import LARGEST
-from udpm.report.paper.comparison import entries, verdict
+from udpm.report.paper.entries import entries, verdict
 from udpm.report.paper.study import Paper
 from udpm.sampling.generate import draw_samples
 

@@ -11,8 +11,9 @@ from udpm.cli import main
 from udpm.config import Experiment, ModelConfig
 from udpm.config.load import load_dataset, load_experiment, resolve_run, validate
 from udpm.core.errors import UserError
+from udpm.interop.command_line import parse_command
 from udpm.interop.convert import describe
-from udpm.interop.flags import FLAGS, flag_table, parse_command, read_flags, to_experiment
+from udpm.interop.flags import FLAGS, flag_table, read_flags, to_experiment
 
 README = {
     "sample cifar10": (

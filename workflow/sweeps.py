@@ -10,7 +10,7 @@ from pathlib import Path
 
 from udpm.config import Experiment, load_sweep
 from udpm.core.errors import UserError
-from udpm.report.sweep.plan import point_standings, summary
+from udpm.report.sweep.status import point_standings, summary
 
 
 class SweepPlan:

@@ -46,7 +46,8 @@ from udpm.data.prepare import prepare
 from udpm.data.store import open_store
 from udpm.diffusion.schedule import Schedule
 from udpm.interop.checkpoint import read_weights
-from udpm.interop.flags import parse_command, read_flags, to_experiment
+from udpm.interop.command_line import parse_command
+from udpm.interop.flags import read_flags, to_experiment
 from udpm.metrics import features, reference, selection
 from udpm.metrics.extractor import load_extractor
 from udpm.networks.weights import load_model

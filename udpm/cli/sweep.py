@@ -62,7 +62,7 @@ def status(sweep: str, config: Path, results: Path) -> None:
     and running, stalled, stopped, waiting, failed as `udpm status` says it
     """
     from udpm.config import load_sweep
-    from udpm.report.sweep.plan import point_standings, render_points
+    from udpm.report.sweep.status import point_standings, render_points
 
     click.echo(render_points(point_standings(load_sweep(sweep, config), results)), nl=False)
 

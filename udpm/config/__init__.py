@@ -6,10 +6,6 @@ small, complete JSON files that commands read.
 
 from udpm.config.dataset import DatasetConfig
 from udpm.config.experiment import Experiment, RunConfig
-from udpm.config.scoring import Scoring
-from udpm.config.sampling import Latents, Sampling
-from udpm.config.training import Losses, Training
-from udpm.config.model import Discriminator
 from udpm.config.load import (
     load_cluster,
     load_dataset,
@@ -22,10 +18,13 @@ from udpm.config.load import (
     run_of,
     to_json,
 )
-from udpm.config.model import Generator, ModelConfig, Process
+from udpm.config.model import Discriminator, Generator, ModelConfig, Process
 from udpm.config.points import LoadedSweep, Point, Resolved
 from udpm.config.resources import ClusterConfig
+from udpm.config.sampling import Latents, Sampling
+from udpm.config.scoring import Scoring
 from udpm.config.sweep import Study, Sweep
+from udpm.config.training import Losses, Training
 from udpm.config.validation import names_in
 
 __all__ = [

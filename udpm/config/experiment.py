@@ -3,56 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Discriminator as Choice
-from pydantic import Field, Tag
+from pydantic import Field
 
 from udpm.config.dataset import DatasetConfig
-from udpm.config.model import Generator, ModelConfig, Process, check_fit, normalized_groups
+from udpm.config.model import Discriminator, Generator, ModelConfig, Process, check_fit
 from udpm.config.resources import Resources
+from udpm.config.sampling import Latents, Sampling
+from udpm.config.scoring import Scoring, Selection
+from udpm.config.training import Losses, Training, TrainingOrImported
 from udpm.config.validation import (
-    AnyPath,
-    Count,
-    Fraction,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     Section,
     Seed,
-    Threads,
     WorkflowPath,
     check,
 )
-from udpm.core.download import INCEPTION
-from udpm.config.model import Discriminator
-from udpm.config.training import Losses
-from udpm.config.training import Training
-from udpm.config.training import TrainingOrImported
-from udpm.config.sampling import Sampling
-from udpm.config.sampling import Latents
-from udpm.config.scoring import Scoring
-from udpm.config.scoring import Selection
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 
 
 class Experiment(Section):

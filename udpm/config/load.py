@@ -13,9 +13,9 @@ from pydantic import BaseModel
 
 from udpm.config.dataset import OWN_CLASSES, DatasetConfig
 from udpm.config.experiment import Experiment, RunConfig
-from udpm.config.scoring import Scoring
 from udpm.config.points import LoadedSweep, Resolved, check_differ, points_of, resolve_point, split_name
 from udpm.config.resources import ClusterConfig
+from udpm.config.scoring import Scoring
 from udpm.config.sweep import Study, Sweep
 from udpm.config.validation import NAME, Model, read_yaml, types_in, validate
 from udpm.core.classes import class_number

@@ -1,19 +1,22 @@
 """How images are sampled from a trained model, and its latents explored."""
 
 from __future__ import annotations
-from typing import Annotated
-from udpm.config.validation import AnyPath
-from udpm.config.validation import Count
-from pydantic import Field
-from typing import Literal
-from udpm.config.validation import NonNegativeInt
-from udpm.config.validation import PositiveFloat
-from udpm.config.validation import PositiveInt
-from udpm.config.validation import Section
-from udpm.config.validation import Seed
-from udpm.config.validation import Threads
-from udpm.config.validation import check
 
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from udpm.config.validation import (
+    AnyPath,
+    Count,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Seed,
+    Threads,
+    check,
+)
 
 Label = NonNegativeInt | Annotated[str, Field(min_length=1)]
 """A class, by number or name."""

@@ -1,16 +1,13 @@
 """How samples are scored, and how the best snapshot is chosen."""
 
 from __future__ import annotations
-from typing import Annotated
+
+from typing import Annotated, Literal
+
 from pydantic import Field
+
+from udpm.config.validation import PositiveInt, Section, Seed, Threads, WorkflowPath, check
 from udpm.core.download import INCEPTION
-from typing import Literal
-from udpm.config.validation import PositiveInt
-from udpm.config.validation import Section
-from udpm.config.validation import Seed
-from udpm.config.validation import Threads
-from udpm.config.validation import WorkflowPath
-from udpm.config.validation import check
 
 
 class Scoring(Section):

@@ -1,20 +1,22 @@
 """How a model is trained: losses, optimization, checkpoints."""
 
 from __future__ import annotations
-from typing import Annotated
-from pydantic import Discriminator as Choice
-from pydantic import Field
-from udpm.config.validation import Fraction
-from typing import Literal
-from udpm.config.validation import NonNegativeFloat
-from udpm.config.validation import NonNegativeInt
-from udpm.config.validation import PositiveFloat
-from udpm.config.validation import PositiveInt
-from udpm.config.validation import Section
-from pydantic import Tag
-from udpm.config.validation import Threads
-from udpm.config.validation import check
 
+from typing import Annotated, Literal
+
+from pydantic import Discriminator as Choice
+from pydantic import Field, Tag
+
+from udpm.config.validation import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Threads,
+    check,
+)
 
 DecayFactor = Annotated[float, Field(gt=0, le=1)]
 

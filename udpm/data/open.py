@@ -12,7 +12,8 @@ from udpm.core.errors import UserError
 from udpm.core.files import expanded
 from udpm.core.seeds import derive_seed
 from udpm.data.cifar import open_cifar10
-from udpm.data.labels import Labels, label_images
+from udpm.data.label_files import Labels
+from udpm.data.labels import label_images
 from udpm.data.layout import Layout, arrange
 from udpm.data.listing import list_images, tidy
 from udpm.data.source import Source, shown

@@ -39,7 +39,18 @@ from udpm.data.inventory import (
 from udpm.data.listing import told_counts
 from udpm.data.open import open_source
 from udpm.data.source import Source, shown
-from udpm.data.store import FORMAT, HEADER_BYTES, IMAGES, LABELS, RECORD, SEALED, array_header, open_store
+from udpm.data.store import (
+    FORMAT,
+    HEADER_BYTES,
+    IMAGES,
+    LABELS,
+    RECORD,
+    SEALED,
+    array_header,
+    class_counts,
+    open_store,
+    split_ranges,
+)
 
 SECONDS_BETWEEN_SYNCS = 1.0
 NAMES_SHOWN, CLASSES_SHOWN = 3, 20
@@ -285,7 +296,7 @@ class _Job:
         kept = np.ones(len(source.names), dtype=bool)
         kept[list(refused)] = False
         labels = source.labels[kept]
-        splits, ranges = _ranges(source.splits, kept)
+        splits, ranges = split_ranges(source.splits, kept)
         digest, hashes = self._finish_images(kept)
         digest.update(labels.astype("<i8").tobytes())
         np.save(self.store / LABELS, labels)
@@ -300,7 +311,7 @@ class _Job:
             "count": len(labels),
             "classes": config.classes,
             "class_names": source.class_names if config.classes else [],
-            "class_counts": _class_counts(labels, ranges, config.classes),
+            "class_counts": class_counts(labels, ranges, config.classes),
             "splits": ranges,
             "preprocessing": {
                 "steps": STEPS,
@@ -348,25 +359,6 @@ class _Job:
         if whole:
             self.rows.rename(self.store / IMAGES)
         return digest, hashes
-
-
-def _ranges(splits: dict[str, int], kept: np.ndarray) -> tuple[np.ndarray, dict[str, list[int]]]:
-    """Number of each kept image's split, and the splits' ranges [start, stop); a split that lost all is left out."""
-    numbers = np.repeat(np.arange(len(splits)), list(splits.values()))[kept]
-    ranges = {}
-    for number, name in enumerate(splits):
-        start, stop = np.searchsorted(numbers, [number, number + 1])
-        if start < stop:
-            ranges[name] = [int(start), int(stop)]
-    return numbers, ranges
-
-
-def _class_counts(labels: np.ndarray, ranges: dict[str, list[int]], classes: int) -> dict[str, list[int]]:
-    """Images of each class in each split; without classes, of all."""
-    return {
-        name: np.bincount(labels[start:stop], minlength=max(classes, 1)).tolist()
-        for name, (start, stop) in ranges.items()
-    }
 
 
 def _tell(folder: Path, record: dict[str, Any], source: Source) -> None:

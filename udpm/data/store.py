@@ -238,3 +238,22 @@ def check_files(folder: Path, record: dict[str, Any], names: list[str] | None = 
     sums = record.get("files", {})
     wanted = list(sums) if names is None else names
     return [name for name in wanted if not (folder / name).exists() or sha256(folder / name) != sums.get(name)]
+
+
+def split_ranges(splits: dict[str, int], kept: np.ndarray) -> tuple[np.ndarray, dict[str, list[int]]]:
+    """Number of each kept image's split, and the splits' ranges [start, stop); a split that lost all is left out."""
+    numbers = np.repeat(np.arange(len(splits)), list(splits.values()))[kept]
+    ranges = {}
+    for number, name in enumerate(splits):
+        start, stop = np.searchsorted(numbers, [number, number + 1])
+        if start < stop:
+            ranges[name] = [int(start), int(stop)]
+    return numbers, ranges
+
+
+def class_counts(labels: np.ndarray, ranges: dict[str, list[int]], classes: int) -> dict[str, list[int]]:
+    """Images of each class in each split; without classes, of all."""
+    return {
+        name: np.bincount(labels[start:stop], minlength=max(classes, 1)).tolist()
+        for name, (start, stop) in ranges.items()
+    }

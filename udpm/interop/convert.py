@@ -17,7 +17,8 @@ from udpm.core.files import write_text
 from udpm.core.kinds import IMPORTED
 from udpm.core.outputs import Input, Output, guard
 from udpm.interop.checkpoint import Imported, differences, read_weights
-from udpm.interop.flags import PAPER_SCHEDULE, checkpoint_name, only_samples, parse_command, read_flags, to_experiment
+from udpm.interop.command_line import checkpoint_name, only_samples, parse_command
+from udpm.interop.flags import PAPER_SCHEDULE, read_flags, to_experiment
 from udpm.networks.weights import save_weights
 
 WEIGHTS = Path("resources/weights")

@@ -9,9 +9,9 @@ import yaml
 from pydantic import ValidationError
 
 from udpm.config.experiment import Experiment
+from udpm.config.points import split_name
 from udpm.config.scoring import Selection
 from udpm.config.training import Training
-from udpm.config.points import split_name
 from udpm.metrics.protocol import BEST
 
 FEW = 8

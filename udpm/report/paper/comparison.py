@@ -10,12 +10,11 @@ from typing import Any
 import pandas as pd
 
 from udpm.config.experiment import Experiment
-from udpm.config.published_scores import STANDINGS, Protocol, PublishedTable, Row
+from udpm.config.published_scores import STANDINGS, PublishedTable
 from udpm.metrics.protocol import (
     BEST,
     LAST,
     Measured,
-    measured,
     noise_words,
     preprocessing,
     sampling_words,
@@ -23,36 +22,23 @@ from udpm.metrics.protocol import (
     weights_words,
 )
 from udpm.report.paper.advice import Advice, advice
+from udpm.report.paper.entries import (
+    BETTER,
+    NOT_COMPARABLE,
+    NOT_REPRODUCED,
+    NOT_RUN,
+    NOT_SCORED,
+    REPRODUCED,
+    UNSTATED,
+    Entry,
+    entries,
+    verdict,
+)
 from udpm.report.table import MISSING, html, latex, markdown, write_set
 
-NOT_RUN, NOT_COMPARABLE = "not run", "not comparable"
-NOT_SCORED = "not scored"
 TARGET = "paper_tables"
-REPRODUCED, BETTER, NOT_REPRODUCED = "reproduced", "better", "not reproduced"
-YARDSTICKS = {"heldout": "held-out images (floor)", "noise": "noise (ceiling)"}
 WORDS = 2
 """Leading columns of the table to read that hold words."""
-UNSTATED = {"preprocessing": "mode", "split": "reference split"}
-"""Parts of a protocol that a source may leave open, in words."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of a table.
-
-    Attributes:
-        row: the published one.
-        experiment: whose scores stand beside it; None: the method is not one of this project.
-        last: measured of the end of training; None: not run.
-        best: measured of the selected milestone; None: not run.
-        title: in the method's place, for what is no method.
-    """
-
-    row: Row
-    experiment: str | None = None
-    last: Measured | None = None
-    best: Measured | None = None
-    title: str = ""
 
 
 @dataclass
@@ -66,66 +52,6 @@ class Notes:
         if text not in self.texts:
             self.texts.append(text)
         return f"[{self.texts.index(text) + 1}]"
-
-
-def entries(
-    table: PublishedTable, scores: Sequence[dict[str, Any]], experiments: dict[str, Experiment | None]
-) -> list[Entry]:
-    """The lines of a table: the published rows, one for each way that their experiments were measured in; yardsticks.
-
-    Args:
-        table: the published scores.
-        scores: measured ones, as `records.read_scores` gives them.
-        experiments: the configuration of those the table names; None where it cannot be read.
-    """
-    found = []
-    for row in _ordered(table):
-        found += [entry for name in row.experiments for entry in _of(row, name, scores, experiments.get(name))]
-        found += [] if row.experiments else [Entry(row)]
-    return found + _yardsticks(table, scores)
-
-
-def differences(protocol: Protocol, row: Row, found: Measured) -> list[str]:
-    """Why a measured score does not compare with a published one: all that both state and that differs."""
-    subject, measuring = found.score["subject"], found.score["protocol"]
-    reference = measuring["reference"]
-    stated = [
-        ("metric", protocol.metric, found.label),
-        ("N", protocol.n, measuring["n"]),
-        ("extractor", protocol.extractor, measuring["extractor"]["name"]),
-        ("preprocessing", protocol.preprocessing, preprocessing(found.score)),
-        ("reference", row.dataset, reference["dataset"]),
-        ("reference split", protocol.split, reference["split"]),
-        ("checkpoint", row.checkpoint or protocol.checkpoint, found.checkpoint),
-        ("weights", row.weights or protocol.weights, subject.get("weights")),
-        ("class-conditional", row.conditional, subject.get("classes", 0) > 0),
-        ("NFE", row.nfe, subject.get("nfe")),
-    ]
-    differ = [
-        f"{what} {_word(ours)}, published {_word(theirs)}"
-        for what, theirs, ours in stated
-        if theirs is not None and theirs != ours
-    ]
-    return differ + ([f"guidance {subject['guidance']:g}"] if subject.get("guidance") not in (None, 1) else [])
-
-
-def verdict(table: PublishedTable, row: Row, found: Measured | None) -> tuple[str, str]:
-    """What a measured score says of the published one, and why; empty where nothing has been published.
-
-    The mean over seeds is compared: within tolerance × published score of the published score it is reproduced, below
-    that better, above not reproduced.
-    """
-    if row.value is None:
-        return "", ""
-    if found is None:
-        return NOT_RUN, ""
-    why = differences(table.protocol, row, found)
-    if why:
-        return NOT_COMPARABLE, "; ".join(why)
-    band = table.tolerance * row.value
-    if found.mean < row.value - band:
-        return BETTER, ""
-    return (REPRODUCED if found.mean <= row.value + band else NOT_REPRODUCED), ""
 
 
 def readable(
@@ -193,43 +119,6 @@ def write_readable(
     tex = f"% {title}\n" + latex(frame, notes, columns)
     write_set(stem, everything, text, tex, html(frame, notes, columns, title))
     return text
-
-
-def _ordered(table: PublishedTable) -> list[Row]:
-    if table.order == "listed":
-        return list(table.rows)
-    names = list(dict.fromkeys(row.dataset for row in table.rows))
-    return sorted(table.rows, key=lambda row: (names.index(row.dataset), row.nfe or 0, row.value or 0, row.method))
-
-
-def _of(row: Row, name: str, scores: Sequence[dict[str, Any]], config: Experiment | None) -> list[Entry]:
-    """An experiment's lines: last and best side by side where they were measured in one way."""
-    iterations = config.training.iterations if config is not None and config.training != "imported" else None
-    ways: dict[tuple, dict[str, Measured]] = {}
-    for found in measured(scores, name, iterations):
-        place = BEST if found.checkpoint == BEST else LAST
-        key = (found.label, found.score["protocol"]["n"], found.score["protocol"]["reference"]["sha256"])
-        # Milestones and given weights stand in the column of the last checkpoint; their footnote says what they are.
-        while place in ways.setdefault(key, {}):
-            key = (*key, found.checkpoint)
-        ways[key][place] = found
-    return [Entry(row, name, pair.get(LAST), pair.get(BEST)) for pair in ways.values()] or [Entry(row, name)]
-
-
-def _yardsticks(table: PublishedTable, scores: Sequence[dict[str, Any]]) -> list[Entry]:
-    """Lines of what scores are read against, where it was measured for an experiment of the table."""
-    lines: dict[tuple, Entry] = {}
-    for score in scores:
-        kind, name = score["subject"]["kind"], score["experiment"]
-        value = score["metrics"]["frechet_distance"]["value"]
-        if kind not in YARDSTICKS or name not in table.experiments or value is None:
-            continue
-        dataset = next(row.dataset for row in table.rows if name in row.experiments)
-        row = Row(method=YARDSTICKS[kind], dataset=dataset)
-        lines.setdefault(
-            (kind, value), Entry(row, None, Measured(name, LAST, {0: value}, score), title=YARDSTICKS[kind])
-        )
-    return list(lines.values())
 
 
 def _readable_row(
@@ -431,7 +320,3 @@ def _protocols(lines: Sequence[Entry]) -> list[str]:
                 f"{weights_words(subject)}{how}, {noise_words(subject)}, {sampling_words(subject)}."
             )
     return list(dict.fromkeys(notes))
-
-
-def _word(value: Any) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -17,7 +17,7 @@ from udpm.core.files import write_text
 from udpm.core.kinds import PAGE_TITLE, mark, seal_text
 from udpm.metrics.protocol import BEST, Measured, measured, preprocessing
 from udpm.report.paper.advice import advice, another_with_best, command
-from udpm.report.paper.comparison import NOT_RUN, NOT_SCORED, YARDSTICKS, verdict
+from udpm.report.paper.entries import NOT_RUN, NOT_SCORED, YARDSTICKS, verdict
 from udpm.report.table import MISSING, html_page, html_section, markdown, marked_page
 from udpm.runs.records import COMPLETE, read_complete
 

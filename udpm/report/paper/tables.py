@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from udpm.config.experiment import RunConfig
-from udpm.config.training import Training
 from udpm.config.published_scores import SETUPS, STANDINGS, PublishedRuntime
+from udpm.config.training import Training
 from udpm.core.errors import UserError
 from udpm.report.benchmarks import read_benchmark
-from udpm.report.paper.comparison import NOT_RUN, write_readable
+from udpm.report.paper.comparison import write_readable
+from udpm.report.paper.entries import NOT_RUN
 from udpm.report.table import MISSING
 
 if TYPE_CHECKING:
