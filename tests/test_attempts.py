@@ -202,7 +202,7 @@ def another_run(run):
 
 
 def imported(run):
-    from udpm.core.arrays import read_header
+    from udpm.core.containers import read_header
     from udpm.networks.weights import write_tensors
 
     description = read_header(run / "weights.safetensors").description

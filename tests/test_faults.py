@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from udpm.core import devices
-from udpm.core.arrays import read_header
+from udpm.core.containers import read_header
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.runs import lock as owners
 from udpm.runs.attempts import FILE

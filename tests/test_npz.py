@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from udpm.core import zipped
+from udpm.core import containers as zipped
+from udpm.core.containers import check_archive
 from udpm.core.errors import UserError
-from udpm.core.zipped import check_archive
 from udpm.data import cifar
 from udpm.data.cifar import Batches
 from udpm.data.listing import list_members

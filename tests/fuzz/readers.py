@@ -33,7 +33,8 @@ from udpm.config.load import read_resolved, resolve_run, validate
 from udpm.config.published_scores import load_published, load_runtime
 from udpm.config.validation import read_yaml
 from udpm.core import devices
-from udpm.core.arrays import SEAL, read_header
+from udpm.core.arrays import SEAL
+from udpm.core.containers import read_header
 from udpm.core.files import sha256
 from udpm.data.cifar import Batches
 from udpm.data.decode import Recipe, Refused, fit, quiet_decoders, to_rgb

@@ -177,7 +177,7 @@ def schedule(source: Path, output: Path) -> None:
 @STEM
 def forward(source: Path, dataset: Path, output: Path) -> None:
     """The forward process of a run's schedule: a training image of each class, and its state at every level."""
-    from udpm.report.figures.schedule import draw_forward_process
+    from udpm.report.figures.forward_process import draw_forward_process
 
     draw_forward_process(source, dataset, output)
 

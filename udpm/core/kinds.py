@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from udpm.core.arrays import read_header
+from udpm.core.containers import read_header
 from udpm.core.errors import UserError
 from udpm.core.files import leading, sha256
 from udpm.core.folders import FolderKind

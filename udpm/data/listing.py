@@ -16,9 +16,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from udpm.core.containers import Members, enter_member
 from udpm.core.errors import UserError
 from udpm.core.reading import opened
-from udpm.core.zipped import Members, enter_member
 from udpm.data.decode import Refused
 from udpm.data.source import shown
 

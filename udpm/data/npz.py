@@ -16,10 +16,10 @@ import numpy as np
 from numpy.lib import format as npy
 
 from udpm.core.arrays import content_digest
+from udpm.core.containers import Members, check_unpacked, enter_member
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path
 from udpm.core.reading import opened, parse_json
-from udpm.core.zipped import Members, check_unpacked, enter_member
 
 MEMBERS = 4096
 PLAIN = "biufcSU"

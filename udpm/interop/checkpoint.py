@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 
 from udpm.config.load import validate
 from udpm.config.model import Generator, ModelConfig, Process
+from udpm.core.containers import check_archive
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
 from udpm.core.identify import CHECKPOINT, SAFETENSORS, what_is
-from udpm.core.zipped import check_archive
 from udpm.interop import architecture
 from udpm.interop.architecture import Tensors, UnknownArchitecture
 from udpm.networks.discriminator import DiscriminatorShape

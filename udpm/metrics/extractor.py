@@ -15,12 +15,12 @@ from udpm.config.load import validate
 from udpm.config.scoring import Scoring
 from udpm.config.validation import PositiveInt, Record, Sha256
 from udpm.core.arrays import check_seal
+from udpm.core.containers import check_archive
 from udpm.core.devices import describe_failure, is_device_failure
 from udpm.core.download import INCEPTION, Published, obtain
 from udpm.core.errors import UserError, first_line
 from udpm.core.files import sha256
 from udpm.core.reading import read_json
-from udpm.core.zipped import check_archive
 from udpm.metrics.inception import MODES, Inception, Inputs
 
 FORMAT = "udpm-extractor/1"

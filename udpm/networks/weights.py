@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from udpm.config.load import validate
 from udpm.config.model import ModelConfig
 from udpm.config.validation import NonNegativeInt, Record, Sha256
-from udpm.core.arrays import read_header
+from udpm.core.containers import read_header
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path, sha256
 from udpm.networks.build import build_generator, generator_shape

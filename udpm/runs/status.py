@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from udpm.core.arrays import read_header
+from udpm.core.containers import read_header
 from udpm.core.errors import UserError
 from udpm.core.progress import duration
 from udpm.runs.attempts import PastAttempt, read_attempts
