@@ -21,7 +21,7 @@ from benchmarks.gpu.checks import GPU, TWO_GPUS, Check, Session, run_checks
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.report import Report
 from udpm.networks.inference import serve
-from udpm.training import state
+from udpm.training import state, trainer
 
 EVERYTHING = [check for part in PARTS.values() for check in part]
 
@@ -72,6 +72,22 @@ def test_the_program(tmp_path, capsys):
     # Each as soon as it is known, then the table.
     assert told.count("precision and recall are the CPU's") == 2
     assert re.search(r"\n4 passed, 0 failed, 1 skipped; \d+ s\n$", told)
+
+
+def test_the_runs_of_a_gpu_are_valid(tmp_path):
+    """On a CPU the checks train other ones."""
+    session, seen = Session("cpu", tmp_path, Report(None, {}), time.monotonic(), full=True), 0
+    for check in EVERYTHING:
+        given = getattr(check.run, "keywords", {})
+        changes = {key: value for key, value in given.items() if "__" in key}
+        if changes:
+            session.small_run(**changes)
+            speed.measured_run(session, **changes)
+            seen += 1
+    assert seen > 10
+    config, lacks = speed.measured_run(session)
+    assert (config.training.batch, config.generator.channels, lacks) == (64, 128, "")
+    assert config.losses.lpips_network == "vgg-random"
 
 
 def test_names_differ():
@@ -201,6 +217,16 @@ def test_other_losses_are_found(session, monkeypatch):
 
     monkeypatch.setattr(training.Losses, "add", add)
     assert "l=1 discriminator/" in failed(session, training.CHECKS, ["first losses", "float32"])
+
+
+def test_recorded_passes_of_old_weights_are_found(session, monkeypatch):
+    def stale(call, pool):
+        outputs = call()
+        return lambda: None, outputs
+
+    monkeypatch.setattr(trainer, "recorder_for", lambda config, device: stale if config.training.cuda_graphs else None)
+    monkeypatch.setattr(training, "RECORDED", {False: 6})
+    assert "of what changed" in failed(session, training.CHECKS, ["recorded passes", "float32"])
 
 
 def test_a_recording_of_old_inputs_is_found(session, monkeypatch):

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.gpu.report import Report
-from benchmarks.gpu.subjects import Digits, prepare_digits
+from benchmarks.gpu.subjects import Digits, prepare_digits, small_run
 from udpm.bench.measure import ceilings
+from udpm.config import RunConfig
 from udpm.core import devices
 from udpm.core.errors import first_line
 
@@ -34,15 +36,18 @@ class Session:
     """Where checks run, and what they share.
 
     Args:
-        device: "cuda" or "cpu"; on a CPU everything is as small as it can be.
+        device: "cuda" or "cpu".
         folder: for files, removed afterwards.
         report: that measurements go into.
         ends: when the time is up, on the monotonic clock.
+        full: whether everything is as large as it is for a GPU; default: on one.
     """
 
-    def __init__(self, device: str, folder: Path, report: Report, ends: float) -> None:
+    def __init__(self, device: str, folder: Path, report: Report, ends: float, full: bool | None = None) -> None:
         self.folder, self.report, self.ends = folder, report, ends
+        self.kept: dict[str, Any] = {}
         self.on_gpu = device == "cuda"
+        self.full = self.on_gpu if full is None else full
         self.device = self.set_up()
 
     def set_up(self, *, tf32: bool = False) -> torch.device:
@@ -64,6 +69,10 @@ class Session:
     def seconds_left(self) -> float:
         """Until the time is up; at least 1."""
         return max(1.0, self.ends - time.monotonic())
+
+    def small_run(self, *, wide: bool | None = None, **changes: Any) -> RunConfig:
+        """A run whose networks are small, wide where everything is full; see `subjects.small_run`."""
+        return small_run(self.device, wide=self.full if wide is None else wide, **changes)
 
     @cached_property
     def digits(self) -> Digits:

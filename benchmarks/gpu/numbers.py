@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from benchmarks.gpu.checks import Check, Session, expect
-from benchmarks.gpu.subjects import difference, small_run, wake
+from benchmarks.gpu.subjects import difference, wake
 from udpm.core import devices
 from udpm.diffusion.forward import adjoint, downsample, project
 from udpm.diffusion.posterior import posterior
@@ -62,7 +62,7 @@ def _inputs(side: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 def _f(session: Session, family: str, precision: Precision) -> str:
     """Outputs of a network at every side against the CPU's float32 outputs."""
     # Heads of adm have 64 channels, and attention twice as many as the network's width.
-    expected = _network(family, 64 if session.on_gpu else 32 if family == "adm" else 8)
+    expected = _network(family, 64 if session.full else 32 if family == "adm" else 8)
     found = serve(deepcopy(expected).to(session.device), precision)
     limit, differences = FLOAT32 if precision == "float32" else BFLOAT16, []
     for level, side in enumerate(SIDES, start=1):
@@ -79,7 +79,7 @@ def _f(session: Session, family: str, precision: Precision) -> str:
 def _chain(session: Session) -> str:
     """Whole chains with either posterior."""
     schedule, differences = Schedule((0.5, 0.2, 1e-3), (0.1, 0.2, 0.3)), []
-    expected = _network("ncsnpp", 32 if session.on_gpu else 8)
+    expected = _network("ncsnpp", 32 if session.full else 8)
     found = deepcopy(expected).to(session.device)
     draw = torch.Generator().manual_seed(0)
     base, *noises = [torch.randn(SEVERAL, 3, side, side, generator=draw) for side in (32, *noise_sides(schedule, 32))]
@@ -118,7 +118,7 @@ def _process(session: Session) -> str:
 def _discriminator(session: Session) -> str:
     """D's outputs and the gradient that R1 squares."""
     torch.manual_seed(0)
-    config = small_run(session.device)
+    config = session.small_run()
     expected = build_discriminator(config)
     found = deepcopy(expected).to(session.device)
     differences = []

@@ -101,9 +101,9 @@ def _top(kernels: list[dict[str, Any]], summed: float, calls: int) -> list[dict[
 
 def _profiled(session: Session, name: str, call: Callable[[], object]) -> str:
     """Time some calls without the profiler, then take a trace of a few, and keep its summary."""
-    for _ in range(WARM if session.on_gpu else 1):
+    for _ in range(WARM if session.full else 1):
         call()
-    times = UNDISTURBED if session.on_gpu else 1
+    times = UNDISTURBED if session.full else 1
     began = now(session.device)
     for _ in range(times):
         call()
@@ -144,25 +144,28 @@ def _told(found: dict[str, Any]) -> str:
 
 def _iteration(session: Session, level: int, **changes: Any) -> str:
     """An iteration of the CIFAR-10 run, both players at one level."""
+    way = ", recorded" if changes.get("training__cuda_graphs") else ""
     shares = [float(other == level) for other in (1, 2, 3)]
     config, lacks = measured_run(session, **changes, training__level_probabilities=shares)
     session.set_up(tf32=True)
     with Images().opened(config) as levels:
         trainer = Trainer(config, levels, session.device)
-        return _profiled(session, f"training, l={level}{lacks}", trainer.iterate)
+        return _profiled(session, f"training, l={level}{way}{lacks}", trainer.iterate)
 
 
 def _drawing(session: Session, batch: int, precision: Precision, graphs: bool) -> str:
     """A batch of images, from a seed to bytes."""
-    batch = batch if session.on_gpu else 2
+    batch = batch if session.full else 2
     model = awake_model(measured_run(session)[0], session.device)
     sampler = Sampler(model, batch=batch, precision=precision, graphs=graphs)
     name = f"sampling, batch {batch}, {precision}{', graphs' if graphs else ''}"
     return _profiled(session, name, lambda: sampler.sample(batch))
 
 
+GRAPHS = {"training__cuda_graphs": True}
 CHECKS = [
     *(Check("profile", f"an iteration of training at l={level}", partial(_iteration, level=level)) for level in (1, 3)),
+    Check("profile", "an iteration of training at l=3, recorded", partial(_iteration, level=3, **GRAPHS)),
     *(
         Check(
             "profile",

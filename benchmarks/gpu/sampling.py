@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.checks import Check, Session, expect
-from benchmarks.gpu.subjects import awake_model, difference, small_run
+from benchmarks.gpu.subjects import awake_model, difference
 from udpm.networks.inference import Graphs, Precision, Recording
 from udpm.networks.weights import Model
 from udpm.sampling.generate import shard_numbers
@@ -44,7 +44,7 @@ def _sampler(
 def _graphs(session: Session, precision: Precision, guidance: float) -> str:
     """Every byte of the images, and the networks' outputs at all levels."""
     changes = {"generator__label_dropout": 0.1} if guidance != 1 else {}
-    model = awake_model(small_run(session.device, **changes), session.device)
+    model = awake_model(session.small_run(**changes), session.device)
     eager, recorded = (_sampler(model, session, precision, guidance, graphs=graphs) for graphs in (False, True))
     labels = eager.balanced_labels(COUNT)
     expected, found, again = (sampler.images(labels, SEED, levels=(1, 2, 3)) for sampler in (eager, recorded, recorded))
@@ -59,7 +59,7 @@ def _graphs(session: Session, precision: Precision, guidance: float) -> str:
 
 def _decode(session: Session) -> str:
     """Latents in batches with a tail."""
-    model = awake_model(small_run(session.device), session.device)
+    model = awake_model(session.small_run(), session.device)
     eager, recorded = (_sampler(model, session, graphs=graphs) for graphs in (False, True))
     latents = [eager.latent(seed) for seed in range(BATCH + 3)]
     labels = [seed % 10 for seed in range(len(latents))]
@@ -69,7 +69,7 @@ def _decode(session: Session) -> str:
 
 def _twice(session: Session) -> str:
     """A sample set in one part, again, and in two."""
-    model = awake_model(small_run(session.device), session.device)
+    model = awake_model(session.small_run(), session.device)
     sampler = _sampler(model, session, graphs=True)
     whole, again = (sampler.sample(COUNT, seed=SEED) for _ in range(2))
     labels, parts = sampler.balanced_labels(COUNT), []
@@ -84,7 +84,7 @@ def _twice(session: Session) -> str:
 
 def _as_on_a_cpu(session: Session) -> str:
     """Images of the same weights and seed."""
-    config = small_run(session.device)
+    config = session.small_run()
     found, expected = (
         _sampler(awake_model(config, device), session).sample(COUNT, seed=SEED).astype(int)
         for device in (session.device, torch.device("cpu"))

@@ -21,7 +21,7 @@ FEATURES = 1e-4
 def _precision_recall(session: Session) -> str:
     """Of features with many points near the edges of balls."""
     draw = np.random.default_rng(0)
-    count = POINTS if session.on_gpu else POINTS // 10
+    count = POINTS if session.full else POINTS // 10
     real, drawn = (draw.standard_normal((count, WIDTH)).astype(np.float32) for _ in range(2))
     # Copies of real points and points between two of them lie in a ball or on its edge.
     drawn[: count // 3] = real[: count // 3]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.checks import Check, Session
-from benchmarks.gpu.subjects import awake_model, experiment, random_data, small_run
+from benchmarks.gpu.subjects import awake_model, experiment, random_data
 from udpm.bench.measure import repeated
 from udpm.bench.record import Work, row
 from udpm.bench.training import Images, bench_training, for_speed
@@ -38,11 +38,7 @@ def measured_run(session: Session, **changes: Any) -> tuple[RunConfig, str]:
 
     LPIPS has random weights, and is left out where its package is missing.
     """
-    make = (
-        partial(experiment, "cifar10", training__device="cuda")
-        if session.on_gpu
-        else partial(small_run, session.device)
-    )
+    make = partial(experiment, "cifar10", training__device=session.device.type) if session.full else session.small_run
     config = make(**changes)
     if any(config.per_level("losses.lpips_weight")) and Check("", "", str, ("lpips",)).missing("cpu"):
         return make(**changes, losses__lpips_weight=0.0), ", without LPIPS: no package lpips"
@@ -59,12 +55,14 @@ def _ceilings(session: Session) -> str:
 
 
 def _training(session: Session, way: str, **changes: Any) -> str:
-    """`udpm bench train`, after a training that loads all kernels."""
+    """`udpm bench train`; before the first one, a training that loads all kernels."""
     config, lacks = measured_run(session, **changes)
-    iterations, warm = (ITERATIONS, WARM) if session.on_gpu else (2, 1)
+    iterations, warm = (ITERATIONS, WARM) if session.full else (2, 1)
     with Images().opened(config) as levels:
-        _iterate(Trainer(config, levels, session.device), warm)
-        session.clean_up()
+        if "kernels" not in session.kept:
+            session.kept["kernels"] = True
+            _iterate(Trainer(config, levels, session.device), warm)
+            session.clean_up()
         found = bench_training(config, levels, iterations)
     (each,) = found["rows"]
     rate = each["images_per_second"]["median"] / found["batch"]
@@ -84,9 +82,9 @@ def _plain_training(session: Session) -> str:
     config, lacks = measured_run(session)
     session.set_up(tf32=True)
     folder = session.folder / "plain"
-    levels, iterations = random_data(folder, config), PLAIN_ITERATIONS if session.on_gpu else 1
+    levels, iterations = random_data(folder, config), PLAIN_ITERATIONS if session.full else 1
     trainer = SwitchedTrainer(config, levels, session.device, TrainingGains())
-    _iterate(trainer, 8 if session.on_gpu else 1)
+    _iterate(trainer, 8 if session.full else 1)
     timing = repeated(partial(_iterate, trainer, iterations), session.device, 0)
     rates = [iterations / seconds for seconds in timing.wall]
     rate = sorted(rates)[len(rates) // 2]
@@ -110,20 +108,19 @@ def _iterate(trainer: Trainer, iterations: int) -> None:
 def _sampling(session: Session, batch: int, precision: Precision, graphs: bool, tf32: bool = False) -> str:
     """From a seed to bytes, as `udpm sample` draws."""
     device = session.set_up(tf32=tf32)
-    config = measured_run(session)[0]
-    model = awake_model(config, device)
-    batch, count = (batch, BATCHES_AT_ONCE[batch]) if session.on_gpu else (2, 2)
+    config, model, multiply_adds = _subject(session)
+    batch, count = (batch, BATCHES_AT_ONCE[batch]) if session.full else (2, 2)
     # Weights are prepared in place.
     own = replace(model, generator=deepcopy(model.generator))
     sampler, images = Sampler(own, batch=batch, precision=precision, graphs=graphs), batch * count
-    seconds = SECONDS if session.on_gpu else 0.0
+    seconds = SECONDS if session.full else 0.0
     whole = repeated(lambda: sampler.sample(images), device, seconds)
     chain = repeated(_chain(config, model, batch, precision, graphs), device, seconds)
-    best, each = session.ceilings, count_cost(config).total
+    best = session.ceilings
     peak = torch.cuda.max_memory_allocated() if session.on_gpu else None
     told = []
     for part, timing, drawn in (("from seed to bytes", whole, images), ("the chain alone", chain, batch)):
-        work = Work(drawn, each * drawn, precision=precision)
+        work = Work(drawn, multiply_adds * drawn, precision=precision)
         found = row(part, way_of(precision, graphs, tf32), timing, work, best, batch=batch, gpu_peak_bytes=peak)
         session.report.timings.append({"of": "sampling", **found})
         told.append(
@@ -133,11 +130,19 @@ def _sampling(session: Session, batch: int, precision: Precision, graphs: bool, 
     return "; ".join(told)
 
 
+def _subject(session: Session) -> tuple[RunConfig, Model, int]:
+    """The run whose images are drawn, its generator on the device, and multiply-adds of an image; made once."""
+    if "drawn" not in session.kept:
+        config = measured_run(session)[0]
+        session.kept["drawn"] = config, awake_model(config, session.device), count_cost(config).total
+    return session.kept["drawn"]
+
+
 def _chain(config: RunConfig, model: Model, batch: int, precision: Precision, graphs: bool) -> Callable[[], object]:
     """A chain whose noise is on the device, and whose images stay there."""
     schedule, side = Schedule.from_config(config.process), config.dataset.side
     device = next(model.generator.parameters()).device
-    network = serve(model.generator, precision, graphs=graphs)
+    network = serve(deepcopy(model.generator), precision, graphs=graphs)
     base, *noises = [torch.randn(batch, 3, size, size, device=device) for size in (side, *noise_sides(schedule, side))]
     labels = torch.zeros(batch, dtype=torch.int64, device=device)
 
@@ -162,9 +167,11 @@ def _trained(part: str, way: str, **changes: Any) -> Check:
     return Check(part, f"training cifar10: {way}", partial(_training, way=way, **changes))
 
 
+FLOAT32 = {"training__precision": "float32", "training__tf32": True}
 FIRST = [
     Check("speed", "the device at best", _ceilings),
     _trained("speed", "as configured"),
+    _trained("speed", "as configured, recorded", training__cuda_graphs=True),
     Check("speed", "training cifar10: the plain way", _plain_training),
     _drawn("speed", 250, "bfloat16", graphs=True),
     _drawn("speed", 250, "bfloat16"),
@@ -174,8 +181,10 @@ FIRST = [
 ]
 LATER = [
     _trained("variants", "workers 2", training__workers=2),
+    _trained("variants", "recorded, workers 2", training__cuda_graphs=True, training__workers=2),
     _trained("variants", "channels last", training__channels_last=True),
-    _trained("variants", "float32 with TF32", training__precision="float32", training__tf32=True),
+    _trained("variants", "float32 with TF32", **FLOAT32),
+    _trained("variants", "float32 with TF32, recorded", **FLOAT32, training__cuda_graphs=True),
     _drawn("variants", 250, "float32"),
     _drawn("variants", 250, "float32", graphs=True),
     *(_drawn("variants", 25, precision, graphs=graphs) for precision in PRECISIONS for graphs in (True, False)),

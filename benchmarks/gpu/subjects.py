@@ -33,8 +33,13 @@ SMALL = {
     "training__precision": "float32",
     "training__flip": True,
 }
-ON_GPU = {"generator__channels": 32, "discriminator__channels": 32, "training__batch": 16}
-ON_CPU = {"generator__channels": 8, "discriminator__channels": 8, "training__batch": 4}
+WIDE = {
+    "generator__channels": 32,
+    "generator__attention": [8],
+    "discriminator__channels": 32,
+    "training__batch": 16,
+}
+NARROW = {"generator__channels": 8, "discriminator__channels": 8, "training__batch": 4}
 
 
 @dataclass(frozen=True)
@@ -75,14 +80,15 @@ def experiment(name: str, **changes: Any) -> RunConfig:
     return validate(RunConfig, values, name)
 
 
-def small_run(device: torch.device, **changes: Any) -> RunConfig:
-    """A run with small networks, of CIFAR-10 or, on a CPU, of digits: R1 at all levels, no LPIPS, no dropout.
+def small_run(device: torch.device, *, wide: bool, **changes: Any) -> RunConfig:
+    """A run with small networks: R1 at all levels, no LPIPS, no dropout.
 
     Args:
         device: that it trains on.
+        wide: the CIFAR-10 experiment with 32 channels, enough for a GPU; else the digits' with 8.
         changes: as `experiment` takes them.
     """
-    name, sizes = ("cifar10", ON_GPU) if device.type == "cuda" else ("digits", ON_CPU)
+    name, sizes = ("cifar10", WIDE) if wide else ("digits", NARROW)
     return experiment(name, **SMALL | sizes | {"training__device": device.type} | changes)
 
 

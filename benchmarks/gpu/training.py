@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.checks import GPU, Check, Session, expect
-from benchmarks.gpu.subjects import experiment, random_data, small_run, wake
+from benchmarks.gpu.subjects import experiment, random_data, wake
 from udpm.cli import main
 from udpm.config import RunConfig
 from udpm.config.load import to_json
@@ -21,17 +21,23 @@ from udpm.training.trainer import Trainer
 FAMILIES = ("ncsnpp", "ddpmpp", "adm")
 NEAR = {"float32": (1e-2, 1e-4), "bfloat16": (0.2, 0.05)}
 """Relative and absolute difference of losses that GPU and CPU may have, by precision."""
-RESUMED = 0.1
-"""Of what changed since: how far a resumed run may be from one that went on. Values in another order are 1 off."""
+NEARLY = 0.1
+"""Of what changed: how far one run may be from another that should be the same. Some GPU kernels add up in any order,
+and Adam makes the sign of the smallest gradient count; moments in another order are 1 off."""
 BEFORE_AND_AFTER = {True: (3, 3), False: (1, 1)}
 """Iterations before and after a run is saved, on a GPU and on a CPU."""
-WARM_AND_WATCHED = {True: (6, 12), False: (0, 1)}
-"""Iterations before and while waiting for the GPU is an error: enough to come to all levels."""
+RECORDED = {True: 12, False: 2}
+"""Iterations with and without recordings."""
+WARM_AND_WATCHED = {True: (20, 12), False: (0, 1)}
+"""Iterations before and while waiting for the GPU is an error: enough to come to all levels,
+where passes may be recorded."""
 WIDE = 32
 """Channels that adm needs at least: its heads have 64, and it attends where there are twice as many."""
 ABSURD = 1 << 17
 SHARE = 0.05
 """Of the GPU's memory, in which the absurd batch has to fail: soon, on a card of any size."""
+
+Tensors = dict[str, torch.Tensor]
 
 
 class Losses:
@@ -72,7 +78,8 @@ def _first_losses(session: Session, family: str, precision: str) -> str:
         # So small a rate that the generator's step sees the same discriminator on both.
         changes = {"training__precision": precision, "training__learning_rate": 1e-6, "generator__family": family}
         changes |= {"generator__channels": WIDE} if family == "adm" else {}
-        config = small_run(session.device, **changes, training__level_probabilities=_at_level(level))
+        # Narrow, for a CPU takes its time over a wide one in bfloat16.
+        config = session.small_run(wide=False, **changes, training__level_probabilities=_at_level(level))
         levels, found = _data(session, config), []
         for device in (session.device, torch.device("cpu")):
             losses, run = Losses(), _awake(Trainer(config, levels, device))
@@ -92,49 +99,73 @@ def _first_losses(session: Session, family: str, precision: str) -> str:
 def _resume(session: Session, channels_last: bool, precision: str) -> str:
     """A state that is saved, loaded and trained on, against the run that went on undisturbed."""
     torch.backends.cudnn.deterministic = True
-    config = small_run(session.device, training__channels_last=channels_last, training__precision=precision)
+    config = session.small_run(training__channels_last=channels_last, training__precision=precision)
     levels = _data(session, config)
     whole, parts = (_awake(Trainer(config, levels, session.device)) for _ in range(2))
-    before, after = BEFORE_AND_AFTER[session.on_gpu]
+    before, after = BEFORE_AND_AFTER[session.full]
     for _ in range(before):
         whole.iterate()
-    # As they come from a file.
-    saved = {name: value.detach().cpu().contiguous().clone() for name, value in whole.state.tensors().items()}
+    saved = _state(whole)
     parts.state.load({name: value.clone() for name, value in saved.items()}, before)
     for _ in range(after):
         whole.iterate()
         parts.iterate()
-    expected, found = (
-        {name: value.detach().cpu() for name, value in run.state.tensors().items()} for run in (whole, parts)
-    )
-    expect(found.keys() == expected.keys(), "tensors are missing")
-    equal = sum(torch.equal(found[name], expected[name]) for name in expected)
-    off = _of_change(saved, found, expected)
-    told = f"{equal} of {len(expected)} tensors have the same bits; differ by {off:.1e} of what changed"
-    return expect(off <= RESUMED, told)
+    return _compared(saved, _state(parts), _state(whole))
 
 
-def _of_change(saved: dict[str, Any], found: dict[str, Any], expected: dict[str, Any]) -> float:
+def _of_change(saved: Tensors, found: Tensors, expected: Tensors) -> float:
     """The largest difference over kinds of tensors (weights, averages, moments), relative to their change since."""
     kinds: dict[str, list[str]] = {}
     for name in expected:
-        kinds.setdefault("/".join(name.split("/")[:3] if name.startswith("adam/") else name.split("/")[:1]), []).append(
-            name
-        )
-    worst = 0.0
-    for names in kinds.values():
-        off = sum((found[name].double() - expected[name].double()).square().sum().item() for name in names)
-        change = sum((expected[name].double() - saved[name].double()).square().sum().item() for name in names)
-        if not off <= worst**2 * max(change, 1e-30):
-            worst = (off / max(change, 1e-30)) ** 0.5
-    return worst
+        parts = name.split("/")
+        kinds.setdefault("/".join(parts[: 3 if parts[0] == "adam" else 1]), []).append(name)
+    return max(
+        _distance(found, expected, names) / max(_distance(expected, saved, names), 1e-12) for names in kinds.values()
+    )
+
+
+def _distance(one: Tensors, other: Tensors, names: list[str]) -> float:
+    """‖one - other‖ over all tensors of these names; infinite where a value is not finite. One may lack some."""
+    pairs = [(one[name].double(), other[name].double() if name in other else 0.0) for name in names]
+    total = sum((value - before).square().sum().item() for value, before in pairs) ** 0.5
+    return total if total < float("inf") else float("inf")
+
+
+def _state(trainer: Trainer) -> Tensors:
+    """A trainer's tensors as they are now, on the CPU, as they come from a file."""
+    return {name: value.detach().cpu().contiguous().clone() for name, value in trainer.state.tensors().items()}
+
+
+def _compared(saved: Tensors, found: Tensors, expected: Tensors) -> str:
+    expect(found.keys() == expected.keys(), "tensors are missing")
+    equal = sum(torch.equal(found[name], expected[name]) for name in expected)
+    largest = max((found[name].double() - expected[name].double()).abs().max().item() for name in expected)
+    off = _of_change(saved, found, expected)
+    told = f"{equal} of {len(expected)} tensors have the same bits; differ by {largest:.1e}, {off:.1e} of what changed"
+    return expect(off <= NEARLY, f"{told} (at most {NEARLY:g})")
+
+
+def _recorded(session: Session, precision: str) -> str:
+    """Iterations whose passes are CUDA graphs against those launched kernel by kernel."""
+    torch.backends.cudnn.deterministic = True
+    changes = {"training__precision": precision, "training__workers": 2}
+    changes |= {"generator__dropout": 0.1, "discriminator__dropout": 0.3}
+    results = []
+    for graphs in (False, True):
+        config = session.small_run(**changes, training__cuda_graphs=graphs)
+        run = _awake(Trainer(config, _data(session, config), session.device))
+        saved = _state(run)
+        for _ in range(RECORDED[session.full]):
+            run.iterate()
+        results.append(_state(run))
+    return _compared(saved, results[1], results[0])
 
 
 def _undisturbed(session: Session, **changes: Any) -> str:
     """Iterations in which whatever waits for the GPU raises."""
-    config = small_run(session.device, **changes)
+    config = session.small_run(**changes)
     run, losses = _awake(Trainer(config, _data(session, config), session.device)), Losses()
-    warm, watched = WARM_AND_WATCHED[session.on_gpu]
+    warm, watched = WARM_AND_WATCHED[session.full]
     for _ in range(warm):
         run.iterate(losses)
     if session.on_gpu:
@@ -194,6 +225,7 @@ WAYS = {
         "generator__label_dropout": 0.1,
     },
     "accumulation": {"training__accumulate": 2},
+    "recorded passes": {"training__cuda_graphs": True, "training__workers": 2},
 }
 
 CHECKS = [
@@ -214,6 +246,10 @@ CHECKS = [
         )
         for precision in ("float32", "bfloat16")
         for last in (False, True)
+    ),
+    *(
+        Check("training", f"recorded passes train as eager ones: {precision}", partial(_recorded, precision=precision))
+        for precision in ("float32", "bfloat16")
     ),
     *(
         Check("training", f"does not wait for the GPU: R1, {name}", partial(_undisturbed, **changes))
