@@ -13,10 +13,11 @@ from tiny import FINISHED, ROOT, call
 
 from udpm.cli import main
 from udpm.config import load_experiment, load_sweep, names_in, resolve_run, to_json
-from udpm.config.points import run_folder
 from udpm.core.errors import UserError
 from udpm.core.kinds import EXPERIMENT
 from udpm.report.sweep.ranking import best_experiment, draw_heat_map, read_results, render_ranking
+from udpm.report.sweep.status import trained_points
+from udpm.runs.layout import Layout
 
 BIN = Path(sys.executable).parent
 SWEEPS = names_in(ROOT / "config/sweeps")
@@ -204,13 +205,17 @@ def test_a_mistake_in_the_command_is_one_line(command, expected, config, capsys)
 def test_points_that_differ_after_training_share_a_run(config, tmp_path):
     write(config, points={"a": {}, "b": {"sampling.posterior": "exact"}, "c": {"training.batch": 8}})
     sweep = load_sweep("mine", config)
-    assert sweep.trained(tmp_path) == {("mine.a", 0): "mine.a", ("mine.b", 0): "mine.a", ("mine.c", 0): "mine.c"}
+    assert trained_points(sweep, tmp_path) == {
+        ("mine.a", 0): "mine.a",
+        ("mine.b", 0): "mine.a",
+        ("mine.c", 0): "mine.c",
+    }
     # A run that is there is used when another such point stands before it; one of another configuration is not.
     for name, run in (("mine.a", sweep.runs["mine.c", 0]), ("mine.b", sweep.runs["mine.b", 0])):
-        folder = run_folder(tmp_path, name, 0)
+        folder = Path(Layout(tmp_path).run(name, 0))
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(to_json(run))
-    assert sweep.trained(tmp_path)["mine.a", 0] == "mine.b"
+    assert trained_points(sweep, tmp_path)["mine.a", 0] == "mine.b"
 
 
 def test_points_are_scored_as_their_base_is(config):
@@ -223,7 +228,7 @@ def test_status_names_the_key(config, capsys):
     write(config, points={name: {} | ({"losses.r1_gamma": n} if n else {}) for n, name in enumerate("abcd")})
     sweep = load_sweep("mine", config)
     for name in "bcd":
-        folder = run_folder(results, f"mine.{name}", 0)
+        folder = Path(Layout(results).run(f"mine.{name}", 0))
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(to_json(sweep.runs[f"mine.{name}", 0]))
         (folder / "complete.json").write_text(json.dumps(FINISHED | {"iterations": 3200}))
@@ -362,7 +367,7 @@ def test_dry_run_of_every_sweep(tree, name):
     assert done.returncode == 0, done.stderr
     sweep = load_sweep(name, tree / "config")
     planned = jobs(done)
-    assert planned["train_model"] == len(set(sweep.trained(None).items()) & {((n, s), n) for n, s in sweep.runs})
+    assert planned["train_model"] == len(set(sweep.trained().items()) & {((n, s), n) for n, s in sweep.runs})
     assert planned["score_samples"] == planned["sample_images"] == len(sweep.runs)
     assert planned["compute_reference"] == 1
     assert f"sweep {name}: {len(sweep.points)} points, {len(sweep.runs)} runs: {len(sweep.runs)} new" in done.stderr

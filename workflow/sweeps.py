@@ -10,7 +10,7 @@ from pathlib import Path
 
 from udpm.config import Experiment, load_sweep
 from udpm.core.errors import UserError
-from udpm.report.sweep.status import point_standings, summary
+from udpm.report.sweep.status import point_standings, summary, trained_points
 
 
 class SweepPlan:
@@ -36,7 +36,7 @@ class SweepPlan:
         self.name, self.results, self._told = name, results, False
         self.loaded = load_sweep(name, config)
         self.runs, self.scored = self.loaded.runs, self.loaded.scored
-        self.trained = self.loaded.trained(Path(results))
+        self.trained = trained_points(self.loaded, Path(results))
         self.experiments: dict[str, Experiment] = {self.loaded.sweep.base: self.loaded.base}
         self.experiments |= {point: resolved.experiment for point, resolved in self.loaded.points.items()}
 

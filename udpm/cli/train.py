@@ -113,12 +113,13 @@ def status_command(runs: tuple[Path, ...], results: Path | None, as_json: bool) 
     unreadable  a file of it cannot be read; the others are told all the same
     """
     from udpm.core.errors import UserError
+    from udpm.runs.layout import Layout
     from udpm.runs.records import is_run
     from udpm.runs.status import read_standing, read_standings, render_standings, standings_json
 
     found = list(runs)
     if results is not None:
-        in_results = [folder for folder in sorted((results / "runs").glob("*/*")) if is_run(folder)]
+        in_results = [folder for folder in Layout(results).found(Layout(results).runs + "/*/*") if is_run(folder)]
         if not in_results:
             raise UserError(f"{results}: holds no runs; expected folders like {results / 'runs/digits/seed0'}")
         found += in_results

@@ -15,6 +15,7 @@ from udpm.core.arrays import check_seal
 from udpm.core.classes import class_title
 from udpm.core.errors import UserError
 from udpm.core.reading import read_json
+from udpm.runs.layout import Layout
 from udpm.runs.records import Origin
 
 FORMAT = "udpm-score/1"
@@ -291,8 +292,8 @@ class Measured:
 
 def score_files(results: str | Path, experiments: Iterable[str]) -> list[Path]:
     """The score files of experiments that are there: of runs and of yardsticks."""
-    found = (sorted((Path(results) / "scores" / name).glob("*.json")) for name in experiments)
-    return [path for paths in found for path in paths]
+    layout = Layout(results)
+    return [path for name in experiments for path in layout.found(layout.scores("*", name))]
 
 
 def measured(scores: Sequence[dict[str, Any]], experiment: str, iterations: int | None = None) -> list[Measured]:

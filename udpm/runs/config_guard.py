@@ -12,6 +12,7 @@ from udpm.config.validation import Section, validate
 from udpm.core.errors import UserError
 from udpm.core.files import write_text
 from udpm.core.kinds import weights_description
+from udpm.core.reading import read_json
 from udpm.runs.records import COMPLETE, WEIGHTS, read_complete
 
 INCIDENTAL = {
@@ -83,6 +84,15 @@ def claim(run: Path, config: RunConfig, allow_world_size_change: bool, *, writes
             )
     if writes:
         write_text(path, to_json(config))
+
+
+def missing(run: Path, config: RunConfig) -> int:
+    """Return 0 if a folder holds the very run of a configuration, 1 if it holds another, 2 if it holds none."""
+    try:
+        earlier = read_json(run / "config.json", "resolved configuration")
+    except UserError:
+        return 2
+    return int(earlier != config.model_dump(mode="json"))
 
 
 def claim_import(run: Path) -> None:

@@ -24,9 +24,10 @@ from udpm.core.files import remove_temporary, sha256, write_json
 from udpm.core.processes import StopRequest
 from udpm.core.usage import count_images
 from udpm.data.levels import Levels
-from udpm.networks.weights import milestone, save_weights
+from udpm.networks.weights import save_weights
 from udpm.runs.attempts import Attempt, attempted, make_folder
 from udpm.runs.config_guard import INCIDENTAL, ITERATIONS, WORLD, claim, differences, prepared_otherwise
+from udpm.runs.layout import milestone
 from udpm.runs.lock import RECORD, STALE, Owner
 from udpm.runs.records import SEALED, is_finished, read_complete
 from udpm.training.checkpoint import forget_after, resume, save_checkpoint
@@ -317,7 +318,7 @@ class Session:
         """A milestone: the averaged weights (the trained ones where there is no average), for good."""
         state = trainer.state
         kept = {name: average.module.state_dict() for name, average in state.averages.items()}
-        path = milestone(self.run / "weights.safetensors", state.iteration)
+        path = milestone(self.run, state.iteration)
         networks = kept or {"raw": state.generator.state_dict()}
         save_weights(path, self.config.model, networks, self._description(trainer))
 

@@ -24,7 +24,8 @@ from udpm.metrics.protocol import read_scores, score_files
 from udpm.networks.flops import Cost, count_cost
 from udpm.report.paper.comparison import write_paper_table
 from udpm.report.paper.summary import summarize, write_summary
-from udpm.report.paper.tables import Shown, read_speed, speed_file, write_runtime, write_setup
+from udpm.report.paper.tables import Shown, read_speed, write_runtime, write_setup
+from udpm.runs.layout import Layout
 
 
 class Paper:
@@ -38,6 +39,7 @@ class Paper:
 
     def __init__(self, results: str | Path, config: str | Path = "config", experiments: Sequence[str] = ()) -> None:
         self._results, self._config, self._experiments = Path(results), Path(config), list(experiments)
+        self._layout = Layout(self._results)
 
     def write(self, name: str, stem: str | Path) -> str:
         """Write a table as ``STEM.csv``, ``.md``, ``.tex`` and ``.html``.
@@ -122,7 +124,7 @@ class Paper:
         """By experiment, the configuration that ran (of its first seed), else the one that would run."""
         found = {}
         for name in self._named():
-            ran = sorted((self._results / "runs" / name).glob("seed*/complete.json"))
+            ran = self._layout.found(self._layout.completion(name, "*"))
             if ran and (ran[0].parent / "config.json").exists():
                 found[name] = (read_resolved(RunConfig, ran[0].parent / "config.json"), True)
             elif (experiment := self._experiment(name)) is not None:
@@ -144,7 +146,7 @@ class Paper:
         }
 
     def _write_runtime(self, stem: str | Path) -> str:
-        files = {name: speed_file(self._results, name) for name in self._runs}
+        files = {name: Path(self._layout.speed(name)) for name in self._runs}
         speeds = {name: read_speed(path) for name, path in files.items() if path.exists()}
         datasets = {name: run.dataset_name for name, (run, _) in self._runs.items()}
         return write_runtime(load_runtime(self._config), self._costs, datasets, speeds, stem)

@@ -19,6 +19,7 @@ from udpm.metrics.protocol import BEST, Measured, measured, preprocessing
 from udpm.report.paper.advice import advice, another_with_best, command
 from udpm.report.paper.entries import NOT_RUN, NOT_SCORED, YARDSTICKS, verdict
 from udpm.report.table import MISSING, html_page, html_section, markdown, marked_page
+from udpm.runs.layout import Layout
 from udpm.runs.records import COMPLETE, read_complete
 
 TITLE = PAGE_TITLE
@@ -101,7 +102,7 @@ def _runs(
     """The completion record of every run of the study, None where it is not complete; and what cannot be read."""
     found, broken = {}, []
     for name, seed in ((name, seed) for name, config in experiments.items() for seed in config.seeds):
-        folder = results / "runs" / name / f"seed{seed}"
+        folder = Path(Layout(results).run(name, seed))
         try:
             found[name, seed] = read_complete(folder) if (folder / COMPLETE).exists() else None
         except UserError as error:

@@ -27,11 +27,6 @@ COUNTED = "C"
 """The standing of what is counted on the published code."""
 
 
-def speed_file(results: str | Path, experiment: str) -> Path:
-    """Where the measured speed of an experiment's sampling lies."""
-    return Path(results) / "speed" / f"{experiment}.json"
-
-
 def read_speed(path: str | Path) -> dict[str, Any]:
     """Read what `udpm bench sample` wrote.
 

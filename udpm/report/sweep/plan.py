@@ -39,7 +39,7 @@ def plan_table(loaded: LoadedSweep) -> pd.DataFrame:
     Raises:
         UserError: a schedule's squares leave double precision.
     """
-    trained, counted = loaded.trained(None), {}
+    trained, counted = loaded.trained(), {}
     rows = []
     for name, resolved in loaded.points.items():
         experiment = resolved.experiment

@@ -23,6 +23,7 @@ from udpm.core.kinds import mark, seal_text
 from udpm.metrics.protocol import read_score
 from udpm.report.figures.style import COLOURS, save
 from udpm.report.table import MISSING, markdown, write_table
+from udpm.runs.layout import Layout
 
 BEST = COLOURS[1]
 COLOUR_MAP = "cividis"
@@ -265,7 +266,7 @@ def _value(result: Result, metric: str) -> float:
 def _read(resolved: Resolved, name: str, results: Path) -> Result:
     result = Result(resolved)
     for seed in resolved.experiment.seeds:
-        path = results / "scores" / name / f"seed{seed}.json"
+        path = Path(Layout(results).scores(f"seed{seed}", name))
         try:
             score = read_score(path)
             protocol, metrics = score["protocol"], score["metrics"]

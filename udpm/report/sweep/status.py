@@ -9,11 +9,12 @@ from typing import Any
 
 from udpm.config.experiment import RunConfig
 from udpm.config.load import read_resolved, to_json
-from udpm.config.points import LoadedSweep, run_folder
+from udpm.config.points import LoadedSweep
 from udpm.config.validation import Model, Section
 from udpm.core.errors import UserError
 from udpm.core.reading import JSON_BYTES, read_text
-from udpm.runs.config_guard import INCIDENTAL, differences, other_run
+from udpm.runs.config_guard import INCIDENTAL, differences, missing, other_run
+from udpm.runs.layout import Layout
 from udpm.runs.records import is_run
 from udpm.runs.status import read_standing
 
@@ -49,8 +50,13 @@ def point_standings(loaded: LoadedSweep, results: Path) -> list[PointStanding]:
     Raises:
         UserError: a record there cannot be read.
     """
-    trained, scored = loaded.trained(results), loaded.scored
+    trained, scored = trained_points(loaded, results), loaded.scored
     return [_standing_or_reason(loaded, results, key, trained[key], scored[key[0]]) for key in loaded.runs]
+
+
+def trained_points(loaded: LoadedSweep, results: Path) -> dict[tuple[str, int], str]:
+    """Return the point whose run each point and seed uses, given what lies in the folder of results."""
+    return loaded.trained(lambda key: missing(Path(Layout(results).run(*key)), loaded.runs[key]))
 
 
 def render_points(standings: list[PointStanding]) -> str:
@@ -93,7 +99,8 @@ def _standing_or_reason(
 def _standing(loaded: LoadedSweep, results: Path, key: tuple[str, int], trained: str, scored: str) -> PointStanding:
     experiment, seed = key
     resolved, run = loaded.points[experiment], loaded.runs[trained, seed]
-    folder, point = run_folder(results, trained, seed), resolved.point.name
+    layout = Layout(results)
+    folder, point = Path(layout.run(trained, seed)), resolved.point.name
     shares = "" if trained == experiment else f"uses the run of {loaded.points[trained].point.name}"
     if not is_run(folder):
         return PointStanding(point, seed, "new", shares)
@@ -104,16 +111,16 @@ def _standing(loaded: LoadedSweep, results: Path, key: tuple[str, int], trained:
     if standing.state != "complete":
         at = "" if standing.checkpoint is None else f"checkpoint {standing.checkpoint} of {standing.iterations}"
         return PointStanding(point, seed, standing.state, "; ".join(filter(None, (shares, at, standing.note))))
-    configs, own = results / "configs", resolved.experiment
+    own = resolved.experiment
     redone = {
         "longer": _differences(RunConfig, folder / "config.json", run, differences),
-        "resample": _section_differences(own.sampling, configs / experiment / "sampling.json"),
-        "rescore": _section_differences(own.scoring, configs / scored / "scoring.json"),
+        "resample": _section_differences(own.sampling, Path(layout.section("sampling", experiment))),
+        "rescore": _section_differences(own.scoring, Path(layout.section("scoring", scored))),
     }
     for state, why in redone.items():
         if why:
             return PointStanding(point, seed, state, why)
-    there = (results / "scores" / experiment / f"seed{seed}.json").is_file()
+    there = Path(layout.scores(f"seed{seed}", experiment)).is_file()
     return PointStanding(point, seed, "complete" if there else "trained", shares)
 
 

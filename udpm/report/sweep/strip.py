@@ -20,6 +20,7 @@ from udpm.report.figures.samples import bare
 from udpm.report.figures.style import save
 from udpm.report.sweep.ranking import Result
 from udpm.report.table import MISSING
+from udpm.runs.layout import Layout
 from udpm.sampling.sample_set import SampleSet, load_samples
 
 COLUMNS, ROWS = 10, 14
@@ -98,7 +99,7 @@ def _row(result: Result, name: str, results: Path) -> Row:
     samples, why = None, ""
     try:
         # The record leads to the images, in one file or in shards.
-        samples = load_samples(results / "samples" / name / f"seed{seed}.json")
+        samples = load_samples(Layout(results).sample_record(name, seed))
     except UserError as error:
         why = str(error)
     return Row(result, seed, samples, why, experiment.process.levels)
