@@ -35,7 +35,8 @@ LONG = {
     profiling._iteration: pytest.mark.slow,
     profiling._drawing: pytest.mark.slow,
     speed._sampling: pytest.mark.slow,
-    speed._training: pytest.mark.soak,
+    speed._training: pytest.mark.slow,
+    speed._bench: pytest.mark.soak,
     processes._together: pytest.mark.soak,
 }
 
