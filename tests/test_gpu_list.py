@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import tomllib
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -20,6 +22,7 @@ from benchmarks.gpu import checks, machine, numbers, processes, profiling, sampl
 from benchmarks.gpu.checks import GPU, TWO_GPUS, Check, Session, run_checks
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.report import Report
+from udpm.core import devices
 from udpm.networks.inference import serve
 from udpm.training import state, trainer
 
@@ -250,6 +253,69 @@ def test_switches_that_do_nothing_are_found(session, monkeypatch):
     monkeypatch.setattr(session, "clean_up", lambda: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     failed(session, machine.CHECKS, ["TF32 and cuDNN"])
+
+
+# --- what only a GPU comes to ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def simulated(session, monkeypatch):
+    """A session that takes the CPU for a GPU, and what it asked of CUDA, in order."""
+    asked = []
+
+    def stub(name, result=None):
+        monkeypatch.setattr(torch.cuda, name, lambda *values: asked.append((name, *values)) or result)
+
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats", "set_sync_debug_mode"):
+        stub(name)
+    stub("set_per_process_memory_fraction")
+    stub("device_count", 1)
+    stub("max_memory_allocated", 1 << 30)
+    properties = SimpleNamespace(name="GPU", total_memory=1 << 36, major=9, minor=0, multi_processor_count=132)
+    stub("get_device_properties", properties)
+    monkeypatch.setattr(torch.cuda, "nccl", SimpleNamespace(version=lambda: (2, 28, 9)))
+    monkeypatch.setattr(devices, "configure", lambda *_, **__: torch.device("cpu"))
+    session.on_gpu = True
+    session.asked = asked
+    return session
+
+
+def test_the_machine_is_described(simulated):
+    simulated.report.device = machine.describe_machine("cuda")
+    run_checks(machine.CHECKS[:1], simulated)
+    assert "name GPU" in simulated.report.checks[0]["detail"]
+    assert {"capability", "cuda", "cudnn", "nccl", "memory_bytes"} <= simulated.report.device.keys()
+    json.dumps(simulated.report.record())
+
+
+def test_waiting_is_an_error_within_iterations_only(simulated):
+    def waits(run, losses=None):
+        modes.append([rest[0] for name, *rest in simulated.asked if name == "set_sync_debug_mode"][-1:])
+        iterate(run, losses)
+
+    modes, iterate = [], trainer.Trainer.iterate
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "WARM_AND_WATCHED", {False: (1, 1)})
+        patch.setattr(trainer.Trainer, "iterate", waits)
+        run_checks([check for check in training.CHECKS if check.name.endswith("R1, workers 0")], simulated)
+    assert simulated.report.checks[0]["outcome"] == "passed"
+    assert modes == [["default"], ["error"]]
+    assert [value for name, *value in simulated.asked if name == "set_sync_debug_mode"][-1] == ["default"]
+
+
+@pytest.mark.parametrize("failure", ["CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has 1 GiB free.", None])
+def test_memory_that_runs_out_has_to_be_one_line(simulated, monkeypatch, failure):
+    def iterate(run, losses=None):
+        raise torch.OutOfMemoryError(failure) if failure else ValueError("shapes")
+
+    monkeypatch.setattr(trainer.Trainer, "iterate", iterate)
+    before = signal.getsignal(signal.SIGTERM)
+    run_checks([check for check in training.CHECKS if "absurd" in check.name], simulated)
+    (row,) = simulated.report.checks
+    assert row["outcome"] == ("passed" if failure else "failed"), row
+    assert row["detail"].startswith("exit code 2, error: out of memory on the GPU" if failure else "ValueError: shapes")
+    assert [rest[0] for name, *rest in simulated.asked if name == "set_per_process_memory_fraction"] == [0.05, 1.0]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 # --- a trace ---------------------------------------------------------------------------------------------------------
