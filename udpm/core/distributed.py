@@ -84,12 +84,14 @@ def launched(world: int, environment: Mapping[str, str] = os.environ) -> Place |
     if world == 1:
         return Place()
     if "TORCHELASTIC_RUN_ID" in environment:
-        return Place(*(int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+        rank, size, local = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        return Place(rank, size, local)
     if "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
         parts = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
         meeting = "-".join(environment.get(name, "0") for name in parts)
-        return Place(*(int(environment.get(name, "0")) for name in names), meeting)
+        rank, size, local = (int(environment.get(name, "0")) for name in names)
+        return Place(rank, size, local, meeting)
     return None
 
 
@@ -177,7 +179,7 @@ def _leave(*, failed: bool) -> None:
 
     if not failed:
         dist.destroy_process_group()
-    elif dist.is_initialized():
+    elif dist.group.WORLD is not None:
         # The first failure is the one to report, not what follows from it here.
         with suppress(Exception):
             dist.group.WORLD.abort()

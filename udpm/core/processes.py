@@ -118,5 +118,6 @@ def obey_parent() -> None:
 
 def _end_with_parent() -> None:
     # A pool's worker that outlives a killed parent would wait for work for ever.
-    multiprocessing.parent_process().join()
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
     os._exit(1)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 
 from udpm.diffusion.forward import downsample, marginal
-from udpm.diffusion.posterior import Form, posterior
-from udpm.diffusion.schedule import Schedule
+from udpm.diffusion.posterior import posterior
+from udpm.diffusion.schedule import Form, Schedule
 
 Network = Callable[[torch.Tensor, float, torch.Tensor | None], torch.Tensor]
 """f(x_l, t_l, labels): (B, 3, h, w) to (B, 3, 2h, 2w), an estimate of H^{l-1} x_0."""

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from udpm.config.load import validate
 from udpm.config.scoring import Scoring
-from udpm.config.validation import PositiveInt, Record, Sha256
+from udpm.config.validation import PositiveInt, Record, Sha256, validate
 from udpm.core.arrays import check_seal
 from udpm.core.containers import check_archive
 from udpm.core.devices import describe_failure, is_device_failure
