@@ -21,15 +21,15 @@ from udpm.runs import lock as owners
 from udpm.runs.attempts import (
     FILE,
     SERIES,
+    any_killed,
     attempted,
-    failed_alike,
+    failed_twice_identically,
     kind_of,
-    one_was_killed,
     read_attempts,
     reason_of,
     recorded,
 )
-from udpm.runs.status import read_standing, render_standings
+from udpm.runs.status import read_status, render_statuses
 from udpm.training.loop import train
 
 
@@ -117,10 +117,10 @@ def test_an_attempt_that_fails_at_once_is_known(digits, tmp_path, capsys, monkey
     assert (found["state"], found["job"], found["attempts"]) == ("failed", "77", 1)
     assert found["host"] == began["host"]
     assert reason in found["note"]
-    row = render_standings([read_standing(run)]).splitlines()[1]
+    row = render_statuses([read_status(run)]).splitlines()[1]
     assert reason in row
     assert "job 77" in row
-    assert not one_was_killed(run)
+    assert not any_killed(run)
 
 
 def test_a_folder_of_nothing_but_failed_attempts_is_trained_into(digits, trained, tmp_path, capsys, monkeypatch):
@@ -172,8 +172,8 @@ def test_a_process_that_is_killed_before_torch_is_there_is_known(digits, tmp_pat
     started.communicate()
     run = tmp_path / "run"
     assert [set(line) & {"began", "ended"} for line in lines_of(run)] == [{"began"}]
-    assert one_was_killed(run)
-    standing = read_standing(run)
+    assert any_killed(run)
+    standing = read_status(run)
     assert (standing.state, standing.attempts) == ("waiting", 1)
     assert re.fullmatch(rf"process {started.pid} on \S+, job 77 ended without a word", standing.note)
 
@@ -265,7 +265,7 @@ def test_of_several_processes_one_tells_of_the_attempt(tmp_path, monkeypatch, en
     assert len([line for line in lines if "began" in line]) == 1
     (attempt,) = read_attempts(tmp_path)
     assert (attempt.ended, attempt.reason) == ("failed", "device: cuda is asked for")
-    assert not one_was_killed(tmp_path)
+    assert not any_killed(tmp_path)
 
 
 def test_the_same_launch_twice_is_two_attempts(tmp_path):
@@ -274,7 +274,7 @@ def test_the_same_launch_twice_is_two_attempts(tmp_path):
         with pytest.raises(UserError), attempted(tmp_path, config, environment=TORCHRUN | {"RANK": "0"}):
             raise UserError("again")
     assert [attempt.ended for attempt in read_attempts(tmp_path)] == ["failed", "failed"]
-    assert failed_alike(tmp_path) == "again"
+    assert failed_twice_identically(tmp_path) == "again"
 
 
 def test_one_process_is_first_whatever_leaks_in(tmp_path):
@@ -324,7 +324,7 @@ class Elsewhere:
         self.live()
 
     def __bool__(self):
-        self.seen.append((one_was_killed(self.run), failed_alike(self.run), len(read_attempts(self.run))))
+        self.seen.append((any_killed(self.run), failed_twice_identically(self.run), len(read_attempts(self.run))))
         if len(self.seen) == 3:
             write(self.run, *lines_of(self.run), {"token": "other", "ended": "complete", "saved": 0})
         return len(self.seen) == 3
@@ -345,18 +345,18 @@ def test_one_that_took_over_may_be_killed(tmp_path):
     attempt = attempts.Attempt(tmp_path, {"token": "mine"})
     attempt.begin()
     (tmp_path / "owner.json").unlink()
-    assert not one_was_killed(tmp_path)
+    assert not any_killed(tmp_path)
     attempt.take_over()
-    assert one_was_killed(tmp_path)
+    assert any_killed(tmp_path)
 
 
 def test_an_owner_that_does_not_move_was_killed(tmp_path, monkeypatch):
     other = Elsewhere(tmp_path, monkeypatch)
-    assert not one_was_killed(tmp_path)
+    assert not any_killed(tmp_path)
     beats = iter(range(10**6))
     monkeypatch.setattr(other, "sleep", lambda seconds: None)
     monkeypatch.setattr(other, "monotonic", lambda: float(next(beats)))
-    assert one_was_killed(tmp_path)
+    assert any_killed(tmp_path)
 
 
 def test_the_owner_of_the_folder_is_known_by_the_attempt(levels, tmp_path):
@@ -364,7 +364,7 @@ def test_the_owner_of_the_folder_is_known_by_the_attempt(levels, tmp_path):
 
     class Looks:
         def __bool__(self):
-            seen.append((owners.read_owner(tmp_path)["token"], one_was_killed(tmp_path)))
+            seen.append((owners.read_owner(tmp_path)["token"], any_killed(tmp_path)))
             return False
 
     train(tiny.run_config(training__iterations=1), levels, tmp_path, Looks())
@@ -391,7 +391,7 @@ def test_an_end_without_a_beginning_says_whose_it_is(tmp_path, monkeypatch):
         with pytest.raises(UserError), recorded(tmp_path, {"token": "a", "host": "n1", "job": "7"}):
             raise UserError("no room")
     assert [(attempt.ended, attempt.record["host"]) for attempt in read_attempts(tmp_path)] == [("failed", "n1")] * 2
-    assert failed_alike(tmp_path, job="7") == "no room"
+    assert failed_twice_identically(tmp_path, job="7") == "no room"
 
 
 def test_a_full_disk_is_one_kind_whichever_file_does_not_fit(levels, tmp_path, monkeypatch):
@@ -406,7 +406,7 @@ def test_a_full_disk_is_one_kind_whichever_file_does_not_fit(levels, tmp_path, m
             train(tiny.run_config(training__checkpoint_every=every), levels, tmp_path, False)
         reasons.append(str(refused.value))
     assert reasons[0] != reasons[1]
-    assert failed_alike(tmp_path) == reasons[1]
+    assert failed_twice_identically(tmp_path) == reasons[1]
 
 
 # Failures of one kind
@@ -452,49 +452,49 @@ def told(run, *ends):
 )
 def test_failed_alike(tmp_path, ends, expected):
     told(tmp_path, *ends)
-    assert failed_alike(tmp_path) == (A["reason"] if expected else None)
+    assert failed_twice_identically(tmp_path) == (A["reason"] if expected else None)
 
 
 def test_it_is_the_last_reason_that_is_told(tmp_path):
     told(tmp_path, A, A | {"reason": "no room for 7 bytes in /c"})
-    assert failed_alike(tmp_path) == "no room for 7 bytes in /c"
+    assert failed_twice_identically(tmp_path) == "no room for 7 bytes in /c"
 
 
 def test_only_one_series_counts(tmp_path):
     told(tmp_path, A, A | {"series": "s"}, A, A | {"series": "t"})
-    assert failed_alike(tmp_path) == A["reason"]
-    assert failed_alike(tmp_path, "s") is failed_alike(tmp_path, "t") is None
+    assert failed_twice_identically(tmp_path) == A["reason"]
+    assert failed_twice_identically(tmp_path, "s") is failed_twice_identically(tmp_path, "t") is None
     told(tmp_path, A | {"series": "s"}, B, A | {"series": "s"})
-    assert failed_alike(tmp_path) is None
-    assert failed_alike(tmp_path, "s") == A["reason"]
+    assert failed_twice_identically(tmp_path) is None
+    assert failed_twice_identically(tmp_path, "s") == A["reason"]
 
 
 def test_what_another_job_left_says_nothing(tmp_path):
     told(tmp_path, A, A | {"job": "7"})
-    assert failed_alike(tmp_path, job="7") == A["reason"]
-    assert failed_alike(tmp_path, job="8") is None
+    assert failed_twice_identically(tmp_path, job="7") == A["reason"]
+    assert failed_twice_identically(tmp_path, job="8") is None
 
 
 def test_attempts_of_before_and_torn_lines(tmp_path):
     for message in ("first", "again", "again"):
-        assert failed_alike(tmp_path) is None
+        assert failed_twice_identically(tmp_path) is None
         with pytest.raises(UserError), recorded(tmp_path, {"token": message}):
             raise UserError(message)
-    assert failed_alike(tmp_path) == "again"
-    assert not one_was_killed(tmp_path)
+    assert failed_twice_identically(tmp_path) == "again"
+    assert not any_killed(tmp_path)
     with open(tmp_path / FILE, "a") as file:
         file.write('{"token": "torn", "beg')
     with recorded(tmp_path, {"token": "last"}):
-        assert one_was_killed(tmp_path)
-    assert not one_was_killed(tmp_path)
+        assert any_killed(tmp_path)
+    assert not any_killed(tmp_path)
 
 
 @pytest.mark.parametrize("lines", [None, "", "rubbish\n", '{"token": "a", "ended": "failed", "reason": "x"}\n'])
 def test_a_run_that_was_never_started_was_not_killed(tmp_path, lines):
     if lines is not None:
         (tmp_path / FILE).write_text(lines)
-    assert not one_was_killed(tmp_path)
-    assert not one_was_killed(tmp_path / "missing")
+    assert not any_killed(tmp_path)
+    assert not any_killed(tmp_path / "missing")
 
 
 FULL = "{}: cannot be written: No space left on device"
@@ -549,7 +549,7 @@ def test_of_two_kinds(one, other):
 def test_the_host_makes_no_kind(tmp_path):
     hosts = ("gpu-a.cluster", "gpu-b.cluster")
     told(tmp_path, *({"ended": "failed", "reason": f"{host.split('.')[0]}: no GPU", "host": host} for host in hosts))
-    assert failed_alike(tmp_path) == "gpu-b: no GPU"
+    assert failed_twice_identically(tmp_path) == "gpu-b: no GPU"
 
 
 NUMBERS = st.one_of(

@@ -18,7 +18,7 @@ from tiny import ROOT
 from udpm.config.load import to_json
 from udpm.core.files import sha256
 from udpm.data.prepare import prepare
-from udpm.runs.config_guard import INCIDENTAL
+from udpm.runs.config_guard import MUTABLE_KEYS
 
 sys.path.insert(0, str(ROOT / "workflow"))
 from content import KEPT, Content, decide
@@ -141,7 +141,7 @@ def refused(capsys):
 
 
 def test_every_incidental_key_has_an_edit():
-    assert EDITS.keys() == INCIDENTAL - {"dataset.path"}
+    assert EDITS.keys() == MUTABLE_KEYS - {"dataset.path"}
 
 
 @pytest.mark.parametrize("checkpoints", [True, False])

@@ -23,7 +23,7 @@ from udpm.data.prepare import prepare
 from udpm.data.store import open_store
 from udpm.data.summary import differences, draw_sheet
 from udpm.diffusion.forward import downsample
-from udpm.runs.config_guard import INCIDENTAL
+from udpm.runs.config_guard import MUTABLE_KEYS
 
 
 @pytest.fixture(scope="module")
@@ -259,5 +259,5 @@ def test_the_benchmark_names_what_limits_it(tmp_path):
 
 
 def test_keys_without_influence_on_the_images_exist():
-    keys = {key.removeprefix("dataset.") for key in INCIDENTAL if key.startswith("dataset.")}
+    keys = {key.removeprefix("dataset.") for key in MUTABLE_KEYS if key.startswith("dataset.")}
     assert keys < DatasetConfig.model_fields.keys()

@@ -17,7 +17,7 @@ from udpm.core.containers import read_header
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.runs import lock as owners
 from udpm.runs.attempts import FILE
-from udpm.runs.lock import Owner, read_owner
+from udpm.runs.lock import RunLock, read_owner
 from udpm.training import checkpoint, failure
 from udpm.training.checkpoint import checkpoints
 from udpm.training.loop import train
@@ -224,7 +224,7 @@ def test_the_owners_heart_beats_on_a_full_disk(disk, monkeypatch, capsys):
     monkeypatch.setattr(owners, "HEARTBEAT", 0.05)
     monkeypatch.setattr(owners, "SETTLE", 0.01)
     record = disk / owners.RECORD
-    with Owner(disk, False) as owner:
+    with RunLock(disk, False) as owner:
         fill(disk)
         # One beat may have been on its way already.
         times = AFewTimes(record, 2)
@@ -233,9 +233,9 @@ def test_the_owners_heart_beats_on_a_full_disk(disk, monkeypatch, capsys):
         # As from another node, where nobody can see whether the process lives.
         monkeypatch.setattr(owners.socket, "gethostname", lambda: "elsewhere")
         with pytest.raises(StoppedEarly, match="while waiting for process"):
-            Owner(disk, times, stale=6).__enter__()
+            RunLock(disk, times, stale=6).__enter__()
         assert read_owner(disk)["beat"] == beat
-        assert owner.holds()
+        assert owner.is_held()
         (disk / "filler").unlink()
         tiny.wait_for(lambda: read_owner(disk)["beat"] > beat)
     assert read_owner(disk) is None

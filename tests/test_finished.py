@@ -10,8 +10,8 @@ import pytest
 import tiny
 
 from udpm.core.errors import StoppedEarly, UserError
-from udpm.runs.config_guard import prepared_otherwise
-from udpm.runs.status import read_standing
+from udpm.runs.config_guard import preparation_changes
+from udpm.runs.status import read_status
 from udpm.training.loop import train
 
 
@@ -51,7 +51,7 @@ def test_stopped_on_its_way_to_more_it_keeps_what_it_had(levels, run, at_once):
     with pytest.raises(StoppedEarly):
         train(longer(), levels, run, tiny.StopAfter(3))
     assert {name: (run / name).read_bytes() for name in before} == before
-    assert read_standing(run).state == "stopped"
+    assert read_status(run).state == "stopped"
     # Nobody wants more any longer: it is what it was.
     train(tiny.run_config(), levels, run, False)
     assert {name: (run / name).read_bytes() for name in before} == before
@@ -180,9 +180,9 @@ def test_a_data_set_that_was_prepared_otherwise_is_not_trained_on(levels, tmp_pa
         train(tiny.run_config(), prepared_with(levels, config=record | {"holdout": 700}), tmp_path / "run", False)
     assert not (tmp_path / "run").exists()
     for free in ({}, {"licence": "mine", "workers": 3}):
-        assert not prepared_otherwise(levels.store.record | {"config": record | free}, tiny.run_config().dataset)
+        assert not preparation_changes(levels.store.record | {"config": record | free}, tiny.run_config().dataset)
     # Of a version with other keys.
-    assert not prepared_otherwise({"config": {"old": 1}}, tiny.run_config().dataset)
+    assert not preparation_changes({"config": {"old": 1}}, tiny.run_config().dataset)
 
 
 @pytest.mark.parametrize(("answer", "code", "expected"), [("n\n", 0, "nothing is removed"), ("", 2, "pass --yes")])

@@ -8,7 +8,7 @@ import tiny
 
 from udpm.core.errors import StoppedEarly
 from udpm.runs import lock as owners
-from udpm.runs.lock import Owner, read_owner
+from udpm.runs.lock import RunLock, read_owner
 
 
 @pytest.fixture(autouse=True)
@@ -47,32 +47,32 @@ def foreign(folder, **changes):
 
 
 def test_the_record_is_there_while_training_and_gone_after(tmp_path):
-    with Owner(tmp_path, False) as owner:
+    with RunLock(tmp_path, False) as owner:
         first = read_owner(tmp_path)
-        assert owner.holds()
+        assert owner.is_held()
         tiny.wait_for(lambda: read_owner(tmp_path)["beat"] > first["beat"])
     assert read_owner(tmp_path) is None
 
 
 def test_a_dead_owner_of_this_host_is_followed_at_once(tmp_path):
     foreign(tmp_path, machine=owners._machine(), pid=2**22 + 1)
-    with Owner(tmp_path, NotAsked()) as owner:
-        assert owner.holds()
+    with RunLock(tmp_path, NotAsked()) as owner:
+        assert owner.is_held()
 
 
 def test_a_number_given_to_another_process_is_not_the_owner(tmp_path):
     # Process 1 of this host is alive, but it did not start when the record says.
     foreign(tmp_path, machine=owners._machine(), pid=1)
-    with Owner(tmp_path, False) as owner:
-        assert owner.holds()
+    with RunLock(tmp_path, False) as owner:
+        assert owner.is_held()
 
 
 def test_a_silent_owner_elsewhere_is_followed_after_a_while(tmp_path, monkeypatch, capsys):
     foreign(tmp_path)
     clock = Clock(monkeypatch)
     started = clock.now
-    with Owner(tmp_path, False, stale=60) as owner:
-        assert owner.holds()
+    with RunLock(tmp_path, False, stale=60) as owner:
+        assert owner.is_held()
         assert 60 <= clock.now - started < 65
     told = capsys.readouterr().err
     assert "process 1 on elsewhere, job 7 is training here; waiting for it to end" in told
@@ -95,7 +95,7 @@ def test_a_living_owner_is_waited_for(tmp_path, monkeypatch):
 
     with (
         pytest.raises(StoppedEarly, match="while waiting for process 1 on elsewhere"),
-        Owner(tmp_path, StopAfterBeats(), stale=60),
+        RunLock(tmp_path, StopAfterBeats(), stale=60),
     ):
         pass
     assert clock.now - started > 120
@@ -103,7 +103,7 @@ def test_a_living_owner_is_waited_for(tmp_path, monkeypatch):
 
 
 def test_one_that_lost_the_folder_knows_and_leaves_the_record_alone(tmp_path):
-    with Owner(tmp_path, False) as owner:
+    with RunLock(tmp_path, False) as owner:
 
         def stopped_beating():
             # Again and again: one beat may have been on its way already.
@@ -111,15 +111,15 @@ def test_one_that_lost_the_folder_knows_and_leaves_the_record_alone(tmp_path):
             return not owner._thread.is_alive()
 
         tiny.wait_for(stopped_beating)
-        assert not owner.holds()
+        assert not owner.is_held()
     assert read_owner(tmp_path)["token"] == "other"
 
 
 @pytest.mark.parametrize("content", ["", "rubbish", "[1]"])
 def test_a_record_that_cannot_be_read_holds_nobody_up(tmp_path, content):
     (tmp_path / "owner.json").write_text(content)
-    with Owner(tmp_path, False) as owner:
-        assert owner.holds()
+    with RunLock(tmp_path, False) as owner:
+        assert owner.is_held()
 
 
 def command(digits, config, run, *more):

@@ -13,7 +13,7 @@ from udpm.core.errors import UserError
 from udpm.core.files import sha256
 from udpm.core.reading import parse_json, read_json, read_json_lines, read_text
 from udpm.data.fill import Journal
-from udpm.runs.attempts import failed_alike, one_was_killed
+from udpm.runs.attempts import any_killed, failed_twice_identically
 from udpm.runs.lock import read_owner
 from udpm.training.checkpoint import checkpoints
 from udpm.training.metrics import Metrics
@@ -200,8 +200,8 @@ def test_owners_that_are_none(tmp_path, capsys):
 def test_lines_that_tell_of_no_attempt(tmp_path):
     lines = [{"token": []}, {"token": "a", "began": "x"}, {"token": "a", "ended": 1}, {"ended": "failed", "reason": 3}]
     run = run_of(tmp_path, "run", attempts__jsonl="".join(json.dumps(line) + "\n" for line in lines))
-    assert failed_alike(run) is None
-    assert not one_was_killed(run)
+    assert failed_twice_identically(run) is None
+    assert not any_killed(run)
 
 
 def test_files_that_are_not_named_by_an_iteration(tmp_path):

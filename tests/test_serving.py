@@ -13,7 +13,7 @@ from udpm.config.load import validate
 from udpm.config.validation import read_yaml
 from udpm.core import devices
 from udpm.core.errors import UserError
-from udpm.core.progress import ahead, one_behind
+from udpm.core.progress import delay_by_one, prefetch
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.inference import Graphs, compiled, serve
 from udpm.networks.unet import UNet, UNetShape
@@ -164,7 +164,7 @@ def test_without_a_compiler_one_line_says_so(monkeypatch):
 
 def test_ahead_is_in_order_and_bounded():
     begun = []
-    results = ahead(lambda item: begun.append(item) or item**2, range(10), depth=2)
+    results = prefetch(lambda item: begun.append(item) or item**2, range(10), depth=2)
     assert begun == []
     for number, found in enumerate(results):
         assert found == number**2
@@ -179,7 +179,7 @@ def test_an_error_ahead_comes_where_its_result_would():
             raise UserError("noise: two")
         return item
 
-    results = ahead(fails_at_two, range(5))
+    results = prefetch(fails_at_two, range(5))
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(UserError, match="noise: two"):
         next(results)
@@ -188,8 +188,8 @@ def test_an_error_ahead_comes_where_its_result_would():
 def test_one_behind():
     made = []
     items = (made.append(number) or number for number in range(3))
-    assert [(number, len(made)) for number in one_behind(items)] == [(0, 2), (1, 3), (2, 3)]
-    assert list(one_behind([])) == []
+    assert [(number, len(made)) for number in delay_by_one(items)] == [(0, 2), (1, 3), (2, 3)]
+    assert list(delay_by_one([])) == []
 
 
 def test_noise_that_fails_ends_sampling(trained):

@@ -37,7 +37,7 @@ from udpm.core.arrays import SEAL
 from udpm.core.containers import read_header
 from udpm.core.files import sha256
 from udpm.data.cifar import Batches
-from udpm.data.decode import Recipe, Refused, fit, quiet_decoders, to_rgb
+from udpm.data.decode import ImageError, Preprocessing, fit, quiet_decoders, to_rgb
 from udpm.data.external import open_images
 from udpm.data.fill import Journal
 from udpm.data.levels import open_levels, write_cache
@@ -58,9 +58,9 @@ from udpm.report.figures.curves import milestone_table, read_metrics
 from udpm.report.figures.curves import write_table as write_milestones
 from udpm.report.figures.latents import draw_latents
 from udpm.report.figures.samples import draw_chain
-from udpm.runs.attempts import failed_alike, one_was_killed
+from udpm.runs.attempts import any_killed, failed_twice_identically
 from udpm.runs.lock import read_owner
-from udpm.runs.status import read_standing, standings_json
+from udpm.runs.status import read_status, statuses_json
 from udpm.sampling.generate import draw_samples
 from udpm.sampling.latents import explore_latents
 from udpm.sampling.sample_set import join_shards, load_samples
@@ -348,13 +348,13 @@ def _with_digest(path, call):
 
 def _finished(folder):
     model_card(folder / "runs/digits/seed0", [])
-    standings_json([read_standing(folder / "runs/digits/seed0")])
+    statuses_json([read_status(folder / "runs/digits/seed0")])
     _described(folder / "runs/digits/seed0")
 
 
 def _metrics(folder):
     working = folder / "working"
-    standings_json([read_standing(working)])
+    statuses_json([read_status(working)])
     text = (working / "metrics.jsonl").read_bytes()
     Metrics(working / "metrics.jsonl", 12)
     (working / "metrics.jsonl").write_bytes(text)
@@ -362,17 +362,17 @@ def _metrics(folder):
 
 
 def _attempts(folder):
-    failed_alike(folder / "runs/digits/seed0")
-    one_was_killed(folder / "runs/digits/seed0")
+    failed_twice_identically(folder / "runs/digits/seed0")
+    any_killed(folder / "runs/digits/seed0")
     failed = folder / "failed"
     failed.mkdir(exist_ok=True)
     shutil.copy(folder / "runs/digits/seed0/attempts.jsonl", failed)
-    standings_json([read_standing(failed)])
+    statuses_json([read_status(failed)])
 
 
 def _owner(folder):
     read_owner(folder / "working")
-    standings_json([read_standing(folder / "working")])
+    statuses_json([read_status(folder / "working")])
 
 
 def _journal(folder):
@@ -382,8 +382,8 @@ def _journal(folder):
 def _picture(folder, suffix):
     try:
         with quiet_decoders():
-            fit(to_rgb((folder / f"image.{suffix}").read_bytes(), Recipe(8))[0], 8)
-    except Refused as refusal:
+            fit(to_rgb((folder / f"image.{suffix}").read_bytes(), Preprocessing(8))[0], 8)
+    except ImageError as refusal:
         return str(refusal)
     return "read"
 

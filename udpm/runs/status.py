@@ -14,7 +14,7 @@ from udpm.core.containers import read_header
 from udpm.core.errors import UserError
 from udpm.core.progress import duration
 from udpm.runs.attempts import PastAttempt, read_attempts
-from udpm.runs.lock import STALE, is_dead, name_of, read_owner
+from udpm.runs.lock import STALE_SECONDS, is_dead, name_of, read_owner
 from udpm.runs.records import is_run, iteration_of, numbered, read_complete, read_metrics_lines, read_run_length
 
 QUIET_INTERVALS = 10
@@ -29,7 +29,7 @@ COLUMNS = ("run", "state", "iteration", "img/s", "left", "checkpoint", "heartbea
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunStatus:
     """Where a run stands; None where it is unknown or means nothing. Ages and times left in seconds.
 
     Attributes:
@@ -67,18 +67,18 @@ class Standing:
     note: str = ""
 
 
-def read_standings(runs: Iterable[Path]) -> list[Standing]:
+def read_statuses(runs: Iterable[Path]) -> list[RunStatus]:
     """Where runs stand now; one that cannot be read stands among the others, with the reason."""
     found = []
     for run in runs:
         try:
-            found.append(read_standing(run))
+            found.append(read_status(run))
         except UserError as error:
-            found.append(Standing(str(run), "unreadable", note=" ".join(str(error).split())))
+            found.append(RunStatus(str(run), "unreadable", note=" ".join(str(error).split())))
     return found
 
 
-def read_standing(run: Path) -> Standing:
+def read_status(run: Path) -> RunStatus:
     """Where a run stands now.
 
     Raises:
@@ -98,24 +98,24 @@ def read_standing(run: Path) -> Standing:
     if (run / "complete.json").exists():
         total = read_complete(run).get("iterations")
         if not _goes_on(total, training):
-            return Standing(str(run), "complete", **known | {"iteration": total, "iterations": total})
+            return RunStatus(str(run), "complete", **known | {"iteration": total, "iterations": total})
     if owner is not None and not is_dead(owner):
         return _at_work(run, owner, lines, known, training, now)
     failure, last = _last_failure(run), attempts[-1] if attempts else PastAttempt()
     if failure is not None and failure[0] >= (checkpoint.get("checkpoint") or 0) and _not_finite(last):
-        return Standing(str(run), "failed", **known | _place(last), note=failure[1])
+        return RunStatus(str(run), "failed", **known | _place(last), note=failure[1])
     if last.ended == "failed":
         note = " ".join(last.reason.removeprefix(f"{run}: ").split())
-        return Standing(str(run), "failed", **known | _place(last), note=note)
+        return RunStatus(str(run), "failed", **known | _place(last), note=note)
     note = ""
     if last.ended is None and last.record:
         note, known = _silent(last, now), known | _place(last)
     elif owner is not None:
         note = f"{name_of(owner)} ended without a word"
-    return Standing(str(run), "stopped" if checkpoint else "waiting", **known, note=note)
+    return RunStatus(str(run), "stopped" if checkpoint else "waiting", **known, note=note)
 
 
-def render_standings(standings: list[Standing]) -> str:
+def render_statuses(standings: list[RunStatus]) -> str:
     """A table to read, a row for each run."""
     rows = [COLUMNS, *(_row(standing) for standing in standings)]
     used = [column for column in range(len(COLUMNS)) if any(row[column] for row in rows[1:])]
@@ -123,24 +123,24 @@ def render_standings(standings: list[Standing]) -> str:
     return "".join("  ".join(row[column].ljust(widths[column]) for column in used).rstrip() + "\n" for row in rows)
 
 
-def standings_json(standings: list[Standing]) -> str:
+def statuses_json(standings: list[RunStatus]) -> str:
     """The same as a JSON list, in full precision."""
     return json.dumps([asdict(standing) for standing in standings], indent=2, ensure_ascii=False) + "\n"
 
 
 def _at_work(
     run: Path, owner: dict[str, Any], lines: list[dict], known: dict[str, Any], training: dict[str, Any], now: float
-) -> Standing:
+) -> RunStatus:
     """Of a run whose owner is, as far as can be seen from here, alive."""
     age = max(0.0, now - owner.get("time", 0.0))
     known = known | {"heartbeat_age": age, **{key: owner.get(key) for key in ("host", "job", "attempt")}}
     quiet = _quiet(run, owner, now)
-    if age > STALE:
-        return Standing(str(run), "stalled", **known, note=f"no sign of life from {name_of(owner)}")
+    if age > STALE_SECONDS:
+        return RunStatus(str(run), "stalled", **known, note=f"no sign of life from {name_of(owner)}")
     if quiet > _patience(lines):
         note = f"{name_of(owner)} lives, but has written no metrics for {duration(quiet)}"
-        return Standing(str(run), "stalled", **known, note=note)
-    return Standing(str(run), "running", **known, seconds_left=_seconds_left(known, training))
+        return RunStatus(str(run), "stalled", **known, note=note)
+    return RunStatus(str(run), "running", **known, seconds_left=_seconds_left(known, training))
 
 
 def _not_finite(last: PastAttempt) -> bool:
@@ -222,7 +222,7 @@ def _last_failure(run: Path) -> tuple[int, str] | None:
     return iteration_of(found[-1]), f"{what} in iteration {iteration_of(found[-1]) + 1}: see {found[-1]}"
 
 
-def _row(standing: Standing) -> tuple[str, ...]:
+def _row(standing: RunStatus) -> tuple[str, ...]:
     done = "" if standing.iteration is None else str(standing.iteration)
     if standing.iterations and standing.state != "complete":
         done = f"{done or 0} of {standing.iterations}"

@@ -18,7 +18,7 @@ from udpm.config.validation import validate
 from udpm.core import devices, provenance
 from udpm.core.arrays import sealed
 from udpm.core.devices import as_user_errors
-from udpm.core.distributed import Agreement, Place, find_place, joined
+from udpm.core.distributed import Agreement, RankInfo, detect_ranks, process_group
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import remove_temporary, sha256, write_json
 from udpm.core.processes import StopRequest
@@ -26,9 +26,16 @@ from udpm.core.usage import count_images
 from udpm.data.levels import Levels
 from udpm.networks.weights import save_weights
 from udpm.runs.attempts import Attempt, attempted, make_folder
-from udpm.runs.config_guard import INCIDENTAL, ITERATIONS, WORLD, claim, differences, prepared_otherwise
+from udpm.runs.config_guard import (
+    ITERATIONS,
+    MUTABLE_KEYS,
+    WORLD_SIZE_KEYS,
+    check_config,
+    differences,
+    preparation_changes,
+)
 from udpm.runs.layout import milestone
-from udpm.runs.lock import RECORD, STALE, Owner
+from udpm.runs.lock import RECORD, STALE_SECONDS, RunLock
 from udpm.runs.records import SEALED, is_finished, read_complete
 from udpm.training.checkpoint import forget_after, resume, save_checkpoint
 from udpm.training.events import Events, writer_class
@@ -48,7 +55,7 @@ def train(
     *,
     max_minutes: float | None = None,
     allow_world_size_change: bool = False,
-    stale: float = STALE,
+    stale: float = STALE_SECONDS,
     attempt: Attempt | None = None,
 ) -> None:
     """Train until `training.iterations`, from the newest checkpoint in the run's folder if there is one.
@@ -74,7 +81,7 @@ def train(
     """
     with nullcontext(attempt) if attempt is not None else attempted(run, config, allow_world_size_change) as attempt:
         _check_prepared(levels, config)
-        training, place = config.training, find_place(config.training.processes)
+        training, place = config.training, detect_ranks(config.training.processes)
         if training.tensorboard:
             writer_class()
         device = devices.configure(
@@ -82,18 +89,18 @@ def train(
         )
         make_folder(run)
         deadline = time.monotonic() + 60 * max_minutes if max_minutes is not None else float("inf")
-        with joined(place, _backend(config, device), run, stop, device):
+        with process_group(place, _backend(config, device), run, stop, device):
             agreement = Agreement(place)
-            with Owner(run, stop, stale, attempt.record) if place.rank == 0 else nullcontext() as owner:
+            with RunLock(run, stop, stale, attempt.record) if place.rank == 0 else nullcontext() as owner:
                 attempt.take_over()
                 # Nobody looks into the folder before it is this run's.
-                agreement.any(False)
+                agreement.any_rank(False)
                 session = Session(config, levels, run, stop, device, place, agreement, owner, attempt, deadline)
                 session.train(allow_world_size_change)
 
 
 def _check_prepared(levels: Levels, config: RunConfig) -> None:
-    otherwise = prepared_otherwise(levels.store.record, config.dataset)
+    otherwise = preparation_changes(levels.store.record, config.dataset)
     if otherwise:
         raise UserError(
             f"{levels.store.folder}: was not prepared as the run's configuration says "
@@ -127,9 +134,9 @@ class Session:
         run: Path,
         stop: StopRequest | bool,
         device: torch.device,
-        place: Place,
+        place: RankInfo,
         agreement: Agreement,
-        owner: Owner | None,
+        owner: RunLock | None,
         attempt: Attempt,
         deadline: float,
     ) -> None:
@@ -145,13 +152,13 @@ class Session:
 
     def train(self, allow_world_size_change: bool) -> None:
         """Claim the folder, continue where the run stands, and bring it to its end."""
-        claim(self.run, self.config, allow_world_size_change, writes=False)
+        check_config(self.run, self.config, allow_world_size_change, writes=False)
         if is_finished(self.run, self.iterations, self.digest):
             self._check_images(self.run, read_complete(self.run))
             self._say(f"{self.run}: complete already, nothing to do")
             return
         self.attempt.begin()
-        claim(self.run, self.config, allow_world_size_change, writes=self.owner is not None)
+        check_config(self.run, self.config, allow_world_size_change, writes=self.owner is not None)
         relief = _relief(self.config, self.device)
         with as_user_errors(relief):
             trainer = Trainer(self.config, self.levels, self.device, self.place)
@@ -183,7 +190,7 @@ class Session:
     def _continue(self, trainer: Trainer) -> None:
         folder = self.run / "checkpoints"
         description = resume(folder, trainer.state, trainer.iterations, self._check)
-        if not self.agreement.same(trainer.state.iteration):
+        if not self.agreement.all_equal(trainer.state.iteration):
             raise StoppedEarly(f"{folder}: not all processes could read the same one: run the same command again")
         if self.owner is not None:
             forget_after(folder, trainer.state.iteration)
@@ -203,7 +210,7 @@ class Session:
         """Whether a checkpoint is this run's: of these images, and of this configuration."""
         self._check_images(checkpoint, description)
         earlier = validate(RunConfig, description["run"], str(checkpoint))
-        changed = differences(earlier, self.config, INCIDENTAL | WORLD | {ITERATIONS})
+        changed = differences(earlier, self.config, MUTABLE_KEYS | WORLD_SIZE_KEYS | {ITERATIONS})
         if changed:
             shown = "; ".join(changed.values())
             raise UserError(f"{checkpoint}: is of another run ({shown}); take it out of the folder")
@@ -230,7 +237,7 @@ class Session:
                 count_images(training.batch)
                 progress.update()
                 overdue = time.monotonic() - saved > 60 * training.checkpoint_minutes
-                wishes = self.agreement.any(bool(self.stop), time.monotonic() > self.deadline, overdue)
+                wishes = self.agreement.any_rank(bool(self.stop), time.monotonic() > self.deadline, overdue)
                 stopping = any(wishes[:2]) and state.iteration < total
                 last = stopping or state.iteration == total
                 saves = last or wishes[2] or state.iteration % training.checkpoint_every == 0
@@ -262,7 +269,7 @@ class Session:
 
     def _check_together(self, trainer: Trainer) -> None:
         """All processes hold the same weights and averages; if not, nothing of this is worth saving."""
-        if self.place.world > 1 and not self.agreement.same(trainer.state.fingerprint()):
+        if self.place.world > 1 and not self.agreement.all_equal(trainer.state.fingerprint()):
             raise UserError(
                 f"{self.run}: the processes' weights differ after iteration {trainer.state.iteration}: their machines "
                 "do not compute alike; the last checkpoint is from before that"
@@ -299,14 +306,14 @@ class Session:
         """Let rank 0 write, if the folder is still its own; all processes go on together, or none does."""
         lost, problem = False, None
         if self.owner is not None:
-            lost = not self.owner.holds()
+            lost = not self.owner.is_held()
             if not lost:
                 try:
                     write()
                 except (UserError, OSError) as error:
                     problem = error if isinstance(error, UserError) else UserError(f"{self.run}: {error}")
-                    lost = not self.owner.holds()
-        taken, failed = self.agreement.any(lost, problem is not None)
+                    lost = not self.owner.is_held()
+        taken, failed = self.agreement.any_rank(lost, problem is not None)
         if taken:
             raise StoppedEarly(f"{self.run}: another trainer took it over; nothing more is written by this one")
         if problem is not None:

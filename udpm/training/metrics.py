@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from udpm.core import devices
-from udpm.core.distributed import Place, average, lowest
+from udpm.core.distributed import RankInfo, all_reduce_mean, all_reduce_min
 from udpm.core.errors import UserError
 from udpm.core.files import write_text
 from udpm.runs.records import read_metrics_lines
@@ -44,8 +44,8 @@ class Metrics:
         place: this process among those that train together; rank 0 writes.
     """
 
-    def __init__(self, path: Path, start: int, place: Place | None = None) -> None:
-        self._path, self._place = path, place or Place()
+    def __init__(self, path: Path, start: int, place: RankInfo | None = None) -> None:
+        self._path, self._place = path, place or RankInfo()
         self._iteration = start
         self._kept: dict[str, list[tuple[int, torch.Tensor]]] = {}
         lines = _lines_up_to(path, start)
@@ -84,7 +84,7 @@ class Metrics:
         """
         keys = sorted(self._kept)
         means = [torch.stack([value for _, value in self._kept[key]]).mean() for key in keys]
-        average(means, self._place)
+        all_reduce_mean(means, self._place)
         values = torch.stack(means).tolist() if means else []
         broken = [key for key, value in zip(keys, values, strict=True) if not math.isfinite(value)]
         if broken:
@@ -125,7 +125,9 @@ class Metrics:
         places = [iteration * len(order) + index for index, iteration, value in steps if not torch.isfinite(value)]
         # None is found where only the mean overflows, and where it is another process's.
         first = min(places, default=self._iteration * len(order) - 1)
-        iteration, index = divmod(lowest(torch.tensor(first, device=steps[0][2].device), self._place), len(order))
+        iteration, index = divmod(
+            all_reduce_min(torch.tensor(first, device=steps[0][2].device), self._place), len(order)
+        )
         player, term, level = order[index].split("/")
         return NotFinite(player, term, int(level.removeprefix("l")), iteration)
 

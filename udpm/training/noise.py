@@ -12,7 +12,7 @@ import torch
 
 from udpm.config.experiment import RunConfig
 from udpm.core.seeds import derive_seed
-from udpm.core.transfer import moved
+from udpm.core.transfer import to_device
 from udpm.training.objective import Draw
 
 EVERYTHING = slice(None)
@@ -54,7 +54,7 @@ def draw_noise(
 
     def normal(purpose: str, *sides: int) -> torch.Tensor:
         generator = _generator(config.seed, purpose, player, iteration)
-        return moved(torch.randn((whole, channels, *sides), generator=generator)[part], target.device)
+        return to_device(torch.randn((whole, channels, *sides), generator=generator)[part], target.device)
 
     return Draw(
         level,
@@ -73,7 +73,7 @@ def _hidden(config: RunConfig, player: str, iteration: int, part: slice, device:
     if not probability or player != "generator":
         return None
     generator = _generator(config.seed, "hidden labels", player, iteration)
-    return moved((torch.rand(config.training.batch, generator=generator) < probability)[part], device)
+    return to_device((torch.rand(config.training.batch, generator=generator) < probability)[part], device)
 
 
 def drops_out(config: RunConfig, player: str, discriminator: float) -> bool:

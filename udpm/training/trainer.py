@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from udpm.config.experiment import RunConfig
-from udpm.core.distributed import Place, average
+from udpm.core.distributed import RankInfo, all_reduce_mean
 from udpm.core.errors import UserError
 from udpm.data.levels import Levels
 from udpm.data.loader import Batches, Residence
@@ -35,8 +35,8 @@ class Trainer:
         UserError: LPIPS cannot be loaded, or the epochs are less than one batch.
     """
 
-    def __init__(self, config: RunConfig, levels: Levels, device: torch.device, place: Place | None = None) -> None:
-        self.config, self.device, self.place = config, device, place or Place()
+    def __init__(self, config: RunConfig, levels: Levels, device: torch.device, place: RankInfo | None = None) -> None:
+        self.config, self.device, self.place = config, device, place or RankInfo()
         self.schedule = Schedule.from_config(config.process)
         self.terms = level_terms(config)
         self._levels = levels
@@ -89,7 +89,7 @@ class Trainer:
         chunks = draw.chunks(self.config.training.accumulate)
         found = [self._gradients(player, chunk, terms, iteration, index) for index, chunk in enumerate(chunks)]
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-        average(gradients, self.place)
+        all_reduce_mean(gradients, self.place)
         losses = found[0]
         if len(found) > 1:
             losses = {name: torch.stack([losses[name] for losses in found]).mean() for name in losses}
@@ -127,9 +127,9 @@ class Trainer:
 
     def whole_draw(self, player: str, iteration: int) -> Draw:
         """What all processes together are fed in a player's step."""
-        return Draws(self.config, self.terms, self._batches(Place(), "memory"))(player, iteration)
+        return Draws(self.config, self.terms, self._batches(RankInfo(), "memory"))(player, iteration)
 
-    def _batches(self, place: Place, residence: Residence) -> Batches:
+    def _batches(self, place: RankInfo, residence: Residence) -> Batches:
         training = self.config.training
         return Batches(
             self._levels,

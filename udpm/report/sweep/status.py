@@ -13,10 +13,10 @@ from udpm.config.points import LoadedSweep
 from udpm.config.validation import Model, Section
 from udpm.core.errors import UserError
 from udpm.core.reading import JSON_BYTES, read_text
-from udpm.runs.config_guard import INCIDENTAL, differences, missing, other_run
+from udpm.runs.config_guard import MUTABLE_KEYS, differences, missing, run_changes
 from udpm.runs.layout import Layout
 from udpm.runs.records import is_run
-from udpm.runs.status import read_standing
+from udpm.runs.status import read_status
 
 Compare = Callable[[Any, Any, set[str]], dict[str, str]]
 
@@ -104,10 +104,10 @@ def _standing(loaded: LoadedSweep, results: Path, key: tuple[str, int], trained:
     shares = "" if trained == experiment else f"uses the run of {loaded.points[trained].point.name}"
     if not is_run(folder):
         return PointStanding(point, seed, "new", shares)
-    changed = _differences(RunConfig, folder / "config.json", run, other_run)
+    changed = _differences(RunConfig, folder / "config.json", run, run_changes)
     if changed:
         return PointStanding(point, seed, "changed", changed)
-    standing = read_standing(folder)
+    standing = read_status(folder)
     if standing.state != "complete":
         at = "" if standing.checkpoint is None else f"checkpoint {standing.checkpoint} of {standing.iterations}"
         return PointStanding(point, seed, standing.state, "; ".join(filter(None, (shares, at, standing.note))))
@@ -134,4 +134,4 @@ def _differences(model: type[Model], path: Path, now: Model, compare: Compare = 
     """How a configuration differs from the one in a file, if that is there, in words."""
     if not path.exists() or read_text(path, "resolved configuration", JSON_BYTES) == to_json(now):
         return ""
-    return "; ".join(compare(read_resolved(model, path), now, INCIDENTAL).values())
+    return "; ".join(compare(read_resolved(model, path), now, MUTABLE_KEYS).values())
