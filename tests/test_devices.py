@@ -27,12 +27,11 @@ from udpm.networks.inference import compiled
 from udpm.networks.weights import load_model
 from udpm.sampling.sampler import Sampler
 from udpm.training import checkpoint
-from udpm.training.draws import Ahead
-from udpm.training.loop import train
-from udpm.training.objective import discriminator_losses
-from udpm.training.perceptual import load_lpips
+from udpm.training.batch import Prefetcher
+from udpm.training.losses import discriminator_losses
+from udpm.training.lpips import load_lpips
 from udpm.training.state import State
-from udpm.training.trainer import Trainer
+from udpm.training.trainer import Trainer, train
 
 CPU = torch.device("cpu")
 NO_MEMORY = torch.OutOfMemoryError(
@@ -95,7 +94,7 @@ def test_averages_and_moments_lie_as_their_weights(levels, channels_last):
     layout = torch.channels_last if channels_last else torch.contiguous_format
     weights = list(run.state.generator.parameters())
     assert all(weight.is_contiguous(memory_format=layout) for weight in weights if weight.ndim == 4)
-    for average in run.state.averages.values():
+    for average in run.state.ema_models.values():
         assert [value.stride() for value in average.module.parameters()] == [weight.stride() for weight in weights]
     for optimizer in run.state.optimizers.values():
         for weight, moments in optimizer.state.items():
@@ -187,7 +186,7 @@ def train_by_two(digits, folder, capsys):
 
 @pytest.fixture
 def second_of_two(group, monkeypatch):
-    monkeypatch.setattr("udpm.training.loop.detect_ranks", lambda world: RankInfo(1, world, 1))
+    monkeypatch.setattr("udpm.training.writer.detect_ranks", lambda world: RankInfo(1, world, 1))
     return group
 
 
@@ -196,7 +195,7 @@ def fail_at_the_first_gradients(group, monkeypatch, failure):
         group.failure = failure
         raise failure
 
-    monkeypatch.setattr(Trainer, "_gradients", gradients)
+    monkeypatch.setattr(Trainer, "train_step", gradients)
 
 
 def test_a_process_that_ended_is_not_waited_for(digits, second_of_two, tmp_path, monkeypatch, capsys):
@@ -357,7 +356,7 @@ def test_a_task_of_srun_may_have_a_gpu_of_its_own(visible, count, expected):
 
 def test_training_as_a_task_with_a_gpu_of_its_own(levels, visible, monkeypatch, tmp_path):
     visible(1)
-    monkeypatch.setattr("udpm.training.loop.detect_ranks", lambda world: detect_ranks(world, TASK))
+    monkeypatch.setattr("udpm.training.writer.detect_ranks", lambda world: detect_ranks(world, TASK))
     config = tiny.run_config(training__device="cuda", training__processes_per_node=4, training__backend="nccl")
     monkeypatch.setattr(dist, "is_nccl_available", lambda: False)
     with pytest.raises(UserError, match="nccl is not in this PyTorch"):
@@ -405,8 +404,8 @@ def test_the_gradient_penalty_is_not_cast_again(levels):
     config = tiny.run_config(losses__r1_gamma=0.5, training__batch=4)
     run = Trainer(config, levels, CPU)
     run.state.generator.eval()
-    draw, schedule = run.draws("discriminator", 0), Schedule.from_config(config.process)
-    terms, kept = run.terms[draw.level - 1], []
+    draw, schedule = run.batches("discriminator", 0), Schedule.from_config(config.process)
+    terms, kept = run.loss_weights[draw.level - 1], []
 
     def judge(image, *rest):
         kept.append((image, run.state.discriminator(image, *rest)))
@@ -518,7 +517,9 @@ def test_threads_take_their_process_gpu(visible):
     """A thread begins with the first GPU, and would open a context there."""
     chosen, names = visible(2), []
     device = torch.device("cuda", 1)
-    Ahead(lambda *_: names.append(threading.current_thread()), lambda _: ["generator"], 1, 1, device)("generator", 0)
+    Prefetcher(lambda *_: names.append(threading.current_thread()), lambda _: ["generator"], 1, 1, device)(
+        "generator", 0
+    )
     assert (chosen, len(names)) == ([device], 1)
     assert names[0] is not threading.main_thread()
     began = []

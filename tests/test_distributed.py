@@ -126,7 +126,7 @@ def test_two_processes_are_one_that_accumulates(digits, shared, tmp_path):
 def test_a_bit_in_weights_or_averages_shows(levels):
     first, second = (State.fresh(tiny.run_config(), torch.device("cpu")) for _ in range(2))
     assert first.fingerprint() == second.fingerprint()
-    for network in (second.generator, second.discriminator, second.averages["ema"].module):
+    for network in (second.generator, second.discriminator, second.ema_models["ema"].module):
         weight = next(network.parameters()).data.view(-1)
         kept = weight[0].clone()
         weight[0] = torch.nextafter(kept, torch.tensor(9.0))
@@ -147,7 +147,7 @@ def test_processes_that_drift_apart_stop(digits, tmp_path):
         "def average(state):\n"
         "    plain(state)\n"
         "    if os.environ['SLURM_PROCID'] == '1':\n"
-        "        next(state.averages['ema'].module.parameters()).data.add_(1e-3)\n"
+        "        next(state.ema_models['ema'].module.parameters()).data.add_(1e-3)\n"
         "State.average = average\n"
         "from udpm.cli import main\n"
         "main(sys.argv[1:])\n"

@@ -21,7 +21,7 @@ from udpm.networks.weights import load_model
 from udpm.sampling import export
 from udpm.sampling.sample_set import load_samples, save_samples
 from udpm.sampling.sampler import Sampler
-from udpm.training.objective import level_terms
+from udpm.training.losses import loss_weights
 from udpm.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -262,7 +262,7 @@ def test_what_another_process_cannot_write_is_one_line(tmp_path, monkeypatch):
 
 def test_lazy_r1_is_rare_and_strong():
     config = tiny.run_config(losses__r1_gamma=0.3, losses__r1_every=4, training__discriminator_every=2)
-    (terms, *_), (plain, *_) = level_terms(config), level_terms(tiny.run_config(losses__r1_gamma=0.3))
+    (terms, *_), (plain, *_) = loss_weights(config), loss_weights(tiny.run_config(losses__r1_gamma=0.3))
     assert [terms.at(iteration).r1 for iteration in (0, 2, 4, 6, 8)] == [4 * 0.3, 0, 0, 0, 4 * 0.3]
     assert [plain.at(iteration).r1 for iteration in range(3)] == [0.3] * 3
 
@@ -286,7 +286,9 @@ def test_compiled_training_with_r1(levels):
     found = []
     for compiles in (False, True):
         run = Trainer(tiny.run_config(**changes, training__compile=compiles), levels, CPU)
-        found.append([run._step(player, index)[1] for index in range(2) for player in ("discriminator", "generator")])
+        found.append(
+            [run.train_step(player, index)[1] for index in range(2) for player in ("discriminator", "generator")]
+        )
     for eager, fast in zip(*found, strict=True):
         assert eager.keys() == fast.keys()
         for name in eager:

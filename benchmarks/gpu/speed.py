@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.baseline_training import SwitchedTrainer, TrainingGains
 from benchmarks.gpu.checks import Check, Session
 from benchmarks.gpu.subjects import awake_model, experiment, random_data
 from udpm.bench.measure import BLOCKS, Timing, repeated
@@ -23,8 +24,7 @@ from udpm.networks.flops import count_cost
 from udpm.networks.inference import Precision, serve
 from udpm.networks.weights import Model
 from udpm.sampling.sampler import Sampler
-from udpm.training.cost import IterationCost, IterationCounter
-from udpm.training.plain import SwitchedTrainer, TrainingGains
+from udpm.training.estimate import IterationCost, IterationCounter
 from udpm.training.trainer import Trainer
 
 ITERATIONS, WARM = 6, 8
@@ -104,7 +104,7 @@ def _training(session: Session, way: str, plain: bool = False, **changes: Any) -
 def _costs(session: Session, config: RunConfig, trainer: Trainer) -> list[IterationCost]:
     """Multiply-adds of an iteration by level, counted once: they do not depend on the way of computing."""
     if "costs" not in session.kept:
-        counter = IterationCounter(config, trainer.terms, trainer.perceptual)
+        counter = IterationCounter(config, trainer.perceptual)
         session.kept["costs"] = [counter.count(level) for level in range(1, config.process.levels + 1)]
     return session.kept["costs"]
 

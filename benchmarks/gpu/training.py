@@ -63,7 +63,7 @@ def _data(session: Session, config: RunConfig) -> Levels:
 
 def _awake(trainer: Trainer) -> Trainer:
     """Give the trainer a generator, and averages, whose outputs are not nearly zero."""
-    for network in (trainer.state.generator, *(average.module for average in trainer.state.averages.values())):
+    for network in (trainer.state.generator, *(ema.module for ema in trainer.state.ema_models.values())):
         wake(network)
     return trainer
 

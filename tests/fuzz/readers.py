@@ -66,9 +66,9 @@ from udpm.sampling.latents import explore_latents
 from udpm.sampling.sample_set import join_shards, load_samples
 from udpm.sampling.sampler import stored
 from udpm.training.checkpoint import checkpoints, resume
-from udpm.training.loop import train
 from udpm.training.metrics import Metrics
 from udpm.training.state import State
+from udpm.training.trainer import train
 
 KEPT = 500
 """Images of the test split, whose features are kept in one file."""
