@@ -1,1 +1,1 @@
-"""Checks and measurements for a machine with one GPU, 8 minutes in all."""
+"""What only a GPU can show: a list of checks and measurements that one machine goes through in minutes."""

@@ -1,4 +1,4 @@
-"""Run a udpm command under torchrun on the first GPU, which all its processes then share."""
+"""A udpm command as one of several processes that share a GPU: under torchrun each would take one of its own."""
 
 import os
 

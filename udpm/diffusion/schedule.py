@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from udpm.config.model import Process
+from udpm.config.experiment import Process
 
 
 @dataclass(frozen=True)

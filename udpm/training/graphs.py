@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 
 from udpm.config.experiment import RunConfig
 from udpm.networks.inference import record_graph
-from udpm.training.batch import TrainingBatch
-from udpm.training.losses import LossWeights
+from udpm.training.objective import Draw, LevelTerms
 
 Outputs = list[torch.Tensor | None]
-Pass = Callable[[str, TrainingBatch, LossWeights], dict[str, torch.Tensor]]
+Backward = Callable[[str, Draw, LevelTerms], dict[str, torch.Tensor]]
 Record = Callable[[Callable[[], Outputs], Any], tuple[Callable[[], object], Outputs]]
 """Records a call, with memory that it may share with other recordings; returns what repeats it, and its outputs."""
 
 
 def recorder_for(config: RunConfig, device: torch.device) -> Record | None:
-    """Return what records the passes of a run; None where they are launched one kernel after the other."""
+    """What records the passes of a run; None where they are launched one kernel after the other."""
     return record_graph if config.training.cuda_graphs and device.type == "cuda" else None
 
 
@@ -38,7 +37,7 @@ class _Recorded:
     """
 
     key: tuple
-    inputs: TrainingBatch
+    inputs: Draw
     replay: Callable[[], object]
     names: list[str]
     losses: torch.Tensor
@@ -55,32 +54,32 @@ class RecordedPasses:
     rate on the device as float32 only, which is not the rate that it takes from the host.
 
     Args:
-        run_pass: adds the gradients of a batch to the parameters' and returns the losses, detached.
+        backward: adds the gradients of a batch to the parameters' and returns the losses, detached.
         parameters: of each player's network.
         record: makes a recording.
         accumulate: whether gradients of several batches are summed.
     """
 
     def __init__(
-        self, run_pass: Pass, parameters: dict[str, list[torch.nn.Parameter]], record: Record, *, accumulate: bool
+        self, backward: Backward, parameters: dict[str, list[torch.nn.Parameter]], record: Record, *, accumulate: bool
     ) -> None:
-        self._run_pass, self._parameters, self._record = run_pass, parameters, record
+        self._backward, self._parameters, self._record = backward, parameters, record
         self._accumulate = accumulate
         self._pool = torch.cuda.graph_pool_handle() if record is record_graph else None
         self._kept: dict[tuple, _Recorded] = {}
 
-    def __call__(self, player: str, batch: TrainingBatch, weights: LossWeights) -> dict[str, torch.Tensor]:
-        """Do the same as `run_pass`, by a recording."""
+    def __call__(self, player: str, batch: Draw, terms: LevelTerms) -> dict[str, torch.Tensor]:
+        """The same as `backward`, from a recording."""
         # The noise comes with the batch, scaled already; R1 is the discriminator's.
-        weights = replace(weights, noise=0.0, r1=weights.r1 if player == "discriminator" else 0.0)
-        key = (weights, *((name, value.shape, value.stride()) for name, value in batch.tensors().items()))
-        slot = (player, batch.level, weights.r1 > 0)
+        terms = replace(terms, noise=0.0, r1=terms.r1 if player == "discriminator" else 0.0)
+        key = (terms, *((name, value.shape, value.stride()) for name, value in _tensors(batch).items()))
+        slot = (player, batch.level, terms.r1 > 0)
         if slot not in self._kept or self._kept[slot].key != key:
             # First the old one's memory is given back.
             self._kept.pop(slot, None)
-            self._kept[slot] = self._recorded(key, player, batch, weights)
+            self._kept[slot] = self._recorded(key, player, batch, terms)
         kept, parameters = self._kept[slot], self._parameters[player]
-        for name, value in batch.tensors().items():
+        for name, value in _tensors(batch).items():
             getattr(kept.inputs, name).copy_(value)
         earlier = [parameter.grad for parameter in parameters]
         kept.replay()
@@ -90,15 +89,15 @@ class RecordedPasses:
             self._add(parameters, earlier, kept.gradients)
         return dict(zip(kept.names, kept.losses.clone().unbind(), strict=True))
 
-    def _recorded(self, key: tuple, player: str, batch: TrainingBatch, weights: LossWeights) -> _Recorded:
-        inputs = replace(batch, **{name: value.clone() for name, value in batch.tensors().items()})
+    def _recorded(self, key: tuple, player: str, batch: Draw, terms: LevelTerms) -> _Recorded:
+        inputs = replace(batch, **{name: value.clone() for name, value in _tensors(batch).items()})
         parameters, names = self._parameters[player], []
 
         def call() -> Outputs:
             for parameter in parameters:
                 # The gradients then lie in the recording's own memory.
                 parameter.grad = None
-            losses = self._run_pass(player, inputs, weights)
+            losses = self._backward(player, inputs, terms)
             names[:] = losses
             return [torch.stack(list(losses.values())), *(parameter.grad for parameter in parameters)]
 
@@ -118,3 +117,8 @@ class RecordedPasses:
                 parameter.grad = gradient.clone()
             elif gradient is not None:
                 before.add_(gradient)
+
+
+def _tensors(batch: Draw) -> dict[str, torch.Tensor]:
+    found = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}

@@ -1,0 +1,467 @@
+"""Seeing how a run goes: log lines, metrics, TensorBoard, previews, status, dry runs."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from udpm.core.errors import StoppedEarly, UserError
+from udpm.core.progress import duration
+from udpm.networks.build import build_generator
+from udpm.networks.flops import multiply_adds
+from udpm.networks.unet import UNet
+from udpm.report import dryrun
+from udpm.runs import lock as owners
+from udpm.runs.status import QUIET_AT_FIRST
+from udpm.training.loop import train
+from udpm.training.needs import _Counter, count_arithmetic, count_needs, milestone_needs
+from udpm.training.previews import COLUMNS, draw_preview, preview_labels, preview_path
+from udpm.training.state import State
+from udpm.training.telling import postfix, progress_line
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Nobody else is after these folders, so there is nothing to settle."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owners, "SETTLE", 0.01)
+        patch.setattr(dryrun, "TRYING_SECONDS", 0.01)
+        yield
+
+
+@pytest.fixture(scope="module")
+def watched(levels, tmp_path_factory):
+    """The tiny run with everything to be seen switched on, stopped once on its way."""
+    run = tmp_path_factory.mktemp("watched") / "run"
+    config = tiny.run_config(training__tensorboard=True, training__preview_every=3)
+    with pytest.raises(StoppedEarly):
+        train(config, levels, run, tiny.StopAfter(7))
+    train(config, levels, run, False)
+    return run
+
+
+def lines_of(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def status(capsys, *arguments):
+    assert tiny.call("status", *arguments, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def put_owner(run, **changes):
+    """The record of a trainer elsewhere that is well."""
+    record = {"token": "t", "host": "node3", "pid": 1, "job": "77", "attempt": "2", "beat": 9}
+    record |= {"time": time.time(), "since": time.time()} | changes
+    (run / "owner.json").write_text(json.dumps(record))
+
+
+@pytest.fixture(scope="module")
+def stopped_once(levels, tmp_path_factory):
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.raises(StoppedEarly):
+        train(tiny.run_config(), levels, run, tiny.StopAfter(7))
+    return run
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    """A run that was stopped after 7 of 12 iterations, to be changed at will."""
+    return shutil.copytree(stopped_once, tmp_path / "run")
+
+
+# Metrics and the line that is told
+
+
+def test_metrics_hold_what_the_discriminator_said_and_memory(trained):
+    line = lines_of(trained)[-1]
+    judged = {key.rpartition("/")[0] for key in line if key.startswith("discriminator/")}
+    assert {"discriminator/real", "discriminator/fake"} <= judged
+    assert 0.1 < line["memory_gib"] < 20
+
+
+LINE = {
+    "iteration": 40,
+    "seconds": 9.0,
+    "images_per_second": 800.0,
+    "learning_rate": 1e-3,
+    "memory_gib": 0.5,
+    "gpu_memory_gib": 3.25,
+    "generator/reconstruction/l1": 0.1234567,
+    "generator/lpips/l1": 0.5,
+    "generator/adversarial/l2": 0.7,
+    "discriminator/real/l2": 1.5,
+    "discriminator/fake/l2": -1.5,
+    "discriminator/r1/l2": 0.01,
+    "discriminator/loss/l2": 9.0,
+}
+
+
+def test_the_line_in_a_log():
+    assert progress_line(LINE, 3240, 32) == (
+        "iteration 40 of 3240, 800 img/s, 2.1 min left, rate 0.001 | l=1 rec 0.123 lpips 0.5 | "
+        "l=2 adv 0.7 D real 1.5 fake -1.5 R1 0.01 | 0.50 GiB, GPU 3.25 GiB"
+    )
+
+
+def test_the_words_behind_a_bar():
+    assert postfix(LINE) == "800 img/s; rec l=1 0.123"
+
+
+def test_training_tells_the_line(levels, tmp_path, capsys):
+    train(tiny.run_config(training__iterations=2), levels, tmp_path, False)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert told[0] == progress_line(lines_of(tmp_path)[0], 2, 8)
+    assert "img/s" in told[0]
+    assert "D real" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0 s"), (119, "119 s"), (150, "2.5 min"), (5000, "83 min"), (7200, "2.0 h"), (3e5, "3.5 days")],
+)
+def test_durations(seconds, words):
+    assert duration(seconds) == words
+
+
+# TensorBoard
+
+
+def events(run):
+    found = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
+    return found.Reload()
+
+
+def test_events_are_the_metrics(watched):
+    found, lines = events(watched), lines_of(watched)
+    keys = set().union(*lines) - {"iteration"}
+    assert set(found.Tags()["scalars"]) == keys
+    for key in keys:
+        expected = [(line["iteration"], line[key]) for line in lines if key in line]
+        assert [(event.step, event.value) for event in found.Scalars(key)] == [
+            (step, pytest.approx(value, rel=1e-6)) for step, value in expected
+        ]
+
+
+def test_events_hold_the_previews(watched):
+    assert [event.step for event in events(watched).Images("preview")] == [3, 6, 9, 12]
+
+
+def test_work_that_is_done_again_is_told_once(levels, tmp_path):
+    """As after a kill: events of iterations after the checkpoint are there from before."""
+    config = tiny.run_config(training__tensorboard=True, training__preview_every=4, training__checkpoint_every=50)
+    with pytest.raises(StoppedEarly):
+        train(config, levels, tmp_path, tiny.StopAfter(4))
+    with pytest.raises(StoppedEarly):
+        train(config, levels, tmp_path, tiny.StopAfter(4))
+    for path in (tmp_path / "checkpoints").glob("000000008.*"):
+        path.unlink()
+    train(config, levels, tmp_path, False)
+    assert [event.step for event in events(tmp_path).Scalars("learning_rate")] == [2, 4, 6, 8, 10, 12]
+    assert [event.step for event in events(tmp_path).Images("preview")] == [4, 8, 12]
+
+
+def test_without_the_package_one_line_says_so(levels, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match=r"training\.tensorboard: needs the tensorboard extra: pip install"):
+        train(tiny.run_config(training__tensorboard=True), levels, tmp_path / "run", False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_events_that_cannot_be_written_stop_the_run_in_one_line(levels, tmp_path):
+    (tmp_path / "tensorboard").write_text("a file in the folder's place")
+    with pytest.raises(UserError, match="tensorboard: cannot be written"):
+        train(tiny.run_config(training__tensorboard=True), levels, tmp_path, False)
+
+
+def test_nothing_is_seen_unless_asked_for(trained):
+    assert not (trained / "tensorboard").exists()
+    assert not (trained / "previews").exists()
+
+
+# Previews
+
+
+def test_previews_leave_the_training_alone(watched, trained):
+    tiny.assert_same_weights(watched, trained)
+    assert tiny.metrics(watched)[-1] == tiny.metrics(trained)[-1]
+
+
+def test_previews_lie_there_as_pictures(watched):
+    assert sorted(path.name for path in (watched / "previews").iterdir()) == [
+        f"{iteration:09d}.png" for iteration in (3, 6, 9, 12)
+    ]
+    first, last = (np.asarray(Image.open(preview_path(watched, iteration))) for iteration in (3, 12))
+    assert first.shape == last.shape == (8 * 64 + 7 * 2, 8 * 64 + 7 * 2, 3)
+    assert (first != last).any()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_preview_changes_neither_mode_nor_random_state(training):
+    config = tiny.run_config(generator__dropout=0.5).model
+    generator = build_generator(config).train(training)
+    state = torch.get_rng_state()
+    first, second = (draw_preview(generator, config) for _ in range(2))
+    assert (first == second).all()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training is training for module in generator.modules())
+    assert not any(value.is_inference() for value in generator.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("classes", "rows"),
+    [
+        (0, [0] * 8),
+        (2, [0] * 4 + [1] * 4),
+        (3, [0, 0, 1, 1, 2, 2]),
+        (8, list(range(8))),
+        (10, list(range(8))),
+    ],
+)
+def test_rows_of_a_preview(classes, rows):
+    assert preview_labels(classes) == [label for label in rows for _ in range(COLUMNS)]
+
+
+def test_raw_weights_are_shown_where_there_is_no_average(levels, tmp_path):
+    train(
+        tiny.run_config(training__iterations=2, training__ema_decay=0, training__preview_every=2),
+        levels,
+        tmp_path,
+        False,
+    )
+    assert preview_path(tmp_path, 2).exists()
+
+
+# udpm status
+
+
+def test_a_complete_run(trained, capsys):
+    (found,) = status(capsys, trained)
+    assert (found["state"], found["iteration"], found["iterations"], found["checkpoint"]) == ("complete", 12, 12, 12)
+    assert found["seconds_left"] is found["heartbeat_age"] is None
+
+
+def test_a_stopped_run(stopped, capsys):
+    (found,) = status(capsys, stopped)
+    assert (found["state"], found["iteration"], found["iterations"], found["checkpoint"]) == ("stopped", 7, 12, 7)
+    assert 0 <= found["checkpoint_age"] < 100
+
+
+def test_a_running_run(stopped, capsys):
+    put_owner(stopped)
+    (found,) = status(capsys, stopped)
+    assert found["state"] == "running"
+    assert (found["host"], found["job"], found["attempt"]) == ("node3", "77", "2")
+    assert found["seconds_left"] == pytest.approx((12 - 7) * 8 / found["images_per_second"])
+    assert tiny.call("status", stopped) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split()[:4] == ["run", "state", "iteration", "img/s"]
+    assert "7 of 12" in row
+    assert "node3, job 77, attempt 2" in row
+
+
+def test_a_trainer_without_heartbeat_is_stalled(stopped, capsys):
+    put_owner(stopped, time=time.time() - 3600)
+    (found,) = status(capsys, stopped)
+    assert found["state"] == "stalled"
+    assert found["heartbeat_age"] == pytest.approx(3600, abs=60)
+    assert found["note"] == "no sign of life from process 1 on node3, job 77"
+    assert found["seconds_left"] is None
+
+
+def test_a_trainer_that_lives_but_hangs_is_stalled(stopped, capsys):
+    long_ago = time.time() - QUIET_AT_FIRST - 100
+    put_owner(stopped, since=long_ago)
+    os.utime(stopped / "metrics.jsonl", (long_ago, long_ago))
+    (found,) = status(capsys, stopped)
+    assert found["state"] == "stalled"
+    assert "lives, but has written no metrics for 62 min" in found["note"]
+
+
+def test_a_killed_trainer_of_this_host_is_not_running(stopped, capsys):
+    put_owner(stopped, machine=owners._machine(), pid=2**22 + 1)
+    (found,) = status(capsys, stopped)
+    assert found["state"] == "stopped"
+    assert "ended without a word" in found["note"]
+
+
+def test_a_run_that_has_not_begun(tmp_path, capsys):
+    tiny.write_config(tmp_path).rename(tmp_path / "config.json")
+    (found,) = status(capsys, tmp_path)
+    assert (found["state"], found["iteration"], found["iterations"]) == ("waiting", None, 12)
+
+
+def test_a_failed_run(levels, tmp_path, capsys):
+    with pytest.raises(UserError, match="is not finite"):
+        train(tiny.run_config(training__learning_rate=1e30, training__warmup=0), levels, tmp_path, False)
+    (found,) = status(capsys, tmp_path)
+    assert found["state"] == "failed"
+    assert "was not finite in iteration" in found["note"]
+
+
+def test_damaged_metrics_and_records_are_no_trouble(stopped, capsys):
+    with open(stopped / "metrics.jsonl", "a") as file:
+        file.write('{"iteration": 8, "sec')
+    (stopped / "owner.json").write_text("rubbish")
+    (found,) = status(capsys, stopped)
+    assert (found["state"], found["iteration"]) == ("stopped", 7)
+
+
+def test_all_runs_of_a_folder(stopped, trained, tmp_path, capsys):
+    for name, run in (("a", stopped), ("b", trained)):
+        (tmp_path / f"results/runs/{name}").mkdir(parents=True)
+        (tmp_path / f"results/runs/{name}/seed0").symlink_to(run)
+    found = status(capsys, "--results", tmp_path / "results")
+    assert [run["state"] for run in found] == ["stopped", "complete"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["{}"], "not a run's folder"),
+        (["{}/missing"], "not a run's folder"),
+        (["--results", "{}"], "holds no runs"),
+        ([], "give RUN folders, or --results"),
+    ],
+)
+def test_what_is_no_run(tmp_path, capsys, arguments, told):
+    assert tiny.call("status", *(argument.format(tmp_path) for argument in arguments)) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert told in errors[0]
+
+
+def test_status_imports_no_torch(trained):
+    code = (
+        "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); from udpm.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "status", trained], capture_output=True, text=True, cwd=tiny.ROOT
+    )
+    _, row, torch_was_imported = done.stdout.splitlines()
+    assert "complete" in row
+    assert torch_was_imported == "False"
+
+
+# udpm train --dry-run
+
+
+def dry_run(capsys, *arguments):
+    assert tiny.call("train", *arguments, "--dry-run") == 0
+    told = capsys.readouterr().out
+    return {line.split()[0]: line.split(maxsplit=1)[1] for line in told.splitlines()}
+
+
+def test_a_dry_run_writes_nothing(digits, tmp_path, capsys):
+    config = tiny.write_config(tmp_path)
+    before = tiny.snapshot(tmp_path)
+    run = tmp_path / "run"
+    found = dry_run(capsys, config, "--dataset", digits / "dataset", "--cache", digits / "cache", "--run", run)
+    assert tiny.snapshot(tmp_path) == before
+    assert not run.exists()
+    assert found["run"] == f"digits, seed 0; {run} is new"
+    assert found["data"] == "digits, 16×16, 10 classes, 1297 training images"
+    assert found["training"].startswith("12 iterations of 8 images")
+
+
+def test_a_dry_run_of_the_paper_says_what_it_takes(tmp_path, capsys):
+    tiny.udpm("resolve", "cifar10", "--output", tmp_path / "run.json")
+    found = dry_run(capsys, tmp_path / "run.json")
+    assert "generator ncsnpp 57.74 M parameters, discriminator 18.95 M" in found["networks"]
+    assert "milestones 60 × 0.23 GB = 13.86 GB, one every 10000" in found["disk"]
+    assert found["memory"].startswith("1.46 GB for the state")
+    assert "without LPIPS" in found["arithmetic"]
+
+
+def test_a_dry_run_says_where_a_run_stands(digits, stopped, tmp_path, capsys):
+    places = ["--dataset", digits / "dataset", "--cache", digits / "cache", "--run", stopped]
+    found = dry_run(capsys, tiny.write_config(tmp_path), *places)
+    assert found["run"] == f"digits, seed 0; {stopped} is stopped, last checkpoint 7"
+    other = tiny.write_config(tmp_path, training__learning_rate=0.5)
+    assert tiny.call("train", other, *places, "--dry-run") == 2
+    assert "training.learning_rate was 0.001, is 0.5" in capsys.readouterr().err
+
+
+def test_training_needs_its_folders(tmp_path, capsys):
+    assert tiny.call("train", tiny.write_config(tmp_path)) == 2
+    assert "Missing option '--dataset'" in capsys.readouterr().err
+
+
+def test_needs_are_those_of_the_files(levels, tmp_path):
+    config = tiny.run_config(training__iterations=6, training__keep_every=3, training__more_ema_decays=[0.9])
+    train(config, levels, tmp_path, False)
+    needs = count_needs(config, 6)
+    sizes = {
+        "checkpoint": tmp_path / "checkpoints/000000006.safetensors",
+        "milestone": tmp_path / "milestones/000000006.safetensors",
+        "final": tmp_path / "weights.safetensors",
+    }
+    for name, path in sizes.items():
+        with open(path, "rb") as file:
+            header = 8 + int.from_bytes(file.read(8), "little")
+        assert path.stat().st_size - header == getattr(needs, name), name
+    assert needs.milestones == len(list((tmp_path / "milestones").iterdir())) == 2
+    assert needs.parameters == json.loads((tmp_path / "complete.json").read_text())["parameters"]
+    state = State.fresh(config, torch.device("cpu"))
+    assert needs.averages == sum(
+        value.nbytes for average in state.averages.values() for value in average.module.state_dict().values()
+    )
+
+
+def test_milestones_are_said_beforehand_where_they_are_large(tmp_path):
+    needs = count_needs(tiny.run_config(), 600_000)
+    assert milestone_needs(needs, 0, 10_000, tmp_path) is None
+    large = type(needs)(**vars(needs) | {"milestone": 230_950_448, "milestones": 60})
+    told = milestone_needs(large, 0, 10_000, tmp_path)
+    assert "milestones will take 60 × 0.23 GB = 13.86 GB (training.keep_every: 10000" in told
+    assert "50 × 0.23 GB" in milestone_needs(large, 100_000, 10_000, tmp_path)
+    huge = type(needs)(**vars(needs) | {"milestone": 10**18, "milestones": 60})
+    assert milestone_needs(huge, 0, 10_000, tmp_path).startswith("warning: ")
+
+
+def test_arithmetic_is_counted_as_the_cost_of_a_call_is():
+    config = tiny.run_config()
+    with torch.device("meta"):
+        network = build_generator(config.model)
+    assert isinstance(network, UNet)
+    with _Counter() as counter, torch.no_grad():
+        network(torch.empty(1, 3, 8, 8, device="meta"), 0.5, torch.zeros(1, dtype=torch.int64, device="meta"))
+    assert counter.flops // 2 == multiply_adds(network, 8)
+
+
+def test_arithmetic_of_an_iteration():
+    """Forward once, backward nearly twice; a discriminator costs more, and so do two images for one."""
+    config = tiny.run_config(losses__adversarial_weight=0.0, training__level_probabilities=[1.0, 0.0, 0.0])
+    with torch.device("meta"):
+        forward = multiply_adds(build_generator(config.model), 8)
+    alone = count_arithmetic(config)
+    assert 2.7 * forward < alone / 8 < 3 * forward
+    assert count_arithmetic(tiny.run_config(losses__adversarial_weight=0.0, training__batch=16)) == pytest.approx(
+        2 * count_arithmetic(tiny.run_config(losses__adversarial_weight=0.0))
+    )
+    judged = tiny.run_config(training__level_probabilities=[1.0, 0.0, 0.0])
+    assert count_arithmetic(judged) > alone + 8 * forward
+
+
+@pytest.mark.slow
+def test_two_processes_write_once(digits, tmp_path):
+    seen = {"training__tensorboard": True, "training__preview_every": 3}
+    config = tiny.write_config(tmp_path, training__processes_per_node=2, training__iterations=6, **seen)
+    places = ["--dataset", digits / "dataset", "--cache", digits / "cache", "--run", tmp_path / "run"]
+    command = [str(part) for part in (*tiny.TORCHRUN, "train", config, *places)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tiny.ROOT)
+    assert done.returncode == 0, done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("iteration ")]) == 3
+    assert len(list((tmp_path / "run/tensorboard").iterdir())) == 1
+    assert [event.step for event in events(tmp_path / "run").Scalars("learning_rate")] == [2, 4, 6]
+    assert [event.step for event in events(tmp_path / "run").Images("preview")] == [3, 6]

@@ -1,0 +1,54 @@
+"""The process the plain way, H as a circular convolution by FFT: what benchmarks compare with, used nowhere else."""
+
+from __future__ import annotations
+
+import torch
+
+from udpm.diffusion.sampler import Network, Step, follow
+from udpm.diffusion.schedule import Schedule, coefficients
+
+
+def downsample_by_fft(image: torch.Tensor, scale: int, times: int = 1) -> torch.Tensor:
+    """H^times x: a product with the box's spectrum, then every other pixel; see `udpm.diffusion.forward.downsample`."""
+    for _ in range(times):
+        image = _filtered(image, _spectrum(image, scale))[..., ::2, ::2]
+    return image
+
+
+def adjoint_by_fft(image: torch.Tensor, scale: int) -> torch.Tensor:
+    """Hᵀ y: zeros between the pixels, then the box's conjugate spectrum; see `udpm.diffusion.forward.adjoint`."""
+    *batch, height, width = image.shape
+    apart = image.new_zeros(*batch, 2 * height, 2 * width)
+    apart[..., ::2, ::2] = image
+    return _filtered(apart, _spectrum(apart, scale).conj())
+
+
+def sample_by_fft(
+    schedule: Schedule,
+    network: Network,
+    base: torch.Tensor,
+    noises: list[torch.Tensor],
+    labels: torch.Tensor | None = None,
+) -> list[Step]:
+    """The chain with the scalar posterior; see `udpm.diffusion.sampler.sample`."""
+
+    def draw(step: Step, noise: torch.Tensor) -> torch.Tensor:
+        numbers = coefficients(schedule, step.level, "scalar")
+        seen = numbers.state * adjoint_by_fft(step.state, schedule.scale) + numbers.output * step.output
+        return numbers.variance_blocks * seen + numbers.variance_blocks**0.5 * noise
+
+    coarsest = downsample_by_fft(base, schedule.scale, schedule.levels)
+    return follow(schedule, network, coarsest, noises, labels, draw)
+
+
+def _spectrum(image: torch.Tensor, scale: int) -> torch.Tensor:
+    """Of the 2×2 box whose taps sum to s, placed so that an even pixel's value is its own block's."""
+    kernel = image.new_zeros(image.shape[-2:])
+    for row in (0, -1):
+        for column in (0, -1):
+            kernel[row, column] = scale / 4
+    return torch.fft.fft2(kernel)
+
+
+def _filtered(image: torch.Tensor, spectrum: torch.Tensor) -> torch.Tensor:
+    return torch.fft.ifft2(torch.fft.fft2(image) * spectrum).real
