@@ -1,0 +1,297 @@
+"""Figures of a sweep: heat maps of its grids, and a strip of the same images of every point."""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from udpm.config.points import LoadedSweep
+from udpm.core.errors import UserError
+from udpm.metrics.protocol import class_words, noise_words
+from udpm.report.figures.style import COLOURS, bare, save
+from udpm.report.sweep.ranking import PATTERNS, Result, label_of
+from udpm.report.table import MISSING
+from udpm.sampling.sample_set import SampleSet, load_samples
+
+BEST = COLOURS[1]
+COLOUR_MAP = "cividis"
+"""Tells apart with every kind of colour vision, and in grey print."""
+HEAT_CELL, HEAT_MARGINS, WIDEST = (0.8, 0.5), (2.6, 1.5), (8.8, 8.8)
+"""Inches."""
+MANY = 11
+"""Cells of a row from which on their numbers would not fit."""
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """What is shown.
+
+    Attributes:
+        values: rows × columns; NaN where there is none.
+        labels: of the rows and of the columns.
+        axes: names of the rows' and of the columns' axis.
+        title: of the figure.
+        scale: what the colours are.
+    """
+
+    values: np.ndarray
+    labels: tuple[list[str], list[str]]
+    axes: tuple[str, str]
+    title: str
+    scale: str
+
+
+def draw(heat: HeatMap, pattern: str, stem: str | Path, data: pd.DataFrame, *, falls: bool) -> None:
+    """Draw a heat map; the best value is outlined, bright is good.
+
+    Args:
+        heat: what is shown.
+        pattern: how a value is written.
+        stem: of the figure.
+        data: behind it.
+        falls: whether the greatest value is the best.
+    """
+    rows, columns = heat.values.shape
+    size = [
+        min(limit, count * cell + margin)
+        for count, cell, margin, limit in zip((columns, rows), HEAT_CELL, HEAT_MARGINS, WIDEST, strict=True)
+    ]
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    axes.grid(False)
+    # Cells without a value show the ground.
+    axes.set_facecolor("0.85")
+    shown = axes.imshow(heat.values, cmap=COLOUR_MAP if falls else f"{COLOUR_MAP}_r", aspect="auto")
+    # Whole numbers on the scale, not what they exceed another one by.
+    figure.colorbar(shown, ax=axes, label=heat.scale).ax.ticklabel_format(useOffset=False)
+    axes.set_xticks(range(columns), heat.labels[1], rotation=45 if columns > MANY else 0)
+    axes.set_yticks(range(rows), heat.labels[0])
+    axes.set(ylabel=heat.axes[0], xlabel=heat.axes[1])
+    figure.suptitle(heat.title, fontsize=plt.rcParams["axes.titlesize"])
+    if columns < MANY:
+        _write_values(axes, shown, heat.values, pattern)
+    if np.isfinite(heat.values).any():
+        best = np.nanargmax(heat.values) if falls else np.nanargmin(heat.values)
+        row, column = np.unravel_index(best, heat.values.shape)
+        axes.add_patch(
+            Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=BEST, linewidth=2.5, clip_on=False)
+        )
+    save(figure, stem, data)
+
+
+def _write_values(axes: Axes, shown, values: np.ndarray, pattern: str) -> None:
+    for (row, column), value in np.ndenumerate(values):
+        if np.isnan(value):
+            axes.text(column, row, "–", ha="center", va="center", color="black")
+            continue
+        red, green, blue, _ = shown.cmap(shown.norm(value))
+        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+        axes.text(column, row, pattern.format(value), ha="center", va="center", color="white" if dark else "black")
+
+
+def draw_heat_map(loaded: LoadedSweep, found: list[Result], grid: str, stem: str | Path) -> None:
+    """A grid of two axes: mean over seeds at every point, the best outlined; points without a score stay empty.
+
+    Raises:
+        UserError: no such grid, or one of another number of axes.
+    """
+    axes = loaded.sweep.grids.get(grid)
+    if axes is None or len(axes) != 2:
+        drawn = ", ".join(loaded.sweep.heat_maps) or "none of this sweep"
+        raise UserError(f"{grid}: no grid of two axes of sweep {loaded.name}; these are: {drawn}")
+    rows, columns = axes
+    metric = loaded.sweep.rank_by
+    inside = [result for result in found if result.resolved.point.grid == grid]
+    places = {result.resolved.point.labels: result for result in inside}
+    labels = axes[rows].labels, axes[columns].labels
+    ranked = np.array([[_value(places[row, column], metric) for column in labels[1]] for row in labels[0]])
+    data = [
+        {rows: row, columns: column, "point": result.name, "seeds": len(result.values(metric))}
+        | {metric: result.mean(metric), f"{metric}_std": result.spread(metric)}
+        for (row, column), result in ((cell, places[cell]) for cell in itertools.product(*labels))
+    ]
+    named = label_of(found, metric)
+    titles = tuple(axis if axes[axis].key in (None, axis) else f"{axis}: {axes[axis].key}" for axis in axes)
+    seeds = max(len(result.values(metric)) for result in inside)
+    told = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
+    draw(
+        HeatMap(ranked, labels, titles, f"{loaded.name}, grid {grid}: {named}", f"{named}, {told}"),
+        PATTERNS[metric],
+        stem,
+        pd.DataFrame(data),
+        falls=loaded.sweep.falls,
+    )
+
+
+def _value(result: Result, metric: str) -> float:
+    return result.mean(metric) if result.rank is not None else np.nan
+
+
+COLUMNS, ROWS = 10, 14
+"""At most."""
+STRIP_CELL, STRIP_MARGINS = 0.56, (3.3, 0.7)
+"""Inches."""
+SHARE = 0.94
+"""Of a cell that its image fills."""
+SMALL, LINE = 6.5, 38
+"""Size of the text that says what a point changes, and its characters to a line."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A point of the strip.
+
+    Attributes:
+        result: its scores.
+        seed: of the training whose images are shown: the point's first.
+        samples: its images; None where there are none.
+        why: there are none.
+        levels: of its schedule, which say what its noise is made of.
+    """
+
+    result: Result
+    seed: int
+    samples: SampleSet | None
+    why: str
+    levels: int
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether its images were asked for by class."""
+        return self.samples is not None and self.samples.record.get("classes", 0) > 0
+
+
+def draw_strip(loaded: LoadedSweep, found: list[Result], results: Path, stem: str | Path) -> None:
+    """Draw the same images of every point, in the sweep's order; of many points the best.
+
+    Args:
+        loaded: the sweep.
+        found: scores of its points, best first.
+        results: folder of results.
+        stem: of the figure.
+    """
+    kept = {result.name for result in found[:ROWS]}
+    by_name = {result.name: result for result in found}
+    points = {name: point for name, point in loaded.points.items() if point.point.name in kept}
+    rows = [_row(by_name[point.point.name], name, results) for name, point in points.items()]
+    numbers, labels = _columns(rows)
+    metric = loaded.sweep.rank_by
+    named = label_of(found, metric)
+    size = [count * STRIP_CELL + margin for count, margin in zip((len(numbers), len(rows)), STRIP_MARGINS, strict=True)]
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    bare(axes)
+    remarks = [_remark(row, rows, numbers, labels) for row in rows]
+    for place, (row, remark) in enumerate(zip(rows, remarks, strict=True)):
+        _draw_images(axes, row, place, numbers)
+        _draw_words(axes, row, place, remark)
+        axes.text(len(numbers) + 0.1, place + 0.5, _score(row.result, metric), va="center")
+    axes.text(len(numbers) + 0.1, -0.15, named.replace(" (", "\n("), va="bottom")
+    record = next((row.samples.record for row in rows if row.has_classes), {})
+    for column, label in enumerate(labels):
+        name = class_words(record, label).replace("class ", "class\n")
+        axes.text(column + 0.5, -0.15, name, ha="center", va="bottom", fontsize=None if "\n" in name else SMALL)
+    axes.set(xlim=(0, len(numbers)), ylim=(len(rows), 0), aspect="equal")
+    some = f", the {len(rows)} best of {len(found)} points" if len(found) > len(rows) else ""
+    figure.suptitle(f"{loaded.name}{some}: one noise and one class to a column", fontsize=9)
+    told = zip(rows, remarks, strict=True)
+    save(figure, stem, pd.DataFrame([_data(row, metric, remark, numbers, labels) for row, remark in told]))
+
+
+def _row(result: Result, name: str, results: Path) -> Row:
+    experiment = result.resolved.experiment
+    seed = experiment.seeds[0]
+    samples, why = None, ""
+    try:
+        # The record leads to the images, in one file or in shards.
+        samples = load_samples(results / "samples" / name / f"seed{seed}.json")
+    except UserError as error:
+        why = str(error)
+    return Row(result, seed, samples, why, experiment.process.levels)
+
+
+def _columns(rows: list[Row]) -> tuple[list[int], list[int]]:
+    """Numbers of the images shown, and their classes: the first of each class; no classes where no point has any."""
+    asked = next((row.samples.labels for row in rows if row.has_classes), None)
+    if asked is None:
+        fewest = min((len(row.samples.images) for row in rows if row.samples is not None), default=COLUMNS)
+        return list(range(min(COLUMNS, fewest))), []
+    labels, firsts = np.unique(asked, return_index=True)
+    return firsts[:COLUMNS].tolist(), labels[:COLUMNS].tolist()
+
+
+def _remark(row: Row, rows: list[Row], numbers: list[int], labels: list[int]) -> str:
+    """What a row's images do not share with the columns, which are those of the first row that has images."""
+    if row.samples is None:
+        return ""
+    first = next(one for one in rows if one.samples is not None)
+    remarks = []
+    if labels and not row.has_classes:
+        remarks.append("no class")
+    elif labels and [int(row.samples.labels[number]) for number in _there(row, numbers)] != labels:
+        remarks.append("other classes")
+    if row.levels != first.levels or noise_words(row.samples.record) != noise_words(first.samples.record):
+        remarks.append("other noise")
+    return ", ".join(remarks)
+
+
+def _there(row: Row, numbers: Iterable[int]) -> list[int]:
+    return [number for number in numbers if number < len(row.samples.images)]
+
+
+def _draw_images(axes: Axes, row: Row, place: int, numbers: list[int]) -> None:
+    there = [] if row.samples is None else _there(row, numbers)
+    for column, number in enumerate(numbers):
+        extent = (column, column + SHARE, place + SHARE, place)
+        if number in there:
+            axes.imshow(row.samples.images[number], extent=extent, interpolation="nearest")
+        else:
+            axes.imshow(np.full((1, 1, 3), 0.92), extent=extent)
+            axes.text(column + SHARE / 2, place + SHARE / 2, "missing", ha="center", va="center", fontsize=SMALL)
+
+
+def _draw_words(axes: Axes, row: Row, place: int, remark: str) -> None:
+    point = row.result.resolved.point
+    # Beside the name of a grid's point its changes would say the same once more.
+    changes = "" if point.grid else point.changes_text.replace('"', "")
+    lines = textwrap.wrap(changes, LINE, max_lines=2, placeholder=" …")
+    name = f"{point.name} ({remark})" if remark else point.name
+    axes.text(-0.12, place + (0.27 if lines else 0.47), name, ha="right", va="center")
+    axes.text(-0.12, place + 0.44, "\n".join(lines), ha="right", va="top", fontsize=SMALL, color="0.35")
+
+
+def _score(result: Result, metric: str) -> str:
+    """Mean and spread over seeds; of a point that was measured in another way, none."""
+    if result.rank is None:
+        return MISSING
+    count = len(result.values(metric))
+    return f"{result.show(metric)}\n{count} of {len(result.resolved.experiment.seeds)} seeds"
+
+
+def _data(row: Row, metric: str, remark: str, numbers: list[int], labels: list[int]) -> dict[str, Any]:
+    result = row.result
+    return {
+        "point": result.name,
+        "changes": result.resolved.point.changes_text,
+        "training_seed": row.seed,
+        "images": "missing" if row.samples is None else "shown",
+        "why_missing": row.why,
+        "differs_in": remark,
+        "samples_sha256": None if row.samples is None else row.samples.record["sha256"],
+        "image_numbers": " ".join(map(str, numbers)),
+        "classes": " ".join(map(str, labels)),
+        "rank": result.rank,
+        metric: result.mean(metric),
+        f"{metric}_std": result.spread(metric),
+        "seeds": " ".join(map(str, result.values(metric))),
+        f"{metric}_values": " ".join(map(str, result.values(metric).values())),
+        "missing_seeds": " ".join(map(str, result.missing)),
+    }
