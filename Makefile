@@ -52,7 +52,7 @@ soak: install
 # Many mutated inputs for every reader of a file, and a table of what became of them; FUZZ=1000 for fewer.
 FUZZ ?= 20000
 fuzz: install
-	cd tests && ../$(BIN)/python -m fuzz --inputs $(FUZZ)
+	cd tests && PYTHONPATH=helpers ../$(BIN)/python -m fuzz --inputs $(FUZZ)
 
 # The same versions for `snakemake --sdm conda`.
 envs/udpm.yaml: envs/constraints.txt

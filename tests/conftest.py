@@ -6,7 +6,9 @@ import pytest
 import tiny
 import torch
 from hypothesis import HealthCheck, settings
+from photos import picture
 
+from udpm.config import DatasetConfig
 from udpm.core import devices
 from udpm.data.levels import open_levels, write_cache
 from udpm.data.prepare import prepare
@@ -54,3 +56,14 @@ def trained(levels, tmp_path_factory):
     run = tmp_path_factory.mktemp("trained") / "run"
     train(tiny.run_config(), levels, run, stop=False)
     return run
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Six images of two classes, prepared: (source, store, configuration)."""
+    source = tmp_path / "photographs"
+    for number in range(6):
+        picture(source / "ab"[number % 2] / f"{number}.png", 40 * number)
+    config = DatasetConfig(source="folder", path=str(source), side=16, classes=2)
+    prepare(config, tmp_path / "store")
+    return source, tmp_path / "store", config

@@ -14,7 +14,7 @@ from udpm.core.errors import UserError
 from udpm.core.files import write_text
 from udpm.core.provenance import Digests, append
 from udpm.core.reading import read_json
-from udpm.runs.config_guard import INCIDENTAL
+from udpm.runs.config_guard import MUTABLE_KEYS
 
 FOLDER = "content"
 """Of the records, in the folder of results: they go with it wherever it is copied."""
@@ -190,10 +190,10 @@ def _essence(record: dict[str, Any], name: str) -> dict[str, Any]:
 def without_incidental(values: dict[str, Any]) -> dict[str, Any]:
     """A resolved configuration of a run or a data set without the keys that nothing is made from."""
     if "dataset_name" not in values:
-        own = {key.partition(".")[2] for key in INCIDENTAL if key.startswith("dataset.")}
+        own = {key.partition(".")[2] for key in MUTABLE_KEYS if key.startswith("dataset.")}
         return {key: value for key, value in values.items() if key not in own} if "source" in values else values
     return {
-        section: {key: value for key, value in keys.items() if f"{section}.{key}" not in INCIDENTAL}
+        section: {key: value for key, value in keys.items() if f"{section}.{key}" not in MUTABLE_KEYS}
         if isinstance(keys, dict)
         else keys
         for section, keys in values.items()

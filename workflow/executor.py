@@ -22,7 +22,7 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 from states import States, print_note
 
-from udpm.runs.attempts import failed_alike
+from udpm.runs.attempts import failed_twice_identically
 
 DOWN = re.compile(
     r"unable to contact slurm|connection (refused|timed out|reset)|(socket|message) timed out|connect failure"
@@ -241,7 +241,9 @@ def install(plan, jobs) -> None:
         jobs: which jobs are local; records which were killed.
     """
     Executor.patience = 60 * plan.cluster.slurm_patience
-    Executor.alike = staticmethod(lambda job, slurm: failed_alike(Path(plan.run_folder(job.wildcards)), job=slurm))
+    Executor.alike = staticmethod(
+        lambda job, slurm: failed_twice_identically(Path(plan.run_folder(job.wildcards)), job=slurm)
+    )
     Executor.killed = staticmethod(lambda job: jobs.note_killed(job.wildcards))
     Executor.states = States(plugin.query_job_status)
     plugin.query_job_status = Executor.states.query

@@ -14,7 +14,7 @@ from plan import CONFIG, Plan, one_line
 from udpm.config import DatasetConfig, RunConfig, place_of, to_json
 from udpm.core.errors import UserError
 from udpm.core.reading import read_json
-from udpm.runs.config_guard import claim, claim_import, prepared_otherwise
+from udpm.runs.config_guard import check_config, check_import, preparation_changes
 from udpm.runs.records import COMPLETE, WEIGHTS, has_checkpoint, is_finished, read_complete, read_completion
 
 INVENTORY = "source.jsonl"
@@ -73,7 +73,7 @@ class Existing:
 
     def _source_changes(self, folder: Path, record: dict[str, Any], config: DatasetConfig) -> str | None:
         """How a data set's configuration or source differ from what was prepared."""
-        changed = prepared_otherwise(record, config)
+        changed = preparation_changes(record, config)
         if changed or INVENTORY not in record.get("files", {}):
             return "; ".join(changed.values()) or None
         # Not for data sets of a package: it imports what reads images.
@@ -106,7 +106,7 @@ class Existing:
         elif self._plan.is_imported(name):
             self._check_imported(folder, run)
         else:
-            claim(folder, run, False, writes=False)
+            check_config(folder, run, False, writes=False)
             self._check_start(folder, run)
             record = self._images[run.dataset_name]
             identity = record and record.get("sha256")
@@ -119,7 +119,7 @@ class Existing:
 
     def _check_imported(self, folder: Path, run: RunConfig) -> None:
         """Weights that were changed since they were imported, there or here, are imported again."""
-        claim_import(folder)
+        check_import(folder)
         try:
             record = read_completion(folder, self._content.digests)
         except UserError:

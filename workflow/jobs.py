@@ -8,7 +8,7 @@ from pathlib import Path
 
 from udpm.config import ClusterConfig
 from udpm.config.resources import JobResources
-from udpm.runs.attempts import one_was_killed
+from udpm.runs.attempts import any_killed
 
 MEGABYTES = 1000
 SECTIONS = {
@@ -89,7 +89,7 @@ class Jobs:
     def _training_memory(self, wildcards, attempt) -> int:
         once = round(self._asked(wildcards).training.memory_gb * MEGABYTES)
         # Whoever was killed may have run out of memory; one that was stopped by its wall time had enough.
-        if attempt > 1 and one_was_killed(Path(self._plan.run_folder(wildcards))):
+        if attempt > 1 and any_killed(Path(self._plan.run_folder(wildcards))):
             return self._twice(once)
         return once
 

@@ -12,7 +12,7 @@ from udpm.config.validation import Record, SplitRanges, validate
 from udpm.core.errors import UserError
 from udpm.core.files import expanded
 from udpm.core.reading import read_json
-from udpm.runs.config_guard import prepared_otherwise
+from udpm.runs.config_guard import preparation_changes
 
 
 class Prepared(Record):
@@ -50,7 +50,7 @@ def look_at(config: DatasetConfig, folder: Path) -> Known:
     if config.source != "folder":
         return Known(config.source == "cifar10" or bool(config.holdout), OWN_CLASSES[config.source])
     record, is_there = _record(folder / "dataset.json"), expanded(config.path, "path").exists()
-    if record and not (is_there and prepared_otherwise(record, config)):
+    if record and not (is_there and preparation_changes(record, config)):
         return Known("test" in record.get("splits", {}), record.get("class_names") or [])
     if not is_there:
         return Known(bool(config.holdout or config.expected_test_count) or None, [])

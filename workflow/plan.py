@@ -32,7 +32,7 @@ from udpm.config import (
 from udpm.core.classes import class_number
 from udpm.core.download import INCEPTION
 from udpm.core.errors import EXIT_USER_ERROR, UserError
-from udpm.runs.config_guard import INCIDENTAL, differences, incidental
+from udpm.runs.config_guard import MUTABLE_KEYS, differences, mutable_keys
 from udpm.runs.records import COMPLETE, read_complete
 
 CONFIG = "config"
@@ -313,8 +313,8 @@ class Plan:
             earlier = read_resolved(type(wanted), path)
         except (OSError, UserError):
             return False
-        free = INCIDENTAL if isinstance(wanted, RunConfig) else set()
-        return not differences(earlier, wanted, incidental("dataset") if isinstance(wanted, DatasetConfig) else free)
+        free = MUTABLE_KEYS if isinstance(wanted, RunConfig) else set()
+        return not differences(earlier, wanted, mutable_keys("dataset") if isinstance(wanted, DatasetConfig) else free)
 
     def _resolved(self, path: str) -> BaseModel | None:
         """The configuration that belongs into a file of results."""

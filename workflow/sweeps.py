@@ -10,7 +10,7 @@ from pathlib import Path
 
 from udpm.config import Experiment, load_sweep
 from udpm.core.errors import UserError
-from udpm.runs.status import point_standings, summarize_points
+from udpm.report.sweep.status import point_standings, summary, trained_points
 
 
 class SweepPlan:
@@ -36,7 +36,7 @@ class SweepPlan:
         self.name, self.results, self._told = name, results, False
         self.loaded = load_sweep(name, config)
         self.runs, self.scored = self.loaded.runs, self.loaded.scored
-        self.trained = self.loaded.trained(Path(results))
+        self.trained = trained_points(self.loaded, Path(results))
         self.experiments: dict[str, Experiment] = {self.loaded.sweep.base: self.loaded.base}
         self.experiments |= {point: resolved.experiment for point, resolved in self.loaded.points.items()}
 
@@ -108,7 +108,7 @@ class SweepPlan:
     def tell(self) -> None:
         """Print once what there is of the sweep, and what is new, in a line."""
         if not self._told:
-            print(summarize_points(self.name, point_standings(self.loaded, Path(self.results))), file=sys.stderr)
+            print(summary(self.name, point_standings(self.loaded, Path(self.results))), file=sys.stderr)
         self._told = True
 
 

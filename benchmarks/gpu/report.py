@@ -12,8 +12,8 @@ from udpm.core.files import write_json
 
 FORMAT = "udpm-gpu/1"
 MARKS = {"passed": "ok  ", "failed": "FAIL", "skipped": "--  "}
-LONGEST = 300
-"""Characters of a detail in the table."""
+LONGEST, SHORT = 300, 90
+"""Characters of a detail in a line of its own and in the table."""
 
 
 class Report:
@@ -77,13 +77,13 @@ class Report:
         counts = Counter(row["outcome"] for row in self.checks)
         seconds = sum(row["seconds"] for row in self.checks)
         last = ", ".join(f"{counts[outcome]} {outcome}" for outcome in MARKS)
-        return "\n".join([*map(line, self.checks), f"{last}; {seconds:.0f} s"])
+        return "\n".join([*(line(row, SHORT) for row in self.checks), f"{last}; {seconds:.0f} s"])
 
 
-def line(row: dict[str, Any]) -> str:
+def line(row: dict[str, Any], longest: int = LONGEST) -> str:
     """One row as text."""
     detail = " ".join(row["detail"].split())
-    shown = detail if len(detail) <= LONGEST else f"{detail[:LONGEST]} …"
+    shown = detail if len(detail) <= longest else f"{detail[:longest]} …"
     return f"{MARKS[row['outcome']]} {row['seconds']:6.1f} s  {row['part']:9}  {row['name']}: {shown}"
 
 

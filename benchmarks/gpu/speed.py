@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -12,9 +13,9 @@ import torch
 
 from benchmarks.gpu.checks import Check, Session
 from benchmarks.gpu.subjects import awake_model, experiment, random_data
-from udpm.bench.measure import repeated
+from udpm.bench.measure import BLOCKS, Timing, repeated
 from udpm.bench.record import Work, row
-from udpm.bench.training import Images, bench_training, for_speed
+from udpm.bench.training import Images, bench_training, for_speed, level_shares
 from udpm.config import RunConfig
 from udpm.diffusion.sampler import noise_sides, sample
 from udpm.diffusion.schedule import Schedule
@@ -22,11 +23,13 @@ from udpm.networks.flops import count_cost
 from udpm.networks.inference import Precision, serve
 from udpm.networks.weights import Model
 from udpm.sampling.sampler import Sampler
+from udpm.training.cost import IterationCost, IterationCounter
 from udpm.training.plain import SwitchedTrainer, TrainingGains
 from udpm.training.trainer import Trainer
 
-ITERATIONS, WARM = 60, 20
-PLAIN_ITERATIONS = 20
+ITERATIONS, WARM = 6, 8
+"""Of a block, and before the first one: enough that kernels are loaded, and passes recorded."""
+BENCHED = 30
 SECONDS = 1.5
 PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float32")
 BATCHES_AT_ONCE = {1: 20, 25: 8, 250: 4, 1000: 2}
@@ -54,50 +57,56 @@ def _ceilings(session: Session) -> str:
     )
 
 
-def _training(session: Session, way: str, **changes: Any) -> str:
-    """`udpm bench train`; before the first one, a training that loads all kernels."""
-    config, lacks = measured_run(session, **changes)
-    iterations, warm = (ITERATIONS, WARM) if session.full else (2, 1)
-    with Images().opened(config) as levels:
-        if "kernels" not in session.kept:
-            session.kept["kernels"] = True
-            _iterate(Trainer(config, levels, session.device), warm)
-            session.clean_up()
-        found = bench_training(config, levels, iterations)
-    (each,) = found["rows"]
-    rate = each["images_per_second"]["median"] / found["batch"]
-    session.report.timings.append(
-        {"of": "training", "way": way + lacks, "iterations_per_second": rate, "record": found}
-    )
-    shares = ", ".join(f"{part} {100 * share:.0f} %" for part, share in list(found["shares"].items())[:4])
-    peak = f"; {found['gpu_peak_bytes'] / 2**30:.1f} GiB" if found["gpu_peak_bytes"] else ""
-    return (
-        f"{rate:.2f} iterations/s at batch {found['batch']}{lacks}; {100 * each['of_matrix_product']:.1f} % of "
-        f"products; {shares}{peak}"
-    )
-
-
-def _plain_training(session: Session) -> str:
-    """The plain way: float32 with TF32, eager, no cache, parameter by parameter."""
+def _bench(session: Session) -> str:
+    """`udpm bench train`."""
     config, lacks = measured_run(session)
-    session.set_up(tf32=True)
-    folder = session.folder / "plain"
-    levels, iterations = random_data(folder, config), PLAIN_ITERATIONS if session.full else 1
-    trainer = SwitchedTrainer(config, levels, session.device, TrainingGains())
-    _iterate(trainer, 8 if session.full else 1)
-    timing = repeated(partial(_iterate, trainer, iterations), session.device, 0)
-    rates = [iterations / seconds for seconds in timing.wall]
-    rate = sorted(rates)[len(rates) // 2]
-    session.report.timings.append(
-        {
-            "of": "training",
-            "way": f"plain{lacks}",
-            "iterations_per_second": rate,
-            "all": rates,
-            "batch": config.training.batch,
-        }
+    with Images().opened(config) as levels:
+        found = bench_training(config, levels, BENCHED if session.full else 2)
+    (each,) = found["rows"]
+    session.report.timings.append({"of": "training", "way": f"udpm bench train{lacks}", "record": found})
+    shares = ", ".join(f"{part} {100 * share:.0f} %" for part, share in found["shares"].items())
+    return f"{each['images_per_second']['median'] / found['batch']:.2f} iterations/s{lacks}: {shares}"
+
+
+def _training(session: Session, way: str, plain: bool = False, **changes: Any) -> str:
+    """Iterations at one level after the other, and what follows for a training, which draws its levels."""
+    config, lacks = measured_run(session, **changes)
+    best = session.ceilings
+    device = session.set_up(tf32=True)
+    levels = random_data(session.folder / "speed", config)
+    trainer = SwitchedTrainer(config, levels, device, TrainingGains() if plain else TrainingGains.configured(config))
+    costs = _costs(session, config, trainer)
+    iterations, warm = (ITERATIONS, WARM) if session.full else (1, 1)
+    timings, told = [], []
+    for level in range(1, config.process.levels + 1):
+        trainer.at_level(level)
+        _iterate(trainer, warm)
+        timings.append(Timing())
+        for _ in range(BLOCKS if session.full else 1):
+            timings[-1].measure(trainer.iterate, device, iterations)
+        told.append(f"{1e3 * statistics.median(timings[-1].wall):.1f}")
+    shares, batch = level_shares(config), config.training.batch
+    parts = [*(f"l = {level}" for level in range(1, len(timings) + 1)), "mean"]
+    peak = torch.cuda.max_memory_allocated() if session.on_gpu else None
+    precision = trainer.config.training.precision
+    for part, timing, cost in zip(
+        parts, [*timings, Timing.mean(timings, shares)], [*costs, IterationCost.mean(costs, shares)], strict=True
+    ):
+        work = Work(batch, cost.multiply_adds, cost.bytes, precision)
+        found = row(part, way + lacks, timing, work, best, batch=batch, gpu_peak_bytes=peak)
+        session.report.timings.append({"of": "training", **found})
+    return (
+        f"{found['images_per_second']['median'] / batch:.2f} iterations/s at batch {batch}{lacks}; {', '.join(told)} "
+        f"ms at l = 1, 2, 3; {100 * found['of_matrix_product']:.1f} % of products; {(peak or 0) / 2**30:.1f} GiB"
     )
-    return f"{rate:.2f} iterations/s at batch {config.training.batch}{lacks}"
+
+
+def _costs(session: Session, config: RunConfig, trainer: Trainer) -> list[IterationCost]:
+    """Multiply-adds of an iteration by level: the same however it is done, so counted once."""
+    if "costs" not in session.kept:
+        counter = IterationCounter(config, trainer.terms, trainer.perceptual)
+        session.kept["costs"] = [counter.count(level) for level in range(1, config.process.levels + 1)]
+    return session.kept["costs"]
 
 
 def _iterate(trainer: Trainer, iterations: int) -> None:
@@ -107,8 +116,9 @@ def _iterate(trainer: Trainer, iterations: int) -> None:
 
 def _sampling(session: Session, batch: int, precision: Precision, graphs: bool, tf32: bool = False) -> str:
     """From a seed to bytes, as `udpm sample` draws."""
-    device = session.set_up(tf32=tf32)
     config, model, multiply_adds = _subject(session)
+    best = session.ceilings
+    device = session.set_up(tf32=tf32)
     batch, count = (batch, BATCHES_AT_ONCE[batch]) if session.full else (2, 2)
     # Weights are prepared in place.
     own = replace(model, generator=deepcopy(model.generator))
@@ -116,7 +126,6 @@ def _sampling(session: Session, batch: int, precision: Precision, graphs: bool, 
     seconds = SECONDS if session.full else 0.0
     whole = repeated(lambda: sampler.sample(images), device, seconds)
     chain = repeated(_chain(config, model, batch, precision, graphs), device, seconds)
-    best = session.ceilings
     peak = torch.cuda.max_memory_allocated() if session.on_gpu else None
     told = []
     for part, timing, drawn in (("from seed to bytes", whole, images), ("the chain alone", chain, batch)):
@@ -172,7 +181,7 @@ FIRST = [
     Check("speed", "the device at best", _ceilings),
     _trained("speed", "as configured"),
     _trained("speed", "as configured, recorded", training__cuda_graphs=True),
-    Check("speed", "training cifar10: the plain way", _plain_training),
+    _trained("speed", "the plain way", plain=True),
     _drawn("speed", 250, "bfloat16", graphs=True),
     _drawn("speed", 250, "bfloat16"),
     _drawn("speed", 250, "float32", tf32=True),
@@ -180,6 +189,7 @@ FIRST = [
     _drawn("speed", 1, "float32", tf32=True),
 ]
 LATER = [
+    Check("variants", "udpm bench train cifar10", _bench),
     _trained("variants", "workers 2", training__workers=2),
     _trained("variants", "recorded, workers 2", training__cuda_graphs=True, training__workers=2),
     _trained("variants", "channels last", training__channels_last=True),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +60,9 @@ class Digits:
 def prepare_digits(folder: Path) -> Digits:
     """Prepare the embedded data set; needs scikit-learn."""
     config = resolve_run("digits", 0, CONFIG)
-    prepare(config.dataset, folder / "dataset")
-    write_cache(folder / "dataset", folder / "cache")
+    with redirect_stdout(io.StringIO()):
+        prepare(config.dataset, folder / "dataset")
+        write_cache(folder / "dataset", folder / "cache")
     return Digits(folder / "dataset", folder / "cache")
 
 

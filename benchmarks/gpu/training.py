@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from contextlib import redirect_stderr, redirect_stdout
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from typing import Any
 
@@ -110,7 +112,7 @@ def _resume(session: Session, channels_last: bool, precision: str) -> str:
     for _ in range(after):
         whole.iterate()
         parts.iterate()
-    return _compared(saved, _state(parts), _state(whole))
+    return compared(saved, _state(parts), _state(whole))
 
 
 def _of_change(saved: Tensors, found: Tensors, expected: Tensors) -> float:
@@ -136,7 +138,17 @@ def _state(trainer: Trainer) -> Tensors:
     return {name: value.detach().cpu().contiguous().clone() for name, value in trainer.state.tensors().items()}
 
 
-def _compared(saved: Tensors, found: Tensors, expected: Tensors) -> str:
+def compared(saved: Tensors, found: Tensors, expected: Tensors) -> str:
+    """How far one run is from another that should be the same.
+
+    Args:
+        saved: both before.
+        found: one of them now.
+        expected: the other one.
+
+    Raises:
+        AssertionError: farther than kernels that add up in any order explain.
+    """
     expect(found.keys() == expected.keys(), "tensors are missing")
     equal = sum(torch.equal(found[name], expected[name]) for name in expected)
     largest = max((found[name].double() - expected[name].double()).abs().max().item() for name in expected)
@@ -158,7 +170,7 @@ def _recorded(session: Session, precision: str) -> str:
         for _ in range(RECORDED[session.full]):
             run.iterate()
         results.append(_state(run))
-    return _compared(saved, results[1], results[0])
+    return compared(saved, results[1], results[0])
 
 
 def _undisturbed(session: Session, **changes: Any) -> str:
@@ -205,12 +217,23 @@ def _out_of_memory(session: Session) -> str:
 def run_command(*arguments: Any) -> tuple[int | None, str]:
     """Run a udpm command in this process; its exit code, and what it wrote to stderr."""
     told = io.StringIO()
-    with redirect_stderr(told), redirect_stdout(io.StringIO()):
+    with redirect_stderr(told), redirect_stdout(io.StringIO()), _signals_kept():
         try:
             main([str(argument) for argument in arguments])
         except SystemExit as stop:
             return stop.code, told.getvalue()
     return None, told.getvalue()
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Undo what a training does to signals, by which it is asked to stop."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 LPIPS = {"losses__lpips_weight": [4, 0, 0], "losses__lpips_network": "vgg-random"}

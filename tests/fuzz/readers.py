@@ -55,11 +55,12 @@ from udpm.networks.weights import load_model
 from udpm.report import scores as tables
 from udpm.report.card import model_card
 from udpm.report.figures.curves import milestone_table, read_metrics
+from udpm.report.figures.curves import write_table as write_milestones
 from udpm.report.figures.latents import draw_latents
 from udpm.report.figures.samples import draw_chain
-from udpm.runs.attempts import failed_alike, one_was_killed
+from udpm.runs.attempts import any_killed, failed_twice_identically
 from udpm.runs.lock import read_owner
-from udpm.runs.status import read_standing, standings_json
+from udpm.runs.status import read_status, statuses_json
 from udpm.sampling.generate import draw_samples
 from udpm.sampling.latents import explore_latents
 from udpm.sampling.sample_set import join_shards, load_samples
@@ -298,7 +299,10 @@ def _noise_file(folder):
 
 
 def _score(folder):
-    tables.score_table([folder / "score.json"])
+    scores = tables.collect([folder / "score.json"])
+    tables.full_table(scores)
+    tables.readable_table(scores)
+    tables.footnotes(scores)
 
 
 def _selection(folder):
@@ -344,13 +348,13 @@ def _with_digest(path, call):
 
 def _finished(folder):
     model_card(folder / "runs/digits/seed0", [])
-    standings_json([read_standing(folder / "runs/digits/seed0")])
+    statuses_json([read_status(folder / "runs/digits/seed0")])
     _described(folder / "runs/digits/seed0")
 
 
 def _metrics(folder):
     working = folder / "working"
-    standings_json([read_standing(working)])
+    statuses_json([read_status(working)])
     text = (working / "metrics.jsonl").read_bytes()
     Metrics(working / "metrics.jsonl", 12)
     (working / "metrics.jsonl").write_bytes(text)
@@ -358,17 +362,17 @@ def _metrics(folder):
 
 
 def _attempts(folder):
-    failed_alike(folder / "runs/digits/seed0")
-    one_was_killed(folder / "runs/digits/seed0")
+    failed_twice_identically(folder / "runs/digits/seed0")
+    any_killed(folder / "runs/digits/seed0")
     failed = folder / "failed"
     failed.mkdir(exist_ok=True)
     shutil.copy(folder / "runs/digits/seed0/attempts.jsonl", failed)
-    standings_json([read_standing(failed)])
+    statuses_json([read_status(failed)])
 
 
 def _owner(folder):
     read_owner(folder / "working")
-    standings_json([read_standing(folder / "working")])
+    statuses_json([read_status(folder / "working")])
 
 
 def _journal(folder):
@@ -467,7 +471,7 @@ def registry(folder):
             "milestones' table",
             "selection.json",
             as_json,
-            lambda f: milestone_table(selection.read_selection(f / "selection.json")).write(f / "table"),
+            lambda f: write_milestones(selection.read_selection(f / "selection.json"), f / "table"),
             0.01,
         ),
         Reader("benchmark", "bench.json", as_json, lambda f: read_record(f / "bench.json")),

@@ -207,14 +207,14 @@ def _adopt(checkpoints: tuple[Path, ...], run_config: Path | None, run: Path | N
     from udpm.core.errors import UserError
     from udpm.core.outputs import Output
     from udpm.interop.pretrained import adopt
-    from udpm.runs.config_guard import claim_import
+    from udpm.runs.config_guard import check_import
 
     if checkpoints or run_config is None or run is None:
         raise click.UsageError("--run-config and --run go together, without CHECKPOINTS", click.get_current_context())
     config = read_resolved(RunConfig, run_config)
     if config.training != "imported":
         raise UserError(f"{run_config}: training: is not imported, so `udpm train` makes this run")
-    claim_import(run)
+    check_import(run)
     check({"weights": config.weights}, [Output("--run", run / "weights.safetensors", kinds.IMPORTED_RUN)])
     adopt(config, run)
     click.echo(f"{run / 'weights.safetensors'}: from {config.weights}")

@@ -14,6 +14,7 @@ from udpm.core.folders import FolderKind
 from udpm.core.kinds import FileKind, KeptFolder
 from udpm.core.outputs import Input, Output, guard, nothing
 from udpm.core.usage import measured
+from udpm.runs import layout
 
 
 class Group(click.Group):
@@ -41,12 +42,6 @@ class Group(click.Group):
 
 CONFIG_PARTS = ("config.yaml", "cluster.yaml", "experiments", "datasets", "sweeps", "published")
 """What is read of a folder of the configuration."""
-RESULT_PARTS = (
-    *("caches", "configs", "content", "datasets", "extractors", "features", "images", "latents", "references", "runs"),
-    *("samples", "scores", "selection", "speed"),
-)
-"""What is read of a folder of results. Tables, figures and pages go elsewhere in it."""
-
 
 MOST_IMAGES = 10_000_000
 
@@ -83,7 +78,7 @@ def _config_holds(folder: Path, name: Path) -> bool:
 
 
 def _results_hold(folder: Path, name: Path) -> bool:
-    return not name.parts or name.parts[0] not in RESULT_PARTS
+    return not name.parts or name.parts[0] not in layout.READ
 
 
 def _run_holds(folder: Path, name: Path) -> bool:

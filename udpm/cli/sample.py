@@ -90,7 +90,7 @@ def sample_command(
     from udpm.config.load import validate
     from udpm.core.devices import as_user_errors
     from udpm.metrics.selection import check_selected, read_selection
-    from udpm.networks.weights import milestone
+    from udpm.runs.layout import milestone
     from udpm.sampling.generate import draw_samples, kept_weights
 
     if output is None and chain is None:
@@ -103,7 +103,7 @@ def sample_command(
     values = {"count": CASUAL_COUNT} if config is None else read_resolved(Sampling, config).model_dump()
     given = {key: value for key, value in {**options, "weights": kind}.items() if value is not None}
     sampling = validate(Sampling, values | given, "sampling")
-    kept = milestone(weights, sampling.iteration) if sampling.iteration is not None else None
+    kept = milestone(weights.parent, sampling.iteration) if sampling.iteration is not None else None
     check({"sampling.noise": sampling.noise, "sampling.iteration": kept})
     if selection is not None:
         check_selected(selection, chosen, kept_weights(weights, sampling.iteration), sampling.weights)

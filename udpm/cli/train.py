@@ -113,20 +113,21 @@ def status_command(runs: tuple[Path, ...], results: Path | None, as_json: bool) 
     unreadable  a file of it cannot be read; the others are told all the same
     """
     from udpm.core.errors import UserError
+    from udpm.runs.layout import Layout
     from udpm.runs.records import is_run
-    from udpm.runs.status import read_standing, read_standings, render_standings, standings_json
+    from udpm.runs.status import read_status, read_statuses, render_statuses, statuses_json
 
     found = list(runs)
     if results is not None:
-        in_results = [folder for folder in sorted((results / "runs").glob("*/*")) if is_run(folder)]
+        in_results = [folder for folder in Layout(results).found(Layout(results).runs + "/*/*") if is_run(folder)]
         if not in_results:
             raise UserError(f"{results}: holds no runs; expected folders like {results / 'runs/digits/seed0'}")
         found += in_results
     if not found:
         raise click.UsageError("give RUN folders, or --results", click.get_current_context())
     different = list(dict.fromkeys(found))
-    standings = read_standings(different) if len(different) > 1 else [read_standing(different[0])]
-    click.echo(standings_json(standings) if as_json else render_standings(standings), nl=False)
+    standings = read_statuses(different) if len(different) > 1 else [read_status(different[0])]
+    click.echo(statuses_json(standings) if as_json else render_statuses(standings), nl=False)
 
 
 @click.command(cls=Verb, epilog="Example: udpm clean results")

@@ -7,10 +7,9 @@ import difflib
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -19,7 +18,6 @@ from udpm.config.experiment import Experiment, RunConfig
 from udpm.config.sweep import Sweep
 from udpm.config.validation import NAME, sections_in, validate
 from udpm.core.errors import UserError
-from udpm.core.reading import read_json
 
 BUDGET = "budget"
 """Key of a point that is none of an experiment's."""
@@ -101,14 +99,14 @@ class LoadedSweep:
             for name, point in self.points.items()
         }
 
-    def trained(self, results: Path | None) -> dict[Run, str]:
+    def trained(self, missing: Callable[[Run], int] | None = None) -> dict[Run, str]:
         """The point whose run each uses: those that differ only in what comes after training share one.
 
         Of several, one that has this very run already, else the first: so a point that is added before them changes
         nothing.
 
         Args:
-            results: folder of everything that is made; None where nothing is.
+            missing: returns 0 for a run that has begun, more for others; the first of the least is taken.
         """
         alike: dict[str, list[Run]] = {}
         for key, run in self.runs.items():
@@ -117,23 +115,10 @@ class LoadedSweep:
         for keys in alike.values():
             first = keys[0]
             # The disk is asked only where there is a choice.
-            if results is not None and len(keys) > 1:
-                first = min(keys, key=lambda key: self._missing(results, key))
+            if missing is not None and len(keys) > 1:
+                first = min(keys, key=missing)
             owners |= dict.fromkeys(keys, first[0])
         return owners
-
-    def _missing(self, results: Path, key: Run) -> int:
-        """0 for a run that is there as it is wanted, 1 for a folder of another, 2 for none."""
-        try:
-            earlier = read_json(run_folder(results, *key) / "config.json", "resolved configuration")
-        except UserError:
-            return 2
-        return int(earlier != self.runs[key].model_dump(mode="json"))
-
-
-def run_folder(results: Path, experiment: str, seed: int) -> Path:
-    """Where a run lies."""
-    return results / "runs" / experiment / f"seed{seed}"
 
 
 def points_of(name: str, sweep: Sweep, where: str) -> dict[str, Point]:

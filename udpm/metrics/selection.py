@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from udpm.config.validation import NonNegativeFloat, NonNegativeInt, Record, read_record
+from udpm.config.validation import NonNegativeFloat, NonNegativeInt, Record, completed
 from udpm.core import provenance
+from udpm.core.arrays import check_seal
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
-from udpm.metrics.protocol import Protocol, comparable, read_score
+from udpm.core.reading import read_json
+from udpm.metrics.protocol import Protocol, read_score, used_tf32
 
 FORMAT = "udpm-selection/1"
 
@@ -53,8 +55,14 @@ class Selection(Record):
         return self
 
 
-SAME = ("experiment", "run_seed", "dataset_sha256", "seed")
-"""What else the images of all milestones must share, for their distances to differ by the milestone alone."""
+SAME = {
+    "subject": (
+        *("experiment", "run_seed", "dataset_sha256", "weights"),
+        *("seed", "posterior", "guidance", "precision", "compiled", "classes"),
+    ),
+    "protocol": ("n", "extractor", "reference", "neighbours"),
+}
+"""What scores must have in common for their distances to differ by the milestone alone."""
 
 
 def select(paths: Sequence[str | Path]) -> dict[str, Any]:
@@ -72,10 +80,13 @@ def select(paths: Sequence[str | Path]) -> dict[str, Any]:
     scores = {Path(path): _of_a_milestone(path) for path in paths}
     first = next(iter(scores))
     for path, score in scores.items():
-        differing = [key for key, value in _shared(scores[first]) if dict(_shared(score))[key] != value]
-        if differing:
-            what = f"another {differing[0].replace('_', ' ')} than {first}"
-            raise UserError(f"{path}: {what}, so they do not compare; score all milestones alike")
+        for part, keys in SAME.items():
+            other = [key for key in keys if score[part].get(key) != scores[first][part].get(key)]
+            if used_tf32(score[part]) != used_tf32(scores[first][part]):
+                other.append("tf32")
+            if other:
+                what = f"another {other[0]} than {first}"
+                raise UserError(f"{path}: {what}, so they do not compare; score all milestones alike")
     found = sorted(scores.values(), key=lambda score: score["subject"]["iteration"])
     iterations = [score["subject"]["iteration"] for score in found]
     if len(set(iterations)) != len(iterations):
@@ -87,7 +98,7 @@ def select(paths: Sequence[str | Path]) -> dict[str, Any]:
         "format": FORMAT,
         **{key: subject.get(key) for key in ("experiment", "run_seed", "iteration", "weights", "weights_sha256")},
         "seed": subject["seed"],
-        "protocol": {key: protocol[key] for key in ("n", "extractor", "reference", "neighbours")},
+        "protocol": {key: protocol[key] for key in SAME["protocol"]},
         "frechet_distance": best["metrics"]["frechet_distance"]["value"],
         "label": best["metrics"]["frechet_distance"]["label"],
         "milestones": [_row(score) for score in found],
@@ -101,7 +112,12 @@ def read_selection(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: missing, unreadable, not a selection, or changed since it was written.
     """
-    return read_record(Selection, path, "selection", remedy="`udpm select` makes it", fill=True)
+    found = read_json(path, "selection")
+    if found.get("format") != FORMAT:
+        raise UserError(f"{path}: format is {found.get('format')!r}, expected {FORMAT!r}; `udpm select` makes it")
+    known = completed(Selection, found, str(path))
+    check_seal(path, found)
+    return known
 
 
 def check_selected(path: str | Path, selection: dict[str, Any], weights: Path, kind: str) -> None:
@@ -156,10 +172,6 @@ def chosen_as(path: str | Path, subject: dict[str, Any]) -> dict[str, Any]:
         "seed": selection["seed"],
         "frechet_distance": selection["frechet_distance"],
     }
-
-
-def _shared(score: dict[str, Any]) -> list[tuple[str, Any]]:
-    return [*((key, score["subject"].get(key)) for key in SAME), *comparable(score)]
 
 
 def _of_a_milestone(path: str | Path) -> dict[str, Any]:

@@ -233,11 +233,6 @@ def check_generator(path: str | Path, config: ModelConfig, state: Mapping[str, t
     check_tensors(where, state, {name: values.shape for name, values in expected.items()})
 
 
-def milestone(weights: str | Path, iteration: int) -> Path:
-    """The weights that training kept at an iteration, beside a run's final ``weights.safetensors``."""
-    return Path(weights).parent / "milestones" / f"{iteration:09d}.safetensors"
-
-
 def tensors_under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """The tensors whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -16,7 +16,7 @@ from udpm.bench.record import PLAIN, read_record
 from udpm.config.validation import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Record, completed
 from udpm.core.errors import UserError
 from udpm.report.figures.style import COLOURS, MARKERS, save
-from udpm.report.table import MISSING, Table
+from udpm.report.table import MISSING, markdown
 
 
 class Spread(Record):
@@ -254,9 +254,9 @@ def _rendered(record: dict[str, Any]) -> str:
         f"**{_title(record)}**: matrix product {best['float32_flops'] / 1e9:.4g} GFLOP/s in float32 and "
         f"{best['bfloat16_flops'] / 1e9:.4g} in bfloat16, copy {best['copy_bytes'] / 1e9:.4g} GB/s\n\n"
     )
-    text += Table(_readable([_shown(each) for each in record["rows"]]), NOTES, "").markdown()
+    text += markdown(_readable([_shown(each) for each in record["rows"]]), NOTES)
     if record.get("gains"):
-        text += "\n" + Table(_readable([_shown_gain(each) for each in record["gains"]]), GAIN_NOTES, "").markdown()
+        text += "\n" + markdown(_readable([_shown_gain(each) for each in record["gains"]]), GAIN_NOTES)
     return text
 
 

@@ -17,9 +17,9 @@ from udpm.core.files import sha256, write_json, write_text
 from udpm.core.folders import atomic_folder
 from udpm.core.kinds import BUNDLE, mark, seal_text
 from udpm.core.reading import read_json
-from udpm.metrics.protocol import describe, read_scores
-from udpm.report.scores import checkpoint
+from udpm.metrics.protocol import checkpoint, preprocessing, read_scores
 from udpm.report.table import MISSING
+from udpm.runs.layout import Layout, results_of
 from udpm.runs.records import iteration_of, numbered, read_complete
 from udpm.sampling.sample_set import load_samples
 
@@ -105,13 +105,8 @@ def run_config(run: Path) -> RunConfig:
     """
     own = run / "config.json"
     if not own.exists():
-        own = results_of(run) / "configs" / run.resolve().parent.name / f"{run.resolve().name}.json"
+        own = Path(Layout(results_of(run)).section(run.resolve().name, run.resolve().parent.name))
     return read_resolved(RunConfig, own)
-
-
-def results_of(run: Path) -> Path:
-    """The folder of results that a run lies in, as RESULTS/runs/EXPERIMENT/seedN; of another run, the one so far up."""
-    return run.resolve().parent.parent.parent
 
 
 def _front_matter(name: str, config: RunConfig, scores: list[dict[str, Any]]) -> dict[str, Any]:
@@ -153,7 +148,7 @@ def _what(config: RunConfig) -> str:
 
 def _prepared(run: Path, config: RunConfig) -> dict[str, Any]:
     """The record of the images that the results hold under the data set's name; empty where they hold none."""
-    path = results_of(run) / "datasets" / config.dataset_name / "dataset.json"
+    path = Path(Layout(results_of(run)).dataset_record(config.dataset_name))
     return read_json(path, "data set's record") if path.exists() else {}
 
 
@@ -219,13 +214,19 @@ def _scores(scores: list[dict[str, Any]], config: RunConfig) -> str:
         return "## Scores\n\nNot run.\n"
     lines = []
     for score in scores:
+        protocol, reference = score["protocol"], score["protocol"]["reference"]
         values = [
             f"{metric['label']} {metric['value']:.4g}"
             for metric in score["metrics"].values()
             if metric["value"] is not None
         ]
-        which = checkpoint(score["subject"], _iterations(config))
-        lines.append(f"- {which} checkpoint: {', '.join(values)}. Protocol: {describe(score)}")
+        lines.append(
+            f"- {checkpoint(score['subject'], _iterations(config))} checkpoint: {', '.join(values)}. Protocol: N = "
+            f"{protocol['n']}, extractor {protocol['extractor']['name']} (SHA-256 "
+            f"{protocol['extractor']['sha256'][:12]}; {preprocessing(score)}), reference "
+            f"{reference['dataset']}/{reference['split']} ({reference['n']} images), sampling seed "
+            f"{score['subject'].get('seed')}"
+        )
     return "## Scores\n\n" + "\n".join(lines) + "\n"
 
 
@@ -279,9 +280,9 @@ def bundle_run(run: Path, folder: Path) -> list[str]:
     record = read_complete(run)
     if sha256(run / WEIGHTS) != record["weights_sha256"]:
         raise UserError(f"{run / WEIGHTS}: not the weights that complete.json records; train or import them again")
-    results, place = results_of(run), Path(run.parent.name) / run.name
-    scores = sorted((results / "scores" / place.parent).glob(f"{place.name}*.json"))
-    scores = [path for path in scores if path.stem in (place.name, f"{place.name}_best")]
+    layout, experiment = Layout(results_of(run)), run.parent.name
+    scores = [Path(layout.scores(subject, experiment)) for subject in (run.name, f"{run.name}_best")]
+    scores = [path for path in scores if path.is_file()]
     with atomic_folder(folder, BUNDLE) as building:
         shutil.copyfile(run / WEIGHTS, building / WEIGHTS)
         write_text(building / "config.json", to_json(run_config(run)))
@@ -289,7 +290,8 @@ def bundle_run(run: Path, folder: Path) -> list[str]:
         for path in scores:
             (building / "scores").mkdir(exist_ok=True)
             shutil.copyfile(path, building / "scores" / path.name)
-        _copy_samples(results / "samples" / place, building / "samples", run, record)
+        samples = Path(layout.samples(experiment, run.name.removeprefix("seed")))
+        _copy_samples(samples, building / "samples", run, record)
         names = sorted(str(path.relative_to(building)) for path in building.rglob("*") if path.is_file())
         write_json(building / RECORD, {"format": FORMAT, "run": record, "files": names})
     return [*names, RECORD]

@@ -11,9 +11,9 @@ from udpm.config.experiment import RunConfig
 from udpm.core import devices
 from udpm.core.progress import duration
 from udpm.data.levels import Levels
-from udpm.runs.config_guard import claim
+from udpm.runs.config_guard import check_config
 from udpm.runs.records import is_run
-from udpm.runs.status import read_standing
+from udpm.runs.status import read_status
 from udpm.training.checkpoint import KEPT
 from udpm.training.needs import Needs, amount, count_arithmetic, count_needs, times
 
@@ -64,8 +64,8 @@ def _standing(config: RunConfig, run: Path | None) -> str:
         return ""
     if not is_run(run):
         return f"; {run} is new"
-    claim(run, config, allow_world_size_change=False, writes=False)
-    standing = read_standing(run)
+    check_config(run, config, allow_world_size_change=False, writes=False)
+    standing = read_status(run)
     at = "" if standing.checkpoint is None else f", last checkpoint {standing.checkpoint}"
     return f"; {run} is {standing.state}{at}"
 

@@ -19,7 +19,7 @@ from udpm.core.devices import as_user_errors
 from udpm.core.distributed import Place, launched, start_of
 from udpm.core.errors import StoppedEarly, UserError, first_line
 from udpm.core.reading import read_json_lines
-from udpm.runs.config_guard import claim
+from udpm.runs.config_guard import check_config
 from udpm.runs.lock import identity, is_at_work, is_dead, is_here, read_owner
 from udpm.runs.records import ATTEMPTS, AttemptLine, is_valid, last_saved, may_be_finished
 
@@ -222,7 +222,7 @@ def read_attempts(run: Path) -> list[PastAttempt]:
     return [attempt for _, attempt in sorted(order.values(), key=lambda placed: placed[0])]
 
 
-def one_was_killed(run: Path) -> bool:
+def any_killed(run: Path) -> bool:
     """Whether an attempt began, recorded no end, and is not still running or waiting."""
     return any(was_killed(run, attempt) for attempt in read_attempts(run))
 
@@ -236,7 +236,7 @@ def was_killed(run: Path, attempt: PastAttempt) -> bool:
     return not is_at_work(run, attempt.record.get("token"))
 
 
-def failed_alike(run: Path, series: str | None = None, job: str | None = None) -> str | None:
+def failed_twice_identically(run: Path, series: str | None = None, job: str | None = None) -> str | None:
     """Return why the last two attempts failed, if the reasons differ only in paths, numbers, hosts and temporary files.
 
     Attempts that were stopped between the two are skipped. Two failures are not alike if a checkpoint was saved between
@@ -256,7 +256,7 @@ def failed_alike(run: Path, series: str | None = None, job: str | None = None) -
 
 
 def alike(run: Path, series: str | None = None) -> PastAttempt | None:
-    """Return the last attempt if it failed like the one before it; see `failed_alike`."""
+    """Return the last attempt if it failed like the one before it; see `failed_twice_identically`."""
     row = [attempt for attempt in read_attempts(run) if series in (None, attempt.record.get("series"))]
     last = row.pop() if row else PastAttempt()
     if last.ended != "failed":
@@ -324,16 +324,16 @@ def attempted(
     Args:
         run: the run's folder.
         config: of the run.
-        allow_world_size_change: see `claim`.
+        allow_world_size_change: see `check_config`.
         environment: variables; those of the launcher and `SERIES` are read.
 
     Raises:
-        UserError: there is nothing to train, the folder holds something else (`claim`, `is_finished`) or cannot be
+        UserError: nothing to train, the folder holds something else (`check_config`, `is_finished`) or cannot be
             created, or two attempts of the same `snakemake` failed alike.
     """
     if config.training == "imported":
         raise UserError(f"{run}: training is imported, so there is nothing to train; `udpm import` makes this run")
-    claim(run, config, allow_world_size_change, writes=False)
+    check_config(run, config, allow_world_size_change, writes=False)
     finished, who, series = may_be_finished(run, config.training), identity(), environment.get(SERIES)
     if not finished:
         _check_series(run, who, series)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from udpm.core.errors import UserError
+from udpm.runs.layout import Layout
 from udpm.runs.lock import is_dead, read_owner
 from udpm.runs.records import CHECKPOINTS, COMPLETE, WEIGHTS, is_run, read_completion, read_run_length
 
@@ -41,7 +42,7 @@ def find_runs(folder: Path) -> list[Path]:
     """
     if is_run(folder):
         return [folder]
-    runs = folder / "runs"
+    runs = Path(Layout(folder).runs)
     if runs.is_symlink():
         raise UserError(f"{runs}: is a link, which is not followed; name the folder that it leads to")
     found = [run for name in _folders(runs) for run in _folders(name) if is_run(run)]

@@ -12,9 +12,10 @@ from udpm.config.validation import Section, validate
 from udpm.core.errors import UserError
 from udpm.core.files import write_text
 from udpm.core.kinds import weights_description
+from udpm.core.reading import read_json
 from udpm.runs.records import COMPLETE, WEIGHTS, read_complete
 
-INCIDENTAL = {
+MUTABLE_KEYS = {
     "dataset.check_md5",
     "dataset.description",
     "dataset.expected_count",
@@ -41,19 +42,19 @@ INCIDENTAL = {
 LIMITS = ("max_pixels", "max_file_bytes")
 """Keys of a data set that bound what is read of its source."""
 
-WORLD = {"training.nodes", "training.processes_per_node", "training.accumulate"}
+WORLD_SIZE_KEYS = {"training.nodes", "training.processes_per_node", "training.accumulate"}
 """Keys that cut the batch: weights then agree up to rounding."""
 
 ITERATIONS = "training.iterations"
 """May grow: nothing before the end depends on where that is, so training goes on with its state."""
 
 
-def incidental(section: str) -> set[str]:
+def mutable_keys(section: str) -> set[str]:
     """The incidental keys of one section ("dataset"), without its name."""
-    return {key.removeprefix(f"{section}.") for key in INCIDENTAL if key.startswith(f"{section}.")}
+    return {key.removeprefix(f"{section}.") for key in MUTABLE_KEYS if key.startswith(f"{section}.")}
 
 
-def claim(run: Path, config: RunConfig, allow_world_size_change: bool, *, writes: bool) -> None:
+def check_config(run: Path, config: RunConfig, allow_world_size_change: bool, *, writes: bool) -> None:
     """Write the run's configuration into its folder, or check that it is the one already there.
 
     Args:
@@ -69,14 +70,14 @@ def claim(run: Path, config: RunConfig, allow_world_size_change: bool, *, writes
     # A sweep has hundreds of runs: the same text is not parsed again.
     earlier = None if _is_text(path, to_json(config)) else _earlier(run)
     if earlier is not None:
-        free = INCIDENTAL | WORLD if allow_world_size_change else INCIDENTAL
-        changed = other_run(earlier, config, free)
+        free = MUTABLE_KEYS | WORLD_SIZE_KEYS if allow_world_size_change else MUTABLE_KEYS
+        changed = run_changes(earlier, config, free)
         if changed.keys() == {ITERATIONS} and _ended_at(run) == config.training.iterations:
             # On its way to more, which nobody wants any more: what it ended with before is still there.
             return
         if changed:
             shown = "; ".join(changed.values())
-            way = ", or pass --allow-world-size-change" if set(changed) <= WORLD else ""
+            way = ", or pass --allow-world-size-change" if set(changed) <= WORLD_SIZE_KEYS else ""
             raise UserError(
                 f"{run}: holds a run of another configuration ({shown}); undo the change, give the experiment a new "
                 f"name, or delete the folder{way}"
@@ -85,7 +86,16 @@ def claim(run: Path, config: RunConfig, allow_world_size_change: bool, *, writes
         write_text(path, to_json(config))
 
 
-def claim_import(run: Path) -> None:
+def missing(run: Path, config: RunConfig) -> int:
+    """Return 0 if a folder holds the very run of a configuration, 1 if it holds another, 2 if it holds none."""
+    try:
+        earlier = read_json(run / "config.json", "resolved configuration")
+    except UserError:
+        return 2
+    return int(earlier != config.model_dump(mode="json"))
+
+
+def check_import(run: Path) -> None:
     """Check that a folder may take imported weights.
 
     Raises:
@@ -129,7 +139,7 @@ def _ended_at(run: Path) -> int | None:
     return read_complete(run).get("iterations") if (run / COMPLETE).exists() else None
 
 
-def other_run(earlier: RunConfig, now: RunConfig, free: set[str]) -> dict[str, str]:
+def run_changes(earlier: RunConfig, now: RunConfig, free: set[str]) -> dict[str, str]:
     """By key, what makes a configuration another run's than an earlier one, apart from the keys in `free`."""
     changed = differences(earlier, now, free)
     if ITERATIONS in changed and _grows(earlier.training, now.training):
@@ -151,7 +161,7 @@ def differences(earlier: Section, now: Section, free: set[str]) -> dict[str, str
     }
 
 
-def prepared_otherwise(record: dict[str, Any], config: DatasetConfig) -> dict[str, str]:
+def preparation_changes(record: dict[str, Any], config: DatasetConfig) -> dict[str, str]:
     """By key, how a configuration differs from the one a data set was prepared by, in what its images and splits are.
 
     Args:
@@ -163,7 +173,7 @@ def prepared_otherwise(record: dict[str, Any], config: DatasetConfig) -> dict[st
     except (KeyError, TypeError, ValueError):
         # Of a version whose keys were others: what was made of them is there, and runs compare their own.
         return {}
-    free = incidental("dataset")
+    free = mutable_keys("dataset")
     # Limits matter where images were left out.
     return differences(earlier, config, free - set(LIMITS) if record.get("skipped") else free)
 

@@ -26,14 +26,14 @@ RECORD = "owner.json"
 OWNER_BYTES = 2**16
 HEARTBEAT = 5.0
 """Seconds between two beats."""
-STALE = 60.0
+STALE_SECONDS = 60.0
 """Seconds without a beat after which an owner is taken for dead."""
 READINGS = 3
 SETTLE = 0.5
 """Seconds after which a record that was just written must still be one's own."""
 
 
-class Owner:
+class RunLock:
     """This process's claim to a run's folder; use as a context manager.
 
     Entering waits until the folder is free: its record is gone, its process is known to be dead, or its heartbeat stood
@@ -53,7 +53,7 @@ class Owner:
     """
 
     def __init__(
-        self, run: Path, stop: StopRequest | bool, stale: float = STALE, who: dict[str, Any] | None = None
+        self, run: Path, stop: StopRequest | bool, stale: float = STALE_SECONDS, who: dict[str, Any] | None = None
     ) -> None:
         self._path, self._stop, self._stale = run / RECORD, stop, stale
         now = time.time()
@@ -61,13 +61,13 @@ class Owner:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="udpm-heartbeat", daemon=True)
 
-    def __enter__(self) -> Owner:
+    def __enter__(self) -> RunLock:
         while True:
             self._wait_until_free()
             write_json(self._path, self.record)
             # Of two that write at once the later record stays; both look again before either begins.
             time.sleep(SETTLE)
-            if self.holds():
+            if self.is_held():
                 self._thread.start()
                 return self
 
@@ -75,11 +75,11 @@ class Owner:
         self._ended.set()
         self._thread.join()
         # One that cannot be removed is known to be dead, or stale after a while.
-        if self.holds():
+        if self.is_held():
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
 
-    def holds(self) -> bool:
+    def is_held(self) -> bool:
         """Whether the folder is still this process's; a record that cannot be read is read again before it is lost."""
         for _ in range(READINGS):
             record = read_owner(self._path.parent)
@@ -91,7 +91,7 @@ class Owner:
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT):
             # A process that was stopped finds another's record here, and must not write over it.
-            if not self.holds():
+            if not self.is_held():
                 return
             self.record |= {"beat": self.record["beat"] + 1, "time": time.time()}
             try:
@@ -158,7 +158,7 @@ def is_at_work(run: Path, token: str | None) -> bool:
     if is_here(owner):
         return True
     beat, until = owner.get("beat"), time.monotonic() + 2 * HEARTBEAT
-    while time.monotonic() < until and time.time() - owner.get("time", 0.0) < STALE:
+    while time.monotonic() < until and time.time() - owner.get("time", 0.0) < STALE_SECONDS:
         time.sleep(HEARTBEAT / 10)
         now = read_owner(run)
         if now is None or now["token"] != token:

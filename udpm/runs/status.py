@@ -1,26 +1,20 @@
-"""Where training runs and the points of a sweep stand, read from their folders alone; imports no torch."""
+"""Where training runs stand, read from their folders alone; imports no torch."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from udpm.config.experiment import RunConfig
-from udpm.config.load import read_resolved, to_json
-from udpm.config.points import LoadedSweep, run_folder
-from udpm.config.validation import Model, Section
 from udpm.core.containers import read_header
 from udpm.core.errors import UserError
 from udpm.core.progress import duration
-from udpm.core.reading import JSON_BYTES, read_text
 from udpm.runs.attempts import PastAttempt, read_attempts
-from udpm.runs.config_guard import INCIDENTAL, differences, other_run
-from udpm.runs.lock import STALE, is_dead, name_of, read_owner
+from udpm.runs.lock import STALE_SECONDS, is_dead, name_of, read_owner
 from udpm.runs.records import is_run, iteration_of, numbered, read_complete, read_metrics_lines, read_run_length
 
 QUIET_INTERVALS = 10
@@ -35,7 +29,7 @@ COLUMNS = ("run", "state", "iteration", "img/s", "left", "checkpoint", "heartbea
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunStatus:
     """Where a run stands; None where it is unknown or means nothing. Ages and times left in seconds.
 
     Attributes:
@@ -73,18 +67,18 @@ class Standing:
     note: str = ""
 
 
-def read_standings(runs: Iterable[Path]) -> list[Standing]:
+def read_statuses(runs: Iterable[Path]) -> list[RunStatus]:
     """Where runs stand now; one that cannot be read stands among the others, with the reason."""
     found = []
     for run in runs:
         try:
-            found.append(read_standing(run))
+            found.append(read_status(run))
         except UserError as error:
-            found.append(Standing(str(run), "unreadable", note=" ".join(str(error).split())))
+            found.append(RunStatus(str(run), "unreadable", note=" ".join(str(error).split())))
     return found
 
 
-def read_standing(run: Path) -> Standing:
+def read_status(run: Path) -> RunStatus:
     """Where a run stands now.
 
     Raises:
@@ -104,24 +98,24 @@ def read_standing(run: Path) -> Standing:
     if (run / "complete.json").exists():
         total = read_complete(run).get("iterations")
         if not _goes_on(total, training):
-            return Standing(str(run), "complete", **known | {"iteration": total, "iterations": total})
+            return RunStatus(str(run), "complete", **known | {"iteration": total, "iterations": total})
     if owner is not None and not is_dead(owner):
         return _at_work(run, owner, lines, known, training, now)
     failure, last = _last_failure(run), attempts[-1] if attempts else PastAttempt()
     if failure is not None and failure[0] >= (checkpoint.get("checkpoint") or 0) and _not_finite(last):
-        return Standing(str(run), "failed", **known | _place(last), note=failure[1])
+        return RunStatus(str(run), "failed", **known | _place(last), note=failure[1])
     if last.ended == "failed":
         note = " ".join(last.reason.removeprefix(f"{run}: ").split())
-        return Standing(str(run), "failed", **known | _place(last), note=note)
+        return RunStatus(str(run), "failed", **known | _place(last), note=note)
     note = ""
     if last.ended is None and last.record:
         note, known = _silent(last, now), known | _place(last)
     elif owner is not None:
         note = f"{name_of(owner)} ended without a word"
-    return Standing(str(run), "stopped" if checkpoint else "waiting", **known, note=note)
+    return RunStatus(str(run), "stopped" if checkpoint else "waiting", **known, note=note)
 
 
-def render_standings(standings: list[Standing]) -> str:
+def render_statuses(standings: list[RunStatus]) -> str:
     """A table to read, a row for each run."""
     rows = [COLUMNS, *(_row(standing) for standing in standings)]
     used = [column for column in range(len(COLUMNS)) if any(row[column] for row in rows[1:])]
@@ -129,24 +123,24 @@ def render_standings(standings: list[Standing]) -> str:
     return "".join("  ".join(row[column].ljust(widths[column]) for column in used).rstrip() + "\n" for row in rows)
 
 
-def standings_json(standings: list[Standing]) -> str:
+def statuses_json(standings: list[RunStatus]) -> str:
     """The same as a JSON list, in full precision."""
     return json.dumps([asdict(standing) for standing in standings], indent=2, ensure_ascii=False) + "\n"
 
 
 def _at_work(
     run: Path, owner: dict[str, Any], lines: list[dict], known: dict[str, Any], training: dict[str, Any], now: float
-) -> Standing:
+) -> RunStatus:
     """Of a run whose owner is, as far as can be seen from here, alive."""
     age = max(0.0, now - owner.get("time", 0.0))
     known = known | {"heartbeat_age": age, **{key: owner.get(key) for key in ("host", "job", "attempt")}}
     quiet = _quiet(run, owner, now)
-    if age > STALE:
-        return Standing(str(run), "stalled", **known, note=f"no sign of life from {name_of(owner)}")
+    if age > STALE_SECONDS:
+        return RunStatus(str(run), "stalled", **known, note=f"no sign of life from {name_of(owner)}")
     if quiet > _patience(lines):
         note = f"{name_of(owner)} lives, but has written no metrics for {duration(quiet)}"
-        return Standing(str(run), "stalled", **known, note=note)
-    return Standing(str(run), "running", **known, seconds_left=_seconds_left(known, training))
+        return RunStatus(str(run), "stalled", **known, note=note)
+    return RunStatus(str(run), "running", **known, seconds_left=_seconds_left(known, training))
 
 
 def _not_finite(last: PastAttempt) -> bool:
@@ -228,7 +222,7 @@ def _last_failure(run: Path) -> tuple[int, str] | None:
     return iteration_of(found[-1]), f"{what} in iteration {iteration_of(found[-1]) + 1}: see {found[-1]}"
 
 
-def _row(standing: Standing) -> tuple[str, ...]:
+def _row(standing: RunStatus) -> tuple[str, ...]:
     done = "" if standing.iteration is None else str(standing.iteration)
     if standing.iterations and standing.state != "complete":
         done = f"{done or 0} of {standing.iterations}"
@@ -250,116 +244,3 @@ def _row(standing: Standing) -> tuple[str, ...]:
         "" if standing.attempts is None else str(standing.attempts),
         standing.note,
     )
-
-
-SHOWN_NAMES = 4
-"""Points that a summary names of each state."""
-Compare = Callable[[Any, Any, set[str]], dict[str, str]]
-
-
-@dataclass(frozen=True)
-class PointStanding:
-    """Where a point's run of one seed stands.
-
-    Attributes:
-        point: name of the point.
-        seed: training seed.
-        state: new; changed: the folder holds a run of another configuration, which is refused; longer: its training
-            goes on to more iterations; resample and rescore: the run stays, what follows is done again; trained: not
-            scored yet; complete; or what `udpm status` says of a run under way.
-        note: which keys, and what they were.
-    """
-
-    point: str
-    seed: int
-    state: str
-    note: str = ""
-
-
-def point_standings(loaded: LoadedSweep, results: Path) -> list[PointStanding]:
-    """Where all points stand, from what lies in the folder of results.
-
-    Raises:
-        UserError: a record there cannot be read.
-    """
-    trained, scored = loaded.trained(results), loaded.scored
-    return [_standing_or_reason(loaded, results, key, trained[key], scored[key[0]]) for key in loaded.runs]
-
-
-def render_points(standings: list[PointStanding]) -> str:
-    """A table to read, a row for each point and seed."""
-    rows = [("point", "seed", "state", "note")]
-    rows += [(standing.point, str(standing.seed), standing.state, standing.note) for standing in standings]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)] + [0]
-    return "".join(
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows
-    )
-
-
-def summarize_points(name: str, standings: list[PointStanding]) -> str:
-    """How many points and seeds are in each state, in a line; those that something is to be done for are named."""
-    states: dict[str, list[PointStanding]] = {}
-    for standing in standings:
-        states.setdefault(standing.state, []).append(standing)
-    told = [
-        f"{len(found)} {state}" + ("" if state == "complete" else f" ({_names(found)})")
-        for state, found in states.items()
-    ]
-    return f"sweep {name}: {len({one.point for one in standings})} points, {len(standings)} runs: {', '.join(told)}"
-
-
-def _names(standings: list[PointStanding]) -> str:
-    names = list(dict.fromkeys(f"{one.point}: {one.note}" if one.note else one.point for one in standings))
-    return ", ".join([*names[:SHOWN_NAMES], *(["…"] if len(names) > SHOWN_NAMES else [])])
-
-
-def _standing_or_reason(
-    loaded: LoadedSweep, results: Path, key: tuple[str, int], trained: str, scored: str
-) -> PointStanding:
-    """A point's standing; of one whose files cannot be read, which file it is."""
-    try:
-        return _standing_of_point(loaded, results, key, trained, scored)
-    except UserError as error:
-        return PointStanding(loaded.points[key[0]].point.name, key[1], "unreadable", " ".join(str(error).split()))
-
-
-def _standing_of_point(
-    loaded: LoadedSweep, results: Path, key: tuple[str, int], trained: str, scored: str
-) -> PointStanding:
-    experiment, seed = key
-    resolved, run = loaded.points[experiment], loaded.runs[trained, seed]
-    folder, point = run_folder(results, trained, seed), resolved.point.name
-    shares = "" if trained == experiment else f"uses the run of {loaded.points[trained].point.name}"
-    if not is_run(folder):
-        return PointStanding(point, seed, "new", shares)
-    changed = _differences(RunConfig, folder / "config.json", run, other_run)
-    if changed:
-        return PointStanding(point, seed, "changed", changed)
-    standing = read_standing(folder)
-    if standing.state != "complete":
-        at = "" if standing.checkpoint is None else f"checkpoint {standing.checkpoint} of {standing.iterations}"
-        return PointStanding(point, seed, standing.state, "; ".join(filter(None, (shares, at, standing.note))))
-    configs, own = results / "configs", resolved.experiment
-    redone = {
-        "longer": _differences(RunConfig, folder / "config.json", run, differences),
-        "resample": _section_differences(own.sampling, configs / experiment / "sampling.json"),
-        "rescore": _section_differences(own.scoring, configs / scored / "scoring.json"),
-    }
-    for state, why in redone.items():
-        if why:
-            return PointStanding(point, seed, state, why)
-    there = (results / "scores" / experiment / f"seed{seed}.json").is_file()
-    return PointStanding(point, seed, "complete" if there else "trained", shares)
-
-
-def _section_differences(now: Section, path: Path) -> str:
-    """How a section of an experiment differs from the one in a file called after it."""
-    found = _differences(type(now), path, now)
-    return "; ".join(f"{path.stem}.{change}" for change in found.split("; ")) if found else ""
-
-
-def _differences(model: type[Model], path: Path, now: Model, compare: Compare = differences) -> str:
-    """How a configuration differs from the one in a file, if that is there, in words."""
-    if not path.exists() or read_text(path, "resolved configuration", JSON_BYTES) == to_json(now):
-        return ""
-    return "; ".join(compare(read_resolved(model, path), now, INCIDENTAL).values())

@@ -10,7 +10,8 @@ from udpm.config.sampling import Sampling
 from udpm.core import devices, provenance
 from udpm.core.errors import UserError
 from udpm.data.npz import save_arrays
-from udpm.networks.weights import Model, load_model, milestone
+from udpm.networks.weights import Model, load_model
+from udpm.runs.layout import milestone
 from udpm.sampling.sample_set import save_samples
 from udpm.sampling.sampler import NOT_FINITE, NoiseSource, Sampler, stored
 
@@ -121,7 +122,7 @@ def kept_weights(weights: Path, iteration: int) -> Path:
     Raises:
         UserError: none are kept of it.
     """
-    path = milestone(weights, iteration)
+    path = milestone(Path(weights).parent, iteration)
     if not path.exists():
         kept = sorted(int(found.stem) for found in path.parent.glob("*.safetensors"))
         held = f"kept are {', '.join(map(str, kept))}" if kept else "none are kept (training.keep_every)"

@@ -24,10 +24,18 @@ from udpm.core.files import remove_temporary, sha256, write_json
 from udpm.core.processes import StopRequest
 from udpm.core.usage import count_images
 from udpm.data.levels import Levels
-from udpm.networks.weights import milestone, save_weights
+from udpm.networks.weights import save_weights
 from udpm.runs.attempts import Attempt, attempted, make_folder
-from udpm.runs.config_guard import INCIDENTAL, ITERATIONS, WORLD, claim, differences, prepared_otherwise
-from udpm.runs.lock import RECORD, STALE, Owner
+from udpm.runs.config_guard import (
+    ITERATIONS,
+    MUTABLE_KEYS,
+    WORLD_SIZE_KEYS,
+    check_config,
+    differences,
+    preparation_changes,
+)
+from udpm.runs.layout import milestone
+from udpm.runs.lock import RECORD, STALE_SECONDS, RunLock
 from udpm.runs.records import SEALED, is_finished, read_complete
 from udpm.training.checkpoint import forget_after, resume, save_checkpoint
 from udpm.training.events import Events, writer_class
@@ -47,7 +55,7 @@ def train(
     *,
     max_minutes: float | None = None,
     allow_world_size_change: bool = False,
-    stale: float = STALE,
+    stale: float = STALE_SECONDS,
     attempt: Attempt | None = None,
 ) -> None:
     """Train until `training.iterations`, from the newest checkpoint in the run's folder if there is one.
@@ -83,7 +91,7 @@ def train(
         deadline = time.monotonic() + 60 * max_minutes if max_minutes is not None else float("inf")
         with joined(place, _backend(config, device), run, stop, device):
             agreement = Agreement(place)
-            with Owner(run, stop, stale, attempt.record) if place.rank == 0 else nullcontext() as owner:
+            with RunLock(run, stop, stale, attempt.record) if place.rank == 0 else nullcontext() as owner:
                 attempt.take_over()
                 # Nobody looks into the folder before it is this run's.
                 agreement.any(False)
@@ -92,7 +100,7 @@ def train(
 
 
 def _check_prepared(levels: Levels, config: RunConfig) -> None:
-    otherwise = prepared_otherwise(levels.store.record, config.dataset)
+    otherwise = preparation_changes(levels.store.record, config.dataset)
     if otherwise:
         raise UserError(
             f"{levels.store.folder}: was not prepared as the run's configuration says "
@@ -128,7 +136,7 @@ class Session:
         device: torch.device,
         place: Place,
         agreement: Agreement,
-        owner: Owner | None,
+        owner: RunLock | None,
         attempt: Attempt,
         deadline: float,
     ) -> None:
@@ -144,13 +152,13 @@ class Session:
 
     def train(self, allow_world_size_change: bool) -> None:
         """Claim the folder, continue where the run stands, and bring it to its end."""
-        claim(self.run, self.config, allow_world_size_change, writes=False)
+        check_config(self.run, self.config, allow_world_size_change, writes=False)
         if is_finished(self.run, self.iterations, self.digest):
             self._check_images(self.run, read_complete(self.run))
             self._say(f"{self.run}: complete already, nothing to do")
             return
         self.attempt.begin()
-        claim(self.run, self.config, allow_world_size_change, writes=self.owner is not None)
+        check_config(self.run, self.config, allow_world_size_change, writes=self.owner is not None)
         relief = _relief(self.config, self.device)
         with as_user_errors(relief):
             trainer = Trainer(self.config, self.levels, self.device, self.place)
@@ -202,7 +210,7 @@ class Session:
         """Whether a checkpoint is this run's: of these images, and of this configuration."""
         self._check_images(checkpoint, description)
         earlier = validate(RunConfig, description["run"], str(checkpoint))
-        changed = differences(earlier, self.config, INCIDENTAL | WORLD | {ITERATIONS})
+        changed = differences(earlier, self.config, MUTABLE_KEYS | WORLD_SIZE_KEYS | {ITERATIONS})
         if changed:
             shown = "; ".join(changed.values())
             raise UserError(f"{checkpoint}: is of another run ({shown}); take it out of the folder")
@@ -298,13 +306,13 @@ class Session:
         """Let rank 0 write, if the folder is still its own; all processes go on together, or none does."""
         lost, problem = False, None
         if self.owner is not None:
-            lost = not self.owner.holds()
+            lost = not self.owner.is_held()
             if not lost:
                 try:
                     write()
                 except (UserError, OSError) as error:
                     problem = error if isinstance(error, UserError) else UserError(f"{self.run}: {error}")
-                    lost = not self.owner.holds()
+                    lost = not self.owner.is_held()
         taken, failed = self.agreement.any(lost, problem is not None)
         if taken:
             raise StoppedEarly(f"{self.run}: another trainer took it over; nothing more is written by this one")
@@ -317,7 +325,7 @@ class Session:
         """A milestone: the averaged weights (the trained ones where there is no average), for good."""
         state = trainer.state
         kept = {name: average.module.state_dict() for name, average in state.averages.items()}
-        path = milestone(self.run / "weights.safetensors", state.iteration)
+        path = milestone(self.run, state.iteration)
         networks = kept or {"raw": state.generator.state_dict()}
         save_weights(path, self.config.model, networks, self._description(trainer))
 

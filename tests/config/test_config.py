@@ -1,0 +1,85 @@
+"""Strict configuration: every mistake is one line that names the key and what would be right."""
+
+import copy
+import functools
+from pathlib import Path
+
+import pytest
+
+from udpm.config import DatasetConfig, Experiment, Study
+from udpm.config.load import resolve_run, validate
+from udpm.config.validation import read_yaml
+from udpm.core.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("process.alphas", [0.5, 1.5, 0.1], "process.alphas[1]: input should be less than or equal to 1, got 1.5"),
+        ("process.alphas", [0.5, 0, 0.1], "process.alphas[1]: input should be greater than 0, got 0"),
+        ("process.sigmas", [0.5, -0.1, 0.2], "process.sigmas[1]: input should be greater than 0"),
+        ("process.sigmas", [0.5, 0.1], "process.sigmas: has 2 values, but levels is 3; give one for each level"),
+        ("losses.r1_gamma", [1, 2], "losses.r1_gamma: has 2 values, but process.levels is 3"),
+        ("training.learningrate", 3, "training.learningrate: unknown key; did you mean learning_rate?"),
+        ("training.batch", "x", "training.batch: input should be a valid integer, got 'x'"),
+        ("discriminator", None, "discriminator: is missing, but losses.adversarial_weight is above 0"),
+    ],
+)
+def test_mistakes_are_one_line(key, value, expected):
+    values = copy.deepcopy(read_yaml(ROOT / "config/experiments/digits.yaml"))
+    section = values
+    *parents, last = key.split(".")
+    for parent in parents:
+        section = section[parent]
+    section[last] = value
+    with pytest.raises(UserError) as error:
+        validate(Experiment, values, "x.yaml")
+    assert str(error.value).startswith(f"x.yaml: {expected}")
+    assert "\n" not in str(error.value)
+
+
+PATHS = {
+    "scoring.extractor": Experiment,
+    "scoring.reference": Experiment,
+    "scoring.inception_folder": Experiment,
+    "weights": Experiment,
+    "sampling.noise": Experiment,
+    "path": DatasetConfig,
+    "results": Study,
+}
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_a_path_may_be_anything_that_fits_on_a_line(key):
+    model = PATHS[key]
+    files = {Experiment: "experiments/digits", DatasetConfig: "datasets/afhqv2", Study: "config"}
+    values = read_yaml(ROOT / f"config/{files[model]}.yaml")
+    *parents, last = key.split(".")
+    section = values
+    for parent in parents:
+        section = section.setdefault(parent, {})
+    if key == "scoring.reference":
+        section["extractor"] = "x.pt"
+    for path in (" a'b\"c $(touch x) `y`;&*?#~|<name>\\\t\r!", "-", "\u00fc/\u202f\u540d", "/", "."):
+        section[last] = path
+        found = validate(model, values, "x.yaml")
+        assert functools.reduce(getattr, key.split("."), found) == path
+    for path, named in (("", "must name a path"), (" ", "must name"), ("a\nb", r"'\n'"), ("a\0", r"'\x00'")):
+        section[last] = path
+        with pytest.raises(UserError, match=r"^[^\n]*$") as error:
+            validate(model, values, "x.yaml")
+        assert str(error.value).startswith(f"x.yaml: {key}: ")
+        assert named in str(error.value)
+    section[last] = "a{b}"
+    if key in ("sampling.noise", "path"):
+        validate(model, values, "x.yaml")
+    else:
+        with pytest.raises(UserError, match=r"must not contain \{, which is part of a wildcard"):
+            validate(model, values, "x.yaml")
+
+
+def test_digits_resolves():
+    run = resolve_run("digits", 0, ROOT / "config")
+    assert run.per_level("losses.r1_gamma") == [0.1, 0.5, 2]

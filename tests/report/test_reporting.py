@@ -1,0 +1,163 @@
+"""Tables and figures: contents, missing values, protocols, sizes, bytes."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+from PIL import Image
+
+from udpm.config import Sampling, to_json
+from udpm.core.errors import UserError
+from udpm.report.figures.curves import draw_curves, read_metrics
+from udpm.report.figures.samples import draw_chain, draw_samples
+from udpm.report.figures.schedule import draw_run_schedule
+from udpm.report.figures.style import LARGEST
+from udpm.report.scores import write_table
+from udpm.sampling.generate import draw_samples as sample
+
+
+def score(kind="samples", value=12.345, extractor="a" * 64, experiment="digits_x", **metrics):
+    names = ("precision", "recall", "class_agreement", "nearest_distance", "nearest_distance_ratio")
+    values = dict.fromkeys(names, 0.5) | metrics
+    subject = {"kind": kind}
+    if kind == "samples":
+        subject |= {"experiment": experiment, "run_seed": 0, "iteration": 7, "weights": "ema", "seed": 3}
+        subject |= {"weights_sha256": "b" * 64, "posterior": "scalar", "nfe": 3}
+    return {
+        "format": "udpm-score/1",
+        "subject": subject,
+        "metrics": {"frechet_distance": {"value": value, "label": "FD (digits features)"}}
+        | {name: {"value": number, "label": name, "reason": "because"} for name, number in values.items()},
+        "protocol": {
+            "n": 1000,
+            "extractor": {"name": "digits", "sha256": extractor, "heldout_accuracy": 0.99},
+            "reference": {"dataset": "digits", "split": "train", "n": 1297, "sha256": "c" * 64},
+            "neighbours": 3,
+            "device": "cpu",
+        },
+        "provenance": {"versions": {"udpm": "0.1.0", "torch": "2"}, "commit": None},
+    }
+
+
+def files(folder, **given):
+    (folder / "digits_x").mkdir(exist_ok=True)
+    paths = []
+    for name, value in given.items():
+        paths.append(folder / "digits_x" / f"{name}.json")
+        paths[-1].write_text(json.dumps(value))
+    return paths
+
+
+def test_table_puts_the_model_between_its_yardsticks(tmp_path):
+    paths = files(tmp_path, noise=score("noise", 800.0), heldout=score("heldout", 5.0), seed0=score())
+    markdown = write_table(paths, tmp_path / "t")
+    rows = [line for line in markdown.splitlines() if line.startswith("| digits_x")]
+    assert ["UDPM, seed 0" in rows[0], "floor" in rows[1], "ceiling" in rows[2]] == [True] * 3
+    assert "12.35" in rows[0] or "12.34" in rows[0]
+    assert "N images each" in markdown
+    table = pd.read_csv(tmp_path / "t.csv")
+    assert table["frechet_distance"].tolist() == [12.345, 5.0, 800.0]
+    for column in ("n", "extractor_sha256", "reference_sha256", "neighbours", "sampling_seed", "weights_sha256"):
+        assert table[column].notna().iloc[0]
+    assert table["iteration"].iloc[0] == 7
+    latex = (tmp_path / "t.tex").read_text()
+    assert r"digits\_x" in latex
+    assert r"\toprule" in latex
+    assert "digits_x" in (tmp_path / "t.html").read_text()
+
+
+def test_a_missing_number_is_shown_as_missing(tmp_path):
+    markdown = write_table(files(tmp_path, seed0=score(class_agreement=None)), tmp_path / "t")
+    row = next(line for line in markdown.splitlines() if line.startswith("| digits_x"))
+    assert [cell.strip() for cell in row.split("|")].count("–") == 1
+    assert "no class_agreement, because because" in markdown
+    assert np.isnan(pd.read_csv(tmp_path / "t.csv")["class_agreement"].iloc[0])
+
+
+def test_distances_in_different_features_never_share_a_column(tmp_path):
+    paths = files(tmp_path, seed0=score(), other=score("heldout", 9.0, extractor="d" * 64))
+    markdown = write_table(paths, tmp_path / "t")
+    header = markdown.splitlines()[0]
+    assert "FD (digits features) [1]" in header
+    assert "FD (digits features) [2]" in header
+    rows = [line for line in markdown.splitlines() if line.startswith("| digits_x")]
+    assert all(row.count("–") >= 1 for row in rows)
+
+
+def test_same_scores_same_bytes(tmp_path):
+    paths = files(tmp_path, seed0=score(), noise=score("noise"))
+    write_table(paths, tmp_path / "a")
+    write_table(list(reversed(paths)), tmp_path / "b")
+    for suffix in (".csv", ".md", ".tex", ".html"):
+        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+
+
+def test_not_a_score(tmp_path):
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(UserError, match=r"x\.json: format is None"):
+        write_table([tmp_path / "x.json"], tmp_path / "t")
+    assert not (tmp_path / "t.csv").exists()
+
+
+@pytest.fixture(scope="module")
+def drawn(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn")
+    config = Sampling(count=130, threads=1)
+    sample(trained / "weights.safetensors", config, folder / "samples.npz", folder / "chain.npz")
+    (folder / "run.json").write_text(to_json(tiny.run_config()))
+    (folder / "metrics.jsonl").write_bytes((trained / "metrics.jsonl").read_bytes())
+    return folder
+
+
+FIGURES = {
+    "samples": (draw_samples, "samples.npz"),
+    "chain": (draw_chain, "chain.npz"),
+    "curves": (draw_curves, "metrics.jsonl"),
+    "schedule": (draw_run_schedule, "run.json"),
+}
+
+
+@pytest.mark.parametrize("kind", FIGURES)
+def test_figures(drawn, tmp_path, kind):
+    draw, source = FIGURES[kind]
+    for name in ("a", "b"):
+        draw(drawn / source, tmp_path / name)
+    for suffix in (".svg", ".png", ".csv"):
+        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+    with Image.open(tmp_path / "a.png") as image:
+        assert max(image.size) <= LARGEST < 1200
+        assert np.asarray(image.convert("L")).std() > 5
+    assert len(pd.read_csv(tmp_path / "a.csv")) >= 3
+
+
+@pytest.mark.parametrize("kind", FIGURES)
+def test_figures_of_nothing(tmp_path, kind):
+    draw, source = FIGURES[kind]
+    for content in (None, b"rubbish"):
+        if content is not None:
+            (tmp_path / source).write_bytes(content)
+        with pytest.raises(UserError) as error:
+            draw(tmp_path / source, tmp_path / "figure")
+        assert "\n" not in str(error.value)
+        assert not list(tmp_path.glob("figure*"))
+
+
+def test_metrics_of_a_resumed_and_killed_run(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"iteration": 1, "x": 1.0}, {"iteration": 2, "x": 2.0}, {"iteration": 2, "x": 3.0}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"iterat')
+    assert read_metrics(path)["x"].tolist() == [1.0, 3.0]
+    path.write_text("rubbish\n" + json.dumps(lines[0]) + "\n")
+    with pytest.raises(UserError, match="line 1 is not a line of metrics"):
+        read_metrics(path)
+
+
+def test_how_the_network_was_called_is_told(tmp_path):
+    other = score()
+    other["subject"] |= {"precision": "bfloat16", "compiled": True, "guidance": 2.0}
+    markdown = write_table(files(tmp_path, seed0=other), tmp_path / "t")
+    assert "scalar posterior, guidance 2, bfloat16 network, compiled, udpm" in markdown
+    row = pd.read_csv(tmp_path / "t.csv").iloc[0]
+    assert (row["network_precision"], bool(row["network_compiled"])) == ("bfloat16", True)

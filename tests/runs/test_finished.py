@@ -1,0 +1,232 @@
+"""Finished runs: left alone, continued to more iterations, never begun anew over weights that are there."""
+
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+
+from udpm.core.errors import StoppedEarly, UserError
+from udpm.runs.config_guard import preparation_changes
+from udpm.runs.status import read_status
+from udpm.training.loop import train
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of a run that was finished after 12 iterations."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def longer(iterations=18, **changes):
+    return tiny.run_config(training__iterations=iterations, **changes)
+
+
+@pytest.fixture(scope="module")
+def at_once(levels, tmp_path_factory):
+    """Weights of a run that was asked for 18 iterations from the beginning."""
+    folder = tmp_path_factory.mktemp("once") / "run"
+    train(longer(), levels, folder, False)
+    return (folder / "weights.safetensors").read_bytes()
+
+
+def test_a_finished_run_goes_on_to_more_iterations(levels, run, at_once):
+    train(longer(), levels, run, False)
+    assert (run / "weights.safetensors").read_bytes() == at_once
+    assert json.loads((run / "complete.json").read_text())["iterations"] == 18
+
+
+def forget_wish(run):
+    """The configuration of a run that was never asked for more than 12."""
+    text = (run / "config.json").read_text()
+    (run / "config.json").write_text(text.replace('"iterations": 18', '"iterations": 12'))
+    return run
+
+
+def test_stopped_on_its_way_to_more_it_keeps_what_it_had(levels, run, at_once):
+    before = {name: (run / name).read_bytes() for name in ("weights.safetensors", "complete.json")}
+    with pytest.raises(StoppedEarly):
+        train(longer(), levels, run, tiny.StopAfter(3))
+    assert {name: (run / name).read_bytes() for name in before} == before
+    assert read_status(run).state == "stopped"
+    # Nobody wants more any longer: it is what it was.
+    train(tiny.run_config(), levels, run, False)
+    assert {name: (run / name).read_bytes() for name in before} == before
+    with pytest.raises(UserError, match="is of iteration 15, but training ends after 14"):
+        train(longer(14), levels, forget_wish(run), False)
+    train(longer(), levels, run, False)
+    assert (run / "weights.safetensors").read_bytes() == at_once
+
+
+def test_killed_between_the_new_weights_and_their_record(levels, run, at_once, monkeypatch):
+    def killed(path, value):
+        if path.name == "complete.json":
+            raise KeyboardInterrupt
+        return write(path, value)
+
+    from udpm.training import loop
+
+    write = loop.write_json
+    monkeypatch.setattr(loop, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(longer(), levels, run, False)
+    monkeypatch.undo()
+    assert not (run / "complete.json").exists()
+    train(longer(), levels, run, False)
+    assert (run / "weights.safetensors").read_bytes() == at_once
+
+
+def clean(run):
+    shutil.rmtree(run / "checkpoints")
+
+
+def replaced(run):
+    tiny.flip_byte(run / "weights.safetensors", 5000)
+
+
+def unrecorded(run):
+    clean(run)
+    (run / "complete.json").unlink()
+
+
+def of_other_images(run):
+    record = json.loads((run / "complete.json").read_text())
+    del record["record_sha256"]
+    (run / "complete.json").write_text(json.dumps(record | {"dataset_sha256": "0" * 64}))
+
+
+@pytest.mark.parametrize(
+    ("edit", "config", "expected"),
+    [
+        (clean, longer(), "is finished after 12 iterations, and the checkpoints that training would go on from to 18"),
+        (clean, longer(10), "training.iterations was 12, is 10"),
+        (clean, longer(training__batch=4), "training.batch was 8, is 4"),
+        (replaced, tiny.run_config(), "is not what the run ended with"),
+        (replaced, longer(), "is not what the run ended with"),
+        (unrecorded, tiny.run_config(), "has neither complete.json nor checkpoints next to it"),
+        (of_other_images, tiny.run_config(), "was trained on other images"),
+        (lambda run: (run / "complete.json").write_text("{}"), tiny.run_config(), "complete.json: "),
+    ],
+)
+def test_what_would_cost_weights_is_refused(levels, run, edit, config, expected):
+    edit(run)
+    before = tiny.snapshot(run)
+    with pytest.raises(UserError) as told:
+        train(config, levels, run, False)
+    assert expected in str(told.value)
+    assert all(str(run) in mistake for mistake in told.value.mistakes)
+    assert {path: data for path, data in tiny.snapshot(run).items() if path.name != ".lock"} == before
+
+
+def test_without_checkpoints_it_is_complete(levels, run, capsys):
+    clean(run)
+    before = tiny.snapshot(run)
+    train(tiny.run_config(training__device="auto", training__log_every=7, dataset__licence="mine"), levels, run, False)
+    assert "complete already" in capsys.readouterr().out
+    assert tiny.snapshot(run) == before
+
+
+@pytest.fixture
+def results(trained, tmp_path):
+    """A folder of results with a finished run, one that is not, and links out of it."""
+    for name in ("done", "begun"):
+        shutil.copytree(trained, tmp_path / f"results/runs/{name}/seed0")
+    (tmp_path / "results/runs/begun/seed0/complete.json").unlink()
+    shutil.copytree(trained, tmp_path / "elsewhere/seed0")
+    (tmp_path / "results/runs/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "results/runs/done/seed0/checkpoints/notes.txt").write_text("mine")
+    (tmp_path / "results/runs/done/seed0/checkpoints/000000099.safetensors").symlink_to(trained / "config.json")
+    return tmp_path / "results"
+
+
+def test_clean_frees_the_checkpoints_of_finished_runs(results, capsys, levels):
+    before = tiny.snapshot(results.parent)
+    assert tiny.call("clean", results, "--yes") == 0
+    told = capsys.readouterr().out
+    assert f"{results}/runs/begun/seed0: kept: not finished" in told
+    gone = before.keys() - tiny.snapshot(results.parent).keys()
+    assert {str(path.parent) for path in gone} == {"results/runs/done/seed0/checkpoints"}
+    assert {path.name for path in gone} == {
+        f"{iteration:09d}.{suffix}" for iteration in (8, 12) for suffix in ("json", "safetensors")
+    }
+    train(tiny.run_config(), levels, results / "runs/done/seed0", False)
+    assert "complete already" in capsys.readouterr().out
+
+
+def prepared_with(levels, **changes):
+    """The same images by another record."""
+    return replace(levels, store=replace(levels.store, record=levels.store.record | changes))
+
+
+SPLITS = {"train": [0, 1097], "test": [1097, 1797]}
+
+
+def test_the_same_images_with_other_splits_are_not_trained_on(levels, run):
+    other = prepared_with(levels, splits=SPLITS)
+    before = tiny.snapshot(run)
+    expected = r": was trained on other splits than .*: train had 1297 images, has 1097"
+    for config in (tiny.run_config(), longer()):
+        with pytest.raises(UserError, match=expected):
+            train(config, other, run, False)
+        assert tiny.snapshot(run).keys() - before.keys() <= {Path(".lock"), Path("attempts.jsonl")}
+
+
+def test_a_data_set_that_was_prepared_otherwise_is_not_trained_on(levels, tmp_path):
+    record = levels.store.record["config"]
+    with pytest.raises(UserError, match=r"was not prepared as the run's configuration says .*holdout was 700, is 500"):
+        train(tiny.run_config(), prepared_with(levels, config=record | {"holdout": 700}), tmp_path / "run", False)
+    assert not (tmp_path / "run").exists()
+    for free in ({}, {"licence": "mine", "workers": 3}):
+        assert not preparation_changes(levels.store.record | {"config": record | free}, tiny.run_config().dataset)
+    # Of a version with other keys.
+    assert not preparation_changes({"config": {"old": 1}}, tiny.run_config().dataset)
+
+
+@pytest.mark.parametrize(("answer", "code", "expected"), [("n\n", 0, "nothing is removed"), ("", 2, "pass --yes")])
+def test_clean_asks(results, capsys, monkeypatch, answer, code, expected):
+    before = tiny.snapshot(results)
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    assert (tiny.call("clean", results) or 0) == code
+    told = capsys.readouterr()
+    assert expected in told.out + told.err
+    assert f"{results}/runs/done/seed0: checkpoints, " in told.out
+    assert tiny.snapshot(results) == before
+
+
+def without_iterations(run):
+    record = json.loads((run / "complete.json").read_text())
+    kept = {key: value for key, value in record.items() if key not in ("iterations", "record_sha256")}
+    (run / "complete.json").write_text(json.dumps(kept))
+
+
+def grown(run):
+    text = (run / "config.json").read_text()
+    (run / "config.json").write_text(text.replace('"iterations": 12', '"iterations": 18'))
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (lambda run: (run / "complete.json").unlink(), "not finished"),
+        (lambda run: (run / "weights.safetensors").unlink(), "not finished"),
+        (replaced, "is not what the run ended with"),
+        (grown, "on its way from 12 to 18 iterations"),
+        (lambda run: (grown(run), without_iterations(run)), "on its way from 0 to 18 iterations"),
+        (lambda run: [path.unlink() for path in run.glob("*.json*")], "neither a run's folder"),
+        (lambda run: (run / "complete.json").write_text("{}"), "complete.json"),
+        (lambda run: (run / "checkpoints").rename(run / "c") and (run / "checkpoints").symlink_to("c"), "is a link"),
+    ],
+)
+def test_clean_leaves_what_is_not_finished(run, edit, expected, capsys):
+    edit(run)
+    tiny.assert_refused(run, f"clean {run} --yes", expected, capsys)
+
+
+def test_clean_follows_no_link_to_runs(results, tmp_path, capsys):
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/runs").symlink_to(results / "runs")
+    expected = "linked/runs: is a link, which is not followed"
+    tiny.assert_refused(tmp_path, f"clean {tmp_path}/linked --yes", expected, capsys)

@@ -1,0 +1,184 @@
+"""A strip of a sweep's points: a row for each, a column for each noise and class, and how each scored."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from udpm.config.points import LoadedSweep
+from udpm.core.errors import UserError
+from udpm.metrics.protocol import class_words, noise_words
+from udpm.report.figures.samples import bare
+from udpm.report.figures.style import save
+from udpm.report.sweep.ranking import Result
+from udpm.report.table import MISSING
+from udpm.runs.layout import Layout
+from udpm.sampling.sample_set import SampleSet, load_samples
+
+COLUMNS, ROWS = 10, 14
+"""At most."""
+STRIP_CELL, STRIP_MARGINS = 0.56, (3.3, 0.7)
+"""Inches."""
+SHARE = 0.94
+"""Of a cell that its image fills."""
+SMALL, LINE = 6.5, 38
+"""Size of the text that says what a point changes, and its characters to a line."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A point of the strip.
+
+    Attributes:
+        result: its scores.
+        seed: of the training whose images are shown: the point's first.
+        samples: its images; None where there are none.
+        why: there are none.
+        levels: of its schedule, which say what its noise is made of.
+    """
+
+    result: Result
+    seed: int
+    samples: SampleSet | None
+    why: str
+    levels: int
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether its images were asked for by class."""
+        return self.samples is not None and self.samples.record.get("classes", 0) > 0
+
+
+def draw_strip(loaded: LoadedSweep, found: list[Result], results: Path, stem: str | Path) -> None:
+    """Draw the same images of every point, in the sweep's order; of many points the best.
+
+    Args:
+        loaded: the sweep.
+        found: scores of its points, best first.
+        results: folder of results.
+        stem: of the figure.
+    """
+    kept = {result.name for result in found[:ROWS]}
+    by_name = {result.name: result for result in found}
+    points = {name: point for name, point in loaded.points.items() if point.point.name in kept}
+    rows = [_row(by_name[point.point.name], name, results) for name, point in points.items()]
+    numbers, labels = _columns(rows)
+    metric = loaded.sweep.rank_by
+    named = next((result.labels[metric] for result in found if metric in result.labels), metric)
+    size = [count * STRIP_CELL + margin for count, margin in zip((len(numbers), len(rows)), STRIP_MARGINS, strict=True)]
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    bare(axes)
+    remarks = [_remark(row, rows, numbers, labels) for row in rows]
+    for place, (row, remark) in enumerate(zip(rows, remarks, strict=True)):
+        _draw_images(axes, row, place, numbers)
+        _draw_words(axes, row, place, remark)
+        axes.text(len(numbers) + 0.1, place + 0.5, _score(row.result, metric), va="center")
+    axes.text(len(numbers) + 0.1, -0.15, named.replace(" (", "\n("), va="bottom")
+    record = next((row.samples.record for row in rows if row.has_classes), {})
+    for column, label in enumerate(labels):
+        name = class_words(record, label).replace("class ", "class\n")
+        axes.text(column + 0.5, -0.15, name, ha="center", va="bottom", fontsize=None if "\n" in name else SMALL)
+    axes.set(xlim=(0, len(numbers)), ylim=(len(rows), 0), aspect="equal")
+    some = f", the {len(rows)} best of {len(found)} points" if len(found) > len(rows) else ""
+    figure.suptitle(f"{loaded.name}{some}: one noise and one class to a column", fontsize=9)
+    told = zip(rows, remarks, strict=True)
+    save(figure, stem, pd.DataFrame([_data(row, metric, remark, numbers, labels) for row, remark in told]))
+
+
+def _row(result: Result, name: str, results: Path) -> Row:
+    experiment = result.resolved.experiment
+    seed = experiment.seeds[0]
+    samples, why = None, ""
+    try:
+        # The record leads to the images, in one file or in shards.
+        samples = load_samples(Layout(results).sample_record(name, seed))
+    except UserError as error:
+        why = str(error)
+    return Row(result, seed, samples, why, experiment.process.levels)
+
+
+def _columns(rows: list[Row]) -> tuple[list[int], list[int]]:
+    """Numbers of the images shown, and their classes: the first of each class; no classes where no point has any."""
+    asked = next((row.samples.labels for row in rows if row.has_classes), None)
+    if asked is None:
+        fewest = min((len(row.samples.images) for row in rows if row.samples is not None), default=COLUMNS)
+        return list(range(min(COLUMNS, fewest))), []
+    labels, firsts = np.unique(asked, return_index=True)
+    return firsts[:COLUMNS].tolist(), labels[:COLUMNS].tolist()
+
+
+def _remark(row: Row, rows: list[Row], numbers: list[int], labels: list[int]) -> str:
+    """What a row's images do not share with the columns, which are those of the first row that has images."""
+    if row.samples is None:
+        return ""
+    first = next(one for one in rows if one.samples is not None)
+    remarks = []
+    if labels and not row.has_classes:
+        remarks.append("no class")
+    elif labels and [int(row.samples.labels[number]) for number in _there(row, numbers)] != labels:
+        remarks.append("other classes")
+    if row.levels != first.levels or noise_words(row.samples.record) != noise_words(first.samples.record):
+        remarks.append("other noise")
+    return ", ".join(remarks)
+
+
+def _there(row: Row, numbers: Iterable[int]) -> list[int]:
+    return [number for number in numbers if number < len(row.samples.images)]
+
+
+def _draw_images(axes: Axes, row: Row, place: int, numbers: list[int]) -> None:
+    there = [] if row.samples is None else _there(row, numbers)
+    for column, number in enumerate(numbers):
+        extent = (column, column + SHARE, place + SHARE, place)
+        if number in there:
+            axes.imshow(row.samples.images[number], extent=extent, interpolation="nearest")
+        else:
+            axes.imshow(np.full((1, 1, 3), 0.92), extent=extent)
+            axes.text(column + SHARE / 2, place + SHARE / 2, "missing", ha="center", va="center", fontsize=SMALL)
+
+
+def _draw_words(axes: Axes, row: Row, place: int, remark: str) -> None:
+    point = row.result.resolved.point
+    # Beside the name of a grid's point its changes would say the same once more.
+    changes = "" if point.grid else point.changes_text.replace('"', "")
+    lines = textwrap.wrap(changes, LINE, max_lines=2, placeholder=" …")
+    name = f"{point.name} ({remark})" if remark else point.name
+    axes.text(-0.12, place + (0.27 if lines else 0.47), name, ha="right", va="center")
+    axes.text(-0.12, place + 0.44, "\n".join(lines), ha="right", va="top", fontsize=SMALL, color="0.35")
+
+
+def _score(result: Result, metric: str) -> str:
+    """Mean and spread over seeds; of a point that was measured in another way, none."""
+    if result.rank is None:
+        return MISSING
+    count = len(result.values[metric])
+    return f"{result.show(metric)}\n{count} of {len(result.resolved.experiment.seeds)} seeds"
+
+
+def _data(row: Row, metric: str, remark: str, numbers: list[int], labels: list[int]) -> dict[str, Any]:
+    result = row.result
+    return {
+        "point": result.name,
+        "changes": result.resolved.point.changes_text,
+        "training_seed": row.seed,
+        "images": "missing" if row.samples is None else "shown",
+        "why_missing": row.why,
+        "differs_in": remark,
+        "samples_sha256": None if row.samples is None else row.samples.record["sha256"],
+        "image_numbers": " ".join(map(str, numbers)),
+        "classes": " ".join(map(str, labels)),
+        "rank": result.rank,
+        metric: result.mean(metric),
+        f"{metric}_std": result.spread(metric),
+        "seeds": " ".join(map(str, result.values[metric])),
+        f"{metric}_values": " ".join(map(str, result.values[metric].values())),
+        "missing_seeds": " ".join(map(str, result.missing)),
+    }

@@ -1,0 +1,199 @@
+"""Where everything lies in a folder of results. No other file spells these paths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+CARD = "README.md"
+READ = (
+    *("caches", "configs", "content", "datasets", "extractors", "features", "images", "latents", "references", "runs"),
+    *("samples", "scores", "selection", "speed"),
+)
+"""Folders that commands and planning read. Tables, figures and pages are only written."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths below a folder of results, as text.
+
+    Without arguments a method returns the pattern with Snakemake's wildcards, ``{experiment}`` and so on, that the
+    rules use; with "*" for any of them, what `found` looks for.
+
+    Args:
+        results: the folder.
+    """
+
+    results: str | Path
+
+    def found(self, pattern: str) -> list[Path]:
+        """Return the existing paths that a method's pattern matches, sorted."""
+        return sorted(Path(self.results).glob(pattern.removeprefix(f"{self.results}/")))
+
+    # Configurations, as they are resolved before anything runs.
+
+    @property
+    def configs(self) -> str:
+        """Folder of all of them."""
+        return f"{self.results}/configs"
+
+    def run_config(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
+        """Configuration of a run."""
+        return f"{self.configs}/{experiment}/seed{seed}.json"
+
+    def section(self, section: str = "{section}", experiment: str = "{experiment}") -> str:
+        """One section of an experiment's configuration."""
+        return f"{self.configs}/{experiment}/{section}.json"
+
+    def dataset_config(self, dataset: str = "{dataset}") -> str:
+        """Configuration of a data set."""
+        return f"{self.configs}/datasets/{dataset}.json"
+
+    # Data, and what it is scored with.
+
+    def dataset(self, dataset: str = "{dataset}") -> str:
+        """Folder of a prepared data set."""
+        return f"{self.results}/datasets/{dataset}"
+
+    def dataset_record(self, dataset: str = "{dataset}") -> str:
+        """Record of a prepared data set."""
+        return f"{self.dataset(dataset)}/dataset.json"
+
+    def cache(self, dataset: str = "{dataset}") -> str:
+        """Folder of a data set's level cache."""
+        return f"{self.results}/caches/{dataset}"
+
+    def cache_record(self, dataset: str = "{dataset}") -> str:
+        """Record of a level cache."""
+        return f"{self.cache(dataset)}/cache.json"
+
+    def extractor(self, dataset: str = "{dataset}", suffix: str = ".pt") -> str:
+        """The classifier of a data set, and its record (.json)."""
+        return f"{self.results}/extractors/{dataset}{suffix}"
+
+    def reference(self, experiment: str = "{experiment}") -> str:
+        """Statistics that an experiment is scored against."""
+        return f"{self.results}/references/{experiment}.npz"
+
+    @property
+    def features(self) -> str:
+        """Folder of features that were extracted earlier."""
+        return f"{self.results}/features"
+
+    # Runs.
+
+    @property
+    def runs(self) -> str:
+        """Folder of all runs."""
+        return f"{self.results}/runs"
+
+    def run(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
+        """Folder of a run."""
+        return f"{self.runs}/{experiment}/seed{seed}"
+
+    def weights(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
+        """Final weights of a run."""
+        return f"{self.run(experiment, seed)}/weights.safetensors"
+
+    def completion(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
+        """Record of a run that ended."""
+        return f"{self.run(experiment, seed)}/complete.json"
+
+    def card(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
+        """Model card of a run."""
+        return f"{self.run(experiment, seed)}/{CARD}"
+
+    # Samples and scores.
+
+    def samples(self, experiment: str = "{experiment}", seed: int | str = "{seed}", part: str = "") -> str:
+        """A run's sample set, without suffix; `part`: a shard of it, ``_1of3``, the ``_chain``, or the ``_best``."""
+        return f"{self.results}/samples/{experiment}/seed{seed}{part}"
+
+    def sample_record(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
+        """Record of a run's sample set, in one file or in shards."""
+        return f"{self.samples(experiment, seed)}.json"
+
+    def images(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
+        """Folder of a run's samples as image files."""
+        return f"{self.results}/images/{experiment}/seed{seed}"
+
+    def latents(self, experiment: str = "{experiment}", seed: int | str = "{seed}", kind: str = "{kind}") -> str:
+        """What one exploration of a run's latents shows."""
+        return f"{self.results}/latents/{experiment}/seed{seed}/{kind}.npz"
+
+    def scores(self, subject: str, experiment: str = "{experiment}") -> str:
+        """Scores of one subject: ``seedN``, ``seedN_best``, ``heldout`` or ``noise``."""
+        return f"{self.results}/scores/{experiment}/{subject}.json"
+
+    def selection(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
+        """Folder of the choice of a run's best milestone."""
+        return f"{self.results}/selection/{experiment}/seed{seed}"
+
+    def milestone_samples(
+        self, experiment: str = "{experiment}", seed: int | str = "{seed}", iteration: int | str = "{iteration}"
+    ) -> str:
+        """Sample set of a milestone, without suffix."""
+        return f"{self.selection(experiment, seed)}/samples/{iteration}"
+
+    def milestone_scores(
+        self, experiment: str = "{experiment}", seed: int | str = "{seed}", iteration: int | str = "{iteration}"
+    ) -> str:
+        """Scores of a milestone."""
+        return f"{self.selection(experiment, seed)}/scores/{iteration}.json"
+
+    def speed(self, experiment: str = "{experiment}") -> str:
+        """Measured speed of an experiment's sampling."""
+        return f"{self.results}/speed/{experiment}.json"
+
+    # Reports.
+
+    def table(self, name: str) -> str:
+        """A table, without suffix."""
+        return f"{self.results}/tables/{name}"
+
+    def figure(self, name: str) -> str:
+        """A figure, without suffix."""
+        return f"{self.results}/figures/{name}"
+
+    def run_figure(self, figure: str = "{figure}", experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
+        """A figure of a run, without suffix."""
+        return self.figure(f"{experiment}/seed{seed}/{figure}")
+
+    def sweep(self, file: str, sweep: str = "{sweep}") -> str:
+        """A file that a sweep is reported in."""
+        return f"{self.results}/sweeps/{sweep}/{file}"
+
+    @property
+    def overview(self) -> str:
+        """Page on the whole study."""
+        return f"{self.results}/overview.html"
+
+    @property
+    def summary(self) -> str:
+        """The same page as text."""
+        return f"{self.results}/summary.md"
+
+    # Records of jobs.
+
+    @property
+    def content(self) -> str:
+        """Folder of the records of what files were made from."""
+        return f"{self.results}/content"
+
+    def log(self, job: str) -> str:
+        """What a job printed."""
+        return f"{self.results}/logs/{job}.log"
+
+    def benchmark(self, job: str, suffix: str = ".tsv") -> str:
+        """What a job used, by Snakemake's measure, and by the command's own (.jsonl)."""
+        return f"{self.results}/benchmarks/{job}{suffix}"
+
+
+def milestone(run: str | Path, iteration: int) -> Path:
+    """Weights that training kept at an iteration, in the folder of their run."""
+    return Path(run) / "milestones" / f"{iteration:09d}.safetensors"
+
+
+def results_of(run: Path) -> Path:
+    """The folder of results that a run lies in, as RESULTS/runs/EXPERIMENT/seedN; of another run, the one so far up."""
+    return run.resolve().parent.parent.parent
