@@ -9,7 +9,7 @@ RESULTS := $$($(BIN)/python -c 'import os; from pathlib import Path; from udpm.c
 # Hundreds of processes start below; each would compile anew what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test gpu test-slurm soak fuzz
+.PHONY: install demo lint test test-fast gpu test-slurm soak fuzz
 install: $(VENV)/.installed
 
 # Not compiled beforehand: Python compiles what it imports, a small part of it.
@@ -27,9 +27,19 @@ demo: install
 	  $(BIN)/python -m snakemake --quiet all --report .snakemake/report.html && mv .snakemake/report.html "$$report"; fi && \
 	cat "$$results/tables/scores.md" && printf 'Report: %s\n' "$$report"
 
+# Style, spelling and types; the tests run the same commands.
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check workflow
+	$(BIN)/codespell
+	$(BIN)/mypy
+
 # On both cores of a small machine.
-test: install
+test-fast: install
 	$(BIN)/python -m pytest -m "not slow and not soak and not slurm" -n 2 --dist loadfile
+
+test: test-fast
 	$(BIN)/python -m pytest -m "slow and not soak and not slurm" -n 2 --dist loadfile
 
 # What only a machine with a GPU can show, in 8 minutes: checks, speed and profile, as a table and as JSON. With

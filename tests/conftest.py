@@ -12,7 +12,7 @@ from udpm.config import DatasetConfig
 from udpm.core import devices
 from udpm.data.levels import open_levels, write_cache
 from udpm.data.prepare import prepare
-from udpm.training.loop import train
+from udpm.training.trainer import train
 
 # On a busy machine an example may take any time.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 BUDGET = 480.0
 GRACE = 120.0
-"""Seconds after the budget in which the last check that began in time may end; then the program ends itself."""
+"""Seconds after the budget before the program kills itself; the check that is running then may still finish."""
 FAILED, NOT_MEASURED = 1, 2
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the list, or what is asked for of it; return the exit code.
+    """Run the list, or the parts that --only names, and return the exit code.
 
-    0: every check passed or was skipped; 1: one failed; 2: a mistake in what was asked for, or no GPU.
+    0: every check passed or was skipped; 1: one failed; 2: a usage error, or no GPU.
     """
     asked = _parser().parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -46,11 +46,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks.gpu", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--output", type=Path, required=True, help="JSON of everything found, rewritten as it grows.")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: as small as can be, to try it.")
-    parser.add_argument("--only", nargs="+", metavar="PART", help="These parts of the list.")
     parser.add_argument(
-        "--budget", type=_seconds, default=BUDGET, metavar="SECONDS", help="None begins later than this."
+        "--output", type=Path, required=True, help="Write all results to this JSON file, after every check."
+    )
+    parser.add_argument(
+        "--device", choices=["cuda", "cpu"], default="cuda", help="cpu: try the list itself, with tiny networks."
+    )
+    parser.add_argument("--only", nargs="+", metavar="PART", help="Run only these parts.")
+    parser.add_argument(
+        "--budget", type=_seconds, default=BUDGET, metavar="SECONDS", help="Start no check after this time."
     )
     return parser
 
@@ -85,7 +89,7 @@ def _run(checks: list[Check], device: str, output: Path, budget: float) -> int:
 
     writable(output)
     ends = time.monotonic() + budget
-    # What hangs in a library listens to nothing else.
+    # A call that hangs inside a library cannot be interrupted otherwise.
     faulthandler.dump_traceback_later(budget + GRACE, exit=True, file=sys.__stderr__)
     try:
         with tempfile.TemporaryDirectory() as folder:

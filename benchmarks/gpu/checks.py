@@ -1,4 +1,4 @@
-"""A check, what it needs, and running a list of them within a time."""
+"""Checks, and how a list of them runs within a time budget."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from udpm.core import devices
 from udpm.core.errors import first_line
 
 THREADS = 8
-"""CPU threads on a machine with a GPU; there, what the CPU computes is only what the GPU is compared with."""
+"""CPU threads on a machine with a GPU, where the CPU only computes reference results."""
 GPU, TWO_GPUS = "a GPU", "2 GPUs"
 OUT_OF_TIME = "out of time"
 
 
 class Skipped(Exception):
-    """A check that cannot be done here; the message says why."""
+    """The check cannot run here; the message says why."""
 
 
 class Session:
-    """Where checks run, and what they share.
+    """Device, folder and report that all checks share.
 
     Args:
         device: "cuda" or "cpu".
         folder: for files, removed afterwards.
         report: that measurements go into.
         ends: when the time is up, on the monotonic clock.
-        full: whether everything is as large as it is for a GPU; default: on one.
+        full: whether to use the sizes for a GPU; default: only on one.
     """
 
     def __init__(self, device: str, folder: Path, report: Report, ends: float, full: bool | None = None) -> None:
@@ -51,14 +51,14 @@ class Session:
         self.device = self.set_up()
 
     def set_up(self, *, tf32: bool = False) -> torch.device:
-        """Bring threads, precision and debugging switches to what every check starts from."""
+        """Reset threads, precision and debugging switches."""
         torch.backends.cudnn.deterministic = False
         if self.on_gpu:
             torch.cuda.set_sync_debug_mode("default")
         return devices.configure("cuda" if self.on_gpu else "cpu", THREADS if self.on_gpu else 1, tf32=tf32)
 
     def clean_up(self) -> None:
-        """Free what a check left behind."""
+        """Free the memory that a check left behind."""
         gc.collect()
         if self.on_gpu:
             torch.cuda.synchronize()
@@ -81,7 +81,7 @@ class Session:
 
     @cached_property
     def ceilings(self) -> dict[str, float]:
-        """What the device reaches at best."""
+        """FLOP/s and bytes/s that the device reaches at best."""
         found = ceilings(self.set_up(tf32=True))
         self.set_up()
         self.report.device["ceilings"] = found
@@ -90,13 +90,13 @@ class Session:
 
 @dataclass(frozen=True)
 class Check:
-    """Something to find out.
+    """One check or measurement.
 
     Attributes:
         part: of the list.
-        name: what should hold, or what is measured.
-        run: finds out and returns what was found in a few words. It raises `Skipped` where it cannot, any other
-            exception where the check fails.
+        name: what must hold, or what is measured.
+        run: returns the result in a few words. Raises `Skipped` if it cannot run here, any other exception if the
+            check fails.
         needs: `GPU`, `TWO_GPUS`, or names of modules.
     """
 
@@ -106,7 +106,7 @@ class Check:
     needs: tuple[str, ...] = ()
 
     def missing(self, device: str) -> str | None:
-        """What it needs and this machine does not have."""
+        """The first of its needs that this machine does not meet, or None."""
         gpus = torch.cuda.device_count() if device == "cuda" else 0
         for need in self.needs:
             if need in (GPU, TWO_GPUS):
@@ -119,10 +119,10 @@ class Check:
 
 
 def expect(holds: bool, found: str) -> str:
-    """Return what was found.
+    """Return the result if it is right.
 
     Raises:
-        AssertionError: it is not what it should be.
+        AssertionError: it is not.
     """
     if not holds:
         raise AssertionError(found)
@@ -130,7 +130,7 @@ def expect(holds: bool, found: str) -> str:
 
 
 def run_checks(checks: list[Check], session: Session) -> None:
-    """Run checks in order and report each as soon as it is known; one that fails does not stop the others."""
+    """Run checks in order and report each one as it ends; a failure does not stop the others."""
     device, lost = "cuda" if session.on_gpu else "cpu", None
     for check in checks:
         missing = check.missing(device)
@@ -145,7 +145,7 @@ def run_checks(checks: list[Check], session: Session) -> None:
 
 
 def _run(check: Check, session: Session) -> bool:
-    """Run one check; return whether the device can still be used."""
+    """Run one check; return whether the device still works."""
     began, works, more = time.monotonic(), True, {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

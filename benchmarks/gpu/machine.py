@@ -1,4 +1,4 @@
-"""Part 0: the machine: its GPU, its libraries, its switches."""
+"""The machine: its GPU, libraries and switches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from udpm.core import devices
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """What numbers depend on, of this machine."""
+    """Describe what results depend on: device, libraries, cores."""
     found: dict[str, Any] = {
         "name": "cpu",
         "torch": torch.__version__,
@@ -42,14 +42,14 @@ def _described(session: Session) -> str:
 
 
 def _switches(session: Session) -> str:
-    """What `runtime.configure` sets, as PyTorch says it."""
-    told = []
+    """Check that PyTorch reports what `devices.configure` set."""
+    texts = []
     for tf32 in (False, True):
         session.set_up(tf32=tf32)
         flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
         expect(flags == (tf32, tf32, False), f"matmul, cudnn, benchmark are {flags} where TF32 is {tf32}")
-        told.append(f"TF32 {'on' if tf32 else 'off'}: {flags}, precision {torch.get_float32_matmul_precision()}")
-    return "; ".join(told)
+        texts.append(f"TF32 {'on' if tf32 else 'off'}: {flags}, precision {torch.get_float32_matmul_precision()}")
+    return "; ".join(texts)
 
 
 def _usable(session: Session) -> str:
@@ -60,7 +60,7 @@ def _usable(session: Session) -> str:
 
 
 CHECKS = [
-    Check("machine", "what it is", _described),
+    Check("machine", "GPU and libraries", _described),
     Check("machine", "the device computes", _usable),
-    Check("machine", "TF32 and cuDNN's switches are those of the configuration", _switches, (GPU,)),
+    Check("machine", "switches of TF32 and cuDNN follow the configuration", _switches, (GPU,)),
 ]

@@ -1,4 +1,4 @@
-"""Part 1: a GPU computes what a CPU computes."""
+"""Numerics: a GPU computes what a CPU computes."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ FAMILIES = ("ncsnpp", "ddpmpp", "adm")
 SIDES = (16, 8, 4)
 SEVERAL = 4
 FLOAT32 = 1e-4
-"""Of a float32 network, relative to its output's norm; TF32 is an order of magnitude away."""
+"""Tolerance for a float32 network, relative to the norm of its output; TF32 differs by more."""
 CHAIN = 1e-3
-"""Of several networks one after the other."""
+"""Tolerance for several networks in a row."""
 BFLOAT16 = 0.06
 PLAIN = 1e-6
-"""Of arithmetic without long sums."""
+"""Tolerance for arithmetic without long sums."""
 TF32_FROM = 5e-5
 """Products of TF32 inputs differ by more than this, those of float32 inputs by less."""
 PRODUCT = 1024
 
 
 def _switch(session: Session) -> str:
-    """Whether products are float32 where that is asked for, and TF32 where that is."""
+    """Check that products use TF32 only if the configuration allows it."""
     one, other = (torch.randn(PRODUCT, PRODUCT, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     exact = one.double() @ other.double()
     errors = []
     for tf32 in (False, True):
         device = session.set_up(tf32=tf32)
-        expect(devices.uses_tf32(device) == (tf32 and session.on_gpu), "the switch does not switch")
+        expect(devices.uses_tf32(device) == (tf32 and session.on_gpu), "the TF32 switch has no effect")
         errors.append(difference(one.to(device) @ other.to(device), exact))
     expect(errors[0] < TF32_FROM, f"products of float32 differ by {errors[0]:.1e}")
     return f"float32 products are off by {errors[0]:.1e}, with TF32 by {errors[1]:.1e}"
@@ -60,7 +60,7 @@ def _inputs(side: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.inference_mode()
 def _f(session: Session, family: str, precision: Precision) -> str:
-    """Outputs of a network at every side against the CPU's float32 outputs."""
+    """Compare outputs of a network at every side with the CPU's float32 outputs."""
     # Heads of adm have 64 channels, and attention twice as many as the network's width.
     expected = _network(family, 64 if session.full else 32 if family == "adm" else 8)
     found = serve(deepcopy(expected).to(session.device), precision)
@@ -77,7 +77,7 @@ def _f(session: Session, family: str, precision: Precision) -> str:
 
 @torch.inference_mode()
 def _chain(session: Session) -> str:
-    """Whole chains with either posterior."""
+    """Compare whole chains with either posterior."""
     schedule, differences = Schedule((0.5, 0.2, 1e-3), (0.1, 0.2, 0.3)), []
     expected = _network("ncsnpp", 32 if session.full else 8)
     found = deepcopy(expected).to(session.device)
@@ -136,17 +136,17 @@ def _discriminator(session: Session) -> str:
 
 
 CHECKS = [
-    Check("numbers", "TF32 only where it is asked for", _switch),
-    Check("numbers", "H, its adjoint and the posterior agree with the CPU's", _process),
+    Check("numbers", "TF32 only if allowed", _switch),
+    Check("numbers", "H, its adjoint and the posterior match the CPU's", _process),
     *(
         Check(
             "numbers",
-            f"f of {family} in {precision} agrees with the CPU's",
+            f"f of {family} in {precision} matches the CPU's",
             partial(_f, family=family, precision=precision),
         )
         for family in FAMILIES
         for precision in ("float32", "bfloat16")
     ),
-    Check("numbers", "the sampling chain agrees with the CPU's", _chain),
-    Check("numbers", "D and its gradient agree with the CPU's", _discriminator),
+    Check("numbers", "the sampling chain matches the CPU's", _chain),
+    Check("numbers", "D and its gradient match the CPU's", _discriminator),
 ]

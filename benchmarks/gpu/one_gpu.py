@@ -1,4 +1,4 @@
-"""A udpm command as one of several processes that share a GPU: under torchrun each would take one of its own."""
+"""Run a udpm command under torchrun on the first GPU, which all its processes then share."""
 
 import os
 

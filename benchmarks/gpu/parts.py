@@ -1,4 +1,4 @@
-"""The list, in order: what is right comes before how fast it is, and what takes longest comes last."""
+"""All checks in order: correctness, then speed, then profiles, then slower settings."""
 
 from __future__ import annotations
 

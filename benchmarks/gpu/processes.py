@@ -1,4 +1,4 @@
-"""Part 5: several processes that train one model."""
+"""Several processes that train one model."""
 
 from __future__ import annotations
 
@@ -61,15 +61,15 @@ def _started(command: list[str], more: dict[str, str]) -> subprocess.Popen:
 
 
 def _together(session: Session, start: Start, backend: str) -> str:
-    """The weights of two processes against those of one that accumulates."""
+    """Compare the weights of two processes with those of one that accumulates."""
     folder = session.folder / f"{start.__name__}-{backend}"
     folder.mkdir()
     changes = {"training__iterations": ITERATIONS, "training__device": session.device.type}
     changes |= {"training__threads": 1, "training__warmup": 0, "training__tf32": False}
     two = {"training__processes_per_node": 2, "training__backend": backend}
     _ended(start(_command(session, folder, "two", **changes, **two), backend), session)
-    code, told = run_command(*_command(session, folder, "one", **changes, training__accumulate=2))
-    expect(code == 0, f"one process: exit code {code}: {told}")
+    code, text = run_command(*_command(session, folder, "one", **changes, training__accumulate=2))
+    expect(code == 0, f"one process: exit code {code}: {text}")
     found, expected = (load_file(folder / name / "weights.safetensors") for name in ("two", "one"))
     fresh = State.fresh(experiment("digits", **changes), torch.device("cpu")).generator.state_dict()
     saved = {name: fresh[name.partition("/")[2]] for name in expected}
@@ -84,13 +84,13 @@ def _command(session: Session, folder: Path, name: str, **changes: Any) -> list[
 
 
 def _ended(started: list[subprocess.Popen], session: Session) -> None:
-    """Wait for processes, and end them where they take too long."""
+    """Wait for processes, and kill them if they take too long."""
     failures = []
     try:
         for process in started:
-            _, told = process.communicate(timeout=min(LONGEST, session.seconds_left))
+            _, text = process.communicate(timeout=min(LONGEST, session.seconds_left))
             if process.returncode:
-                shown = [line for line in told.splitlines() if "error:" in line] or told.splitlines()[-3:]
+                shown = [line for line in text.splitlines() if "error:" in line] or text.splitlines()[-3:]
                 failures.append(f"exit code {process.returncode}: {' '.join(shown)[-500:]}")
     except subprocess.TimeoutExpired as error:
         raise Skipped(f"not done after {error.timeout:.0f} s") from None
@@ -109,19 +109,19 @@ def _by_hand(session: Session) -> str:
 CHECKS = [
     Check(
         "processes",
-        "2 by torchrun on one GPU (gloo) train as one that accumulates",
+        "2 by torchrun on one GPU (gloo) equal one that accumulates",
         partial(_together, start=_torchrun, backend="gloo"),
         ("sklearn",),
     ),
     Check(
         "processes",
-        "2 tasks of srun with one visible GPU (gloo) train as one that accumulates",
+        "2 tasks of srun with one visible GPU (gloo) equal one that accumulates",
         partial(_together, start=_srun, backend="gloo"),
         ("sklearn",),
     ),
     Check(
         "processes",
-        "2 by torchrun on 2 GPUs (NCCL) train as one that accumulates",
+        "2 by torchrun on 2 GPUs (NCCL) equal one that accumulates",
         partial(_together, start=_torchrun, backend="nccl"),
         (TWO_GPUS, "sklearn"),
     ),

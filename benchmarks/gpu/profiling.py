@@ -1,4 +1,4 @@
-"""Part 7: where a GPU's time goes: kernels, launches, what it waits for."""
+"""Profiles: where the time of a GPU goes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MICROSECONDS = 1e6
 
 
 def summarize(events: list[dict[str, Any]], calls: int) -> dict[str, Any]:
-    """What a trace says of some calls.
+    """Summarize a trace of several calls.
 
     Args:
         events: of a Chrome trace as torch.profiler writes it.
@@ -74,7 +74,7 @@ def _end(event: dict[str, Any]) -> float:
 
 
 def _union(events: list[dict[str, Any]]) -> float:
-    """Microseconds in which at least one of the events goes on."""
+    """Microseconds in which at least one of the events is running."""
     total, reached = 0.0, float("-inf")
     for event in sorted(events, key=lambda event: float(event["ts"])):
         start, end = max(float(event["ts"]), reached), _end(event)
@@ -100,7 +100,7 @@ def _top(kernels: list[dict[str, Any]], summed: float, calls: int) -> list[dict[
 
 
 def _profiled(session: Session, name: str, call: Callable[[], object]) -> str:
-    """Time some calls without the profiler, then take a trace of a few, and keep its summary."""
+    """Time some calls without the profiler, then trace a few and keep the summary."""
     for _ in range(WARM if session.full else 1):
         call()
     times = UNDISTURBED if session.full else 1

@@ -1,4 +1,4 @@
-"""What a machine's list of checks found: lines while it runs, one table at the end, one JSON that is always whole."""
+"""Results of the checks: a line as each one ends, a table at the end, and a JSON file that is always complete."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from udpm.core.files import write_json
 FORMAT = "udpm-gpu/1"
 MARKS = {"passed": "ok  ", "failed": "FAIL", "skipped": "--  "}
 LONGEST, SHORT = 300, 90
-"""Characters of a detail in a line of its own and in the table."""
+"""Characters of a detail: as it is printed, and in the table."""
 
 
 class Report:
-    """The findings of one run, written to a file after every check.
+    """The results of one run, written to a file after every check.
 
     Args:
-        path: of the JSON; None keeps none.
-        device: what is known of the machine.
+        path: of the JSON file; None: write none.
+        device: description of the machine.
     """
 
     def __init__(self, path: Path | None, device: dict[str, Any]) -> None:
@@ -40,8 +40,8 @@ class Report:
             part: of the list.
             name: of the check.
             outcome: "passed", "failed" or "skipped".
-            detail: what was found, or why not.
-            seconds: that it took.
+            detail: the result, or the reason.
+            seconds: time that it took.
             more: further entries, for the file.
         """
         row = {"part": part, "name": name, "outcome": outcome, "detail": detail, "seconds": round(seconds, 2)}
@@ -50,12 +50,12 @@ class Report:
         self.write()
 
     def write(self) -> None:
-        """Write what is known so far."""
+        """Write the results so far."""
         if self._path is not None:
             write_json(self._path, _finite(self.record()))
 
     def record(self) -> dict[str, Any]:
-        """Everything as one record."""
+        """All results as one record."""
         return {
             "format": FORMAT,
             "device": self.device,
@@ -69,11 +69,11 @@ class Report:
 
     @property
     def failed(self) -> bool:
-        """Whether a check failed."""
+        """True if any check failed."""
         return any(row["outcome"] == "failed" for row in self.checks)
 
     def table(self) -> str:
-        """All rows, then how many passed, failed and were skipped."""
+        """All rows, then the number of checks that passed, failed and were skipped."""
         counts = Counter(row["outcome"] for row in self.checks)
         seconds = sum(row["seconds"] for row in self.checks)
         last = ", ".join(f"{counts[outcome]} {outcome}" for outcome in MARKS)
@@ -88,7 +88,7 @@ def line(row: dict[str, Any], longest: int = LONGEST) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The value with text for numbers that JSON does not have."""
+    """Replace NaN and infinities, which JSON does not have, by text."""
     if isinstance(value, dict):
         return {str(key): _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Part 3: drawing on a GPU: recorded graphs, the same bytes in any number of parts."""
+"""Sampling on a GPU: recorded graphs against eager calls, and the same bytes in any number of parts."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ BATCH, COUNT = 8, 44
 """Five batches and a tail: while the first is recorded, noise of later ones is prepared and pinned by a thread."""
 SEED = 3
 PIXELS = 0.01
-"""Share of bytes that may differ between a CPU's and a GPU's images, by one each: rounding between two bytes."""
+"""Share of bytes that may differ by one between a CPU's and a GPU's images, because of rounding."""
 
 
 def _rerun(call: Callable[[], torch.Tensor]) -> Recording:
-    """What a recording does, without a GPU: reads the same inputs and writes over the same output."""
+    """Replace a recording on a CPU: read the same inputs and overwrite the same output."""
     output = call()
     return lambda: output.copy_(call()), output
 
@@ -42,7 +42,7 @@ def _sampler(
 
 
 def _graphs(session: Session, precision: Precision, guidance: float) -> str:
-    """Every byte of the images, and the networks' outputs at all levels."""
+    """Compare every byte of the images, and of the outputs at all levels."""
     changes = {"generator__label_dropout": 0.1} if guidance != 1 else {}
     model = awake_model(session.small_run(**changes), session.device)
     eager, recorded = (_sampler(model, session, precision, guidance, graphs=graphs) for graphs in (False, True))
@@ -58,7 +58,7 @@ def _graphs(session: Session, precision: Precision, guidance: float) -> str:
 
 
 def _decode(session: Session) -> str:
-    """Latents in batches with a tail."""
+    """Decode latents in batches with a smaller last one."""
     model = awake_model(session.small_run(), session.device)
     eager, recorded = (_sampler(model, session, graphs=graphs) for graphs in (False, True))
     latents = [eager.latent(seed) for seed in range(BATCH + 3)]
@@ -68,7 +68,7 @@ def _decode(session: Session) -> str:
 
 
 def _twice(session: Session) -> str:
-    """A sample set in one part, again, and in two."""
+    """Draw a sample set twice, and in two shards."""
     model = awake_model(session.small_run(), session.device)
     sampler = _sampler(model, session, graphs=True)
     whole, again = (sampler.sample(COUNT, seed=SEED) for _ in range(2))
@@ -83,7 +83,7 @@ def _twice(session: Session) -> str:
 
 
 def _as_on_a_cpu(session: Session) -> str:
-    """Images of the same weights and seed."""
+    """Draw images of the same weights and seed on both devices."""
     config = session.small_run()
     found, expected = (
         _sampler(awake_model(config, device), session).sample(COUNT, seed=SEED).astype(int)
@@ -105,6 +105,6 @@ CHECKS = [
         for more, guidance in (("", 1.0), (", guidance 2", 2.0))
     ),
     Check("sampling", "recorded graphs decode the eager images", _decode),
-    Check("sampling", "the same bytes twice and in two parts", _twice),
-    Check("sampling", "a GPU draws a CPU's images", _as_on_a_cpu),
+    Check("sampling", "the same bytes twice and in two shards", _twice),
+    Check("sampling", "images match the CPU's", _as_on_a_cpu),
 ]

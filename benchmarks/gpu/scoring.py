@@ -1,4 +1,4 @@
-"""Part 4: scores on a GPU."""
+"""Scoring on a GPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FEATURES = 1e-4
 
 
 def _precision_recall(session: Session) -> str:
-    """Of features with many points near the edges of balls."""
+    """Use features with many points on the edges of balls."""
     draw = np.random.default_rng(0)
     count = POINTS if session.full else POINTS // 10
     real, drawn = (draw.standard_normal((count, WIDTH)).astype(np.float32) for _ in range(2))
@@ -31,7 +31,7 @@ def _precision_recall(session: Session) -> str:
 
 
 def _extractor(session: Session) -> str:
-    """The digits extractor's network, with random weights, as a file."""
+    """Load the digits extractor's network, with random weights, from a file."""
     torch.manual_seed(0)
     network, images = Classifier(SIDE, 10).eval(), torch.zeros(2, 3, SIDE, SIDE)
     traced = torch.jit.trace_module(network, {"forward": images, "classify": network(images).detach()})
@@ -49,6 +49,6 @@ def _extractor(session: Session) -> str:
 
 
 CHECKS = [
-    Check("scoring", "precision and recall are the CPU's", _precision_recall),
-    Check("scoring", "a TorchScript extractor's features are the CPU's", _extractor),
+    Check("scoring", "precision and recall equal the CPU's", _precision_recall),
+    Check("scoring", "a TorchScript extractor's features match the CPU's", _extractor),
 ]

@@ -1,4 +1,4 @@
-"""Part 6: how fast: the device at best, training the paper's CIFAR-10 run, drawing its images."""
+"""Speed: ceilings of the device, training the paper's CIFAR-10 run, sampling from it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.baseline_training import SwitchedTrainer, TrainingGains
 from benchmarks.gpu.checks import Check, Session
 from benchmarks.gpu.subjects import awake_model, experiment, random_data
 from udpm.bench.measure import BLOCKS, Timing, repeated
@@ -23,12 +24,11 @@ from udpm.networks.flops import count_cost
 from udpm.networks.inference import Precision, serve
 from udpm.networks.weights import Model
 from udpm.sampling.sampler import Sampler
-from udpm.training.cost import IterationCost, IterationCounter
-from udpm.training.plain import SwitchedTrainer, TrainingGains
+from udpm.training.estimate import IterationCost, IterationCounter
 from udpm.training.trainer import Trainer
 
 ITERATIONS, WARM = 6, 8
-"""Of a block, and before the first one: enough that kernels are loaded, and passes recorded."""
+"""Iterations of a timed block, and before the first one, in which kernels are loaded and passes recorded."""
 BENCHED = 30
 SECONDS = 1.5
 PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float32")
@@ -69,7 +69,7 @@ def _bench(session: Session) -> str:
 
 
 def _training(session: Session, way: str, plain: bool = False, **changes: Any) -> str:
-    """Iterations at one level after the other, and what follows for a training, which draws its levels."""
+    """Time iterations at each level, and average over levels as training draws them."""
     config, lacks = measured_run(session, **changes)
     best = session.ceilings
     device = session.set_up(tf32=True)
@@ -77,14 +77,14 @@ def _training(session: Session, way: str, plain: bool = False, **changes: Any) -
     trainer = SwitchedTrainer(config, levels, device, TrainingGains() if plain else TrainingGains.configured(config))
     costs = _costs(session, config, trainer)
     iterations, warm = (ITERATIONS, WARM) if session.full else (1, 1)
-    timings, told = [], []
+    timings, texts = [], []
     for level in range(1, config.process.levels + 1):
         trainer.at_level(level)
         _iterate(trainer, warm)
         timings.append(Timing())
         for _ in range(BLOCKS if session.full else 1):
             timings[-1].measure(trainer.iterate, device, iterations)
-        told.append(f"{1e3 * statistics.median(timings[-1].wall):.1f}")
+        texts.append(f"{1e3 * statistics.median(timings[-1].wall):.1f}")
     shares, batch = level_shares(config), config.training.batch
     parts = [*(f"l = {level}" for level in range(1, len(timings) + 1)), "mean"]
     peak = torch.cuda.max_memory_allocated() if session.on_gpu else None
@@ -96,15 +96,15 @@ def _training(session: Session, way: str, plain: bool = False, **changes: Any) -
         found = row(part, way + lacks, timing, work, best, batch=batch, gpu_peak_bytes=peak)
         session.report.timings.append({"of": "training", **found})
     return (
-        f"{found['images_per_second']['median'] / batch:.2f} iterations/s at batch {batch}{lacks}; {', '.join(told)} "
+        f"{found['images_per_second']['median'] / batch:.2f} iterations/s at batch {batch}{lacks}; {', '.join(texts)} "
         f"ms at l = 1, 2, 3; {100 * found['of_matrix_product']:.1f} % of products; {(peak or 0) / 2**30:.1f} GiB"
     )
 
 
 def _costs(session: Session, config: RunConfig, trainer: Trainer) -> list[IterationCost]:
-    """Multiply-adds of an iteration by level: the same however it is done, so counted once."""
+    """Multiply-adds of an iteration by level, counted once: they do not depend on the way of computing."""
     if "costs" not in session.kept:
-        counter = IterationCounter(config, trainer.terms, trainer.perceptual)
+        counter = IterationCounter(config, trainer.perceptual)
         session.kept["costs"] = [counter.count(level) for level in range(1, config.process.levels + 1)]
     return session.kept["costs"]
 
@@ -115,7 +115,7 @@ def _iterate(trainer: Trainer, iterations: int) -> None:
 
 
 def _sampling(session: Session, batch: int, precision: Precision, graphs: bool, tf32: bool = False) -> str:
-    """From a seed to bytes, as `udpm sample` draws."""
+    """Time sampling from a seed to bytes, as `udpm sample` does it, and the chain alone."""
     config, model, multiply_adds = _subject(session)
     best = session.ceilings
     device = session.set_up(tf32=tf32)
@@ -127,16 +127,16 @@ def _sampling(session: Session, batch: int, precision: Precision, graphs: bool, 
     whole = repeated(lambda: sampler.sample(images), device, seconds)
     chain = repeated(_chain(config, model, batch, precision, graphs), device, seconds)
     peak = torch.cuda.max_memory_allocated() if session.on_gpu else None
-    told = []
+    texts = []
     for part, timing, drawn in (("from seed to bytes", whole, images), ("the chain alone", chain, batch)):
         work = Work(drawn, multiply_adds * drawn, precision=precision)
         found = row(part, way_of(precision, graphs, tf32), timing, work, best, batch=batch, gpu_peak_bytes=peak)
         session.report.timings.append({"of": "sampling", **found})
-        told.append(
+        texts.append(
             f"{found['images_per_second']['median']:.0f} images/s {part}, "
             f"{100 * found['of_matrix_product']:.1f} % of products"
         )
-    return "; ".join(told)
+    return "; ".join(texts)
 
 
 def _subject(session: Session) -> tuple[RunConfig, Model, int]:
@@ -178,7 +178,7 @@ def _trained(part: str, way: str, **changes: Any) -> Check:
 
 FLOAT32 = {"training__precision": "float32", "training__tf32": True}
 FIRST = [
-    Check("speed", "the device at best", _ceilings),
+    Check("speed", "ceilings of the device", _ceilings),
     _trained("speed", "as configured"),
     _trained("speed", "as configured, recorded", training__cuda_graphs=True),
     _trained("speed", "the plain way", plain=True),

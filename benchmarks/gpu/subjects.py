@@ -1,4 +1,4 @@
-"""What is checked: networks that are awake, small runs, data made in code."""
+"""Networks, runs and data that the checks use."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def random_data(folder: Path, config: RunConfig) -> Levels:
 
 
 def wake(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every convolution weights of its own: the last ones of a fresh network are nearly zero."""
+    """Randomize all convolutions: the last ones of a fresh network are nearly zero."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -116,7 +116,7 @@ def wake(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def awake_model(config: RunConfig, device: torch.device) -> Model:
-    """A generator of a run's shape that draws something, the same on every device."""
+    """A generator of a run's shape with random weights, the same on every device."""
     torch.manual_seed(0)
     generator = wake(build_generator(config.model)).eval().requires_grad_(False)
     return Model(generator.to(device), config.model, {})

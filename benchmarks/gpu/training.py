@@ -1,4 +1,4 @@
-"""Part 2: training on a GPU: the CPU's losses, resuming, nobody waiting, memory that runs out."""
+"""Training on a GPU: losses against the CPU's, resuming, recorded passes, no synchronization, out of memory."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from udpm.training.trainer import Trainer
 
 FAMILIES = ("ncsnpp", "ddpmpp", "adm")
 NEAR = {"float32": (1e-2, 1e-4), "bfloat16": (0.2, 0.05)}
-"""Relative and absolute difference of losses that GPU and CPU may have, by precision."""
+"""Relative and absolute tolerance of losses, by precision."""
 NEARLY = 0.1
-"""Of what changed: how far one run may be from another that should be the same. Some GPU kernels add up in any order,
-and Adam makes the sign of the smallest gradient count; moments in another order are 1 off."""
+"""Largest difference of two runs that should be the same, relative to how far training moved their tensors. Some GPU
+kernels sum in any order, and Adam amplifies the smallest gradients; moments in a wrong order differ by about 1."""
 BEFORE_AND_AFTER = {True: (3, 3), False: (1, 1)}
 """Iterations before and after a run is saved, on a GPU and on a CPU."""
 RECORDED = {True: 12, False: 2}
 """Iterations with and without recordings."""
 WARM_AND_WATCHED = {True: (20, 12), False: (0, 1)}
-"""Iterations before and while waiting for the GPU is an error: enough to come to all levels,
-where passes may be recorded."""
+"""Iterations before and while a synchronization is an error. The first ones reach every level, where passes may be
+recorded."""
 WIDE = 32
 """Channels that adm needs at least: its heads have 64, and it attends where there are twice as many."""
 ABSURD = 1 << 17
 SHARE = 0.05
-"""Of the GPU's memory, in which the absurd batch has to fail: soon, on a card of any size."""
+"""Share of the GPU's memory that the absurd batch may use, so that it fails fast on a card of any size."""
 
 Tensors = dict[str, torch.Tensor]
 
 
 class Losses:
-    """Keeps what every step says of itself, as a training's metrics do.
+    """Keeps the losses of every step, as the metrics of a training do.
 
     Attributes:
         kept: by player and loss, on the device.
@@ -62,8 +62,8 @@ def _data(session: Session, config: RunConfig) -> Levels:
 
 
 def _awake(trainer: Trainer) -> Trainer:
-    """The trainer with a generator, and averages, whose outputs are not nearly zero."""
-    for network in (trainer.state.generator, *(average.module for average in trainer.state.averages.values())):
+    """Give the trainer a generator, and averages, whose outputs are not nearly zero."""
+    for network in (trainer.state.generator, *(ema.module for ema in trainer.state.ema_models.values())):
         wake(network)
     return trainer
 
@@ -73,14 +73,14 @@ def _at_level(level: int) -> list[float]:
 
 
 def _first_losses(session: Session, family: str, precision: str) -> str:
-    """One iteration at every level: finite everywhere, and near the CPU's."""
+    """Run one iteration at every level: all values finite, and losses near the CPU's."""
     relative, absolute = NEAR[precision]
     worst, where = 0.0, ""
     for level in (1, 2, 3):
-        # So small a rate that the generator's step sees the same discriminator on both.
+        # With a tiny rate, the generator's step sees the same discriminator on both devices.
         changes = {"training__precision": precision, "training__learning_rate": 1e-6, "generator__family": family}
         changes |= {"generator__channels": WIDE} if family == "adm" else {}
-        # Narrow, for a CPU takes its time over a wide one in bfloat16.
+        # A wide network would take minutes on the CPU in bfloat16.
         config = session.small_run(wide=False, **changes, training__level_probabilities=_at_level(level))
         levels, found = _data(session, config), []
         for device in (session.device, torch.device("cpu")):
@@ -99,7 +99,7 @@ def _first_losses(session: Session, family: str, precision: str) -> str:
 
 
 def _resume(session: Session, channels_last: bool, precision: str) -> str:
-    """A state that is saved, loaded and trained on, against the run that went on undisturbed."""
+    """Save, load and continue, against a run that is not interrupted."""
     torch.backends.cudnn.deterministic = True
     config = session.small_run(training__channels_last=channels_last, training__precision=precision)
     levels = _data(session, config)
@@ -134,31 +134,31 @@ def _distance(one: Tensors, other: Tensors, names: list[str]) -> float:
 
 
 def _state(trainer: Trainer) -> Tensors:
-    """A trainer's tensors as they are now, on the CPU, as they come from a file."""
+    """A copy of a trainer's tensors on the CPU, contiguous as in a checkpoint."""
     return {name: value.detach().cpu().contiguous().clone() for name, value in trainer.state.tensors().items()}
 
 
 def compared(saved: Tensors, found: Tensors, expected: Tensors) -> str:
-    """How far one run is from another that should be the same.
+    """Compare two runs that should be the same.
 
     Args:
-        saved: both before.
-        found: one of them now.
-        expected: the other one.
+        saved: the state that both started from.
+        found: the state of one.
+        expected: the state of the other.
 
     Raises:
-        AssertionError: farther than kernels that add up in any order explain.
+        AssertionError: they differ by more than the order of sums explains.
     """
     expect(found.keys() == expected.keys(), "tensors are missing")
     equal = sum(torch.equal(found[name], expected[name]) for name in expected)
     largest = max((found[name].double() - expected[name].double()).abs().max().item() for name in expected)
     off = _of_change(saved, found, expected)
-    told = f"{equal} of {len(expected)} tensors have the same bits; differ by {largest:.1e}, {off:.1e} of what changed"
-    return expect(off <= NEARLY, f"{told} (at most {NEARLY:g})")
+    text = f"{equal} of {len(expected)} tensors have the same bits; differ by {largest:.1e}, {off:.1e} of what changed"
+    return expect(off <= NEARLY, f"{text} (at most {NEARLY:g})")
 
 
 def _recorded(session: Session, precision: str) -> str:
-    """Iterations whose passes are CUDA graphs against those launched kernel by kernel."""
+    """Compare iterations with recorded passes to iterations launched kernel by kernel."""
     torch.backends.cudnn.deterministic = True
     changes = {"training__precision": precision, "training__workers": 2}
     changes |= {"generator__dropout": 0.1, "discriminator__dropout": 0.3}
@@ -174,7 +174,7 @@ def _recorded(session: Session, precision: str) -> str:
 
 
 def _undisturbed(session: Session, **changes: Any) -> str:
-    """Iterations in which whatever waits for the GPU raises."""
+    """Run iterations in which any synchronization with the GPU raises."""
     config = session.small_run(**changes)
     run, losses = _awake(Trainer(config, _data(session, config), session.device)), Losses()
     warm, watched = WARM_AND_WATCHED[session.full]
@@ -203,31 +203,31 @@ def _out_of_memory(session: Session) -> str:
     if session.on_gpu:
         torch.cuda.set_per_process_memory_fraction(SHARE)
     try:
-        code, told = run_command("train", path, "--dataset", session.digits.dataset, "--cache", session.digits.cache,
+        code, text = run_command("train", path, "--dataset", session.digits.dataset, "--cache", session.digits.cache,
                                  "--run", session.folder / "absurd")  # fmt: skip
     finally:
         if session.on_gpu:
             torch.cuda.set_per_process_memory_fraction(1.0)
-    lines = [line for line in told.splitlines() if line.startswith("error:")]
-    expect(code == EXIT_USER_ERROR, f"exit code {code}: {told}")
-    expect(len(lines) == 1 and "Traceback" not in told, f"{len(lines)} lines: {told}")
+    lines = [line for line in text.splitlines() if line.startswith("error:")]
+    expect(code == EXIT_USER_ERROR, f"exit code {code}: {text}")
+    expect(len(lines) == 1 and "Traceback" not in text, f"{len(lines)} lines: {text}")
     return expect("out of memory" in lines[0] and str(ABSURD) in lines[0], f"exit code {code}, {lines[0]}")
 
 
 def run_command(*arguments: Any) -> tuple[int | None, str]:
-    """Run a udpm command in this process; its exit code, and what it wrote to stderr."""
-    told = io.StringIO()
-    with redirect_stderr(told), redirect_stdout(io.StringIO()), _signals_kept():
+    """Run a udpm command in this process; return its exit code and its stderr."""
+    text = io.StringIO()
+    with redirect_stderr(text), redirect_stdout(io.StringIO()), _signals_kept():
         try:
             main([str(argument) for argument in arguments])
         except SystemExit as stop:
-            return stop.code, told.getvalue()
-    return None, told.getvalue()
+            return stop.code, text.getvalue()
+    return None, text.getvalue()
 
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Undo what a training does to signals, by which it is asked to stop."""
+    """Restore the signal handlers that a training replaces."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
@@ -255,7 +255,7 @@ CHECKS = [
     *(
         Check(
             "training",
-            f"first losses of {family} in {precision} are the CPU's",
+            f"first losses of {family} in {precision} match the CPU's",
             partial(_first_losses, family=family, precision=precision),
         )
         for family in FAMILIES
@@ -264,20 +264,22 @@ CHECKS = [
     *(
         Check(
             "training",
-            f"resumes as if nothing had happened: {precision}, {'channels last' if last else 'NCHW'}",
+            f"a resumed run equals an uninterrupted one: {precision}, {'channels last' if last else 'NCHW'}",
             partial(_resume, channels_last=last, precision=precision),
         )
         for precision in ("float32", "bfloat16")
         for last in (False, True)
     ),
     *(
-        Check("training", f"recorded passes train as eager ones: {precision}", partial(_recorded, precision=precision))
+        Check(
+            "training", f"recorded passes train like eager ones: {precision}", partial(_recorded, precision=precision)
+        )
         for precision in ("float32", "bfloat16")
     ),
     *(
-        Check("training", f"does not wait for the GPU: R1, {name}", partial(_undisturbed, **changes))
+        Check("training", f"never waits for the GPU: R1, {name}", partial(_undisturbed, **changes))
         for name, changes in WAYS.items()
     ),
-    Check("training", "does not wait for the GPU: R1 and LPIPS", partial(_undisturbed, **LPIPS), ("lpips",)),
+    Check("training", "never waits for the GPU: R1 and LPIPS", partial(_undisturbed, **LPIPS), ("lpips",)),
     Check("training", "an absurd batch ends in one line and exit code 2", _out_of_memory, (GPU, "sklearn")),
 ]

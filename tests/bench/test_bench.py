@@ -2,11 +2,7 @@
 
 import json
 import re
-from copy import deepcopy
-from dataclasses import replace
 
-import numpy as np
-import pandas
 import pytest
 import tiny
 import torch
@@ -15,22 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from udpm.bench import data as feeding
 from udpm.bench import measure
-from udpm.bench import record as speed
 from udpm.bench import scoring as benchmark
-from udpm.bench.record import Work, comparison_lines, switches
 from udpm.config import Scoring, to_json
-from udpm.data.levels import open_levels
-from udpm.diffusion.forward import adjoint, downsample
 from udpm.networks.build import build_discriminator, build_generator
 from udpm.networks.flops import count_cost
-from udpm.networks.weights import Model
-from udpm.process.plain import adjoint_by_fft, downsample_by_fft
-from udpm.sampling.plain import SwitchedSampler, sampling_ways
-from udpm.sampling.sampler import Sampler
-from udpm.training.cost import IterationCounter
-from udpm.training.objective import level_terms
-from udpm.training.plain import SwitchedTrainer, TrainingGains
-from udpm.training.trainer import Trainer
+from udpm.training.estimate import IterationCounter, iteration_cost
 
 CPU = torch.device("cpu")
 CEILINGS = dict.fromkeys(("float32_flops", "bfloat16_flops", "copy_bytes"), 1e9)
@@ -98,6 +83,11 @@ def record_of(capsys, *arguments):
     capsys.readouterr()
     assert not tiny.call("bench", *arguments, "--json")
     record = json.loads(capsys.readouterr().out)
+    assert_record(record)
+    return record
+
+
+def assert_record(record):
     assert record["format"] == "udpm-bench/1"
     assert set(record["ceilings"]) == {"float32_flops", "bfloat16_flops", "copy_bytes"}
     assert record["device"] == "cpu (1 threads)"
@@ -105,7 +95,6 @@ def record_of(capsys, *arguments):
     for row in record["rows"]:
         for key in ("seconds", "images_per_second"):
             assert_spread(row[key])
-    return record
 
 
 def assert_spread(value, count=None):
@@ -113,22 +102,8 @@ def assert_spread(value, count=None):
     assert value["count"] == (count or value["count"])
 
 
-def assert_compared(record):
-    for row in record["rows"]:
-        for key in ("seconds", "speedup", "cpu_speedup"):
-            assert_spread(row[key], 2)
-        assert row["multiply_adds"] > 0
-        assert row["bytes"] > 0
-        assert row["of_matrix_product"] > 0
-        assert row["of_copy"] > 0
-    assert all(row["speedup"]["median"] == 1 for row in record["rows"] if row["way"] == "plain")
-
-
 def parts(record):
     return [(row["part"], row["way"]) for row in record["rows"]]
-
-
-BASELINE = ("--baseline", "--repetitions", 2, "--threads", 1)
 
 
 def test_records_of_every_kind(quick, tmp_path, capsys):
@@ -165,75 +140,6 @@ def test_what_an_extractor_does_is_counted(quick, tmp_path, capsys):
     assert network["multiply_adds"] == 4 * 1200 * 7
     assert network["bytes"] == 4 * (4 * 1200 + 1200 * 7 + 7 + 4 * 7)
     assert both["multiply_adds"] == 2 * network["multiply_adds"]
-
-
-@pytest.mark.soak
-def test_sampling_against_the_plain_way(quick, tmp_path, capsys):
-    output = tmp_path / "sampling.json"
-    arguments = ("sample", "digits", "--batch", 2, *BASELINE, "--gains", "--memory", "--output", output)
-    record = record_of(capsys, *arguments)
-    assert json.loads(output.read_text()) == record
-    assert_compared(record)
-    assert parts(record) == [("batch", way) for way in ("plain", "float32", "bfloat16")]
-    assert all(row["peak_bytes"] > 1e7 for row in record["rows"])
-    assert [gain["gain"] for gain in record["gains"]] == ["pooling", "channels last", "inference mode", "bfloat16"]
-    assert all(gain["used"] for gain in record["gains"])
-
-
-def test_training_against_the_plain_way(quick, tmp_path, capsys):
-    config = tiny.write_config(tmp_path, training__precision="bfloat16")
-    record = record_of(capsys, "train", config, "--batch", 4, *BASELINE)
-    assert_compared(record)
-    ways = ("plain", "float32", "as configured")
-    assert parts(record) == [(part, way) for part in ("l = 1", "l = 2", "l = 3", "mean") for way in ways]
-    assert [row["precision"] for row in record["rows"][:3]] == ["float32", "float32", "bfloat16"]
-    assert "gains" not in record
-
-
-@pytest.mark.soak
-def test_gains_of_training_one_by_one(quick, tmp_path, capsys):
-    config = tiny.write_config(tmp_path)
-    record = record_of(capsys, "train", config, "--batch", 4, *BASELINE, "--gains", "--memory", "--levels", "3")
-    assert parts(record) == [("l = 3", "plain"), ("l = 3", "as configured")]
-    assert all(row["peak_bytes"] > 1e7 for row in record["rows"])
-    used = {gain["gain"]: gain["used"] for gain in record["gains"]}
-    assert [gain for gain, there in used.items() if not there] == ["bfloat16", "channels last", "ahead"]
-    assert [gain for gain, there in used.items() if there] == [
-        "cache",
-        "pooling",
-        "foreach average",
-        "asynchronous",
-        "fused adam",
-    ]
-    for gain in record["gains"]:
-        for key in ("seconds_with", "seconds_without", "speedup", "cpu_speedup"):
-            assert_spread(gain[key], 2)
-
-
-def test_comparisons_as_text_as_table_and_as_figure(quick, tmp_path, capsys):
-    for name, arguments in {
-        "drawn": ("sample", "digits", "--batch", 2, *BASELINE, "--gains"),
-        "trained": ("train", tiny.write_config(tmp_path), "--batch", 4, *BASELINE),
-        "single": ("sample", "digits", "--batch", 2, "--seconds", 0, "--threads", 1),
-    }.items():
-        assert not tiny.call("bench", *arguments, "--output", tmp_path / f"{name}.json")
-        assert "record_sha256" in json.loads((tmp_path / f"{name}.json").read_text())
-    shown = capsys.readouterr().out
-    assert "sampling of digits, batch 2, cpu (1 threads)" in shown
-    assert re.search(
-        r"^  batch  pooling +×[\d.]+ \([\d.]+–[\d.]+\): [\d.]+ s with, [\d.]+ without; has it$", shown, re.M
-    )
-    assert re.search(r"^  mean +as configured +[\d.]+ s", shown, re.M)
-    records = [tmp_path / f"{name}.json" for name in ("drawn", "trained", "single")]
-    assert not tiny.call("bench", "table", *records)
-    tables = capsys.readouterr().out
-    assert tables.count("**: matrix product ") == 3
-    assert "| in the full way" in tables
-    for clock in ("wall", "cpu"):
-        stem = tmp_path / f"figure_{clock}"
-        assert not tiny.call("figure", "speed", *records[:2], "--output", stem, "--clock", clock)
-        assert all(stem.with_suffix(suffix).stat().st_size for suffix in (".svg", ".png", ".csv"))
-    assert len(pandas.read_csv(tmp_path / "figure_wall.csv")) == 3 + 4 + 4 * 2
 
 
 # --- on a GPU, seen from a CPU ---------------------------------------------------------------------------------------
@@ -294,25 +200,6 @@ def test_a_gpu_multiplies_large_matrices_only(monkeypatch):
     assert sides == [(32, 32)]
 
 
-def test_cpu_seconds_of_a_thread_that_waits_for_a_gpu_mean_nothing(tmp_path, monkeypatch, capsys):
-    gpu = FakeGpu(monkeypatch)
-    timings = measure.in_turn({"slow": lambda: None, "fast": lambda: None}, 2, gpu)
-    assert [timing.cpu for timing in (*timings.values(), measure.repeated(lambda: None, gpu, 0))] == [[], [], []]
-    found = measure.speedup(timings["slow"], timings["fast"])
-    assert found["speedup"]["count"] == 2
-    assert found["cpu_speedup"] is None
-    ways = {name: speed.row("batch", name, timings[name], Work(1, 9, 9), CEILINGS) | found for name in timings}
-    record = single_record() | {"rows": list(ways.values())}
-    assert "CPU" not in comparison_lines(record)[-1]
-    (tmp_path / "gpu.json").write_text(json.dumps(record))
-    assert not tiny.call("bench", "table", tmp_path / "gpu.json")
-    assert "CPU" not in capsys.readouterr().out
-    assert not tiny.call("figure", "speed", tmp_path / "gpu.json", "--output", tmp_path / "figure")
-    expected = "gpu.json: has no CPU seconds, which mean nothing on a GPU; leave out --clock cpu"
-    command = "figure speed {0}/gpu.json --clock cpu --output {0}/other"
-    tiny.assert_refused(tmp_path, command.format(tmp_path), expected, capsys)
-
-
 # --- records ---------------------------------------------------------------------------------------------------------
 
 
@@ -324,73 +211,16 @@ def single_record():
     return {"format": "udpm-bench/1", **told, "ceilings": CEILINGS, "rows": rows}
 
 
-@pytest.mark.parametrize(
-    ("command", "expected"),
-    [
-        ("bench sample digits --gains", "--gains needs --baseline"),
-        ("bench train {0}/run.json --levels 1", "--levels needs --baseline"),
-        ("bench train {0}/run.json --baseline --levels 1,4", "--levels: 4 is not among 1..3"),
-        ("bench train {0}/run.json --dataset {0}", "--dataset and --cache belong together"),
-        ("bench table {0}/run.json", "run.json: format is None, expected 'udpm-bench/1'"),
-        ("bench table {0}/none.json", "none.json: benchmark record not found"),
-        ("figure speed {0}/none.json --output {0}/figure", "none.json: benchmark record not found"),
-        ("bench table {0}/wrong.json", "wrong.json: rows[0].seconds: "),
-        ("figure speed {0}/single.json --output {0}/figure", "single.json: compares nothing"),
-    ],
-)
-def test_mistakes(tmp_path, capsys, command, expected):
+def test_mistakes(tmp_path, capsys):
     tiny.write_config(tmp_path)
-    (tmp_path / "single.json").write_text(json.dumps(single_record()))
-    wrong = single_record()
-    wrong["rows"] = [wrong["rows"][0] | {"seconds": "fast"}]
-    (tmp_path / "wrong.json").write_text(json.dumps(wrong))
-    tiny.assert_refused(tmp_path, command.format(tmp_path), expected, capsys)
-
-
-def test_every_way_draws_the_same():
-    model = Model(build_generator(tiny.run_config().model).eval(), tiny.run_config().model, {})
-    with torch.no_grad():
-        for parameter in model.generator.parameters():
-            parameter.normal_(std=0.1)
-
-    def fresh():
-        return replace(model, generator=deepcopy(model.generator))
-
-    def drawn(gains):
-        return SwitchedSampler(fresh(), 4, gains).sample(4)
-
-    expected = Sampler(fresh(), batch=4).sample(4)
-    full = sampling_ways(graphs=False, compiles=False)["float32"]
-    assert (drawn(full) == expected).all()
-    assert np.ptp(expected) > 20
-    bfloat16 = Sampler(fresh(), batch=4, precision="bfloat16").sample(4)
-    for name in switches(full):
-        if name == "bfloat16":
-            found, wanted = drawn(replace(full, bfloat16=True)), bfloat16
-        else:
-            found, wanted = drawn(replace(full, **{name: False})), expected
-        # Where a value lies between two bytes, rounding decides.
-        assert np.abs(found.astype(int) - wanted).max() <= 1, name
-
-
-@pytest.mark.parametrize("gain", switches(TrainingGains()))
-def test_every_gain_leaves_training_as_it_is(digits, gain):
-    levels = open_levels(digits / "dataset", digits / "cache", 3)
-    config = tiny.run_config(training__flip=False)
-    full = TrainingGains.configured(config)
-    other = replace(full, **{gain: not getattr(full, gain)})
-    ours, switched = Trainer(config, levels, CPU), SwitchedTrainer(config, levels, CPU, other)
-    for _ in range(3):
-        ours.iterate()
-        switched.iterate()
-    tolerance = {"rtol": 0.05, "atol": 0.005} if gain == "bfloat16" else {"rtol": 1e-3, "atol": 1e-4}
-    assert_alike(ours, switched, **tolerance)
+    command = f"bench train {tmp_path}/run.json --dataset {tmp_path}"
+    tiny.assert_refused(tmp_path, command, "--dataset and --cache belong together", capsys)
 
 
 def test_what_an_iteration_does_is_counted():
     """A step with R1 costs the discriminator nine forward passes: three for generated images, six for real ones."""
     config = tiny.run_config(losses__r1_gamma=[0, 1, 1])
-    counter, calls = IterationCounter(config, level_terms(config), None), count_cost(config).calls
+    counter, calls = IterationCounter(config), count_cost(config).calls
     batch, one = config.training.batch, build_discriminator(config).to("meta")
     for level, passes in ((1, 6), (2, 9), (3, 9)):
         found, side = counter.count(level), config.dataset.side >> (level - 1)
@@ -411,22 +241,12 @@ def test_what_an_iteration_does_is_counted():
     assert counter.count(2).bytes - counter.count(1).bytes == 4 * 2 * judge
 
 
-def test_the_plain_way_computes_the_same(digits):
-    image = torch.randn(2, 3, 16, 16)
-    for scale in (1, 2):
-        torch.testing.assert_close(downsample_by_fft(image, scale, 2), downsample(image, scale, 2))
-        torch.testing.assert_close(adjoint_by_fft(image, scale), adjoint(image, scale))
-    levels = open_levels(digits / "dataset", digits / "cache", 3)
-    config = tiny.run_config(training__flip=False)
-    plain, ours = SwitchedTrainer(config, levels, CPU, TrainingGains()), Trainer(config, levels, CPU)
-    for _ in range(3):
-        plain.iterate()
-        ours.iterate()
-    assert_alike(plain, ours, rtol=1e-3, atol=1e-4)
-
-
-def assert_alike(one, other, **tolerance):
-    for name in ("generator", "discriminator"):
-        torch.testing.assert_close(*(each.state.players()[name].state_dict() for each in (one, other)), **tolerance)
-    averages = (each.state.averages["ema"].module.state_dict() for each in (one, other))
-    torch.testing.assert_close(*averages, **tolerance)
+def test_rare_steps_are_counted_as_rare():
+    """An iteration is the mean of those with and without a discriminator step, with and without R1."""
+    config = tiny.run_config(losses__r1_gamma=0.5, losses__r1_every=3, training__discriminator_every=2)
+    often = tiny.run_config(losses__r1_gamma=0.5)
+    never = tiny.run_config(losses__r1_gamma=0.0)
+    (found, with_r1, without) = (iteration_cost(each) for each in (config, often, never))
+    assert found.generator == with_r1.generator == without.generator
+    mean = (with_r1.discriminator + 2 * without.discriminator) / 3 / 2
+    assert found.discriminator == pytest.approx(mean, rel=1e-6)

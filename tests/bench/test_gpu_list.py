@@ -1,4 +1,4 @@
-"""The list for machines with a GPU, tried on a CPU: what it runs works, and what it is to find is found."""
+"""benchmarks/gpu on a CPU: its checks run, and they find the faults that they are for."""
 
 import json
 import os
@@ -72,10 +72,10 @@ def test_the_program(tmp_path, capsys):
     record = json.loads(output.read_text())
     assert record.keys() == {"format", "device", "versions", "commit", "machine", "checks", "timings", "profile"}
     assert [row["part"] for row in record["checks"]] == [*["machine"] * 3, *["scoring"] * 2]
-    told = capsys.readouterr().out
+    text = capsys.readouterr().out
     # Each as soon as it is known, then the table.
-    assert told.count("precision and recall are the CPU's") == 2
-    assert re.search(r"\n4 passed, 0 failed, 1 skipped; \d+ s\n$", told)
+    assert text.count("precision and recall equal the CPU's") == 2
+    assert re.search(r"\n4 passed, 0 failed, 1 skipped; \d+ s\n$", text)
 
 
 def test_the_runs_of_a_gpu_are_valid(tmp_path):
@@ -101,9 +101,9 @@ def test_names_differ():
 
 def test_without_a_gpu_nothing_is_measured(tmp_path, capsys):
     assert program.main(["--output", str(tmp_path / "gpu.json")]) == 2
-    told = capsys.readouterr()
-    assert [line.split()[2] for line in told.out.splitlines()] == list(PARTS)
-    assert told.err == (
+    text = capsys.readouterr()
+    assert [line.split()[2] for line in text.out.splitlines()] == list(PARTS)
+    assert text.err == (
         "error: PyTorch sees no CUDA device here: nothing was measured; try the list with --device cpu\n"
     )
     assert list(tmp_path.iterdir()) == []
@@ -118,9 +118,9 @@ def test_without_a_gpu_nothing_is_measured(tmp_path, capsys):
 )
 def test_mistakes_are_one_line(tmp_path, capsys, arguments, expected):
     assert program.main(["--output", str(tmp_path / "gpu.json"), *arguments]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(f"error: {expected}")
-    assert len(told.splitlines()) == 1
+    text = capsys.readouterr().err
+    assert text.startswith(f"error: {expected}")
+    assert len(text.splitlines()) == 1
 
 
 # --- running a list --------------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def failed(session, listed, words):
 
 def test_moments_in_another_layout_are_found(session, monkeypatch):
     monkeypatch.setattr(state, "_like", lambda parameter, value: value.clone())
-    assert "of what changed" in failed(session, training.CHECKS, ["float32", "channels last", "resumes"])
+    assert "of what changed" in failed(session, training.CHECKS, ["float32", "channels last", "resumed"])
 
 
 def test_other_numbers_are_found(session, monkeypatch):

@@ -100,7 +100,6 @@ FORMS = {
     "figure latents": "s.npz --output {}",
     "figure tradeoff": "--config config --output {}",
     "figure neighbours": "s.npz --dataset dataset --output {}",
-    "figure speed": "bench.json --output {}",
     "schedule": "digits --config config --dataset dataset --output {}",
     "sweep plan": "schedules-digits --config config --output {}",
     "sweep rank": "schedules-digits --config config --output {} --best {}",
@@ -114,7 +113,7 @@ FORMS = {
     "bench sample": "digits --config config --output {}",
     "info": "dataset --sheet {}",
 }
-WITHOUT = {"status", "clean", "sweep status", "bench table"}
+WITHOUT = {"status", "clean", "sweep status"}
 """Commands that write nothing."""
 
 

@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 from udpm.config import DatasetConfig
 from udpm.config.load import validate
 from udpm.core.errors import UserError
-from udpm.data.decode import Recipe, Refused, quiet_decoders, to_rgb
+from udpm.data.decode import ImageError, Preprocessing, quiet_decoders, to_rgb
 from udpm.data.external import open_images
 from udpm.data.label_files import natural
 from udpm.data.layout import split_word
@@ -877,7 +877,7 @@ def test_images_of_others_say_what_is_left_out(tmp_path, capsys):
 
 def decoded(content):
     with quiet_decoders():
-        image, mode = to_rgb(content, Recipe(16))
+        image, mode = to_rgb(content, Preprocessing(16))
     return np.asarray(image), mode
 
 
@@ -904,12 +904,12 @@ def test_tiffs_of_every_mode():
 def test_tiffs_whose_values_have_no_scale_are_refused(capfd):
     long = Image.fromarray(np.full((20, 20), 300, np.int32))
     for image in (long, Image.new("F", (20, 20)), Image.new("LAB", (20, 20))):
-        with pytest.raises(Refused, match="cannot be turned into RGB faithfully"):
+        with pytest.raises(ImageError, match="cannot be turned into RGB faithfully"):
             decoded(encoded(image, "TIFF"))
     # 12 bits would be nearly black by their high byte; photometric 0 is white, but Pillow does not turn these around.
     good = encoded(Image.fromarray(np.zeros((20, 20), np.uint16)), "TIFF")
     tag = good.index((262).to_bytes(2, "little") + (3).to_bytes(2, "little"))
-    with pytest.raises(Refused, match="16-bit inverted"):
+    with pytest.raises(ImageError, match="16-bit inverted"):
         decoded(good[: tag + 8] + bytes(2) + good[tag + 10 :])
 
 
@@ -920,7 +920,7 @@ def test_damaged_tiffs_are_refused_without_a_word_of_the_library(capfd):
         damaged[place] ^= 0x5A
         try:
             decoded(bytes(damaged))
-        except Refused:
+        except ImageError:
             refused += 1
     assert refused > 2
     assert capfd.readouterr().err == ""

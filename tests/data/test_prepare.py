@@ -28,13 +28,13 @@ from udpm.config import DatasetConfig
 from udpm.core import folders, processes, progress
 from udpm.core import transfer as vision
 from udpm.core.errors import StoppedEarly, UserError
-from udpm.core.files import only_one
+from udpm.core.files import exclusive
 from udpm.core.folders import list_contents
 from udpm.core.kinds import DATASET
 from udpm.core.processes import StopRequest
 from udpm.data import fill
 from udpm.data import prepare as preparation
-from udpm.data.decode import Recipe, Refused, _opaque_rgb, fit, quiet_decoders, to_rgb
+from udpm.data.decode import ImageError, Preprocessing, _opaque_rgb, fit, quiet_decoders, to_rgb
 from udpm.data.listing import list_members, read_member
 from udpm.data.prepare import prepare
 from udpm.data.source import shown
@@ -60,7 +60,7 @@ def same_store(found, expected):
 
 def prepared(image, kind="PNG", recipe=None, **options):
     with quiet_decoders():
-        found, mode = to_rgb(encoded(image, kind, **options), recipe or Recipe(16))
+        found, mode = to_rgb(encoded(image, kind, **options), recipe or Preprocessing(16))
     assert found.mode == "RGB"
     return np.asarray(found), mode
 
@@ -99,7 +99,7 @@ def test_transparent_parts_show_the_background():
     image = noise()
     image.putalpha(alpha)
     assert (prepared(image)[0][:10] == 255).all()
-    found, mode = prepared(image, recipe=Recipe(16, background=(10, 20, 30)))
+    found, mode = prepared(image, recipe=Preprocessing(16, background=(10, 20, 30)))
     assert mode == "RGBA"
     assert (found[:10] == (10, 20, 30)).all()
     assert (found[10:] == np.asarray(noise())[10:]).all()
@@ -137,7 +137,7 @@ def test_exif_turns_the_image(kind):
 
 @pytest.mark.parametrize("mode", ["F", "LAB", "HSV"])
 def test_other_modes_are_refused_by_name(mode):
-    with pytest.raises(Refused, match=f"mode {mode} cannot"):
+    with pytest.raises(ImageError, match=f"mode {mode} cannot"):
         _opaque_rgb(Image.new(mode, (20, 20)), (0, 0, 0))
 
 
@@ -583,7 +583,7 @@ def test_bad_input(case, tmp_path, monkeypatch, capsys):
     list_contents(tmp_path / "out", DATASET, {"old": None})
     before = sorted(map(str, tmp_path.rglob("*")))
     with (
-        only_one(tmp_path / ("out" if locked else "other"), "at it"),
+        exclusive(tmp_path / ("out" if locked else "other"), "at it"),
         pytest.raises(SystemExit) as stop,
     ):
         main(["prepare", "config.json", "--output", "out"])

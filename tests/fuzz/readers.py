@@ -37,7 +37,7 @@ from udpm.core.arrays import SEAL
 from udpm.core.containers import read_header
 from udpm.core.files import sha256
 from udpm.data.cifar import Batches
-from udpm.data.decode import Recipe, Refused, fit, quiet_decoders, to_rgb
+from udpm.data.decode import ImageError, Preprocessing, fit, quiet_decoders, to_rgb
 from udpm.data.external import open_images
 from udpm.data.fill import Journal
 from udpm.data.levels import open_levels, write_cache
@@ -66,9 +66,9 @@ from udpm.sampling.latents import explore_latents
 from udpm.sampling.sample_set import join_shards, load_samples
 from udpm.sampling.sampler import stored
 from udpm.training.checkpoint import checkpoints, resume
-from udpm.training.loop import train
 from udpm.training.metrics import Metrics
 from udpm.training.state import State
+from udpm.training.trainer import train
 
 KEPT = 500
 """Images of the test split, whose features are kept in one file."""
@@ -382,8 +382,8 @@ def _journal(folder):
 def _picture(folder, suffix):
     try:
         with quiet_decoders():
-            fit(to_rgb((folder / f"image.{suffix}").read_bytes(), Recipe(8))[0], 8)
-    except Refused as refusal:
+            fit(to_rgb((folder / f"image.{suffix}").read_bytes(), Preprocessing(8))[0], 8)
+    except ImageError as refusal:
         return str(refusal)
     return "read"
 

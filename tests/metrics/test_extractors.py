@@ -17,7 +17,7 @@ from PIL import Image
 from udpm.config import Scoring, to_json
 from udpm.core import devices
 from udpm.core import transfer as vision
-from udpm.core.download import INCEPTION, Published, obtain
+from udpm.core.download import INCEPTION, PublishedFile, fetch
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
 from udpm.metrics import extractor as extractors
@@ -142,24 +142,24 @@ def server(tmp_path):
 
 def test_a_download_is_checked_and_made_once(server, tmp_path, monkeypatch):
     url, digest = server
-    path = obtain(Published("file.pt", url, digest), tmp_path / "here")
+    path = fetch(PublishedFile("file.pt", url, digest), tmp_path / "here")
     assert sha256(path) == digest
     monkeypatch.setenv("UDPM_OFFLINE", "1")
-    assert obtain(Published("file.pt", url, digest), tmp_path / "here") == path
+    assert fetch(PublishedFile("file.pt", url, digest), tmp_path / "here") == path
     with pytest.raises(UserError, match=r"downloads are switched off; put file\.pt from http"):
-        obtain(Published("file.pt", url, digest), tmp_path / "there")
+        fetch(PublishedFile("file.pt", url, digest), tmp_path / "there")
 
 
 @pytest.mark.parametrize("wrong", ["hash", "name", "host"])
 def test_a_failed_download_leaves_nothing(server, tmp_path, wrong):
     url, digest = server
     file = {
-        "hash": Published("file.pt", url, "0" * 64),
-        "name": Published("file.pt", url + "x", digest),
-        "host": Published("file.pt", "http://127.0.0.1:9/file.pt", digest),
+        "hash": PublishedFile("file.pt", url, "0" * 64),
+        "name": PublishedFile("file.pt", url + "x", digest),
+        "host": PublishedFile("file.pt", "http://127.0.0.1:9/file.pt", digest),
     }[wrong]
     with pytest.raises(UserError) as error:
-        obtain(file, tmp_path / "here")
+        fetch(file, tmp_path / "here")
     assert all(part in str(error.value) for part in ("file.pt", file.url, str(tmp_path / "here")))
     assert not list((tmp_path / "here").iterdir())
 

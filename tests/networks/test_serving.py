@@ -13,7 +13,7 @@ from udpm.config.load import validate
 from udpm.config.validation import read_yaml
 from udpm.core import devices
 from udpm.core.errors import UserError
-from udpm.core.progress import ahead, one_behind
+from udpm.core.progress import delay_by_one, prefetch
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.inference import Graphs, compiled, serve
 from udpm.networks.unet import UNet, UNetShape
@@ -21,7 +21,7 @@ from udpm.networks.weights import load_model
 from udpm.sampling import export
 from udpm.sampling.sample_set import load_samples, save_samples
 from udpm.sampling.sampler import Sampler
-from udpm.training.objective import level_terms
+from udpm.training.losses import loss_weights
 from udpm.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -164,7 +164,7 @@ def test_without_a_compiler_one_line_says_so(monkeypatch):
 
 def test_ahead_is_in_order_and_bounded():
     begun = []
-    results = ahead(lambda item: begun.append(item) or item**2, range(10), depth=2)
+    results = prefetch(lambda item: begun.append(item) or item**2, range(10), depth=2)
     assert begun == []
     for number, found in enumerate(results):
         assert found == number**2
@@ -179,7 +179,7 @@ def test_an_error_ahead_comes_where_its_result_would():
             raise UserError("noise: two")
         return item
 
-    results = ahead(fails_at_two, range(5))
+    results = prefetch(fails_at_two, range(5))
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(UserError, match="noise: two"):
         next(results)
@@ -188,8 +188,8 @@ def test_an_error_ahead_comes_where_its_result_would():
 def test_one_behind():
     made = []
     items = (made.append(number) or number for number in range(3))
-    assert [(number, len(made)) for number in one_behind(items)] == [(0, 2), (1, 3), (2, 3)]
-    assert list(one_behind([])) == []
+    assert [(number, len(made)) for number in delay_by_one(items)] == [(0, 2), (1, 3), (2, 3)]
+    assert list(delay_by_one([])) == []
 
 
 def test_noise_that_fails_ends_sampling(trained):
@@ -262,7 +262,7 @@ def test_what_another_process_cannot_write_is_one_line(tmp_path, monkeypatch):
 
 def test_lazy_r1_is_rare_and_strong():
     config = tiny.run_config(losses__r1_gamma=0.3, losses__r1_every=4, training__discriminator_every=2)
-    (terms, *_), (plain, *_) = level_terms(config), level_terms(tiny.run_config(losses__r1_gamma=0.3))
+    (terms, *_), (plain, *_) = loss_weights(config), loss_weights(tiny.run_config(losses__r1_gamma=0.3))
     assert [terms.at(iteration).r1 for iteration in (0, 2, 4, 6, 8)] == [4 * 0.3, 0, 0, 0, 4 * 0.3]
     assert [plain.at(iteration).r1 for iteration in range(3)] == [0.3] * 3
 
@@ -286,7 +286,9 @@ def test_compiled_training_with_r1(levels):
     found = []
     for compiles in (False, True):
         run = Trainer(tiny.run_config(**changes, training__compile=compiles), levels, CPU)
-        found.append([run._step(player, index)[1] for index in range(2) for player in ("discriminator", "generator")])
+        found.append(
+            [run.train_step(player, index)[1] for index in range(2) for player in ("discriminator", "generator")]
+        )
     for eager, fast in zip(*found, strict=True):
         assert eager.keys() == fast.keys()
         for name in eager:

@@ -30,7 +30,7 @@ from udpm.runs.attempts import (
     recorded,
 )
 from udpm.runs.status import read_status, render_statuses
-from udpm.training.loop import train
+from udpm.training.trainer import train
 
 
 @pytest.fixture(autouse=True)
@@ -137,7 +137,7 @@ def test_a_folder_of_nothing_but_failed_attempts_is_trained_into(digits, trained
 
 def test_an_import_that_fails_is_known(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    monkeypatch.delitem(sys.modules, "udpm.training.loop")
+    monkeypatch.delitem(sys.modules, "udpm.training.trainer")
     monkeypatch.setitem(sys.modules, "torch", None)
     assert call(*command(digits, tmp_path, tiny.write_config(tmp_path))) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -147,10 +147,10 @@ def test_an_import_that_fails_is_known(digits, tmp_path, monkeypatch, capsys):
 
 def test_an_import_of_its_own_that_fails_is_known(digits, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    monkeypatch.setitem(sys.modules, "udpm.training.loop", None)
+    monkeypatch.setitem(sys.modules, "udpm.training.trainer", None)
     with pytest.raises(ImportError):
         call(*command(digits, tmp_path, tiny.write_config(tmp_path)))
-    assert lines_of(tmp_path / "run")[-1]["reason"].startswith("ModuleNotFoundError: import of udpm.training.loop")
+    assert lines_of(tmp_path / "run")[-1]["reason"].startswith("ModuleNotFoundError: import of udpm.training.trainer")
 
 
 def test_a_process_that_is_killed_before_torch_is_there_is_known(digits, tmp_path, capsys, monkeypatch):

@@ -12,7 +12,7 @@ import tiny
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.runs.config_guard import preparation_changes
 from udpm.runs.status import read_status
-from udpm.training.loop import train
+from udpm.training.trainer import train
 
 
 @pytest.fixture
@@ -67,10 +67,10 @@ def test_killed_between_the_new_weights_and_their_record(levels, run, at_once, m
             raise KeyboardInterrupt
         return write(path, value)
 
-    from udpm.training import loop
+    from udpm.training import writer
 
-    write = loop.write_json
-    monkeypatch.setattr(loop, "write_json", killed)
+    write = writer.write_json
+    monkeypatch.setattr(writer, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
         train(longer(), levels, run, False)
     monkeypatch.undo()

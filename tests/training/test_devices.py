@@ -14,9 +14,9 @@ import torch.distributed as dist
 from udpm.config import load_experiment
 from udpm.core import devices, distributed
 from udpm.core.devices import describe_failure, is_device_failure
-from udpm.core.distributed import Agreement, Place, find_place, joined
+from udpm.core.distributed import Agreement, RankInfo, detect_ranks, process_group
 from udpm.core.errors import StoppedEarly, UserError
-from udpm.core.progress import ahead
+from udpm.core.progress import prefetch
 from udpm.diffusion.schedule import Schedule
 from udpm.metrics import features
 from udpm.metrics.extractor import Extractor
@@ -27,12 +27,11 @@ from udpm.networks.inference import compiled
 from udpm.networks.weights import load_model
 from udpm.sampling.sampler import Sampler
 from udpm.training import checkpoint
-from udpm.training.draws import Ahead
-from udpm.training.loop import train
-from udpm.training.objective import discriminator_losses
-from udpm.training.perceptual import load_lpips
+from udpm.training.batch import Prefetcher
+from udpm.training.losses import discriminator_losses
+from udpm.training.lpips import load_lpips
 from udpm.training.state import State
-from udpm.training.trainer import Trainer
+from udpm.training.trainer import Trainer, train
 
 CPU = torch.device("cpu")
 NO_MEMORY = torch.OutOfMemoryError(
@@ -95,7 +94,7 @@ def test_averages_and_moments_lie_as_their_weights(levels, channels_last):
     layout = torch.channels_last if channels_last else torch.contiguous_format
     weights = list(run.state.generator.parameters())
     assert all(weight.is_contiguous(memory_format=layout) for weight in weights if weight.ndim == 4)
-    for average in run.state.averages.values():
+    for average in run.state.ema_models.values():
         assert [value.stride() for value in average.module.parameters()] == [weight.stride() for weight in weights]
     for optimizer in run.state.optimizers.values():
         for weight, moments in optimizer.state.items():
@@ -139,15 +138,15 @@ class Group:
 
 @pytest.fixture
 def group(monkeypatch):
-    monkeypatch.setattr(distributed, "find_place", lambda world: Place(1, world, 1))
+    monkeypatch.setattr(distributed, "detect_ranks", lambda world: RankInfo(1, world, 1))
     return Group(monkeypatch)
 
 
 EXCHANGES = {
-    "gradients": lambda: distributed.average([torch.ones(3)], Place(1, 2)),
-    "the lowest": lambda: distributed.lowest(torch.tensor(3), Place(1, 2)),
-    "a wish": lambda: Agreement(Place(1, 2)).any(True),
-    "a number": lambda: Agreement(Place(1, 2)).same(3),
+    "gradients": lambda: distributed.all_reduce_mean([torch.ones(3)], RankInfo(1, 2)),
+    "the lowest": lambda: distributed.all_reduce_min(torch.tensor(3), RankInfo(1, 2)),
+    "a wish": lambda: Agreement(RankInfo(1, 2)).any_rank(True),
+    "a number": lambda: Agreement(RankInfo(1, 2)).all_equal(3),
 }
 
 
@@ -170,7 +169,7 @@ def test_another_process_that_ended(group, exchange, failure):
 
 def test_what_is_not_connected_is_told_at_once(group, tmp_path):
     group.failure = DUPLICATE
-    with pytest.raises(UserError) as caught, joined(Place(1, 2, 1), "gloo", tmp_path):
+    with pytest.raises(UserError) as caught, process_group(RankInfo(1, 2, 1), "gloo", tmp_path):
         raise AssertionError
     assert str(caught.value).startswith("the 2 processes could not connect by gloo: ")
     assert "Duplicate GPU detected : rank 1 and rank 0" in str(caught.value)
@@ -187,7 +186,7 @@ def train_by_two(digits, folder, capsys):
 
 @pytest.fixture
 def second_of_two(group, monkeypatch):
-    monkeypatch.setattr("udpm.training.loop.find_place", lambda world: Place(1, world, 1))
+    monkeypatch.setattr("udpm.training.writer.detect_ranks", lambda world: RankInfo(1, world, 1))
     return group
 
 
@@ -196,7 +195,7 @@ def fail_at_the_first_gradients(group, monkeypatch, failure):
         group.failure = failure
         raise failure
 
-    monkeypatch.setattr(Trainer, "_gradients", gradients)
+    monkeypatch.setattr(Trainer, "train_step", gradients)
 
 
 def test_a_process_that_ended_is_not_waited_for(digits, second_of_two, tmp_path, monkeypatch, capsys):
@@ -349,7 +348,7 @@ TASK = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, 0), (2, 1), (4, 1)])
 def test_a_task_of_srun_may_have_a_gpu_of_its_own(visible, count, expected):
-    chosen, place = visible(count), find_place(4, TASK)
+    chosen, place = visible(count), detect_ranks(4, TASK)
     assert place.by_srun
     assert devices.configure("auto", 1, place.local, own_gpu=place.by_srun) == torch.device("cuda", expected)
     assert chosen == [expected]
@@ -357,7 +356,7 @@ def test_a_task_of_srun_may_have_a_gpu_of_its_own(visible, count, expected):
 
 def test_training_as_a_task_with_a_gpu_of_its_own(levels, visible, monkeypatch, tmp_path):
     visible(1)
-    monkeypatch.setattr("udpm.training.loop.find_place", lambda world: find_place(world, TASK))
+    monkeypatch.setattr("udpm.training.writer.detect_ranks", lambda world: detect_ranks(world, TASK))
     config = tiny.run_config(training__device="cuda", training__processes_per_node=4, training__backend="nccl")
     monkeypatch.setattr(dist, "is_nccl_available", lambda: False)
     with pytest.raises(UserError, match="nccl is not in this PyTorch"):
@@ -405,8 +404,8 @@ def test_the_gradient_penalty_is_not_cast_again(levels):
     config = tiny.run_config(losses__r1_gamma=0.5, training__batch=4)
     run = Trainer(config, levels, CPU)
     run.state.generator.eval()
-    draw, schedule = run.draws("discriminator", 0), Schedule.from_config(config.process)
-    terms, kept = run.terms[draw.level - 1], []
+    draw, schedule = run.batches("discriminator", 0), Schedule.from_config(config.process)
+    terms, kept = run.loss_weights[draw.level - 1], []
 
     def judge(image, *rest):
         kept.append((image, run.state.discriminator(image, *rest)))
@@ -518,11 +517,14 @@ def test_threads_take_their_process_gpu(visible):
     """A thread begins with the first GPU, and would open a context there."""
     chosen, names = visible(2), []
     device = torch.device("cuda", 1)
-    Ahead(lambda *_: names.append(threading.current_thread()), lambda _: ["generator"], 1, 1, device)("generator", 0)
+    Prefetcher(lambda *_: names.append(threading.current_thread()), lambda _: ["generator"], 1, 1, device)(
+        "generator", 0
+    )
     assert (chosen, len(names)) == ([device], 1)
     assert names[0] is not threading.main_thread()
     began = []
-    assert list(ahead(lambda item: item, range(3), begin=lambda: began.append(threading.current_thread()))) == [0, 1, 2]
+    made = prefetch(lambda item: item, range(3), begin=lambda: began.append(threading.current_thread()))
+    assert list(made) == [0, 1, 2]
     assert len(began) == 1
     assert began[0] is not threading.main_thread()
 

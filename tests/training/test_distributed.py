@@ -12,7 +12,7 @@ import torch
 
 from udpm.config import RunConfig
 from udpm.config.load import validate
-from udpm.core.distributed import Place, find_place
+from udpm.core.distributed import RankInfo, detect_ranks
 from udpm.core.errors import UserError
 from udpm.training.checkpoint import checkpoints
 from udpm.training.state import State
@@ -29,14 +29,14 @@ SRUN = {
 
 
 def test_the_place_of_a_process():
-    assert find_place(2, TORCHRUN) == Place(1, 2, 1)
-    assert find_place(4, SRUN) == Place(3, 4, 1, "12-0-0")
-    assert find_place(4, SRUN | {"SLURM_RESTART_COUNT": "2"}).meeting == "12-0-2"
+    assert detect_ranks(2, TORCHRUN) == RankInfo(1, 2, 1)
+    assert detect_ranks(4, SRUN) == RankInfo(3, 4, 1, "12-0-0")
+    assert detect_ranks(4, SRUN | {"SLURM_RESTART_COUNT": "2"}).rendezvous_id == "12-0-2"
 
 
 @pytest.mark.parametrize("environment", [TORCHRUN, SRUN, {}])
 def test_a_single_process_looks_at_no_environment(environment):
-    assert find_place(1, environment) == Place()
+    assert detect_ranks(1, environment) == RankInfo()
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_single_process_looks_at_no_environment(environment):
 )
 def test_the_configuration_says_how_many(world, environment, expected):
     with pytest.raises(UserError, match=expected):
-        find_place(world, environment)
+        detect_ranks(world, environment)
 
 
 @pytest.mark.parametrize(("processes", "accumulate", "near"), [(3, 1, "6 or 9"), (2, 3, "6 or 12"), (16, 1, "16")])
@@ -126,7 +126,7 @@ def test_two_processes_are_one_that_accumulates(digits, shared, tmp_path):
 def test_a_bit_in_weights_or_averages_shows(levels):
     first, second = (State.fresh(tiny.run_config(), torch.device("cpu")) for _ in range(2))
     assert first.fingerprint() == second.fingerprint()
-    for network in (second.generator, second.discriminator, second.averages["ema"].module):
+    for network in (second.generator, second.discriminator, second.ema_models["ema"].module):
         weight = next(network.parameters()).data.view(-1)
         kept = weight[0].clone()
         weight[0] = torch.nextafter(kept, torch.tensor(9.0))
@@ -147,7 +147,7 @@ def test_processes_that_drift_apart_stop(digits, tmp_path):
         "def average(state):\n"
         "    plain(state)\n"
         "    if os.environ['SLURM_PROCID'] == '1':\n"
-        "        next(state.averages['ema'].module.parameters()).data.add_(1e-3)\n"
+        "        next(state.ema_models['ema'].module.parameters()).data.add_(1e-3)\n"
         "State.average = average\n"
         "from udpm.cli import main\n"
         "main(sys.argv[1:])\n"

@@ -18,11 +18,10 @@ from udpm.core.errors import StoppedEarly, UserError
 from udpm.runs import lock as owners
 from udpm.runs.attempts import FILE
 from udpm.runs.lock import RunLock, read_owner
-from udpm.training import checkpoint, failure
+from udpm.training import checkpoint
 from udpm.training.checkpoint import checkpoints
-from udpm.training.loop import train
 from udpm.training.state import State
-from udpm.training.trainer import Trainer
+from udpm.training.trainer import Trainer, train
 
 CPU = torch.device("cpu")
 
@@ -280,20 +279,25 @@ def test_a_log_that_cannot_be_written_ends_nothing(digits, trained, tmp_path):
 
 def poison(monkeypatch, player, iteration, term, value):
     """Let one term of a player's loss be something else in one iteration (counted from 0); "gradient" for gradients."""
-    losses = Trainer._losses
+    losses_of = Trainer.losses_of
 
-    def changed(self, name, draw, terms):
-        found = losses(self, name, draw, terms)
-        if (name, self.state.iteration) == (player, iteration):
-            if term == "gradient":
-                # The value stays as it is, and only what flows back is not.
-                found["total"] = found["total"] + (found["total"] - found["total"].detach()) * value
-            else:
-                found[term] = found[term] * value
-                found["total"] = found["total"] * value
-        return found
+    def changed(self, name, weights):
+        compute = losses_of(self, name, weights)
 
-    monkeypatch.setattr(Trainer, "_losses", changed)
+        def poisoned(weights, batch):
+            found = compute(weights, batch)
+            if (name, self.state.iteration) == (player, iteration):
+                if term == "gradient":
+                    # The value stays as it is, and only what flows back is not.
+                    found["total"] = found["total"] + (found["total"] - found["total"].detach()) * value
+                else:
+                    found[term] = found[term] * value
+                    found["total"] = found["total"] * value
+            return found
+
+        return poisoned
+
+    monkeypatch.setattr(Trainer, "losses_of", changed)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +313,7 @@ def test_losses_that_are_not_finite(levels, tmp_path, monkeypatch, player, term,
     """The first is named, though everything after it is not finite either; state and batch are kept to look at."""
     config = tiny.run_config(training__log_every=3)
     poison(monkeypatch, player, 6, term, value)
-    draw = Trainer(config, levels, CPU).draws(player, 6)
+    draw = Trainer(config, levels, CPU).batches(player, 6)
     expected = f"{player}/{term} of level {draw.level} is not finite in iteration 7; a lower training.learning_rate may"
     with pytest.raises(UserError, match=expected) as told:
         train(config, levels, tmp_path, False)
@@ -318,7 +322,7 @@ def test_losses_that_are_not_finite(levels, tmp_path, monkeypatch, player, term,
     assert [path.stem for path in checkpoints(tmp_path / "checkpoints")] == ["000000004"]
     failed = tmp_path / "failures/000000006.safetensors"
     kept, description = load_file(failed), read_header(failed).description
-    assert description["format"] == failure.FORMAT
+    assert description["format"] == checkpoint.FAILURE_FORMAT
     assert (description["player"], description["term"], description["level"]) == (player, term, draw.level)
     # Noticed at the interval's end, the checkpoint of iteration 8.
     assert (description["first"], description["iteration"]) == (6, 8)
@@ -332,7 +336,10 @@ def test_losses_that_are_not_finite(levels, tmp_path, monkeypatch, player, term,
 
 def test_what_is_not_finite_is_told_on_a_full_disk_too(levels, disk, monkeypatch):
     poison(monkeypatch, "generator", 6, "reconstruction", float("nan"))
-    monkeypatch.setattr(failure, "write_tensors", no_room)
+    write = checkpoint.write_tensors
+    monkeypatch.setattr(
+        checkpoint, "write_tensors", lambda path, *rest: (no_room if "failures" in path.parts else write)(path, *rest)
+    )
     config = tiny.run_config(training__level_probabilities=[1, 0, 0])
     with pytest.raises(
         UserError, match=r"generator/reconstruction of level 1 .* \(state and batch are not kept: full;"

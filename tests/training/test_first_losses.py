@@ -13,7 +13,7 @@ import tiny
 from udpm.core import devices
 from udpm.data.levels import open_levels, write_cache
 from udpm.data.prepare import prepare
-from udpm.training.loop import train
+from udpm.training.trainer import train
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "first_losses.json"
 # With a low rate the last digits of another CPU's arithmetic stay last digits: Adam's first steps have the size of the

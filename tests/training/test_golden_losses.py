@@ -7,7 +7,7 @@ import torch
 from udpm.diffusion.forward import downsample
 from udpm.diffusion.schedule import Schedule
 from udpm.interop.architecture import discriminator_names, generator_names
-from udpm.training.objective import Draw, LevelTerms, discriminator_losses, generator_losses
+from udpm.training.losses import LossWeights, TrainingBatch, discriminator_losses, generator_losses
 
 TOLERANCE = 2e-5
 
@@ -20,13 +20,13 @@ def players():
 def setting(kind, level):
     vectors, config = golden.load(f"losses_{kind}")
     schedule = Schedule(tuple(config["alphas"]), tuple(config["sigmas"]))
-    terms = LevelTerms(
+    terms = LossWeights(
         reconstruction=config["l1_weight"][level - 1],
         lpips=0.0,
         adversarial=config["disc_weight"][level - 1],
         r1=config["disc_grad_pen"][level - 1],
         noise=config["noisy_disc_std"][level - 1] if kind == "noisy" else 0.0,
-        gain=1.0,
+        scale=1.0,
         dropout=0.0,
         divisor=2.0 ** (level - 1) if config["normalize_loss_inp"] else 1.0,
         squared=False,
@@ -37,8 +37,8 @@ def setting(kind, level):
 def draw_of(player, level, vectors, schedule, terms):
     noise = [vectors.get(f"{player}_noise{index}_l{level}") for index in range(3)]
     target = downsample(vectors["x0"], schedule.scale, level - 1)
-    on_fake, on_real = (None if added is None else added * terms.noise for added in noise[1:])
-    return Draw(level, target, vectors["y"], noise[0], on_fake, on_real)
+    fake_noise, real_noise = (None if added is None else added * terms.noise for added in noise[1:])
+    return TrainingBatch(level, target, vectors["y"], noise[0], fake_noise, real_noise)
 
 
 def gradient_norms(network, names, published_order):

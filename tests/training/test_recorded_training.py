@@ -10,8 +10,7 @@ from udpm.core import devices
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.training import trainer as training
 from udpm.training.graphs import recorder_for
-from udpm.training.loop import train
-from udpm.training.trainer import Trainer
+from udpm.training.trainer import Trainer, train
 
 CPU = torch.device("cpu")
 
@@ -138,18 +137,18 @@ def test_one_way_of_calling():
 def test_recording_leaves_the_random_state_alone(levels, recorder):
     run = Trainer(tiny.run_config(training__cuda_graphs=True, generator__dropout=0.5), levels, CPU)
     before = []
-    record = run._passes._record
+    record = run.graphs._record
 
     def kept(call, pool):
         before.append(torch.get_rng_state())
         return record(call, pool)
 
-    run._passes._record = kept
-    batch, terms = run.draws("generator", 1), run.terms[0].at(1)
+    run.graphs._record = kept
+    batch, terms = run.batches("generator", 1), run.loss_weights[0].at(1)
     torch.manual_seed(5)
-    first = run._passes("generator", batch, terms)["total"]
+    first = run.graphs("generator", batch, terms)["total"]
     torch.manual_seed(5)
-    assert torch.equal(run._passes("generator", batch, terms)["total"], first)
+    assert torch.equal(run.graphs("generator", batch, terms)["total"], first)
     assert len(before) == 1
 
 

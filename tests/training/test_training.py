@@ -12,8 +12,7 @@ from udpm.core.errors import StoppedEarly, UserError
 from udpm.networks.weights import load_model
 from udpm.runs.attempts import FILE
 from udpm.training.checkpoint import checkpoints
-from udpm.training.loop import train
-from udpm.training.trainer import Trainer
+from udpm.training.trainer import Trainer, train
 
 
 def test_the_run_says_what_it_is(trained):
@@ -62,7 +61,7 @@ def test_the_average_is_the_configured_one(levels):
     for _ in range(3):
         trainer.iterate()
         expected = 0.9 * expected + 0.1 * trainer.state.generator.head.weight.detach()
-    torch.testing.assert_close(trainer.state.averages["ema"].module.head.weight, expected)
+    torch.testing.assert_close(trainer.state.ema_models["ema"].module.head.weight, expected)
 
 
 def test_warm_up_starts_at_zero(levels):
@@ -96,7 +95,7 @@ def test_a_step_with_lpips(levels):
         training__batch=2,
     )
     trainer = Trainer(config, levels, torch.device("cpu"))
-    level, losses = trainer._step("generator", 1)
+    level, losses = trainer.train_step("generator", 1)
     assert level == 1
     assert losses["lpips"] > 0
     rest = losses["reconstruction"] + 0.5 * losses["adversarial"]

@@ -20,12 +20,11 @@ from udpm.networks.layers import NO_LABEL, one_hot
 from udpm.networks.unet import UNet, UNetShape
 from udpm.networks.weights import load_model
 from udpm.sampling.sample_set import load_samples
-from udpm.training.loop import train
-from udpm.training.noise import draw_noise
-from udpm.training.objective import Draw, discriminator_losses, generator_losses, level_terms
-from udpm.training.perceptual import load_lpips
+from udpm.training.batch import draw_noise
+from udpm.training.losses import TrainingBatch, discriminator_losses, generator_losses, loss_weights
+from udpm.training.lpips import load_lpips
 from udpm.training.state import State
-from udpm.training.trainer import Trainer
+from udpm.training.trainer import Trainer, train
 
 CPU = torch.device("cpu")
 NO_NOISE = {"kind": "none", "std": 0.0, "decay_per_1000": 1.0}
@@ -61,20 +60,20 @@ def assert_same_tensors(network, state):
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_diffusion_noise_is_the_forward_process(normalize):
-    finest, *coarser = level_terms(tiny.run_config(losses__discriminator_noise=DIFFUSION, losses__normalize=normalize))
-    assert (finest.gain, finest.noise) == (1, 0)
+    finest, *coarser = loss_weights(tiny.run_config(losses__discriminator_noise=DIFFUSION, losses__normalize=normalize))
+    assert (finest.scale, finest.noise) == (1, 0)
     image, noise = normal(0, 2, 8)
     closed_forms = [(2, 0.5, 0.1), (4, 0.1, math.sqrt(0.2**2 * 0.1**2 + 0.2**2))]
     for terms, (scale, alpha_bar, sigma_tilde) in zip(coarser, closed_forms, strict=True):
         divisor = scale if normalize else 1
         expected = (alpha_bar * divisor * image + sigma_tilde * noise) / divisor
-        torch.testing.assert_close(terms.gain * image + terms.noise * noise, expected)
+        torch.testing.assert_close(terms.scale * image + terms.noise * noise, expected)
         assert terms.at(5000).noise == terms.noise
 
 
 def test_the_discriminators_loss_under_diffusion_noise():
     config = tiny.run_config(losses__discriminator_noise=DIFFUSION, losses__r1_gamma=0.3, training__batch=4)
-    terms, schedule = level_terms(config)[1], Schedule.from_config(config.process)
+    terms, schedule = loss_weights(config)[1], Schedule.from_config(config.process)
     target, output, weight = normal(0, 4, 3, 8, 8), normal(1, 4, 3, 8, 8), normal(2, 3, 8, 8) / 10
     draw, unit = (draw_noise(config, "discriminator", 7, 2, target, torch.arange(4), std) for std in (terms.noise, 1.0))
 
@@ -82,7 +81,7 @@ def test_the_discriminators_loss_under_diffusion_noise():
         return (weight * image**2).sum(dim=(1, 2, 3))[:, None]
 
     losses = discriminator_losses(lambda *_: output, judge, schedule, terms, draw)
-    fake, real = (0.5 * output + 0.1 * unit.on_fake) / 2, (0.5 * target + 0.1 * unit.on_real) / 2
+    fake, real = (0.5 * output + 0.1 * unit.fake_noise) / 2, (0.5 * target + 0.1 * unit.real_noise) / 2
     loss = (F.softplus(judge(fake)).mean() + F.softplus(-judge(real)).mean()) / 2
     r1 = (2 * weight * real).square().sum(dim=(1, 2, 3)).mean()
     torch.testing.assert_close(losses["total"], loss + 0.15 * r1)
@@ -91,10 +90,10 @@ def test_the_discriminators_loss_under_diffusion_noise():
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_enlarged_input_is_bilinear_and_r1_is_of_the_small_one(level):
     config = tiny.run_config(losses__upsample_discriminator_input=True, losses__discriminator_noise=NO_NOISE)
-    terms, schedule = level_terms(config)[level - 1], Schedule.from_config(config.process)
+    terms, schedule = loss_weights(config)[level - 1], Schedule.from_config(config.process)
     side, scale = 16 >> (level - 1), 2 ** (level - 1)
     target, output, weight = normal(0, 2, 3, side, side), normal(1, 2, 3, side, side), normal(2, 3, 16, 16)
-    draw, seen = Draw(level, target, torch.arange(2), normal(3, 2, 3, side // 2, side // 2)), []
+    draw, seen = TrainingBatch(level, target, torch.arange(2), normal(3, 2, 3, side // 2, side // 2)), []
 
     def judge(image, *_):
         seen.append(image)
@@ -127,12 +126,12 @@ def test_decay_goes_in_steps_of_1000(levels):
     changes = {"losses__r1_gamma": 0.4, "losses__r1_decay_per_1000": 0.5}
     noise = {"kind": "noisy", "std": 0.8, "decay_per_1000": 0.9}
     run = trainer(levels, **changes, losses__discriminator_noise=noise)
-    found = [run.terms[0].at(iteration) for iteration in (0, 999, 1000, 1999, 2000)]
+    found = [run.loss_weights[0].at(iteration) for iteration in (0, 999, 1000, 1999, 2000)]
     assert [terms.r1 for terms in found] == pytest.approx([0.4, 0.4, 0.2, 0.2, 0.1])
     assert [terms.noise for terms in found] == pytest.approx([0.8, 0.8, 0.72, 0.72, 0.648])
     steady = trainer(levels, **changes, losses__discriminator_noise=noise | {"decay_per_1000": 1.0})
     for iteration, factor in ((999, 1), (1000, 0.9), (2000, 0.81)):
-        drawn, undecayed = (each.draws("discriminator", iteration).on_real for each in (run, steady))
+        drawn, undecayed = (each.batches("discriminator", iteration).real_noise for each in (run, steady))
         torch.testing.assert_close(drawn, factor * undecayed)
 
 
@@ -222,7 +221,7 @@ def test_milestones_are_the_averages_of_their_iterations(levels, kept):
         while run.state.iteration < iteration:
             run.iterate()
         model = load_model(kept / f"milestones/{iteration:09d}.safetensors")
-        assert_same_tensors(model.generator, run.state.averages["ema"].module.state_dict())
+        assert_same_tensors(model.generator, run.state.ema_models["ema"].module.state_dict())
         assert model.record["iteration"] == iteration
 
 
@@ -253,24 +252,26 @@ def test_an_iteration_that_was_not_kept(kept, trained, tmp_path, capsys):
 
 def test_labels_are_hidden_with_their_probability(levels):
     run = trainer(levels, generator__label_dropout=0.3, training__batch=16)
-    hidden = torch.stack([run.draws("generator", iteration).hidden for iteration in range(100)])
+    hidden = torch.stack([run.batches("generator", iteration).dropped_labels for iteration in range(100)])
     assert abs(hidden.float().mean().item() - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 1600)
     assert hidden.unique(dim=0).shape[0] > 90
     again, other = (trainer(levels, generator__label_dropout=0.3, training__batch=16, seed=seed) for seed in (0, 1))
-    assert torch.equal(again.draws("generator", 61).hidden, hidden[61])
-    assert any((other.draws("generator", iteration).hidden != hidden[iteration]).any() for iteration in range(3))
+    assert torch.equal(again.batches("generator", 61).dropped_labels, hidden[61])
+    assert any(
+        (other.batches("generator", iteration).dropped_labels != hidden[iteration]).any() for iteration in range(3)
+    )
 
 
 def test_labels_are_hidden_in_the_generators_step_only(levels):
     run = trainer(levels, generator__label_dropout=0.3)
-    assert run.draws("discriminator", 0).hidden is None
-    assert trainer(levels).draws("generator", 0).hidden is None
+    assert run.batches("discriminator", 0).dropped_labels is None
+    assert trainer(levels).batches("generator", 0).dropped_labels is None
 
 
 def test_the_discriminator_sees_hidden_labels():
     config = tiny.run_config(generator__label_dropout=0.3, losses__discriminator_noise=NO_NOISE)
     hidden, seen = torch.tensor([True, False, False, True]), {}
-    draw = Draw(1, normal(0, 4, 3, 16, 16), torch.arange(4), normal(1, 4, 3, 8, 8), hidden=hidden)
+    draw = TrainingBatch(1, normal(0, 4, 3, 16, 16), torch.arange(4), normal(1, 4, 3, 8, 8), dropped_labels=hidden)
 
     def generator(state, time, labels):
         seen["generator"] = labels.tolist()
@@ -281,7 +282,7 @@ def test_the_discriminator_sees_hidden_labels():
         return torch.zeros(4, 1)
 
     schedule = Schedule.from_config(config.process)
-    generator_losses(generator, discriminator, None, schedule, level_terms(config)[0], draw)
+    generator_losses(generator, discriminator, None, schedule, loss_weights(config)[0], draw)
     assert seen == {"generator": [NO_LABEL, 1, 2, NO_LABEL], "discriminator": [0, 1, 2, 3]}
 
 
@@ -425,7 +426,7 @@ def test_training_starts_from_given_weights(trained):
     origin = found.start_from(tiny.run_config(weights=str(path)))
     assert origin["files"][0]["name"] == "weights.safetensors"
     assert_same_tensors(found.generator, load_model(path, "raw").generator.state_dict())
-    assert_same_tensors(found.averages["ema"].module, load_model(path, "ema").generator.state_dict())
+    assert_same_tensors(found.ema_models["ema"].module, load_model(path, "ema").generator.state_dict())
     assert_same_tensors(found.discriminator, fresh.discriminator.state_dict())
     assert found.iteration == 0
     assert not torch.equal(found.generator.head.weight, fresh.generator.head.weight)
@@ -435,7 +436,7 @@ def test_averaged_weights_alone_start_both(kept):
     path = kept / "milestones/000000004.safetensors"
     found = State.fresh(tiny.run_config(), CPU)
     found.start_from(tiny.run_config(weights=str(path)))
-    for network in (found.generator, found.averages["ema"].module):
+    for network in (found.generator, found.ema_models["ema"].module):
         assert_same_tensors(network, load_model(path).generator.state_dict())
 
 
@@ -479,7 +480,7 @@ def test_any_batch_trains(levels, batch):
     run = trainer(levels, training__batch=batch, training__warmup=0)
     run.iterate()
     run.iterate()
-    assert all(value.isfinite().all() for player in run.state.players().values() for value in player.parameters())
+    assert all(value.isfinite().all() for player in run.state.networks.values() for value in player.parameters())
 
 
 # --- a discriminator that sees the state -----------------------------------------------------------------------------
@@ -502,7 +503,7 @@ def test_a_discriminator_that_sees_the_state(levels):
 
 def test_both_players_show_it_the_state_that_the_image_was_made_from():
     config = tiny.run_config(losses__discriminator_noise=NO_NOISE, training__batch=2)
-    terms, schedule = level_terms(config)[1], Schedule.from_config(config.process)
+    terms, schedule = loss_weights(config)[1], Schedule.from_config(config.process)
     draw = draw_noise(config, "discriminator", 3, 2, normal(0, 2, 3, 8, 8), torch.arange(2), 0.0)
     expected, seen = [], []
 
@@ -536,7 +537,7 @@ def test_several_averages_in_one_run(levels, tmp_path):
 
 def test_averages_may_warm_up(levels):
     run = trainer(levels, training__ema_warmup=True, training__ema_decay=0.9, training__warmup=0)
-    average = run.state.averages["ema"].module
+    average = run.state.ema_models["ema"].module
     expected = average.head.weight.detach().clone()
     for iteration in range(3):
         run.iterate()

@@ -22,11 +22,11 @@ from udpm.networks.unet import UNet
 from udpm.report import dryrun
 from udpm.runs import lock as owners
 from udpm.runs.status import QUIET_AT_FIRST
-from udpm.training.loop import train
-from udpm.training.needs import _Counter, count_arithmetic, count_needs, milestone_needs
+from udpm.training.estimate import _Flops, estimate_resources, iteration_cost, snapshot_warning
+from udpm.training.metrics import progress_line, progress_text
 from udpm.training.previews import COLUMNS, draw_preview, preview_labels, preview_path
 from udpm.training.state import State
-from udpm.training.telling import postfix, progress_line
+from udpm.training.trainer import train
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -114,7 +114,7 @@ def test_the_line_in_a_log():
 
 
 def test_the_words_behind_a_bar():
-    assert postfix(LINE) == "800 img/s; rec l=1 0.123"
+    assert progress_text(LINE) == "800 img/s; rec l=1 0.123"
 
 
 def test_training_tells_the_line(levels, tmp_path, capsys):
@@ -400,33 +400,33 @@ def test_training_needs_its_folders(tmp_path, capsys):
 def test_needs_are_those_of_the_files(levels, tmp_path):
     config = tiny.run_config(training__iterations=6, training__keep_every=3, training__more_ema_decays=[0.9])
     train(config, levels, tmp_path, False)
-    needs = count_needs(config, 6)
+    needs = estimate_resources(config, 6)
     sizes = {
         "checkpoint": tmp_path / "checkpoints/000000006.safetensors",
-        "milestone": tmp_path / "milestones/000000006.safetensors",
+        "snapshot": tmp_path / "milestones/000000006.safetensors",
         "final": tmp_path / "weights.safetensors",
     }
     for name, path in sizes.items():
         with open(path, "rb") as file:
             header = 8 + int.from_bytes(file.read(8), "little")
         assert path.stat().st_size - header == getattr(needs, name), name
-    assert needs.milestones == len(list((tmp_path / "milestones").iterdir())) == 2
+    assert needs.snapshots == len(list((tmp_path / "milestones").iterdir())) == 2
     assert needs.parameters == json.loads((tmp_path / "complete.json").read_text())["parameters"]
     state = State.fresh(config, torch.device("cpu"))
     assert needs.averages == sum(
-        value.nbytes for average in state.averages.values() for value in average.module.state_dict().values()
+        value.nbytes for average in state.ema_models.values() for value in average.module.state_dict().values()
     )
 
 
 def test_milestones_are_said_beforehand_where_they_are_large(tmp_path):
-    needs = count_needs(tiny.run_config(), 600_000)
-    assert milestone_needs(needs, 0, 10_000, tmp_path) is None
-    large = type(needs)(**vars(needs) | {"milestone": 230_950_448, "milestones": 60})
-    told = milestone_needs(large, 0, 10_000, tmp_path)
+    needs = estimate_resources(tiny.run_config(), 600_000)
+    assert snapshot_warning(needs, 0, 10_000, tmp_path) is None
+    large = type(needs)(**vars(needs) | {"snapshot": 230_950_448, "snapshots": 60})
+    told = snapshot_warning(large, 0, 10_000, tmp_path)
     assert "milestones will take 60 × 0.23 GB = 13.86 GB (training.keep_every: 10000" in told
-    assert "50 × 0.23 GB" in milestone_needs(large, 100_000, 10_000, tmp_path)
-    huge = type(needs)(**vars(needs) | {"milestone": 10**18, "milestones": 60})
-    assert milestone_needs(huge, 0, 10_000, tmp_path).startswith("warning: ")
+    assert "50 × 0.23 GB" in snapshot_warning(large, 100_000, 10_000, tmp_path)
+    huge = type(needs)(**vars(needs) | {"snapshot": 10**18, "snapshots": 60})
+    assert snapshot_warning(huge, 0, 10_000, tmp_path).startswith("warning: ")
 
 
 def test_arithmetic_is_counted_as_the_cost_of_a_call_is():
@@ -434,7 +434,7 @@ def test_arithmetic_is_counted_as_the_cost_of_a_call_is():
     with torch.device("meta"):
         network = build_generator(config.model)
     assert isinstance(network, UNet)
-    with _Counter() as counter, torch.no_grad():
+    with _Flops() as counter, torch.no_grad():
         network(torch.empty(1, 3, 8, 8, device="meta"), 0.5, torch.zeros(1, dtype=torch.int64, device="meta"))
     assert counter.flops // 2 == multiply_adds(network, 8)
 
@@ -444,13 +444,12 @@ def test_arithmetic_of_an_iteration():
     config = tiny.run_config(losses__adversarial_weight=0.0, training__level_probabilities=[1.0, 0.0, 0.0])
     with torch.device("meta"):
         forward = multiply_adds(build_generator(config.model), 8)
-    alone = count_arithmetic(config)
+    alone = iteration_cost(config).multiply_adds
     assert 2.7 * forward < alone / 8 < 3 * forward
-    assert count_arithmetic(tiny.run_config(losses__adversarial_weight=0.0, training__batch=16)) == pytest.approx(
-        2 * count_arithmetic(tiny.run_config(losses__adversarial_weight=0.0))
-    )
+    one, two = (tiny.run_config(losses__adversarial_weight=0.0, training__batch=batch) for batch in (8, 16))
+    assert iteration_cost(two).multiply_adds == pytest.approx(2 * iteration_cost(one).multiply_adds)
     judged = tiny.run_config(training__level_probabilities=[1.0, 0.0, 0.0])
-    assert count_arithmetic(judged) > alone + 8 * forward
+    assert iteration_cost(judged).multiply_adds > alone + 8 * forward
 
 
 @pytest.mark.slow

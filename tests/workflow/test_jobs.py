@@ -13,7 +13,7 @@ from tiny import ROOT, call
 from udpm.config import Sampling, load_cluster
 from udpm.config.validation import validate
 from udpm.core.errors import StoppedEarly, UserError
-from udpm.core.processes import keep_private
+from udpm.core.processes import use_private_cache_dirs
 from udpm.runs.attempts import FILE, recorded
 from udpm.sampling.generate import draw_samples, shard_numbers
 from udpm.sampling.sample_set import load_samples
@@ -220,10 +220,10 @@ def test_what_a_command_used(trained, tmp_path):
 
 def test_caches_of_a_job(tmp_path):
     leaked = {"SLURM_JOB_ID": "7", "TMPDIR": "/nowhere/on/this/node", "TRITON_CACHE_DIR": "/mine"}
-    keep_private(leaked)
+    use_private_cache_dirs(leaked)
     assert leaked["TMPDIR"] != "/nowhere/on/this/node"
     assert leaked["TRITON_CACHE_DIR"] == "/mine"
     assert "udpm-7-" in leaked["MPLCONFIGDIR"]
     plain = {"TMPDIR": "/nowhere"}
-    keep_private(plain)
+    use_private_cache_dirs(plain)
     assert plain == {"TMPDIR": "/nowhere"}

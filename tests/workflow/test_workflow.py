@@ -31,12 +31,6 @@ def run_udpm(*arguments, cwd=ROOT):
     return run(sys.executable, "-m", "udpm", *arguments, cwd=cwd)
 
 
-def test_style():
-    for command in (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("snakefmt", "--check", "workflow")):
-        done = run(BIN / command[0], *command[1:])
-        assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_lint():
     done = snakemake("--lint")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -18,7 +18,7 @@ from udpm.bench.record import Work, row
 from udpm.config.dataset import DatasetConfig
 from udpm.core.errors import UserError
 from udpm.data import fill
-from udpm.data.decode import Recipe, Refused, fit, quiet_decoders, to_rgb
+from udpm.data.decode import ImageError, Preprocessing, fit, quiet_decoders, to_rgb
 from udpm.data.levels import Levels, block_sums
 from udpm.data.loader import Batches
 from udpm.data.open import open_source
@@ -131,7 +131,7 @@ def bench_preparation(
     """
     path, side = config.path, config.side
     with tempfile.TemporaryDirectory() as folder:
-        work = fill.Work(source.reader, Recipe.from_config(config), Path(folder) / "rows")
+        work = fill.Work(source.reader, Preprocessing.from_config(config), Path(folder) / "rows")
         _make_room(work.rows, min(limit, len(source.names)), side)
         stages, refused, stored = _time_stages(work, source)
         if not stored:
@@ -181,7 +181,7 @@ def _time_stages(work: fill.Work, source: Source) -> tuple[dict[str, Timing], in
                 ends.append(_clocks())
                 fitted.append(fit(image, work.recipe.side))
                 ends.append(_clocks())
-            except Refused:
+            except ImageError:
                 refused += 1
                 continue
             stored += len(content)

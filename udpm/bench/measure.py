@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udpm.core.errors import UserError
-from udpm.core.processes import SPAWN, obey_parent
+from udpm.core.processes import SPAWN, init_worker
 
 if TYPE_CHECKING:
     import torch
@@ -152,7 +152,7 @@ def peak_bytes(function: Callable[..., object], *arguments: object) -> int:
         UserError: the process was killed.
     """
     try:
-        with ProcessPoolExecutor(1, SPAWN, initializer=obey_parent) as pool:
+        with ProcessPoolExecutor(1, SPAWN, initializer=init_worker) as pool:
             return pool.submit(_peak, function, *arguments).result()
     except BrokenProcessPool:
         raise UserError("--memory: the process that measures was killed, probably for want of memory") from None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from udpm.bench.measure import Timing, in_turn, speedup, spread
+from udpm.bench.measure import Timing, spread
 from udpm.core import devices, provenance
 from udpm.core.arrays import check_seal
 from udpm.core.errors import UserError
@@ -18,11 +16,6 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = "udpm-bench/1"
-PLAIN = "plain"
-SPECIAL = ("compile", "graphs")
-
-Gains = TypeVar("Gains")
-"""A frozen dataclass of booleans: what makes a way faster than the plain one, each on or off."""
 
 
 @dataclass(frozen=True)
@@ -101,84 +94,3 @@ def read_record(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: format is {found.get('format')!r}, expected {FORMAT!r}; udpm bench makes it")
     check_seal(path, found)
     return found
-
-
-def gain_by_gain(
-    part: str, full: Gains, make: Callable[[Gains], Callable[[], object]], repetitions: int, device: torch.device
-) -> list[dict[str, Any]]:
-    """Each gain switched over alone, in turn with the full way; two ways are kept in memory at a time.
-
-    Args:
-        part: of the work.
-        full: what the full way has.
-        make: a call that works with the gains it is given.
-        repetitions: of either.
-        device: where they run.
-
-    Returns:
-        By gain: whether the full way has it, the seconds with and without, and how many times faster it makes the
-        work.
-    """
-    whole = make(full)
-    return [
-        _switched(part, name, used, whole, make(replace(full, **{name: not used})), repetitions, device)
-        for name, used in switches(full).items()
-    ]
-
-
-def _switched(
-    part: str,
-    name: str,
-    used: bool,
-    whole: Callable[[], object],
-    other: Callable[[], object],
-    repetitions: int,
-    device: torch.device,
-) -> dict[str, Any]:
-    """One gain: `whole` has it where it is `used`, `other` where it is not."""
-    # The trainer of the last gain is a circle of references, which would stay in memory beside this one's.
-    gc.collect()
-    calls = {"with": whole, "without": other} if used else {"without": whole, "with": other}
-    timings = in_turn(calls, repetitions, device)
-    fast, slow = timings["with"], timings["without"]
-    seconds = {"seconds_with": spread(fast.wall), "seconds_without": spread(slow.wall)}
-    return {"part": part, "gain": name.replace("_", " "), "used": used, **seconds, **speedup(slow, fast)}
-
-
-def switches(gains: Any) -> dict[str, bool]:
-    """A way's gains by name; those that not every machine has, or that take minutes, only where the way has them."""
-    found = {field.name: getattr(gains, field.name) for field in fields(gains)}
-    return {name: used for name, used in found.items() if used or name not in SPECIAL}
-
-
-def comparison_lines(found: dict[str, Any]) -> list[str]:
-    """A comparison as text."""
-    best = found["ceilings"]
-    lines = [
-        f"{found['of']} of {found['experiment']}, batch {found['batch']}, {found['device']}",
-        f"  ceilings: {best['float32_flops'] / 1e9:.4g} GFLOP/s float32, {best['bfloat16_flops'] / 1e9:.4g} bfloat16, "
-        f"copy {best['copy_bytes'] / 1e9:.4g} GB/s",
-    ]
-    for each in found["rows"]:
-        lines.append(f"  {each['part']:6} {each['way']:18}{_times(each)}")
-    for each in found.get("gains", []):
-        slow, fast = each["seconds_without"], each["seconds_with"]
-        state = "has it" if each["used"] else "lacks it"
-        lines.append(
-            f"  {each['part']:6} {each['gain']:16} ×{each['speedup']['median']:.3f} ({each['speedup']['low']:.3f}–"
-            f"{each['speedup']['high']:.3f}): {fast['median']:.3f} s with, {slow['median']:.3f} without; {state}"
-        )
-    return lines
-
-
-def _times(each: dict[str, Any]) -> str:
-    seconds, cpu = each["seconds"], each["cpu_seconds"]
-    memory = f"; {each['peak_bytes'] / 2**20:.0f} MiB" if "peak_bytes" in each else ""
-    spent = ""
-    if cpu is not None:
-        faster = each["cpu_speedup"]["median"]
-        spent = f"CPU {cpu['median']:.3f} s ({cpu['low']:.3f}–{cpu['high']:.3f})  ×{faster:.2f}; "
-    return (
-        f"{seconds['median']:8.3f} s ({seconds['low']:.3f}–{seconds['high']:.3f})  ×{each['speedup']['median']:.2f}; "
-        f"{spent}{100 * each['of_matrix_product']:.1f} % of products, {100 * each['of_copy']:.1f} % of copies{memory}"
-    )

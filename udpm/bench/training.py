@@ -19,12 +19,12 @@ from udpm.config.training import Training
 from udpm.core import devices
 from udpm.core.errors import UserError
 from udpm.data.levels import Levels, open_levels
-from udpm.training.cost import IterationCost, IterationCounter
+from udpm.training.batch import draw_level, players_at
+from udpm.training.estimate import iteration_cost
+from udpm.training.losses import loss_weights
 from udpm.training.trainer import Trainer
 
-WARM_UP = 5
-RECORDED_WARM_UP = 40
-"""With recorded passes: enough that each player has come to each level, where its pass is recorded."""
+WARM_UP, MOST_WARM_UP = 5, 1000
 RANDOM_IMAGES = 1000
 CONFIGURED, MEAN = "as configured", "mean"
 
@@ -48,18 +48,16 @@ class Images:
 
 
 class Clock:
-    """Seconds spent in named parts; waits for the device on both sides of each."""
+    """Seconds spent in named parts, each without those within it; waits for the device where one begins or ends."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._open: list[str] = []
+        self._since = 0.0
         self.seconds: dict[str, float] = {}
 
-    def now(self) -> float:
-        """Seconds, once the device has done all it was given."""
-        return now(self._device)
-
     def timed(self, part: str, function: Callable) -> Callable:
-        """The function, its time added to `part`."""
+        """Return the function with its time added to `part`."""
 
         def call(*arguments, **options):
             with self.of(part):
@@ -70,13 +68,23 @@ class Clock:
     @contextmanager
     def of(self, part: str) -> Iterator[None]:
         """Add the time of a block to `part`."""
-        since = self.now()
+        self._mark()
+        self._open.append(part)
         yield
-        self.seconds[part] = self.seconds.get(part, 0.0) + self.now() - since
+        self._mark()
+        self._open.pop()
+
+    def _mark(self) -> None:
+        """Add the time since the last mark to the innermost part."""
+        moment = now(self._device)
+        if self._open:
+            part = self._open[-1]
+            self.seconds[part] = self.seconds.get(part, 0.0) + moment - self._since
+        self._since = moment
 
 
 def bench_training(config: RunConfig, levels: Levels, iterations: int) -> dict[str, Any]:
-    """Train so many iterations twice, first undisturbed for the speed, then with clocks around the parts.
+    """Train for some iterations twice, first undisturbed for the speed, then with clocks around the parts.
 
     Args:
         config: of a run; its number of processes is ignored.
@@ -92,19 +100,12 @@ def bench_training(config: RunConfig, levels: Levels, iterations: int) -> dict[s
     training = trained(config)
     device = devices.configure(training.device, training.threads, tf32=training.tf32)
     trainer = Trainer(config, levels, device)
-    warm_up = RECORDED_WARM_UP if training.cuda_graphs and device.type == "cuda" else WARM_UP
-    for _ in range(warm_up):
+    for _ in range(warm_up(config)):
         trainer.iterate()
     timing, blocks = Timing(), min(BLOCKS, iterations)
     for block in range(blocks):
         timing.measure(trainer.iterate, device, (block + 1) * iterations // blocks - block * iterations // blocks)
-    counter, shares = IterationCounter(config, trainer.terms, trainer.perceptual), level_shares(config)
-    cycle = range(warm_up, warm_up + training.discriminator_every * config.losses.r1_every)
-    levels_costs = [
-        IterationCost.mean([counter.count(level, iteration) for iteration in cycle], [1 / len(cycle)] * len(cycle))
-        for level in range(1, config.process.levels + 1)
-    ]
-    cost = IterationCost.mean(levels_costs, shares)
+    cost = iteration_cost(config, trainer.perceptual)
     work = Work(training.batch, cost.multiply_adds, cost.bytes, training.precision)
     best = ceilings(device)
     return record(
@@ -117,10 +118,36 @@ def bench_training(config: RunConfig, levels: Levels, iterations: int) -> dict[s
         tf32=training.tf32 and device.type == "cuda",
         channels_last=training.channels_last,
         compile=training.compile,
-        cuda_graphs=training.cuda_graphs,
+        cuda_graphs=trainer.graphs is not None,
         shares=_time_shares(trainer, Clock(device), iterations),
         gpu_peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )
+
+
+def warm_up(config: RunConfig) -> int:
+    """Return the number of iterations after which nothing is done for the first time.
+
+    Each network is compiled or recorded at its first step at each level, with and without R1.
+    """
+    if not (config.training.compile or config.training.cuda_graphs):
+        return WARM_UP
+    losses, weights = config.losses, loss_weights(config)
+    levels = [level for level, share in enumerate(level_shares(config), start=1) if share]
+    start, length = losses.adversarial_start, config.training.discriminator_every * losses.r1_every
+    missing = {
+        (player, level, player == "discriminator" and weights[level - 1].at(iteration).r1 > 0)
+        for iteration in range(start, start + length)
+        for player in players_at(config, iteration)
+        for level in levels
+    }
+    iteration = 0
+    while missing and iteration < MOST_WARM_UP:
+        for player in players_at(config, iteration):
+            level = draw_level(config, player, iteration)
+            r1 = player == "discriminator" and weights[level - 1].at(iteration).r1 > 0
+            missing.discard((player, level, r1))
+        iteration += 1
+    return max(iteration, WARM_UP)
 
 
 def training_lines(found: dict[str, Any]) -> list[str]:
@@ -129,7 +156,7 @@ def training_lines(found: dict[str, Any]) -> list[str]:
     reached = found["ceilings"][f"{found['precision']}_flops"]
     rate = each["images_per_second"]["median"]
     marks = {"TF32": found["tf32"], "channels last": found["channels_last"], "compiled": found["compile"]}
-    marks["recorded"] = found["cuda_graphs"]
+    marks |= {"CUDA graphs": found.get("cuda_graphs")}
     setting = ", ".join([found["precision"], *(mark for mark, there in marks.items() if there)])
     share = each["of_matrix_product"]
     lines = [
@@ -184,25 +211,23 @@ def changed(config: RunConfig, **changes: Any) -> RunConfig:
 
 
 def _time_shares(trainer: Trainer, clock: Clock, iterations: int) -> dict[str, float]:
-    """Time by part; a step's own share is what remains of it without its parts."""
-    trainer.draws = clock.timed("data and noise", trainer.draws)
-    if trainer.perceptual is not None:
+    """Return the share of the time that each part takes; a step's is what remains of it without its parts."""
+    trainer.batches = clock.timed("data and noise", trainer.batches)
+    # A recorded pass calls no module.
+    if trainer.perceptual is not None and trainer.graphs is None:
         trainer.perceptual.forward = clock.timed("LPIPS", trainer.perceptual.forward)
     for player, optimizer in trainer.state.optimizers.items():
         optimizer.step = clock.timed(f"optimiser, {player}", optimizer.step)
-    trainer.state.average = clock.timed("averages", trainer.state.average)
-    gradients = trainer._gradients
+    trainer.state.update_ema = clock.timed("averages", trainer.state.update_ema)
+    train_step = trainer.train_step
 
-    def timed(player: str, *arguments):
+    def timed(player: str, iteration: int):
         with clock.of(f"{player} step"):
-            return gradients(player, *arguments)
+            return train_step(player, iteration)
 
-    trainer._gradients = timed
-    with clock.of("all"):
+    trainer.train_step = timed
+    with clock.of("rest"):
         for _ in range(iterations):
             trainer.iterate()
-    seconds, whole = clock.seconds, clock.seconds.pop("all")
-    if "LPIPS" in seconds:
-        seconds["generator step"] -= seconds["LPIPS"]
-    seconds["rest"] = whole - sum(seconds.values())
-    return {part: spent / whole for part, spent in sorted(seconds.items(), key=lambda item: -item[1])}
+    whole = sum(clock.seconds.values())
+    return {part: spent / whole for part, spent in sorted(clock.seconds.items(), key=lambda item: -item[1])}

@@ -22,7 +22,7 @@ from udpm.core import kinds
 from udpm.core.devices import as_user_errors
 from udpm.core.errors import EXIT_STOPPED_EARLY, EXIT_USER_ERROR, StoppedEarly, UserError, first_line
 from udpm.core.identify import what_is, with_kind
-from udpm.core.processes import keep_private
+from udpm.core.processes import use_private_cache_dirs
 
 WRONG_CHOICE = re.compile(r"'([^']*)' is not one of")
 WRONG_PLACE = re.compile(r"(?:File|Directory|Path) '(.*)' is a (directory|file)")
@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Read when OpenMP is loaded, so before torch is. Threads that spin while they wait take the core from whatever else
     # runs, and from each other: training beside one busy process was four times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    keep_private()
+    use_private_cache_dirs()
     try:
         with as_user_errors():
             done = udpm.main(arguments, prog_name="udpm", standalone_mode=False)

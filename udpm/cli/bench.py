@@ -10,24 +10,12 @@ from typing import Any
 
 import click
 
-from udpm.cli.options import ANY, CONFIG, FILE, FOLDER, Numbers, OutputFile, Verbs, Whole, check
+from udpm.cli.options import ANY, CONFIG, FILE, FOLDER, OutputFile, Verbs, Whole, check
 from udpm.core import kinds
 
 SIDES = ("8", "16", "32", "64", "128", "256")
 """That three levels of a cache can halve."""
 
-BASELINE = click.option("--baseline", is_flag=True, help="Measure against the same work done the plain way.")
-GAINS = click.option("--gains", is_flag=True, help="Also switch every gain over alone, with --baseline.")
-MEMORY = click.option(
-    "--memory", is_flag=True, help="Also every way's peak memory, in processes of their own, with --baseline."
-)
-REPETITIONS = click.option(
-    "--repetitions",
-    type=Whole(1),
-    default=5,
-    show_default=True,
-    help="Of each way, with --baseline.",
-)
 THREADS = click.option("--threads", type=Whole(1, 1024), help="CPU threads; default: the configuration's.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the record instead of text.")
 OUTPUT = click.option("--output", type=OutputFile(kinds.BENCH), help="Also write the record, .json.")
@@ -97,11 +85,6 @@ def data(
 @click.option("--iterations", type=Whole(1), default=50, show_default=True, help="Iterations measured.")
 @click.option("--batch", type=Whole(1), help="Images per iteration; default: the configuration's.")
 @THREADS
-@BASELINE
-@click.option("--levels", type=Numbers(int), help="Levels l with --baseline, such as 1,3; default: all.")
-@GAINS
-@MEMORY
-@REPETITIONS
 @JSON
 @OUTPUT
 def train(
@@ -111,35 +94,21 @@ def train(
     iterations: int,
     batch: int | None,
     threads: int | None,
-    baseline: bool,
-    levels: list[int] | None,
-    gains: bool,
-    memory: bool,
-    repetitions: int,
     as_json: bool,
     output: Path | None,
 ) -> None:
     """How fast a run trains, and where its time goes: data, both players' steps, LPIPS, optimisers, averages.
 
-    CONFIG is a run's resolved configuration (udpm resolve). With --baseline: how much faster an iteration is than in
-    float32 with a DataLoader, FFT, average and Adam updated parameter by parameter and losses read in every step; both
-    are measured in turn. LPIPS has random weights where images are random. Nothing is kept.
+    CONFIG is a run's resolved configuration (udpm resolve). LPIPS has random weights where images are random. Nothing
+    is kept.
     """
-    from udpm.bench.record import comparison_lines
     from udpm.bench.training import Images, bench_training, for_speed, training_lines
     from udpm.config import RunConfig, read_resolved
-    from udpm.training.comparison import compare_training
 
     if (dataset is None) != (cache is None):
         raise click.UsageError("--dataset and --cache belong together")
-    _check(baseline, {"--gains": gains, "--memory": memory, "--levels": levels is not None})
     resolved = for_speed(read_resolved(RunConfig, config), batch, threads, random=dataset is None)
-    images = Images(dataset, cache)
-    if baseline:
-        found = compare_training(resolved, images, repetitions, levels, gains=gains, memory=memory)
-        _tell(found, comparison_lines, as_json, output)
-        return
-    with images.opened(resolved) as opened:
+    with Images(dataset, cache).opened(resolved) as opened:
         _tell(bench_training(resolved, opened, iterations), training_lines, as_json, output)
 
 
@@ -181,11 +150,6 @@ def score(config: Path, extractor: Path | None, side: int, as_json: bool, output
     "--output", type=OutputFile(kinds.BENCH), help="Also write the record, .json; the paper's run-time table reads it."
 )
 @THREADS
-@BASELINE
-@click.option("--compile", "compiles", is_flag=True, help="Also the compiled network, with --baseline: minutes.")
-@GAINS
-@MEMORY
-@REPETITIONS
 @JSON
 def sample(
     experiment: str,
@@ -195,51 +159,23 @@ def sample(
     device: str | None,
     output: Path | None,
     threads: int | None,
-    baseline: bool,
-    compiles: bool,
-    gains: bool,
-    memory: bool,
-    repetitions: int,
     as_json: bool,
 ) -> None:
     """How many images a second are drawn, against one step of a network at the full side.
 
     EXPERIMENT is the name of a file in config/experiments/. Networks are freshly initialised: neither weights nor data
-    are needed. With --baseline instead: how much faster a batch is drawn, from a seed to bytes, than in float32 with an
-    FFT and contiguous weights; both are measured in turn.
+    are needed.
     """
-    from udpm.bench.record import comparison_lines
-    from udpm.bench.sampling import bench_sampling, compare_sampling, sampling_lines
+    from udpm.bench.sampling import bench_sampling, sampling_lines
     from udpm.config import load_experiment, resolve_run
     from udpm.core import devices
 
-    _check(baseline, {"--gains": gains, "--memory": memory, "--compile": compiles})
     settings = load_experiment(experiment, config)
     how = settings.sampling
     where = devices.configure(device or how.device, threads or how.threads, tf32=how.tf32)
     batch = batch or (how.batch if where.type == "cuda" else min(16, how.batch))
     run = resolve_run(experiment, settings.seeds[0], config)
-    if baseline:
-        found = compare_sampling(run, where, batch, repetitions, gains=gains, memory=memory, compiles=compiles)
-        _tell(found, comparison_lines, as_json, output)
-    else:
-        _tell(bench_sampling(run, where, batch, seconds), sampling_lines, as_json, output)
-
-
-@bench_command.command(epilog="Example: udpm bench table results/speed/cifar10.json")
-@click.argument("records", nargs=-1, required=True, type=FILE, metavar="RECORD...")
-def table(records: tuple[Path, ...]) -> None:
-    """Print records of benchmarks (--output) as markdown."""
-    from udpm.report.benchmarks import render_speeds
-
-    click.echo(render_speeds(records), nl=False)
-
-
-def _check(baseline: bool, given: dict[str, bool]) -> None:
-    """Refuse options that mean nothing without --baseline."""
-    for name, there in given.items():
-        if there and not baseline:
-            raise click.UsageError(f"{name} needs --baseline")
+    _tell(bench_sampling(run, where, batch, seconds), sampling_lines, as_json, output)
 
 
 def _tell(

@@ -29,11 +29,11 @@ def fetch_command(file: str, folder: Path | None, sha256: str | None, offline: b
     from dataclasses import replace
 
     from udpm.core import download as published
-    from udpm.core.download import obtain
+    from udpm.core.download import fetch
 
     wanted = {"inception": published.INCEPTION, "vgg": published.VGG, "cifar10": published.CIFAR10}[file]
     wanted = replace(wanted, sha256=sha256.lower()) if sha256 else wanted
-    path = obtain(wanted, folder or _default_folder(file), download=not offline)
+    path = fetch(wanted, folder or _default_folder(file), download=not offline)
     click.echo(f"{path}: ok, SHA-256 {wanted.sha256}")
 
 

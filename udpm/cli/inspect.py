@@ -83,7 +83,7 @@ def _experiment(name: str, config: Path) -> Asked:
 
 def _typed(alphas: list[float], sigmas: list[float], side: int | None, normalization: str | None) -> Asked:
     from udpm.config import Process
-    from udpm.config.load import validate
+    from udpm.config.validation import validate
     from udpm.core.errors import UserError
 
     if len(alphas) != len(sigmas):

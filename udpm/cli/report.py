@@ -220,19 +220,6 @@ def neighbours(source: Path, dataset: Path, columns: int, output: Path) -> None:
     draw_neighbours(source, dataset, output, columns)
 
 
-@figure_command.command(epilog="Example: udpm figure speed results/speed/training.json --output figures/speed")
-@click.argument("records", nargs=-1, required=True, type=FILE, metavar="RECORD...")
-@click.option(
-    "--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True, help="Seconds that are compared."
-)
-@STEM
-def speed(records: tuple[Path, ...], clock: str, output: Path) -> None:
-    """How many times faster than the plain way, of records that udpm bench sample|train --baseline wrote."""
-    from udpm.report.benchmarks import draw_speeds
-
-    draw_speeds(records, output, "speedup" if clock == "wall" else "cpu_speedup")
-
-
 def _telling(draw: Callable[..., None]) -> Callable[..., None]:
     """A command that says, after it has drawn, what it wrote."""
 

@@ -87,7 +87,7 @@ def sample_command(
     The n-th image is the same whatever the batch size. `udpm export` turns the set into image files.
     """
     from udpm.config import Sampling, read_resolved
-    from udpm.config.load import validate
+    from udpm.config.validation import validate
     from udpm.core.devices import as_user_errors
     from udpm.metrics.selection import check_selected, read_selection
     from udpm.runs.layout import milestone
@@ -293,7 +293,7 @@ def pca(**given: Any) -> None:
 
 def _explore(kind: str, source: Path, config: Path | None, output: Path, **values: Any) -> None:
     from udpm.config import Latents, Sampling, read_resolved
-    from udpm.config.load import validate
+    from udpm.config.validation import validate
     from udpm.core.devices import as_user_errors
     from udpm.sampling.latents import explore_latents
 

@@ -194,7 +194,7 @@ def _remembered(path: Path, given: dict[str, Any]) -> dict[str, Any]:
 def _check_named(request: dict[str, Any]) -> None:
     """The output is none of the files that only the configuration or an earlier score names."""
     from udpm.config import Scoring
-    from udpm.config.load import validate
+    from udpm.config.validation import validate
     from udpm.metrics.extractor import extractor_files
 
     named = {name: request[name] for name in PATHS}
@@ -203,7 +203,7 @@ def _check_named(request: dict[str, Any]) -> None:
 
 def _score(request: dict[str, Any], features: Path | None) -> dict[str, Any]:
     from udpm.config import Scoring
-    from udpm.config.load import validate
+    from udpm.config.validation import validate
     from udpm.core import devices
     from udpm.data.external import open_images
     from udpm.data.store import open_store

@@ -64,7 +64,7 @@ def train_command(
     # Imports and files may fail, so they come after the attempt is recorded.
     with attempted(run, resolved, allow_world_size_change) as attempt:
         from udpm.data.levels import open_levels
-        from udpm.training.loop import train
+        from udpm.training.trainer import train
 
         train(
             resolved,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -278,7 +278,7 @@ class RunConfig(Section):
 
     def per_level(self, path: str) -> list[float]:
         """The values of a per-level key such as "losses.r1_gamma", one for each level, l = 1 first."""
-        value = self
+        value: Any = self
         for key in path.split("."):
             value = getattr(value, key)
         return _as_list(value, self.process.levels)
@@ -290,7 +290,7 @@ def _as_list(value: float | list[float], count: int) -> list[float]:
 
 def _per_level_values(experiment: Experiment) -> list[tuple[str, object]]:
     losses = experiment.losses
-    found = [
+    found: list[tuple[str, object]] = [
         ("losses.reconstruction_weight", losses.reconstruction_weight),
         ("losses.lpips_weight", losses.lpips_weight),
         ("losses.adversarial_weight", losses.adversarial_weight),

@@ -72,7 +72,7 @@ def load_sweep(name: str, config: str | Path = "config") -> LoadedSweep:
     points = [resolve_point(point, base, sweep.seeds, where) for point in points_of(name, sweep, where).values()]
     check_differ(points, where)
     datasets: dict[str, DatasetConfig] = {}
-    runs = {}
+    runs: dict[tuple[str, int], RunConfig] = {}
     for point, experiment in ((resolved.point, resolved.experiment) for resolved in points):
         at = f"{where}: point {point.name}"
         if experiment.scoring is None:

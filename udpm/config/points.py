@@ -111,7 +111,7 @@ class LoadedSweep:
         alike: dict[str, list[Run]] = {}
         for key, run in self.runs.items():
             alike.setdefault(run.model_copy(update={"experiment": ""}).model_dump_json(), []).append(key)
-        owners = {}
+        owners: dict[Run, str] = {}
         for keys in alike.values():
             first = keys[0]
             # The disk is asked only where there is a choice.

@@ -10,8 +10,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from udpm.config.load import named_file, validate
-from udpm.config.validation import NonNegativeInt, PositiveFloat, PositiveInt, Section, check, names_in, read_yaml
+from udpm.config.load import named_file
+from udpm.config.validation import (
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    check,
+    names_in,
+    read_yaml,
+    validate,
+)
 
 FOLDER = "published"
 RUNTIME = "runtime"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -34,7 +35,7 @@ class Axis(Section):
                 raise ValueError(f"values: {name!r} is no name; use letters, digits, '.', '_' and '-'")
         if len(set(self.labels)) < len(self.labels):
             raise ValueError(f"values: a value is there twice in {self.values}")
-        for name, value in self.values.items() if self.key is None else ():
+        for name, value in self.values.items() if isinstance(self.values, dict) and self.key is None else ():
             if not isinstance(value, dict):
                 raise ValueError(f"values.{name}: without a key of the axis it must be {{key: value}}, got {value!r}")
         return self
@@ -78,7 +79,7 @@ class Sweep(Section):
     def _names_can_be_used(self) -> Sweep:
         if not (self.points or self.grids):
             raise ValueError("points: a sweep needs points, or grids")
-        named = {"points": self.points, "grids": self.grids}
+        named: dict[str, Iterable[str]] = {"points": self.points, "grids": self.grids}
         named |= {f"grids.{grid}": axes for grid, axes in self.grids.items()}
         for where, names in named.items():
             for name in names:

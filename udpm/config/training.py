@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Discriminator as Choice
 from pydantic import Field, Tag
@@ -180,9 +180,13 @@ class Training(Section):
         return self
 
 
-TrainingOrImported = Annotated[
-    Annotated[Training, Tag("[section]")] | Annotated[Literal["imported"], Tag("[word]")],
-    Choice(lambda value: "[word]" if isinstance(value, str) else "[section]"),
-]
-"""A section, or the word that puts given weights in the place of training. The tags only choose; errors leave out what
-stands in brackets."""
+if TYPE_CHECKING:
+    # What trains is only called with a section. A checker takes the value for one, and still allows "imported".
+    TrainingOrImported = Training | Any
+else:
+    TrainingOrImported = Annotated[
+        Annotated[Training, Tag("[section]")] | Annotated[Literal["imported"], Tag("[word]")],
+        Choice(lambda value: "[word]" if isinstance(value, str) else "[section]"),
+    ]
+    """A section, or the word that puts given weights in the place of training. The tags only choose; errors leave out
+    what stands in brackets."""

@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import reprlib
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -53,13 +53,15 @@ class _Loader(yaml.SafeLoader):
         self._depth = self._values = 0
         self._weights: dict[yaml.Node, int] = {}
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         alias, mark, before = self.check_event(yaml.AliasEvent), self.peek_event().start_mark, self._values
         self._depth += 1
         if self._depth > YAML_DEPTH:
             raise ComposerError(None, None, f"it is nested more than {YAML_DEPTH} deep", mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
+        if node is None:
+            return None
         if alias and node not in self._weights:
             raise ComposerError(None, None, "an alias stands inside of what it is for", mark)
         self._values += self._weights[node] if alias else 1
@@ -177,13 +179,13 @@ def _filled(values: Any, defaults: Any) -> Any:
     return values
 
 
-def _mistakes(model: type[BaseModel], problems: list[dict[str, Any]]) -> list[str]:
+def _mistakes(model: type[BaseModel], problems: Sequence[Mapping[str, Any]]) -> list[str]:
     """One line for each key that is wrong, in their order; of more than ten keys, how many more there are.
 
     Of a value that may be of several kinds, each kind has a problem; the one that is about a part of the value says
     more than those about the whole.
     """
-    by_key: dict[str, list[dict[str, Any]]] = {}
+    by_key: dict[str, list[Mapping[str, Any]]] = {}
     for problem in problems:
         by_key.setdefault(_key(problem), []).append(problem)
     wholes = {key[: found.start()] for key in by_key for found in re.finditer(r"[\[.]", key)}
@@ -194,7 +196,7 @@ def _mistakes(model: type[BaseModel], problems: list[dict[str, Any]]) -> list[st
     return [*lines[:SHOWN], *([f"and {left} more"] if left else [])]
 
 
-def _location(problem: dict[str, Any]) -> list[Any]:
+def _location(problem: Mapping[str, Any]) -> list[Any]:
     # An unknown key may be called anything.
     *others, last = problem["loc"] or [None]
     own = problem["type"] == "extra_forbidden"
@@ -202,11 +204,11 @@ def _location(problem: dict[str, Any]) -> list[Any]:
     return [*kept, last] if problem["loc"] and (own or not _is_union_tag(last)) else kept
 
 
-def _key(problem: dict[str, Any]) -> str:
+def _key(problem: Mapping[str, Any]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in _location(problem)).lstrip(".")
 
 
-def _explain(model: type[BaseModel], key: str, problems: list[dict[str, Any]]) -> list[str]:
+def _explain(model: type[BaseModel], key: str, problems: list[Mapping[str, Any]]) -> list[str]:
     problem = problems[0]
     if problem["type"] == "extra_forbidden":
         location = _location(problem)
@@ -226,7 +228,7 @@ def _explain(model: type[BaseModel], key: str, problems: list[dict[str, Any]]) -
     return [f"{key}: " * bool(key) + f"{first}{more}{shown}"]
 
 
-def _wanted(problem: dict[str, Any]) -> str:
+def _wanted(problem: Mapping[str, Any]) -> str:
     if problem["type"] in ("model_type", "model_attributes_type"):
         return "input should be a section, its keys indented below it"
     message = problem["msg"]

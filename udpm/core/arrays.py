@@ -12,7 +12,7 @@ import numpy as np
 
 from udpm.core.errors import UserError
 
-KINDS = {np.floating: "floating-point", np.integer: "integer"}
+KINDS: dict[type, str] = {np.floating: "floating-point", np.integer: "integer"}
 """Names of abstract types in errors; a concrete type has its own."""
 
 SEAL = "record_sha256"

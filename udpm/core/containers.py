@@ -169,7 +169,7 @@ def _check_pickles(file: BinaryIO) -> None:
             for name in [name for name in archive.namelist() if name.endswith(".pkl")]:
                 data = archive.read(name)
                 for code, value, _ in pickletools.genops(data):
-                    if code.name.endswith("PUT") and value > len(data):
+                    if code.name.endswith("PUT") and value is not None and value > len(data):
                         raise ValueError(f"an entry of its memo is numbered {value}")
     except Exception as error:  # Damaged bytes raise errors of any type.
         raise zipfile.BadZipFile(f"{name}: {first_line(error)}") from None
@@ -238,7 +238,7 @@ def _header_text(file: BinaryIO, path: str) -> tuple[bytes, int]:
 def _shape(entry: Any, held: int, where: str) -> tuple[int, ...]:
     shape = entry.get("shape") if isinstance(entry, dict) else None
     whole = isinstance(shape, list) and all(type(side) is int and side >= 0 for side in shape)
-    if not whole or not isinstance(entry.get("dtype"), str) or entry["dtype"] not in BITS:
+    if shape is None or not whole or not isinstance(entry.get("dtype"), str) or entry["dtype"] not in BITS:
         raise UserError(f"{where}: has no type and shape that are known")
     if math.prod(shape) * BITS[entry["dtype"]] // 8 > held:
         raise UserError(f"{where}: claims the shape {shape}, but the file holds {held} bytes of tensors")

@@ -28,29 +28,29 @@ RENDEZVOUS_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """This process among all.
 
     Attributes:
         rank: 0..world - 1.
         world: number of processes.
         local: its number on its node; the GPU it uses, unless it sees only one.
-        meeting: name of the meeting, the same for all processes of one start and for no other; empty under torchrun,
-            which arranges the meeting itself.
+        rendezvous_id: name that the processes of this launch share, and no other launch; empty under torchrun, which
+            arranges the rendezvous itself.
     """
 
     rank: int = 0
     world: int = 1
     local: int = 0
-    meeting: str = ""
+    rendezvous_id: str = ""
 
     @property
     def by_srun(self) -> bool:
         """Whether this is a task of srun, which may have assigned it one GPU."""
-        return bool(self.meeting)
+        return bool(self.rendezvous_id)
 
 
-def find_place(world: int, environment: Mapping[str, str] = os.environ) -> Place:
+def detect_ranks(world: int, environment: Mapping[str, str] = os.environ) -> RankInfo:
     """This process's place, from torchrun's variables or from those of an srun task.
 
     How many processes there should be comes from the configuration. With one, the environment is not even looked at:
@@ -74,7 +74,7 @@ def find_place(world: int, environment: Mapping[str, str] = os.environ) -> Place
     return found
 
 
-def launched(world: int, environment: Mapping[str, str] = os.environ) -> Place | None:
+def launched(world: int, environment: Mapping[str, str] = os.environ) -> RankInfo | None:
     """Return the place that torchrun or srun gave this process; None if neither started it.
 
     Args:
@@ -82,28 +82,30 @@ def launched(world: int, environment: Mapping[str, str] = os.environ) -> Place |
         environment: variables.
     """
     if world == 1:
-        return Place()
+        return RankInfo()
     if "TORCHELASTIC_RUN_ID" in environment:
-        return Place(*(int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+        rank, size, local = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        return RankInfo(rank, size, local)
     if "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
         parts = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
-        meeting = "-".join(environment.get(name, "0") for name in parts)
-        return Place(*(int(environment.get(name, "0")) for name in names), meeting)
+        rendezvous_id = "-".join(environment.get(name, "0") for name in parts)
+        rank, size, local = (int(environment.get(name, "0")) for name in names)
+        return RankInfo(rank, size, local, rendezvous_id)
     return None
 
 
-def start_of(place: Place, environment: Mapping[str, str] = os.environ) -> str:
+def start_of(place: RankInfo, environment: Mapping[str, str] = os.environ) -> str:
     """Return a text that the processes of this launch share with no other launch; empty for a single process."""
-    if place.world == 1 or place.meeting:
-        return place.meeting
+    if place.world == 1 or place.rendezvous_id:
+        return place.rendezvous_id
     names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
     return "-".join(environment.get(name, "") for name in names)
 
 
 @contextmanager
-def joined(
-    place: Place,
+def process_group(
+    place: RankInfo,
     backend: str,
     folder: Path,
     stop: StopRequest | bool = False,
@@ -141,12 +143,12 @@ def joined(
     _leave(failed=False)
 
 
-def _connect(place: Place, backend: str, folder: Path, stop: StopRequest | bool, device: torch.device | str) -> None:
+def _connect(place: RankInfo, backend: str, folder: Path, stop: StopRequest | bool, device: torch.device | str) -> None:
     import torch.distributed as dist
 
     try:
-        if place.meeting:
-            store = _meet(place, folder, stop)
+        if place.rendezvous_id:
+            store = _rendezvous(place, folder, stop)
             _wait_for_all(store, place, stop)
             dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world)
         else:
@@ -177,7 +179,7 @@ def _leave(*, failed: bool) -> None:
 
     if not failed:
         dist.destroy_process_group()
-    elif dist.is_initialized():
+    elif dist.group.WORLD is not None:
         # The first failure is the one to report, not what follows from it here.
         with suppress(Exception):
             dist.group.WORLD.abort()
@@ -192,7 +194,7 @@ class Agreement:
         place: this process's.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: RankInfo) -> None:
         self._group = None
         if place.world > 1:
             import torch.distributed as dist
@@ -200,7 +202,7 @@ class Agreement:
             # Rank 0 may wait for the run's folder for days.
             self._group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
 
-    def any(self, *wishes: bool) -> tuple[bool, ...]:
+    def any_rank(self, *wishes: bool) -> tuple[bool, ...]:
         """For each wish, whether any process has it. All processes must ask together."""
         if self._group is None:
             return wishes
@@ -212,7 +214,7 @@ class Agreement:
             dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._group)
         return tuple(bool(value) for value in asked.tolist())
 
-    def same(self, value: int) -> bool:
+    def all_equal(self, value: int) -> bool:
         """Whether all processes have the same number. All must ask together."""
         if self._group is None:
             return True
@@ -225,7 +227,7 @@ class Agreement:
         return bounds[0].item() == -bounds[1].item()
 
 
-def average(values: list[torch.Tensor], place: Place) -> None:
+def all_reduce_mean(values: list[torch.Tensor], place: RankInfo) -> None:
     """Replace tensors by their means over all processes, in one message for each type of number."""
     if place.world == 1 or not values:
         return
@@ -242,7 +244,7 @@ def average(values: list[torch.Tensor], place: Place) -> None:
             value.copy_(mean.view_as(value))
 
 
-def lowest(value: torch.Tensor, place: Place) -> int:
+def all_reduce_min(value: torch.Tensor, place: RankInfo) -> int:
     """The least of all processes' whole numbers. All must ask together."""
     if place.world > 1:
         import torch.distributed as dist
@@ -277,10 +279,10 @@ def _peer_ended(error: RuntimeError) -> bool:
     return "ncclRemoteError" in str(error) or not is_device_failure(error)
 
 
-def _meet(place: Place, folder: Path, stop: StopRequest | bool) -> TCPStore:
+def _rendezvous(place: RankInfo, folder: Path, stop: StopRequest | bool) -> TCPStore:
     from torch.distributed import TCPStore
 
-    path = folder / "rendezvous" / place.meeting
+    path = folder / "rendezvous" / place.rendezvous_id
     if place.rank == 0:
         path.unlink(missing_ok=True)
         host = socket.gethostname()
@@ -303,7 +305,7 @@ def _meet(place: Place, folder: Path, stop: StopRequest | bool) -> TCPStore:
     raise OSError(f"no word from rank 0 in {path} for {RENDEZVOUS_SECONDS:g} s")
 
 
-def _wait_for_all(store: TCPStore, place: Place, stop: StopRequest | bool) -> None:
+def _wait_for_all(store: TCPStore, place: RankInfo, stop: StopRequest | bool) -> None:
     """Wait until all processes are there. PyTorch's own waiting hears no signals."""
     store.set(f"here/{place.rank}", "")
     everyone = [f"here/{rank}" for rank in range(place.world)]

@@ -15,7 +15,7 @@ from udpm.core.progress import Progress
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedFile:
     """A file that others publish.
 
     Attributes:
@@ -29,17 +29,17 @@ class Published:
     sha256: str
 
 
-INCEPTION = Published(
+INCEPTION = PublishedFile(
     "inception-2015-12-05.pt",
     "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
     "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
 )
-VGG = Published(
+VGG = PublishedFile(
     "vgg16-397923af.pth",
     "https://download.pytorch.org/models/vgg16-397923af.pth",
     "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
 )
-CIFAR10 = Published(
+CIFAR10 = PublishedFile(
     "cifar-10-python.tar.gz",
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
     "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
@@ -53,7 +53,7 @@ TIMEOUT_SECONDS = 30
 CHUNK_BYTES = 1 << 20
 
 
-def obtain(file: Published, folder: str | Path, *, download: bool = True) -> Path:
+def fetch(file: PublishedFile, folder: str | Path, *, download: bool = True) -> Path:
     """A published file in a folder, downloaded there if it is not; its bytes are checked either way.
 
     Args:
@@ -79,7 +79,7 @@ def obtain(file: Published, folder: str | Path, *, download: bool = True) -> Pat
     return path
 
 
-def _download(file: Published, path: Path) -> None:
+def _download(file: PublishedFile, path: Path) -> None:
     digest = hashlib.sha256()
     with atomic_path(path) as temporary:
         try:
@@ -94,7 +94,7 @@ def _download(file: Published, path: Path) -> None:
             )
 
 
-def _receive(file: Published, path: Path, digest) -> None:
+def _receive(file: PublishedFile, path: Path, digest) -> None:
     with urllib.request.urlopen(file.url, timeout=TIMEOUT_SECONDS) as answer, open(path, "wb") as handle:
         total = int(answer.headers.get("Content-Length") or 0)
         with Progress(total, f"download {file.name}", "byte") as progress:
@@ -104,5 +104,5 @@ def _receive(file: Published, path: Path, digest) -> None:
                 progress.update(len(chunk))
 
 
-def _by_hand(file: Published, path: Path) -> str:
+def _by_hand(file: PublishedFile, path: Path) -> str:
     return f"put {file.name} from {file.url} into {path.parent}, where `udpm fetch` takes it on a machine with network"

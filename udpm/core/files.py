@@ -178,7 +178,7 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 @contextmanager
-def only_one(path: str | Path, doing: str) -> Iterator[None]:
+def exclusive(path: str | Path, doing: str) -> Iterator[None]:
     """Keep other processes from making `path` meanwhile; the lock lies beside it and goes with its holder.
 
     Args:

@@ -103,11 +103,11 @@ def atomic_folder(path: str | os.PathLike, kind: FolderKind) -> Iterator[Path]:
             writing it.
     """
     # Every command imports this module, and few of them lock a folder.
-    from udpm.core.files import only_one
+    from udpm.core.files import exclusive
 
     check_folder(path, kind)
     place = through_links(path)
-    with only_one(place, kind.making):
+    with exclusive(place, kind.making):
         work = Workplace(place, place.with_name(f".{place.name}.work"))
         try:
             work.open()

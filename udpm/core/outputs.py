@@ -73,8 +73,8 @@ def guard(outputs: Iterable[Output], inputs: Iterable[Input]) -> None:
             raise _refuse(output, "is the folder you are in, or one around it; name a folder of its own")
         for told, other in read:
             _check_input(output, place, told, other)
-    for (output, place), (other, taken) in combinations(written, 2):
-        _check_both(output, place, other, taken)
+    for (output, place), (second, taken) in combinations(written, 2):
+        _check_both(output, place, second, taken)
     for output, _ in written:
         _check_kind(output)
         writable(output.path)

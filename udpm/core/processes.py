@@ -57,7 +57,7 @@ def _ignore() -> None:
 VARIABLES = ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
-def keep_private(environment: MutableMapping[str, str] = os.environ) -> None:
+def use_private_cache_dirs(environment: MutableMapping[str, str] = os.environ) -> None:
     """In a SLURM job, give this process a cache folder of its own on the node's disk, removed at its end.
 
     The libraries' own places are the home, which nodes often cannot write, and names in /tmp that another user's job on
@@ -85,7 +85,7 @@ DECIDED_BY_PARENT = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class _Worker(SpawnProcess):
-    """A process that no signal to the whole group ends before `obey_parent` has run in it."""
+    """A process that no signal to the whole group ends before `init_worker` has run in it."""
 
     def start(self) -> None:
         # A new process inherits the mask of the thread that starts it. What arrives here meanwhile is kept.
@@ -105,10 +105,10 @@ class _Context(SpawnContext):
 
 SPAWN = _Context()
 """A forked process would inherit locks that other threads hold; a spawned one starts clean. What runs in it begins with
-`obey_parent`."""
+`init_worker`."""
 
 
-def obey_parent() -> None:
+def init_worker() -> None:
     """Start of a worker: signals are its parent's to decide on, and without a parent there is nothing to do."""
     for number in DECIDED_BY_PARENT:
         signal.signal(number, signal.SIG_IGN)
@@ -118,5 +118,6 @@ def obey_parent() -> None:
 
 def _end_with_parent() -> None:
     # A pool's worker that outlives a killed parent would wait for work for ever.
-    multiprocessing.parent_process().join()
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
     os._exit(1)

@@ -68,14 +68,14 @@ class Progress:
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
-AHEAD = 2
+PREFETCH = 2
 """Results that are there, or in the making, before they are asked for."""
 
 
-def ahead(
+def prefetch(
     function: Callable[[Item], Made],
     items: Iterable[Item],
-    depth: int = AHEAD,
+    depth: int = PREFETCH,
     begin: Callable[[], object] | None = None,
 ) -> Iterator[Made]:
     """A function's results in order, made in a thread of their own; its errors come where its result would.
@@ -87,10 +87,10 @@ def ahead(
         begin: called first in the thread.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="udpm-ahead", initializer=begin) as pool:
-        yield from in_order(pool, function, items, depth)
+        yield from map_ordered(pool, function, items, depth)
 
 
-def in_order(pool: Executor, function: Callable[[Item], Made], items: Iterable[Item], depth: int) -> Iterator[Made]:
+def map_ordered(pool: Executor, function: Callable[[Item], Made], items: Iterable[Item], depth: int) -> Iterator[Made]:
     """A function's results in order, made by a pool; at an error, or if nobody asks any more, the rest is left out.
 
     Args:
@@ -111,7 +111,7 @@ def in_order(pool: Executor, function: Callable[[Item], Made], items: Iterable[I
             future.cancel()
 
 
-def one_behind(items: Iterable[Item]) -> Iterator[Item]:
+def delay_by_one(items: Iterable[Item]) -> Iterator[Item]:
     """Items in order, each one only when the next is there: what was launched is waited for after the next launch."""
     last: list[Item] = []
     for item in items:

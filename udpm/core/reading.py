@@ -11,6 +11,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from typing import Any, BinaryIO
 
 from udpm.core.errors import UserError
@@ -39,7 +40,7 @@ _ESCAPED = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 
 
 @contextmanager
-def opened(path: str | os.PathLike, what: str, limit: int | None = None) -> Iterator[BinaryIO]:
+def opened(path: str | os.PathLike, what: str, limit: int | None = None) -> Iterator[BufferedReader]:
     """Open a regular file to read bytes from; a pipe, device, socket or folder is refused and never waited for.
 
     Args:
@@ -198,7 +199,7 @@ def _line_object(line: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _why_not(path: str | os.PathLike, what: str, error: OSError | ValueError) -> str:
+def _why_not(path: str | os.PathLike[str], what: str, error: OSError | ValueError) -> str:
     if isinstance(error, ValueError):
         return f"{os.fsdecode(path)!r}: not a readable {what}: no name of a file: {error}"
     if isinstance(error, FileNotFoundError):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 
-def quantized(images: torch.Tensor) -> torch.Tensor:
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """Images in [-1, 1], (B, 3, h, w), to (B, h, w, 3) uint8 on their device, rounded; what lies outside is clipped."""
     scaled = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return scaled.permute(0, 2, 3, 1).contiguous()
@@ -14,7 +14,7 @@ def quantized(images: torch.Tensor) -> torch.Tensor:
 
 def to_bytes(images: torch.Tensor) -> np.ndarray:
     """The same as an array of the host's."""
-    return quantized(images).cpu().numpy()
+    return to_uint8(images).cpu().numpy()
 
 
 def pinned(values: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -22,7 +22,7 @@ def pinned(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     return values.pin_memory() if device.type == "cuda" else values
 
 
-def moved(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Values of the host on a device. A GPU fetches them in the order of its work; the host goes on at once."""
     if device.type != "cuda":
         return values.to(device)
@@ -36,7 +36,7 @@ def bind_thread(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
-class Arriving:
+class AsyncHostCopy:
     """Values on their way to the host.
 
     Args:

@@ -35,7 +35,8 @@ def measured(path: Path, verb: str) -> Iterator[None]:
         path: .jsonl.
         verb: the command.
     """
-    began, busy, ended = time.monotonic(), [], threading.Event()
+    busy: list[float] = []
+    began, ended = time.monotonic(), threading.Event()
     watcher = threading.Thread(target=_watch, args=(busy, ended), name="udpm-usage", daemon=True)
     watcher.start()
     try:

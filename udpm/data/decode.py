@@ -42,12 +42,12 @@ _OPAQUE = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
 _STANDARD_ERROR = threading.Lock()
 
 
-class Refused(Exception):
+class ImageError(Exception):
     """An image that cannot be used; the message says why, in few words."""
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Preprocessing:
     """What decides an image's pixels, and the limits on what is decoded at all.
 
     Attributes:
@@ -63,7 +63,7 @@ class Recipe:
     max_file_bytes: int = 268_435_456
 
     @classmethod
-    def from_config(cls, config: DatasetConfig) -> Recipe:
+    def from_config(cls, config: DatasetConfig) -> Preprocessing:
         """The recipe of a configured data set."""
         red, green, blue = config.background
         return cls(config.side, (red, green, blue), config.max_pixels, config.max_file_bytes)
@@ -82,7 +82,7 @@ def quiet_decoders() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def to_rgb(content: bytes | np.ndarray, recipe: Recipe) -> tuple[Image.Image, str]:
+def to_rgb(content: bytes | np.ndarray, recipe: Preprocessing) -> tuple[Image.Image, str]:
     """Decode one image; call it inside `quiet_decoders`.
 
     Args:
@@ -93,7 +93,7 @@ def to_rgb(content: bytes | np.ndarray, recipe: Recipe) -> tuple[Image.Image, st
         The RGB image, turned upright, and the mode it was stored in.
 
     Raises:
-        Refused: unreadable, too large, smaller than the side, or of a mode that RGB cannot hold.
+        ImageError: unreadable, too large, smaller than the side, or of a mode that RGB cannot hold.
     """
     if not isinstance(content, bytes):
         return Image.fromarray(content), "RGB"
@@ -104,7 +104,7 @@ def to_rgb(content: bytes | np.ndarray, recipe: Recipe) -> tuple[Image.Image, st
     return _opaque_rgb(image, recipe.background), mode
 
 
-def _decoded(content: bytes, recipe: Recipe) -> Image.Image:
+def _decoded(content: bytes, recipe: Preprocessing) -> Image.Image:
     # What a decoder raises on damaged bytes is up to its author: OSError, SyntaxError, ValueError, struct.error, ...
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
@@ -112,12 +112,12 @@ def _decoded(content: bytes, recipe: Recipe) -> Image.Image:
         _check_samples(image)
         with _silent(image):
             image.load()
-    except Refused:
+    except ImageError:
         raise
     except Exception as error:
         if "MAX_TEXT" in str(error) and (bare := _without_texts(content)) != content:
             return _decoded(bare, recipe)
-        raise Refused(f"not a readable image{_because(error)}") from None
+        raise ImageError(f"not a readable image{_because(error)}") from None
     return image
 
 
@@ -138,12 +138,12 @@ def fit(image: Image.Image, side: int) -> np.ndarray:
     return np.asarray(image)
 
 
-def _check_size(size: tuple[int, int], recipe: Recipe) -> None:
+def _check_size(size: tuple[int, int], recipe: Preprocessing) -> None:
     width, height = size
     if width * height > recipe.max_pixels:
-        raise Refused(f"claims {width}×{height} pixels, more than max_pixels {recipe.max_pixels}")
+        raise ImageError(f"claims {width}×{height} pixels, more than max_pixels {recipe.max_pixels}")
     if min(size) < recipe.side:
-        raise Refused(f"has {width}×{height} pixels, smaller than side {recipe.side}")
+        raise ImageError(f"has {width}×{height} pixels, smaller than side {recipe.side}")
 
 
 @contextmanager
@@ -171,7 +171,7 @@ def _check_samples(image: Image.Image) -> None:
     bits, inverted = image.tag_v2.get(BITS_PER_SAMPLE, (1,))[0], image.tag_v2.get(PHOTOMETRIC) == 0
     if bits != 16 or image.mode == "I" or inverted:
         kind = "inverted" if inverted else "signed" if bits == 16 else "grey"
-        raise Refused(f"is a TIFF of {bits}-bit {kind} values, which cannot be turned into RGB faithfully")
+        raise ImageError(f"is a TIFF of {bits}-bit {kind} values, which cannot be turned into RGB faithfully")
 
 
 def _without_texts(content: bytes) -> bytes:
@@ -202,7 +202,7 @@ def _opaque_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.I
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), layer).convert("RGB")
     if image.mode not in _OPAQUE:
-        raise Refused(f"mode {image.mode} cannot be turned into RGB faithfully")
+        raise ImageError(f"mode {image.mode} cannot be turned into RGB faithfully")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -210,7 +210,7 @@ def _high_byte(image: Image.Image) -> Image.Image:
     """16-bit grey to 8 bits as Pillow reads 16-bit colour, by its high byte; Pillow itself would cut off at 255."""
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 0xFFFF:
-        raise Refused(f"mode {image.mode} cannot be turned into RGB faithfully: values beyond 16 bits")
+        raise ImageError(f"mode {image.mode} cannot be turned into RGB faithfully: values beyond 16 bits")
     grey = Image.fromarray((values >> 8).astype(np.uint8))
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):

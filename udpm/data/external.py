@@ -14,7 +14,7 @@ import numpy as np
 from udpm.core.errors import UserError
 from udpm.core.files import expanded
 from udpm.core.seeds import derive_seed
-from udpm.data.decode import Recipe, Refused, quiet_decoders, to_rgb
+from udpm.data.decode import ImageError, Preprocessing, quiet_decoders, to_rgb
 from udpm.data.listing import TreeReader, ZipReader, list_images, told_counts
 from udpm.data.npz import array_names, read_npz
 from udpm.data.source import shown
@@ -68,7 +68,7 @@ class Pictures:
     def _content(self, name: bytes, key: np.ndarray) -> bytes:
         try:
             return self.reader.load(name, key)
-        except Refused as refusal:
+        except ImageError as refusal:
             raise UserError(f"{self.root}: {shown(name)} {refusal}") from None
 
     def _decoded(self, name: bytes, content: bytes) -> np.ndarray:
@@ -106,13 +106,13 @@ def left_out_of(images: np.ndarray | Pictures) -> dict[str, dict[str, int]]:
 
 
 def _pictures(path: Path) -> Pictures:
-    limits = Recipe(1)
+    limits = Preprocessing(1)
     found = list_images(path, limits.max_file_bytes)
     name, left_out = found.names[0], found.left_out()
     try:
         with quiet_decoders():
             first = _decode(path, name, found.reader.load(name, found.keys[0]))
-    except Refused as refusal:
+    except ImageError as refusal:
         raise UserError(f"{path}: {shown(name)} {refusal}") from None
     if left_out:
         print(f"{path}: {len(found.names)} images; left out: {told_counts(left_out)}", file=sys.stderr)
@@ -121,8 +121,8 @@ def _pictures(path: Path) -> Pictures:
 
 def _decode(root: Path, name: bytes, content: bytes) -> np.ndarray:
     try:
-        return np.asarray(to_rgb(content, Recipe(1))[0])
-    except Refused as refusal:
+        return np.asarray(to_rgb(content, Preprocessing(1))[0])
+    except ImageError as refusal:
         raise UserError(f"{root}: {shown(name)} {refusal}") from None
 
 

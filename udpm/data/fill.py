@@ -21,9 +21,9 @@ from pydantic import Field, ValidationError
 from udpm.config.validation import NonNegativeInt, Record
 from udpm.core.errors import StoppedEarly
 from udpm.core.files import write_text
-from udpm.core.processes import SPAWN, StopRequest, obey_parent
+from udpm.core.processes import SPAWN, StopRequest, init_worker
 from udpm.core.reading import read_json_lines
-from udpm.data.decode import Recipe, Refused, fit, quiet_decoders, to_rgb
+from udpm.data.decode import ImageError, Preprocessing, fit, quiet_decoders, to_rgb
 from udpm.data.source import Reader, Source
 from udpm.data.store import HEADER_BYTES
 
@@ -174,7 +174,7 @@ class Work:
     """
 
     reader: Reader
-    recipe: Recipe
+    recipe: Preprocessing
     rows: Path
 
     def do(self, chunk: Chunk) -> Outcome:
@@ -193,7 +193,7 @@ class Work:
                     image, mode = to_rgb(self.reader.load(name, key), self.recipe)
                     pixels[row] = fit(image, side)
                     modes[mode] += 1
-                except Refused as refusal:
+                except ImageError as refusal:
                     refused[chunk.number * CHUNK + row] = str(refusal)
         self.write(chunk.number, pixels)
         return Outcome(chunk.number, chunk.digest, hashlib.sha256(pixels).hexdigest(), refused, dict(modes))
@@ -265,7 +265,7 @@ _work: Work | None = None
 def _begin(work: Work) -> None:
     global _work
     _work = work
-    obey_parent()
+    init_worker()
 
 
 def _do(chunk: Chunk) -> Outcome:

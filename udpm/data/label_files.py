@@ -19,7 +19,7 @@ from udpm.core.errors import UserError
 from udpm.core.files import expanded
 from udpm.core.reading import parse_json, read_bytes
 from udpm.data.columns import Columns
-from udpm.data.decode import Refused
+from udpm.data.decode import ImageError
 from udpm.data.layout import Layout
 from udpm.data.listing import Listing, tidy
 from udpm.data.source import shown
@@ -213,7 +213,7 @@ def _member(listing: Listing, name: bytes) -> _File:
     where = f"{listing.root}/{shown(name)}"
     try:
         content = listing.reader.load(name, listing.others[name])
-    except Refused as refusal:
+    except ImageError as refusal:
         raise UserError(f"{where}: {refusal}") from None
     if len(content) > MOST_BYTES:
         raise UserError(f"{where}: not a readable label file: it has more than {MOST_BYTES} bytes")

@@ -19,7 +19,7 @@ import numpy as np
 from udpm.core.containers import Members, enter_member
 from udpm.core.errors import UserError
 from udpm.core.reading import opened
-from udpm.data.decode import Refused
+from udpm.data.decode import ImageError
 from udpm.data.source import shown
 
 _WHY_NOT = "not a readable member of its archive"
@@ -56,21 +56,21 @@ def read_member(file: BinaryIO, key: np.ndarray, limit: int) -> bytes:
         limit: largest size in bytes.
 
     Raises:
-        Refused: larger than the limit, whatever its header says; encrypted; compressed in a rare way; damaged.
+        ImageError: larger than the limit, whatever its header says; encrypted; compressed in a rare way; damaged.
         OSError: the archive cannot be read.
     """
     offset, packed, size, method, crc = (int(value) for value in key)
     if max(packed, size) > limit:
-        raise Refused(f"has {max(packed, size)} bytes, more than max_file_bytes {limit}")
+        raise ImageError(f"has {max(packed, size)} bytes, more than max_file_bytes {limit}")
     if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise Refused("is encrypted" if method == -1 else f"compressed by method {method}; only deflate is read")
+        raise ImageError("is encrypted" if method == -1 else f"compressed by method {method}; only deflate is read")
     if not enter_member(file, offset):
-        raise Refused(_WHY_NOT)
+        raise ImageError(_WHY_NOT)
     data = file.read(packed)
     if method == zipfile.ZIP_DEFLATED:
         data = _inflate(data, size)
     if len(data) != size or zlib.crc32(data) != crc:
-        raise Refused(f"{_WHY_NOT}: its checksum is wrong")
+        raise ImageError(f"{_WHY_NOT}: its checksum is wrong")
     return data
 
 
@@ -79,7 +79,7 @@ def _inflate(data: bytes, size: int) -> bytes:
     try:
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
     except zlib.error:
-        raise Refused(f"{_WHY_NOT}: damaged") from None
+        raise ImageError(f"{_WHY_NOT}: damaged") from None
 
 
 SUFFIXES = (b".png", b".jpg", b".jpeg", b".jpe", b".jfif", b".webp", b".bmp", b".tif", b".tiff")
@@ -111,15 +111,15 @@ class TreeReader:
         """The file's bytes.
 
         Raises:
-            Refused: too large or unreadable.
+            ImageError: too large or unreadable.
         """
         if key[0] > self.limit:
-            raise Refused(f"has {key[0]} bytes, more than max_file_bytes {self.limit}")
+            raise ImageError(f"has {key[0]} bytes, more than max_file_bytes {self.limit}")
         try:
             with open(os.path.join(self.root, name), "rb") as file:
                 return file.read(self.limit)
         except OSError as error:
-            raise Refused(f"cannot be read ({error.strerror})") from None
+            raise ImageError(f"cannot be read ({error.strerror})") from None
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class ZipReader:
         """The member's bytes.
 
         Raises:
-            Refused: too large, encrypted or damaged.
+            ImageError: too large, encrypted or damaged.
             UserError: the archive cannot be read any more.
         """
         try:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from udpm.core.seeds import derive_seed
-from udpm.core.transfer import moved
+from udpm.core.transfer import to_device
 from udpm.data.levels import Levels, decoding_table
 
 Residence = Literal["auto", "device", "memory"]
@@ -84,9 +84,9 @@ class Batches:
         sums = self._fetch(indices, level - 1).permute(0, 3, 1, 2).contiguous()
         values = self._tables[level - 1].index_select(0, sums.flatten().int()).view(sums.shape)
         if self._flip:
-            flips = moved(self._flips(iteration)[self.part], self._device)
+            flips = to_device(self._flips(iteration)[self.part], self._device)
             values = torch.where(flips[:, None, None, None], values.flip(-1), values)
-        return values, moved(torch.from_numpy(self._levels.store.labels[indices]), self._device)
+        return values, to_device(torch.from_numpy(self._levels.store.labels[indices]), self._device)
 
     def _index(self, position: int) -> int:
         epoch, place = divmod(position, self._count)
@@ -105,7 +105,7 @@ def _mapped(levels: Levels, device: torch.device) -> Fetch:
     """Read from the memory maps; of a level only what is asked for."""
 
     def fetch(indices: np.ndarray, level: int) -> torch.Tensor:
-        return moved(_tensor(levels.sums[level][indices]), device)
+        return to_device(_tensor(levels.sums[level][indices]), device)
 
     return fetch
 
@@ -115,7 +115,7 @@ def _resident(levels: Levels, split: slice, device: torch.device) -> Fetch:
     kept = [_tensor(np.array(sums[split])).to(device) for sums in levels.sums]
 
     def fetch(indices: np.ndarray, level: int) -> torch.Tensor:
-        return kept[level].index_select(0, moved(torch.from_numpy(indices - split.start), device))
+        return kept[level].index_select(0, to_device(torch.from_numpy(indices - split.start), device))
 
     return fetch
 

@@ -21,12 +21,12 @@ from udpm.config.dataset import DatasetConfig
 from udpm.core import provenance
 from udpm.core.arrays import sealed
 from udpm.core.errors import StoppedEarly, UserError
-from udpm.core.files import only_one, sha256, through_links, write_json
+from udpm.core.files import exclusive, sha256, through_links, write_json
 from udpm.core.folders import Workplace, check_folder, list_contents
 from udpm.core.kinds import DATASET
 from udpm.core.processes import StopRequest
 from udpm.core.progress import Progress
-from udpm.data.decode import STEPS, Recipe
+from udpm.data.decode import STEPS, Preprocessing
 from udpm.data.fill import CHUNK, Chunk, Journal, Outcome, Work, chunks, do_chunks
 from udpm.data.inventory import (
     content_hash,
@@ -80,7 +80,7 @@ def prepare(
     check_folder(folder, DATASET)
     folder = through_links(folder)
     source = open_source(config)
-    with only_one(folder, "preparing this data set"):
+    with exclusive(folder, "preparing this data set"):
         job = _Job(config, source, folder)
         try:
             job.recover()
@@ -210,7 +210,7 @@ class _Job:
         done = total - sum(len(self._chunk(number).names) for number in todo)
         if done:
             print(f"goes on: {done} of {total} images are prepared already", file=sys.stderr)
-        work = Work(self.source.reader, Recipe.from_config(self.config), self.rows)
+        work = Work(self.source.reader, Preprocessing.from_config(self.config), self.rows)
         synced = time.monotonic()
         with Progress(total, "prepare", "image", done) as progress:
             for outcome in do_chunks(work, map(self._chunk, todo), workers, stop):

@@ -22,7 +22,7 @@ class Reader(Protocol):
     identity: str
 
     def load(self, name: bytes, key: np.ndarray) -> bytes | np.ndarray:
-        """An encoded file, or (height, width, 3) uint8 pixels; raises `picture.Refused`."""
+        """An encoded file, or (height, width, 3) uint8 pixels; raises `picture.ImageError`."""
 
 
 @dataclass(frozen=True)

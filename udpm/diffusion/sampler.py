@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 
 from udpm.diffusion.forward import downsample, marginal
-from udpm.diffusion.posterior import Form, posterior
-from udpm.diffusion.schedule import Schedule
+from udpm.diffusion.posterior import posterior
+from udpm.diffusion.schedule import Form, Schedule
 
 Network = Callable[[torch.Tensor, float, torch.Tensor | None], torch.Tensor]
 """f(x_l, t_l, labels): (B, 3, h, w) to (B, 3, 2h, 2w), an estimate of H^{l-1} x_0."""
@@ -50,34 +50,11 @@ def sample(
         The L links, coarsest first; the last one's output is the image, in about [-1, 1].
     """
 
-    def draw(step: Step, noise: torch.Tensor) -> torch.Tensor:
-        return posterior(schedule, step.state, step.output, step.level, form).draw(noise)
-
-    return follow(schedule, network, downsample(base, schedule.scale, schedule.levels), noises, labels, draw)
-
-
-def follow(
-    schedule: Schedule,
-    network: Network,
-    coarsest: torch.Tensor,
-    noises: list[torch.Tensor],
-    labels: torch.Tensor | None,
-    draw: Callable[[Step, torch.Tensor], torch.Tensor],
-) -> list[Step]:
-    """The chain's links, whatever computes H and the posterior.
-
-    Args:
-        schedule: α, σ and s.
-        network: f.
-        coarsest: H^L z, (B, 3, N/2^L, N/2^L).
-        noises: as `sample` takes them.
-        labels: (B,) int64, or None.
-        draw: x_{l-1} from a link and ε_{l-1}.
-    """
-    state = marginal(schedule, coarsest, schedule.levels, noises[0])
+    state = marginal(schedule, downsample(base, schedule.scale, schedule.levels), schedule.levels, noises[0])
     steps: list[Step] = []
     for level, noise in zip(range(schedule.levels, 0, -1), [*noises[1:], None], strict=True):
-        steps.append(Step(level, state, network(state, schedule.time(level), labels)))
+        output = network(state, schedule.time(level), labels)
+        steps.append(Step(level, state, output))
         if noise is not None:
-            state = draw(steps[-1], noise)
+            state = posterior(schedule, state, output, level, form).draw(noise)
     return steps

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from udpm.config.experiment import Process
+from udpm.config.model import Process
 
 
 @dataclass(frozen=True)

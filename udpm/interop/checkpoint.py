@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from udpm.config.load import validate
 from udpm.config.model import Generator, ModelConfig, Process
+from udpm.config.validation import validate
 from udpm.core.containers import check_archive
 from udpm.core.errors import UserError
 from udpm.core.files import sha256

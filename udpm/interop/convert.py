@@ -10,8 +10,9 @@ import yaml
 
 from udpm.config.dataset import DatasetConfig
 from udpm.config.experiment import Experiment
-from udpm.config.load import load_dataset, named_file, run_of, validate
+from udpm.config.load import load_dataset, named_file, run_of
 from udpm.config.model import ModelConfig, Process
+from udpm.config.validation import validate
 from udpm.core.errors import UserError
 from udpm.core.files import write_text
 from udpm.core.kinds import IMPORTED

@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from udpm.config.load import validate
 from udpm.config.scoring import Scoring
-from udpm.config.validation import PositiveInt, Record, Sha256
+from udpm.config.validation import PositiveInt, Record, Sha256, validate
 from udpm.core.arrays import check_seal
 from udpm.core.containers import check_archive
 from udpm.core.devices import describe_failure, is_device_failure
-from udpm.core.download import INCEPTION, Published, obtain
+from udpm.core.download import INCEPTION, PublishedFile, fetch
 from udpm.core.errors import UserError, first_line
 from udpm.core.files import sha256
 from udpm.core.reading import read_json
@@ -278,8 +277,8 @@ def load_extractor(path: str | Path, device: torch.device, inputs: Inputs | None
 
 
 def _load_inception(config: Scoring, folder: Path, device: torch.device) -> Extractor:
-    file = Published(INCEPTION.name, INCEPTION.url, config.inception_sha256)
-    path = obtain(file, folder, download=config.download)
+    file = PublishedFile(INCEPTION.name, INCEPTION.url, config.inception_sha256)
+    path = fetch(file, folder, download=config.download)
     network = Inception(folder, config.inception_mode, device)
     # One who lets another file stand in for Inception must not find its name on the scores.
     name = "inception" if file == INCEPTION else "stand-in for inception"

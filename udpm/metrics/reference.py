@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from udpm.config.load import validate
-from udpm.config.validation import PositiveInt, Record, Sha256, SplitRanges
+from udpm.config.validation import PositiveInt, Record, Sha256, SplitRanges, validate
 from udpm.core import devices, provenance
 from udpm.core.arrays import check_array
 from udpm.core.errors import UserError

@@ -30,8 +30,9 @@ def build_generator(config: ModelConfig) -> UNet:
 
 
 def build_discriminator(config: RunConfig) -> Discriminator:
-    """A freshly initialised discriminator; draws from torch's global random state."""
+    """A freshly initialised discriminator, where there is one; draws from torch's global random state."""
     section = config.discriminator
+    assert section is not None
     return Discriminator(
         DiscriminatorShape(
             side=config.dataset.side,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +45,7 @@ class Discriminator(nn.Module):
         width = shape.channels
         self.stem = nn.Conv2d(6 if shape.sees_state else 3, width, 1)
         self.label = nn.Linear(shape.classes, width) if shape.classes else None
-        self.blocks = nn.ModuleList(
+        blocks = [
             ResidualBlock(
                 min(WIDEST, width * 2**index),
                 min(WIDEST, width * 2 ** (index + 1)),
@@ -52,8 +54,9 @@ class Discriminator(nn.Module):
                 resample="down" if index else None,
             )
             for index in range((shape.side >> (shape.levels - 1)).bit_length())
-        )
-        outputs = self.blocks[-1].conv_out.out_channels
+        ]
+        self.blocks = cast(Sequence[ResidualBlock], nn.ModuleList(blocks))
+        outputs = blocks[-1].conv_out.out_channels
         self.final = nn.Conv2d(outputs + 1, min(WIDEST, 8 * width), 3, padding=1)
         self.head = nn.Linear(min(WIDEST, 8 * width), 1)
         initialize(self)
@@ -130,4 +133,5 @@ def initialize(network: Discriminator) -> None:
         for module in block.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)

@@ -56,6 +56,7 @@ class Resample(nn.Module):
         self.padding = (len(taps) - 1) // 2 if padding is None else padding
         self.is_box = taps == (1, 1)
         line = torch.tensor(taps, dtype=torch.float32)
+        self.kernel: torch.Tensor
         # A constant of the architecture, not a weight: it stays out of the state dict.
         self.register_buffer("kernel", torch.outer(line, line) / line.sum() ** 2, persistent=False)
 
@@ -113,6 +114,7 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, count: int) -> None:
         super().__init__()
+        self.frequencies: torch.Tensor
         self.register_buffer("frequencies", torch.randn(count) * 16)
 
     def forward(self, time: torch.Tensor) -> torch.Tensor:

@@ -49,14 +49,14 @@ class Embedding(nn.Module):
 
     def forward(self, time: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         """t, (B,) or (1,), and labels, (B,) int64, to (B or 1, 4C); a label below 0 is "no label"."""
-        if self.label is not None and labels is None:
-            raise ValueError("a class-conditional network needs labels")
         features = self._features(time)
-        if self.family == "adm":
-            vector = self.second(F.silu(self.first(features)))
-            return F.silu(vector if self.label is None else vector + self.label(one_hot(labels, self.label_inputs)))
         if self.label is not None:
-            features = features + self.label(one_hot(labels, self.label_inputs) * math.sqrt(self.label_inputs))
+            if labels is None:
+                raise ValueError("a class-conditional network needs labels")
+            label = one_hot(labels, self.label_inputs)
+            if self.family == "adm":
+                return F.silu(self.second(F.silu(self.first(features))) + self.label(label))
+            features = features + self.label(label * math.sqrt(self.label_inputs))
         return F.silu(self.second(F.silu(self.first(features))))
 
     def _features(self, time: torch.Tensor) -> torch.Tensor:
@@ -255,7 +255,7 @@ NEAR_ZERO = 1e-5
 
 
 @torch.no_grad()
-def initialize(network: nn.Module, family: str) -> None:
+def initialize(network: UNet, family: str) -> None:
     """Initialise a `UNet`; last layers start at (nearly) zero, so that every block starts as its skip.
 
     NCSN++ and DDPM++: Xavier-uniform weights (fans count the kernel's positions), zero biases, last layers times 1e-5,
@@ -268,15 +268,15 @@ def initialize(network: nn.Module, family: str) -> None:
         if network.embedding.label is not None:
             # fan_in is K, so that the factor √K leaves N(0, 1).
             nn.init.normal_(network.embedding.label.weight)
-        for module in _last_layers(network):
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
+        for last in _last_layers(network):
+            nn.init.zeros_(last.weight)
+            _zero_bias(last)
         return
     for module in layers:
         nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)
-    for module in _last_layers(network):
-        module.weight.mul_(NEAR_ZERO)
+        _zero_bias(module)
+    for last in _last_layers(network):
+        last.weight.mul_(NEAR_ZERO)
     for block in _blocks(network):
         if block.attention is not None:
             block.attention.qkv.weight.mul_(math.sqrt(0.2))
@@ -289,11 +289,16 @@ def _uniform_by_fan_in(module: nn.Conv2d | nn.Linear) -> None:
         nn.init.uniform_(module.bias, -bound, bound)
 
 
+def _zero_bias(module: nn.Conv2d | nn.Linear) -> None:
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
 def _blocks(network: nn.Module) -> list[ResidualBlock]:
     return [module for module in network.modules() if isinstance(module, ResidualBlock)]
 
 
-def _last_layers(network: nn.Module) -> list[nn.Conv2d]:
+def _last_layers(network: UNet) -> list[nn.Conv2d]:
     found = [network.head]
     for block in _blocks(network):
         found += [block.conv_out] if block.attention is None else [block.conv_out, block.attention.proj]

@@ -13,9 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from udpm.config.load import validate
 from udpm.config.model import ModelConfig
-from udpm.config.validation import NonNegativeInt, Record, Sha256
+from udpm.config.validation import NonNegativeInt, Record, Sha256, validate
 from udpm.core.containers import read_header
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path, sha256

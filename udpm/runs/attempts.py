@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from udpm.config.experiment import RunConfig
 from udpm.core import provenance
 from udpm.core.devices import as_user_errors
-from udpm.core.distributed import Place, launched, start_of
+from udpm.core.distributed import RankInfo, launched, start_of
 from udpm.core.errors import StoppedEarly, UserError, first_line
 from udpm.core.reading import read_json_lines
 from udpm.runs.config_guard import check_config
@@ -304,7 +304,7 @@ def _read(run: Path) -> list[dict[str, Any]]:
     # One that cannot be read tells of no attempt, and is no reason to end one.
     with suppress(UserError):
         lines = read_json_lines(run / FILE, "record of attempts")
-        return [line for line in lines if is_valid(AttemptLine, line)]
+        return [line for line in lines if line is not None and is_valid(AttemptLine, line)]
     return []
 
 
@@ -340,7 +340,7 @@ def attempted(
     begins = not finished and bool(run.exists() or series or who["job"])
     if begins:
         make_folder(run)
-    place = launched(config.training.processes, environment) or Place()
+    place = launched(config.training.processes, environment) or RankInfo()
     start = start_of(place, environment)
     with recorded(run, who, place.rank, start, begins=begins) as attempt, as_user_errors():
         yield attempt

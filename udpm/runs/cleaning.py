@@ -101,6 +101,8 @@ def _why_kept(run: Path) -> str:
         record = read_completion(run)
     except UserError as error:
         return str(error).removeprefix(f"{run}/")
+    if record is None:
+        return "its weights were removed just now"
     length = read_run_length(run)
     if not length.get("epochs") and (length.get("iterations") or 0) > (record.get("iterations") or 0):
         return f"on its way from {record['iterations'] or 0} to {length['iterations']} iterations"

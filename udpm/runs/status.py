@@ -226,9 +226,9 @@ def _row(standing: RunStatus) -> tuple[str, ...]:
     done = "" if standing.iteration is None else str(standing.iteration)
     if standing.iterations and standing.state != "complete":
         done = f"{done or 0} of {standing.iterations}"
-    checkpoint = (
-        "" if standing.checkpoint is None else f"{standing.checkpoint}, {duration(standing.checkpoint_age)} ago"
-    )
+    checkpoint = ""
+    if standing.checkpoint is not None and standing.checkpoint_age is not None:
+        checkpoint = f"{standing.checkpoint}, {duration(standing.checkpoint_age)} ago"
     parts = {"": standing.host, "job ": standing.job, "attempt ": standing.attempt}
     where = ", ".join(f"{name}{value}" for name, value in parts.items() if value)
     rate = standing.images_per_second

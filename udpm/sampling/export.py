@@ -18,8 +18,8 @@ from udpm.core.errors import StoppedEarly
 from udpm.core.files import write_json
 from udpm.core.folders import atomic_folder
 from udpm.core.kinds import IMAGES
-from udpm.core.processes import SPAWN, obey_parent
-from udpm.core.progress import in_order
+from udpm.core.processes import SPAWN, init_worker
+from udpm.core.progress import map_ordered
 from udpm.sampling.sample_set import load_samples
 
 FORMAT = "udpm-images/1"
@@ -82,8 +82,8 @@ def _written(jobs: list[Job]) -> Iterator[int]:
         return
     try:
         # PNG is compressed by code that holds Python's lock, so that threads would wait for each other.
-        with ProcessPoolExecutor(workers, SPAWN, initializer=obey_parent) as pool:
-            yield from in_order(pool, _write_all, parts, 2 * workers)
+        with ProcessPoolExecutor(workers, SPAWN, initializer=init_worker) as pool:
+            yield from map_ordered(pool, _write_all, parts, 2 * workers)
     except BrokenProcessPool:
         raise StoppedEarly("a worker was killed, perhaps for want of memory: run the same command again") from None
 

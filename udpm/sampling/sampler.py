@@ -17,8 +17,8 @@ from udpm.core.arrays import check_array
 from udpm.core.classes import class_number
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
-from udpm.core.progress import ahead, one_behind
-from udpm.core.transfer import Arriving, bind_thread, moved, pinned, quantized
+from udpm.core.progress import delay_by_one, prefetch
+from udpm.core.transfer import AsyncHostCopy, bind_thread, pinned, to_device, to_uint8
 from udpm.core.usage import count_images
 from udpm.data.npz import read_npz
 from udpm.diffusion.forward import adjoint
@@ -195,12 +195,12 @@ class Sampler:
         sets = {level: np.empty((len(labels), side, side, 3), dtype=np.uint8) for level in levels}
         launched = (
             (
-                {step.level: Arriving(self._shown(step)) for step in steps if step.level in sets},
-                Arriving(torch.isfinite(steps[-1].output).all()),
+                {step.level: AsyncHostCopy(self._shown(step)) for step in steps if step.level in sets},
+                AsyncHostCopy(torch.isfinite(steps[-1].output).all()),
             )
             for steps in self.chains(labels, noise, first)
         )
-        for batch, finite in one_behind(launched):
+        for batch, finite in delay_by_one(launched):
             if not finite.wait():
                 raise UserError(NOT_FINITE)
             count = min(self.batch, len(labels) - done)
@@ -213,7 +213,7 @@ class Sampler:
         """f of a level as an image of side N: (Hᵀ)^{l-1} f, in the scale of images, as bytes."""
         times, scale = step.level - 1, self.schedule.scale
         # (Hᵀ)^k multiplies by (s/4)^k and f by s^k; dividing by both leaves block means, repeated.
-        return quantized(adjoint(step.output, scale, times) * (4 / scale**2) ** times)
+        return to_uint8(adjoint(step.output, scale, times) * (4 / scale**2) ** times)
 
     @torch.inference_mode()
     def chains(self, labels: np.ndarray, noise: int | NoiseSource, first: int = 0) -> Iterator[list[Step]]:
@@ -239,7 +239,7 @@ class Sampler:
 
         starts = range(0, len(labels), self.batch)
         parts = [labels[start : start + self.batch] for start in starts]
-        feed = ahead(
+        feed = prefetch(
             lambda index: prepared(parts[index], first + starts[index]),
             range(len(parts)),
             begin=partial(bind_thread, self._device),
@@ -293,8 +293,8 @@ class Sampler:
 
     def _fed(self, latent: Latent, labels: np.ndarray) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None]:
         """A batch on the device: base, noises, and labels where the network takes any."""
-        base, *noises = [moved(values, self._device) for values in (latent.base, *latent.noises)]
-        return base, noises, moved(torch.from_numpy(labels), self._device) if self.classes else None
+        base, *noises = [to_device(values, self._device) for values in (latent.base, *latent.noises)]
+        return base, noises, to_device(torch.from_numpy(labels), self._device) if self.classes else None
 
     def _seeded(self, seed: int) -> NoiseSource:
         return partial(seeded, self.schedule, self.model.config.side, seed)

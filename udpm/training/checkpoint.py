@@ -1,4 +1,7 @@
-"""Checkpoints: the whole state in one file, and a manifest that is written last and says that the file is whole."""
+"""Checkpoints: the whole state in one file, and a manifest that is written last and says that the file is whole.
+
+And the state of a training that went wrong, kept for those who want to know why.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,19 @@ from udpm.core.files import sha256, write_json
 from udpm.core.reading import read_json
 from udpm.networks.weights import check_tensors, read_tensors, write_tensors
 from udpm.runs.records import iteration_of, numbered
+from udpm.training.batch import TrainingBatch
+from udpm.training.metrics import NotFinite
 from udpm.training.state import State
 
 FORMAT = "udpm-checkpoint/2"
+FAILURE_FORMAT = "udpm-failure/1"
 KEPT = 2
 COUNTER = "n_averaged"
 """Last part of the names of tensors that count, which are integers."""
+
+
+FAILURE_NAMES = {"fake_noise": "on_fake", "real_noise": "on_real", "dropped_labels": "hidden"}
+"""Parts of a batch whose names in a failure's file differ."""
 
 
 class Manifest(Record):
@@ -59,6 +69,27 @@ def save_checkpoint(folder: Path, state: State, description: dict[str, Any]) -> 
     write_json(_manifest(path), {"format": FORMAT, "iteration": state.iteration, "sha256": sha256(path)})
     for old in [found for found in checkpoints(folder) if iteration_of(found) <= state.iteration][:-KEPT]:
         _remove(old)
+
+
+def save_failure(
+    run: Path, state: State, problem: NotFinite, batch: TrainingBatch, description: dict[str, Any]
+) -> None:
+    """Write ``failures/<iteration>.safetensors``: the state, and the first batch whose loss was not finite.
+
+    Losses are looked at once per interval (training.log_every), so the state is that at the interval's end: metadata
+    holds its `iteration`, and the batch's as `first`, counted from 0.
+
+    Args:
+        run: the run's folder.
+        state: at the interval's end.
+        problem: which loss of which iteration.
+        batch: of this iteration, of all processes.
+        description: of the run.
+    """
+    parts = {f"batch/{FAILURE_NAMES.get(name, name)}": value for name, value in batch.tensors().items()}
+    about = {"format": FAILURE_FORMAT, "term": problem.term, "player": problem.player, "level": batch.level}
+    path = run / "failures" / f"{problem.iteration:09d}.safetensors"
+    write_tensors(path, {**state.tensors(), **parts}, {**description, **about, "first": problem.iteration})
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -145,7 +176,7 @@ def _check_state(path: Path, state: State, tensors: dict[str, torch.Tensor], ite
     """Check that the tensors are a state of this run after `iteration` iterations."""
     moments = {name for name in tensors if name.startswith("adam/")}
     expected = {name: value.shape for name, value in state.tensors().items() if not name.startswith("adam/")}
-    for player, network in state.players().items():
+    for player, network in state.networks.items():
         for name, parameter in network.named_parameters():
             # Parameters that have no gradient yet have no moments; but none has some of them only.
             if moments & {f"adam/{player}/{kind}/{name}" for kind in ("step", "exp_avg", "exp_avg_sq")}:

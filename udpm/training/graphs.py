@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from udpm.config.experiment import RunConfig
 from udpm.networks.inference import record_graph
-from udpm.training.objective import Draw, LevelTerms
+from udpm.training.batch import TrainingBatch
+from udpm.training.losses import LossWeights
 
 Outputs = list[torch.Tensor | None]
-Backward = Callable[[str, Draw, LevelTerms], dict[str, torch.Tensor]]
+Pass = Callable[[str, TrainingBatch, LossWeights], dict[str, torch.Tensor]]
 Record = Callable[[Callable[[], Outputs], Any], tuple[Callable[[], object], Outputs]]
 """Records a call, with memory that it may share with other recordings; returns what repeats it, and its outputs."""
 
 
 def recorder_for(config: RunConfig, device: torch.device) -> Record | None:
-    """What records the passes of a run; None where they are launched one kernel after the other."""
+    """Return what records the passes of a run; None where they are launched one kernel after the other."""
     return record_graph if config.training.cuda_graphs and device.type == "cuda" else None
 
 
@@ -37,7 +38,7 @@ class _Recorded:
     """
 
     key: tuple
-    inputs: Draw
+    inputs: TrainingBatch
     replay: Callable[[], object]
     names: list[str]
     losses: torch.Tensor
@@ -54,32 +55,32 @@ class RecordedPasses:
     rate on the device as float32 only, which is not the rate that it takes from the host.
 
     Args:
-        backward: adds the gradients of a batch to the parameters' and returns the losses, detached.
+        run_pass: adds the gradients of a batch to the parameters' and returns the losses, detached.
         parameters: of each player's network.
         record: makes a recording.
         accumulate: whether gradients of several batches are summed.
     """
 
     def __init__(
-        self, backward: Backward, parameters: dict[str, list[torch.nn.Parameter]], record: Record, *, accumulate: bool
+        self, run_pass: Pass, parameters: dict[str, list[torch.nn.Parameter]], record: Record, *, accumulate: bool
     ) -> None:
-        self._backward, self._parameters, self._record = backward, parameters, record
+        self._run_pass, self._parameters, self._record = run_pass, parameters, record
         self._accumulate = accumulate
         self._pool = torch.cuda.graph_pool_handle() if record is record_graph else None
         self._kept: dict[tuple, _Recorded] = {}
 
-    def __call__(self, player: str, batch: Draw, terms: LevelTerms) -> dict[str, torch.Tensor]:
-        """The same as `backward`, from a recording."""
+    def __call__(self, player: str, batch: TrainingBatch, weights: LossWeights) -> dict[str, torch.Tensor]:
+        """Do the same as `run_pass`, by a recording."""
         # The noise comes with the batch, scaled already; R1 is the discriminator's.
-        terms = replace(terms, noise=0.0, r1=terms.r1 if player == "discriminator" else 0.0)
-        key = (terms, *((name, value.shape, value.stride()) for name, value in _tensors(batch).items()))
-        slot = (player, batch.level, terms.r1 > 0)
+        weights = replace(weights, noise=0.0, r1=weights.r1 if player == "discriminator" else 0.0)
+        key = (weights, *((name, value.shape, value.stride()) for name, value in batch.tensors().items()))
+        slot = (player, batch.level, weights.r1 > 0)
         if slot not in self._kept or self._kept[slot].key != key:
             # First the old one's memory is given back.
             self._kept.pop(slot, None)
-            self._kept[slot] = self._recorded(key, player, batch, terms)
+            self._kept[slot] = self._recorded(key, player, batch, weights)
         kept, parameters = self._kept[slot], self._parameters[player]
-        for name, value in _tensors(batch).items():
+        for name, value in batch.tensors().items():
             getattr(kept.inputs, name).copy_(value)
         earlier = [parameter.grad for parameter in parameters]
         kept.replay()
@@ -89,15 +90,15 @@ class RecordedPasses:
             self._add(parameters, earlier, kept.gradients)
         return dict(zip(kept.names, kept.losses.clone().unbind(), strict=True))
 
-    def _recorded(self, key: tuple, player: str, batch: Draw, terms: LevelTerms) -> _Recorded:
-        inputs = replace(batch, **{name: value.clone() for name, value in _tensors(batch).items()})
+    def _recorded(self, key: tuple, player: str, batch: TrainingBatch, weights: LossWeights) -> _Recorded:
+        inputs = replace(batch, **{name: value.clone() for name, value in batch.tensors().items()})
         parameters, names = self._parameters[player], []
 
         def call() -> Outputs:
             for parameter in parameters:
                 # The gradients then lie in the recording's own memory.
                 parameter.grad = None
-            losses = self._backward(player, inputs, terms)
+            losses = self._run_pass(player, inputs, weights)
             names[:] = losses
             return [torch.stack(list(losses.values())), *(parameter.grad for parameter in parameters)]
 
@@ -117,8 +118,3 @@ class RecordedPasses:
                 parameter.grad = gradient.clone()
             elif gradient is not None:
                 before.add_(gradient)
-
-
-def _tensors(batch: Draw) -> dict[str, torch.Tensor]:
-    found = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}

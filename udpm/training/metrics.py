@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: one line of means per interval."""
+"""``metrics.jsonl``: one line of means per interval, and the same in a few words for logs and terminals."""
 
 from __future__ import annotations
 
@@ -11,10 +11,21 @@ from typing import Any
 import torch
 
 from udpm.core import devices
-from udpm.core.distributed import Place, average, lowest
+from udpm.core.distributed import RankInfo, all_reduce_mean, all_reduce_min
 from udpm.core.errors import UserError
 from udpm.core.files import write_text
+from udpm.core.progress import duration
 from udpm.runs.records import read_metrics_lines
+
+SHOWN = {
+    "generator/reconstruction": "rec",
+    "generator/lpips": "lpips",
+    "generator/adversarial": "adv",
+    "discriminator/real": "D real",
+    "discriminator/fake": "fake",
+    "discriminator/r1": "R1",
+}
+"""What is told of each level, in this order."""
 
 
 class NotFinite(Exception):
@@ -44,8 +55,8 @@ class Metrics:
         place: this process among those that train together; rank 0 writes.
     """
 
-    def __init__(self, path: Path, start: int, place: Place | None = None) -> None:
-        self._path, self._place = path, place or Place()
+    def __init__(self, path: Path, start: int, place: RankInfo | None = None) -> None:
+        self._path, self._place = path, place or RankInfo()
         self._iteration = start
         self._kept: dict[str, list[tuple[int, torch.Tensor]]] = {}
         lines = _lines_up_to(path, start)
@@ -84,7 +95,7 @@ class Metrics:
         """
         keys = sorted(self._kept)
         means = [torch.stack([value for _, value in self._kept[key]]).mean() for key in keys]
-        average(means, self._place)
+        all_reduce_mean(means, self._place)
         values = torch.stack(means).tolist() if means else []
         broken = [key for key, value in zip(keys, values, strict=True) if not math.isfinite(value)]
         if broken:
@@ -125,7 +136,9 @@ class Metrics:
         places = [iteration * len(order) + index for index, iteration, value in steps if not torch.isfinite(value)]
         # None is found where only the mean overflows, and where it is another process's.
         first = min(places, default=self._iteration * len(order) - 1)
-        iteration, index = divmod(lowest(torch.tensor(first, device=steps[0][2].device), self._place), len(order))
+        iteration, index = divmod(
+            all_reduce_min(torch.tensor(first, device=steps[0][2].device), self._place), len(order)
+        )
         player, term, level = order[index].split("/")
         return NotFinite(player, term, int(level.removeprefix("l")), iteration)
 
@@ -143,3 +156,42 @@ def _lines_up_to(path: Path, iteration: int) -> list[dict]:
         return []
     # A killed process can leave its last line torn; the work it describes is repeated.
     return [line for line in read_metrics_lines(path) if line is not None and line["iteration"] <= iteration]
+
+
+def progress_line(line: dict[str, Any], total: int, batch: int) -> str:
+    """Everything of note: "iteration 40 of 3200, 812 img/s, 2.1 min left, rate 0.0008 | l=1 rec 0.2 … | 0.60 GiB".
+
+    Args:
+        line: of ``metrics.jsonl``.
+        total: number of iterations.
+        batch: images per iteration.
+    """
+    left = duration(seconds_left(line, total, batch))
+    head = f"iteration {line['iteration']} of {total}, {line['images_per_second']:.4g} img/s, {left} left"
+    memory = f"{line['memory_gib']:.2f} GiB"
+    if "gpu_memory_gib" in line:
+        memory += f", GPU {line['gpu_memory_gib']:.2f} GiB"
+    levels = [f"l={level} {_losses(line, level)}" for level in levels_in(line)]
+    return " | ".join([f"{head}, rate {line['learning_rate']:.3g}", *levels, memory])
+
+
+def progress_text(line: dict[str, Any]) -> str:
+    """What stands behind a progress bar: images/s, and the reconstruction loss of each level."""
+    losses = [(level, line.get(f"generator/reconstruction/l{level}")) for level in levels_in(line)]
+    told = ", ".join(f"l={level} {value:.3g}" for level, value in losses if value is not None)
+    return f"{line['images_per_second']:.4g} img/s; rec {told}"
+
+
+def seconds_left(line: dict[str, Any], total: int, batch: int) -> float:
+    """Seconds to the end at the speed of a line of ``metrics.jsonl``."""
+    return (total - line["iteration"]) * batch / max(line["images_per_second"], 1e-9)
+
+
+def levels_in(line: dict[str, Any]) -> list[int]:
+    """The levels that a line says something about, l = 1 first."""
+    return sorted({int(key.rpartition("/l")[2]) for key in line if "/l" in key and key.rpartition("/l")[2].isdigit()})
+
+
+def _losses(line: dict[str, Any], level: int) -> str:
+    found = {name: line.get(f"{key}/l{level}") for key, name in SHOWN.items()}
+    return " ".join(f"{name} {value:.3g}" for name, value in found.items() if value is not None)

@@ -28,7 +28,7 @@ class State:
     """
 
     generator: UNet
-    averages: dict[str, AveragedModel]
+    ema_models: dict[str, AveragedModel]
     discriminator: Discriminator | None
     optimizers: dict[str, torch.optim.Adam]
     decays: dict[str, float]
@@ -47,28 +47,28 @@ class State:
             torch.manual_seed(derive_seed(config.seed, "weights", "discriminator"))
             discriminator = build_discriminator(config).to(device, memory_format=layout)
         decays = config.training.averages
-        averages = {name: _average_of(generator) for name in decays}
+        ema_models = {name: make_ema(generator) for name in decays}
         betas = tuple(config.training.betas)
-        players = {"generator": generator, "discriminator": discriminator}
+        networks = {"generator": generator, "discriminator": discriminator}
         optimizers = {
-            name: torch.optim.Adam(player.parameters(), lr=0.0, betas=betas, fused=True)
-            for name, player in players.items()
-            if player is not None
+            name: torch.optim.Adam(network.parameters(), lr=0.0, betas=betas, fused=True)
+            for name, network in networks.items()
+            if network is not None
         }
-        return cls(generator, averages, discriminator, optimizers, decays, config.training.ema_warmup)
+        return cls(generator, ema_models, discriminator, optimizers, decays, config.training.ema_warmup)
 
-    def average(self) -> None:
+    def update_ema(self) -> None:
         """Update every average, a ← d·a + (1 - d)·θ, with the generator as it is after this iteration."""
         begun = (1 + self.iteration) / (10 + self.iteration)
-        for name, average in self.averages.items():
+        for name, ema in self.ema_models.items():
             decay = min(self.decays[name], begun) if self.ema_warmup else self.decays[name]
             # The average's own method would read its counter on the device, and so wait for it.
-            get_ema_multi_avg_fn(decay)(_values(average.module), _values(self.generator), None)
-            average.n_averaged += 1
+            get_ema_multi_avg_fn(decay)(_values(ema.module), _values(self.generator), None)
+            ema.n_averaged += 1
 
     def fingerprint(self) -> int:
         """A number that differs where a bit of the networks or averages does, but for rare accidents."""
-        networks = [*self.players().values(), *(average.module for average in self.averages.values())]
+        networks = [*self.networks.values(), *(ema.module for ema in self.ema_models.values())]
         bits = [
             value.contiguous().view(torch.int32).sum(dtype=torch.int64)
             for network in networks
@@ -87,8 +87,8 @@ class State:
         """
         given, origin = starting_point(config)
         self.generator.load_state_dict(given["raw"])
-        for name, average in self.averages.items():
-            average.module.load_state_dict(given.get(name, given.get("ema", given["raw"])))
+        for name, ema in self.ema_models.items():
+            ema.module.load_state_dict(given.get(name, given.get("ema", given["raw"])))
         if self.discriminator is not None and "discriminator" in given:
             try:
                 self.discriminator.load_state_dict(given["discriminator"])
@@ -99,16 +99,17 @@ class State:
                 raise UserError(f"{config.weights}: its discriminator is not this experiment's: {reason}") from None
         return origin
 
-    def players(self) -> dict[str, nn.Module]:
-        """The networks that are optimised, by name."""
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that are trained, by name."""
         return {name: getattr(self, name) for name in self.optimizers}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything as named tensors."""
         found = {}
-        for kind, average in self.averages.items():
-            found |= {f"{kind}/{name}": value for name, value in average.state_dict().items()}
-        for player, network in self.players().items():
+        for kind, ema in self.ema_models.items():
+            found |= {f"{kind}/{name}": value for name, value in ema.state_dict().items()}
+        for player, network in self.networks.items():
             found |= {f"{player}/{name}": value for name, value in network.state_dict().items()}
             for name, parameter in network.named_parameters():
                 moments = self.optimizers[player].state.get(parameter, {})
@@ -121,9 +122,9 @@ class State:
         Raises:
             RuntimeError: names or shapes do not fit.
         """
-        for kind, average in self.averages.items():
-            average.load_state_dict(tensors_under(tensors, f"{kind}/"))
-        for player, network in self.players().items():
+        for kind, ema in self.ema_models.items():
+            ema.load_state_dict(tensors_under(tensors, f"{kind}/"))
+        for player, network in self.networks.items():
             network.load_state_dict(tensors_under(tensors, f"{player}/"))
             optimizer = self.optimizers[player]
             for name, parameter in network.named_parameters():
@@ -152,7 +153,8 @@ def _values(network: nn.Module) -> list[torch.Tensor]:
     return [value.detach() for value in (*network.parameters(), *network.buffers())]
 
 
-def _average_of(generator: UNet) -> AveragedModel:
+def make_ema(generator: UNet) -> AveragedModel:
+    """Return an average of the generator's weights and buffers that starts from what they are."""
     averaged = AveragedModel(generator, use_buffers=True)
     # Count the starting point as averaged: the first update then averages instead of copying.
     averaged.n_averaged.fill_(1)

@@ -1,25 +1,93 @@
-"""One iteration of training: a discriminator step, a generator step, an update of the average."""
+"""Training: the loop, an iteration, and a step of one network."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from udpm.config.experiment import RunConfig
-from udpm.core.distributed import Place, average
+from udpm.core.devices import as_user_errors
+from udpm.core.distributed import RankInfo, all_reduce_mean
 from udpm.core.errors import UserError
 from udpm.data.levels import Levels
 from udpm.data.loader import Batches, Residence
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.inference import compiled
-from udpm.training.draws import Ahead, Draws, players_at
+from udpm.runs.lock import STALE_SECONDS
+from udpm.training.batch import (
+    BatchSource,
+    Prefetcher,
+    TrainingBatch,
+    drops_out,
+    players_at,
+    seed_dropout,
+)
 from udpm.training.graphs import RecordedPasses, recorder_for
-from udpm.training.metrics import Metrics
-from udpm.training.noise import drops_out, seed_dropout
-from udpm.training.objective import Draw, LevelTerms, discriminator_losses, generator_losses, level_terms
-from udpm.training.perceptual import Perceptual, load_lpips
+from udpm.training.losses import LossWeights, Perceptual, discriminator_losses, generator_losses, loss_weights
+from udpm.training.lpips import load_lpips
+from udpm.training.metrics import Metrics, NotFinite
 from udpm.training.state import State
+from udpm.training.writer import memory_advice, open_run
+
+if TYPE_CHECKING:
+    from udpm.core.processes import StopRequest
+    from udpm.runs.attempts import Attempt
+
+Losses = dict[str, torch.Tensor]
+
+
+def train(
+    config: RunConfig,
+    levels: Levels,
+    run: Path,
+    stop: StopRequest | bool,
+    *,
+    max_minutes: float | None = None,
+    allow_world_size_change: bool = False,
+    stale: float = STALE_SECONDS,
+    attempt: Attempt | None = None,
+) -> None:
+    """Train until `training.iterations`, from the newest checkpoint in the run's folder if there is one.
+
+    Writes ``attempts.jsonl``, ``config.json``, ``checkpoints/``, ``metrics.jsonl``, milestones, where they are asked
+    for ``previews/`` and ``tensorboard/``, and, at the end, ``weights.safetensors`` and ``complete.json``. While
+    another trainer is at work in the folder, waits for it.
+
+    Args:
+        config: of the run.
+        levels: the data set and its caches.
+        run: the run's folder.
+        stop: asked after every iteration.
+        max_minutes: stop after this time, with the state saved.
+        allow_world_size_change: continue a run of another number of processes, and note it.
+        stale: seconds after which another trainer that shows no sign of life is taken for dead.
+        attempt: this attempt, if it has begun already (`udpm.runs.attempts`).
+
+    Raises:
+        StoppedEarly: a signal or the time asked for it and the state is saved; or another trainer took over.
+        UserError: the folder holds another run, the number of processes is wrong, the data set was prepared otherwise
+            than the configuration says, a loss is not finite, or an extra is not installed.
+    """
+    deadline = time.monotonic() + 60 * max_minutes if max_minutes is not None else float("inf")
+    with open_run(config, levels, run, stop, deadline, stale, attempt, allow_world_size_change) as writer:
+        if not writer.begin():
+            return
+        with as_user_errors(memory_advice(config, writer.device)), closing(writer):
+            trainer = Trainer(config, levels, writer.device, writer.place)
+            metrics = writer.resume(trainer.state, trainer.iterations)
+            try:
+                while (iteration := trainer.state.iteration) < trainer.iterations:
+                    trainer.iterate(metrics)
+                    writer.after_iteration(trainer.learning_rate(iteration))
+            except NotFinite as problem:
+                writer.fail(problem, partial(trainer.global_batch, problem.player, problem.iteration))
+            writer.finish()
 
 
 class Trainer:
@@ -35,101 +103,120 @@ class Trainer:
         UserError: LPIPS cannot be loaded, or the epochs are less than one batch.
     """
 
-    def __init__(self, config: RunConfig, levels: Levels, device: torch.device, place: Place | None = None) -> None:
-        self.config, self.device, self.place = config, device, place or Place()
+    def __init__(self, config: RunConfig, levels: Levels, device: torch.device, place: RankInfo | None = None) -> None:
+        self.config, self.device, self.place = config, device, place or RankInfo()
         self.schedule = Schedule.from_config(config.process)
-        self.terms = level_terms(config)
+        self.loss_weights = loss_weights(config)
         self._levels = levels
-        batches = self._batches(self.place, config.training.data)
-        self.iterations = _iterations(config, batches)
-        self.draws = self.feed(config, batches)
+        images = self._images(self.place, config.training.data)
+        self.iterations = _iterations(config, images)
+        self.batches: Callable[[str, int], TrainingBatch] = self.batch_source(config, images)
         if config.training.workers:
-            self.draws = Ahead(self.draws, self.players, config.training.workers, self.iterations, device)
+            self.batches = Prefetcher(self.batches, self.players, config.training.workers, self.iterations, device)
         self.state = State.fresh(config, device)
-        self._calls = {name: self._prepared(network) for name, network in self.state.players().items()}
-        self._passes = self._recorded()
+        self._calls = {name: self._prepared(network) for name, network in self.state.networks.items()}
         self.perceptual: Perceptual | None = None
-        if any(terms.lpips for terms in self.terms):
+        if any(weights.lpips for weights in self.loss_weights):
             losses = config.losses
             self.perceptual = load_lpips(losses.lpips_network, losses.lpips_exponent, device)
+        self.autocast = partial(
+            torch.autocast, device.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"
+        )
+        record, self.graphs = recorder_for(config, device), None
+        if record is not None:
+            parameters = {name: list(network.parameters()) for name, network in self.state.networks.items()}
+            self.graphs = RecordedPasses(self._run_pass, parameters, record, accumulate=config.training.accumulate > 1)
 
-    def feed(self, config: RunConfig, batches: Batches) -> Draws:
-        """What each player's step is fed, as a configuration says."""
-        return Draws(config, self.terms, batches)
+    def iterate(self, metrics: Metrics | None = None) -> None:
+        """Train for one iteration: a discriminator step (where it is due), a generator step, an update of the EMA."""
+        for player in self.players(self.state.iteration):
+            level, losses = self.train_step(player, self.state.iteration)
+            if metrics is not None:
+                metrics.add(player, level, losses)
+        self.state.update_ema()
+        self.state.iteration += 1
+
+    def train_step(self, player: str, iteration: int) -> tuple[int, Losses]:
+        """Take one optimizer step of one network.
+
+        Args:
+            player: "discriminator" or "generator".
+            iteration: counted from 0.
+
+        Returns:
+            The level, and losses and the gradient's norm as scalars on the device.
+        """
+        network, optimizer = self.state.networks[player], self.state.optimizers[player]
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate(iteration, player)
+        batch = self.batches(player, iteration)
+        weights = self.loss_weights[batch.level - 1].at(iteration)
+        compute_losses = self.losses_of(player, weights)
+        optimizer.zero_grad(set_to_none=True)
+        found = []
+        for index, part in enumerate(batch.split(self.config.training.accumulate)):
+            if drops_out(self.config, player, weights.dropout):
+                seed_dropout(self.config, player, iteration, self.place.rank, index)
+            if self.graphs is not None:
+                found.append(self.graphs(player, part, weights))
+                continue
+            with self.autocast():
+                losses = compute_losses(weights, part)
+            found.append(self._backward(losses))
+        gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+        all_reduce_mean(gradients, self.place)
+        means = _means(found)
+        means["gradient"] = torch.nn.utils.get_total_norm(gradients)
+        optimizer.step()
+        return batch.level, means
+
+    def losses_of(self, player: str, weights: LossWeights) -> Callable[[LossWeights, TrainingBatch], Losses]:
+        """Return the losses that a player's step minimises, and put both networks into the modes that these need."""
+        state, training_discriminator = self.state, player == "discriminator"
+        if self.config.generator.dropout:
+            state.generator.train(not training_discriminator)
+        if state.discriminator is not None:
+            state.discriminator.train(training_discriminator).requires_grad_(training_discriminator)
+        generator, discriminator = self._calls["generator"], self._calls.get("discriminator")
+        if not training_discriminator:
+            return partial(generator_losses, generator, discriminator, self.perceptual, self.schedule)
+        # What is compiled cannot be differentiated twice.
+        return partial(
+            discriminator_losses, generator, state.discriminator if weights.r1 > 0 else discriminator, self.schedule
+        )
 
     def players(self, iteration: int) -> list[str]:
-        """Who takes a step in an iteration, in order."""
+        """Return who takes a step in an iteration, in order."""
         return players_at(self.config, iteration)
 
     def learning_rate(self, iteration: int, player: str = "generator") -> float:
-        """rate · min(1, iteration/warmup); iterations count from 0."""
+        """Return rate · min(1, iteration/warmup); iterations count from 0."""
         training = self.config.training
         rate = training.learning_rate
         if player == "discriminator" and training.discriminator_learning_rate is not None:
             rate = training.discriminator_learning_rate
         return rate * min(1.0, iteration / training.warmup) if training.warmup else rate
 
-    def iterate(self, metrics: Metrics | None = None) -> None:
-        """One iteration: a discriminator step (where it is due), a generator step, an update of the average."""
-        for player in self.players(self.state.iteration):
-            level, losses = self._step(player, self.state.iteration)
-            if metrics is not None:
-                metrics.add(player, level, losses)
-        self.state.average()
-        self.state.iteration += 1
+    def batch_source(self, config: RunConfig, images: Batches) -> Callable[[str, int], TrainingBatch]:
+        """Return what makes the batch of a player's step."""
+        return BatchSource(config, images, lambda level, iteration: self.loss_weights[level - 1].at(iteration).noise)
 
-    def _step(self, player: str, iteration: int) -> tuple[int, dict[str, torch.Tensor]]:
-        """Gradients over the parts of this process's batch, their mean over all processes, and Adam's step."""
-        optimizer, network = self.state.optimizers[player], self.state.players()[player]
-        for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate(iteration, player)
-        draw = self.draws(player, iteration)
-        terms = self.terms[draw.level - 1].at(iteration)
-        optimizer.zero_grad(set_to_none=True)
-        chunks = draw.chunks(self.config.training.accumulate)
-        found = [self._gradients(player, chunk, terms, iteration, index) for index, chunk in enumerate(chunks)]
-        gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-        average(gradients, self.place)
-        losses = found[0]
-        if len(found) > 1:
-            losses = {name: torch.stack([losses[name] for losses in found]).mean() for name in losses}
-        losses["gradient"] = torch.nn.utils.get_total_norm(gradients)
-        optimizer.step()
-        return draw.level, losses
+    def global_batch(self, player: str, iteration: int) -> TrainingBatch:
+        """Return the batch of a player's step over all processes."""
+        return self.batch_source(self.config, self._images(RankInfo(), "memory"))(player, iteration)
 
-    def _gradients(
-        self, player: str, draw: Draw, terms: LevelTerms, iteration: int, index: int
-    ) -> dict[str, torch.Tensor]:
-        if drops_out(self.config, player, terms.dropout):
-            seed_dropout(self.config, player, iteration, self.place.rank, index)
-        return self._passes(player, draw, terms)
+    def _run_pass(self, player: str, batch: TrainingBatch, weights: LossWeights) -> Losses:
+        """Do what a graph records: the forward and backward pass of `train_step`."""
+        compute_losses = self.losses_of(player, weights)
+        with self.autocast():
+            losses = compute_losses(weights, batch)
+        return self._backward(losses)
 
-    def _backward(self, player: str, draw: Draw, terms: LevelTerms) -> dict[str, torch.Tensor]:
-        training = self.config.training
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
-            losses = self._losses(player, draw, terms)
-        (losses["total"] / training.accumulate).backward()
+    def _backward(self, losses: Losses) -> Losses:
+        (losses["total"] / self.config.training.accumulate).backward()
         return {name: value.detach() for name, value in losses.items()}
 
-    def _losses(self, player: str, draw: Draw, terms: LevelTerms) -> dict[str, torch.Tensor]:
-        generator, discriminator = self.state.generator, self.state.discriminator
-        if self.config.generator.dropout:
-            generator.train(player == "generator")
-        if discriminator is not None:
-            discriminator.train(player == "discriminator").requires_grad_(player == "discriminator")
-        generate, judge = self._calls["generator"], self._calls.get("discriminator")
-        if player == "discriminator":
-            if terms.r1 > 0:
-                # What is compiled cannot be differentiated twice.
-                judge = discriminator
-            return discriminator_losses(generate, judge, self.schedule, terms, draw)
-        return generator_losses(generate, judge, self.perceptual, self.schedule, terms, draw)
-
-    def whole_draw(self, player: str, iteration: int) -> Draw:
-        """What all processes together are fed in a player's step."""
-        return Draws(self.config, self.terms, self._batches(Place(), "memory"))(player, iteration)
-
-    def _batches(self, place: Place, residence: Residence) -> Batches:
+    def _images(self, place: RankInfo, residence: Residence) -> Batches:
         training = self.config.training
         return Batches(
             self._levels,
@@ -143,22 +230,21 @@ class Trainer:
             world=place.world,
         )
 
-    def _recorded(self) -> Callable[[str, Draw, LevelTerms], dict[str, torch.Tensor]]:
-        """The forward and backward pass of a player's step, recorded where that is asked for."""
-        record = recorder_for(self.config, self.device)
-        if record is None:
-            return self._backward
-        parameters = {name: list(network.parameters()) for name, network in self.state.players().items()}
-        return RecordedPasses(self._backward, parameters, record, accumulate=self.config.training.accumulate > 1)
-
     def _prepared(self, network: torch.nn.Module) -> Callable[..., torch.Tensor]:
-        """The network as it is called: compiled where that is asked for."""
+        """Return the network as it is called: compiled where that is asked for."""
         return compiled(network, "training.compile") if self.config.training.compile else network
 
 
-def _iterations(config: RunConfig, batches: Batches) -> int:
+def _means(found: list[Losses]) -> Losses:
+    """Return the mean of each loss over a batch's parts."""
+    if len(found) == 1:
+        return found[0]
+    return {name: torch.stack([losses[name] for losses in found]).mean() for name in found[0]}
+
+
+def _iterations(config: RunConfig, images: Batches) -> int:
     training = config.training
-    passes = batches.iterations_in(training.epochs) if training.epochs else training.iterations
+    passes = images.iterations_in(training.epochs) if training.epochs else training.iterations
     if not passes:
         raise UserError(
             f"training.epochs: {training.epochs} of data set {config.dataset_name} make no whole batch of "

@@ -35,7 +35,7 @@ def read_speed(path: str | Path) -> dict[str, Any]:
     """
     record = read_benchmark(path)
     if record["steps_per_second"] is None or record["images_per_second"] is None:
-        raise UserError(f"{path}: holds no steps at the full side; udpm bench sample without --baseline measures them")
+        raise UserError(f"{path}: holds no steps at the full side; udpm bench sample measures them")
     return record
 
 

@@ -18,7 +18,7 @@ from udpm.networks.build import build_generator
 from udpm.networks.flops import multiply_adds
 from udpm.report.figures.schedule import schedule_table, schedule_warning
 from udpm.report.table import markdown, write_table
-from udpm.training.needs import count_arithmetic
+from udpm.training.estimate import iteration_cost
 
 GIGA, HOUR = 1e9, 3600
 WORDS = 2
@@ -94,7 +94,7 @@ def _cost(loaded: LoadedSweep, resolved: Resolved, run: RunConfig, trainings: in
     """Multiply-adds, counted once for all points whose networks do the same, and the hours that they take."""
     experiment, key = resolved.experiment, _arithmetic_of(run)
     if key not in counted:
-        counted[key] = _image(run), 0.0 if run.training == "imported" else count_arithmetic(run)
+        counted[key] = _image(run), 0 if run.training == "imported" else iteration_cost(run).multiply_adds
     image, iteration = counted[key]
     iterations = 0 if run.training == "imported" else run.training.iterations
     total = trainings * iterations * iteration + len(experiment.seeds) * experiment.sampling.count * image
@@ -111,7 +111,7 @@ def _arithmetic_of(run: RunConfig) -> str:
     """All that the number of operations depends on: of the process its levels, of weights whether they are zero."""
     used = [[bool(value) for value in run.per_level(f"losses.{key}")] for key in ("adversarial_weight", "r1_gamma")]
     parts = run.model_dump(mode="json", include={"generator", "discriminator", "training"})
-    parts["losses"] = run.losses.model_dump(mode="json", include={"upsample_discriminator_input"})
+    parts["losses"] = run.losses.model_dump(mode="json", include={"upsample_discriminator_input", "r1_every"})
     return json.dumps([parts, used, run.process.levels, run.dataset.side, run.classes])
 
 

@@ -1,4 +1,4 @@
-"""Sampling with its gains switched one by one: what `udpm bench sample` measures with, used nowhere else."""
+"""Sampling with its gains switched one by one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from udpm.bench.record import PLAIN
+from benchmarks.fft import sample_by_fft
+from benchmarks.gains import PLAIN
 from udpm.diffusion.latent import Latent
 from udpm.diffusion.sampler import Step
 from udpm.networks.weights import Model
-from udpm.process.plain import sample_by_fft
 from udpm.sampling.sampler import Sampler
 
 

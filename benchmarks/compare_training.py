@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 
+from benchmarks.baseline_training import SwitchedTrainer, TrainingGains
+from benchmarks.gains import PLAIN, gain_by_gain
 from udpm.bench.measure import Timing, ceilings, in_turn, peak_bytes, speedup
-from udpm.bench.record import PLAIN, Work, gain_by_gain, record, row
+from udpm.bench.record import Work, record, row
 from udpm.bench.training import CONFIGURED, MEAN, Images, changed, level_shares, setting, trained
 from udpm.config.experiment import RunConfig
 from udpm.core import devices
 from udpm.core.errors import UserError
 from udpm.data.levels import Levels
-from udpm.training.cost import IterationCost, IterationCounter
-from udpm.training.plain import SwitchedTrainer, TrainingGains
+from udpm.training.estimate import IterationCost, IterationCounter
 
 TWICE = 2
 FLOAT32 = "float32"
@@ -99,7 +100,7 @@ def _compare(
         for trainer in trainers.values():
             trainer.at_level(level)
         timings[level] = in_turn({name: trainer.iterate for name, trainer in trainers.items()}, repetitions, device)
-    counter = IterationCounter(config, trainers[PLAIN].terms, trainers[PLAIN].perceptual)
+    counter = IterationCounter(config, trainers[PLAIN].perceptual)
     costs = {level: counter.count(level) for level in at}
     parts = {_part(level): (timings[level], costs[level]) for level in at}
     if len(at) == config.process.levels > 1:

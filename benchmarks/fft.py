@@ -1,10 +1,11 @@
-"""The process the plain way, H as a circular convolution by FFT: what benchmarks compare with, used nowhere else."""
+"""The process the plain way, H as a circular convolution by FFT."""
 
 from __future__ import annotations
 
 import torch
 
-from udpm.diffusion.sampler import Network, Step, follow
+from udpm.diffusion.forward import marginal
+from udpm.diffusion.sampler import Network, Step
 from udpm.diffusion.schedule import Schedule, coefficients
 
 
@@ -32,13 +33,17 @@ def sample_by_fft(
 ) -> list[Step]:
     """The chain with the scalar posterior; see `udpm.diffusion.sampler.sample`."""
 
-    def draw(step: Step, noise: torch.Tensor) -> torch.Tensor:
-        numbers = coefficients(schedule, step.level, "scalar")
-        seen = numbers.state * adjoint_by_fft(step.state, schedule.scale) + numbers.output * step.output
-        return numbers.variance_blocks * seen + numbers.variance_blocks**0.5 * noise
-
     coarsest = downsample_by_fft(base, schedule.scale, schedule.levels)
-    return follow(schedule, network, coarsest, noises, labels, draw)
+    state = marginal(schedule, coarsest, schedule.levels, noises[0])
+    steps: list[Step] = []
+    for level, noise in zip(range(schedule.levels, 0, -1), [*noises[1:], None], strict=True):
+        output = network(state, schedule.time(level), labels)
+        steps.append(Step(level, state, output))
+        if noise is not None:
+            numbers = coefficients(schedule, level, "scalar")
+            seen = numbers.state * adjoint_by_fft(state, schedule.scale) + numbers.output * output
+            state = numbers.variance_blocks * seen + numbers.variance_blocks**0.5 * noise
+    return steps
 
 
 def _spectrum(image: torch.Tensor, scale: int) -> torch.Tensor:

@@ -1,29 +1,26 @@
-"""Training with its gains switched one by one: what `udpm bench train` measures with, used nowhere else."""
+"""Training with its gains switched one by one."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.fft import downsample_by_fft
 from udpm.config.experiment import RunConfig
 from udpm.data.levels import Levels
 from udpm.data.loader import Batches
 from udpm.data.store import Store
-from udpm.diffusion.forward import downsample
+from udpm.diffusion.forward import downsample, marginal
 from udpm.diffusion.schedule import Schedule
-from udpm.process.plain import downsample_by_fft
-from udpm.training import objective
-from udpm.training.draws import Ahead, Draws
+from udpm.training.batch import Prefetcher, TrainingBatch, draw_level, draw_noise
+from udpm.training.losses import LossWeights
 from udpm.training.metrics import Metrics
-from udpm.training.noise import draw_level, draw_noise
-from udpm.training.objective import Draw, LevelTerms
 from udpm.training.trainer import Trainer
 
 AHEAD_THREADS = 2
@@ -44,6 +41,7 @@ class TrainingGains:
         channels_last: weights and feature maps with their channels last.
         ahead: batches and noise prepared by threads ahead of their iteration; not without cache.
         compile: the networks by torch.compile.
+        graphs: forward and backward passes as CUDA graphs; no effect on a CPU.
     """
 
     cache: bool = False
@@ -55,6 +53,7 @@ class TrainingGains:
     channels_last: bool = False
     ahead: bool = False
     compile: bool = False
+    graphs: bool = False
 
     @classmethod
     def configured(cls, config: RunConfig) -> TrainingGains:
@@ -70,6 +69,7 @@ class TrainingGains:
             channels_last=training.channels_last,
             ahead=training.workers > 0,
             compile=training.compile,
+            graphs=training.cuda_graphs,
         )
 
     def applied(self, config: RunConfig) -> RunConfig:
@@ -79,6 +79,7 @@ class TrainingGains:
             "precision": "bfloat16" if self.bfloat16 else "float32",
             "channels_last": self.channels_last,
             "compile": self.compile,
+            "cuda_graphs": self.graphs,
             # A DataLoader gives its batches in their order, which threads would not ask for.
             "workers": (training.workers or AHEAD_THREADS) if self.ahead and self.cache else 0,
             "data": training.data if self.cache else "memory",
@@ -99,60 +100,66 @@ class SwitchedTrainer(Trainer):
     def __init__(self, config: RunConfig, levels: Levels, device: torch.device, gains: TrainingGains) -> None:
         self.gains = gains
         super().__init__(gains.applied(config), levels, device)
-        if not gains.foreach_average:
-            self.state.average = self._average_one_by_one
         if not gains.fused_adam:
             self.state.optimizers = {name: _one_by_one(each) for name, each in self.state.optimizers.items()}
 
     def at_level(self, level: int) -> None:
-        """From now on train at one level alone."""
+        """Train at one level alone from now on."""
         shares = [float(other == level) for other in range(1, self.config.process.levels + 1)]
         training = self.config.training
         fixed = self.config.model_copy(update={"training": training.model_copy(update={"level_probabilities": shares})})
-        self.draws = self.feed(fixed, self._batches(self.place, training.data))
+        self.batches = self.batch_source(fixed, self._images(self.place, training.data))
         if training.workers:
-            self.draws = Ahead(self.draws, self.players, training.workers, self.iterations, self.device)
+            self.batches = Prefetcher(self.batches, self.players, training.workers, self.iterations, self.device)
 
-    def feed(self, config: RunConfig, batches: Batches) -> Draws:
-        """What each player's step is fed, by this trainer's way."""
-        if self.gains.cache:
-            return super().feed(config, batches)
-        operator = downsample if self.gains.pooling else downsample_by_fft
-        return LoadedDraws(config, self.terms, batches, self._levels.store, self.device, operator)
+    def batch_source(self, config: RunConfig, images: Batches) -> Callable[[str, int], TrainingBatch]:
+        """Return what makes the batch of a player's step, this trainer's way."""
+        source = super().batch_source(config, images)
+        if not self.gains.cache:
+            operator = downsample if self.gains.pooling else downsample_by_fft
+            source = LoadedSource(config, self.loss_weights, images, self._levels.store, self.device, operator)
+        return source if self.gains.pooling else lambda player, iteration: _by_fft(source(player, iteration))
 
     def iterate(self, metrics: Metrics | None = None) -> None:
-        """One iteration; the host waits for every loss where that is this trainer's way."""
-        if self.gains.asynchronous:
-            super().iterate(metrics)
-            return
+        """Train for one iteration; the host waits for every loss where that is this trainer's way."""
         for player in self.players(self.state.iteration):
-            _, losses = self._step(player, self.state.iteration)
-            self.told = {name: value.item() for name, value in losses.items()}
-        self.state.average()
+            _, losses = self.train_step(player, self.state.iteration)
+            if not self.gains.asynchronous:
+                self.told = {name: value.item() for name, value in losses.items()}
+        if self.gains.foreach_average:
+            self.state.update_ema()
+        else:
+            self._average_one_by_one()
         self.state.iteration += 1
-
-    def _losses(self, player: str, draw: Draw, terms: LevelTerms) -> dict[str, torch.Tensor]:
-        if self.gains.pooling:
-            return super()._losses(player, draw, terms)
-        with _states_by_fft():
-            return super()._losses(player, draw, terms)
 
     @torch.no_grad()
     def _average_one_by_one(self) -> None:
         state = self.state
-        for name, average in state.averages.items():
+        for name, ema in state.ema_models.items():
             decay = state.decays[name]
-            for kept, value in zip(average.module.parameters(), state.generator.parameters(), strict=True):
+            for kept, value in zip(ema.module.parameters(), state.generator.parameters(), strict=True):
                 kept.copy_(decay * kept + (1 - decay) * value)
 
 
-class LoadedDraws(Draws):
+class FFTBatch(TrainingBatch):
+    """A batch whose state is drawn with H by FFT."""
+
+    def state(self, schedule: Schedule) -> torch.Tensor:
+        """Return x_l drawn from q(x_l | x_0)."""
+        return marginal(schedule, downsample_by_fft(self.target, schedule.scale), self.level, self.noise)
+
+
+def _by_fft(batch: TrainingBatch) -> FFTBatch:
+    return FFTBatch(**{field.name: getattr(batch, field.name) for field in fields(batch)})
+
+
+class LoadedSource:
     """Batches from a DataLoader, each brought to its level from whole images; noise as always.
 
     Args:
         config: of the run.
-        terms: of each level.
-        batches: for the order of the images.
+        weights: of each level.
+        images: for their order.
         store: the images.
         device: where batches go.
         operator: H, of (image, s, times).
@@ -161,26 +168,26 @@ class LoadedDraws(Draws):
     def __init__(
         self,
         config: RunConfig,
-        terms: list[LevelTerms],
-        batches: Batches,
+        weights: list[LossWeights],
+        images: Batches,
         store: Store,
         device: torch.device,
         operator: Callable[[torch.Tensor, int, int], torch.Tensor],
     ) -> None:
-        super().__init__(config, terms, batches)
+        self._config, self._weights = config, weights
         self._schedule, self._device, self._operator = Schedule.from_config(config.process), device, operator
-        order: Iterable[np.ndarray] = (batches.indices(iteration) for iteration in itertools.count())
+        order: Iterable[np.ndarray] = (images.indices(iteration) for iteration in itertools.count())
         self._loaded = iter(DataLoader(_Images(store, config.training.flip), batch_sampler=order))
         self._current: tuple[int, list[torch.Tensor]] | None = None
 
-    def __call__(self, player: str, iteration: int) -> Draw:
-        """What `player` is fed; both players of an iteration share a batch."""
+    def __call__(self, player: str, iteration: int) -> TrainingBatch:
+        """Return the batch of `player`; both players of an iteration share its images."""
         if self._current is None or self._current[0] != iteration:
             self._current = iteration, next(self._loaded)
         images, labels = (values.to(self._device) for values in self._current[1])
         level = draw_level(self._config, player, iteration)
         target = self._operator(images, self._schedule.scale, level - 1)
-        std = self._terms[level - 1].at(iteration).noise
+        std = self._weights[level - 1].at(iteration).noise
         return draw_noise(self._config, player, iteration, level, target, labels, std)
 
 
@@ -204,15 +211,3 @@ def _one_by_one(fused: torch.optim.Adam) -> torch.optim.Adam:
     """Adam with the same parameters, their steps taken one after the other."""
     (group,) = fused.param_groups
     return torch.optim.Adam(group["params"], lr=group["lr"], betas=group["betas"], foreach=False, fused=False)
-
-
-@contextmanager
-def _states_by_fft() -> Iterator[None]:
-    """Let the losses draw their states with H by FFT."""
-    # The losses take no operator as an argument: nothing but a benchmark would ever give another one.
-    kept = objective.downsample
-    objective.downsample = downsample_by_fft
-    try:
-        yield
-    finally:
-        objective.downsample = kept

@@ -1,0 +1,206 @@
+"""What a step trains on: a batch of images at one level and all its noise, a function of (seed, player, iteration).
+
+Noise is drawn for the whole global batch on the CPU, so it depends neither on the device nor on how many processes
+share the batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+from udpm.config.experiment import RunConfig
+from udpm.core.seeds import derive_seed
+from udpm.core.transfer import bind_thread, to_device
+from udpm.data.loader import Batches
+from udpm.diffusion.forward import downsample, marginal
+from udpm.diffusion.schedule import Schedule
+
+EVERYTHING = slice(None)
+AHEAD = 4
+"""Iterations that threads prepare in advance."""
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Images at one level, with the noise of a step.
+
+    Attributes:
+        level: l.
+        target: H^{l-1} x_0, (B, 3, 2h, 2w).
+        labels: (B,) int64, or None for unlabelled data.
+        noise: ε of x_l, (B, 3, h, w).
+        fake_noise: what is added to generated images before the discriminator sees them, (B, 3, 2h, 2w), or None.
+        real_noise: the same for real images; only the discriminator's step uses it.
+        dropped_labels: (B,) bool, images whose label the generator does not get to see, or None.
+    """
+
+    level: int
+    target: torch.Tensor
+    labels: torch.Tensor | None
+    noise: torch.Tensor
+    fake_noise: torch.Tensor | None = None
+    real_noise: torch.Tensor | None = None
+    dropped_labels: torch.Tensor | None = None
+
+    def state(self, schedule: Schedule) -> torch.Tensor:
+        """Return x_l drawn from q(x_l | x_0), (B, 3, h, w); it needs only the target, whose H is H^l x_0."""
+        return marginal(schedule, downsample(self.target, schedule.scale), self.level, self.noise)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return all tensors that are there, by name."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+
+    def split(self, count: int) -> list[TrainingBatch]:
+        """Cut the batch into equal parts."""
+        if count == 1:
+            return [self]
+        parts = {name: value.chunk(count) for name, value in self.tensors().items()}
+        return [replace(self, **{name: values[index] for name, values in parts.items()}) for index in range(count)]
+
+
+class BatchSource:
+    """Makes the batch of a player's step.
+
+    Args:
+        config: of the run.
+        images: the data, of this process's part of the global batch.
+        noise_std: standard deviation of the instance noise at (level, iteration).
+    """
+
+    def __init__(self, config: RunConfig, images: Batches, noise_std: Callable[[int, int], float]) -> None:
+        self._config, self._images, self._noise_std = config, images, noise_std
+
+    def __call__(self, player: str, iteration: int) -> TrainingBatch:
+        """Return the batch of `player` in an iteration, counted from 0."""
+        level = draw_level(self._config, player, iteration)
+        target, labels = self._images(iteration, level)
+        std = self._noise_std(level, iteration)
+        return draw_noise(self._config, player, iteration, level, target, labels, std, self._images.part)
+
+
+class Prefetcher:
+    """Calls a function of (player, iteration) in threads, a few iterations before its results are asked for.
+
+    Args:
+        function: what is called; must not depend on the order of calls.
+        players: who takes a step in an iteration.
+        workers: number of threads, > 0.
+        end: number of iterations.
+        device: that the results are to_device to.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[str, int], TrainingBatch],
+        players: Callable[[int], list[str]],
+        workers: int,
+        end: int,
+        device: torch.device,
+    ) -> None:
+        self._function, self._players, self._end = function, players, end
+        self._pool = ThreadPoolExecutor(
+            workers, thread_name_prefix="udpm-batches", initializer=bind_thread, initargs=(device,)
+        )
+        self._pending: dict[tuple[str, int], Future[TrainingBatch]] = {}
+
+    def __call__(self, player: str, iteration: int) -> TrainingBatch:
+        """Return the function's result; later ones are begun."""
+        for ahead in range(iteration, min(iteration + AHEAD, self._end)):
+            for name in self._players(ahead):
+                if (name, ahead) not in self._pending and (ahead > iteration or name == player):
+                    self._pending[name, ahead] = self._pool.submit(self._function, name, ahead)
+        return self._pending.pop((player, iteration)).result()
+
+
+def players_at(config: RunConfig, iteration: int) -> list[str]:
+    """Return who takes a step in an iteration, counted from 0, in order."""
+    starts = iteration >= config.losses.adversarial_start
+    plays = config.adversarial and starts and iteration % config.training.discriminator_every == 0
+    return ["discriminator", "generator"] if plays else ["generator"]
+
+
+def draw_level(config: RunConfig, player: str, iteration: int) -> int:
+    """Draw the level that a player trains at; uniform in 1..L unless the configuration says otherwise."""
+    levels = config.process.levels
+    probabilities = config.training.level_probabilities or [1 / levels] * levels
+    uniform = torch.rand((), generator=_generator(config.seed, "level", player, iteration), dtype=torch.float64).item()
+    bounds = list(itertools.accumulate(probabilities))
+    return next((level for level, bound in enumerate(bounds, start=1) if uniform < bound), levels)
+
+
+def draw_noise(
+    config: RunConfig,
+    player: str,
+    iteration: int,
+    level: int,
+    target: torch.Tensor,
+    labels: torch.Tensor,
+    std: float,
+    part: slice = EVERYTHING,
+) -> TrainingBatch:
+    """Add all the noise that a player's step needs to images at a level.
+
+    Args:
+        config: of the run.
+        player: "discriminator" or "generator".
+        iteration: counted from 0.
+        level: l.
+        target: H^{l-1} x_0, (n, 3, 2h, 2w), the part's.
+        labels: (n,) int64.
+        std: of the instance noise; none is drawn where it is 0.
+        part: of the global batch; each position has its own noise, in whichever process it is.
+    """
+    whole = config.training.batch
+    _, channels, height, width = target.shape
+
+    def normal(purpose: str, *sides: int) -> torch.Tensor:
+        generator = _generator(config.seed, purpose, player, iteration)
+        return to_device(torch.randn((whole, channels, *sides), generator=generator)[part], target.device)
+
+    return TrainingBatch(
+        level,
+        target,
+        labels,
+        normal("state", height // 2, width // 2),
+        fake_noise=normal("fake", height, width) * std if std else None,
+        real_noise=normal("real", height, width) * std if std and player == "discriminator" else None,
+        dropped_labels=_dropped_labels(config, player, iteration, part, target.device),
+    )
+
+
+def _dropped_labels(
+    config: RunConfig, player: str, iteration: int, part: slice, device: torch.device
+) -> torch.Tensor | None:
+    """Whose labels are left out: only where the generator trains, so not in the discriminator's step."""
+    probability = config.generator.label_dropout
+    if not probability or player != "generator":
+        return None
+    generator = _generator(config.seed, "hidden labels", player, iteration)
+    return to_device((torch.rand(config.training.batch, generator=generator) < probability)[part], device)
+
+
+def drops_out(config: RunConfig, player: str, discriminator: float) -> bool:
+    """Return whether anything is dropped out in a player's step; only its own network is in train mode.
+
+    Args:
+        config: of the run.
+        player: "discriminator" or "generator".
+        discriminator: probability in the discriminator, at the step's level.
+    """
+    return bool(config.generator.dropout if player == "generator" else discriminator)
+
+
+def seed_dropout(config: RunConfig, player: str, iteration: int, rank: int, part: int) -> None:
+    """Set torch's global random state, which only dropout draws from; each rank's and part's differ."""
+    place = (rank, part) if rank or part else ()
+    torch.manual_seed(derive_seed(config.seed, "dropout", player, iteration, *place))
+
+
+def _generator(*parts: int | str) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(*parts))

@@ -1,0 +1,212 @@
+"""The losses of the discriminator's and the generator's step, each at one level.
+
+No I/O and no random draws: noise comes in with the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+
+from udpm.config.experiment import RunConfig
+from udpm.diffusion.schedule import Schedule
+from udpm.networks.layers import NO_LABEL, without_autocast
+from udpm.training.batch import TrainingBatch
+
+Network = Callable[..., torch.Tensor]
+Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights and settings of the losses at one level.
+
+    Attributes:
+        reconstruction: λ1.
+        lpips: λp; LPIPS is not called where it is 0.
+        adversarial: λa.
+        r1: γ.
+        noise: standard deviation of the instance noise, which is added to what the discriminator sees.
+        scale: factor on an image before that noise is added.
+        dropout: the discriminator's.
+        divisor: what output and target are divided by before every loss (s^{l-1}, or 1).
+        squared: squared error instead of absolute.
+        discriminator_size: side to which the discriminator's input is enlarged; 0 leaves it as it is.
+        noise_decay: factor on `noise` every 1000 iterations.
+        r1_decay: factor on `r1` every 1000 iterations.
+        adversarial_start: iteration before which λa counts as 0.
+        r1_every: R1 applies in one of this many discriminator steps, with this many times γ.
+        discriminator_every: iterations from one discriminator step to the next.
+    """
+
+    reconstruction: float
+    lpips: float
+    adversarial: float
+    r1: float
+    noise: float
+    scale: float
+    dropout: float
+    divisor: float
+    squared: bool
+    discriminator_size: int = 0
+    noise_decay: float = 1.0
+    r1_decay: float = 1.0
+    adversarial_start: int = 0
+    r1_every: int = 1
+    discriminator_every: int = 1
+
+    def at(self, iteration: int) -> LossWeights:
+        """Return the weights in force at an iteration, counted from 0: decay goes in steps of 1000."""
+        thousands = iteration // 1000
+        lazy = 0 if iteration // self.discriminator_every % self.r1_every else self.r1_every
+        return replace(
+            self,
+            noise=self.noise * self.noise_decay**thousands,
+            r1=lazy * self.r1 * self.r1_decay**thousands,
+            adversarial=self.adversarial if iteration >= self.adversarial_start else 0.0,
+        )
+
+
+def loss_weights(config: RunConfig) -> list[LossWeights]:
+    """Return the weights of each level before any decay, l = 1 first."""
+    losses = config.losses
+    schedule = Schedule.from_config(config.process)
+    dropout = config.per_level("discriminator.dropout") if config.discriminator else [0.0] * schedule.levels
+    columns = zip(
+        config.per_level("losses.reconstruction_weight"),
+        config.per_level("losses.lpips_weight"),
+        config.per_level("losses.adversarial_weight"),
+        config.per_level("losses.r1_gamma"),
+        dropout,
+        strict=True,
+    )
+    return [
+        LossWeights(
+            reconstruction=reconstruction,
+            lpips=lpips,
+            adversarial=adversarial,
+            r1=r1,
+            dropout=drop,
+            divisor=_divisor(config, schedule, level),
+            squared=losses.reconstruction == "l2",
+            discriminator_size=config.dataset.side if losses.upsample_discriminator_input else 0,
+            r1_decay=losses.r1_decay_per_1000,
+            adversarial_start=losses.adversarial_start,
+            r1_every=losses.r1_every,
+            discriminator_every=1 if config.training == "imported" else config.training.discriminator_every,
+            **_instance_noise(config, schedule, level),
+        )
+        for level, (reconstruction, lpips, adversarial, r1, drop) in enumerate(columns, start=1)
+    ]
+
+
+def _divisor(config: RunConfig, schedule: Schedule, level: int) -> float:
+    return float(schedule.scale ** (level - 1)) if config.losses.normalize else 1.0
+
+
+def _instance_noise(config: RunConfig, schedule: Schedule, level: int) -> dict[str, float]:
+    """Return scale and standard deviation of scale·v + noise·ε for an image v after division."""
+    section = config.losses.discriminator_noise
+    if section.kind == "noisy":
+        std = config.per_level("losses.discriminator_noise.std")[level - 1]
+        return {"scale": 1.0, "noise": std, "noise_decay": section.decay_per_1000}
+    if section.kind == "diffusion":
+        # The marginal of level l-1, (ᾱ·divisor·v + σ̃ ε)/divisor; at l = 1 nothing is added.
+        std = schedule.sigma_tilde(level - 1) / _divisor(config, schedule, level)
+        return {"scale": schedule.alpha_bar(level - 1), "noise": std}
+    return {"scale": 1.0, "noise": 0.0}
+
+
+def predict(generator: Network, schedule: Schedule, batch: TrainingBatch, state: torch.Tensor) -> torch.Tensor:
+    """Return f(x_l, t_l, y)."""
+    labels = batch.labels
+    if batch.dropped_labels is not None:
+        labels = labels.masked_fill(batch.dropped_labels, NO_LABEL)
+    return generator(state, schedule.time(batch.level), labels)
+
+
+def discriminator_losses(
+    generator: Network, discriminator: Network, schedule: Schedule, weights: LossWeights, batch: TrainingBatch
+) -> dict[str, torch.Tensor]:
+    """Compute ½ softplus(D(fake + n)) + ½ softplus(-D(real + n')) + (γ/2)·mean ‖∇ ΣD(real + n')‖².
+
+    The generator must be in eval mode, the discriminator in train mode.
+
+    Returns:
+        Scalars: "total" to minimise; for the record "loss" (without R1), "r1" (unweighted, where γ > 0), and "real" and
+        "fake", D's mean outputs on either.
+    """
+    state = batch.state(schedule)
+    with torch.no_grad():
+        fake = predict(generator, schedule, batch, state).float() / weights.divisor
+    fake = add_instance_noise(fake, weights, batch.fake_noise)
+    real = add_instance_noise(batch.target / weights.divisor, weights, batch.real_noise).requires_grad_(weights.r1 > 0)
+    time = schedule.time(batch.level)
+    on_fake = discriminator(
+        upsample_for_discriminator(fake, weights), time, batch.labels, weights.dropout, state
+    ).float()
+    on_real = discriminator(
+        upsample_for_discriminator(real, weights), time, batch.labels, weights.dropout, state
+    ).float()
+    loss = 0.5 * (F.softplus(on_fake).mean() + F.softplus(-on_real).mean())
+    stats = {"loss": loss.detach(), "real": on_real.detach().mean(), "fake": on_fake.detach().mean()}
+    if weights.r1 == 0:
+        return {"total": loss, **stats}
+    # Each operation's gradient in the type that the operation had; autocast would choose another for some of them.
+    with without_autocast(real.device):
+        (gradient,) = torch.autograd.grad(on_real.sum(), real, create_graph=True)
+    r1 = gradient.float().square().sum(dim=(1, 2, 3)).mean()
+    return {"total": loss + weights.r1 / 2 * r1, **stats, "r1": r1.detach()}
+
+
+def generator_losses(
+    generator: Network,
+    discriminator: Network | None,
+    perceptual: Perceptual | None,
+    schedule: Schedule,
+    weights: LossWeights,
+    batch: TrainingBatch,
+) -> dict[str, torch.Tensor]:
+    """Compute λ1·error(out, target) + λp·LPIPS(out, target) + λa·softplus(-D(out + n)).
+
+    The generator must be in train mode; the discriminator in eval mode, its weights not requiring gradients.
+
+    Returns:
+        Scalars: "total" to minimise; "reconstruction", "lpips", "adversarial" (unweighted, where their weight is
+        above 0; "reconstruction" always), for the record.
+    """
+    state = batch.state(schedule)
+    output = predict(generator, schedule, batch, state).float() / weights.divisor
+    target = batch.target / weights.divisor
+    reconstruction = F.mse_loss(output, target) if weights.squared else F.l1_loss(output, target)
+    stats = {"reconstruction": reconstruction.detach()}
+    total = weights.reconstruction * reconstruction
+    if weights.lpips > 0:
+        distance = perceptual(output, target).mean()
+        stats["lpips"] = distance.detach()
+        total = total + weights.lpips * distance
+    if weights.adversarial > 0:
+        shown = upsample_for_discriminator(add_instance_noise(output, weights, batch.fake_noise), weights)
+        logits = discriminator(shown, schedule.time(batch.level), batch.labels, 0.0, state).float()
+        adversarial = F.softplus(-logits).mean()
+        stats["adversarial"] = adversarial.detach()
+        total = total + weights.adversarial * adversarial
+    return {"total": total, **stats}
+
+
+def add_instance_noise(image: torch.Tensor, weights: LossWeights, noise: torch.Tensor | None) -> torch.Tensor:
+    """Return scale·image + noise; the noise has its standard deviation already."""
+    if weights.scale != 1:
+        image = weights.scale * image
+    return image if noise is None else image + noise
+
+
+def upsample_for_discriminator(image: torch.Tensor, weights: LossWeights) -> torch.Tensor:
+    """Enlarge an image bilinearly where the discriminator sees all levels at the full side."""
+    size = weights.discriminator_size
+    if not size or image.shape[-1] == size:
+        return image
+    return F.interpolate(image, size=(size, size), mode="bilinear", align_corners=False)
