@@ -20,7 +20,7 @@ from udpm.sampling.sampler import Sampler
 BATCH, COUNT = 8, 44
 """Five batches and a tail: while the first is recorded, noise of later ones is prepared and pinned by a thread."""
 SEED = 3
-PIXELS = 0.01
+PIXELS = 0.02
 """Share of bytes that may differ by one between a CPU's and a GPU's images, because of rounding."""
 
 
