@@ -21,8 +21,8 @@ from udpm.data.levels import Levels
 from udpm.training.trainer import Trainer
 
 FAMILIES = ("ncsnpp", "ddpmpp", "adm")
-NEAR = {"float32": (1e-2, 1e-4), "bfloat16": (0.2, 0.05)}
-"""Relative and absolute tolerance of losses, by precision."""
+NEAR = {"float32": (1e-2, 1e-4), "bfloat16": (0.4, 0.05)}
+"""Relative and absolute tolerance of losses, by precision. In bfloat16, gradients of tiny maps differ most."""
 NEARLY = 0.2
 """Largest difference of two runs that should be the same, relative to how far training moved their tensors. Some GPU
 kernels sum in any order, and Adam amplifies the smallest gradients; moments in a wrong order differ by about 1."""
