@@ -161,7 +161,7 @@ def _stop_for(error: OSError) -> None:
 def _told(error: click.ClickException) -> str:
     """What is wrong in a command line, with what would be right."""
     message = error.format_message()
-    if wrong := WRONG_PLACE.search(message):
+    if isinstance(error, click.BadParameter) and (wrong := WRONG_PLACE.search(message)):
         return _place(Path(wrong[1]), wrong[2] == "directory", error)
     choices = getattr(getattr(error, "param", None), "type", None)
     if isinstance(choices, click.Choice) and (wrong := WRONG_CHOICE.search(message)):
@@ -173,6 +173,8 @@ def _told(error: click.ClickException) -> str:
 
 def _place(path: Path, is_folder: bool, error: click.BadParameter) -> str:
     """A folder where a file is wanted, or the other way round, with what there is of the right kind."""
+    assert error.ctx is not None
+    assert error.param is not None
     option, command = isinstance(error.param, click.Option), error.ctx.command.name
     name = error.param.opts[0] if option else error.param.human_readable_name
     if is_folder:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +14,9 @@ from udpm.core import kinds
 from udpm.core.files import leading
 from udpm.core.kinds import FileKind
 from udpm.core.outputs import Output
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 CONFIG_KEYS = 0.75
 """Share of its keys that a resolved configuration has at least: one of an earlier version may lack some."""
@@ -81,8 +86,9 @@ def resolve_command(
     from udpm.core.errors import UserError
     from udpm.core.files import write_text
 
-    if dataset is not None:
-        resolved = load_dataset(dataset, config)
+    resolved: BaseModel | None
+    if experiment is None:
+        resolved = load_dataset(str(dataset), config)
     else:
         run = resolve_run(experiment, seed, config)
         parts = {"run": run, "dataset": run.dataset}
@@ -193,7 +199,7 @@ def import_command(
     from udpm.interop import convert as move
 
     if command_line == "-":
-        command_line = click.get_text_stream("stdin").read()
+        command_line = sys.stdin.read()
     if (alphas is None) != (sigmas is None):
         raise click.UsageError("--alphas and --sigmas go together", click.get_current_context())
     described = move.describe(flags_file, command_line, name or "imported", dataset, gpus)

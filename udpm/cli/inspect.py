@@ -53,9 +53,11 @@ def schedule_command(
     The schedule is that of EXPERIMENT, a file in config/experiments/, or the one given by --alphas and --sigmas. A
     schedule whose last state is not what sampling starts from is warned of.
     """
-    typed = (alphas, sigmas, side, normalization)
-    by_hand = alphas is not None and sigmas is not None
-    if by_hand == (experiment is not None) or (not by_hand and any(value is not None for value in typed)):
+    if alphas is not None and sigmas is not None and experiment is None:
+        asked = _typed(alphas, sigmas, side, normalization)
+    elif experiment is not None and all(value is None for value in (alphas, sigmas, side, normalization)):
+        asked = _experiment(experiment, config)
+    else:
         raise click.UsageError(
             "give either an EXPERIMENT, or --alphas and --sigmas (with --side and --normalization)",
             click.get_current_context(),
@@ -63,7 +65,6 @@ def schedule_command(
     from udpm.diffusion.schedule import Schedule
     from udpm.report.figures.schedule import draw_schedule, readable_schedule, schedule_table, schedule_warning
 
-    asked = _typed(alphas, sigmas, side, normalization) if by_hand else _experiment(experiment, config)
     side, mean_square, source = _images(asked, dataset)
     table = schedule_table(Schedule.from_config(asked.process), side, mean_square)
     if output is not None:

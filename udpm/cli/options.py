@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ class OutputFile(OutputPath):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """The path."""
-        path = super().convert(value, param, ctx)
+        path: Any = super().convert(value, param, ctx)
         if self.suffixes and path.suffix.lower() not in self.suffixes:
             self.fail(f"{path} must end in {' or '.join(self.suffixes)}", param, ctx)
         return path
@@ -191,7 +191,7 @@ class Verb(click.Command):
         usage = root.params.get("usage")
         if usage is None:
             return super().invoke(ctx)
-        with measured(usage, root.invoked_subcommand):
+        with measured(usage, root.invoked_subcommand or ""):
             return super().invoke(ctx)
 
 
@@ -202,7 +202,7 @@ class Verbs(Group):
 
 
 def check(
-    reads: dict[str, str | Path | None] | None = None,
+    reads: Mapping[str, str | Path | None] | None = None,
     writes: list[Output] | None = None,
     ctx: click.Context | None = None,
 ) -> None:

@@ -234,4 +234,5 @@ def _telling(draw: Callable[..., None]) -> Callable[..., None]:
 
 
 for _drawing in figure_command.commands.values():
-    _drawing.callback = _telling(_drawing.callback)
+    if _drawing.callback is not None:
+        _drawing.callback = _telling(_drawing.callback)

@@ -105,7 +105,7 @@ def sample_command(
     sampling = validate(Sampling, values | given, "sampling")
     kept = milestone(weights.parent, sampling.iteration) if sampling.iteration is not None else None
     check({"sampling.noise": sampling.noise, "sampling.iteration": kept})
-    if selection is not None:
+    if selection is not None and sampling.iteration is not None:
         check_selected(selection, chosen, kept_weights(weights, sampling.iteration), sampling.weights)
     with as_user_errors(f"lower --batch (sampling.batch, is {sampling.batch})"):
         written = draw_samples(weights, sampling, output, chain, shard)
@@ -166,9 +166,9 @@ def export_command(
     SOURCE is a sample set (.npz), or a run's folder: then FOLDER gets its weights, configuration, model card, scores
     and samples. FOLDER is replaced once the new one is whole.
     """
-    if (folder is None) == (output is None):
-        raise click.UsageError("give the folder to write to once: as FOLDER or as --output", context)
     target = folder or output
+    if target is None or (folder is not None and output is not None):
+        raise click.UsageError("give the folder to write to once: as FOLDER or as --output", context)
     if not source.is_dir():
         from udpm.sampling.export import export_images
 

@@ -84,16 +84,19 @@ def reference_command(
     check(extractor_files(scoring))
     device = devices.configure(scoring.device, scoring.threads)
     network = open_extractor(scoring, extractor, device)
-    options = {"flips": flips or scoring.reference_flips, "cache": features}
+    flips = flips or scoring.reference_flips
     if published:
         reference.import_reference(source, network, output)
     elif (source / RECORD).exists():
+        store = open_store(source)
         reference.write_reference(
-            open_store(source), scoring.reference_split, network, scoring.batch, output, **options
+            store, scoring.reference_split, network, scoring.batch, output, flips=flips, cache=features
         )
     else:
         images = open_images(source, count)
-        reference.write_image_reference(images, source.stem, network, scoring.batch, output, **options)
+        reference.write_image_reference(
+            images, source.stem, network, scoring.batch, output, flips=flips, cache=features
+        )
     click.echo(f"{output}: {_told(output)}")
 
 
@@ -205,6 +208,7 @@ def _score(request: dict[str, Any], features: Path | None) -> dict[str, Any]:
     from udpm.config import Scoring
     from udpm.config.validation import validate
     from udpm.core import devices
+    from udpm.core.errors import UserError
     from udpm.data.external import open_images
     from udpm.data.store import open_store
     from udpm.metrics import score as scores
@@ -220,6 +224,8 @@ def _score(request: dict[str, Any], features: Path | None) -> dict[str, Any]:
     elif request["images"]:
         subject = scores.handed_over(open_images(request["images"], request["count"]), Path(request["images"]).name)
     else:
+        if store is None:
+            raise UserError("request: held-out images and noise need a data set, but it names none")
         subject = scores.heldout(store) if request["heldout"] else scores.noise(store, request["noise"])
     network = open_extractor(scoring, request["extractor"], device)
     found = scores.score(subject, store, load_reference(request["reference"]), network, scoring, features)

@@ -53,12 +53,12 @@ def train_command(
     from udpm.config import RunConfig, read_resolved
 
     resolved = read_resolved(RunConfig, config)
-    if not dry_run:
-        _require({"--dataset": dataset, "--cache": cache, "--run": run})
-    check({"weights": resolved.weights})
     if dry_run:
+        check({"weights": resolved.weights})
         _describe(resolved, dataset, cache, run)
         return
+    dataset, cache, run = _given("--dataset", dataset), _given("--cache", cache), _given("--run", run)
+    check({"weights": resolved.weights})
     from udpm.runs.attempts import attempted
 
     # Imports and files may fail, so they come after the attempt is recorded.
@@ -78,10 +78,10 @@ def train_command(
         )
 
 
-def _require(options: dict[str, Path | None]) -> None:
-    for name, value in options.items():
-        if value is None:
-            raise click.UsageError(f"Missing option '{name}'.", click.get_current_context())
+def _given(name: str, value: Path | None) -> Path:
+    if value is None:
+        raise click.UsageError(f"Missing option '{name}'.", click.get_current_context())
+    return value
 
 
 def _describe(config, dataset: Path | None, cache: Path | None, run: Path | None) -> None:
@@ -143,9 +143,9 @@ def clean_command(folders: tuple[Path, ...], yes: bool) -> None:
     A run without checkpoints stays complete. It can no longer go on to more iterations.
     """
     from udpm.core.errors import UserError
-    from udpm.runs.cleaning import find_runs, leftovers, remove
+    from udpm.runs.cleaning import Leftovers, find_runs, leftovers, remove
 
-    found = []
+    found: list[Leftovers] = []
     for folder in folders:
         runs = [leftovers(run) for run in find_runs(folder)]
         if [one.run for one in runs] == [folder] and runs[0].kept:

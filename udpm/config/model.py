@@ -12,6 +12,7 @@ LARGEST_SIDE = 2**14
 """Of images: a weight file that asks for more is not believed."""
 ADM_HEAD_CHANNELS = 64
 """Channels of one attention head in the adm family."""
+Family = Literal["ncsnpp", "ddpmpp", "adm"]
 
 
 class Process(Section):
@@ -44,7 +45,7 @@ class Process(Section):
 class Generator(Section):
     """The U-Net f(x_l, t_l, y) that predicts H^{l-1} x_0; one network for all levels."""
 
-    family: Literal["ncsnpp", "ddpmpp", "adm"] = "ncsnpp"
+    family: Family = "ncsnpp"
     """Architecture: ncsnpp (the paper's), ddpmpp or adm."""
     channels: Annotated[int, Field(gt=0, le=16_384, multiple_of=2)]
     """Base width C, even."""

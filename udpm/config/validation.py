@@ -7,12 +7,13 @@ import os
 import re
 import reprlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, core_schema
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
@@ -332,6 +333,16 @@ class Section(BaseModel):
         if problems:
             raise ValueError("\n".join(dict.fromkeys(problems)))
         return self
+
+
+@dataclass(frozen=True)
+class Exactly:
+    """Annotate a text that must equal a constant. Type checkers refuse a constant's name in ``Literal``."""
+
+    value: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.literal_schema([self.value])
 
 
 class Record(BaseModel):

@@ -84,9 +84,13 @@ class Batches:
         with opened(self.place, "archive of CIFAR-10") as packed:
             try:
                 # As a stream: to look a name up, the library would first unpack everything, and then begin anew.
-                with tarfile.open(fileobj=_Bounded(gzip.GzipFile(fileobj=packed)), mode="r|") as archive:
+                stream: Any = _Bounded(gzip.GzipFile(fileobj=packed))
+                with tarfile.open(fileobj=stream, mode="r|") as archive:
                     member = next(member for member in archive if member.name.rsplit("/", 1)[-1] == name)
-                    return archive.extractfile(member).read()
+                    file = archive.extractfile(member)
+                    if file is None:
+                        raise ValueError(f"{name} is not a file")
+                    return file.read()
             except StopIteration:
                 raise UserError(f"{self.place}: has no {name}; unpack or download it again") from None
             # What damaged bytes make these libraries raise is up to them.
@@ -124,6 +128,7 @@ def open_cifar10(config: DatasetConfig) -> Source:
     Raises:
         UserError: not there and not to be had, incomplete, not batches, or not the official ones.
     """
+    assert config.path is not None
     path = expanded(config.path, "path")
     batches = find_batches(path) or _downloaded(path)
     sums, labels = {}, []

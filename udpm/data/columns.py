@@ -81,7 +81,7 @@ def _tells_of_splits(column: str, values: set[str]) -> bool:
     if word and word.rest in ("", "is") and not word.short and values <= TRUTH:
         return True
     read = [split_word(value) for value in values if value]
-    return all(found and not found.rest for found in read) and len({found.split for found in read}) > 1
+    return all(found and not found.rest for found in read) and len({found.split for found in read if found}) > 1
 
 
 def _text(value: Any) -> str:

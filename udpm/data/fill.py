@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 from collections import Counter
@@ -40,7 +39,8 @@ class Journal:
     """
 
     def __init__(self, path: Path, rows: Path, header: dict[str, Any]) -> None:
-        self._path, self._rows, self._pending = path, rows, []
+        self._path, self._rows = path, rows
+        self._pending: list[Outcome] = []
         self.outcomes: dict[int, Outcome] = {}
         lines = _whole_lines(path)
         if not lines or lines[0] != header or not rows.exists():
@@ -94,7 +94,12 @@ def _text(lines: list[dict[str, Any]]) -> str:
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    return list(itertools.takewhile(lambda line: line is not None, read_json_lines(path, "journal of a preparation")))
+    whole = []
+    for line in read_json_lines(path, "journal of a preparation"):
+        if line is None:
+            break
+        whole.append(line)
+    return whole
 
 
 class _Line(Record):
@@ -186,7 +191,8 @@ class Work:
         """
         side = self.recipe.side
         pixels = np.zeros((len(chunk.names), side, side, 3), dtype=np.uint8)
-        refused, modes = {}, Counter()
+        refused: dict[int, str] = {}
+        modes: Counter[str] = Counter()
         with quiet_decoders():
             for row, (name, key) in enumerate(zip(chunk.names, chunk.keys, strict=True)):
                 try:
@@ -269,4 +275,5 @@ def _begin(work: Work) -> None:
 
 
 def _do(chunk: Chunk) -> Outcome:
+    assert _work is not None
     return _work.do(chunk)

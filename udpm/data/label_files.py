@@ -358,7 +358,7 @@ def _numbered(found: list[tuple[str, int | str]], classes: int) -> tuple[np.ndar
                 "write all as numbers or all as names"
             )
     values = {label for _, label in found}
-    names = natural(values) if isinstance(example, str) else []
+    names = natural(label for label in values if isinstance(label, str))
     last = names[-1] if names else max(values)
     where = next(where for where, label in found if label == last)
     gap = next((number for number in range(len(values)) if number not in values), None)
@@ -371,7 +371,7 @@ def _numbered(found: list[tuple[str, int | str]], classes: int) -> tuple[np.ndar
         raise UserError(
             f"{where}: has {len(values)} classes ({named}), but classes is {classes}; set classes: {len(values)}"
         )
-    numbers = {name: number for number, name in enumerate(names)}
+    numbers: dict[int | str, int] = {name: number for number, name in enumerate(names)}
     labels = np.array([numbers[label] if names else label for _, label in found], dtype=np.int64)
     return labels, [shown(name) for name in names]
 

@@ -231,11 +231,11 @@ def _refuse_alike(tops: list[bytes], places: list[bytes], inside: bytes, root: P
 
 def _innermost(top: bytes, places: list[bytes], inside: bytes) -> bytes:
     """The innermost folder of a split where an archive nests one of the same name in it: seg_train/seg_train."""
-    split, folder = split_word(os.fsdecode(top)).split, top + b"/"
+    outer, folder = split_word(os.fsdecode(top)), top + b"/"
     below = [name[len(inside + folder) :] for name in places if name.startswith(inside + folder)]
     for part in unwrapped(below).split(b"/")[:-1]:
         word = split_word(os.fsdecode(part))
-        if word is None or word.split != split:
+        if word is None or outer is None or word.split != outer.split:
             break
         folder += part + b"/"
     return folder[:-1]
@@ -298,6 +298,7 @@ def _told(names: list[bytes], most: int = 3) -> str:
 
 def _named(places: list[bytes], config: DatasetConfig, root: Path) -> Layout:
     """The splits whose folders the configuration names, from the root or from inside a folder around everything."""
+    assert isinstance(config.splits, SplitFolders)
     wanted = {
         split: [PurePosixPath(name).as_posix().encode() + b"/" for name in names]
         for split, names in config.splits.folders.items()

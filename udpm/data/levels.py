@@ -6,11 +6,11 @@ import hashlib
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 
-from udpm.config.validation import NonNegativeInt, Record, Sha256, validate
+from udpm.config.validation import Exactly, NonNegativeInt, Record, Sha256, validate
 from udpm.core.arrays import check_seal, sealed
 from udpm.core.errors import UserError
 from udpm.core.files import sha256, write_json
@@ -31,7 +31,7 @@ SAMPLE = 256
 class CacheRecord(Record):
     """Required content of ``cache.json``."""
 
-    format: Literal[FORMAT]
+    format: Annotated[str, Exactly(FORMAT)]
     dataset_sha256: Sha256
     files: dict[str, Sha256]
     images_checked: NonNegativeInt = 0

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -180,7 +180,7 @@ class Listing:
         """The images' names with folders separated by a slash, whichever way the system that packed them wrote them."""
         return self.names if self.reader.identity == "zip" else [tidy(name) for name in self.names]
 
-    def left_out(self, used: set[bytes] = frozenset()) -> dict[str, int]:
+    def left_out(self, used: Collection[bytes] = ()) -> dict[str, int]:
         """Number of files that are no images, by suffix, and of those ignored; `used` are files of labels."""
         suffixes = Counter(_suffix(name) for name in self.others if name not in used)
         return dict(sorted(suffixes.items())) | {what: count for what, count in self.ignored.items() if count}
@@ -197,6 +197,7 @@ def list_images(root: Path, limit: int, obtain: str = "") -> Listing:
     Raises:
         UserError: not there, without an image, a loop of links, or two files of one name.
     """
+    reader: TreeReader | ZipReader
     if root.is_dir():
         names, keys, ignored = _walk(os.fsencode(root))
         reader = TreeReader(os.fsencode(root), limit)
@@ -250,6 +251,7 @@ def _files(
     root: bytes, below: bytes, above: tuple, ignored: dict[str, int]
 ) -> Iterator[tuple[bytes, os.stat_result | None]]:
     folder = os.path.join(root, below)
+    status: os.stat_result | None
     try:
         status = os.stat(folder)
         here = (status.st_dev, status.st_ino)

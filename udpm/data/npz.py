@@ -108,7 +108,8 @@ def map_npy(path: str | Path, what: str) -> np.ndarray:
         if not header.count:
             return header.shaped(np.empty(0, header.dtype))
         order = "F" if header.fortran else "C"
-        return np.memmap(file, header.dtype, "r", header.size, header.shape, order)
+        # numpy's stubs want a file that can be written, too.
+        return np.memmap(file, header.dtype, "r", header.size, header.shape, order)  # type: ignore[call-overload]
 
 
 def _npy_header(file: BinaryIO, path: str | Path, what: str) -> _Header:
@@ -118,11 +119,11 @@ def _npy_header(file: BinaryIO, path: str | Path, what: str) -> _Header:
         raise UserError(f"{path}: not a readable {what}: {error}") from None
 
 
-def _arrays_in(file: BinaryIO) -> dict[str, np.ndarray]:
+def _arrays_in(file: BinaryIO) -> dict[str, tuple[int, int, int, int, int]]:
     """Keys of an archive's arrays, by name."""
     if file.read(len(_MAGIC)) == _MAGIC:
         raise Damaged("it is one array (.npy), not an archive of them (.npz)")
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, tuple[int, int, int, int, int]] = {}
     for name, key in Members(file):
         array = name.decode("utf-8", "backslashreplace").removesuffix(".npy")
         if array in found:
@@ -164,7 +165,7 @@ class _Member:
     def read(self, count: int) -> bytes:
         """At most `count` bytes; none at the end."""
         count = min(count, self._left)
-        part = self._stored(count) if self._inflater is None else self._inflated(count)
+        part = self._stored(count) if self._inflater is None else self._inflated(self._inflater, count)
         self._left -= len(part)
         self._crc = zlib.crc32(part, self._crc)
         return part
@@ -179,11 +180,11 @@ class _Member:
         self._packed -= len(part)
         return part
 
-    def _inflated(self, count: int) -> bytes:
+    def _inflated(self, inflater: zlib._Decompress, count: int) -> bytes:
         part = b""
-        while not part and count and not self._inflater.eof:
-            packed = self._inflater.unconsumed_tail or self._stored(_PACKED_BLOCK)
-            part = self._inflater.decompress(packed, count)
+        while not part and count and not inflater.eof:
+            packed = inflater.unconsumed_tail or self._stored(_PACKED_BLOCK)
+            part = inflater.decompress(packed, count)
             if not packed:
                 break
         return part
@@ -214,7 +215,7 @@ class _Counted:
     def __init__(self, file: BinaryIO | _Member) -> None:
         self._file, self.count = file, 0
 
-    def read(self, count: int) -> bytes:
+    def read(self, count: int = _LONGEST_HEADER) -> bytes:
         part = self._file.read(min(count, _LONGEST_HEADER - self.count))
         self.count += len(part)
         return part
@@ -228,10 +229,13 @@ def save_arrays(
     path: str | Path, arrays: dict[str, np.ndarray], record: dict[str, Any], *, compressed: bool = True
 ) -> None:
     """Write arrays, and their record with a digest of it all as JSON in an array `record`, atomically."""
-    text = json.dumps(record | {DIGEST: content_digest(arrays, record)})
+    contents: dict[str, Any] = {
+        **arrays,
+        "record": np.array(json.dumps(record | {DIGEST: content_digest(arrays, record)})),
+    }
     write = np.savez_compressed if compressed else np.savez
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-        write(handle, **arrays, record=np.array(text))
+        write(handle, **contents)
 
 
 def load_arrays(path: str | Path, what: str, made_by: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

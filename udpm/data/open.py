@@ -26,6 +26,7 @@ def open_folder(config: DatasetConfig) -> Source:
         UserError: not there, empty, a loop of links, splits or labels that are not understood, or not the classes that
             are configured.
     """
+    assert config.path is not None
     listing = list_images(expanded(config.path, "path"), config.max_file_bytes, config.obtain)
     places = listing.places()
     layout = arrange(places, [tidy(name) for name in listing.others], config, listing.root)

@@ -158,7 +158,7 @@ class _Job:
         config = self.config.model_dump(mode="json", exclude={"workers", "path"})
         # Stores that were prepared before there were these keys stay recognised.
         config = {key: value for key, value in config.items() if value is not None or key not in ("labels", "splits")}
-        parts = [self.header, config, self.source.splits]
+        parts: list[Any] = [self.header, config, self.source.splits]
         if not self.source.labels_follow_names:
             parts.append(self.source.label_digest())
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())

@@ -11,15 +11,15 @@ import numpy as np
 
 
 class Reader(Protocol):
-    """Reads a source's images; can be sent to another process.
+    """Reads a source's images; can be sent to another process."""
 
-    Attributes:
-        parallel: whether reading and decoding take so long that more processes help.
-        identity: what the images are read from, as far as names and keys do not say.
-    """
+    @property
+    def parallel(self) -> bool:
+        """Whether reading and decoding take so long that more processes help."""
 
-    parallel: bool
-    identity: str
+    @property
+    def identity(self) -> str:
+        """Identity of what the images are read from, where names and keys do not say."""
 
     def load(self, name: bytes, key: np.ndarray) -> bytes | np.ndarray:
         """An encoded file, or (height, width, 3) uint8 pixels; raises `picture.ImageError`."""

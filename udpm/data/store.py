@@ -7,13 +7,13 @@ import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.lib import format as npy
 from pydantic import model_validator
 
-from udpm.config.validation import Classes, PositiveInt, Record, Sha256, SplitRanges, validate
+from udpm.config.validation import Classes, Exactly, PositiveInt, Record, Sha256, SplitRanges, validate
 from udpm.core.arrays import check_seal
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
@@ -35,7 +35,7 @@ BLOCK_BYTES = 1 << 24
 class DatasetRecord(Record):
     """Required content of ``dataset.json``."""
 
-    format: Literal[FORMAT]
+    format: Annotated[str, Exactly(FORMAT)]
     count: PositiveInt
     side: PositiveInt
     classes: Classes
@@ -170,6 +170,7 @@ class Store:
         """
         size = self.side * self.side * 3
         count = max(1, BLOCK_BYTES // size)
+        assert isinstance(self.images, np.memmap)
         try:
             with open(self.folder / IMAGES, "rb") as file:
                 file.seek(self.images.offset)

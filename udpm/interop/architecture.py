@@ -9,6 +9,7 @@ import re
 
 import torch
 
+from udpm.config.model import Family
 from udpm.networks.discriminator import Discriminator, DiscriminatorShape
 from udpm.networks.unet import IMAGE_CHANNELS, UNet, UNetShape
 from udpm.networks.weights import FLOATS
@@ -212,7 +213,7 @@ def _shown(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
 
 
-def _family(tensors: Tensors) -> str:
+def _family(tensors: Tensors) -> Family:
     if "net.out_conv.weight" in tensors:
         return "adm"
     return "ncsnpp" if f"net.map_noise.{FREQUENCIES}" in tensors else "ddpmpp"

@@ -174,7 +174,8 @@ def differences(found: ModelConfig, wanted: ModelConfig) -> list[str]:
 
     Dropout does not count: it decides neither; and of label dropout only whether there is any.
     """
-    pairs = {"side": (found.side, wanted.side), "classes": (found.classes, wanted.classes)}
+    pairs: dict[str, tuple[Any, ...]] = {}
+    pairs |= {"side": (found.side, wanted.side), "classes": (found.classes, wanted.classes)}
     for section in ("process", "generator"):
         ours, theirs = (getattr(model, section).model_dump() for model in (found, wanted))
         pairs |= {f"{section}.{key}": (ours[key], theirs[key]) for key in ours}
@@ -185,7 +186,7 @@ def differences(found: ModelConfig, wanted: ModelConfig) -> list[str]:
 
 
 def _identified(held: dict[str, Tensors], paths: list[Path], classes: int | None) -> Imported:
-    generators = {kind: held[kind] for kind in ("ema", "raw") if kind in held}
+    generators: dict[str, Tensors] = {kind: held[kind] for kind in ("ema", "raw") if kind in held}
     discriminator = held.get("discriminator")
     judge: DiscriminatorShape | None = None
     if discriminator is not None:
@@ -201,7 +202,7 @@ def _identified(held: dict[str, Tensors], paths: list[Path], classes: int | None
     if any(other != shape for other in shapes.values()):
         raise UnknownArchitecture(f"the files hold different networks: {', '.join(map(str, shapes.values()))}")
     networks = {kind: architecture.load_generator(tensors, shape) for kind, tensors in generators.items()}
-    if judge is not None:
+    if judge is not None and discriminator is not None:
         networks["discriminator"] = architecture.load_discriminator(discriminator, judge)
     return Imported(
         networks,

@@ -130,6 +130,8 @@ def bring_over(
         UserError: see `importer.read_weights`; flags, tensors and options contradict each other; or a file is there.
     """
     if not checkpoints:
+        if described is None or name is None:
+            raise UserError("--name: an experiment takes --config or --command, which say what it is")
         files = _experiment(name, folder, described, None, None, None)
         _check_trains(described, name)
         return _written(files, described, [])
@@ -173,14 +175,14 @@ def _settled(
     if described is not None and described.names_schedule:
         named[described.source] = validate(Process, described.experiment["process"], described.source)
     told = {source: process for source, process in named.items() if process is not None}
-    first = next(iter(told), None)
+    wanted = schedule.normalization
+    if not told:
+        process = Process.model_validate(PAPER_SCHEDULE | ({"normalization": wanted} if wanted else {}))
+        return process, ["no schedule is given: the paper's is taken (--alphas and --sigmas give another)"]
+    first = next(iter(told))
     for source, process in told.items():
         if process != told[first]:
             raise UserError(f"{source}: names another schedule than {first}; leave one of them out")
-    wanted = schedule.normalization
-    if first is None:
-        process = Process.model_validate(PAPER_SCHEDULE | ({"normalization": wanted} if wanted else {}))
-        return process, ["no schedule is given: the paper's is taken (--alphas and --sigmas give another)"]
     if wanted not in (None, told[first].normalization):
         raise UserError(f"--normalization: {wanted}, but {first} says {told[first].normalization}")
     return told[first], []
@@ -198,7 +200,7 @@ def _experiment(
     if described is None:
         raise UserError("--name: an experiment takes --config or --command, which say what it is")
     values, dataset = dict(described.experiment), described.dataset
-    if weights is not None:
+    if weights is not None and imported is not None and process is not None:
         kinds = imported.networks.keys() - {"discriminator"}
         # Imported weights are of one iteration: there is none to choose.
         sampling = {key: value for key, value in values.get("sampling", {}).items() if key != "iteration"}
@@ -284,10 +286,13 @@ def _agreed(described: Described, model: ModelConfig, where: str) -> Described:
 
 def _iteration(described: Described | None, imported: Imported, where: str) -> int | None:
     """The iteration that a file's name or --from_itrs tells."""
-    wanted = described.iteration if described is not None else None
-    if wanted is not None and imported.iteration not in (None, wanted):
-        raise UserError(f"{described.source}: from_itrs is {wanted}, but {where} is of iteration {imported.iteration}")
-    return wanted if imported.iteration is None else imported.iteration
+    if described is None or described.iteration is None:
+        return imported.iteration
+    if imported.iteration not in (None, described.iteration):
+        raise UserError(
+            f"{described.source}: from_itrs is {described.iteration}, but {where} is of iteration {imported.iteration}"
+        )
+    return described.iteration
 
 
 class _Dumper(yaml.SafeDumper):

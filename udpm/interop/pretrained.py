@@ -28,7 +28,7 @@ def adopt(config: RunConfig, run: Path) -> None:
         UserError: the weights are missing, damaged or another model's.
     """
     imported = _read(config)
-    wrong = differences(imported.model(config.process, config.weights), config.model)
+    wrong = differences(imported.model(config.process, str(config.weights)), config.model)
     if wrong:
         raise UserError(f"{config.weights}: is not the model of experiment {config.experiment}: {'; '.join(wrong)}")
     weights = run / "weights.safetensors"
@@ -64,13 +64,16 @@ def starting_point(config: RunConfig) -> tuple[dict[str, Tensors], dict[str, Any
     """
     imported = _read(config)
     wanted = config.model
-    wrong = differences(imported.model(wanted.process, config.weights), wanted)
+    wrong = differences(imported.model(wanted.process, str(config.weights)), wanted)
     wrong = [difference for difference in wrong if not difference.startswith("process.")]
     if wrong:
         raise UserError(f"{config.weights}: cannot start experiment {config.experiment}: {'; '.join(wrong)}")
     networks = imported.networks
-    return {"raw": networks.get("raw", networks.get("ema")), **networks}, imported.origin
+    # A file without trained weights has averaged ones.
+    raw = networks["raw"] if "raw" in networks else networks["ema"]
+    return {"raw": raw, **networks}, imported.origin
 
 
 def _read(config: RunConfig) -> Imported:
+    assert config.weights is not None
     return read_weights([config.weights], config.model.classes or None)

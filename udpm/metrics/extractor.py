@@ -5,14 +5,14 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from pydantic import Field
 
 from udpm.config.scoring import Scoring
-from udpm.config.validation import PositiveInt, Record, Sha256, validate
+from udpm.config.validation import Exactly, PositiveInt, Record, Sha256, validate
 from udpm.core.arrays import check_seal
 from udpm.core.containers import check_archive
 from udpm.core.devices import describe_failure, is_device_failure
@@ -44,7 +44,7 @@ REPEATABLE = 1e-2
 class ExtractorRecord(Record):
     """Required content of an extractor's record."""
 
-    format: Literal[FORMAT]
+    format: Annotated[str, Exactly(FORMAT)]
     sha256: Sha256
     name: Annotated[str, Field(min_length=1)]
     side: PositiveInt | None = None

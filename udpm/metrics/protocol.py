@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from udpm.config.validation import Classes, NonNegativeFloat, NonNegativeInt, PositiveInt, Record, completed
+from udpm.config.validation import Classes, Exactly, NonNegativeFloat, NonNegativeInt, PositiveInt, Record, completed
 from udpm.core.arrays import check_seal
 from udpm.core.classes import class_title
 from udpm.core.errors import UserError
@@ -123,7 +123,7 @@ class Made(Record):
 class Score(Record):
     """Required content of a score."""
 
-    format: Literal[FORMAT]
+    format: Annotated[str, Exactly(FORMAT)]
     subject: Scored
     metrics: dict[str, Metric]
     protocol: Protocol

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
-from udpm.config.validation import PositiveInt, Record, Sha256, SplitRanges, validate
+from udpm.config.validation import Exactly, PositiveInt, Record, Sha256, SplitRanges, validate
 from udpm.core import devices, provenance
 from udpm.core.arrays import check_array
 from udpm.core.errors import UserError
@@ -43,7 +43,7 @@ class ExtractorRecord(Record):
 class ReferenceRecord(Record):
     """Required content of a reference's record."""
 
-    format: Literal[FORMAT]
+    format: Annotated[str, Exactly(FORMAT)]
     dataset: str
     dataset_sha256: Sha256 | None
     dataset_splits: SplitRanges | None = None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, model_validator
 
-from udpm.config.validation import NonNegativeFloat, NonNegativeInt, Record, completed
+from udpm.config.validation import Exactly, NonNegativeFloat, NonNegativeInt, Record, completed
 from udpm.core import provenance
 from udpm.core.arrays import check_seal
 from udpm.core.errors import UserError
@@ -33,7 +33,7 @@ class Milestone(Record):
 class Selection(Record):
     """Required content of a selection."""
 
-    format: Literal[FORMAT]
+    format: Annotated[str, Exactly(FORMAT)]
     experiment: str | None
     run_seed: NonNegativeInt | None
     iteration: NonNegativeInt

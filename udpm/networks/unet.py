@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from udpm.config.model import Family
 from udpm.networks.layers import (
     NCSNPP,
     STYLES,
@@ -89,7 +90,7 @@ class UNetShape:
         upscale: output side over input side; 1 only to count what a network without doubling would cost.
     """
 
-    family: str
+    family: Family
     side: int
     channels: int
     multipliers: tuple[int, ...]

@@ -9,12 +9,12 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from udpm.config.validation import Classes, NonNegativeInt, PositiveInt, Record, Sha256, validate
+from udpm.config.validation import Classes, Exactly, NonNegativeInt, PositiveInt, Record, Sha256, validate
 from udpm.core.arrays import SEAL, check_array, check_seal, sealed
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path, sha256, sync, unfinished, write_json
@@ -48,7 +48,7 @@ class NoiseFile(Record):
 class SamplesRecord(Record):
     """Required content of a sample set's record; None where a value is unknown."""
 
-    format: Literal[FORMAT]
+    format: Annotated[str, Exactly(FORMAT)]
     count: PositiveInt
     sha256: Sha256
     classes: Classes = 0
