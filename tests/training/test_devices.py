@@ -24,6 +24,7 @@ from udpm.metrics.protocol import sampling_words, used_tf32, way
 from udpm.metrics.selection import select
 from udpm.networks.discriminator import batch_deviation
 from udpm.networks.inference import compiled
+from udpm.networks.layers import SelfAttention
 from udpm.networks.weights import load_model
 from udpm.sampling.sampler import Sampler
 from udpm.training import checkpoint
@@ -186,7 +187,7 @@ def train_by_two(digits, folder, capsys):
 
 @pytest.fixture
 def second_of_two(group, monkeypatch):
-    monkeypatch.setattr("udpm.training.writer.detect_ranks", lambda world: RankInfo(1, world, 1))
+    monkeypatch.setattr("udpm.training.trainer.detect_ranks", lambda world: RankInfo(1, world, 1))
     return group
 
 
@@ -356,7 +357,7 @@ def test_a_task_of_srun_may_have_a_gpu_of_its_own(visible, count, expected):
 
 def test_training_as_a_task_with_a_gpu_of_its_own(levels, visible, monkeypatch, tmp_path):
     visible(1)
-    monkeypatch.setattr("udpm.training.writer.detect_ranks", lambda world: detect_ranks(world, TASK))
+    monkeypatch.setattr("udpm.training.trainer.detect_ranks", lambda world: detect_ranks(world, TASK))
     config = tiny.run_config(training__device="cuda", training__processes_per_node=4, training__backend="nccl")
     monkeypatch.setattr(dist, "is_nccl_available", lambda: False)
     with pytest.raises(UserError, match="nccl is not in this PyTorch"):
@@ -557,3 +558,25 @@ def test_the_small_runs_stay_on_the_cpu(visible):
         assert {getattr(experiment, part).device for part in ("training", "sampling", "scoring")} == {"cpu"}
     assert tiny.run_config().training.device == "cpu"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+class OnGpu(torch.Tensor):
+    """A CPU's tensor that says it is on a GPU."""
+
+    is_cuda = property(lambda self: True)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_attention_on_a_gpu_gets_maps_that_its_fused_kernels_take(monkeypatch, layout):
+    torch.manual_seed(0)
+    attention, given = SelfAttention(8, 2, 1e-6, 1.0), []
+    x = torch.randn(2, 8, 4, 4).to(memory_format=layout)
+    expected, plain = attention(x), torch.nn.functional.scaled_dot_product_attention
+
+    def kernel(*parts):
+        given.extend(part.is_contiguous() for part in parts)
+        return plain(*parts)
+
+    monkeypatch.setattr("udpm.networks.layers.F.scaled_dot_product_attention", kernel)
+    torch.testing.assert_close(attention(x.as_subclass(OnGpu)).as_subclass(torch.Tensor), expected)
+    assert given == [True, True, True]

@@ -2,17 +2,23 @@
 
 import json
 import signal
+import traceback
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
 
+import udpm
 from udpm.core import devices
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.networks.weights import load_model
 from udpm.runs.attempts import FILE
+from udpm.training.batch import TrainingBatch
 from udpm.training.checkpoint import checkpoints
 from udpm.training.trainer import Trainer, train
+
+PACKAGE = Path(udpm.__file__).parent
 
 
 def test_the_run_says_what_it_is(trained):
@@ -183,3 +189,20 @@ def test_a_killed_process_resumes_exactly(undisturbed, tmp_path, number, after):
     assert not (run / "complete.json").exists()
     assert "resumed at iteration" in tiny.udpm(*command, run).stderr
     tiny.assert_same_weights(run, expected)
+
+
+def test_few_calls_lead_from_the_command_to_the_loss(digits, tmp_path, monkeypatch):
+    """What computes a loss is found by reading six functions in four files."""
+    calls = []
+
+    def looked_at(self, schedule):
+        calls.extend(frame for frame in traceback.extract_stack() if frame.filename.startswith(f"{PACKAGE}/"))
+        raise UserError("seen")
+
+    monkeypatch.setattr(TrainingBatch, "state", looked_at)
+    config = tiny.write_config(tmp_path)
+    folders = ("--dataset", digits / "dataset", "--cache", digits / "cache", "--run", tmp_path / "run")
+    assert tiny.call("train", config, *folders) == 2
+    assert calls[-1].name == "discriminator_losses"
+    assert len(calls) <= 6, calls
+    assert len({frame.filename for frame in calls}) <= 4, calls

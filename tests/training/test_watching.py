@@ -19,10 +19,9 @@ from udpm.core.progress import duration
 from udpm.networks.build import build_generator
 from udpm.networks.flops import multiply_adds
 from udpm.networks.unet import UNet
-from udpm.report import dryrun
 from udpm.runs import lock as owners
 from udpm.runs.status import QUIET_AT_FIRST
-from udpm.training.estimate import _Flops, estimate_resources, iteration_cost, snapshot_warning
+from udpm.training.estimate import _Flops, estimate_resources, iteration_cost, milestone_warning
 from udpm.training.metrics import progress_line, progress_text
 from udpm.training.previews import COLUMNS, draw_preview, preview_labels, preview_path
 from udpm.training.state import State
@@ -34,7 +33,6 @@ def quick():
     """Nobody else is after these folders, so there is nothing to settle."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owners, "SETTLE", 0.01)
-        patch.setattr(dryrun, "TRYING_SECONDS", 0.01)
         yield
 
 
@@ -403,14 +401,14 @@ def test_needs_are_those_of_the_files(levels, tmp_path):
     needs = estimate_resources(config, 6)
     sizes = {
         "checkpoint": tmp_path / "checkpoints/000000006.safetensors",
-        "snapshot": tmp_path / "milestones/000000006.safetensors",
+        "milestone": tmp_path / "milestones/000000006.safetensors",
         "final": tmp_path / "weights.safetensors",
     }
     for name, path in sizes.items():
         with open(path, "rb") as file:
             header = 8 + int.from_bytes(file.read(8), "little")
         assert path.stat().st_size - header == getattr(needs, name), name
-    assert needs.snapshots == len(list((tmp_path / "milestones").iterdir())) == 2
+    assert needs.milestones == len(list((tmp_path / "milestones").iterdir())) == 2
     assert needs.parameters == json.loads((tmp_path / "complete.json").read_text())["parameters"]
     state = State.fresh(config, torch.device("cpu"))
     assert needs.averages == sum(
@@ -420,13 +418,13 @@ def test_needs_are_those_of_the_files(levels, tmp_path):
 
 def test_milestones_are_said_beforehand_where_they_are_large(tmp_path):
     needs = estimate_resources(tiny.run_config(), 600_000)
-    assert snapshot_warning(needs, 0, 10_000, tmp_path) is None
-    large = type(needs)(**vars(needs) | {"snapshot": 230_950_448, "snapshots": 60})
-    told = snapshot_warning(large, 0, 10_000, tmp_path)
+    assert milestone_warning(needs, 0, 10_000, tmp_path) is None
+    large = type(needs)(**vars(needs) | {"milestone": 230_950_448, "milestones": 60})
+    told = milestone_warning(large, 0, 10_000, tmp_path)
     assert "milestones will take 60 × 0.23 GB = 13.86 GB (training.keep_every: 10000" in told
-    assert "50 × 0.23 GB" in snapshot_warning(large, 100_000, 10_000, tmp_path)
-    huge = type(needs)(**vars(needs) | {"snapshot": 10**18, "snapshots": 60})
-    assert snapshot_warning(huge, 0, 10_000, tmp_path).startswith("warning: ")
+    assert "50 × 0.23 GB" in milestone_warning(large, 100_000, 10_000, tmp_path)
+    huge = type(needs)(**vars(needs) | {"milestone": 10**18, "milestones": 60})
+    assert milestone_warning(huge, 0, 10_000, tmp_path).startswith("warning: ")
 
 
 def test_arithmetic_is_counted_as_the_cost_of_a_call_is():

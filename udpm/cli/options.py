@@ -184,15 +184,17 @@ class OutputPlace(OutputPath):
 class Verb(click.Command):
     """A command that is run only if its outputs harm nothing: see `udpm.core.outputs.guard`."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Check, and run it; what it used is measured where that is asked for."""
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, and check; what the command uses is measured from here on where that is asked for."""
+        rest = super().parse_args(ctx, args)
+        if ctx.resilient_parsing:
+            return rest
         check(ctx=ctx)
         root = ctx.find_root()
         usage = root.params.get("usage")
-        if usage is None:
-            return super().invoke(ctx)
-        with measured(usage, root.invoked_subcommand or ""):
-            return super().invoke(ctx)
+        if usage is not None:
+            ctx.with_resource(measured(usage, root.invoked_subcommand or ""))
+        return rest
 
 
 class Verbs(Group):

@@ -117,8 +117,10 @@ def _training(config: RunConfig, iterations: int) -> str:
 
 def _disk(config: RunConfig, needs: ResourceEstimate) -> str:
     told = f"checkpoints {format_total(KEPT, needs.checkpoint)}, one more during a save; "
-    if needs.snapshots:
-        told += f"milestones {format_total(needs.snapshots, needs.snapshot)}, one every {config.training.keep_every}; "
+    if needs.milestones:
+        told += (
+            f"milestones {format_total(needs.milestones, needs.milestone)}, one every {config.training.keep_every}; "
+        )
     return told + f"weights at the end {format_bytes(needs.final)}"
 
 

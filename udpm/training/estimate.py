@@ -25,7 +25,7 @@ from udpm.training.lpips import Perceptual
 
 GB, MB = 1e9, 1e6
 WARN_ABOVE_BYTES = 1e9
-"""Bytes of snapshots above which training says beforehand what they will take."""
+"""Bytes of milestones above which training says beforehand what they will take."""
 FLOAT = 4
 """Bytes of a parameter; all are kept in float32."""
 GRADIENTS = 3
@@ -47,8 +47,8 @@ class ResourceEstimate:
         moments: Adam's.
         averages: of the generator.
         checkpoint: one.
-        snapshot: one.
-        snapshots: how many there will be.
+        milestone: one.
+        milestones: how many there will be.
         final: the weights at the end.
     """
 
@@ -58,8 +58,8 @@ class ResourceEstimate:
     moments: int
     averages: int
     checkpoint: int
-    snapshot: int
-    snapshots: int
+    milestone: int
+    milestones: int
     final: int
 
     @property
@@ -90,14 +90,14 @@ def estimate_resources(config: RunConfig, iterations: int) -> ResourceEstimate:
         moments=2 * gradients,
         averages=averages * generator,
         checkpoint=weights + 2 * gradients + averages * generator + counters,
-        snapshot=max(averages, 1) * generator,
-        snapshots=iterations // every if every else 0,
+        milestone=max(averages, 1) * generator,
+        milestones=iterations // every if every else 0,
         final=(averages + 1) * generator,
     )
 
 
-def snapshot_warning(estimate: ResourceEstimate, done: int, every: int, run: Path) -> str | None:
-    """Return one line on the disk that snapshots still to come will take, or None where it is not much.
+def milestone_warning(estimate: ResourceEstimate, done: int, every: int, run: Path) -> str | None:
+    """Return one line on the disk that milestones still to come will take, or None where it is not much.
 
     Args:
         estimate: of the run.
@@ -105,12 +105,14 @@ def snapshot_warning(estimate: ResourceEstimate, done: int, every: int, run: Pat
         every: training.keep_every.
         run: the run's folder, existing.
     """
-    ahead = estimate.snapshots - (done // every if every else 0)
-    if ahead * estimate.snapshot <= WARN_ABOVE_BYTES:
+    ahead = estimate.milestones - (done // every if every else 0)
+    if ahead * estimate.milestone <= WARN_ABOVE_BYTES:
         return None
-    text = f"milestones will take {format_total(ahead, estimate.snapshot)} (training.keep_every: {every}; 0 keeps none)"
+    text = (
+        f"milestones will take {format_total(ahead, estimate.milestone)} (training.keep_every: {every}; 0 keeps none)"
+    )
     free = shutil.disk_usage(run).free
-    return text if free > ahead * estimate.snapshot else f"warning: {text}, but only {format_bytes(free)} are free"
+    return text if free > ahead * estimate.milestone else f"warning: {text}, but only {format_bytes(free)} are free"
 
 
 def format_total(count: int, size: int) -> str:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from udpm.config.experiment import RunConfig
+from udpm.core import devices
 from udpm.core.devices import as_user_errors
-from udpm.core.distributed import RankInfo, all_reduce_mean
+from udpm.core.distributed import Agreement, RankInfo, all_reduce_mean, detect_ranks, process_group
 from udpm.core.errors import UserError
+from udpm.core.processes import StopRequest
 from udpm.data.levels import Levels
 from udpm.data.loader import Batches, Residence
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.inference import compiled
-from udpm.runs.lock import STALE_SECONDS
+from udpm.runs.attempts import Attempt, attempted, make_folder
+from udpm.runs.config_guard import preparation_changes
+from udpm.runs.lock import STALE_SECONDS, RunLock
 from udpm.training.batch import (
     BatchSource,
     Prefetcher,
@@ -33,11 +36,8 @@ from udpm.training.losses import LossWeights, Perceptual, discriminator_losses, 
 from udpm.training.lpips import load_lpips
 from udpm.training.metrics import Metrics, NotFinite
 from udpm.training.state import State
-from udpm.training.writer import memory_advice, open_run
-
-if TYPE_CHECKING:
-    from udpm.core.processes import StopRequest
-    from udpm.runs.attempts import Attempt
+from udpm.training.tensorboard import writer_class
+from udpm.training.writer import RunWriter
 
 Losses = dict[str, torch.Tensor]
 
@@ -78,7 +78,7 @@ def train(
     with open_run(config, levels, run, stop, deadline, stale, attempt, allow_world_size_change) as writer:
         if not writer.begin():
             return
-        with as_user_errors(memory_advice(config, writer.device)), closing(writer):
+        with as_user_errors(_memory_advice(config, writer.device)), closing(writer):
             trainer = Trainer(config, levels, writer.device, writer.place)
             metrics = writer.resume(trainer.state, trainer.iterations)
             try:
@@ -88,6 +88,64 @@ def train(
             except NotFinite as problem:
                 writer.fail(problem, partial(trainer.global_batch, problem.player, problem.iteration))
             writer.finish()
+
+
+@contextmanager
+def open_run(
+    config: RunConfig,
+    levels: Levels,
+    run: Path,
+    stop: StopRequest | bool,
+    deadline: float,
+    stale: float,
+    attempt: Attempt | None,
+    allow_world_size_change: bool,
+) -> Iterator[RunWriter]:
+    """Connect the processes of a training and take the run's folder, waiting while another trainer has it.
+
+    Args:
+        config: of the run.
+        levels: the data set and its caches.
+        run: the run's folder.
+        stop: asked while waiting, and after every iteration.
+        deadline: on the monotonic clock, when to stop with the state saved.
+        stale: seconds after which another trainer that shows no sign of life is taken for dead.
+        attempt: this attempt, if it has begun already.
+        allow_world_size_change: continue a run of another number of processes, and note it.
+
+    Raises:
+        StoppedEarly: a signal came while waiting.
+        UserError: the number of processes is wrong, the data set was prepared otherwise than the configuration says,
+            the device or an extra is missing.
+    """
+    with nullcontext(attempt) if attempt is not None else attempted(run, config, allow_world_size_change) as attempt:
+        _check_prepared(levels, config)
+        training, place = config.training, detect_ranks(config.training.processes)
+        if training.tensorboard:
+            writer_class()
+        device = devices.configure(
+            training.device, training.threads, place.local, tf32=training.tf32, own_gpu=place.by_srun
+        )
+        make_folder(run)
+        with process_group(place, _backend(config, device), run, stop, device):
+            agreement = Agreement(place)
+            with RunLock(run, stop, stale, attempt.record) if place.rank == 0 else nullcontext() as owner:
+                attempt.take_over()
+                # Barrier: no rank reads the folder before it is this run's.
+                agreement.any_rank(False)
+                yield RunWriter(
+                    config, levels, run, stop, device, place, agreement, owner, attempt, deadline,
+                    allow_world_size_change,
+                )  # fmt: skip
+
+
+def _check_prepared(levels: Levels, config: RunConfig) -> None:
+    otherwise = preparation_changes(levels.store.record, config.dataset)
+    if otherwise:
+        raise UserError(
+            f"{levels.store.folder}: was not prepared as the run's configuration says "
+            f"({'; '.join(otherwise.values())}); resolve the run again, or prepare the data set again"
+        )
 
 
 class Trainer:
@@ -251,3 +309,22 @@ def _iterations(config: RunConfig, images: Batches) -> int:
             f"{training.batch}; lower training.batch"
         )
     return min(training.iterations, passes)
+
+
+def _memory_advice(config: RunConfig, device: torch.device) -> str:
+    """Return what to change where memory runs out."""
+    training = config.training
+    advice = [f"raise training.accumulate (is {training.accumulate}) or lower training.batch (is {training.batch})"]
+    if device.type == "cuda" and training.data != "memory":
+        advice.append("keep the images off the GPU (training.data: memory)")
+    if device.type == "cuda" and training.precision == "float32":
+        advice.append("train in training.precision: bfloat16")
+    return ", ".join(advice)
+
+
+def _backend(config: RunConfig, device: torch.device) -> str:
+    if config.training.backend == "nccl" and device.type != "cuda":
+        raise UserError("training.backend: nccl is for GPUs, and this training is on the CPU; use auto or gloo")
+    if config.training.backend != "auto":
+        return config.training.backend
+    return "nccl" if device.type == "cuda" else "gloo"

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from udpm.config.experiment import RunConfig
 from udpm.config.validation import validate
 from udpm.core import devices, provenance
 from udpm.core.arrays import sealed
-from udpm.core.distributed import Agreement, RankInfo, detect_ranks, process_group
+from udpm.core.distributed import Agreement, RankInfo
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import remove_temporary, sha256, write_json
 from udpm.core.processes import StopRequest
@@ -28,89 +29,31 @@ from udpm.core.usage import count_images
 from udpm.data.levels import Levels
 from udpm.networks.flops import parameters
 from udpm.networks.weights import save_weights
-from udpm.runs.attempts import Attempt, attempted, make_folder
+from udpm.runs.attempts import Attempt
 from udpm.runs.config_guard import (
     ITERATIONS,
     MUTABLE_KEYS,
     WORLD_SIZE_KEYS,
     check_config,
     differences,
-    preparation_changes,
 )
 from udpm.runs.layout import milestone
 from udpm.runs.lock import RECORD, RunLock
 from udpm.runs.records import SEALED, is_finished, read_complete
 from udpm.training.batch import TrainingBatch
 from udpm.training.checkpoint import forget_after, resume, save_checkpoint, save_failure
-from udpm.training.estimate import estimate_resources, snapshot_warning
+from udpm.training.estimate import estimate_resources, milestone_warning
 from udpm.training.metrics import Metrics, NotFinite, progress_line, progress_text
 from udpm.training.previews import draw_preview, preview_path, write_preview
 from udpm.training.state import State
-from udpm.training.tensorboard import Events, writer_class
+from udpm.training.tensorboard import Events
 
 
-@contextmanager
-def open_run(
-    config: RunConfig,
-    levels: Levels,
-    run: Path,
-    stop: StopRequest | bool,
-    deadline: float,
-    stale: float,
-    attempt: Attempt | None,
-    allow_world_size_change: bool,
-) -> Iterator[RunWriter]:
-    """Connect the processes of a training and take the run's folder, waiting while another trainer has it.
-
-    Args:
-        config: of the run.
-        levels: the data set and its caches.
-        run: the run's folder.
-        stop: asked while waiting, and after every iteration.
-        deadline: on the monotonic clock, when to stop with the state saved.
-        stale: seconds after which another trainer that shows no sign of life is taken for dead.
-        attempt: this attempt, if it has begun already.
-        allow_world_size_change: continue a run of another number of processes, and note it.
-
-    Raises:
-        StoppedEarly: a signal came while waiting.
-        UserError: the number of processes is wrong, the data set was prepared otherwise than the configuration says,
-            the device or an extra is missing.
-    """
-    with nullcontext(attempt) if attempt is not None else attempted(run, config, allow_world_size_change) as attempt:
-        _check_prepared(levels, config)
-        training, place = config.training, detect_ranks(config.training.processes)
-        if training.tensorboard:
-            writer_class()
-        device = devices.configure(
-            training.device, training.threads, place.local, tf32=training.tf32, own_gpu=place.by_srun
-        )
-        make_folder(run)
-        with process_group(place, _backend(config, device), run, stop, device):
-            agreement = Agreement(place)
-            with RunLock(run, stop, stale, attempt.record) if place.rank == 0 else nullcontext() as owner:
-                attempt.take_over()
-                # Barrier: no rank reads the folder before it is this run's.
-                agreement.any_rank(False)
-                yield RunWriter(
-                    config, levels, run, stop, device, place, agreement, owner, attempt, deadline,
-                    allow_world_size_change,
-                )  # fmt: skip
-
-
-def _check_prepared(levels: Levels, config: RunConfig) -> None:
-    otherwise = preparation_changes(levels.store.record, config.dataset)
-    if otherwise:
-        raise UserError(
-            f"{levels.store.folder}: was not prepared as the run's configuration says "
-            f"({'; '.join(otherwise.values())}); resolve the run again, or prepare the data set again"
-        )
-
-
+@dataclass
 class RunWriter:
     """The run's folder, as one of the processes of an attempt sees it.
 
-    Args:
+    Attributes:
         config: of the run.
         levels: the data set and its caches.
         run: the run's folder.
@@ -122,37 +65,35 @@ class RunWriter:
         attempt: this attempt.
         deadline: on the monotonic clock.
         allow_world_size_change: whether the number of processes may be another than before.
+        history: numbers of processes so far, and from which iteration.
+        origin: of the weights that training started from, if any.
+        saved: when the last checkpoint was written, on the monotonic clock.
+        events: TensorBoard's, where they are asked for.
+        state: what is saved; given to `resume`, as are the following.
+        iterations: at the end of training.
+        metrics: of the interval.
+        progress: a bar, on terminals.
     """
 
-    state: State
-    """What is saved; given by `resume`, as are the following."""
-    iterations: int
-    metrics: Metrics
-    progress: tqdm
-
-    def __init__(
-        self,
-        config: RunConfig,
-        levels: Levels,
-        run: Path,
-        stop: StopRequest | bool,
-        device: torch.device,
-        place: RankInfo,
-        agreement: Agreement,
-        owner: RunLock | None,
-        attempt: Attempt,
-        deadline: float,
-        allow_world_size_change: bool,
-    ) -> None:
-        self.config, self.levels, self.run, self.stop = config, levels, run, stop
-        self.device, self.place, self.agreement, self.owner = device, place, agreement, owner
-        self.attempt, self.deadline, self.allow_world_size_change = attempt, deadline, allow_world_size_change
-        self.history: list[dict[str, int]] = []
-        self.origin: dict[str, Any] | None = None
-        self.events: Events | None = None
-        self.saved = time.monotonic()
-
-    # --- beginning ---
+    config: RunConfig
+    levels: Levels
+    run: Path
+    stop: StopRequest | bool
+    device: torch.device
+    place: RankInfo
+    agreement: Agreement
+    owner: RunLock | None
+    attempt: Attempt
+    deadline: float
+    allow_world_size_change: bool
+    history: list[dict[str, int]] = field(default_factory=list)
+    origin: dict[str, Any] | None = None
+    saved: float = 0.0
+    events: Events | None = None
+    state: State = field(init=False)
+    iterations: int = field(init=False)
+    metrics: Metrics = field(init=False)
+    progress: tqdm = field(init=False)
 
     def begin(self) -> bool:
         """Claim the folder for this run; return whether anything is left to train.
@@ -231,13 +172,11 @@ class RunWriter:
             )
 
     def _warn_disk(self) -> None:
-        """Say how much disk the snapshots still ahead will take, where that is much."""
+        """Say how much disk the milestones still ahead will take, where that is much."""
         needs = estimate_resources(self.config, self.iterations)
-        warning = snapshot_warning(needs, self.state.iteration, self.config.training.keep_every, self.run)
+        warning = milestone_warning(needs, self.state.iteration, self.config.training.keep_every, self.run)
         if warning is not None:
             self._log(warning, sys.stderr)
-
-    # --- during training ---
 
     def after_iteration(self, learning_rate: float) -> None:
         """Write what is due after an iteration, and stop where that is asked for.
@@ -267,7 +206,7 @@ class RunWriter:
         if training.preview_every and iteration % training.preview_every == 0:
             self._save_preview()
         if keeps:
-            self._commit(self._save_snapshot)
+            self._commit(self._save_milestone)
         if saves:
             self._check_replicas_equal()
             self._commit(self._save_checkpoint)
@@ -307,7 +246,7 @@ class RunWriter:
         if self.events is not None:
             self.events.add_image(grid, self.state.iteration)
 
-    def _save_snapshot(self) -> None:
+    def _save_milestone(self) -> None:
         """Keep the averaged weights (the trained ones where there is no average), for good."""
         state = self.state
         networks = {name: ema.module.state_dict() for name, ema in state.ema_models.items()}
@@ -325,8 +264,6 @@ class RunWriter:
                 f"{self.run}: the processes' weights differ after iteration {self.state.iteration}: their machines "
                 "do not compute alike; the last checkpoint is from before that"
             )
-
-    # --- end ---
 
     def fail(self, problem: NotFinite, batch: Callable[[], TrainingBatch]) -> None:
         """Keep state and batch of an iteration whose loss is not finite, and end the training.
@@ -381,8 +318,6 @@ class RunWriter:
         if hasattr(self, "progress"):
             self.progress.close()
 
-    # --- the fence ---
-
     def _commit(self, write: Callable[[], None]) -> None:
         """Let rank 0 write, if the folder is still its own; all processes go on together, or none does."""
         lost, problem = False, None
@@ -425,22 +360,3 @@ class RunWriter:
         if self.place.rank == 0:
             with suppress(OSError):
                 print(text, file=file or sys.stdout)
-
-
-def memory_advice(config: RunConfig, device: torch.device) -> str:
-    """Return what to change where memory runs out."""
-    training = config.training
-    advice = [f"raise training.accumulate (is {training.accumulate}) or lower training.batch (is {training.batch})"]
-    if device.type == "cuda" and training.data != "memory":
-        advice.append("keep the images off the GPU (training.data: memory)")
-    if device.type == "cuda" and training.precision == "float32":
-        advice.append("train in training.precision: bfloat16")
-    return ", ".join(advice)
-
-
-def _backend(config: RunConfig, device: torch.device) -> str:
-    if config.training.backend == "nccl" and device.type != "cuda":
-        raise UserError("training.backend: nccl is for GPUs, and this training is on the CPU; use auto or gloo")
-    if config.training.backend != "auto":
-        return config.training.backend
-    return "nccl" if device.type == "cuda" else "gloo"
