@@ -3,6 +3,7 @@
 import json
 import signal
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,11 +86,18 @@ def test_other_losses_train(levels, tmp_path, change):
     assert any(key.startswith("discriminator/") for key in keys) == ("losses__adversarial_weight" not in change)
 
 
-def test_no_discriminator_noise_trains(levels, tmp_path):
-    config = tiny.run_config(losses__discriminator_noise={"kind": "none", "std": 0.0, "decay_per_1000": 1.0})
-    trainer = Trainer(config, levels, torch.device("cpu"))
-    trainer.iterate()
-    assert trainer.state.iteration == 1
+def test_without_instance_noise_the_discriminator_sees_the_images_as_they_are(levels):
+    none = {"kind": "none", "std": 0.0, "decay_per_1000": 1.0}
+    device = torch.device("cpu")
+    noisy, zeroed = (Trainer(tiny.run_config(), levels, device) for _ in range(2))
+    without = Trainer(tiny.run_config(losses__discriminator_noise=none), levels, device)
+    batch = without.batches("discriminator", 0)
+    assert batch.fake_noise is None
+    assert batch.real_noise is None
+    zeros = torch.zeros_like(batch.target)
+    zeroed.batches = lambda player, iteration: replace(batch, fake_noise=zeros, real_noise=zeros)
+    found = [trainer.train_step("discriminator", 0)[1]["loss"].item() for trainer in (without, zeroed, noisy)]
+    assert found[0] == found[1] != found[2]
 
 
 def test_a_step_with_lpips(levels):
@@ -123,9 +131,19 @@ def test_another_configuration_is_refused(levels, trained):
     assert tiny.snapshot(trained) == before
 
 
-def test_bookkeeping_may_change(levels, trained):
+def test_bookkeeping_of_a_finished_run_may_change(levels, trained):
+    before = tiny.snapshot(trained)
     train(tiny.run_config(training__log_every=5, training__device="auto"), levels, trained, False)
-    train(tiny.run_config(), levels, trained, False)
+    assert tiny.snapshot(trained) == before
+
+
+def test_bookkeeping_may_change_on_the_way(levels, trained, tmp_path):
+    with pytest.raises(StoppedEarly):
+        train(tiny.run_config(), levels, tmp_path, tiny.StopAfter(6))
+    train(tiny.run_config(training__log_every=3, training__checkpoint_every=5), levels, tmp_path, False)
+    assert [line["iteration"] for line in tiny.metrics(tmp_path)] == [2, 4, 6, 9, 10, 12]
+    assert json.loads((tmp_path / "config.json").read_text())["training"]["log_every"] == 3
+    tiny.assert_same_weights(tmp_path, trained)
 
 
 def test_an_unreadable_checkpoint_is_passed_over(levels, trained, tmp_path, capsys):

@@ -125,7 +125,11 @@ def test_the_whole_dag(study):
     with open(study / RESULTS / "tables/scores.csv", newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert [row["subject"] for row in rows] == ["UDPM, seed 0", "held-out images (floor)", "noise (ceiling)"]
-    assert all(float(row["frechet_distance"]) > 0 for row in rows)
+    samples, floor, ceiling = (float(row["frechet_distance"]) for row in rows)
+    assert floor < min(samples, ceiling)
+    for value, name in ((samples, "seed0"), (floor, "heldout"), (ceiling, "noise")):
+        score = json.loads((study / RESULTS / f"scores/digits-smoke/{name}.json").read_text())
+        assert value == score["metrics"]["frechet_distance"]["value"]
     figures = {path.relative_to(study / RESULTS / "figures") for path in (study / RESULTS).rglob("*.png")}
     latents = {f"latents_{kind}" for kind in ("perturb", "swap", "interpolate", "pca")}
     assert {path.stem for path in figures} == {

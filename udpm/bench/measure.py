@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,7 +178,7 @@ def _product_flops(kind: torch.dtype, device: torch.device) -> float:
     while True:
         matrix = torch.randn(side, side, device=device, dtype=kind)
         if side >= LARGEST or _takes_long(matrix):
-            return 2 * side**3 / _best(lambda m=matrix: m @ m, device)
+            return 2 * side**3 / _best(partial(torch.matmul, matrix, matrix), device)
         side *= 2
 
 

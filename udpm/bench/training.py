@@ -212,20 +212,21 @@ def changed(config: RunConfig, **changes: Any) -> RunConfig:
 
 def _time_shares(trainer: Trainer, clock: Clock, iterations: int) -> dict[str, float]:
     """Return the share of the time that each part takes; a step's is what remains of it without its parts."""
+    # The type checker does not like methods replaced by timed ones; this trainer serves nothing else.
     trainer.batches = clock.timed("data and noise", trainer.batches)
     # A recorded pass calls no module.
     if trainer.perceptual is not None and trainer.graphs is None:
-        trainer.perceptual.forward = clock.timed("LPIPS", trainer.perceptual.forward)
+        trainer.perceptual.forward = clock.timed("LPIPS", trainer.perceptual.forward)  # type: ignore[method-assign]
     for player, optimizer in trainer.state.optimizers.items():
-        optimizer.step = clock.timed(f"optimiser, {player}", optimizer.step)
-    trainer.state.update_ema = clock.timed("averages", trainer.state.update_ema)
+        optimizer.step = clock.timed(f"optimiser, {player}", optimizer.step)  # type: ignore[method-assign]
+    trainer.state.update_ema = clock.timed("averages", trainer.state.update_ema)  # type: ignore[method-assign]
     train_step = trainer.train_step
 
     def timed(player: str, iteration: int):
         with clock.of(f"{player} step"):
             return train_step(player, iteration)
 
-    trainer.train_step = timed
+    trainer.train_step = timed  # type: ignore[method-assign]
     with clock.of("rest"):
         for _ in range(iterations):
             trainer.iterate()

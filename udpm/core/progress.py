@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -77,7 +77,7 @@ def prefetch(
     items: Iterable[Item],
     depth: int = PREFETCH,
     begin: Callable[[], object] | None = None,
-) -> Iterator[Made]:
+) -> Generator[Made, None, None]:
     """A function's results in order, made in a thread of their own; its errors come where its result would.
 
     Args:

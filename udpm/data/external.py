@@ -99,7 +99,7 @@ def open_images(path: str | Path, count: int | None = None) -> np.ndarray | Pict
     return replace(found, names=names, keys=found.keys[chosen], shape=(count, *found.shape[1:]))
 
 
-def left_out_of(images: np.ndarray | Pictures) -> dict[str, dict[str, int]]:
+def left_out_of(images: object) -> dict[str, dict[str, int]]:
     """Numbers of files that lay next to images and were not read, under "left_out"; empty where there were none."""
     left_out = getattr(images, "left_out", {})
     return {"left_out": left_out} if left_out else {}

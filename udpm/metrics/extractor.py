@@ -148,7 +148,8 @@ class Extractor:
 
     def describe(self) -> dict[str, Any]:
         """Its part of a protocol: its identity, and the held-out accuracy where it is known."""
-        known = {key: self.record[key] for key in ("heldout_accuracy", "heldout_count") if key in self.record}
+        keys = ("heldout_accuracy", "heldout_count")
+        known: dict[str, Any] = {key: self.record[key] for key in keys if key in self.record}
         return {"name": self.name, "sha256": self.sha256, "preprocessing": self.inputs.describe(), **known}
 
     def _checked(self, found: Any, count: int, what: str = "features", expected: str = EXPECTED) -> torch.Tensor:

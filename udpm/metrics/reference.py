@@ -217,7 +217,7 @@ class _Mirrored:
     """
 
     def __init__(self, images: Images) -> None:
-        self.images = images
+        self.images, self.shape = images, images.shape
 
     def __len__(self) -> int:
         return len(self.images)

@@ -158,7 +158,7 @@ def _finite(metric: dict[str, Any]) -> dict[str, Any]:
     numbers = [metric.get("value"), metric.get("std"), *metric.get("values", []), *metric.get("by_class", {}).values()]
     if all(number is None or math.isfinite(number) for number in numbers):
         return metric
-    kept = {key: metric[key] for key in ("label", "name") if key in metric}
+    kept: dict[str, Any] = {key: metric[key] for key in ("label", "name") if key in metric}
     return {"value": None, **kept, "reason": "it is not a finite number: the features are too large or too small"}
 
 
@@ -186,8 +186,7 @@ def _belong_together(subject: Subject, store: Store | None, reference: Reference
             f"({reference.preprocessing}); make the reference again"
         )
     height, width = subject.images.shape[1:3]
-    differs = store.difference(reference.record) if store is not None else ""
-    if differs:
+    if store is not None and (differs := store.difference(reference.record)):
         raise UserError(
             f"{store.folder}: is not the data set of the reference, which is of {differs}; make the reference again"
         )
@@ -226,8 +225,8 @@ def _frechet(features: np.ndarray, count: int, reference: Reference, extractor: 
 
 def _against_features(features: np.ndarray, reference: Reference, extractor: Extractor, config: Scoring) -> dict:
     """What needs the reference's features, not only their mean and covariance."""
-    kernel = {"value": None, "label": "KID" if extractor.is_inception else "kernel distance"}
-    shares = {name: {"value": None, "label": name} for name in ("precision", "recall")}
+    kernel: dict[str, Any] = {"value": None, "label": "KID" if extractor.is_inception else "kernel distance"}
+    shares: dict[str, dict[str, Any]] = {name: {"value": None, "label": name} for name in ("precision", "recall")}
     if reference.features is None:
         reason = {"reason": "the reference holds mu and sigma only"}
         return {name: metric | reason for name, metric in ({"kernel_distance": kernel} | shares).items()}

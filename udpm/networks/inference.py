@@ -154,7 +154,8 @@ def serve(
     Returns:
         f, float32 in and out.
     """
-    generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave it out
+    # torch's stubs leave memory_format out.
+    generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = generator if precision == "float32" else _in_bfloat16(generator)
     if compiles:
         return _compiled(network)

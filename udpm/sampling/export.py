@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -95,5 +96,5 @@ def _write_all(jobs: list[Job]) -> int:
 
 
 def _write(image: np.ndarray, path: Path) -> None:
-    options = {"quality": JPEG_QUALITY, "subsampling": 0} if path.suffix == ".jpg" else {}
+    options: dict[str, Any] = {"quality": JPEG_QUALITY, "subsampling": 0} if path.suffix == ".jpg" else {}
     Image.fromarray(image).save(path, **options)

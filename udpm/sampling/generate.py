@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,8 @@ def draw_samples(
     model = load_model(weights, config.weights, device)
     sampler = configured(model, config)
     labels = sampler.labels(config.count, config.labels)[numbers.start : numbers.stop]
-    source, identity = config.seed, {"seed": config.seed}
+    source: int | NoiseSource = config.seed
+    identity: dict[str, Any] = {"seed": config.seed}
     if config.noise is not None:
         source, identity = stored(config.noise, sampler.schedule, model.config.side, config.count)
         identity = {"seed": None, "noise": identity}

@@ -119,7 +119,7 @@ def save_samples(
     """
     path = Path(path)
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-        shown = {f"output_{level}": values for level, values in (outputs or {}).items()}
+        shown: dict[str, Any] = {f"output_{level}": values for level, values in (outputs or {}).items()}
         np.savez_compressed(handle, images=images, labels=labels, **shown)
         handle.close()
         with zipfile.ZipFile(temporary, "a") as archive:
@@ -211,7 +211,7 @@ def _load(path: Path, told: dict[str, Any] | None = None) -> SampleSet:
         raise UserError(f"{record_path(path)}: does not describe {path.name}; draw the sample set again")
     arrays = read_npz(described, "sample set")
     _check_arrays(path, arrays, record)
-    outputs = {int(OUTPUTS.fullmatch(name)[1]): arrays[name] for name in arrays if OUTPUTS.fullmatch(name)}
+    outputs = {int(match[1]): arrays[name] for name in arrays if (match := OUTPUTS.fullmatch(name))}
     return SampleSet(arrays["images"], arrays["labels"], record, outputs)
 
 

@@ -23,9 +23,8 @@ from udpm.core.usage import count_images
 from udpm.data.npz import read_npz
 from udpm.diffusion.forward import adjoint
 from udpm.diffusion.latent import Latent, join, seeded
-from udpm.diffusion.posterior import Form
 from udpm.diffusion.sampler import Network, Step, sample
-from udpm.diffusion.schedule import Schedule
+from udpm.diffusion.schedule import Form, Schedule
 from udpm.networks.inference import Precision, serve
 from udpm.networks.layers import NO_LABEL
 from udpm.networks.weights import Model
@@ -143,7 +142,7 @@ class Sampler:
             return np.full(count, NO_LABEL, dtype=np.int64)
         if not len(wanted):
             raise UserError("labels: the list is empty; name a class, or ask for balanced")
-        return self._checked(count, np.resize(self.class_numbers(wanted), count))
+        return self._checked(count, np.resize(self.class_numbers(wanted), count).tolist())
 
     def class_numbers(self, labels: Sequence[int | str]) -> np.ndarray:
         """Numbers of classes that are given by name, or by number where no class has this number for a name.
@@ -334,7 +333,8 @@ def _cut(step: Step, count: int) -> Step:
 def _guided(network: Network, weight: float) -> Network:
     """f(∅) + w·(f(y) - f(∅)): two evaluations of the network in one call of twice the batch."""
 
-    def call(x: torch.Tensor, time: float, labels: torch.Tensor) -> torch.Tensor:
+    def call(x: torch.Tensor, time: float, labels: torch.Tensor | None) -> torch.Tensor:
+        assert labels is not None
         both = torch.cat([labels, torch.full_like(labels, NO_LABEL)])
         conditional, free = network(torch.cat([x, x]), time, both).chunk(2)
         return free + weight * (conditional - free)

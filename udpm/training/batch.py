@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
@@ -51,7 +52,7 @@ class TrainingBatch:
         """Return x_l drawn from q(x_l | x_0), (B, 3, h, w); it needs only the target, whose H is H^l x_0."""
         return marginal(schedule, downsample(self.target, schedule.scale), self.level, self.noise)
 
-    def tensors(self) -> dict[str, torch.Tensor]:
+    def tensors(self) -> dict[str, Any]:
         """Return all tensors that are there, by name."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}

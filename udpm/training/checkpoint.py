@@ -8,11 +8,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import torch
 
-from udpm.config.validation import NonNegativeInt, PositiveInt, Record, Sha256, SplitRanges, validate
+from udpm.config.validation import Exactly, NonNegativeInt, PositiveInt, Record, Sha256, SplitRanges, validate
 from udpm.core.errors import UserError
 from udpm.core.files import sha256, write_json
 from udpm.core.reading import read_json
@@ -36,7 +36,7 @@ FAILURE_NAMES = {"fake_noise": "on_fake", "real_noise": "on_real", "dropped_labe
 class Manifest(Record):
     """Required content of a checkpoint's manifest."""
 
-    format: Literal[FORMAT]
+    format: Annotated[str, Exactly(FORMAT)]
     iteration: PositiveInt
     sha256: Sha256
 
@@ -44,7 +44,7 @@ class Manifest(Record):
 class CheckpointRecord(Record):
     """Required content of a checkpoint's description."""
 
-    format: Literal[FORMAT]
+    format: Annotated[str, Exactly(FORMAT)]
     iteration: PositiveInt
     dataset_sha256: Sha256
     dataset_splits: SplitRanges | None = None

@@ -214,7 +214,7 @@ class IterationCounter:
             discriminator.train(player == "discriminator").requires_grad_(player == "discriminator")
         batch = self._batch(level, weights)
         with _Flops() as counted:
-            if player == "discriminator":
+            if player == "discriminator" and discriminator is not None:
                 losses = discriminator_losses(generator, discriminator, self._schedule, weights, batch)
             else:
                 losses = generator_losses(generator, discriminator, self._perceptual, self._schedule, weights, batch)

@@ -92,7 +92,7 @@ class RecordedPasses:
 
     def _recorded(self, key: tuple, player: str, batch: TrainingBatch, weights: LossWeights) -> _Recorded:
         inputs = replace(batch, **{name: value.clone() for name, value in batch.tensors().items()})
-        parameters, names = self._parameters[player], []
+        parameters, names = self._parameters[player], list[str]()
 
         def call() -> Outputs:
             for parameter in parameters:
@@ -107,6 +107,7 @@ class RecordedPasses:
         # The calls that precede a recording draw from the random state, too.
         with torch.random.fork_rng(devices):
             replay, (losses, *gradients) = self._record(call, self._pool)
+        assert losses is not None
         for parameter, before in zip(parameters, earlier, strict=True):
             parameter.grad = before
         return _Recorded(key, inputs, replay, names, losses, gradients)
@@ -114,7 +115,9 @@ class RecordedPasses:
     @staticmethod
     def _add(parameters: list[torch.nn.Parameter], earlier: Outputs, gradients: Outputs) -> None:
         for parameter, before, gradient in zip(parameters, earlier, gradients, strict=True):
-            if gradient is not None and before is None:
+            if gradient is None:
+                continue
+            if before is None:
                 parameter.grad = gradient.clone()
-            elif gradient is not None:
+            else:
                 before.add_(gradient)

@@ -123,7 +123,7 @@ def _instance_noise(config: RunConfig, schedule: Schedule, level: int) -> dict[s
 def predict(generator: Network, schedule: Schedule, batch: TrainingBatch, state: torch.Tensor) -> torch.Tensor:
     """Return f(x_l, t_l, y)."""
     labels = batch.labels
-    if batch.dropped_labels is not None:
+    if labels is not None and batch.dropped_labels is not None:
         labels = labels.masked_fill(batch.dropped_labels, NO_LABEL)
     return generator(state, schedule.time(batch.level), labels)
 
@@ -185,10 +185,12 @@ def generator_losses(
     stats = {"reconstruction": reconstruction.detach()}
     total = weights.reconstruction * reconstruction
     if weights.lpips > 0:
+        assert perceptual is not None
         distance = perceptual(output, target).mean()
         stats["lpips"] = distance.detach()
         total = total + weights.lpips * distance
     if weights.adversarial > 0:
+        assert discriminator is not None
         shown = upsample_for_discriminator(add_instance_noise(output, weights, batch.fake_noise), weights)
         logits = discriminator(shown, schedule.time(batch.level), batch.labels, 0.0, state).float()
         adversarial = F.softplus(-logits).mean()

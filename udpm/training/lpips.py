@@ -6,6 +6,7 @@ import io
 import sys
 import warnings
 from contextlib import nullcontext, redirect_stderr
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +28,8 @@ class Perceptual(nn.Module):
 
     def __init__(self, lpips: nn.Module, exponent: float) -> None:
         super().__init__()
-        self.lpips = lpips
+        # The package has no types.
+        self.lpips: Any = lpips
         self.exponent = exponent
 
     def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

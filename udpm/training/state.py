@@ -41,11 +41,12 @@ class State:
         # Before averages and moments are made of the weights, which take over their layout.
         layout = torch.channels_last if config.training.channels_last else torch.preserve_format
         torch.manual_seed(derive_seed(config.seed, "weights", "generator"))
-        generator = build_generator(config.model).to(device, memory_format=layout)
+        place: dict[str, Any] = {"device": device, "memory_format": layout}
+        generator = build_generator(config.model).to(**place)
         discriminator = None
         if config.adversarial:
             torch.manual_seed(derive_seed(config.seed, "weights", "discriminator"))
-            discriminator = build_discriminator(config).to(device, memory_format=layout)
+            discriminator = build_discriminator(config).to(**place)
         decays = config.training.averages
         ema_models = {name: make_ema(generator) for name in decays}
         betas = tuple(config.training.betas)
@@ -106,7 +107,7 @@ class State:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything as named tensors."""
-        found = {}
+        found: dict[str, torch.Tensor] = {}
         for kind, ema in self.ema_models.items():
             found |= {f"{kind}/{name}": value for name, value in ema.state_dict().items()}
         for player, network in self.networks.items():

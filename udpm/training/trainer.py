@@ -32,8 +32,8 @@ from udpm.training.batch import (
     seed_dropout,
 )
 from udpm.training.graphs import RecordedPasses, recorder_for
-from udpm.training.losses import LossWeights, Perceptual, discriminator_losses, generator_losses, loss_weights
-from udpm.training.lpips import load_lpips
+from udpm.training.losses import LossWeights, discriminator_losses, generator_losses, loss_weights
+from udpm.training.lpips import Perceptual, load_lpips
 from udpm.training.metrics import Metrics, NotFinite
 from udpm.training.state import State
 from udpm.training.tensorboard import writer_class
@@ -239,9 +239,9 @@ class Trainer:
         if not training_discriminator:
             return partial(generator_losses, generator, discriminator, self.perceptual, self.schedule)
         # What is compiled cannot be differentiated twice.
-        return partial(
-            discriminator_losses, generator, state.discriminator if weights.r1 > 0 else discriminator, self.schedule
-        )
+        trained = state.discriminator if weights.r1 > 0 else discriminator
+        assert trained is not None
+        return partial(discriminator_losses, generator, trained, self.schedule)
 
     def players(self, iteration: int) -> list[str]:
         """Return who takes a step in an iteration, in order."""

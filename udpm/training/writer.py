@@ -241,7 +241,8 @@ class RunWriter:
             grid = draw_preview(network, self.config.model)
         self._commit(lambda: self._write_preview(grid))
 
-    def _write_preview(self, grid: np.ndarray) -> None:
+    def _write_preview(self, grid: np.ndarray | None) -> None:
+        assert grid is not None
         write_preview(preview_path(self.run, self.state.iteration), grid)
         if self.events is not None:
             self.events.add_image(grid, self.state.iteration)
