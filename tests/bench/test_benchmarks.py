@@ -20,6 +20,8 @@ from benchmarks.gains import comparison_lines, switches
 from udpm.bench import measure
 from udpm.bench import record as records
 from udpm.bench.record import Work
+from udpm.core.arrays import sealed
+from udpm.core.files import write_json
 from udpm.data.levels import open_levels
 from udpm.diffusion.forward import adjoint, downsample
 from udpm.networks.build import build_generator
@@ -236,3 +238,23 @@ def test_cpu_seconds_of_a_thread_that_waits_for_a_gpu_mean_nothing(tmp_path, mon
     assert run("figure", tmp_path / "gpu.json", "--clock", "cpu", "--output", tmp_path / "other") == 2
     assert expected in capsys.readouterr().err
     assert not list(tmp_path.glob("other*"))
+
+
+def test_a_record_that_was_changed_is_refused(tmp_path, capsys):
+    path = tmp_path / "bench.json"
+    write_json(path, sealed(single_record()) | {"device": "a faster one"})
+    assert run("table", path) == 2
+    assert "was changed since it was written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "key", ["way", "multiply_adds", "of_copy", "of_matrix_product", "bytes", "peak_bytes", "speedup", "cpu_speedup"]
+)
+@pytest.mark.parametrize("left_out", [True, False])
+def test_what_a_record_does_not_say_is_unknown(tmp_path, key, left_out):
+    record = single_record()
+    line = {name: value for name, value in record["rows"][0].items() if name != key}
+    if not left_out and key != "way":
+        line[key] = None
+    write_json(tmp_path / "bench.json", record | {"rows": [line]})
+    assert not run("table", tmp_path / "bench.json")

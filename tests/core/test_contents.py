@@ -783,7 +783,6 @@ def edit_json(path, place, value, keep_seal=False):
 
 CEILINGS = {"float32_flops": 1e9, "bfloat16_flops": 1e9, "copy_bytes": 1e9}
 READ_BY = {"score": "table score.json --output t", "selection": "figure selection selection.json --output f"}
-READ_BY |= {"bench": "bench table bench.json"}
 
 
 @pytest.mark.parametrize(
@@ -795,7 +794,6 @@ READ_BY |= {"bench": "bench table bench.json"}
         ("score", "subject.source", "another"),
         ("selection", "protocol.n", 50_000),
         ("selection", "seed", 7),
-        ("bench", "device", "a faster one"),
     ],
 )
 def test_results_that_were_changed_but_could_be_right(scored, capsys, name, place, value):
@@ -849,9 +847,6 @@ def test_results_from_before_they_had_digests_are_read(scored):
         ("selection", "protocol.extractor.name", ...),
         ("selection", "protocol.reference.dataset", ...),
         ("selection", "protocol.reference.n", ...),
-        ("bench", "rows.0.way", ...),
-        *(("bench", f"rows.0.{key}", None) for key in ("multiply_adds", "of_copy", "of_matrix_product", "bytes")),
-        *(("bench", f"rows.0.{key}", None) for key in ("peak_bytes", "speedup", "cpu_speedup", "cpu_seconds")),
     ],
 )
 def test_what_results_do_not_say_is_unknown(scored, name, place, value):
@@ -859,7 +854,6 @@ def test_what_results_do_not_say_is_unknown(scored, name, place, value):
     commands = {
         "10": ("table 10.json 20.json --output t",),
         "selection": ("figure selection selection.json --output f",),
-        "bench": ("bench table bench.json",),
     }
     for command in commands[name]:
         assert not tiny.call(*command.split())
