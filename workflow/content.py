@@ -15,11 +15,14 @@ from udpm.core.files import write_text
 from udpm.core.provenance import Digests, append
 from udpm.core.reading import read_json
 from udpm.runs.config_guard import MUTABLE_KEYS
+from udpm.runs.layout import Layout, milestone
 
-FOLDER = "content"
-"""Of the records, in the folder of results: they go with it wherever it is copied."""
-RECORDS = ("results:/configs/", "results:/runs/", "results:/datasets/")
+ANYWHERE = Layout("results:")
+"""Names of results in the records, which go with the folder of results wherever it is copied."""
+RECORDS = tuple(f"{folder}/" for folder in (ANYWHERE.configs, ANYWHERE.runs, ANYWHERE.datasets))
 """Folders of records of which not every word counts."""
+NOT_COUNTED = ("usage", "figure", "extra")
+"""Params that change nothing, or follow from the files and wildcards of their job."""
 TRAINING = "train_model"
 """A rule that runs again only where `Content.forced` says so: training itself resumes from what is there."""
 KEPT = (TRAINING, "import_weights", "prepare_dataset", "cache_levels", "export_images", "write_card")
@@ -43,8 +46,8 @@ class Content:
     """
 
     def __init__(self, results: str, resolved: Callable[[str], bool | None] = lambda path: None) -> None:
-        self._results, self._path = results, Path(results) / FOLDER / "made_from.jsonl"
-        self.digests = Digests(Path(results) / FOLDER / "digests.jsonl")
+        folder = Path(Layout(results).content)
+        self._path, self.digests = folder / "made_from.jsonl", Digests(folder / "digests.jsonl")
         self._resolved = resolved
         self.forced: set[str] = set()
         self._made, self._lines = _read(self._path)
@@ -107,9 +110,9 @@ class Content:
                 path = self._weights(path, record.get("iteration"), told)
             elif path.endswith(".pt"):
                 told = _part(protocol, "extractor").get("sha256")
-            elif self._name(path).startswith("results:/references/"):
+            elif self._name(path).startswith(f"{ANYWHERE.references}/"):
                 told = _part(protocol, "reference").get("sha256")
-            elif self._name(path).startswith("results:/samples/") and path.endswith(".npz"):
+            elif self._name(path).startswith(f"{ANYWHERE.sample_sets}/") and path.endswith(".npz"):
                 told = subject.get("samples_sha256")
             if told is not None and Path(path).is_file() and self.digests(path) != told:
                 return True
@@ -119,12 +122,16 @@ class Content:
         """A run's weights, or those that it kept of an iteration, if these have the digest."""
         if not isinstance(iteration, int):
             return path
-        kept = Path(path).parent / "milestones" / f"{iteration:09d}.safetensors"
+        kept = milestone(Path(path).parent, iteration)
         return str(kept) if kept.is_file() and self.digests(kept) == digest else path
 
     def _made_from(self, job: Any) -> dict[str, Any]:
         inputs = sorted({str(path) for path in job.input})
-        params = [[name, self._name(str(value))] for name, value in job.params.items() if name != "usage"]
+        params = [
+            [name, self._name(str(value))]
+            for name, value in job.params.items()
+            if name not in NOT_COUNTED and value is not None
+        ]
         return {
             "from": {self._name(path): self.identity(path) for path in inputs},
             "with": hashlib.sha256(json.dumps(params).encode()).hexdigest()[:16],
@@ -184,10 +191,10 @@ def _essence(record: dict[str, Any], name: str) -> dict[str, Any]:
         return {key: record.get(key) for key in ("sha256", "splits", "classes", "class_names")}
     if name == "complete.json":
         return {key: record.get(key) for key in ("weights_sha256", "iterations", "origin")}
-    return without_incidental(record)
+    return without_mutable_keys(record)
 
 
-def without_incidental(values: dict[str, Any]) -> dict[str, Any]:
+def without_mutable_keys(values: dict[str, Any]) -> dict[str, Any]:
     """A resolved configuration of a run or a data set without the keys that nothing is made from."""
     if "dataset_name" not in values:
         own = {key.partition(".")[2] for key in MUTABLE_KEYS if key.startswith("dataset.")}

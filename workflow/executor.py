@@ -13,14 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import groups
 import snakemake_executor_plugin_slurm as plugin
 from content import TRAINING
+from experiments import Experiments
 from granted import ask
+from jobs import DONE, Jobs, has_outputs
+from slurm_patches import States, print_note
 from snakemake.jobs import Job
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
-from states import States, print_note
 
 from udpm.runs.attempts import failed_twice_identically
 
@@ -79,7 +80,7 @@ class Executor(plugin.Executor):
 
     def run_job(self, job) -> None:
         """Submit a job. Wait as long as that may help."""
-        if job.is_group() and groups.DONE.issuperset(job.jobs):
+        if job.is_group() and DONE.issuperset(job.jobs):
             self.report_job_success(SubmittedJobInfo(job))
             return
         while not self._over.is_set():
@@ -174,9 +175,7 @@ class Executor(plugin.Executor):
     def report_job_error(self, job_info, msg=None, **kwargs) -> None:
         """Report a failed job, after deciding about its next attempt."""
         state = self.states.last.get(job_info.external_jobid or "")
-        unfinished = [
-            job for job in _members(job_info.job) if not (job_info.job.is_group() and groups.has_outputs(job))
-        ]
+        unfinished = [job for job in _members(job_info.job) if not (job_info.job.is_group() and has_outputs(job))]
         silent = state == "FAILED" and not any(map(_told_why, unfinished))
         for job in unfinished:
             if job.rule.name == TRAINING:
@@ -233,17 +232,19 @@ HOPELESS: set[Any] = set()
 """Jobs that are not retried even if they have attempts left."""
 
 
-def install(plan, jobs) -> None:
+def install(plan: Experiments, jobs: Jobs) -> None:
     """Replace the plugin's executor.
 
     Args:
-        plan: the study's runs, and how long to wait for SLURM.
+        plan: the experiments, and how long to wait for SLURM.
         jobs: which jobs are local; records which were killed.
     """
+
+    def alike(job, slurm: str | None) -> str | None:
+        return failed_twice_identically(Path(plan.layout.run(job.wildcards.experiment, job.wildcards.seed)), job=slurm)
+
     Executor.patience = 60 * plan.cluster.slurm_patience
-    Executor.alike = staticmethod(
-        lambda job, slurm: failed_twice_identically(Path(plan.run_folder(job.wildcards)), job=slurm)
-    )
+    Executor.alike = staticmethod(alike)
     Executor.killed = staticmethod(lambda job: jobs.note_killed(job.wildcards))
     Executor.states = States(plugin.query_job_status)
     plugin.query_job_status = Executor.states.query

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from content import Content
-from known import read_prepared
-from plan import CONFIG, Plan, one_line
+from experiments import CONFIG, Experiments, one_line, read_prepared
 
 from udpm.config import DatasetConfig, RunConfig, place_of, to_json
 from udpm.core.errors import UserError
@@ -28,9 +27,8 @@ class Existing:
         content: told what must be made again.
     """
 
-    def __init__(self, plan: Plan, content: Content) -> None:
-        self._plan, self._content = plan, content
-        self._results = Path(plan.results)
+    def __init__(self, plan: Experiments, content: Content) -> None:
+        self._plan, self._content, self._layout = plan, content, plan.layout
         self._images: dict[str, dict[str, Any] | None] = {}
 
     @one_line
@@ -43,17 +41,14 @@ class Existing:
         """
         for name in sorted({experiment.dataset for experiment in self._plan.known.values()}):
             self._images[name] = self._check_dataset(name)
-        for name, seed in self._plan.runs():
-            self._check_run(name, seed)
-        if self._plan.sweep:
-            self._plan.sweep.check(self._check_run)
+        self._plan.each_run(self._check_run)
         self._content.digests.save()
 
     def _check_dataset(self, name: str) -> dict[str, Any] | None:
         """The record of a prepared data set that can be used as it is, or None."""
-        folder, config = self._results / "datasets" / name, self._plan.dataset_config(name)
-        if (folder / "dataset.json").exists():
-            record = read_prepared(folder / "dataset.json")
+        path, config = Path(self._layout.dataset_record(name)), self._plan.dataset_config(name)
+        if path.exists():
+            folder, record = path.parent, read_prepared(path)
             changed = self._source_changes(folder, record, config)
             trained = next(self._trained_on(name), None) if changed else None
             if trained is not None:
@@ -67,8 +62,8 @@ class Existing:
                 _compare_counts(name, record, config)
                 return record
             print(f"data set {name}: {changed} since it was prepared: it is prepared again", file=sys.stderr)
-            self._content.forced.add(str(folder / "dataset.json"))
-        self._rewrite(self._results / "configs" / "datasets" / f"{name}.json", config)
+            self._content.forced.add(self._layout.dataset_record(name))
+        self._rewrite(self._layout.dataset_config(name), config)
         return None
 
     def _source_changes(self, folder: Path, record: dict[str, Any], config: DatasetConfig) -> str | None:
@@ -91,7 +86,7 @@ class Existing:
 
     def _trained_on(self, dataset: str) -> Iterator[Path]:
         """Folders of runs that were trained on a data set, also of other experiments than the plan's."""
-        for path in sorted(self._results.glob("runs/*/seed*/config.json")):
+        for path in self._layout.found(f"{self._layout.run('*', '*')}/config.json"):
             begun = (path.parent / COMPLETE).exists() or (path.parent / WEIGHTS).exists() or has_checkpoint(path.parent)
             if begun and read_json(path, "resolved configuration").get("dataset_name") == dataset:
                 yield path.parent
@@ -99,8 +94,8 @@ class Existing:
     def _check_run(self, name: str, seed: int) -> None:
         if self._plan.trained_as(name, seed) != name:
             return
-        folder, run = self._results / "runs" / name / f"seed{seed}", self._plan.run(name, seed)
-        path = self._results / "configs" / name / f"seed{seed}.json"
+        folder, run = Path(self._layout.run(name, seed)), self._plan.run(name, seed)
+        path = self._layout.run_config(name, seed)
         if not folder.is_dir():
             self._rewrite(path, run)
         elif self._plan.is_imported(name):
@@ -152,15 +147,15 @@ class Existing:
         start, stop = record["splits"]["train"]
         return run.training.ends_at(stop - start)
 
-    def _rewrite(self, path: Path, config: DatasetConfig | RunConfig) -> None:
+    def _rewrite(self, path: str, config: DatasetConfig | RunConfig) -> None:
         """Have a resolved configuration written again, for a job that is still to run, if any key changed."""
-        if path.exists():
+        if Path(path).exists():
             try:
-                same = path.read_bytes() == to_json(config).encode()
+                same = Path(path).read_bytes() == to_json(config).encode()
             except OSError:
                 same = False
             if not same:
-                self._content.forced.add(str(path))
+                self._content.forced.add(path)
 
 
 def _compare_counts(name: str, record: dict[str, Any], config: DatasetConfig) -> None:

@@ -1,10 +1,23 @@
-"""What each job asks a scheduler for: what its experiment says, as far as the cluster grants it."""
+"""What jobs request from a scheduler, and which of them share one of its jobs.
+
+A job requests what its experiment says, as far as the cluster grants it. Small jobs run in groups, since starting a
+SLURM job takes longer than most of them. Members of a group run one after another. Outputs of finished members are kept
+if others fail, and are not made again.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from copy import copy
 from pathlib import Path
+from typing import Any
+
+from content import TRAINING
+from experiments import Experiments
+from inputs import Arguments
 
 from udpm.config import ClusterConfig
 from udpm.config.resources import JobResources
@@ -31,6 +44,30 @@ SECTIONS = {
 OF_FIGURES = {"sample_chain", "explore_latents", "render_neighbours"}
 """Rules of which a job makes what one figure shows: they have `resources.figure_hours`."""
 
+GROUPED = {
+    "prepare_dataset": ("data", "dataset"),
+    "cache_levels": ("data", "dataset"),
+    "compute_reference": ("reference", "experiment"),
+    "score_yardstick": ("reference", "experiment"),
+    "sample_images": ("run", "experiment", "seed"),
+    "sample_chain": ("run", "experiment", "seed"),
+    "explore_latents": ("run", "experiment", "seed"),
+    "score_samples": ("run", "experiment", "seed"),
+    "render_neighbours": ("run", "experiment", "seed"),
+    "sample_milestone": ("milestone", "experiment", "seed", "iteration"),
+    "score_milestone": ("milestone", "experiment", "seed", "iteration"),
+    "sample_best": ("best", "experiment", "seed"),
+    "score_best": ("best", "experiment", "seed"),
+}
+"""Kind of group and shared wildcards by rule, in the order of dependencies. Trainings never share a job, nor do shards
+of a sample set, which should run at the same time."""
+
+OWN = {"runtime", "mem", "mem_mb", "mem_mib", "disk", "disk_mb", "disk_mib", "tmpdir", "cpus_per_task", "_cores"}
+"""Resources that may differ between members; all others must be equal."""
+
+DONE: set[Any] = set()
+"""Members that finished in a group that failed."""
+
 
 class Jobs:
     """Resources of the rules, as Snakemake's functions of wildcards and attempt.
@@ -38,6 +75,7 @@ class Jobs:
     Args:
         plan: the experiments.
         cluster: what it grants.
+        has_scheduler: whether jobs go to a scheduler.
 
     Attributes:
         most_memory: megabytes of the largest node: no job asks for more.
@@ -48,8 +86,8 @@ class Jobs:
         neighbours: of looking for the nearest training images, which one figure shows.
     """
 
-    def __init__(self, plan, cluster: ClusterConfig) -> None:
-        self._plan, self._cluster = plan, cluster
+    def __init__(self, plan: Experiments, cluster: ClusterConfig, has_scheduler: bool) -> None:
+        self._plan, self._cluster, self._has_scheduler = plan, cluster, has_scheduler
         self._killed: set[frozenset[tuple[str, str]]] = set()
         self.most_memory: Callable[[], float] = lambda: math.inf
         self.training: dict[str, Callable] = {
@@ -62,11 +100,43 @@ class Jobs:
             "mpi": lambda wildcards: "srun" if self._several_nodes(wildcards) else None,
             "tasks": self._tasks,
             "tasks_per_node": self._tasks_per_node,
+            **self.cpus(self.training_threads),
         }
         self.sampling = self._on_one_node("sampling")
         self.scoring = self._on_one_node("scoring")
         self.figures = self.sampling | {"runtime": self._figure_minutes}
-        self.neighbours = self.scoring | {"runtime": self._figure_minutes}
+        self.neighbours = self.scoring | {"runtime": self._figure_minutes, **self.cpus(1)}
+
+    def cpus(self, threads: Callable[..., int] | int) -> dict[str, Callable[..., int] | int]:
+        """Return the request of a rule with that many `threads`, which Snakemake cuts to the CPUs of its own host: a
+        login node may have one or two."""
+        return {"cpus_per_task": threads} if self._has_scheduler else {}
+
+    def sampling_threads(self, wildcards) -> int:
+        """Return the CPU threads of drawing images."""
+        return self._plan.experiment(wildcards).sampling.threads
+
+    def scoring_threads(self, wildcards) -> int:
+        """Return the CPU threads of scoring images."""
+        return self._plan.experiment(wildcards).scoring.threads
+
+    def training_threads(self, wildcards) -> int:
+        """Return the CPU threads of a run: of all its processes on one node, or of each of those on several."""
+        training = self._plan.training(wildcards)
+        each = training.threads + training.workers
+        return each if training.nodes > 1 else training.processes_per_node * each
+
+    def training_command(self, wildcards) -> Arguments:
+        """Return how a run is started: as one process, as several on one node, or on several nodes."""
+        training = self._plan.training(wildcards)
+        if training.nodes > 1:
+            threads = training.threads + training.workers
+            return Arguments("tasks", training.nodes, training.processes_per_node, threads)
+        return Arguments("udpm") if training.processes == 1 else Arguments("ranks", training.processes)
+
+    def preparation_threads(self, wildcards) -> int:
+        """Return the cores that preparing a data set is given: as many as its configuration has workers, else one."""
+        return self._plan.dataset_config(wildcards.dataset).workers or 1
 
     def is_local(self, rule: str, wildcards) -> bool:
         """Whether a job runs next to `snakemake` because its experiment says so."""
@@ -89,7 +159,7 @@ class Jobs:
     def _training_memory(self, wildcards, attempt) -> int:
         once = round(self._asked(wildcards).training.memory_gb * MEGABYTES)
         # Whoever was killed may have run out of memory; one that was stopped by its wall time had enough.
-        if attempt > 1 and any_killed(Path(self._plan.run_folder(wildcards))):
+        if attempt > 1 and any_killed(Path(self._plan.layout.run(wildcards.experiment, wildcards.seed))):
             return self._twice(once)
         return once
 
@@ -143,8 +213,163 @@ class Jobs:
             "nodes": lambda _wildcards: 1,
             "gpu": gpus,
             "gpu_model": lambda wildcards: self._cluster.gpu_model if gpus(wildcards) else None,
+            **self.cpus(getattr(self, f"{section}_threads")),
         }
 
 
 def _key(wildcards) -> frozenset[tuple[str, str]]:
     return frozenset((name, str(value)) for name, value in wildcards.items())
+
+
+def limit_retries(workflow: Any) -> None:
+    """Leave the profile's `retries` to training, which resumes where it was stopped.
+
+    All other jobs get one at most, since their scheduler may have ended the first attempt, and local ones none.
+
+    Args:
+        workflow: Snakemake's.
+    """
+    from snakemake.jobs import Job
+
+    retries = Job.restart_times.fget
+
+    def limited(job) -> int:
+        if job.rule.name == TRAINING:
+            return retries(job)
+        return 0 if job.rule.name in workflow._localrules else min(1, retries(job))
+
+    Job.restart_times = property(limited)
+
+
+def name_of(job: Any) -> str | None:
+    """Return the name of a job's group; None if the job runs alone."""
+    if job.is_local or job.rule.name not in GROUPED:
+        return None
+    kind, *shared = GROUPED[job.rule.name]
+    return "-".join([kind, *(str(job.wildcards[name]) for name in shared)])
+
+
+def partition(jobs: Iterable[Any], longest: Callable[[str | None], int]) -> dict[str, frozenset[Any]]:
+    """Return groups of at least two jobs by name. Jobs that request different nodes or accounts are not grouped.
+
+    Args:
+        jobs: all jobs that will run.
+        longest: returns the longest time in minutes that a partition allows. Groups that take longer are split.
+    """
+    found: dict[tuple[str, frozenset], set[Any]] = defaultdict(set)
+    for job in jobs:
+        name = name_of(job)
+        if name is not None:
+            wanted = frozenset((key, value) for key, value in job.resources.items() if key not in OWN)
+            found[name, wanted].add(job)
+    named: dict[str, frozenset[Any]] = {}
+    for (name, _), members in found.items():
+        for chunk in _chunks(members, longest):
+            if len(chunk) > 1:
+                named[name if name not in named else f"{name}-{len(named)}"] = frozenset(chunk)
+    return named
+
+
+def _chunks(members: Iterable[Any], longest: Callable[[str | None], int]) -> list[list[Any]]:
+    """Split members, in the order of their dependencies, into parts that fit into the time limit."""
+    order = list(GROUPED)
+    chunks: list[list[Any]] = []
+    left = 0
+    for job in sorted(members, key=lambda job: order.index(job.rule.name)):
+        minutes = job.resources.get("runtime") or 0
+        if not chunks or minutes > left:
+            chunks.append([])
+            left = longest(job.resources.get("slurm_partition"))
+        chunks[-1].append(job)
+        left -= minutes
+    return chunks
+
+
+def together(jobs: Iterable[Any]) -> dict[str, Any]:
+    """Return the resources of a group: the sum of its members' times, and the maximum of everything else."""
+    asked = [{key: value for key, value in job.resources.items() if _is_known(value)} for job in jobs]
+    found: dict[str, Any] = {}
+    for resources in asked:
+        for key, value in resources.items():
+            found[key] = max(found[key], value) if isinstance(found.get(key), int) else value
+    found["runtime"] = sum(resources.get("runtime", 0) for resources in asked)
+    return found | {"_nodes": 1}
+
+
+def _is_known(value: Any) -> bool:
+    from snakemake.common.tbdstring import TBDString
+
+    return not isinstance(value, TBDString)
+
+
+def install_groups(longest: Callable[[str | None], int]) -> None:
+    """Make Snakemake's main process group jobs, and keep the outputs of finished members if a group fails.
+
+    Args:
+        longest: returns the longest time in minutes that a partition allows.
+    """
+    from snakemake.dag import DAG
+    from snakemake.jobs import GroupJob, Job
+    from snakemake.resources import GroupResources
+
+    submitted: set[Any] = set()
+    postprocess, targets, log_error = Job.postprocess, GroupJob.get_target_spec, GroupJob.log_error
+
+    def update_groups(self):
+        self._group, jobs = {}, list(self.needrun_jobs())
+        for job in jobs:
+            job.group = None
+        with warnings.catch_warnings():
+            # Snakemake cannot determine the sizes of inputs here, and warns about it. They are not needed.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            found = partition(jobs, longest)
+        for name, members in found.items():
+            group = self.group_job_factory.new(name, members, self.workflow.global_resources)
+            group.finalize()
+            for job in members:
+                job.group, self._group[job] = name, group
+        self._check_groups()
+
+    def basic_layered(toposorted_jobs, **_options):
+        return together([job for level in toposorted_jobs for job in level])
+
+    def register(self, external_jobid=None):
+        for job in self.jobs:
+            if job not in DONE:
+                job.register(external_jobid=external_jobid)
+                submitted.add(job)
+
+    async def keep_finished(self, *arguments, error=False, **options):
+        ran = self in submitted or self in DONE
+        submitted.discard(self)
+        if error and ran and has_outputs(self) and (self in DONE or not await _is_marked(self)):
+            error = False
+            DONE.add(self)
+        else:
+            DONE.discard(self)
+        await postprocess(self, *arguments, error=error, **options)
+
+    def unfinished(self):
+        return [spec for job in self.jobs if job not in DONE for spec in job.get_target_spec()] or targets(self)
+
+    def log_unfinished(self, *arguments, **options):
+        shown = copy(self)
+        shown._jobs = frozenset(job for job in self.jobs if not has_outputs(job)) or self.jobs
+        log_error(shown, *arguments, **options)
+
+    DAG.update_groups = update_groups
+    GroupResources.basic_layered = staticmethod(basic_layered)
+    Job.postprocess = keep_finished
+    GroupJob.register = register
+    GroupJob.get_target_spec = unfinished
+    GroupJob.log_error = log_unfinished
+
+
+async def _is_marked(job: Any) -> bool:
+    """Return whether any output of a job is still marked as incomplete, so that the job has not finished."""
+    return bool(await job.dag.workflow.persistence.incomplete(job))
+
+
+def has_outputs(job: Any) -> bool:
+    """Return whether all outputs of a job exist."""
+    return all(Path(output).exists() for output in job.output)

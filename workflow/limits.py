@@ -11,19 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from granted import Partition, Site
-from jobs import MEGABYTES, OF_FIGURES, SECTIONS, Jobs
-from plan import one_line
+from comparison import PROFILE, Asked, Comparison, source_of
+from experiments import CONFIG, Experiments, one_line
+from granted import Site
+from jobs import Jobs
 
-from udpm.config import place_of
 from udpm.core.errors import UserError, first_line
 
-CONFIG = "config"
-PROFILE = "slurm/config.yaml"
 ELSEWHERE = ("cluster", "clusters", "slurm_cluster")
 """Resources that send a job to another cluster, of which nothing is known here."""
-HOURS = 1.0
-"""Wall time of jobs of all other rules: `default-resources` of the profile."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +31,11 @@ class Given:
     partition_config: str | None = None
     qos: str | None = None
     executor: str | None = None
+
+    @property
+    def has_scheduler(self) -> bool:
+        """Whether jobs go to a scheduler: SLURM, or another one that a copy of the profile names."""
+        return self.executor not in (None, "local", "dryrun", "touch")
 
 
 def given() -> Given:
@@ -55,7 +56,21 @@ def given() -> Given:
     return Given(**found)
 
 
-def check_before_jobs(plan: Any, jobs: Jobs, said: Given, workflow: Any) -> Limits:
+@one_line
+def check_given(values: Iterable[str]) -> None:
+    """Find out before any job is submitted whether the jobs would get what ``--config`` says.
+
+    Args:
+        values: its KEY=VALUE. Snakemake gives them to the shell of a node as Python writes them, which a shell reads as
+            they are only where nothing has to be escaped.
+    """
+    for text in values:
+        if repr(text) != f"'{text}'":
+            where = f"put it into {CONFIG}/config.yaml"
+            raise UserError(f"--config {text!r}: jobs on nodes would not get this value as it is; {where}")
+
+
+def check_before_jobs(plan: Experiments, jobs: Jobs, said: Given, workflow: Any) -> Limits:
     """Check all jobs that will be submitted, before the first job of any kind starts.
 
     Mistakes end the process: one line for each, exit code 2.
@@ -98,62 +113,6 @@ def is_local(job: Any, jobs: Jobs, workflow: Any) -> bool:
     return rule.name in workflow._localrules or rule.norun or jobs.is_local(rule.name, job.wildcards)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """Request of one job; CPUs, memory and GPUs are for each of its nodes.
-
-    Attributes:
-        minutes: of wall time; 0 if none is requested.
-        gpu_model: type of its GPUs; None: any.
-    """
-
-    partition: str | None
-    minutes: int
-    memory_mb: int
-    cpus: int
-    gpus: int
-    gpu_model: str | None
-    nodes: int
-
-    @classmethod
-    def of(cls, job: Any) -> Asked:
-        """Read the request from a job of Snakemake's."""
-        asked = {name: job.resources.get(name) for name in job.resources.keys()}  # noqa: SIM118 - not a dictionary
-
-        def number(name: str, default: int = 0) -> int:
-            try:
-                return int(asked.get(name) or default)
-            except (TypeError, ValueError):
-                return default
-
-        nodes = max(1, number("nodes", 1))
-        gpus, model = _gpus(asked, nodes)
-        tasks = number("tasks_per_node") or math.ceil(max(1, number("tasks", 1)) / nodes)
-        cpus = tasks * max(1, number("cpus_per_task") or job.threads)
-        if gpus and not asked.get("cpus_per_task") and number("cpus_per_gpu") > 0:
-            cpus = gpus * number("cpus_per_gpu")
-        memory = cpus * number("mem_mb_per_cpu") or number("mem_mb")
-        partition = asked.get("slurm_partition")
-        return cls(
-            None if partition in (None, "") else str(partition), number("runtime"), memory, cpus, gpus, model, nodes
-        )
-
-
-def _gpus(asked: dict[str, Any], nodes: int) -> tuple[int, str | None]:
-    """Read GPUs for each node and their type from resources."""
-    for entry in str(asked.get("gres") or "").split(","):
-        name, *words = entry.split(":")
-        if name == "gpu":
-            count = int(words.pop()) if words and words[-1].isdecimal() else 1
-            return count, words[0] if words else None
-    model = asked.get("gpu_model")
-    try:
-        count = int(asked.get("gpu") or bool(model))
-    except (TypeError, ValueError):
-        count = 0
-    return math.ceil(count / nodes), str(model) if count and model else None
-
-
 class Limits:
     """Find jobs that SLURM would never start, and everything else that would end the study.
 
@@ -163,7 +122,7 @@ class Limits:
         given: options of the plugin.
     """
 
-    def __init__(self, plan: Any, site: Site, given: Given) -> None:
+    def __init__(self, plan: Experiments, site: Site, given: Given) -> None:
         self._plan, self.site, self._given = plan, site, given
 
     def check(self, jobs: list[Any], dry_run: bool, most: int | None, submitted: int) -> list[str]:
@@ -223,7 +182,7 @@ class Limits:
         account, accounts = self._plan.cluster.account, self.site.accounts
         # SLURM knows accounts in lower case.
         if account is not None and accounts and account.lower() not in map(str.lower, accounts):
-            yield f"{_cluster('account')}: {account} is not one of yours; these are: {', '.join(accounts)}"
+            yield f"{source_of('account')}: {account} is not one of yours; these are: {', '.join(accounts)}"
 
     def _check_partition_file(self) -> Iterable[str]:
         from snakemake_executor_plugin_slurm.partitions import read_partition_file
@@ -253,7 +212,7 @@ class Limits:
             key = (job.rule.name, getattr(job.wildcards, "experiment", None), getattr(job.wildcards, "dataset", None))
             if (key, asked) not in seen:
                 seen.add((key, asked))
-                compared = _Comparison(self._plan, self.site, self._given, job, asked)
+                compared = Comparison(self._plan, self.site, bool(self._given.partition_config), job, asked)
                 for mistake, asker in compared.mistakes():
                     found.setdefault(mistake, []).extend([asker] if asker else [])
         return sorted(f"{mistake}{_asked_by(askers)}" for mistake, askers in found.items())
@@ -268,7 +227,7 @@ class Limits:
         ]
         if self._given.partition_config and self._plan.cluster.partition:
             notes.append(
-                f"{_cluster('partition')}: {self._plan.cluster.partition}: all jobs go there, so "
+                f"{source_of('partition')}: {self._plan.cluster.partition}: all jobs go there, so "
                 f"slurm-partition-config ({self._given.partition_config}) has no effect; leave one of them out"
             )
         queued = self.most_jobs()
@@ -290,219 +249,9 @@ class Limits:
         return self.site.most_jobs(cluster.account, cluster.partition, self._given.qos)
 
 
-class _Comparison:
-    """Compare one job with the partitions that it may go to."""
-
-    def __init__(self, plan: Any, site: Site, given: Given, job: Any, asked: Asked) -> None:
-        self._plan, self.site, self._job, self._asked = plan, site, job, asked
-        self._rule = job.rule.name
-        self._partitions = site.candidates(asked.partition, any_partition=bool(given.partition_config))
-        self._any = asked.partition is None and len(self._partitions) > 1
-        named = asked.partition or (self._partitions[0].name if self._partitions else "")
-        self._of = "here" if self._any else f"of partition {named}"
-        self._name = "any partition" if self._any else f"partition {named}"
-        section = SECTIONS.get(self._rule)
-        self._section = section if section and hasattr(job.wildcards, "experiment") else None
-
-    def mistakes(self) -> list[tuple[str, str | None]]:
-        """Return (line, requester) for each mistake; a requester only if many jobs may make the same one."""
-        asked = self._asked
-        unknown = [name for name in (asked.partition or "").split(",") if name and name not in self.site.partitions]
-        if unknown:
-            where = _cluster("partition")
-            if asked.partition != self._plan.cluster.partition:
-                where = f"{PROFILE}: slurm_partition of {self._rule}"
-            return [(f"{where}: there is no {unknown[0]} here; there are: {', '.join(self.site.partitions)}", None)]
-        found = [self._memory(), self._cpus(), self._model() or self._gpus(), self._nodes()]
-        mistakes = [(mistake, None) for mistake in found if mistake]
-        if time := self._time():
-            mistakes.insert(0, time)
-        together = None if mistakes else self._together()
-        return [(together, None)] if together else mistakes
-
-    def _kinds(self):
-        return [kind for partition in self._partitions for kind in partition.nodes]
-
-    def _time(self) -> tuple[str, str | None] | None:
-        asked, cluster = self._asked, self._plan.cluster
-        longest = max(partition.minutes for partition in self._partitions)
-        if asked.minutes <= longest:
-            return None
-        takes = "no partition here takes jobs of more than" if self._any else f"{self._name} takes jobs of at most"
-        takes = f"{takes} {_lasting(longest)}"
-        own = asked.partition == cluster.partition
-        if own and asked.minutes == cluster.minutes(self._hours()):
-            # Rounded down, so that a job of that time fits.
-            hours = math.floor(longest / 60 * 100) / 100
-            where, then = _cluster("max_hours"), f"set max_hours: {hours:g} (or UDPM_MAX_HOURS={hours:g})"
-            return f"{where}: {cluster.max_hours:g}, but {takes}; {then}", self._asker()
-        of = f"runtime of {self._rule}: {asked.minutes} minutes"
-        return f"{PROFILE}: {of}, but {takes}; set its runtime in set-resources", None
-
-    def _hours(self) -> float:
-        """Hours that the job's rule requests before max_hours cuts them."""
-        if self._section and self._rule in OF_FIGURES:
-            return self._plan.experiment(self._job.wildcards).resources.figure_hours
-        return self._resources.hours if self._section else HOURS
-
-    def _asker(self) -> str:
-        name = getattr(self._job.wildcards, "experiment", None) or getattr(self._job.wildcards, "dataset", None)
-        return f"{self._rule} of {name}" if name else self._rule
-
-    def _memory(self) -> str | None:
-        asked = self._asked.memory_mb
-        most = max((kind.memory_mb for kind in self._kinds()), default=math.inf)
-        if asked <= most:
-            return None
-        return f"{self._memory_key()}, but no node {self._of} has more than {_gb(most)} GB{self._others()}"
-
-    def _cpus(self) -> str | None:
-        most = max((kind.cpus for kind in self._kinds()), default=math.inf)
-        if self._asked.cpus <= most:
-            return None
-        return f"{self._cpus_key()}, but no node {self._of} has more than {most}{self._others()}"
-
-    def _model(self) -> str | None:
-        model, kinds = self._asked.gpu_model, self._kinds()
-        if model is None or not kinds or any(kind.gpus_of(model) for kind in kinds):
-            return None
-        types = sorted({name for kind in kinds for name in kind.gpus})
-        if not types:
-            return None
-        named = [name for name in types if name]
-        there = f"has {', '.join(named)}" if named else "does not name the types of its GPUs: leave gpu_model out"
-        where = _cluster("gpu_model")
-        if model != self._plan.cluster.gpu_model:
-            where = f"{PROFILE}: gpu_model of {self._rule}"
-        return f"{where}: {model}, but {self._name} {there}{self._others()}"
-
-    def _gpus(self) -> str | None:
-        asked, kinds = self._asked, self._kinds()
-        most = max((kind.gpus_of(asked.gpu_model) for kind in kinds), default=math.inf)
-        if not asked.gpus or asked.gpus <= most:
-            return None
-        if not any(kind.gpus for kind in kinds):
-            none = "no partition here has GPUs" if self._any else f"{self._name} has no GPUs"
-            return f"{self._gpus_key()}, but {none}{self._others()}"
-        of_type = f" of type {asked.gpu_model}" if asked.gpu_model else ""
-        return f"{self._gpus_key()}, but no node {self._of} has more than {most}{of_type}{self._others()}"
-
-    def _nodes(self) -> str | None:
-        asked, partitions = self._asked.nodes, self._partitions
-        there = max(sum(kind.count for kind in partition.nodes) or math.inf for partition in partitions)
-        most = max(partition.most_nodes for partition in partitions)
-        if asked > most:
-            takes = "no partition here takes jobs of more than" if self._any else f"{self._name} takes jobs of at most"
-            return f"{self._nodes_key()}, but {takes} {most:g} {_plural(most, 'node')}{self._others()}"
-        if asked > there:
-            has = "no partition here has more than" if self._any else f"{self._name} has only"
-            return f"{self._nodes_key()}, but {has} {there:g}{self._others()}"
-        return None
-
-    def _together(self) -> str | None:
-        """Each part of the request can be satisfied, but no node satisfies all of them."""
-        asked = self._asked
-        if any(self._has(partition) for partition in self._partitions):
-            return None
-        each = [f"{asked.cpus} {_plural(asked.cpus, 'CPU')}"]
-        each += [f"{_gb(asked.memory_mb)} GB"] if asked.memory_mb else []
-        if asked.gpus:
-            model = f" of type {asked.gpu_model}" if asked.gpu_model else ""
-            each.append(f"{asked.gpus} {_plural(asked.gpus, 'GPU')}{model}")
-        if self._any and asked.minutes:
-            each.append(_lasting(asked.minutes))
-        wanted = f"{', '.join(each[:-1])} and {each[-1]}" if len(each) > 1 else each[0]
-        who = f"{self._place()}: {self._rule}" if self._section else f"{PROFILE}: {self._rule}"
-        if asked.nodes == 1:
-            return f"{who} asks for {wanted} on one node, but no node {self._of} has all of that{self._others()}"
-        lacks = "no partition here has" if self._any else f"{self._name} does not have"
-        return f"{who} asks for {wanted} on each of {asked.nodes} nodes, but {lacks} so many such nodes{self._others()}"
-
-    def _has(self, partition: Partition) -> bool:
-        asked = self._asked
-        return partition.has(asked.minutes, asked.memory_mb, asked.cpus, asked.gpus, asked.gpu_model, nodes=asked.nodes)
-
-    def _others(self) -> str:
-        """Name the partitions that satisfy the request."""
-        names = [name for name, partition in self.site.partitions.items() if partition.nodes and self._has(partition)]
-        return f" ({'this partition has' if len(names) == 1 else 'these have'} it: {', '.join(names)})" if names else ""
-
-    # Keys that a request comes from: the experiment's if its value is the one requested, else the profile's.
-
-    def _place(self) -> str:
-        name, sweep = self._job.wildcards.experiment, self._plan.sweep
-        # Points of a sweep mostly request what their base does: report it once, not a thousand times.
-        if (
-            sweep
-            and name in sweep.loaded.points
-            and self._resources == getattr(sweep.loaded.base.resources, self._section)
-        ):
-            name = sweep.loaded.sweep.base
-        return place_of(name, CONFIG)
-
-    @property
-    def _resources(self):
-        return getattr(self._plan.experiment(self._job.wildcards).resources, self._section)
-
-    def _in_profile(self, name: str, value: Any) -> str:
-        return f"{PROFILE}: {name} of {self._rule}: {value}"
-
-    def _memory_key(self) -> str:
-        asked = self._asked.memory_mb
-        if self._section:
-            once = round(self._resources.memory_gb * MEGABYTES)
-            if asked in (once, 2 * once):
-                twice = "" if asked == once else ", twice that after an attempt that was killed"
-                return f"{self._place()}: resources.{self._section}.memory_gb: {self._resources.memory_gb:g}{twice}"
-        return self._in_profile("mem_mb", asked)
-
-    def _cpus_key(self) -> str:
-        asked = self._asked.cpus
-        if self._section == "training":
-            training = self._plan.training(self._job.wildcards)
-            if asked == training.processes_per_node * (training.threads + training.workers):
-                parts = [f"training.threads: {training.threads}"]
-                parts += [f"training.workers: {training.workers}"] if training.workers else []
-                each = f" for each of training.processes_per_node: {training.processes_per_node}"
-                whole = each if training.processes_per_node > 1 else ""
-                sums = f" make {asked} CPUs" if len(parts) > 1 or whole else ""
-                return f"{self._place()}: {' and '.join(parts)}{whole}{sums}"
-        elif self._section:
-            threads = getattr(self._plan.experiment(self._job.wildcards), self._section).threads
-            if asked == threads:
-                return f"{self._place()}: {self._section}.threads: {threads}"
-        elif self._rule == "prepare_dataset":
-            return f"{CONFIG}/datasets/{self._job.wildcards.dataset}.yaml: workers: {asked}"
-        return self._in_profile("CPUs", asked)
-
-    def _gpus_key(self) -> str:
-        asked = self._asked.gpus
-        if not self._section:
-            return self._in_profile("gpu", asked)
-        key = "gpus_per_node" if self._section == "training" else "gpus"
-        said = getattr(self._resources, key)
-        if said is None:
-            why = "training.processes_per_node" if self._section == "training" else f"{self._section}.device"
-            return f"{self._place()}: resources.{self._section}.{key} is {asked}, by {why}"
-        if said == asked:
-            return f"{self._place()}: resources.{self._section}.{key}: {asked}"
-        return self._in_profile("gpu", asked)
-
-    def _nodes_key(self) -> str:
-        if self._section == "training":
-            return f"{self._place()}: training.nodes: {self._asked.nodes}"
-        return self._in_profile("nodes", self._asked.nodes)
-
-
 def has_gpus() -> bool:
     """Return whether this machine seems to have a GPU (NVIDIA or AMD)."""
     return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
-
-
-def _cluster(key: str) -> str:
-    """Name the source of a key of the cluster's configuration: file or environment variable."""
-    variable = f"UDPM_{key.upper()}"
-    return f"environment variable {variable}: {key}" if os.environ.get(variable) else f"{CONFIG}/cluster.yaml: {key}"
 
 
 def _asked_by(askers: list[str]) -> str:
@@ -510,17 +259,3 @@ def _asked_by(askers: list[str]) -> str:
     named = list(dict.fromkeys(askers))
     more = f" and {len(named) - 3} more" if len(named) > 3 else ""
     return f"; requested by {', '.join(named[:3])}{more}" if named else ""
-
-
-def _lasting(minutes: float) -> str:
-    if minutes < 60:
-        return f"{minutes:g} {_plural(minutes, 'minute')}"
-    return f"{round(minutes / 60, 2):g} {_plural(minutes / 60, 'hour')}"
-
-
-def _gb(megabytes: float) -> str:
-    return f"{megabytes / MEGABYTES:g}"
-
-
-def _plural(count: float, noun: str) -> str:
-    return noun if count == 1 else f"{noun}s"

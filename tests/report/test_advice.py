@@ -51,17 +51,18 @@ def study(tmp_path, monkeypatch):
 
 def planned(advice):
     """Apply an advice to the configuration, and plan what it says is to be run; refused ends the process."""
-    from papers import PaperPlan
-    from plan import Plan
+    from experiments import Experiments
+    from targets import PaperTargets, StudyTargets
 
     keys, how, file, profile, target, name = advice
     if keys:
         before = Path(file).read_text() if how == "in" else ""
         Path(file).write_text(f"{before}\n{keys}\n")
-    plan = Plan({"experiments": [name]}, bool(profile))
-    wanted = plan.targets() if target == "all" else PaperPlan(plan).targets()
+    plan = Experiments({"experiments": [name]}, bool(profile))
+    study = StudyTargets(plan)
+    wanted = study.all() if target == "all" else PaperTargets(plan, study).tables()
     if keys:
-        assert any(path.endswith("_best.json") for path in plan.scores())
+        assert any(path.endswith("_best.json") for path in study.scores())
         Path(file).write_text(before) if how == "in" else Path(file).unlink()
     return wanted
 

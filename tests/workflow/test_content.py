@@ -23,7 +23,7 @@ from udpm.runs.config_guard import MUTABLE_KEYS
 sys.path.insert(0, str(ROOT / "workflow"))
 from content import KEPT, Content, decide
 from existing import Existing
-from plan import Plan
+from experiments import Experiments
 
 EDITS = {
     "dataset.check_md5": False,
@@ -77,7 +77,7 @@ def study(tmp_path, monkeypatch, trained, digits):
 
 def write_configs():
     """Resolved configurations, as the workflow's first jobs write them."""
-    plan = Plan({"experiments": ["digits"]}, False)
+    plan = Experiments({"experiments": ["digits"]}, False)
     for name, config in {
         "digits/seed0": plan.run("digits", 0),
         "digits/sampling": plan.known["digits"].sampling,
@@ -124,7 +124,7 @@ def made(study):
 
 def planned(results="results"):
     """Outputs that a plan has made again."""
-    plan = Plan({"experiments": ["digits"], "results": results}, False)
+    plan = Experiments({"experiments": ["digits"], "results": results}, False)
     content = Content(results, plan.is_resolved)
     Existing(plan, content).check()
     return {path.removeprefix("results/") for path in content.stale(jobs(), remember=False)}
@@ -285,7 +285,7 @@ def test_a_source_that_changed(own_images, study, capsys, edit_source, expected)
     source, _ = own_images
     if edit_source:
         edit_source(source)
-    plan = Plan({"experiments": ["digits"]}, False)
+    plan = Experiments({"experiments": ["digits"]}, False)
     content = Content("results", plan.is_resolved)
     Existing(plan, content).check()
     assert content.forced == ({"results/datasets/own/dataset.json"} if edit_source else set())
@@ -307,7 +307,7 @@ def test_a_source_that_moved(own_images, study, tmp_path):
     source, path = own_images
     source.rename(tmp_path / "moved")
     edit(path, path=str(tmp_path / "moved"))
-    plan = Plan({"experiments": ["digits"]}, False)
+    plan = Experiments({"experiments": ["digits"]}, False)
     content = Content("results", plan.is_resolved)
     Existing(plan, content).check()
     # The run, which is still to begin, gets the new path.
@@ -318,7 +318,7 @@ def test_weights_that_a_run_started_from(study, capsys):
     made(study)
     shutil.copy(study / RUN / "weights.safetensors", "start.safetensors")
     edit(study / "config/experiments/digits.yaml", weights="start.safetensors")
-    (study / RUN / "config.json").write_text(to_json(Plan({"experiments": ["digits"]}, False).run("digits", 0)))
+    (study / RUN / "config.json").write_text(to_json(Experiments({"experiments": ["digits"]}, False).run("digits", 0)))
     record = json.loads((study / RUN / "complete.json").read_text())
     record.pop("record_sha256")
     record["origin"] = {"kind": "udpm", "files": [{"name": "start.safetensors", "sha256": sha256("start.safetensors")}]}

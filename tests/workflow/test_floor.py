@@ -23,13 +23,13 @@ def planned(tmp_path, monkeypatch, capsys):
         shutil.copy(ROOT / "config" / f"{kind}.yaml", target)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT / "workflow"))
-    from plan import Plan
+    from experiments import Experiments
 
     def plan(dataset=(), **values):
         given = {"source": "folder", "path": "images", "side": 16, "classes": 2} | dict(dataset)
         Path("config/datasets/mine.yaml").write_text(json.dumps(given))
         Path("config/experiments/some.yaml").write_text(json.dumps(EXPERIMENT | values))
-        found = Plan({"experiments": ["some"]}, False)
+        found = Experiments({"experiments": ["some"]}, False)
         found.tell()
         return found.yardsticks("some"), capsys.readouterr().err
 

@@ -62,12 +62,11 @@ def test_a_mistake_names_file_or_variable(tmp_path, text, environment, expected)
 def test_what_a_node_would_not_get_as_it_is_is_refused(tmp_path, monkeypatch, capsys, value):
     monkeypatch.chdir(tmp_path)
     asked(tmp_path)
-    from plan import Plan
+    from limits import check_given
 
-    plan = Plan({"experiments": ["some"], "results": value}, True)
-    plan.check_given(["experiments=some", 'results=a b $(c) "d" \u00fc'])
+    check_given(["experiments=some", 'results=a b $(c) "d" \u00fc'])
     with pytest.raises(SystemExit) as stop:
-        plan.check_given([f"results={value}"])
+        check_given([f"results={value}"])
     assert stop.value.code == 2
     assert "put it into config/config.yaml" in capsys.readouterr().err
 
@@ -80,8 +79,8 @@ def asked(study, training=(), resources=None, environment=None, attempt=1):
     """What the training rule's functions say, of an experiment of these keys; as Snakemake calls them."""
     from inspect import signature
 
+    from experiments import Experiments
     from jobs import Jobs
-    from plan import Plan
 
     keys = "".join(f"  {key}: {value}\n" for key, value in dict(training).items())
     (study / "config/experiments").mkdir(parents=True, exist_ok=True)
@@ -93,8 +92,8 @@ def asked(study, training=(), resources=None, environment=None, attempt=1):
         f"extends: digits-smoke\nresources: {json.dumps(resources or {})}\n" + (f"training:\n{keys}" if keys else "")
     )
     os.chdir(study)
-    plan = Plan({"experiments": ["some"]}, True)
-    functions = Jobs(plan, load_cluster("config", environment or {})).training
+    plan = Experiments({"experiments": ["some"]}, True)
+    functions = Jobs(plan, load_cluster("config", environment or {}), False).training
     given = {"wildcards": Wildcards, "attempt": attempt}
     found = {
         name: function(*(given[part.lstrip("_")] for part in signature(function).parameters))

@@ -18,9 +18,11 @@ from tiny import ROOT
 sys.path.insert(0, str(ROOT / "workflow"))
 
 import limits
+from comparison import Asked
+from experiments import Experiments
 from granted import Answer, Site, ask, gpus_in, minutes_of, read_partitions
-from limits import Asked, Given, Limits
-from plan import Plan
+from jobs import OF_FIGURES, SECTIONS
+from limits import Given, Limits
 
 from udpm.core.errors import UserError
 
@@ -225,7 +227,7 @@ def plan(tmp_path, monkeypatch):
             monkeypatch.setenv(name, value)
         Path("config/cluster.yaml").write_text(cluster or "max_hours: 4\n")
         Path("config/experiments/some.yaml").write_text(json.dumps({"extends": "digits"} | (values or {})))
-        return Plan({"experiments": ["some"]}, True)
+        return Experiments({"experiments": ["some"]}, True)
 
     return make
 
@@ -462,7 +464,7 @@ def test_points_of_a_sweep_make_one_mistake(plan):
     grid = {"a": {"axis": {"key": "training.batch", "values": [8, 16, 32]}}}
     Path("config/sweeps").mkdir(exist_ok=True)
     Path("config/sweeps/many.yaml").write_text(yaml.safe_dump({"base": "some", "grids": grid}))
-    made = Plan({"experiments": ["some"], "sweep": "many"}, True)
+    made = Experiments({"experiments": ["some"], "sweep": "many"}, True)
     asked = [job(wildcards={"experiment": name, "seed": "0"}, mem_mb=500_000) for name in made.sweep.loaded.points]
     assert len(asked) == 3
     (found,) = Limits(made, Told(), Given()).mistakes(asked)
@@ -603,12 +605,13 @@ def test_a_file_of_partitions(plan, text, cluster, expected):
 def test_rules_ask_for_what_their_section_says():
     found = {}
     for path in (ROOT / "workflow/rules").glob("*.smk"):
-        for text in re.split(r"^rule ", path.read_text(), flags=re.M)[1:]:
-            for section in re.findall(r"\*\*JOBS\.(\w+)", text):
-                found[text.partition(":")[0]] = section
+        for text in re.split(r"^(?=rule |use rule )", path.read_text(), flags=re.M)[1:]:
+            name, like = re.match(r"(?:use rule (?P<like>\w+) as|rule) (?P<name>\w+)", text).group("name", "like")
+            sections = re.findall(r"\*\*JOBS\.(\w+),", text) or ([found[like]] if like else [])
+            found |= dict.fromkeys([name] * bool(sections), *sections)
     figures = {"figures": "sampling", "neighbours": "scoring"}
-    assert {rule for rule, section in found.items() if section in figures} == limits.OF_FIGURES
-    assert {rule: figures.get(section, section) for rule, section in found.items()} == limits.SECTIONS
+    assert {rule for rule, section in found.items() if section in figures} == OF_FIGURES
+    assert {rule: figures.get(section, section) for rule, section in found.items()} == SECTIONS
 
 
 @pytest.mark.slow
@@ -635,12 +638,12 @@ def test_the_profile_and_the_command_line(tmp_path, monkeypatch):
 @pytest.fixture
 def report(monkeypatch):
     """Writes the plugin's report, with the logger that is given, and returns what the logger was told."""
-    import efficiency
+    import slurm_patches
     import snakemake_executor_plugin_slurm as plugin
 
     monkeypatch.setattr(plugin, "create_efficiency_report", plugin.create_efficiency_report)
-    monkeypatch.setattr(efficiency, "PATIENCE", 30.0)
-    efficiency.install()
+    monkeypatch.setattr(slurm_patches, "PATIENCE", 30.0)
+    slurm_patches.guard_report()
 
     def write(folder):
         heard = []
@@ -681,11 +684,11 @@ def test_no_report_costs_a_finished_study(tmp_path, monkeypatch, report, text, w
 
 
 def test_a_report_is_not_waited_for(tmp_path, monkeypatch, report):
-    import efficiency
+    import slurm_patches
 
     program(tmp_path, "sacct", "exec sleep 30")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(efficiency, "PATIENCE", 0.1)
+    monkeypatch.setattr(slurm_patches, "PATIENCE", 0.1)
     assert report(tmp_path / "reports") == []
 
 

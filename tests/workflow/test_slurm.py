@@ -2,10 +2,13 @@
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,9 +19,10 @@ sys.path.insert(0, str(ROOT / "workflow"))
 plugin = pytest.importorskip("snakemake_executor_plugin_slurm")
 
 import executor as ours  # noqa: E402
-import groups  # noqa: E402
+import jobs as groups  # noqa: E402
+import slurm_patches  # noqa: E402
 from granted import Answer  # noqa: E402
-from states import HOPELESS, States  # noqa: E402
+from slurm_patches import HOPELESS, States  # noqa: E402
 
 
 class Member(SimpleNamespace):
@@ -131,16 +135,37 @@ def tools(monkeypatch):
 
 
 def test_the_plugin_still_needs_what_is_done_to_it(monkeypatch, tools):
-    """Whatever of this fails is no fault: the plugin has been mended, and workflow/states.py may be shortened."""
+    """If this fails, the plugin has been mended: shorten workflow/slurm_patches.py."""
     for states, check in (
         ({"7": "CANCELLED by 0"}, lambda executor, left, failed: left and not failed),
         ({"7": "NODE_FAIL"}, lambda executor, left, failed: executor._failed_nodes == {"None assigned"}),
+        ({"7": "PREEMPTED"}, lambda executor, left, failed: left and not failed),
         (None, lambda executor, left, failed: not left),
     ):
         failed = []
         executor, ask, look = plugin_alone(states, failed)
         monkeypatch.setattr(plugin, "query_job_status", ask)
         assert check(executor, asyncio.run(look()), failed), states
+
+
+def test_the_plugin_still_fails_without_a_report(monkeypatch, tmp_path):
+    """If this fails, the plugin has been mended: `slurm_patches.guard_report` may go, and its bound in pyproject."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    logger = SimpleNamespace(**dict.fromkeys(("debug", "info", "warning", "error"), lambda *a, **b: None))
+    with pytest.raises(Exception, match=r".+"):
+        plugin.create_efficiency_report(e_threshold=0.8, run_uuid="u", e_report_path=tmp_path, logger=logger)
+
+
+def test_no_other_plugin_than_the_one_that_is_corrected_is_installed():
+    """Corrections of one minor version are for no other: who raises the bound looks at all of them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (bounds,) = (text for text in project["optional-dependencies"]["workflow"] if "slurm" in text)
+    (lower, upper) = re.search(r">=([\d.]+),<([\d.]+)$", bounds).groups()
+    corrected = re.search(r"plugin for SLURM \(([\d.]+)\)", slurm_patches.__doc__).group(1)
+    assert lower.startswith(corrected)
+    major, minor = map(int, corrected.split("."))
+    assert upper == f"{major}.{minor + 1}"
+    assert version("snakemake-executor-plugin-slurm").startswith(f"{corrected}.")
 
 
 def test_with_it_no_job_is_lost_and_no_node_is_excluded(monkeypatch, tools):

@@ -68,10 +68,21 @@ def test_a_mistake_is_found_before_any_job(given, expected):
     assert "Traceback" not in done.stderr
 
 
-def test_imports_are_light():
-    """`udpm --help` and rule files must not pay for torch."""
-    code = "import sys, udpm.cli, udpm.config; sys.exit(sorted({'torch', 'numpy', 'pandas'} & set(sys.modules)) or 0)"
-    done = run(sys.executable, "-c", code)
+PLANNING = sorted(path.stem for path in (ROOT / "workflow").glob("*.py"))
+
+
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        (("udpm.cli", "udpm.config"), {"torch", "numpy", "pandas"}),
+        (tuple(PLANNING), {"torch", "sklearn", "matplotlib", "scipy", "torchvision"}),
+    ],
+    ids=["commands", "workflow"],
+)
+def test_imports_are_light(modules, heavy):
+    """Neither `udpm --help` nor planning may pay for torch."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'workflow')!r}); import {', '.join(modules)}\n"
+    done = run(sys.executable, "-c", f"{code}sys.exit(sorted({heavy!r} & set(sys.modules)) or 0)")
     assert done.returncode == 0, done.stderr
 
 
@@ -318,12 +329,12 @@ def told(tmp_path, monkeypatch, capsys):
     (tmp_path / "config/datasets/trained.yaml").write_text("source: digits\nside: 16\nclasses: 10\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT / "workflow"))
-    from plan import Plan
+    from experiments import Experiments
 
     def plan(values):
         Path("config/experiments/two.yaml").write_text(json.dumps({"extends": "digits"} | values))
         with suppress(SystemExit):
-            Plan({"experiments": ["two"]}, False)
+            Experiments({"experiments": ["two"]}, False)
         found = capsys.readouterr().err
         assert len(found.splitlines()) <= 1
         return found

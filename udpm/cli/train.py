@@ -121,7 +121,7 @@ def status_command(runs: tuple[Path, ...], results: Path | None, as_json: bool) 
     if results is not None:
         in_results = [folder for folder in Layout(results).found(Layout(results).runs + "/*/*") if is_run(folder)]
         if not in_results:
-            raise UserError(f"{results}: holds no runs; expected folders like {results / 'runs/digits/seed0'}")
+            raise UserError(f"{results}: holds no runs; expected folders like {Layout(results).run('digits', 0)}")
         found += in_results
     if not found:
         raise click.UsageError("give RUN folders, or --results", click.get_current_context())

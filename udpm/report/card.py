@@ -19,7 +19,7 @@ from udpm.core.kinds import BUNDLE, mark, seal_text
 from udpm.core.reading import read_json
 from udpm.metrics.protocol import checkpoint, preprocessing, read_scores
 from udpm.report.table import MISSING
-from udpm.runs.layout import Layout, results_of
+from udpm.runs.layout import Layout, milestone, results_of
 from udpm.runs.records import iteration_of, numbered, read_complete
 from udpm.sampling.sample_set import load_samples
 
@@ -89,7 +89,7 @@ def check_of_run(path: str | Path, what: str, subject: dict[str, Any], run: Path
         raise UserError(f"{path}: does not say by which weights of {name} its images were drawn; draw them again")
     if made_by == record["weights_sha256"]:
         return
-    kept = [file for file in numbered(run / "milestones", ".safetensors") if iteration_of(file) == iteration]
+    kept = [file for file in numbered(milestone(run, 0).parent, ".safetensors") if iteration_of(file) == iteration]
     if not any(sha256(file) == made_by for file in kept):
         raise UserError(
             f"{path}: is {what} of other weights (iteration {'unknown' if iteration is None else iteration}) than "
@@ -290,7 +290,7 @@ def bundle_run(run: Path, folder: Path) -> list[str]:
         for path in scores:
             (building / "scores").mkdir(exist_ok=True)
             shutil.copyfile(path, building / "scores" / path.name)
-        samples = Path(layout.samples(experiment, run.name.removeprefix("seed")))
+        samples = Path(layout.samples("", experiment, run.name.removeprefix("seed")))
         _copy_samples(samples, building / "samples", run, record)
         names = sorted(str(path.relative_to(building)) for path in building.rglob("*") if path.is_file())
         write_json(building / RECORD, {"format": FORMAT, "run": record, "files": names})

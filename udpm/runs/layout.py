@@ -51,9 +51,14 @@ class Layout:
 
     # Data, and what it is scored with.
 
+    @property
+    def datasets(self) -> str:
+        """Folder of all prepared data sets."""
+        return f"{self.results}/datasets"
+
     def dataset(self, dataset: str = "{dataset}") -> str:
         """Folder of a prepared data set."""
-        return f"{self.results}/datasets/{dataset}"
+        return f"{self.datasets}/{dataset}"
 
     def dataset_record(self, dataset: str = "{dataset}") -> str:
         """Record of a prepared data set."""
@@ -71,9 +76,14 @@ class Layout:
         """The classifier of a data set, and its record (.json)."""
         return f"{self.results}/extractors/{dataset}{suffix}"
 
+    @property
+    def references(self) -> str:
+        """Folder of all reference statistics."""
+        return f"{self.results}/references"
+
     def reference(self, experiment: str = "{experiment}") -> str:
         """Statistics that an experiment is scored against."""
-        return f"{self.results}/references/{experiment}.npz"
+        return f"{self.references}/{experiment}.npz"
 
     @property
     def features(self) -> str:
@@ -99,19 +109,28 @@ class Layout:
         """Record of a run that ended."""
         return f"{self.run(experiment, seed)}/complete.json"
 
+    def metrics(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
+        """What training logged, a line for each interval."""
+        return f"{self.run(experiment, seed)}/metrics.jsonl"
+
     def card(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
         """Model card of a run."""
         return f"{self.run(experiment, seed)}/{CARD}"
 
     # Samples and scores.
 
-    def samples(self, experiment: str = "{experiment}", seed: int | str = "{seed}", part: str = "") -> str:
-        """A run's sample set, without suffix; `part`: a shard of it, ``_1of3``, the ``_chain``, or the ``_best``."""
-        return f"{self.results}/samples/{experiment}/seed{seed}{part}"
+    @property
+    def sample_sets(self) -> str:
+        """Folder of all sample sets."""
+        return f"{self.results}/samples"
+
+    def samples(self, suffix: str, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
+        """A file of a run's sample set: ``.npz``, ``.json``, a shard ``_1of3.npz``, ``_chain.npz``, ``_best.npz``."""
+        return f"{self.sample_sets}/{experiment}/seed{seed}{suffix}"
 
     def sample_record(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
         """Record of a run's sample set, in one file or in shards."""
-        return f"{self.samples(experiment, seed)}.json"
+        return self.samples(".json", experiment, seed)
 
     def images(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
         """Folder of a run's samples as image files."""
@@ -129,11 +148,19 @@ class Layout:
         """Folder of the choice of a run's best milestone."""
         return f"{self.results}/selection/{experiment}/seed{seed}"
 
+    def choice(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
+        """Record of the choice of a run's best milestone."""
+        return f"{self.selection(experiment, seed)}/selection.json"
+
     def milestone_samples(
-        self, experiment: str = "{experiment}", seed: int | str = "{seed}", iteration: int | str = "{iteration}"
+        self,
+        suffix: str,
+        experiment: str = "{experiment}",
+        seed: int | str = "{seed}",
+        iteration: int | str = "{iteration}",
     ) -> str:
-        """Sample set of a milestone, without suffix."""
-        return f"{self.selection(experiment, seed)}/samples/{iteration}"
+        """A file of a milestone's sample set: ``.npz`` or ``.json``."""
+        return f"{self.selection(experiment, seed)}/samples/{iteration}{suffix}"
 
     def milestone_scores(
         self, experiment: str = "{experiment}", seed: int | str = "{seed}", iteration: int | str = "{iteration}"
@@ -154,10 +181,6 @@ class Layout:
     def figure(self, name: str) -> str:
         """A figure, without suffix."""
         return f"{self.results}/figures/{name}"
-
-    def run_figure(self, figure: str = "{figure}", experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
-        """A figure of a run, without suffix."""
-        return self.figure(f"{experiment}/seed{seed}/{figure}")
 
     def sweep(self, file: str, sweep: str = "{sweep}") -> str:
         """A file that a sweep is reported in."""
@@ -184,9 +207,13 @@ class Layout:
         """What a job printed."""
         return f"{self.results}/logs/{job}.log"
 
-    def benchmark(self, job: str, suffix: str = ".tsv") -> str:
-        """What a job used, by Snakemake's measure, and by the command's own (.jsonl)."""
-        return f"{self.results}/benchmarks/{job}{suffix}"
+    def benchmark(self, job: str) -> str:
+        """What a job used, by Snakemake's measure."""
+        return f"{self.results}/benchmarks/{job}.tsv"
+
+    def usage(self, job: str) -> str:
+        """What a job used, by its command's own measure."""
+        return f"{self.results}/benchmarks/{job}.jsonl"
 
 
 def milestone(run: str | Path, iteration: int) -> Path:

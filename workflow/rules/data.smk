@@ -1,36 +1,82 @@
-# Work in progress lies beside the store, undeclared, so that a retry goes on where the job before it was stopped.
-rule prepare_dataset:
-    input:
-        f"{RESULTS}/configs/datasets/{{dataset}}.json",
+# Resolved configurations: small complete files, the only configuration that later jobs read. They are rewritten when
+# a key that something is made from has another value than theirs, so that an edit elsewhere reruns nothing.
+
+
+rule resolve_run:
+    """Write the complete configuration of a run."""
     output:
-        f"{RESULTS}/datasets/{{dataset}}/dataset.json",
+        LAYOUT.run_config(),
     log:
-        f"{RESULTS}/logs/prepare_dataset/{{dataset}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/prepare_dataset/{{dataset}}.tsv"
+        LAYOUT.log("resolve_run/{experiment}_seed{seed}"),
     conda:
         "../../envs/udpm.yaml"
-    threads: PLAN.preparation_workers
+    shell:
+        "udpm resolve {wildcards.experiment:q} --part run --seed {wildcards.seed:q} --output {output:q} > {log:q} 2>&1"
+
+
+rule resolve_section:
+    """Write one section of an experiment's complete configuration."""
+    output:
+        LAYOUT.section(),
+    log:
+        LAYOUT.log("resolve_section/{experiment}_{section}"),
+    wildcard_constraints:
+        section="(selection_)?(sampling|scoring)|latents",
+    conda:
+        "../../envs/udpm.yaml"
+    shell:
+        "udpm resolve {wildcards.experiment:q} --part {wildcards.section:q} --output {output:q} > {log:q} 2>&1"
+
+
+rule resolve_dataset:
+    """Write the complete configuration of a data set."""
+    output:
+        LAYOUT.dataset_config(),
+    log:
+        LAYOUT.log("resolve_dataset/{dataset}"),
+    conda:
+        "../../envs/udpm.yaml"
+    shell:
+        "udpm resolve --dataset {wildcards.dataset:q} --output {output:q} > {log:q} 2>&1"
+
+
+# Work in progress lies next to the store, undeclared, so that a retry resumes where the job before it was stopped.
+rule prepare_dataset:
+    """Read, check and resize the images of a data set, once."""
+    input:
+        LAYOUT.dataset_config(),
+    output:
+        LAYOUT.dataset_record(),
+    log:
+        LAYOUT.log("prepare_dataset/{dataset}"),
+    benchmark:
+        LAYOUT.benchmark("prepare_dataset/{dataset}")
+    conda:
+        "../../envs/udpm.yaml"
+    threads: JOBS.preparation_threads
+    resources:
+        **JOBS.cpus(JOBS.preparation_threads),
     params:
-        usage=f"{RESULTS}/benchmarks/prepare_dataset/{{dataset}}.jsonl",
+        usage=LAYOUT.usage("prepare_dataset/{dataset}"),
         folder=subpath(output[0], parent=True),
     shell:
         "udpm --usage {params.usage:q} prepare --output {params.folder:q} -- {input:q} > {log:q} 2>&1"
 
 
 rule cache_levels:
+    """Compute the downsampled images of all levels, once."""
     input:
-        f"{RESULTS}/datasets/{{dataset}}/dataset.json",
+        LAYOUT.dataset_record(),
     output:
-        f"{RESULTS}/caches/{{dataset}}/cache.json",
+        LAYOUT.cache_record(),
     log:
-        f"{RESULTS}/logs/cache_levels/{{dataset}}.log",
+        LAYOUT.log("cache_levels/{dataset}"),
     benchmark:
-        f"{RESULTS}/benchmarks/cache_levels/{{dataset}}.tsv"
+        LAYOUT.benchmark("cache_levels/{dataset}")
     conda:
         "../../envs/udpm.yaml"
     params:
-        usage=f"{RESULTS}/benchmarks/cache_levels/{{dataset}}.jsonl",
+        usage=LAYOUT.usage("cache_levels/{dataset}"),
         dataset=subpath(input[0], parent=True),
         folder=subpath(output[0], parent=True),
     shell:

@@ -1,26 +1,29 @@
 rule train_extractor:
+    """Train the classifier in whose features images of a data set are compared."""
     input:
-        f"{RESULTS}/datasets/{{dataset}}/dataset.json",
+        LAYOUT.dataset_record(),
     output:
-        network=f"{RESULTS}/extractors/{{dataset}}.pt",
-        record=f"{RESULTS}/extractors/{{dataset}}.json",
+        network=LAYOUT.extractor(),
+        record=LAYOUT.extractor(suffix=".json"),
     log:
-        f"{RESULTS}/logs/train_extractor/{{dataset}}.log",
+        LAYOUT.log("train_extractor/{dataset}"),
     benchmark:
-        f"{RESULTS}/benchmarks/train_extractor/{{dataset}}.tsv"
+        LAYOUT.benchmark("train_extractor/{dataset}")
     conda:
         "../../envs/udpm.yaml"
     threads: 2
+    resources:
+        **JOBS.cpus(2),
     params:
-        usage=f"{RESULTS}/benchmarks/train_extractor/{{dataset}}.jsonl",
+        usage=LAYOUT.usage("train_extractor/{dataset}"),
         dataset=subpath(input[0], parent=True),
     shell:
         "udpm --usage {params.usage:q} extractor --threads 2 --output {output.network:q} -- {params.dataset:q} > {log:q} 2>&1"
 
 
-# Local rules: nodes that compute seldom have a network. A file that is there already is left as it is. One rule for each
-# folder, not a wildcard: a path in the name of a log could lead out of the folder of logs.
-for number, (folder, options) in enumerate(PLAN.inception_folders().items(), 1):
+# Local rules: nodes that compute seldom have a network. A file that exists is left as it is. One rule for each folder,
+# not a wildcard: a path in the name of a log could lead out of the folder of logs.
+for number, (folder, options) in enumerate(INPUTS.inception_folders().items(), 1):
 
     rule:
         name:
@@ -28,7 +31,7 @@ for number, (folder, options) in enumerate(PLAN.inception_folders().items(), 1):
         output:
             f"{folder}/{INCEPTION.name}",
         log:
-            f"{RESULTS}/logs/fetch_inception/{number}.log",
+            LAYOUT.log(f"fetch_inception/{number}"),
         localrule: True
         conda:
             "../../envs/udpm.yaml"
@@ -40,28 +43,29 @@ for number, (folder, options) in enumerate(PLAN.inception_folders().items(), 1):
 
 
 rule compute_reference:
+    """Compute the statistics of real images that samples are scored against."""
     input:
-        dataset=lambda wildcards: f"{PLAN.dataset(wildcards)}/dataset.json",
-        config=f"{RESULTS}/configs/{{experiment}}/scoring.json",
-        extractor=PLAN.made_extractor,
+        dataset=INPUTS.dataset_record,
+        config=LAYOUT.section("scoring"),
+        extractor=INPUTS.made_extractor,
     output:
-        f"{RESULTS}/references/{{experiment}}.npz",
+        LAYOUT.reference(),
     log:
-        f"{RESULTS}/logs/compute_reference/{{experiment}}.log",
+        LAYOUT.log("compute_reference/{experiment}"),
     benchmark:
-        f"{RESULTS}/benchmarks/compute_reference/{{experiment}}.tsv"
+        LAYOUT.benchmark("compute_reference/{experiment}")
     wildcard_constraints:
-        experiment=PLAN.any_scored,
+        experiment=PLAN.pattern(PLAN.is_scored),
     conda:
         "../../envs/udpm.yaml"
-    threads: lambda wildcards: PLAN.experiment(wildcards).scoring.threads
+    threads: JOBS.scoring_threads
     resources:
         **JOBS.scoring,
     params:
-        usage=f"{RESULTS}/benchmarks/compute_reference/{{experiment}}.jsonl",
+        usage=LAYOUT.usage("compute_reference/{experiment}"),
         dataset=subpath(input.dataset, parent=True),
-        extractor=PLAN.extractor,
-        features=f"{RESULTS}/features",
+        extractor=INPUTS.extractor,
+        features=LAYOUT.features,
     shell:
         "udpm --usage {params.usage:q} reference --extractor {params.extractor:q} --config {input.config:q}"
         " --features {params.features:q} --output {output:q} -- {params.dataset:q} > {log:q} 2>&1"
@@ -70,84 +74,156 @@ rule compute_reference:
 ruleorder: import_reference > compute_reference
 
 
-# Where `scoring.reference` names statistics that others published.
 rule import_reference:
+    """Take statistics that others published: `scoring.reference`."""
     input:
         statistics=lambda wildcards: PLAN.experiment(wildcards).scoring.reference,
-        config=f"{RESULTS}/configs/{{experiment}}/scoring.json",
-        extractor=PLAN.made_extractor,
+        config=LAYOUT.section("scoring"),
+        extractor=INPUTS.made_extractor,
     output:
-        f"{RESULTS}/references/{{experiment}}.npz",
+        LAYOUT.reference(),
     log:
-        f"{RESULTS}/logs/import_reference/{{experiment}}.log",
+        LAYOUT.log("import_reference/{experiment}"),
     wildcard_constraints:
-        experiment=PLAN.any_published,
+        experiment=PLAN.pattern(PLAN.has_published_reference),
     conda:
         "../../envs/udpm.yaml"
     params:
-        extractor=PLAN.extractor,
+        extractor=INPUTS.extractor,
     shell:
         "udpm reference --import --extractor {params.extractor:q} --config {input.config:q}"
         " --output {output:q} -- {input.statistics:q} > {log:q} 2>&1"
 
 
 rule score_samples:
+    """Score the samples of a run."""
     input:
-        samples=PLAN.samples,
-        reference=PLAN.reference,
-        dataset=lambda wildcards: f"{PLAN.dataset(wildcards)}/dataset.json",
-        config=PLAN.scoring,
-        extractor=PLAN.made_extractor,
+        samples=INPUTS.samples,
+        reference=INPUTS.reference,
+        dataset=INPUTS.dataset_record,
+        config=INPUTS.scoring,
+        extractor=INPUTS.made_extractor,
     output:
-        f"{RESULTS}/scores/{{experiment}}/seed{{seed}}.json",
+        LAYOUT.scores("seed{seed}"),
     log:
-        f"{RESULTS}/logs/score_samples/{{experiment}}_seed{{seed}}.log",
+        LAYOUT.log("score_samples/{experiment}_seed{seed}"),
     benchmark:
-        f"{RESULTS}/benchmarks/score_samples/{{experiment}}_seed{{seed}}.tsv"
+        LAYOUT.benchmark("score_samples/{experiment}_seed{seed}")
     wildcard_constraints:
-        experiment=PLAN.any_scored,
+        experiment=PLAN.pattern(PLAN.is_scored),
     conda:
         "../../envs/udpm.yaml"
-    threads: lambda wildcards: PLAN.experiment(wildcards).scoring.threads
+    threads: JOBS.scoring_threads
     resources:
         **JOBS.scoring,
     params:
-        usage=f"{RESULTS}/benchmarks/score_samples/{{experiment}}_seed{{seed}}.jsonl",
-        samples=PLAN.sample_set,
+        usage=LAYOUT.usage("score_samples/{experiment}_seed{seed}"),
+        samples=INPUTS.sample_set,
         dataset=subpath(input.dataset, parent=True),
-        extractor=PLAN.extractor,
-        features=f"{RESULTS}/features",
+        extractor=INPUTS.extractor,
+        features=LAYOUT.features,
+        extra=lambda wildcards: ["--samples", INPUTS.sample_set(wildcards)],
     shell:
-        "udpm --usage {params.usage:q} score --samples {params.samples:q} --reference {input.reference:q} --extractor {params.extractor:q}"
+        "udpm --usage {params.usage:q} score {params.extra:q} --reference {input.reference:q} --extractor {params.extractor:q}"
         " --dataset {params.dataset:q} --config {input.config:q} --features {params.features:q}"
         " --output {output:q} > {log:q} 2>&1"
 
 
-# What the numbers are to be read against: real images that training never saw (floor), and noise (ceiling).
-rule score_yardstick:
+use rule score_samples as score_milestone with:
     input:
-        reference=f"{RESULTS}/references/{{experiment}}.npz",
-        dataset=lambda wildcards: f"{PLAN.dataset(wildcards)}/dataset.json",
-        config=f"{RESULTS}/configs/{{experiment}}/scoring.json",
-        extractor=PLAN.made_extractor,
+        samples=LAYOUT.milestone_samples(".npz"),
+        record=LAYOUT.milestone_samples(".json"),
+        reference=LAYOUT.reference(),
+        dataset=INPUTS.dataset_record,
+        config=LAYOUT.section("selection_scoring"),
+        extractor=INPUTS.made_extractor,
     output:
-        f"{RESULTS}/scores/{{experiment}}/{{yardstick}}.json",
+        LAYOUT.milestone_scores(),
     log:
-        f"{RESULTS}/logs/score_yardstick/{{experiment}}_{{yardstick}}.log",
+        LAYOUT.log("score_milestone/{experiment}_seed{seed}_{iteration}"),
+    benchmark:
+        LAYOUT.benchmark("score_milestone/{experiment}_seed{seed}_{iteration}")
+    params:
+        usage=LAYOUT.usage("score_milestone/{experiment}_seed{seed}_{iteration}"),
+        samples=None,
+        extra=lambda wildcards, input: ["--samples", input.samples],
+
+
+use rule score_samples as score_best with:
+    input:
+        samples=LAYOUT.samples("_best.npz"),
+        record=LAYOUT.samples("_best.json"),
+        selection=LAYOUT.choice(),
+        reference=LAYOUT.reference(),
+        dataset=INPUTS.dataset_record,
+        config=LAYOUT.section("scoring"),
+        extractor=INPUTS.made_extractor,
+    output:
+        LAYOUT.scores("seed{seed}_best"),
+    log:
+        LAYOUT.log("score_best/{experiment}_seed{seed}"),
+    benchmark:
+        LAYOUT.benchmark("score_best/{experiment}_seed{seed}")
+    params:
+        usage=LAYOUT.usage("score_best/{experiment}_seed{seed}"),
+        samples=None,
+        extra=lambda wildcards, input: [
+            "--samples",
+            input.samples,
+            "--selection",
+            input.selection,
+        ],
+
+
+rule score_yardstick:
+    """Score what numbers are compared with: real images that training never saw (floor), or noise (ceiling)."""
+    input:
+        reference=LAYOUT.reference(),
+        dataset=INPUTS.dataset_record,
+        config=LAYOUT.section("scoring"),
+        extractor=INPUTS.made_extractor,
+    output:
+        LAYOUT.scores("{yardstick}"),
+    log:
+        LAYOUT.log("score_yardstick/{experiment}_{yardstick}"),
     wildcard_constraints:
-        experiment=PLAN.any_scored,
-        yardstick="heldout|noise",
+        experiment=PLAN.pattern(PLAN.is_scored),
+        yardstick="|".join(YARDSTICKS),
     conda:
         "../../envs/udpm.yaml"
-    threads: lambda wildcards: PLAN.experiment(wildcards).scoring.threads
+    threads: JOBS.scoring_threads
     resources:
         **JOBS.scoring,
     params:
         dataset=subpath(input.dataset, parent=True),
-        extractor=PLAN.extractor,
-        features=f"{RESULTS}/features",
-        subject=PLAN.yardstick_options,
+        extractor=INPUTS.extractor,
+        features=LAYOUT.features,
+        subject=INPUTS.yardstick,
     shell:
         "udpm score {params.subject:q} --reference {input.reference:q} --extractor {params.extractor:q}"
         " --dataset {params.dataset:q} --config {input.config:q} --features {params.features:q}"
         " --output {output:q} > {log:q} 2>&1"
+
+
+# The milestone of least Fréchet distance, in addition to the end of training.
+rule select_checkpoint:
+    """Choose the best milestone of a run."""
+    input:
+        INPUTS.milestone_scores,
+    output:
+        choice=LAYOUT.choice(),
+        table=report(
+            f"{LAYOUT.selection()}/milestones.html",
+            caption="../report/selection.rst",
+            category="Scores",
+            labels={"table": "milestones of {experiment}, seed {seed}"},
+        ),
+        others=multiext(f"{LAYOUT.selection()}/milestones", ".csv", ".md", ".tex"),
+    log:
+        LAYOUT.log("select_checkpoint/{experiment}_seed{seed}"),
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        stem=subpath(output.table, strip_suffix=".html"),
+    shell:
+        "udpm select --output {output.choice:q} --table {params.stem:q} -- {input:q} > {log:q} 2>&1"

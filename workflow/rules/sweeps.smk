@@ -1,55 +1,59 @@
 # Points of a sweep are experiments called SWEEP.POINT: the rules that train, sample and score serve them, too.
-# A dry run tells where the points stand.
+# A dry run prints how many points are in which state.
 rule sweep:
+    """Train, score and rank all points of a sweep: --config sweep=NAME."""
     input:
-        lambda wildcards: PLAN.sweep_targets("sweep", workflow.dryrun),
+        lambda wildcards: SWEEP.targets("sweep", workflow.dryrun),
 
 
 rule sweep_plan:
+    """Show the schedules and hours of a sweep's points before anything trains: --config sweep=NAME."""
     input:
-        lambda wildcards: PLAN.sweep_targets("sweep_plan", workflow.dryrun),
+        lambda wildcards: SWEEP.targets("sweep_plan", workflow.dryrun),
 
 
-# First of all jobs, since it needs none of them: schedules and hours are there to read before anything trains.
+# First of all jobs, since it needs none of them: schedules and hours can be read before anything trains.
 rule plan_sweep:
+    """Write the plan of a sweep."""
     output:
         report(
-            f"{RESULTS}/sweeps/{{sweep}}/plan.html",
+            LAYOUT.sweep("plan.html"),
             caption="../report/sweep_plan.rst",
             category="Sweeps",
             labels={"sweep": "{sweep}", "what": "plan: schedules and hours"},
         ),
-        multiext(f"{RESULTS}/sweeps/{{sweep}}/plan", ".csv", ".md", ".tex"),
+        multiext(LAYOUT.sweep("plan"), ".csv", ".md", ".tex"),
     log:
-        f"{RESULTS}/logs/plan_sweep/{{sweep}}.log",
+        LAYOUT.log("plan_sweep/{sweep}"),
     priority: 100
     conda:
         "../../envs/udpm.yaml"
     params:
-        digest=lambda wildcards: PLAN.sweep.plan_digest(),
+        digest=SWEEP.plan_digest,
         stem=subpath(output[0], strip_suffix=".html"),
     shell:
         "udpm sweep plan {wildcards.sweep:q} --output {params.stem:q} > {log:q} 2>&1"
 
 
 rule rank_sweep:
+    """Rank the points of a sweep by their scores."""
     input:
-        PLAN.sweep.scores() if PLAN.sweep else [],
+        SWEEP.scores(),
     output:
         report(
-            f"{RESULTS}/sweeps/{{sweep}}/ranking.html",
+            LAYOUT.sweep("ranking.html"),
             caption="../report/sweep_ranking.rst",
             category="Sweeps",
             labels={"sweep": "{sweep}", "what": "ranking"},
         ),
-        multiext(f"{RESULTS}/sweeps/{{sweep}}/ranking", ".csv", ".md", ".tex"),
-        best=f"{RESULTS}/sweeps/{{sweep}}/best.yaml",
+        multiext(LAYOUT.sweep("ranking"), ".csv", ".md", ".tex"),
+        best=LAYOUT.sweep("best.yaml"),
     log:
-        f"{RESULTS}/logs/rank_sweep/{{sweep}}.log",
+        LAYOUT.log("rank_sweep/{sweep}"),
     conda:
         "../../envs/udpm.yaml"
     params:
-        digest=lambda wildcards: PLAN.sweep.ranking_digest(),
+        digest=SWEEP.ranking_digest,
         results=subpath(output[0], ancestor=3),
         stem=subpath(output[0], strip_suffix=".html"),
     shell:
@@ -58,22 +62,23 @@ rule rank_sweep:
 
 
 rule draw_heat_map:
+    """Draw the scores of one grid of a sweep."""
     input:
-        lambda wildcards: PLAN.sweep.grid_scores(wildcards.grid),
+        lambda wildcards: SWEEP.scores(wildcards.grid),
     output:
-        report(
-            f"{RESULTS}/sweeps/{{sweep}}/heat_{{grid}}.png",
-            caption="../report/sweep_heat.rst",
-            category="Sweeps",
-            labels={"sweep": "{sweep}", "what": "heat map: {grid}"},
+        drawn(
+            LAYOUT.sweep("heat_{grid}"),
+            "../report/sweep_heat.rst",
+            "Sweeps",
+            sweep="{sweep}",
+            what="heat map: {grid}",
         ),
-        multiext(f"{RESULTS}/sweeps/{{sweep}}/heat_{{grid}}", ".svg", ".csv"),
     log:
-        f"{RESULTS}/logs/draw_heat_map/{{sweep}}_{{grid}}.log",
+        LAYOUT.log("draw_heat_map/{sweep}_{grid}"),
     conda:
         "../../envs/udpm.yaml"
     params:
-        digest=lambda wildcards: PLAN.sweep.grid_digest(wildcards.grid),
+        digest=SWEEP.grid_digest,
         results=subpath(output[0], ancestor=3),
         stem=subpath(output[0], strip_suffix=".png"),
     shell:
@@ -82,23 +87,24 @@ rule draw_heat_map:
 
 
 rule draw_strip:
+    """Draw the same images of every point of a sweep side by side."""
     input:
-        PLAN.sweep.scores() if PLAN.sweep else [],
-        PLAN.sweep.shown_samples() if PLAN.sweep else [],
+        SWEEP.scores(),
+        SWEEP.shown_samples(),
     output:
-        report(
-            f"{RESULTS}/sweeps/{{sweep}}/strip.png",
-            caption="../report/sweep_strip.rst",
-            category="Sweeps",
-            labels={"sweep": "{sweep}", "what": "the same images of every point"},
+        drawn(
+            LAYOUT.sweep("strip"),
+            "../report/sweep_strip.rst",
+            "Sweeps",
+            sweep="{sweep}",
+            what="the same images of every point",
         ),
-        multiext(f"{RESULTS}/sweeps/{{sweep}}/strip", ".svg", ".csv"),
     log:
-        f"{RESULTS}/logs/draw_strip/{{sweep}}.log",
+        LAYOUT.log("draw_strip/{sweep}"),
     conda:
         "../../envs/udpm.yaml"
     params:
-        digest=lambda wildcards: PLAN.sweep.ranking_digest(),
+        digest=SWEEP.ranking_digest,
         results=subpath(output[0], ancestor=3),
         stem=subpath(output[0], strip_suffix=".png"),
     shell:

@@ -1,13 +1,16 @@
-"""SLURM job states, translated for Snakemake's plugin for SLURM (2.8).
+"""Corrections of Snakemake's plugin for SLURM (2.8), which pyproject.toml pins below 2.9 because of them.
 
-The plugin queries the states of all jobs at once (`query_job_status`). It misreads four answers, which
-are translated here:
+The plugin queries the states of all jobs at once (`query_job_status`). It misreads four answers, which `States`
+translates:
 
 - "CANCELLED by 1000": it knows only "CANCELLED", and waits for such a job forever;
 - NODE_FAIL of a job that SLURM requeued: it excludes the job's nodes from all later submissions, under the name
   "None assigned" if the job has no nodes at that moment, and `sbatch` refuses that name;
 - PREEMPTED of a job that SLURM cancelled: it waits for the job forever;
 - no answer, while slurmctld or slurmdbd is down: it forgets all jobs.
+
+It handles no error of its efficiency report: without sacct, or on a line that it cannot parse, a study that succeeded
+would end in a traceback. It also waits for sacct without a limit.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from __future__ import annotations
 import asyncio
 import getpass
 import sys
+import threading
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 from granted import Answer
@@ -43,6 +48,8 @@ HOPELESS = {
     "ReservationDeleted",
 }
 """Reasons of pending jobs that never start without intervention."""
+PATIENCE = 60.0
+"""Seconds that the efficiency report may take."""
 
 
 class States:
@@ -114,3 +121,26 @@ class States:
 def print_note(text: str) -> None:
     """Print a line for the user."""
     print(f"note: {text}", file=sys.stderr, flush=True)
+
+
+def guard_report() -> None:
+    """Write the report if possible; ignore its failures."""
+    import snakemake_executor_plugin_slurm as plugin
+
+    create = plugin.create_efficiency_report
+
+    def create_if_possible(*, logger, **options):
+        # Its warnings about single jobs repeat what the report contains.
+        quiet = SimpleNamespace(info=logger.info, debug=logger.debug, warning=logger.debug, error=logger.debug)
+
+        def write() -> None:
+            try:
+                create(logger=quiet, **options)
+            except Exception as error:
+                logger.debug(f"no efficiency report: {error!r}")
+
+        writer = threading.Thread(target=write, daemon=True)
+        writer.start()
+        writer.join(PATIENCE)
+
+    plugin.create_efficiency_report = create_if_possible

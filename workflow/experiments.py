@@ -1,0 +1,394 @@
+"""The experiments of one call of the workflow, resolved and checked before any job starts."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache, wraps
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from udpm.config import (
+    DatasetConfig,
+    Experiment,
+    RunConfig,
+    load_cluster,
+    load_dataset,
+    load_experiment,
+    load_study,
+    load_sweep,
+    place_of,
+    read_resolved,
+    run_of,
+    to_json,
+)
+from udpm.config.dataset import OWN_CLASSES
+from udpm.config.validation import Record, SplitRanges, validate
+from udpm.core.classes import class_number
+from udpm.core.download import INCEPTION
+from udpm.core.errors import EXIT_USER_ERROR, UserError
+from udpm.core.files import expanded
+from udpm.core.reading import read_json
+from udpm.report.sweep.status import trained_points
+from udpm.runs.config_guard import MUTABLE_KEYS, differences, mutable_keys, preparation_changes
+from udpm.runs.layout import Layout, milestone
+from udpm.runs.records import COMPLETE, read_complete
+
+CONFIG = "config"
+YARDSTICKS = ("heldout", "noise")
+
+
+def one_line(function):
+    """Make a function end the process with one line and code 2 on a mistake in the configuration."""
+
+    @wraps(function)
+    def wrapped(*arguments, **options):
+        try:
+            return function(*arguments, **options)
+        except UserError as error:
+            # Not Snakemake's WorkflowError, which adds the lines of code that the mistake passed through.
+            print("\n".join(f"error: {mistake}" for mistake in error.mistakes), file=sys.stderr)
+            sys.exit(EXIT_USER_ERROR)
+
+    return wrapped
+
+
+class Experiments:
+    """The experiments that are asked for, their seeds and data sets.
+
+    Args:
+        config: Snakemake's merged configuration.
+        has_scheduler: whether jobs go to a scheduler.
+
+    Attributes:
+        layout: paths below the folder of results.
+        experiments: those of the study, by name.
+        known: these, and the points of the sweep.
+        finished: (experiment, seed) of runs that need no more training, filled in by `Existing`.
+
+    Raises:
+        SystemExit: a mistake, reported in one line that names file, key and what would be right; code 2.
+    """
+
+    @one_line
+    def __init__(self, config: dict[str, Any], has_scheduler: bool) -> None:
+        where = f"{CONFIG}/config.yaml (or --config)"
+        study = load_study(config, where)
+        if Path(study.results).exists() and not Path(study.results).is_dir():
+            raise UserError(f"{where}: results: {study.results} is not a folder")
+        self.cluster, self._has_scheduler = load_cluster(CONFIG), has_scheduler
+        self.results, self.layout = study.results, Layout(study.results)
+        self.experiments = {name: load_experiment(name, CONFIG) for name in study.experiments}
+        self.sweep = Sweep(study.sweep, study.results) if study.sweep else None
+        self.finished: set[tuple[str, int]] = set()
+        # A sweep's points are experiments like any other, but the targets `all` and `figures` leave them out.
+        self.known = self.experiments | (self.sweep.experiments if self.sweep else {})
+        self.each_run(self._check)
+
+    def each_run(self, check: Callable[[str, int], None]) -> None:
+        """Call a check that raises UserError with (experiment, seed) of all runs, those of the sweep too."""
+        for name, seed in self.runs():
+            check(name, seed)
+        if self.sweep:
+            self.sweep.check(check)
+
+    def runs(self) -> list[tuple[str, int]]:
+        """Return (experiment, seed) of every run of the study."""
+        return [(name, seed) for name, experiment in self.experiments.items() for seed in experiment.seeds]
+
+    # By name.
+
+    def pattern(self, wanted: Callable[[str], bool] = lambda name: True) -> str:
+        """Return a regular expression that matches the names of all experiments that are wanted."""
+        names = [name for name in self.known if wanted(name)]
+        points = set(self.sweep.loaded.points) if self.sweep else set()
+        if not points or not points.issubset(names):
+            return any_of(names)
+        # Not a choice of all names: matching a thousand of them takes Snakemake half of its time.
+        return "|".join(filter(None, (any_of(set(names) - points, none=""), self.sweep.any_point)))
+
+    def is_imported(self, name: str) -> bool:
+        """Return whether an experiment takes given weights instead of training."""
+        return self.known[name].training == "imported"
+
+    def is_scored(self, name: str) -> bool:
+        """Return whether an experiment's images are scored."""
+        return self.known[name].scoring is not None
+
+    def is_sharded(self, name: str) -> bool:
+        """Return whether an experiment's samples are drawn by several jobs."""
+        return self.known[name].sampling.shards > 1
+
+    def has_published_reference(self, name: str) -> bool:
+        """Return whether an experiment's reference statistics are a file that others published, and its own."""
+        return self.scoring(name, "reference") is not None and self.scored_as(name) == name
+
+    def scoring(self, name: str, key: str) -> Any:
+        """Return a value of an experiment's scoring; None if nothing is scored."""
+        return getattr(self.known[name].scoring, key, None)
+
+    def trained_as(self, name: str, seed: int) -> str:
+        """Return the experiment whose run is used: points that differ only in what comes after training share one."""
+        return self.sweep.trained.get((name, seed), name) if self.sweep else name
+
+    def scored_as(self, name: str) -> str:
+        """Return the experiment whose scoring and reference are used: points mostly share those of their base."""
+        return self.sweep.scored.get(name, name) if self.sweep else name
+
+    @cache  # noqa: B019 - one of these lives as long as the process
+    def run(self, name: str, seed: int) -> RunConfig:
+        """Return a run's resolved configuration."""
+        if self.sweep and (name, seed) in self.sweep.runs:
+            return self.sweep.runs[name, seed]
+        experiment = self.known[name]
+        return run_of(experiment, name, seed, self.dataset_config(experiment.dataset), place_of(name, CONFIG))
+
+    @cache  # noqa: B019
+    def dataset_config(self, name: str) -> DatasetConfig:
+        """Return a data set's configuration."""
+        return load_dataset(name, CONFIG)
+
+    @cache  # noqa: B019
+    def facts(self, dataset: str) -> DatasetFacts:
+        """Return what is known of a data set before any job starts."""
+        return look_up(self.dataset_config(dataset), Path(self.layout.dataset_record(dataset)))
+
+    @one_line
+    def yardsticks(self, name: str) -> tuple[str, ...]:
+        """Return the yardsticks that an experiment is compared with: held-out images need a test split."""
+        if not self.is_scored(name):
+            return ()
+        return YARDSTICKS if self.facts(self.experiments[name].dataset).has_test else YARDSTICKS[1:]
+
+    # By the wildcards of a job.
+
+    def experiment(self, wildcards) -> Experiment:
+        """Return the experiment that a job belongs to."""
+        return self.known[wildcards.experiment]
+
+    def training(self, wildcards):
+        """Return the training section of a job's run."""
+        return self.run(wildcards.experiment, int(wildcards.seed)).training
+
+    # Checks.
+
+    def _check(self, name: str, seed: int) -> None:
+        """Find before any job starts what would stop one."""
+        self.run(name, seed)
+        experiment = self.known[name]
+        self._check_files(name)
+        self._check_labels(name)
+        self._check_milestones(name, seed)
+        if not self.is_imported(name) and experiment.training.nodes > 1 and not self._has_scheduler:
+            raise UserError(
+                f"{place_of(name, CONFIG)}: training.nodes: several nodes need a scheduler: snakemake --profile slurm"
+            )
+
+    def _check_files(self, name: str) -> None:
+        """Check that all files exist that an experiment names and nothing makes."""
+        experiment = self.known[name]
+        given = {
+            "weights": experiment.weights,
+            "sampling.noise": experiment.sampling.noise,
+            "scoring.reference": self.scoring(name, "reference"),
+        }
+        extractor = self.scoring(name, "extractor")
+        if extractor == "inception" and not experiment.scoring.download:
+            given["scoring.download: false, but scoring.inception_folder"] = self.extractor(name)
+        elif extractor not in ("digits", "inception"):
+            given["scoring.extractor"] = extractor
+        for key, file in given.items():
+            if file is not None and not Path(file).exists():
+                raise UserError(f"{place_of(name, CONFIG)}: {key}: {file} is not there")
+
+    def extractor(self, name: str) -> str | None:
+        """Return the TorchScript file of the feature extractor that an experiment is scored with."""
+        extractor = self.scoring(name, "extractor")
+        if extractor == "digits":
+            return self.layout.extractor(self.known[name].dataset)
+        return f"{self.scoring(name, 'inception_folder')}/{INCEPTION.name}" if extractor == "inception" else extractor
+
+    def _check_milestones(self, name: str, seed: int) -> None:
+        """Check that a finished run has the milestones to choose from, or what was made of them."""
+        run, wanted = Path(self.layout.run(name, seed)), self.known[name].candidates
+        if not wanted or not (run / COMPLETE).exists():
+            return
+        done = read_complete(run).get("iterations") or 0
+        for iteration in (iteration for iteration in wanted if iteration <= done):
+            kept = milestone(run, iteration)
+            samples = self.layout.milestone_samples(".npz", name, seed, iteration)
+            found = (kept, Path(samples), Path(self.layout.milestone_scores(name, seed, iteration)))
+            if not any(path.exists() for path in found):
+                raise UserError(
+                    f"{place_of(name, CONFIG)}: selection: {run} is finished, but {kept} is not there; leave selection "
+                    "out, or give the experiment a new name, so that it is trained again and keeps milestones"
+                )
+
+    def _check_labels(self, name: str) -> None:
+        """Check that classes asked for by name are the data set's, where its names are known."""
+        experiment = self.known[name]
+        for key, labels in (("sampling", experiment.sampling.labels), ("latents", experiment.latents.labels)):
+            if isinstance(labels, list) and any(isinstance(label, str) for label in labels):
+                names = self.facts(experiment.dataset).class_names
+                for label in labels if names else []:
+                    class_number(label, names, len(names), f"{place_of(name, CONFIG)}: {key}.labels")
+
+    @one_line
+    def tell(self) -> None:
+        """Print which data sets give no held-out floor, and why."""
+        for dataset in sorted({self.experiments[name].dataset for name in self.experiments if self.is_scored(name)}):
+            has_test = self.facts(dataset).has_test
+            if has_test is None:
+                why = "its images were not found; they are looked up again when snakemake is next called"
+            elif not has_test:
+                why = "it has no test split; holdout: N keeps N images out of training"
+            else:
+                continue
+            print(f"note: data set {dataset}: no held-out floor is scored: {why}", file=sys.stderr)
+
+    # Resolved configurations.
+
+    def is_resolved(self, path: str) -> bool | None:
+        """Return whether a file holds the resolved configuration that is wanted, except for keys without influence.
+
+        Returns:
+            None for a file that is no such configuration, or does not exist.
+        """
+        wanted = self._resolved(path)
+        if wanted is None or not Path(path).is_file():
+            return None
+        try:
+            if Path(path).read_bytes() == to_json(wanted).encode():
+                return True
+            earlier = read_resolved(type(wanted), path)
+        except (OSError, UserError):
+            return False
+        free = MUTABLE_KEYS if isinstance(wanted, RunConfig) else set()
+        return not differences(earlier, wanted, mutable_keys("dataset") if isinstance(wanted, DatasetConfig) else free)
+
+    def _resolved(self, path: str) -> BaseModel | None:
+        """Return the configuration that belongs into a file of results."""
+        start = f"{self.layout.configs}/"
+        folder, _, name = path.removeprefix(start).removesuffix(".json").rpartition("/")
+        if not path.startswith(start) or "/" in folder:
+            return None
+        if folder == "datasets":
+            return self.dataset_config(name)
+        if name.startswith("seed"):
+            return self.run(folder, int(name.removeprefix("seed")))
+        return getattr(self.known[folder], name)
+
+
+class Sweep:
+    """The points of one sweep as experiments.
+
+    Args:
+        name: of the sweep.
+        results: folder of everything that is made.
+
+    Attributes:
+        loaded: the sweep.
+        experiments: the points, and the base, by their names as experiments.
+        runs: configurations by (experiment, seed).
+        trained: by (experiment, seed), the point whose run is used.
+        scored: by point, the experiment whose scoring and reference are used.
+
+    Raises:
+        UserError: the sweep or a point is invalid.
+    """
+
+    def __init__(self, name: str, results: str) -> None:
+        self.name, self.loaded = name, load_sweep(name, CONFIG)
+        self.runs, self.scored = self.loaded.runs, self.loaded.scored
+        self.trained = trained_points(self.loaded, Path(results))
+        self.experiments: dict[str, Experiment] = {self.loaded.sweep.base: self.loaded.base}
+        self.experiments |= {point: resolved.experiment for point, resolved in self.loaded.points.items()}
+
+    @property
+    def any_point(self) -> str:
+        """A regular expression that matches the points' names as experiments."""
+        return rf"{re.escape(self.name)}\.[^/]+"
+
+    def check(self, check_run: Callable[[str, int], None]) -> None:
+        """Find all that stands in the way of the runs.
+
+        Args:
+            check_run: raises UserError if a run is impossible.
+
+        Raises:
+            UserError: a run is impossible; says how many more there are.
+        """
+        mistakes = []
+        for name, seed in self.runs:
+            try:
+                check_run(name, seed)
+            except UserError as error:
+                mistakes.append(str(error))
+        if mistakes:
+            more = f" (and {len(mistakes) - 1} more: udpm sweep status {self.name})" if len(mistakes) > 1 else ""
+            raise UserError(f"{mistakes[0]}{more}")
+
+
+class Prepared(Record):
+    """What planning reads of a prepared data set's record."""
+
+    sha256: str | None = None
+    files: dict[str, str] = {}
+    splits: SplitRanges = {}
+    class_names: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """Facts about a data set.
+
+    Attributes:
+        has_test: whether it has a test split; None if unknown.
+        class_names: by label; empty if unknown.
+    """
+
+    has_test: bool | None
+    class_names: list[str]
+
+
+def look_up(config: DatasetConfig, record_file: Path) -> DatasetFacts:
+    """Look up a data set in its prepared record, else in its source; download nothing and read no image.
+
+    Raises:
+        UserError: the source exists but cannot be used.
+    """
+    if config.source != "folder":
+        return DatasetFacts(config.source == "cifar10" or bool(config.holdout), OWN_CLASSES[config.source])
+    try:
+        record = read_prepared(record_file)
+    except UserError:
+        record = {}
+    exists = expanded(config.path, "path").exists()
+    if record and not (exists and preparation_changes(record, config)):
+        return DatasetFacts("test" in record.get("splits", {}), record.get("class_names") or [])
+    if not exists:
+        return DatasetFacts(bool(config.holdout or config.expected_test_count) or None, [])
+    from udpm.data.open import open_source
+
+    source = open_source(config)
+    return DatasetFacts("test" in source.splits, source.class_names)
+
+
+def read_prepared(path: Path) -> dict[str, Any]:
+    """Read the record of a prepared data set, as far as planning needs it; the commands check it whole.
+
+    Raises:
+        UserError: missing, unreadable, or not such a record.
+    """
+    record = read_json(path, "dataset record")
+    validate(Prepared, record, str(path))
+    return record
+
+
+def any_of(names: Iterable[str], none: str = "(?!)") -> str:
+    """Return a regular expression that matches any of the names; of none: what no text matches."""
+    return "|".join(sorted({re.escape(name) for name in names})) or none

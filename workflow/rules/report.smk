@@ -1,0 +1,300 @@
+rule render_table:
+    """Show the scores of all runs and yardsticks with their protocol."""
+    input:
+        TARGETS.scores(),
+    output:
+        tabled(
+            LAYOUT.table("scores"),
+            "../report/scores.rst",
+            "Scores",
+            {"table": "scores to read"},
+            {"table": "scores with the whole protocol"},
+        ),
+    log:
+        LAYOUT.log("render_table/scores"),
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        stem=subpath(output[0], strip_suffix=".html"),
+    shell:
+        "udpm table --output {params.stem:q} -- {input:q} > {log:q} 2>&1"
+
+
+# Needs neither data nor training.
+rule count_cost:
+    """Count the multiply-adds of an image and the parameters of the networks."""
+    output:
+        tabled(
+            LAYOUT.table("cost"),
+            "../report/cost.rst",
+            "Cost",
+            {"table": "cost to read"},
+            {"table": "cost, every call and network"},
+        ),
+    log:
+        LAYOUT.log("count_cost/cost"),
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        experiments=list(PLAN.experiments),
+        digests=INPUTS.model_digests,
+        stem=subpath(output[0], strip_suffix=".html"),
+    shell:
+        "udpm cost {params.experiments:q} --output {params.stem:q} > {log:q} 2>&1"
+
+
+# Figures of a run by name: what the report calls them, what they are drawn from, params that say so (content.py counts
+# them), and what the command is given if not the first input.
+RUN_FIGURES = {
+    "samples": ("samples", INPUTS.samples, {"samples": INPUTS.sample_set}, None),
+    "chain": ("denoising chain", LAYOUT.samples("_chain.npz"), {}, None),
+    "curves": (
+        "training curves",
+        LAYOUT.completion(),
+        {"run": subpath(input[0], parent=True)},
+        LAYOUT.metrics(),
+    ),
+    "selection": ("milestones", LAYOUT.choice(), {}, None),
+}
+for figure, (title, source, of, given) in RUN_FIGURES.items():
+
+    rule:
+        """Draw a figure of a run."""
+        name:
+            f"render_{figure}"
+        input:
+            source,
+        output:
+            drawn(
+                LAYOUT.figure(f"{{experiment}}/seed{{seed}}/{figure}"),
+                f"../report/{figure}.rst",
+                figure=title,
+                experiment="{experiment}",
+                seed="{seed}",
+            ),
+        log:
+            LAYOUT.log(f"render_{figure}/{{experiment}}_seed{{seed}}"),
+        localrule: True
+        conda:
+            "../../envs/udpm.yaml"
+        params:
+            **of,
+            stem=subpath(output[0], strip_suffix=".png"),
+            figure=figure,
+            extra=given or subpath(input[0]),
+        shell:
+            "udpm figure {params.figure:q} --output {params.stem:q} -- {params.extra:q} > {log:q} 2>&1"
+
+
+rule render_latents:
+    """Draw what the noise maps of a run's latents control."""
+    input:
+        LAYOUT.latents(),
+    output:
+        drawn(
+            LAYOUT.figure("{experiment}/seed{seed}/latents_{kind}"),
+            "../report/latents.rst",
+            figure="latents: {kind}",
+            experiment="{experiment}",
+            seed="{seed}",
+        ),
+    log:
+        LAYOUT.log("render_latents/{experiment}_seed{seed}_{kind}"),
+    wildcard_constraints:
+        kind="|".join(LATENTS),
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        stem=subpath(output[0], strip_suffix=".png"),
+    shell:
+        "udpm figure latents --output {params.stem:q} -- {input:q} > {log:q} 2>&1"
+
+
+rule render_schedule:
+    """Draw the noise schedule of an experiment."""
+    input:
+        INPUTS.first_run_config,
+    output:
+        drawn(
+            LAYOUT.figure("{experiment}/schedule"),
+            "../report/schedule.rst",
+            figure="schedule",
+            experiment="{experiment}",
+            seed="all",
+        ),
+    log:
+        LAYOUT.log("render_schedule/{experiment}"),
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        stem=subpath(output[0], strip_suffix=".png"),
+    shell:
+        "udpm figure schedule --output {params.stem:q} -- {input:q} > {log:q} 2>&1"
+
+
+rule render_forward:
+    """Draw the forward process of an experiment on images of its data set."""
+    input:
+        config=INPUTS.first_run_config,
+        dataset=INPUTS.dataset_record,
+    output:
+        drawn(
+            LAYOUT.figure("{experiment}/forward"),
+            "../report/forward.rst",
+            figure="forward process",
+            experiment="{experiment}",
+            seed="all",
+        ),
+    log:
+        LAYOUT.log("render_forward/{experiment}"),
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        dataset=subpath(input.dataset, parent=True),
+        stem=subpath(output[0], strip_suffix=".png"),
+    shell:
+        "udpm figure forward --dataset {params.dataset:q} --output {params.stem:q} -- {input.config:q} > {log:q} 2>&1"
+
+
+rule render_neighbours:
+    """Draw samples of a run next to their nearest training images."""
+    input:
+        samples=INPUTS.samples,
+        dataset=INPUTS.dataset_record,
+    output:
+        drawn(
+            LAYOUT.figure("{experiment}/seed{seed}/neighbours"),
+            "../report/neighbours.rst",
+            figure="nearest training images",
+            experiment="{experiment}",
+            seed="{seed}",
+        ),
+    log:
+        LAYOUT.log("render_neighbours/{experiment}_seed{seed}"),
+    conda:
+        "../../envs/udpm.yaml"
+    resources:
+        **JOBS.neighbours,
+    params:
+        samples=INPUTS.sample_set,
+        dataset=subpath(input.dataset, parent=True),
+        stem=subpath(output[0], strip_suffix=".png"),
+    shell:
+        "udpm figure neighbours --dataset {params.dataset:q} --output {params.stem:q} -- {params.samples:q} > {log:q} 2>&1"
+
+
+# Of the study's experiments all is made that the paper's tables need; what the study does not list is shown as far as it
+# exists, and as "not run" where it does not.
+rule render_paper_table:
+    """Show published numbers next to measured ones."""
+    input:
+        PAPER.published,
+        PAPER.material,
+    output:
+        tabled(
+            LAYOUT.table("paper/{table}"),
+            "../report/paper.rst",
+            "Paper",
+            {"table": "{table}", "format": "to read"},
+            {"table": "{table}", "format": "full precision"},
+        ),
+    log:
+        LAYOUT.log("render_paper_table/{table}"),
+    wildcard_constraints:
+        table="|".join(PAPER.names),
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        results=subpath(output[0], ancestor=3),
+        experiments=PAPER.options,
+        folder=subpath(output[0], parent=True),
+    shell:
+        "udpm paper {wildcards.table:q} --results {params.results:q} {params.experiments:q} --output {params.folder:q} > {log:q} 2>&1"
+
+
+# Freshly initialised networks: needs neither weights nor data.
+rule measure_speed:
+    """Measure how fast an experiment's networks sample on this device."""
+    input:
+        INPUTS.first_run_config,
+    output:
+        LAYOUT.speed(),
+    log:
+        LAYOUT.log("measure_speed/{experiment}"),
+    conda:
+        "../../envs/udpm.yaml"
+    threads: JOBS.sampling_threads
+    resources:
+        **JOBS.sampling,
+    shell:
+        "udpm bench sample {wildcards.experiment:q} --output {output:q} > {log:q} 2>&1"
+
+
+rule render_tradeoff:
+    """Draw FID against the multiply-adds of an image, published and measured."""
+    input:
+        published=PAPER.published_files,
+        scores=PAPER.tradeoff_scores,
+    output:
+        drawn(
+            LAYOUT.figure("paper/tradeoff"),
+            "../report/tradeoff.rst",
+            "Paper",
+            table="FID against multiply-adds",
+            format="figure",
+        ),
+    log:
+        LAYOUT.log("render_tradeoff/tradeoff"),
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        results=subpath(output[0], ancestor=3),
+        stem=subpath(output[0], strip_suffix=".png"),
+    shell:
+        "udpm figure tradeoff --results {params.results:q} --output {params.stem:q} > {log:q} 2>&1"
+
+
+# Made of the study's run records and of all scores that the tables take: what does not exist is listed as missing.
+rule summarize:
+    """Write one page on what ran, on what, the headline numbers, and what is missing."""
+    input:
+        runs=PAPER.runs,
+        scores=PAPER.all_scores,
+    output:
+        report(
+            LAYOUT.overview,
+            caption="../report/overview.rst",
+            category="Overview",
+            labels={"page": "what ran, and what came of it"},
+        ),
+        LAYOUT.summary,
+    log:
+        LAYOUT.log("summarize/summary"),
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        experiments=PAPER.experiments,
+        folder=subpath(output[0], parent=True),
+    shell:
+        "udpm summary {params.experiments:q} --results {params.folder:q} --output {params.folder:q} > {log:q} 2>&1"
+
+
+rule write_card:
+    """Write the model card of a run."""
+    input:
+        run=LAYOUT.completion(),
+        config=LAYOUT.run_config(),
+        scores=PAPER.run_scores,
+    output:
+        LAYOUT.card(),
+    log:
+        LAYOUT.log("write_card/{experiment}_seed{seed}"),
+    conda:
+        "../../envs/udpm.yaml"
+    params:
+        run=subpath(input.run, parent=True),
+        scores=lambda wildcards, input: [
+            word for path in input.scores for word in ("--score", path)
+        ],
+    shell:
+        "udpm card {params.scores:q} --output {output:q} -- {params.run:q} > {log:q} 2>&1"
