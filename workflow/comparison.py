@@ -86,7 +86,7 @@ class Comparison:
         self._of = "here" if self._any else f"of partition {named}"
         self._name = "any partition" if self._any else f"partition {named}"
         section = SECTIONS.get(self._rule)
-        self._section = section if section and hasattr(job.wildcards, "experiment") else None
+        self._section = section if section and hasattr(job.wildcards, "experiment") else ""
 
     def mistakes(self) -> list[tuple[str, str | None]]:
         """Return (line, requester) for each mistake; a requester only if many jobs may make the same one."""
@@ -98,7 +98,7 @@ class Comparison:
                 where = f"{PROFILE}: slurm_partition of {self._rule}"
             return [(f"{where}: there is no {unknown[0]} here; there are: {', '.join(self.site.partitions)}", None)]
         found = [self._memory(), self._cpus(), self._model() or self._gpus(), self._nodes()]
-        mistakes = [(mistake, None) for mistake in found if mistake]
+        mistakes: list[tuple[str, str | None]] = [(mistake, None) for mistake in found if mistake]
         if time := self._time():
             mistakes.insert(0, time)
         together = None if mistakes else self._together()

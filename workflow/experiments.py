@@ -10,8 +10,6 @@ from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from udpm.config import (
     DatasetConfig,
     Experiment,
@@ -27,7 +25,7 @@ from udpm.config import (
     to_json,
 )
 from udpm.config.dataset import OWN_CLASSES
-from udpm.config.validation import Record, SplitRanges, validate
+from udpm.config.validation import Record, Section, SplitRanges, validate
 from udpm.core.classes import class_number
 from udpm.core.download import INCEPTION
 from udpm.core.errors import EXIT_USER_ERROR, UserError
@@ -106,7 +104,7 @@ class Experiments:
         """Return a regular expression that matches the names of all experiments that are wanted."""
         names = [name for name in self.known if wanted(name)]
         points = set(self.sweep.loaded.points) if self.sweep else set()
-        if not points or not points.issubset(names):
+        if self.sweep is None or not points or not points.issubset(names):
             return any_of(names)
         # Not a choice of all names: matching a thousand of them takes Snakemake half of its time.
         return "|".join(filter(None, (any_of(set(names) - points, none=""), self.sweep.any_point)))
@@ -197,7 +195,7 @@ class Experiments:
             "scoring.reference": self.scoring(name, "reference"),
         }
         extractor = self.scoring(name, "extractor")
-        if extractor == "inception" and not experiment.scoring.download:
+        if extractor == "inception" and not self.scoring(name, "download"):
             given["scoring.download: false, but scoring.inception_folder"] = self.extractor(name)
         elif extractor not in ("digits", "inception"):
             given["scoring.extractor"] = extractor
@@ -205,8 +203,8 @@ class Experiments:
             if file is not None and not Path(file).exists():
                 raise UserError(f"{place_of(name, CONFIG)}: {key}: {file} is not there")
 
-    def extractor(self, name: str) -> str | None:
-        """Return the TorchScript file of the feature extractor that an experiment is scored with."""
+    def extractor(self, name: str) -> str:
+        """Return the TorchScript file of the feature extractor that a scored experiment is scored with."""
         extractor = self.scoring(name, "extractor")
         if extractor == "digits":
             return self.layout.extractor(self.known[name].dataset)
@@ -270,7 +268,7 @@ class Experiments:
         free = MUTABLE_KEYS if isinstance(wanted, RunConfig) else set()
         return not differences(earlier, wanted, mutable_keys("dataset") if isinstance(wanted, DatasetConfig) else free)
 
-    def _resolved(self, path: str) -> BaseModel | None:
+    def _resolved(self, path: str) -> Section | None:
         """Return the configuration that belongs into a file of results."""
         start = f"{self.layout.configs}/"
         folder, _, name = path.removeprefix(start).removesuffix(".json").rpartition("/")
@@ -367,7 +365,7 @@ def look_up(config: DatasetConfig, record_file: Path) -> DatasetFacts:
         record = read_prepared(record_file)
     except UserError:
         record = {}
-    exists = expanded(config.path, "path").exists()
+    exists = expanded(config.path or "", "path").exists()
     if record and not (exists and preparation_changes(record, config)):
         return DatasetFacts("test" in record.get("splits", {}), record.get("class_names") or [])
     if not exists:

@@ -125,15 +125,15 @@ class Inputs:
 
     def made_extractor(self, wildcards) -> list[str]:
         """Return the extractor as an input, if the workflow makes or downloads it, or it exists."""
-        made = self._plan.experiment(wildcards).scoring.extractor in ("digits", "inception")
+        made = self._plan.scoring(wildcards.experiment, "extractor") in ("digits", "inception")
         return [self.extractor(wildcards)] if made or Path(self.extractor(wildcards)).exists() else []
 
     def inception_folders(self) -> dict[str, Arguments]:
         """Return how `udpm fetch` downloads the Inception weights, or only checks them, by their folder."""
         folders: dict[str, Arguments] = {}
-        for name, experiment in self._plan.known.items():
+        for experiment in self._plan.known.values():
             scoring = experiment.scoring
-            if self._plan.scoring(name, "extractor") == "inception":
+            if scoring is not None and scoring.extractor == "inception":
                 offline = [] if scoring.download else ["--offline"]
                 folders.setdefault(scoring.inception_folder, Arguments("--sha256", scoring.inception_sha256, *offline))
         return folders

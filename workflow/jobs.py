@@ -107,7 +107,7 @@ class Jobs:
         self.figures = self.sampling | {"runtime": self._figure_minutes}
         self.neighbours = self.scoring | {"runtime": self._figure_minutes, **self.cpus(1)}
 
-    def cpus(self, threads: Callable[..., int] | int) -> dict[str, Callable[..., int] | int]:
+    def cpus(self, threads: Callable[..., int] | int) -> dict[str, Any]:
         """Return the request of a rule with that many `threads`, which Snakemake cuts to the CPUs of its own host: a
         login node may have one or two."""
         return {"cpus_per_task": threads} if self._has_scheduler else {}
@@ -118,7 +118,7 @@ class Jobs:
 
     def scoring_threads(self, wildcards) -> int:
         """Return the CPU threads of scoring images."""
-        return self._plan.experiment(wildcards).scoring.threads
+        return self._plan.scoring(wildcards.experiment, "threads")
 
     def training_threads(self, wildcards) -> int:
         """Return the CPU threads of a run: of all its processes on one node, or of each of those on several."""

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments import CONFIG, Experiments, one_line
+from experiments import CONFIG, Experiments, Sweep, one_line
 from inputs import Arguments, digest
 
 from udpm.config import names_in
@@ -166,6 +166,12 @@ class SweepTargets:
     def __init__(self, plan: Experiments) -> None:
         self._sweep, self._layout, self._told = plan.sweep, plan.layout, False
 
+    @property
+    def _asked(self) -> Sweep:
+        """The sweep, for rules that only a sweep's targets ask for."""
+        assert self._sweep is not None
+        return self._sweep
+
     @one_line
     def targets(self, target: str, tells: bool) -> list[str]:
         """Return what `sweep` or `sweep_plan` asks for; if it tells, print how many points are in which state."""
@@ -199,18 +205,18 @@ class SweepTargets:
     def plan_digest(self, _wildcards) -> str:
         """Return the identity of all that the plan shows."""
         # Of a data set only the side counts, not its words.
-        runs = [run.model_dump_json(exclude={"dataset"}) + str(run.dataset.side) for run in self._sweep.runs.values()]
-        counts = [str(experiment.sampling.count) for experiment in self._sweep.experiments.values()]
-        return digest([*runs, *counts, str(self._sweep.loaded.sweep.multiply_adds_per_second)])
+        runs = [run.model_dump_json(exclude={"dataset"}) + str(run.dataset.side) for run in self._asked.runs.values()]
+        counts = [str(experiment.sampling.count) for experiment in self._asked.experiments.values()]
+        return digest([*runs, *counts, str(self._asked.loaded.sweep.multiply_adds_per_second)])
 
     def ranking_digest(self, _wildcards) -> str:
         """Return the identity of all that the ranking and the best point's file show in addition to scores."""
-        points = self._sweep.loaded.points.values()
-        return digest([self._sweep.loaded.sweep.model_dump_json(), *(str(point.overrides) for point in points)])
+        points = self._asked.loaded.points.values()
+        return digest([self._asked.loaded.sweep.model_dump_json(), *(str(point.overrides) for point in points)])
 
     def grid_digest(self, wildcards) -> str:
         """Return the identity of what a heat map shows in addition to scores."""
-        sweep = self._sweep.loaded.sweep
+        sweep = self._asked.loaded.sweep
         axes = [f"{name} {axis.model_dump_json()}" for name, axis in sweep.grids[wildcards.grid].items()]
         return digest([sweep.rank_by, *axes])
 
