@@ -55,3 +55,12 @@ def test_ci_runs_what_the_makefile_has():
     requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
     versions = jobs["test"]["strategy"]["matrix"]["python-version"]
     assert f">={versions[0]}" == requires
+
+
+def test_contributing_names_what_exists():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"(?:tests|docs|envs)/[\w./-]*\w", text))
+    assert len(named) > 4
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"`make ([a-z-]+)`", text)) <= targets

@@ -1,6 +1,7 @@
 """The first losses of a tiny run, held in a file against accidental change.
 
-After a change on purpose: ``python tests/training/test_first_losses.py --update``, and say why in the commit.
+After a change on purpose, say why in the commit, and run
+``PYTHONPATH=tests/helpers python tests/training/test_first_losses.py --update``.
 """
 
 import json
