@@ -143,12 +143,12 @@ def test_processes_that_drift_apart_stop(digits, tmp_path):
     script.write_text(
         "import os, sys\n"
         "from udpm.training.state import State\n"
-        "plain = State.average\n"
-        "def average(state):\n"
+        "plain = State.update_ema\n"
+        "def update_ema(state):\n"
         "    plain(state)\n"
         "    if os.environ['SLURM_PROCID'] == '1':\n"
         "        next(state.ema_models['ema'].module.parameters()).data.add_(1e-3)\n"
-        "State.average = average\n"
+        "State.update_ema = update_ema\n"
         "from udpm.cli import main\n"
         "main(sys.argv[1:])\n"
     )
