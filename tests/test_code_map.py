@@ -103,6 +103,18 @@ def test_imports_point_downwards(folder, allowed):
             assert folder_of(other) in {None, folder, *may}, f"{module} imports {other}"
 
 
+def test_no_file_is_too_long_to_read():
+    files = [
+        *ROOT.glob("udpm/**/*.py"),
+        *ROOT.glob("workflow/*.py"),
+        *ROOT.glob("workflow/**/*.smk"),
+        ROOT / "workflow/Snakefile",
+    ]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
+    assert len(lengths) > 100
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
 def test_no_module_imports_itself_through_others():
     graph = {module: imports(module, lazy=True) & MODULES.keys() for module in MODULES}
     try:

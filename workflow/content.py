@@ -60,7 +60,8 @@ class Content:
             jobs: all that the targets depend on.
             remember: whether to write down what outputs without a record seem to be made from.
         """
-        found, new = set(), {}
+        found: set[str] = set()
+        new: dict[str, Any] = {}
         for job in jobs:
             if not job.output:
                 continue

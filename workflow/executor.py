@@ -114,7 +114,7 @@ class Executor(plugin.Executor):
         """Wait before the next try. Return False if waiting is useless."""
         # One clock for all submissions: otherwise each job would wait the full time, one after another.
         now, first = time.monotonic(), self._refused_since is None
-        since = now if first else self._refused_since
+        since = now if self._refused_since is None else self._refused_since
         waited = now - since
         if FULL.search(_plain(refusal)):
             # Passes when one of the user's jobs ends, however long that takes. Without one, others fill the account.

@@ -104,7 +104,7 @@ class Existing:
             check_config(folder, run, False, writes=False)
             self._check_start(folder, run)
             record = self._images[run.dataset_name]
-            identity = record and record.get("sha256")
+            identity = record.get("sha256") if record else None
             if is_finished(folder, self._end(run, record), identity, self._content.digests):
                 self._plan.finished.add((name, seed))
                 return

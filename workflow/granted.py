@@ -181,7 +181,7 @@ class Site:
         rows = [row for row in self._associations if account is None or row[1].lower() == account.lower()]
         rows = [row for row in rows if row[2] in ("", partition)] or rows
         limits = [_count(text) for row in rows for text in row[3:5]]
-        names = {qos} if qos else {_quality(row[5], row[6]) for row in rows}
+        names: set[str | None] = {qos} if qos else {_quality(row[5], row[6]) for row in rows}
         names |= {self._partition_settings.get(name.name, {}).get("QoS") for name in self.candidates(partition)[:1]}
         for line in self._answers["qualities"].lines:
             name, *numbers = line.split("|")
@@ -264,7 +264,7 @@ def minutes_of(time: str) -> float:
     if days is not None or third is not None:
         seconds = (first or 0) * 3600 + (second or 0) * 60 + (third or 0)
     else:
-        seconds = first * 60 + (second or 0)
+        seconds = (first or 0) * 60 + (second or 0)
     return ((days or 0) * 86400 + seconds) // 60
 
 
