@@ -15,7 +15,7 @@ from benchmarks.gains import PLAIN
 from udpm.core.errors import UserError
 from udpm.report.benchmarks import read_benchmark
 from udpm.report.figures.style import COLOURS, MARKERS, save
-from udpm.report.table import MISSING, markdown
+from udpm.report.table import MISSING, Table
 
 NOTES = [
     "Medians, lower and upper quartile in brackets. Times faster: than plain, from pairs of one repetition.",
@@ -184,9 +184,9 @@ def _rendered(record: dict[str, Any]) -> str:
         f"**{_title(record)}**: matrix product {best['float32_flops'] / 1e9:.4g} GFLOP/s in float32 and "
         f"{best['bfloat16_flops'] / 1e9:.4g} in bfloat16, copy {best['copy_bytes'] / 1e9:.4g} GB/s\n\n"
     )
-    text += markdown(_readable([_shown(each) for each in record["rows"]]), NOTES)
+    text += Table(_readable([_shown(each) for each in record["rows"]]), NOTES, "").markdown()
     if record.get("gains"):
-        text += "\n" + markdown(_readable([_shown_gain(each) for each in record["gains"]]), GAIN_NOTES)
+        text += "\n" + Table(_readable([_shown_gain(each) for each in record["gains"]]), GAIN_NOTES, "").markdown()
     return text
 
 

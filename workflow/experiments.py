@@ -31,10 +31,10 @@ from udpm.core.download import INCEPTION
 from udpm.core.errors import EXIT_USER_ERROR, UserError
 from udpm.core.files import expanded
 from udpm.core.reading import read_json
-from udpm.report.sweep.status import trained_points
 from udpm.runs.config_guard import MUTABLE_KEYS, differences, mutable_keys, preparation_changes
 from udpm.runs.layout import Layout, milestone
 from udpm.runs.records import COMPLETE, read_complete
+from udpm.runs.status import trained_points
 
 CONFIG = "config"
 YARDSTICKS = ("heldout", "noise")

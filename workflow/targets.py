@@ -13,7 +13,7 @@ from inputs import Arguments, digest
 from udpm.config import names_in
 from udpm.config.published_scores import RUNTIME, SETUPS, load_published, published_names, table_names
 from udpm.core.errors import UserError
-from udpm.report.sweep.status import point_standings, summary
+from udpm.runs.status import point_standings, summarize_points
 
 LATENTS = ("perturb", "swap", "interpolate", "pca")
 
@@ -181,7 +181,7 @@ class SweepTargets:
         if tells and not self._told:
             self._told = True
             standings = point_standings(self._sweep.loaded, Path(self._layout.results))
-            print(summary(self._sweep.name, standings), file=sys.stderr)
+            print(summarize_points(self._sweep.name, standings), file=sys.stderr)
         files = ["plan.html"]
         if target == "sweep":
             files += ["ranking.html", "strip.png"]

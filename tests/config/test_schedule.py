@@ -189,7 +189,7 @@ def test_bad_input(case, capsys, tmp_path, digits):
 
 
 def test_reporting_imports_no_torch():
-    modules = "udpm.report.figures.schedule, udpm.report.cost, udpm.data.summary"
+    modules = "udpm.report.figures.schedule, udpm.report.paper.tables, udpm.data.summary"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

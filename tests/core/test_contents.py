@@ -26,7 +26,7 @@ from udpm.metrics.extractor import SEALED, load_extractor
 from udpm.metrics.features import extract
 from udpm.metrics.reference import check_statistics, load_reference
 from udpm.metrics.selection import read_selection
-from udpm.report.figures.curves import write_table as write_milestones
+from udpm.report.figures.curves import milestone_table
 from udpm.report.figures.style import LARGEST
 from udpm.sampling.sample_set import join_shards, load_samples, save_samples
 
@@ -858,7 +858,7 @@ def test_what_results_do_not_say_is_unknown(scored, name, place, value):
     for command in commands[name]:
         assert not tiny.call(*command.split())
     if name == "selection":
-        write_milestones(read_selection(scored / "selection.json"), scored / "milestones")
+        milestone_table(read_selection(scored / "selection.json")).write(scored / "milestones")
         assert ("unknown" in (scored / "milestones.md").read_text()) == (place != "protocol.reference.n")
 
 

@@ -720,8 +720,8 @@ def test_a_kill_at_any_rename_leaves_one_whole_version(project, tmp_path, monkey
 def test_a_kill_at_any_rename_of_a_save_leaves_whole_files(project, tmp_path, monkeypatch, name):
     import pandas as pd
 
-    from udpm.report import table as render
     from udpm.report.figures import style
+    from udpm.report.table import Table
 
     def save(value):
         frame = pd.DataFrame({"a": [value]})
@@ -733,7 +733,7 @@ def test_a_kill_at_any_rename_of_a_save_leaves_whole_files(project, tmp_path, mo
         elif name == "figure":
             style.save(style.plt.figure(figsize=(1, 1)), tmp_path / "a", frame)
         else:
-            render.write_table(tmp_path / "a", frame, frame.astype(str), [], 1, "Title")
+            Table(frame.astype(str), [], "Title", frame).write(tmp_path / "a")
 
     def outputs():
         suffixes = {"figure": kinds.FIGURE, "table": kinds.TABLE}.get(name)

@@ -55,7 +55,6 @@ from udpm.networks.weights import load_model
 from udpm.report import scores as tables
 from udpm.report.card import model_card
 from udpm.report.figures.curves import milestone_table, read_metrics
-from udpm.report.figures.curves import write_table as write_milestones
 from udpm.report.figures.latents import draw_latents
 from udpm.report.figures.samples import draw_chain
 from udpm.runs.attempts import any_killed, failed_twice_identically
@@ -299,10 +298,7 @@ def _noise_file(folder):
 
 
 def _score(folder):
-    scores = tables.collect([folder / "score.json"])
-    tables.full_table(scores)
-    tables.readable_table(scores)
-    tables.footnotes(scores)
+    tables.score_table([folder / "score.json"])
 
 
 def _selection(folder):
@@ -471,7 +467,7 @@ def registry(folder):
             "milestones' table",
             "selection.json",
             as_json,
-            lambda f: write_milestones(selection.read_selection(f / "selection.json"), f / "table"),
+            lambda f: milestone_table(selection.read_selection(f / "selection.json")).write(f / "table"),
             0.01,
         ),
         Reader("benchmark", "bench.json", as_json, lambda f: read_record(f / "bench.json")),

@@ -11,7 +11,7 @@ from udpm.config import resolve_run
 from udpm.core.errors import UserError
 from udpm.networks.flops import count_cost
 from udpm.networks.layers import SelfAttention
-from udpm.report.cost import cost_table, readable_costs, write_costs
+from udpm.report.paper.tables import cost_table
 
 CONFIG = tiny.ROOT / "config"
 
@@ -63,8 +63,9 @@ def test_every_family_is_counted(family):
 def test_a_model_without_discriminator(tmp_path):
     costs = {"plain": count_cost(tiny.run_config(losses__adversarial_weight=0.0))}
     assert costs["plain"].discriminator_parameters is None
-    assert readable_costs(costs)["discriminator (M)"].tolist() == ["–"]
-    assert "discriminator" not in cost_table(costs)["network"].tolist()
+    table = cost_table(costs)
+    assert table.shown["discriminator (M)"].tolist() == ["–"]
+    assert "discriminator" not in table.full["network"].tolist()
 
 
 def test_no_such_network_at_the_full_side():
@@ -85,7 +86,7 @@ def test_no_such_network_at_the_full_side():
 def test_tables(tmp_path):
     costs = {name: count_cost(tiny.run_config(generator__channels=width)) for name, width in (("a_b", 8), ("c", 16))}
     for name in ("first", "second"):
-        write_costs(costs, tmp_path / name)
+        cost_table(costs).write(tmp_path / name)
     for suffix in (".csv", ".md", ".tex", ".html"):
         assert (tmp_path / f"first{suffix}").read_bytes() == (tmp_path / f"second{suffix}").read_bytes()
     table = pd.read_csv(tmp_path / "first.csv")

@@ -12,10 +12,10 @@ import yaml
 from scored import fid, results
 
 from udpm.config.published_scores import load_published
-from udpm.metrics.protocol import measured
 from udpm.report.paper.entries import differences
 from udpm.report.paper.study import Paper
-from udpm.report.paper.tables import Shown, setup_table, write_setup
+from udpm.report.paper.tables import Shown, setup_table
+from udpm.report.scores import measured
 
 PLAIN = re.compile(r"`snakemake (--profile slurm )?(\w+) --config experiments=([\w.-]+)`")
 ADVICE = re.compile(r"(?:`([^`]+)` (in|as) (config/experiments/[\w.-]+\.yaml), then )?" + PLAIN.pattern)
@@ -98,14 +98,14 @@ def test_nothing_is_said_of_a_training_that_nobody_knows(study):
     trained, given = tiny.run_config(), tiny.run_config().model_copy(update={"training": "imported", "weights": "w.pt"})
     counts = {"generator": 1_000_000, "discriminator": 2_000_000}
     shown = {"mine": Shown(trained, True, counts), "theirs": Shown(given, True, counts)}
-    text = write_setup("training", shown, study / "t")
+    text = setup_table("training", shown).write(study / "t")
     assert "As it ran (resolved configuration of the run): mine." in text
     assert "Imported weights, of whose training nothing is known here: theirs." in text
-    frame = setup_table("training", shown).set_index("setting")["theirs"]
+    frame = setup_table("training", shown).shown.set_index("setting")["theirs"]
     assert {frame[name] for name in ("iterations", "λ1", "reconstruction", "R1 γ", "discriminator noise")} == {"–"}
     assert frame["data set"] == "digits"
-    assert set(setup_table("discriminator", shown)["theirs"]) == {"–"}
-    assert setup_table("generator", shown).set_index("setting").loc["parameters", "theirs"] == "1.00 M"
+    assert set(setup_table("discriminator", shown).shown["theirs"]) == {"–"}
+    assert setup_table("generator", shown).shown.set_index("setting").loc["parameters", "theirs"] == "1.00 M"
 
 
 def test_the_card_of_imported_weights_says_what_is_known(study, trained):

@@ -27,11 +27,11 @@ from udpm.config.schema import json_schema
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
 from udpm.metrics.precision_recall import nearest_images
-from udpm.metrics.protocol import measured
 from udpm.networks.flops import count_cost
 from udpm.report.figures.style import LARGEST
 from udpm.report.paper.entries import entries, verdict
 from udpm.report.paper.study import Paper
+from udpm.report.scores import measured
 from udpm.sampling.generate import draw_samples
 
 CONFIG = tiny.ROOT / "config"
@@ -310,7 +310,15 @@ def test_the_card(study, tmp_path, capsys):
     values = yaml.safe_load(front)
     assert (values["library_name"], values["datasets"]) == ("udpm", ["digits"])
     assert values["model-index"][0]["results"][0]["metrics"][0]["value"] == 18.0
-    for part in ("## Data", "CC BY 4.0", "## Training", "## Scores", "Protocol: N = 40", "## Limits", "## Use"):
+    for part in (
+        "## Data",
+        "CC BY 4.0",
+        "## Training",
+        "## Scores",
+        " of N = 40 images in features of ",
+        "## Limits",
+        "## Use",
+    ):
         assert part in body
     assert not tiny.call("card", run, "--output", tmp_path / "plain.md")
     assert "Not run." in (tmp_path / "plain.md").read_text()

@@ -14,7 +14,7 @@ from udpm.report.figures.curves import draw_curves, read_metrics
 from udpm.report.figures.samples import draw_chain, draw_samples
 from udpm.report.figures.schedule import draw_run_schedule
 from udpm.report.figures.style import LARGEST
-from udpm.report.scores import write_table
+from udpm.report.scores import score_table
 from udpm.sampling.generate import draw_samples as sample
 
 
@@ -52,7 +52,7 @@ def files(folder, **given):
 
 def test_table_puts_the_model_between_its_yardsticks(tmp_path):
     paths = files(tmp_path, noise=score("noise", 800.0), heldout=score("heldout", 5.0), seed0=score())
-    markdown = write_table(paths, tmp_path / "t")
+    markdown = score_table(paths).write(tmp_path / "t")
     rows = [line for line in markdown.splitlines() if line.startswith("| digits_x")]
     assert ["UDPM, seed 0" in rows[0], "floor" in rows[1], "ceiling" in rows[2]] == [True] * 3
     assert "12.35" in rows[0] or "12.34" in rows[0]
@@ -69,7 +69,7 @@ def test_table_puts_the_model_between_its_yardsticks(tmp_path):
 
 
 def test_a_missing_number_is_shown_as_missing(tmp_path):
-    markdown = write_table(files(tmp_path, seed0=score(class_agreement=None)), tmp_path / "t")
+    markdown = score_table(files(tmp_path, seed0=score(class_agreement=None))).write(tmp_path / "t")
     row = next(line for line in markdown.splitlines() if line.startswith("| digits_x"))
     assert [cell.strip() for cell in row.split("|")].count("–") == 1
     assert "no class_agreement, because because" in markdown
@@ -78,7 +78,7 @@ def test_a_missing_number_is_shown_as_missing(tmp_path):
 
 def test_distances_in_different_features_never_share_a_column(tmp_path):
     paths = files(tmp_path, seed0=score(), other=score("heldout", 9.0, extractor="d" * 64))
-    markdown = write_table(paths, tmp_path / "t")
+    markdown = score_table(paths).write(tmp_path / "t")
     header = markdown.splitlines()[0]
     assert "FD (digits features) [1]" in header
     assert "FD (digits features) [2]" in header
@@ -88,8 +88,8 @@ def test_distances_in_different_features_never_share_a_column(tmp_path):
 
 def test_same_scores_same_bytes(tmp_path):
     paths = files(tmp_path, seed0=score(), noise=score("noise"))
-    write_table(paths, tmp_path / "a")
-    write_table(list(reversed(paths)), tmp_path / "b")
+    score_table(paths).write(tmp_path / "a")
+    score_table(list(reversed(paths))).write(tmp_path / "b")
     for suffix in (".csv", ".md", ".tex", ".html"):
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
 
@@ -97,7 +97,7 @@ def test_same_scores_same_bytes(tmp_path):
 def test_not_a_score(tmp_path):
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(UserError, match=r"x\.json: format is None"):
-        write_table([tmp_path / "x.json"], tmp_path / "t")
+        score_table([tmp_path / "x.json"]).write(tmp_path / "t")
     assert not (tmp_path / "t.csv").exists()
 
 
@@ -157,7 +157,7 @@ def test_metrics_of_a_resumed_and_killed_run(tmp_path):
 def test_how_the_network_was_called_is_told(tmp_path):
     other = score()
     other["subject"] |= {"precision": "bfloat16", "compiled": True, "guidance": 2.0}
-    markdown = write_table(files(tmp_path, seed0=other), tmp_path / "t")
-    assert "scalar posterior, guidance 2, bfloat16 network, compiled, udpm" in markdown
+    markdown = score_table(files(tmp_path, seed0=other)).write(tmp_path / "t")
+    assert "scalar posterior, guidance 2, bfloat16 network, compiled, 3 network calls per image; " in markdown
     row = pd.read_csv(tmp_path / "t.csv").iloc[0]
     assert (row["network_precision"], bool(row["network_compiled"])) == ("bfloat16", True)

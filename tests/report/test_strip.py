@@ -19,7 +19,7 @@ from udpm.diffusion.forward import step
 from udpm.diffusion.latent import seeded
 from udpm.diffusion.schedule import Schedule
 from udpm.report.figures.style import LARGEST
-from udpm.report.sweep.strip import ROWS
+from udpm.report.sweep.figures import ROWS
 from udpm.sampling.sample_set import save_samples
 
 SUFFIXES = (".svg", ".png", ".csv")

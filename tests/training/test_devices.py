@@ -20,7 +20,7 @@ from udpm.core.progress import prefetch
 from udpm.diffusion.schedule import Schedule
 from udpm.metrics import features
 from udpm.metrics.extractor import Extractor
-from udpm.metrics.protocol import sampling_words, used_tf32, way
+from udpm.metrics.protocol import comparable, sampling_words, used_tf32
 from udpm.metrics.selection import select
 from udpm.networks.discriminator import batch_deviation
 from udpm.networks.inference import compiled
@@ -478,10 +478,10 @@ def test_scores_are_told_apart_by_tf32_only_where_they_may_differ():
     off, on, cpu = GPU | {"tf32": False}, GPU | {"tf32": True}, {"device": "cpu (2 threads)"}
     assert not any(map(used_tf32, (cpu, cpu | {"tf32": False}, off, {})))
     assert all(map(used_tf32, (on, GPU)))
-    plain = way(a_score(cpu, cpu))
-    assert way(a_score(off, off)) == way(a_score(cpu, off)) == plain
-    assert len({plain, way(a_score(on, off)), way(a_score(off, on)), way(a_score(on, on))}) == 4
-    assert way(a_score(GPU, GPU)) == way(a_score(on, on))
+    plain = comparable(a_score(cpu, cpu))
+    assert comparable(a_score(off, off)) == comparable(a_score(cpu, off)) == plain
+    assert len({plain, comparable(a_score(on, off)), comparable(a_score(off, on)), comparable(a_score(on, on))}) == 4
+    assert comparable(a_score(GPU, GPU)) == comparable(a_score(on, on))
     assert sampling_words({"posterior": "scalar"} | on) == "scalar posterior, TF32"
     assert (
         sampling_words({"posterior": "scalar"} | off)
@@ -496,7 +496,7 @@ def test_milestones_drawn_with_and_without_tf32_do_not_compare(tmp_path):
         score = a_score(GPU | {"iteration": iteration, "weights_sha256": "w", "tf32": tf32}, GPU | {"tf32": False})
         paths.append(tmp_path / f"{iteration}.json")
         paths[-1].write_text(json.dumps({"format": "udpm-score/1"} | score))
-    with pytest.raises(UserError, match=r"2\.json: another tf32 than .*1\.json, so they do not compare"):
+    with pytest.raises(UserError, match=r"2\.json: another network tf32 than .*1\.json, so they do not compare"):
         select(paths)
 
 

@@ -15,9 +15,10 @@ from udpm.cli import main
 from udpm.config import load_experiment, load_sweep, names_in, resolve_run, to_json
 from udpm.core.errors import UserError
 from udpm.core.kinds import EXPERIMENT
-from udpm.report.sweep.ranking import best_experiment, draw_heat_map, read_results, render_ranking
-from udpm.report.sweep.status import trained_points
+from udpm.report.sweep.figures import draw_heat_map
+from udpm.report.sweep.ranking import best_experiment, ranking_table, read_results
 from udpm.runs.layout import Layout
+from udpm.runs.status import trained_points
 
 BIN = Path(sys.executable).parent
 SWEEPS = names_in(ROOT / "config/sweeps")
@@ -281,13 +282,13 @@ def test_ranking_with_a_seed_missing(config, tmp_path):
     found = read_results(sweep, tmp_path)
     assert [(result.name, result.rank) for result in found] == [("b", 1), ("a", 2), ("c", None)]
     assert (found[1].mean("frechet_distance"), found[1].spread("frechet_distance")) == (6.0, pytest.approx(2**0.5))
-    text = render_ranking(sweep, found)
+    text = ranking_table(sweep, found).markdown()
     assert "6.00 ± 1.41" in text
     assert f"b, seed 1: no score ({tmp_path}/scores/mine.b/seed1.json: score not found)" in text
     score(tmp_path, "c", 0, 1.0, count=50)
     found = read_results(sweep, tmp_path)
     assert found[-1].rank is None
-    assert "c: not ranked, since it was not measured as most points were." in render_ranking(sweep, found)
+    assert "c: not ranked, since it was not measured as most points were." in ranking_table(sweep, found).markdown()
 
 
 def test_ranking_by_what_should_be_great(config, tmp_path):
@@ -303,13 +304,13 @@ def test_points_trained_by_other_losses_are_named():
         ("ablations-digits", "reconstruction, adversarial", {"adversarial": "gan-only, levels-1"}),
     ):
         sweep = load_sweep(name, ROOT / "config")
-        text = render_ranking(sweep, read_results(sweep, Path("nowhere")))
+        text = ranking_table(sweep, read_results(sweep, Path("nowhere"))).markdown()
         expected |= {"reconstruction": "no-gan-no-lpips" if "lpips" in base else "no-gan"}
         for kinds, names in expected.items():
             assert f"Trained by {kinds} losses alone, at all levels: {names}. The base's: {base}." in text
         assert text.count("Trained by") == 2 + 2 * ("lpips" in base)
     smoke = load_sweep("schedules-smoke", ROOT / "config")
-    assert "Trained by" not in render_ranking(smoke, read_results(smoke, Path("nowhere")))
+    assert "Trained by" not in ranking_table(smoke, read_results(smoke, Path("nowhere"))).markdown()
 
 
 def test_the_best_point_runs_at_full_length(config, tmp_path):

@@ -137,13 +137,13 @@ def cost_command(experiments: tuple[str, ...], config: Path, output: Path | None
     """
     from udpm.config import load_experiment, resolve_run
     from udpm.networks.flops import count_cost
-    from udpm.report.cost import render_costs, write_costs
+    from udpm.report.paper.tables import cost_table
 
     runs = {name: resolve_run(name, load_experiment(name, config).seeds[0], config) for name in experiments}
-    costs = {name: count_cost(run) for name, run in runs.items()}
+    table = cost_table({name: count_cost(run) for name, run in runs.items()})
     if output is not None:
-        write_costs(costs, output)
-    click.echo(render_costs(costs), nl=False)
+        table.write(output)
+    click.echo(table.markdown(), nl=False)
 
 
 @click.command(cls=Verb, epilog="Example: udpm info results/datasets/digits --check --sheet digits.png")

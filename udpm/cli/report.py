@@ -20,9 +20,9 @@ from udpm.core.errors import EXIT_USER_ERROR, UserError
 @click.option("--output", type=OutputStem(kinds.TABLE), required=True, metavar="STEM", help="Path without suffix.")
 def table_command(scores: tuple[Path, ...], output: Path) -> None:
     """Render SCORES as STEM.csv (full precision, whole protocol) and STEM.md, .tex and .html (to read)."""
-    from udpm.report.scores import write_table
+    from udpm.report.scores import score_table
 
-    click.echo(write_table(scores, output))
+    click.echo(score_table(scores).write(output))
 
 
 @click.command(cls=Verb, epilog="Example: udpm paper table1 digits --results results --output results/tables/paper")
@@ -177,7 +177,7 @@ def schedule(source: Path, output: Path) -> None:
 @STEM
 def forward(source: Path, dataset: Path, output: Path) -> None:
     """The forward process of a run's schedule: a training image of each class, and its state at every level."""
-    from udpm.report.figures.forward_process import draw_forward_process
+    from udpm.report.figures.samples import draw_forward_process
 
     draw_forward_process(source, dataset, output)
 

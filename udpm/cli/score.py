@@ -268,9 +268,9 @@ def select_command(scores: tuple[Path, ...], output: Path, table: Path | None) -
 
     selection = select(scores)
     if table is not None:
-        from udpm.report.figures.curves import write_table
+        from udpm.report.figures.curves import milestone_table
 
-        write_table(selection, table)
+        milestone_table(selection).write(table)
     write_json(output, sealed(selection))
     chosen, label, distance = (selection[key] for key in ("iteration", "label", "frechet_distance"))
     click.echo(f"{output}: iteration {chosen}, {label} {distance:.4g}")

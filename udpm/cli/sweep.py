@@ -38,10 +38,10 @@ def plan(sweep: str, config: Path, output: Path | None) -> None:
     Nothing is trained. With --output the table is written as STEM.csv, .md, .tex and .html, too.
     """
     from udpm.config import load_sweep
-    from udpm.report.sweep.plan import render_plan, write_plan
+    from udpm.report.sweep.plan import plan_table
 
-    loaded = load_sweep(sweep, config)
-    click.echo(render_plan(loaded) if output is None else write_plan(loaded, output), nl=False)
+    table = plan_table(load_sweep(sweep, config))
+    click.echo(table.markdown() if output is None else table.write(output), nl=False)
 
 
 @sweep_command.command(epilog="Example: udpm sweep status schedules-digits --results results")
@@ -62,7 +62,7 @@ def status(sweep: str, config: Path, results: Path) -> None:
     and running, stalled, stopped, waiting, failed as `udpm status` says it
     """
     from udpm.config import load_sweep
-    from udpm.report.sweep.status import point_standings, render_points
+    from udpm.runs.status import point_standings, render_points
 
     click.echo(render_points(point_standings(load_sweep(sweep, config), results)), nl=False)
 
@@ -84,12 +84,12 @@ def rank(sweep: str, config: Path, results: Path, output: Path | None, best: Pat
     """
     from udpm.config import load_sweep
     from udpm.core.files import write_text
-    from udpm.report.sweep.ranking import best_experiment, read_results, render_ranking, write_ranking
+    from udpm.report.sweep.ranking import best_experiment, ranking_table, read_results
 
     loaded = load_sweep(sweep, config)
     found = read_results(loaded, results)
-    text = render_ranking(loaded, found) if output is None else write_ranking(loaded, found, output)
-    click.echo(text, nl=False)
+    table = ranking_table(loaded, found)
+    click.echo(table.markdown() if output is None else table.write(output), nl=False)
     if best is not None:
         write_text(best, best_experiment(loaded, found))
 
@@ -103,7 +103,8 @@ def rank(sweep: str, config: Path, results: Path, output: Path | None, best: Pat
 def heat(sweep: str, grid: str, config: Path, results: Path, output: Path) -> None:
     """Draw a GRID of two axes as a heat map: STEM.svg, STEM.png, and STEM.csv of the data behind it."""
     from udpm.config import load_sweep
-    from udpm.report.sweep.ranking import draw_heat_map, read_results
+    from udpm.report.sweep.figures import draw_heat_map
+    from udpm.report.sweep.ranking import read_results
 
     loaded = load_sweep(sweep, config)
     draw_heat_map(loaded, read_results(loaded, results), grid, output)
@@ -123,8 +124,8 @@ def strip(sweep: str, config: Path, results: Path, output: Path) -> None:
     shown.
     """
     from udpm.config import load_sweep
+    from udpm.report.sweep.figures import draw_strip
     from udpm.report.sweep.ranking import read_results
-    from udpm.report.sweep.strip import draw_strip
 
     loaded = load_sweep(sweep, config)
     draw_strip(loaded, read_results(loaded, results), results, output)

@@ -18,7 +18,7 @@ from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
 from udpm.core.errors import UserError
-from udpm.core.reading import INTEGERS, NO_TEXT, read_text
+from udpm.core.reading import INTEGERS, NO_TEXT, read_json, read_text
 
 YAML_BYTES = 2**20
 YAML_DEPTH = 32
@@ -169,6 +169,41 @@ def completed(model: type[BaseModel], values: dict[str, Any], where: str) -> dic
         UserError: as `validate`.
     """
     return _filled(values, validate(model, values, where).model_dump())
+
+
+def read_record(
+    model: type[BaseModel],
+    path: str | os.PathLike,
+    what: str,
+    sealed: tuple[str, ...] | None = None,
+    remedy: str = "",
+    *,
+    fill: bool = False,
+) -> dict[str, Any]:
+    """Read a record of JSON and check its format, its keys and its digest.
+
+    Args:
+        model: required content; its key `format` says which one is expected (`Exactly`).
+        path: the file.
+        what: what the file should be, for errors ("score").
+        sealed: keys that its digest covers; None: all.
+        remedy: what to do about another format, for the error.
+        fill: add the model's defaults where a key is missing.
+
+    Raises:
+        UserError: missing, unreadable, of another format, with an invalid value, or changed since it was written.
+    """
+    # Numpy takes a tenth of a second to load, which commands that only read a configuration do without.
+    from udpm.core.arrays import check_seal
+
+    record = read_json(path, what)
+    (expected,) = (part.value for part in model.model_fields["format"].metadata if isinstance(part, Exactly))
+    if record.get("format") != expected:
+        found = f"format is {record.get('format')!r}, expected {expected!r}"
+        raise UserError(f"{path}: {found}; {remedy}" if remedy else f"{path}: {found}")
+    known = completed(model, record, str(path))
+    check_seal(path, record, sealed)
+    return known if fill else record
 
 
 def _filled(values: Any, defaults: Any) -> Any:

@@ -66,6 +66,30 @@ def check_arrays(
         check_array(f"{path}: {name}", arrays[name], kind, shape, sizes)
 
 
+def image_grid(
+    rows: Sequence[Sequence[np.ndarray] | np.ndarray], columns: int, gap: int, factor: int = 1
+) -> np.ndarray:
+    """Images side by side on white.
+
+    Args:
+        rows: images of each row, (h, w, 3) uint8, all of one size; a row may hold fewer than `columns`.
+        columns: of the grid.
+        gap: pixels between images.
+        factor: by which each side of an image is enlarged.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    height, width = (size * factor for size in rows[0][0].shape[:2])
+    down, across = height + gap, width + gap
+    canvas = np.full((len(rows) * down - gap, columns * across - gap, 3), 255, dtype=np.uint8)
+    for top, images in zip(range(0, len(rows) * down, down), rows, strict=True):
+        for left, image in zip(range(0, columns * across, across), images, strict=False):
+            enlarged = image.repeat(factor, axis=0).repeat(factor, axis=1)
+            canvas[top : top + height, left : left + width] = enlarged
+    return canvas
+
+
 def content_digest(arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> str:
     """SHA-256 over arrays (names, types, shapes, values) and a record that JSON can hold."""
     digest = hashlib.sha256()

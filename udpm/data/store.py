@@ -13,11 +13,9 @@ import numpy as np
 from numpy.lib import format as npy
 from pydantic import model_validator
 
-from udpm.config.validation import Classes, Exactly, PositiveInt, Record, Sha256, SplitRanges, validate
-from udpm.core.arrays import check_seal
+from udpm.config.validation import Classes, Exactly, PositiveInt, Record, Sha256, SplitRanges, read_record
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
-from udpm.core.reading import read_json
 from udpm.data.npz import map_npy
 
 FORMAT = "udpm-dataset/1"
@@ -188,11 +186,8 @@ def open_store(folder: str | Path) -> Store:
         UserError: missing, incomplete, changed since it was prepared, or not a data set.
     """
     folder = Path(folder)
-    record = read_json(folder / RECORD, "dataset record (run `udpm prepare` first)")
-    if record.get("format") != FORMAT:
-        raise UserError(f"{folder / RECORD}: format is {record.get('format')!r}, expected {FORMAT!r}; prepare it again")
-    validate(DatasetRecord, record, str(folder / RECORD))
-    check_seal(folder / RECORD, record, SEALED)
+    what = "dataset record (run `udpm prepare` first)"
+    record = read_record(DatasetRecord, folder / RECORD, what, SEALED, "prepare it again")
     images = open_array(folder / IMAGES, (record["count"], record["side"], record["side"], 3), np.uint8)
     labels = np.array(open_array(folder / LABELS, (record["count"],), np.int64))
     most = max(record["classes"], 1) - 1

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from udpm.core.arrays import image_grid
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path
 from udpm.core.kinds import SHEET_TITLE, mark, seal_file
@@ -104,19 +105,15 @@ def draw_sheet(store: Store, path: Path) -> list[int]:
     Returns:
         Numbers of the images shown, row after row.
     """
-    rows = _rows(store)
-    names = _row_names(store)
+    rows, names = _rows(store), _row_names(store)
     factor = max(1, SHOWN_SIDE // store.side)
+    images = Image.fromarray(image_grid([np.asarray(store.images[numbers]) for numbers in rows], COLUMNS, GAP, factor))
     step, left = store.side * factor + GAP, MARGIN if names else 0
-    sheet = Image.new("RGB", (left + COLUMNS * step - GAP, len(rows) * step - GAP), "white")
+    sheet = Image.new("RGB", (left + images.width, images.height), "white")
+    sheet.paste(images, (left, 0))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT)
-    for row, numbers in enumerate(rows):
-        if names:
-            draw.text((4, row * step + step // 2), names[row], fill="black", font=font, anchor="lm")
-        for column, number in enumerate(numbers):
-            image = Image.fromarray(np.asarray(store.images[number]))
-            image = image.resize((store.side * factor,) * 2, Image.Resampling.NEAREST)
-            sheet.paste(image, (left + column * step, row * step))
+    for row, name in enumerate(names):
+        draw.text((4, row * step + step // 2), name, fill="black", font=font, anchor="lm")
     with atomic_path(path) as temporary:
         if path.suffix.lower() in (".jpg", ".jpeg"):
             sheet.save(temporary, format="JPEG", comment=f"{SHEET_TITLE}\n{mark()}")

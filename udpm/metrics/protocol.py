@@ -1,21 +1,15 @@
-"""Score files as readers need them: the protocol of a score, in words, and means over training seeds."""
+"""Score files as readers need them: the protocol of a score, what makes two of them comparable, and it in words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from udpm.config.validation import Classes, Exactly, NonNegativeFloat, NonNegativeInt, PositiveInt, Record, completed
-from udpm.core.arrays import check_seal
+from udpm.config.validation import Classes, Exactly, NonNegativeFloat, NonNegativeInt, PositiveInt, Record, read_record
 from udpm.core.classes import class_title
-from udpm.core.errors import UserError
-from udpm.core.reading import read_json
-from udpm.runs.layout import Layout
 from udpm.runs.records import Origin
 
 FORMAT = "udpm-score/1"
@@ -162,12 +156,7 @@ def read_score(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: missing, unreadable, not a score, or changed since it was written.
     """
-    score = read_json(path, "score")
-    if score.get("format") != FORMAT:
-        raise UserError(f"{path}: format is {score.get('format')!r}, expected {FORMAT!r}")
-    known = completed(Score, score, str(path))
-    check_seal(path, score, SEALED)
-    return known
+    return read_record(Score, path, "score", SEALED, fill=True)
 
 
 def read_scores(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -193,9 +182,59 @@ def used_tf32(record: dict[str, Any]) -> bool:
     return bool(known) if known is not None else device is not None and not device.startswith("cpu")
 
 
-def preprocessing(score: dict[str, Any]) -> str | None:
+def preprocessing(protocol: dict[str, Any]) -> str | None:
     """What was done to the images before the extractor."""
-    return score["protocol"].get("preprocessing") or score["protocol"]["extractor"].get("preprocessing")
+    return protocol.get("preprocessing") or protocol["extractor"].get("preprocessing")
+
+
+def facts(score: dict[str, Any]) -> dict[str, Any]:
+    """A score's protocol as flat values, named as in the columns of tables; None where a value is unknown."""
+    subject, protocol, metric = score["subject"], score["protocol"], score["metrics"]["frechet_distance"]
+    extractor, reference = protocol["extractor"], protocol["reference"]
+    kernel = score["metrics"].get("kernel_distance", {})
+    return {
+        "metric": metric["label"],
+        "n": protocol["n"],
+        "neighbours": protocol.get("neighbours"),
+        "kernel_subsets": (kernel.get("subsets"), kernel.get("subset_size")),
+        "extractor": extractor.get("name"),
+        "extractor_sha256": extractor["sha256"],
+        "preprocessing": preprocessing(protocol),
+        "extractor_heldout_accuracy": extractor.get("heldout_accuracy"),
+        "reference": f"{reference.get('dataset')}/{reference.get('split')}",
+        "reference_n": reference.get("n"),
+        "reference_sha256": reference["sha256"],
+        "device": protocol.get("device"),
+        "scoring_tf32": used_tf32(protocol),
+        "noise_sha256": (subject.get("noise") or {}).get("sha256"),
+        "sampling_seed": subject.get("seed"),
+        "network_precision": subject.get("precision"),
+        "network_tf32": used_tf32(subject),
+        "network_compiled": subject.get("compiled"),
+        **{key: subject.get(key) for key in ("nfe", "classes", "posterior", "guidance", "weights", "weights_sha256")},
+        **{key: subject.get(key) for key in ("run_seed", "iteration")},
+    }
+
+
+FEATURES = ("extractor_sha256", "preprocessing", "reference_sha256", "scoring_tf32")
+"""What two distances must share to lie on one scale."""
+MEASURING = ("metric", "n", "neighbours", *FEATURES)
+DRAWING = (
+    *("weights", "posterior", "guidance", "nfe", "classes"),
+    *("network_precision", "network_tf32", "network_compiled"),
+)
+
+
+def comparable(score: dict[str, Any], keys: Iterable[str] = (*MEASURING, *DRAWING)) -> tuple[tuple[str, Any], ...]:
+    """What scores must share to stand in one mean; equal for two scores exactly if they may.
+
+    Args:
+        score: as `read_score` gives it.
+        keys: of `facts`. Fewer compare on purpose over what a reader is shown: `MEASURING` over how images were drawn,
+            `FEATURES` over their number, too.
+    """
+    known = facts(score)
+    return tuple((key, known[key]) for key in keys)
 
 
 LONGEST_CLASS = 14
@@ -248,96 +287,41 @@ def sampling_words(record: dict[str, Any]) -> str:
     return ", ".join(told)
 
 
-LAST, BEST, MILESTONE, GIVEN = "last", "best", "milestone", "given"
-"""Checkpoints: end of training, selected milestone, a milestone that the configuration names, imported weights."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One experiment's Fréchet distance, measured in one way.
-
-    Attributes:
-        experiment: its name.
-        checkpoint: which one was scored: last, best, milestone or given.
-        values: by training seed.
-        score: of the first seed; its protocol is that of all.
-    """
-
-    experiment: str
-    checkpoint: str
-    values: dict[int, float]
-    score: dict[str, Any]
-
-    @property
-    def label(self) -> str:
-        """What the distance is called: FID, or something that says what else it is."""
-        return self.score["metrics"]["frechet_distance"]["label"]
-
-    @property
-    def mean(self) -> float:
-        """Over training seeds."""
-        return mean(self.values.values())
-
-    @property
-    def spread(self) -> float | None:
-        """Standard deviation over training seeds; of one seed there is none."""
-        return stdev(self.values.values()) if len(self.values) > 1 else None
-
-    def show(self) -> str:
-        """Mean, spread, and the number of seeds where there are several."""
-        if self.spread is None:
-            return f"{self.mean:.2f}"
-        return f"{self.mean:.2f} ± {self.spread:.2f} ({len(self.values)} seeds)"
-
-
-def score_files(results: str | Path, experiments: Iterable[str]) -> list[Path]:
-    """The score files of experiments that are there: of runs and of yardsticks."""
-    layout = Layout(results)
-    return [path for name in experiments for path in layout.found(layout.scores("*", name))]
-
-
-def measured(scores: Sequence[dict[str, Any]], experiment: str, iterations: int | None = None) -> list[Measured]:
-    """What was measured of an experiment's runs, one entry for each checkpoint and way of measuring.
-
-    Args:
-        scores: as `records.read_scores` gives them.
-        experiment: its name.
-        iterations: at which its training ends, to tell a milestone from the end; None: not known.
-    """
-    groups: dict[tuple, list[dict[str, Any]]] = {}
-    for score in scores:
-        subject, value = score["subject"], score["metrics"]["frechet_distance"]["value"]
-        if score["experiment"] == experiment and subject["kind"] == "samples" and value is not None:
-            groups.setdefault((checkpoint(subject, iterations), way(score)), []).append(score)
-    return [
-        Measured(
-            experiment,
-            which,
-            {
-                score["subject"].get("run_seed") or 0: score["metrics"]["frechet_distance"]["value"]
-                for score in sorted(group, key=lambda score: score["subject"].get("run_seed") or 0)
-            },
-            group[0],
-        )
-        for (which, _), group in sorted(groups.items(), key=lambda item: repr(item[0]))
-    ]
-
-
-def checkpoint(subject: dict[str, Any], iterations: int | None = None) -> str:
-    """Which checkpoint a sample set is of."""
-    if subject.get("selection") is not None:
-        return BEST
-    if subject.get("origin") and subject.get("iteration") is None:
-        return GIVEN
-    return MILESTONE if iterations and (subject.get("iteration") or iterations) < iterations else LAST
-
-
-def way(score: dict[str, Any]) -> tuple:
-    """What two Fréchet distances must share to stand in one mean."""
-    subject, protocol, reference = score["subject"], score["protocol"], score["protocol"]["reference"]
-    own = tuple(
-        subject.get(key) for key in ("weights", "posterior", "guidance", "precision", "compiled", "nfe", "classes")
+def selection_words(record: dict[str, Any]) -> str:
+    """How a sample set's milestone was chosen, after a comma; empty where none was."""
+    chosen = record.get("selection")
+    if not chosen:
+        return ""
+    return (
+        f", chosen from iterations {', '.join(map(str, chosen['iterations']))} by the least Fréchet distance of "
+        f"{chosen['n']} other images each (sampling seed {'unknown' if chosen['seed'] is None else chosen['seed']})"
     )
-    measuring = (protocol["n"], protocol["extractor"]["sha256"], preprocessing(score), reference["sha256"])
-    tf32 = (used_tf32(subject), used_tf32(protocol))
-    return (score["metrics"]["frechet_distance"]["label"], *own, *measuring, *tf32)
+
+
+def features_words(protocol: dict[str, Any]) -> str:
+    """How the protocol of a score or a selection measures distances: in which features, to which reference."""
+    extractor, reference = protocol["extractor"], protocol["reference"]
+    accuracy = extractor.get("heldout_accuracy")
+    known = "" if accuracy is None else f", held-out accuracy {accuracy:.1%}"
+    # Published statistics seldom say how many images they are of.
+    size = "published statistics" if reference.get("n") is None else f"{reference['n']} images"
+    return (
+        f"features of {extractor['name']} (SHA-256 {extractor['sha256'][:12]}{known}; {preprocessing(protocol)}"
+        f"{'; TF32' if used_tf32(protocol) else ''}) to {reference['dataset']}/{reference['split']}, {size} "
+        f"(SHA-256 {reference['sha256'][:12]})"
+    )
+
+
+def drawing_words(record: dict[str, Any]) -> str:
+    """How a sample set was drawn: weights, noise, sampling, network calls."""
+    return (
+        f"{weights_words(record)}{selection_words(record)}, {noise_words(record)}, {sampling_words(record)}, "
+        f"{calls_words(record)}"
+    )
+
+
+def describe(score: dict[str, Any]) -> str:
+    """A score's protocol in a sentence, without its full stop."""
+    label, protocol = score["metrics"]["frechet_distance"]["label"], score["protocol"]
+    words = f"{label} of N = {protocol['n']} images in {features_words(protocol)}"
+    return f"{words}; {drawing_words(score['subject'])}" if score["subject"]["kind"] == "samples" else words

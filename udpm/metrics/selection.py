@@ -8,13 +8,11 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, model_validator
 
-from udpm.config.validation import Exactly, NonNegativeFloat, NonNegativeInt, Record, completed
+from udpm.config.validation import Exactly, NonNegativeFloat, NonNegativeInt, Record, read_record
 from udpm.core import provenance
-from udpm.core.arrays import check_seal
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
-from udpm.core.reading import read_json
-from udpm.metrics.protocol import Protocol, read_score, used_tf32
+from udpm.metrics.protocol import Protocol, comparable, read_score
 
 FORMAT = "udpm-selection/1"
 
@@ -55,14 +53,8 @@ class Selection(Record):
         return self
 
 
-SAME = {
-    "subject": (
-        *("experiment", "run_seed", "dataset_sha256", "weights"),
-        *("seed", "posterior", "guidance", "precision", "compiled", "classes"),
-    ),
-    "protocol": ("n", "extractor", "reference", "neighbours"),
-}
-"""What scores must have in common for their distances to differ by the milestone alone."""
+SAME = ("experiment", "run_seed", "dataset_sha256", "seed")
+"""What else the images of all milestones must share, for their distances to differ by the milestone alone."""
 
 
 def select(paths: Sequence[str | Path]) -> dict[str, Any]:
@@ -80,13 +72,10 @@ def select(paths: Sequence[str | Path]) -> dict[str, Any]:
     scores = {Path(path): _of_a_milestone(path) for path in paths}
     first = next(iter(scores))
     for path, score in scores.items():
-        for part, keys in SAME.items():
-            other = [key for key in keys if score[part].get(key) != scores[first][part].get(key)]
-            if used_tf32(score[part]) != used_tf32(scores[first][part]):
-                other.append("tf32")
-            if other:
-                what = f"another {other[0]} than {first}"
-                raise UserError(f"{path}: {what}, so they do not compare; score all milestones alike")
+        differing = [key for key, value in _shared(scores[first]) if dict(_shared(score))[key] != value]
+        if differing:
+            what = f"another {differing[0].replace('_', ' ')} than {first}"
+            raise UserError(f"{path}: {what}, so they do not compare; score all milestones alike")
     found = sorted(scores.values(), key=lambda score: score["subject"]["iteration"])
     iterations = [score["subject"]["iteration"] for score in found]
     if len(set(iterations)) != len(iterations):
@@ -98,7 +87,7 @@ def select(paths: Sequence[str | Path]) -> dict[str, Any]:
         "format": FORMAT,
         **{key: subject.get(key) for key in ("experiment", "run_seed", "iteration", "weights", "weights_sha256")},
         "seed": subject["seed"],
-        "protocol": {key: protocol[key] for key in SAME["protocol"]},
+        "protocol": {key: protocol[key] for key in ("n", "extractor", "reference", "neighbours")},
         "frechet_distance": best["metrics"]["frechet_distance"]["value"],
         "label": best["metrics"]["frechet_distance"]["label"],
         "milestones": [_row(score) for score in found],
@@ -112,12 +101,7 @@ def read_selection(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: missing, unreadable, not a selection, or changed since it was written.
     """
-    found = read_json(path, "selection")
-    if found.get("format") != FORMAT:
-        raise UserError(f"{path}: format is {found.get('format')!r}, expected {FORMAT!r}; `udpm select` makes it")
-    known = completed(Selection, found, str(path))
-    check_seal(path, found)
-    return known
+    return read_record(Selection, path, "selection", remedy="`udpm select` makes it", fill=True)
 
 
 def check_selected(path: str | Path, selection: dict[str, Any], weights: Path, kind: str) -> None:
@@ -172,6 +156,10 @@ def chosen_as(path: str | Path, subject: dict[str, Any]) -> dict[str, Any]:
         "seed": selection["seed"],
         "frechet_distance": selection["frechet_distance"],
     }
+
+
+def _shared(score: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [*((key, score["subject"].get(key)) for key in SAME), *comparable(score)]
 
 
 def _of_a_milestone(path: str | Path) -> dict[str, Any]:

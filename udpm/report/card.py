@@ -17,7 +17,8 @@ from udpm.core.files import sha256, write_json, write_text
 from udpm.core.folders import atomic_folder
 from udpm.core.kinds import BUNDLE, mark, seal_text
 from udpm.core.reading import read_json
-from udpm.metrics.protocol import checkpoint, preprocessing, read_scores
+from udpm.metrics.protocol import describe, read_scores
+from udpm.report.scores import checkpoint
 from udpm.report.table import MISSING
 from udpm.runs.layout import Layout, milestone, results_of
 from udpm.runs.records import iteration_of, numbered, read_complete
@@ -214,19 +215,13 @@ def _scores(scores: list[dict[str, Any]], config: RunConfig) -> str:
         return "## Scores\n\nNot run.\n"
     lines = []
     for score in scores:
-        protocol, reference = score["protocol"], score["protocol"]["reference"]
         values = [
             f"{metric['label']} {metric['value']:.4g}"
             for metric in score["metrics"].values()
             if metric["value"] is not None
         ]
-        lines.append(
-            f"- {checkpoint(score['subject'], _iterations(config))} checkpoint: {', '.join(values)}. Protocol: N = "
-            f"{protocol['n']}, extractor {protocol['extractor']['name']} (SHA-256 "
-            f"{protocol['extractor']['sha256'][:12]}; {preprocessing(score)}), reference "
-            f"{reference['dataset']}/{reference['split']} ({reference['n']} images), sampling seed "
-            f"{score['subject'].get('seed')}"
-        )
+        which = checkpoint(score["subject"], _iterations(config))
+        lines.append(f"- {which} checkpoint: {', '.join(values)}. Protocol: {describe(score)}")
     return "## Scores\n\n" + "\n".join(lines) + "\n"
 
 

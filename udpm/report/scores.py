@@ -1,21 +1,122 @@
-"""The score table: csv with the whole protocol; markdown, LaTeX and html to read."""
+"""Scores of a folder of results: means over training seeds, and the score table with the whole protocol."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import pandas as pd
 
-from udpm.metrics.protocol import noise_words, preprocessing, read_scores, sampling_words, used_tf32, weights_words
-from udpm.report import table as render
-from udpm.report.table import MISSING
+from udpm.metrics.protocol import FEATURES, comparable, describe, drawing_words, facts, features_words, read_scores
+from udpm.report.table import MISSING, Table
+from udpm.runs.layout import Layout
 
-WORDS = 2
-"""Leading columns of the table to read that hold words."""
+LAST, BEST, MILESTONE, GIVEN = "last", "best", "milestone", "given"
+"""Checkpoints: end of training, selected milestone, a milestone that the configuration names, imported weights."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One experiment's Fréchet distance, measured in one way.
+
+    Attributes:
+        experiment: its name.
+        checkpoint: which one was scored: last, best, milestone or given.
+        values: by training seed.
+        score: of the first seed; its protocol is that of all.
+    """
+
+    experiment: str
+    checkpoint: str
+    values: dict[int, float]
+    score: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """What the distance is called: FID, or something that says what else it is."""
+        return self.score["metrics"]["frechet_distance"]["label"]
+
+    @property
+    def mean(self) -> float:
+        """Over training seeds."""
+        return mean(self.values.values())
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over training seeds; of one seed there is none."""
+        return stdev(self.values.values()) if len(self.values) > 1 else None
+
+    def show(self) -> str:
+        """Mean, spread, and the number of seeds where there are several."""
+        if self.spread is None:
+            return f"{self.mean:.2f}"
+        return f"{self.mean:.2f} ± {self.spread:.2f} ({len(self.values)} seeds)"
+
+    def describe(self) -> str:
+        """Of what, and how it was measured, in a sentence."""
+        seeds = f"training seed{'s' if len(self.values) > 1 else ''} {', '.join(map(str, self.values))}"
+        return f"{self.experiment}, {self.checkpoint} checkpoint, {seeds}: {describe(self.score)}."
+
+
+def score_files(results: str | Path, experiments: Iterable[str]) -> list[Path]:
+    """The score files of experiments that are there: of runs and of yardsticks."""
+    layout = Layout(results)
+    return [path for name in experiments for path in layout.found(layout.scores("*", name))]
+
+
+def measured(scores: Sequence[dict[str, Any]], experiment: str, iterations: int | None = None) -> list[Measured]:
+    """What was measured of an experiment's runs, one entry for each checkpoint and way of measuring.
+
+    Args:
+        scores: as `read_scores` gives them.
+        experiment: its name.
+        iterations: at which its training ends, to tell a milestone from the end; None: not known.
+    """
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for score in scores:
+        subject, value = score["subject"], score["metrics"]["frechet_distance"]["value"]
+        if score["experiment"] == experiment and subject["kind"] == "samples" and value is not None:
+            which = checkpoint(subject, iterations)
+            # Each seed has a best milestone of its own; any other two must have trained as long.
+            length = None if which == BEST else subject.get("iteration")
+            groups.setdefault((which, length, comparable(score)), []).append(score)
+    return [
+        Measured(
+            experiment,
+            which,
+            {
+                score["subject"].get("run_seed") or 0: score["metrics"]["frechet_distance"]["value"]
+                for score in sorted(group, key=lambda score: score["subject"].get("run_seed") or 0)
+            },
+            group[0],
+        )
+        for (which, *_), group in sorted(groups.items(), key=lambda item: repr(item[0]))
+    ]
+
+
+def checkpoint(subject: dict[str, Any], iterations: int | None = None) -> str:
+    """Which checkpoint a sample set is of."""
+    if subject.get("selection") is not None:
+        return BEST
+    if subject.get("origin") and subject.get("iteration") is None:
+        return GIVEN
+    return MILESTONE if iterations and (subject.get("iteration") or iterations) < iterations else LAST
+
+
 WHOLE = ("nfe", "run_seed", "sampling_seed", "iteration", "selection_n", "selection_seed")
 """Columns of whole numbers, also where some are missing."""
+MEASURING = (
+    *("neighbours", "extractor", "extractor_sha256", "preprocessing", "extractor_heldout_accuracy"),
+    *("reference", "reference_n", "reference_sha256"),
+)
+DRAWING = (
+    *("run_seed", "sampling_seed", "noise_sha256", "posterior", "guidance"),
+    *("network_precision", "network_tf32", "network_compiled", "weights", "iteration"),
+)
+"""Columns of a score's protocol."""
 ORDER = {"samples": 0, "images": 1, "heldout": 2, "noise": 3}
 SHOWN = {
     "precision": ("precision", "{:.3f}"),
@@ -25,8 +126,8 @@ SHOWN = {
 }
 
 
-def collect(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """Read score files; models first, then floor, then ceiling, experiment by experiment.
+def score_table(paths: Sequence[str | Path]) -> Table:
+    """The table of score files; models first, then floor, then ceiling, experiment by experiment.
 
     Raises:
         UserError: missing, unreadable, or not a score.
@@ -35,68 +136,50 @@ def collect(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
     selected = {_run(score) for score in scores if score["subject"]["selection"]}
     for score in scores:
         score["beside_best"] = _run(score) in selected and not score["subject"]["selection"]
-    return sorted(scores, key=_place)
+    scores.sort(key=_place)
+    return Table(_readable(scores), _notes(scores), "Scores", _full(scores), words=2)
 
 
-def full_table(scores: list[dict[str, Any]]) -> pd.DataFrame:
+def _full(scores: list[dict[str, Any]]) -> pd.DataFrame:
     """One row per score with every metric in full precision and the whole protocol; missing values stay empty."""
     rows = []
     for score in scores:
-        subject, protocol, reference = score["subject"], score["protocol"], score["protocol"]["reference"]
+        subject, known = score["subject"], facts(score)
         rows.append(
             {
                 "experiment": score["experiment"],
                 "subject": _subject(score),
-                "nfe": subject.get("nfe"),
-                "n": protocol["n"],
+                "nfe": known["nfe"],
+                "n": known["n"],
                 **_values(score),
-                "frechet_label": score["metrics"]["frechet_distance"]["label"],
-                "neighbours": protocol["neighbours"],
-                "extractor": protocol["extractor"]["name"],
-                "extractor_sha256": protocol["extractor"]["sha256"],
-                "preprocessing": preprocessing(score),
-                "extractor_heldout_accuracy": protocol["extractor"].get("heldout_accuracy"),
-                "reference": f"{reference['dataset']}/{reference['split']}",
-                "reference_n": reference["n"],
-                "reference_sha256": reference["sha256"],
-                "run_seed": subject.get("run_seed"),
-                "sampling_seed": subject.get("seed"),
-                "noise_sha256": (subject.get("noise") or {}).get("sha256"),
-                "posterior": subject.get("posterior"),
-                "guidance": subject.get("guidance"),
-                "network_precision": subject.get("precision"),
-                "network_tf32": used_tf32(subject),
-                "network_compiled": subject.get("compiled"),
-                "weights": subject.get("weights"),
-                "iteration": subject.get("iteration"),
+                "frechet_label": known["metric"],
+                **{key: known[key] for key in (*MEASURING, *DRAWING)},
                 **_selection(subject),
-                "weights_sha256": subject.get("weights_sha256"),
+                "weights_sha256": known["weights_sha256"],
                 "weights_origin": "; ".join(file.get("name", "unknown") for file in _origin(subject)),
-                "device": protocol["device"],
-                "scoring_tf32": used_tf32(protocol),
+                "device": known["device"],
+                "scoring_tf32": known["scoring_tf32"],
                 **{f"version_{name}": value for name, value in score["provenance"]["versions"].items()},
                 "commit": score["provenance"]["commit"],
             }
         )
     table = pd.DataFrame(rows)
-    whole = [name for name in WHOLE if name in table]
-    return table.astype(dict.fromkeys(whole, "Int64"))
+    return table.astype({name: "Int64" for name in WHOLE if name in table})
 
 
-def readable_table(scores: list[dict[str, Any]]) -> pd.DataFrame:
+def _readable(scores: list[dict[str, Any]]) -> pd.DataFrame:
     """The rounded table for people; Fréchet distances that do not compare get columns of their own."""
-    labels = _frechet_columns(scores)
+    headings = _frechet_columns(scores)
     rows = []
-    for score in scores:
+    for score, heading in zip(scores, headings, strict=True):
         row = {
             "experiment": score["experiment"],
             "images": _subject(score),
             "NFE": MISSING if score["subject"]["nfe"] is None else str(score["subject"]["nfe"]),
             "N": str(score["protocol"]["n"]),
         }
-        for label in dict.fromkeys(labels.values()):
-            own = labels[_comparable(score)] == label
-            row[label] = _rounded(score, "frechet_distance", "{:.2f}") if own else MISSING
+        for name in dict.fromkeys(headings):
+            row[name] = _rounded(score, "frechet_distance", "{:.2f}") if name == heading else MISSING
         if any("frechet_distance_best" in other["metrics"] for other in scores):
             row["best of its ranges"] = _rounded(score, "frechet_distance_best", "{:.2f}")
         for name, (title, pattern) in SHOWN.items():
@@ -105,75 +188,39 @@ def readable_table(scores: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def footnotes(scores: list[dict[str, Any]]) -> list[str]:
+def _notes(scores: list[dict[str, Any]]) -> list[str]:
     """The protocol in words, one line for each way that numbers were measured, then why a value is missing."""
     notes = []
-    for score in scores:
-        protocol, extractor = score["protocol"], score["protocol"]["extractor"]
-        reference = protocol["reference"]
-        accuracy = extractor.get("heldout_accuracy")
-        known = f", held-out accuracy {accuracy:.1%}" if accuracy is not None else ""
+    for score, heading in zip(scores, _frechet_columns(scores), strict=True):
         notes.append(
-            f"{_frechet_columns(scores)[_comparable(score)]}: Fréchet distance in features of {extractor['name']} "
-            f"(SHA-256 {extractor['sha256'][:12]}{known}) to {reference['dataset']}/{reference['split']}, "
-            f"{_count(reference)} (SHA-256 {reference['sha256'][:12]}); precision and recall with "
-            f"k = {protocol['neighbours']}. N images each, as listed: distances at different N do not compare."
+            f"{heading}: Fréchet distance in {features_words(score['protocol'])}; precision and recall with "
+            f"k = {score['protocol']['neighbours']}. N images each, as listed: distances at different N do not compare."
         )
     for score in scores:
         for metric in score["metrics"].values():
             if metric["value"] is None:
                 notes.append(f"{_subject(score)}: no {metric['label']}, because {metric['reason'] or 'unknown'}.")
     for score in scores:
-        subject = score["subject"]
+        subject, versions = score["subject"], score["provenance"]["versions"]
         if subject["kind"] == "samples":
-            versions = score["provenance"]["versions"]
             notes.append(
-                f"{score['experiment']}, {_subject(score)}: {weights_words(subject)} "
-                f"(SHA-256 {(subject.get('weights_sha256') or 'unknown')[:12]}), {noise_words(subject)}, "
-                f"{sampling_words(subject)}{_chosen(subject)}, udpm {versions.get('udpm', '?')}, "
+                f"{score['experiment']}, {_subject(score)}: {drawing_words(subject)}; weights (SHA-256 "
+                f"{(subject.get('weights_sha256') or 'unknown')[:12]}), udpm {versions.get('udpm', '?')}, "
                 f"torch {versions.get('torch', '?')}."
             )
     return list(dict.fromkeys(notes))
 
 
-def write_table(paths: Sequence[str | Path], stem: str | Path) -> str:
-    """Write ``STEM.csv`` (everything), ``STEM.md``, ``STEM.tex`` and ``STEM.html`` (to read).
-
-    Returns:
-        The markdown.
-
-    Raises:
-        UserError: a score cannot be read.
-    """
-    scores = collect(paths)
-    table, notes = readable_table(scores), footnotes(scores)
-    return render.write_table(stem, full_table(scores), table, notes, WORDS, "Scores")
-
-
-def _comparable(score: dict[str, Any]) -> tuple[str, ...]:
-    """What two Fréchet distances must share to stand in one column."""
-    protocol = score["protocol"]
-    return (
-        score["metrics"]["frechet_distance"]["label"],
-        protocol["extractor"]["sha256"],
-        preprocessing(score),
-        protocol["reference"]["sha256"],
-    )
-
-
-def _frechet_columns(scores: list[dict[str, Any]]) -> dict[tuple[str, ...], str]:
-    """Column heading for each way that a Fréchet distance was measured; equal names get a number."""
-    ways = list(dict.fromkeys(_comparable(score) for score in scores))
-    names = [way[0] for way in ways]
-    return {
-        way: way[0] if names.count(way[0]) == 1 else f"{way[0]} [{names[: index + 1].count(way[0])}]"
-        for index, way in enumerate(ways)
+def _frechet_columns(scores: list[dict[str, Any]]) -> list[str]:
+    """The column of each score's Fréchet distance; columns that do not compare, of equal names, get a number."""
+    ways = [comparable(score, ("metric", *FEATURES)) for score in scores]
+    different = list(dict.fromkeys(ways))
+    names = [dict(way)["metric"] for way in different]
+    headings = {
+        way: name if names.count(name) == 1 else f"{name} [{names[: index + 1].count(name)}]"
+        for index, (way, name) in enumerate(zip(different, names, strict=True))
     }
-
-
-def _count(reference: dict[str, Any]) -> str:
-    # Who publishes mu and sigma seldom says of how many images.
-    return "published statistics" if reference["n"] is None else f"{reference['n']} images"
+    return [headings[way] for way in ways]
 
 
 def _values(score: dict[str, Any]) -> dict[str, Any]:
@@ -223,19 +270,6 @@ def _selection(subject: dict[str, Any]) -> dict[str, Any]:
         return {}
     shown = {f"selection_{key}": selection[key] for key in ("n", "seed", "frechet_distance")}
     return shown | {"selection_iterations": " ".join(map(str, selection["iterations"]))}
-
-
-def _chosen(subject: dict[str, Any]) -> str:
-    """In words, by what a milestone was chosen."""
-    selection = subject["selection"]
-    if not selection:
-        return ""
-    least = "" if selection["frechet_distance"] is None else f"; it was {selection['frechet_distance']:.4g}"
-    seed = "unknown" if selection["seed"] is None else selection["seed"]
-    return (
-        f", chosen from iterations {', '.join(map(str, selection['iterations']))} by the least Fréchet distance of "
-        f"{selection['n']} other images each (sampling seed {seed}{least})"
-    )
 
 
 def _origin(subject: dict[str, Any]) -> list[dict[str, str]]:

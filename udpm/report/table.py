@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -25,31 +27,93 @@ SYMBOLS = {
 """Characters that LaTeX's own fonts lack, by what it calls them."""
 
 
-def markdown(table: pd.DataFrame, notes: list[str]) -> str:
-    """The table, and the notes as a list."""
-    return table.to_markdown(index=False, disable_numparse=True) + "\n\n" + "".join(f"- {note}\n" for note in notes)
+@dataclass(frozen=True)
+class Table:
+    """A table with notes under it.
+
+    Attributes:
+        shown: what people read, all of it text; may be empty, then there are notes alone.
+        notes: under it.
+        title: of the page.
+        full: of the .csv, in full precision; None: what is shown.
+        words: number of leading columns that are set to the left.
+        titled: whether markdown and LaTeX say the title, too.
+    """
+
+    shown: pd.DataFrame
+    notes: list[str]
+    title: str
+    full: pd.DataFrame | None = None
+    words: int = 1
+    titled: bool = False
+
+    def markdown(self) -> str:
+        """The table, and the notes as a list."""
+        notes = "".join(f"- {note}\n" for note in self.notes)
+        table = "" if self.shown.empty else self.shown.to_markdown(index=False, disable_numparse=True) + "\n\n"
+        return (f"**{self.title}**\n\n" if self.titled else "") + table + notes
+
+    def latex(self) -> str:
+        """A booktabs tabular, or longtable where a page would not hold it, and small paragraphs."""
+        styled = self.shown.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+        columns = "l" * self.words + "r" * (self.shown.shape[1] - self.words)
+        long = len(self.shown) > PAGE
+        body = styled.to_latex(hrules=True, column_format=columns, environment="longtable" if long else None)
+        head = next(line for line in body.splitlines() if line.endswith(r"\\"))
+        body = SMALL + body.replace(head, _stacked(head, self.words)) + "}\\par\\smallskip\n"
+        escaped = pd.DataFrame({"note": self.notes}).style.format(escape="latex")
+        lines = [escaped._display_funcs[(row, 0)](note) for row, note in enumerate(self.notes)]
+        text = body + "".join(f"\n{{\\footnotesize\\raggedright {CODE.sub(IN_LATEX, line)}\\par}}\n" for line in lines)
+        # Two hyphens of an option would be set as one dash.
+        packages = "booktabs,longtable" if long else "booktabs"
+        text = f"% needs \\usepackage{{{packages}}}\n" + text.replace("--", "-{}-").translate(str.maketrans(SYMBOLS))
+        return f"% {self.title}\n{text}" if self.titled else text
+
+    def html(self) -> str:
+        """The table under its title, a part of `html_page`."""
+        left = ", ".join(f"{cell}.col{column}" for cell in ("th", "td") for column in range(self.words))
+        rules = [
+            {"selector": "", "props": "border-collapse: collapse; font: 14px sans-serif"},
+            {"selector": "th, td", "props": "padding: 4px 12px; text-align: right; border-bottom: 1px solid #ddd"},
+            {"selector": left, "props": "text-align: left"},
+        ]
+        # The name that the page's style refers to this table by.
+        name = re.sub("[^a-z0-9]+", "-", self.title.lower())
+        styled = self.shown.style.hide(axis="index").format(escape="html").set_table_styles(rules).set_uuid(name)
+        listed = pd.DataFrame({"": self.notes}).style.hide(axis="index").hide(axis="columns").format(escape="html")
+        small = [{"selector": "", "props": "font: 12px sans-serif"}]
+        notes = CODE.sub(IN_HTML, listed.set_table_styles(small).set_uuid(f"{name}-notes").to_html())
+        table = "" if self.shown.empty else styled.to_html() + "<p></p>"
+        return f'<h2 style="font: bold 16px sans-serif">{self.title}</h2>\n{table}{notes}'
+
+    def write(self, stem: str | Path) -> str:
+        """Write ``STEM.csv`` (everything), and to read ``STEM.md``, ``STEM.tex`` and ``STEM.html``.
+
+        Those to read carry a mark: which .csv belongs to them, and their own digest.
+
+        Returns:
+            The markdown.
+        """
+        csv = (self.shown if self.full is None else self.full).to_csv(index=False)
+        text = self.markdown()
+        write_text(f"{stem}.html", html_page(self.title, [self], csv))
+        # Between those that know it: whenever this is killed, one of them knows the .csv that is there.
+        write_text(f"{stem}.csv", csv)
+        write_text(f"{stem}.md", seal_text(f"{text}\n<!-- {mark(csv)} -->\n"))
+        write_text(f"{stem}.tex", seal_text(f"% {mark(csv)}\n{self.latex()}"))
+        return text
 
 
-def latex(table: pd.DataFrame, notes: list[str], words: int) -> str:
-    """A booktabs tabular, or longtable where a page would not hold it, and small paragraphs.
+def html_page(title: str, tables: Iterable[Table], csv: str | None = None) -> str:
+    """A page of tables, with the mark of udpm.
 
     Args:
-        table: of text.
-        notes: under it.
-        words: number of leading columns that are set to the left.
+        title: of the page.
+        tables: in their order.
+        csv: contents of the .csv that is written with it, if any.
     """
-    styled = table.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
-    columns = "l" * words + "r" * (table.shape[1] - words)
-    long = len(table) > PAGE
-    body = styled.to_latex(hrules=True, column_format=columns, environment="longtable" if long else None)
-    head = next(line for line in body.splitlines() if line.endswith(r"\\"))
-    body = SMALL + body.replace(head, _stacked(head, words)) + "}\\par\\smallskip\n"
-    escaped = pd.DataFrame({"note": notes}).style.format(escape="latex")
-    lines = [escaped._display_funcs[(row, 0)](note) for row, note in enumerate(notes)]
-    text = body + "".join(f"\n{{\\footnotesize\\raggedright {CODE.sub(IN_LATEX, line)}\\par}}\n" for line in lines)
-    # Two hyphens of an option would be set as one dash.
-    packages = "booktabs,longtable" if long else "booktabs"
-    return f"% needs \\usepackage{{{packages}}}\n" + text.replace("--", "-{}-").translate(str.maketrans(SYMBOLS))
+    head = f'<!doctype html><meta charset="utf-8"><meta name="generator" content="{mark(csv)}"><title>{title}</title>\n'
+    return seal_text(head + "".join(f"{table.html()}\n" for table in tables))
 
 
 def _stacked(head: str, words: int) -> str:
@@ -58,106 +122,3 @@ def _stacked(head: str, words: int) -> str:
     lines = [cell.replace(" ", r"\\") for cell in cells[words:]]
     numbers = [rf"\shortstack[r]{{{line}}}" if r"\\" in line else line for line in lines]
     return " & ".join([*cells[:words], *numbers]) + r" \\"
-
-
-def html(table: pd.DataFrame, notes: list[str], words: int, title: str) -> str:
-    """A page of its own.
-
-    Args:
-        table: of text.
-        notes: under it.
-        words: number of leading columns that are set to the left.
-        title: of the page.
-    """
-    return html_page(title, [html_section(table, notes, words, title)])
-
-
-def write_table(
-    stem: str | Path, everything: pd.DataFrame, shown: pd.DataFrame, notes: list[str], words: int, title: str
-) -> str:
-    """Write ``STEM.csv`` (everything), and to read ``STEM.md``, ``STEM.tex`` and ``STEM.html``.
-
-    Args:
-        stem: path without suffix.
-        everything: in full precision.
-        shown: of text.
-        notes: under what is shown.
-        words: number of leading columns of it that are set to the left.
-        title: of the page.
-
-    Returns:
-        The markdown.
-    """
-    text = markdown(shown, notes)
-    write_set(stem, everything, text, latex(shown, notes, words), html(shown, notes, words, title))
-    return text
-
-
-def write_set(stem: str | Path, everything: pd.DataFrame, md: str, tex: str, page: str) -> None:
-    """Write the four files of a table. Those to read carry a mark: which .csv belongs to them, and their own digest.
-
-    Args:
-        stem: path without suffix.
-        everything: in full precision.
-        md: the table to read.
-        tex: the same.
-        page: the same, html.
-    """
-    csv = everything.to_csv(index=False)
-    write_text(f"{stem}.html", marked_page(page, csv))
-    # Between those that know it: whenever this is killed, one of them knows the .csv that is there.
-    write_text(f"{stem}.csv", csv)
-    write_text(f"{stem}.md", seal_text(f"{md}\n<!-- {mark(csv)} -->\n"))
-    write_text(f"{stem}.tex", seal_text(f"% {mark(csv)}\n{tex}"))
-
-
-def marked_page(page: str, csv: str | None = None) -> str:
-    """A page of html with the mark of udpm.
-
-    Args:
-        page: as `html_page` gives it.
-        csv: contents of the .csv that is written with it, if any.
-    """
-    return seal_text(page.replace("<title>", f'<meta name="generator" content="{mark(csv)}"><title>', 1))
-
-
-def html_page(title: str, parts: list[str]) -> str:
-    """A page of its own.
-
-    Args:
-        title: of the page.
-        parts: html of what stands in it, each as `html_section` gives it.
-    """
-    return f'<!doctype html><meta charset="utf-8"><title>{title}</title>\n' + "".join(f"{part}\n" for part in parts)
-
-
-def html_section(table: pd.DataFrame, notes: list[str], words: int, title: str) -> str:
-    """A table under its title, for a page that holds several.
-
-    Args:
-        table: of text; may be empty.
-        notes: under it.
-        words: number of leading columns that are set to the left.
-        title: plain words.
-    """
-    return f'<h2 style="font: bold 16px sans-serif">{title}</h2>\n' + _html_part(table, notes, words, title)
-
-
-def _html_part(table: pd.DataFrame, notes: list[str], words: int, title: str) -> str:
-    left = ", ".join(f"{cell}.col{column}" for cell in ("th", "td") for column in range(words))
-    rules = [
-        {"selector": "", "props": "border-collapse: collapse; font: 14px sans-serif"},
-        {"selector": "th, td", "props": "padding: 4px 12px; text-align: right; border-bottom: 1px solid #ddd"},
-        {"selector": left, "props": "text-align: left"},
-    ]
-    name = _identifier(title)
-    styled = table.style.hide(axis="index").format(escape="html").set_table_styles(rules).set_uuid(name)
-    listed = pd.DataFrame({"": notes}).style.hide(axis="index").hide(axis="columns").format(escape="html")
-    small = [{"selector": "", "props": "font: 12px sans-serif"}]
-    shown = "" if table.empty else styled.to_html() + "<p></p>"
-    return shown + CODE.sub(IN_HTML, listed.set_table_styles(small).set_uuid(f"{name}-notes").to_html())
-
-
-def _identifier(title: str) -> str:
-    """A title as the name that a page's style refers to its table by."""
-    return re.sub("[^a-z0-9]+", "-", title.lower())

@@ -14,12 +14,11 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, model_validator
 
-from udpm.config.validation import Classes, Exactly, NonNegativeInt, PositiveInt, Record, Sha256, validate
-from udpm.core.arrays import SEAL, check_array, check_seal, sealed
+from udpm.config.validation import Classes, Exactly, NonNegativeInt, PositiveInt, Record, Sha256, read_record
+from udpm.core.arrays import SEAL, check_array, sealed
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path, sha256, sync, unfinished, write_json
 from udpm.core.kinds import SAMPLES_COMMENT
-from udpm.core.reading import read_json
 from udpm.data.npz import read_npz
 
 FORMAT = "udpm-samples/1"
@@ -233,11 +232,7 @@ def _check_arrays(path: Path, arrays: dict[str, np.ndarray], record: dict[str, A
 
 def _record(path: Path) -> dict[str, Any]:
     """A sample set's record, without its own digest."""
-    record = read_json(path, "sample set's record")
-    if record.get("format") != FORMAT:
-        raise UserError(f"{path}: format is {record.get('format')!r}, expected {FORMAT!r}; draw the sample set again")
-    validate(SamplesRecord, record, str(path))
-    check_seal(path, record)
+    record = read_record(SamplesRecord, path, "sample set's record", remedy="draw the sample set again")
     return {key: value for key, value in record.items() if key != SEAL}
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from udpm.config.model import ModelConfig
+from udpm.core.arrays import image_grid
 from udpm.core.files import atomic_path
 from udpm.core.transfer import to_bytes
 from udpm.diffusion.latent import seeded
@@ -60,7 +61,7 @@ def draw_preview(network: nn.Module, config: ModelConfig) -> np.ndarray:
             chosen = torch.tensor(labels[start : start + COLUMNS], device=device) if config.classes else None
             images.append(to_bytes(sample(schedule, network, base, noises, chosen)[-1].output))
     network.train(training)
-    return _grid(images)
+    return image_grid(images, COLUMNS, GAP, max(1, SHOWN_SIDE // config.side))
 
 
 def write_preview(path: Path, grid: np.ndarray) -> None:
@@ -71,16 +72,3 @@ def write_preview(path: Path, grid: np.ndarray) -> None:
     """
     with atomic_path(path) as temporary:
         Image.fromarray(grid).save(temporary, format="PNG")
-
-
-def _grid(rows: list[np.ndarray]) -> np.ndarray:
-    """Rows of images, each (COLUMNS, N, N, 3), on white."""
-    factor = max(1, SHOWN_SIDE // rows[0].shape[1])
-    side = rows[0].shape[1] * factor
-    step = side + GAP
-    canvas = np.full((len(rows) * step - GAP, COLUMNS * step - GAP, 3), 255, dtype=np.uint8)
-    for row, images in enumerate(rows):
-        for column, image in enumerate(images):
-            top, left = row * step, column * step
-            canvas[top : top + side, left : left + side] = image.repeat(factor, axis=0).repeat(factor, axis=1)
-    return canvas

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from udpm.config.validation import NonNegativeInt, Record, validate
-from udpm.core.arrays import check_arrays
+from udpm.core.arrays import check_arrays, image_grid
 from udpm.core.errors import UserError
 from udpm.data.npz import load_arrays
 from udpm.metrics.protocol import class_words, run_words, weights_words
@@ -252,10 +252,10 @@ def _sheet(title: str, grids: list[Grid]) -> Figure:
 def _show(axes: Axes, grid: Grid, side: float, *, named: bool) -> None:
     """Draw a grid; `side` is a tile's, in inches; row names only where `named`."""
     rows, columns, pixels = grid.images.shape[:3]
-    step = pixels + max(1, pixels // 16)
-    canvas = np.full((rows * step, columns * step, 3), 255, dtype=np.uint8)
-    for row, column in np.ndindex(rows, columns):
-        canvas[row * step : row * step + pixels, column * step : column * step + pixels] = grid.images[row, column]
+    gap = max(1, pixels // 16)
+    step = pixels + gap
+    # Every tile has its gap, so that names stand over the middle of tiles of one width.
+    canvas = np.pad(image_grid(grid.images, columns, gap), ((0, gap), (0, gap), (0, 0)), constant_values=255)
     axes.imshow(canvas, interpolation="nearest", aspect="auto")
     axes.grid(False)
     axes.spines[:].set_visible(False)

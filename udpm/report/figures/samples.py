@@ -1,4 +1,4 @@
-"""Figures made of images: the sample grid, the sampling chain, samples over their nearest training images."""
+"""Figures of images: sample grid, sampling chain, nearest training images, and the forward process."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 
+from udpm.config.experiment import RunConfig
+from udpm.config.load import read_resolved
 from udpm.config.validation import NonNegativeInt, PositiveFloat, Record, validate
-from udpm.core.arrays import check_array
+from udpm.core.arrays import check_array, image_grid
 from udpm.core.errors import UserError
+from udpm.data.levels import decode
 from udpm.data.npz import load_arrays
 from udpm.data.store import Store, open_store
+from udpm.diffusion.forward import step
+from udpm.diffusion.latent import seeded
+from udpm.diffusion.schedule import Schedule
 from udpm.metrics.precision_recall import nearest_images
 from udpm.metrics.protocol import calls_words, class_words, run_words, weights_words
-from udpm.report.figures.style import COLOURS, save, tile
+from udpm.report.figures.style import COLOURS, bare, draw_row, save, tile
 from udpm.sampling.sample_set import SampleSet, load_samples
 
 COLUMNS = 12
@@ -71,15 +78,9 @@ def _draw_part(axes: Axes, images: list[np.ndarray], names: list[str], rows: int
     """Draw rows of images, (n, h, w, 3) each, into a grid of `rows` by `columns`."""
     height, width = images[0].shape[1:3]
     gap = max(1, width // 16)
-    down, across = height + gap, width + gap
-    canvas = np.full((rows * down - gap, columns * across - gap, 3), 255, dtype=np.uint8)
-    for row, several in enumerate(images):
-        for column, image in enumerate(several):
-            top, left = row * down, column * across
-            canvas[top : top + height, left : left + width] = image
-    axes.imshow(canvas, interpolation="nearest")
+    axes.imshow(image_grid([*images, *[()] * (rows - len(images))], columns, gap), interpolation="nearest")
     bare(axes)
-    axes.set_yticks([row * down + height / 2 for row in range(len(names))], names)
+    axes.set_yticks([row * (height + gap) + height / 2 for row in range(len(names))], names)
 
 
 def _left_out(samples: SampleSet, shown: list[int]) -> list[str]:
@@ -110,17 +111,13 @@ def draw_chain(path: str | Path, stem: str | Path) -> None:
         what = "classes" if classes else "images"
         figure.suptitle(f"{count} of {len(labels)} {what} are shown", fontsize=9)
     rows = []
-    for row, (kind, level) in enumerate(names):
+    for cells, (kind, level) in zip(grid, names, strict=True):
         values = arrays[f"{kind}_{level}"]
         picture, caption = _shown(values, kind, level, scale)
-        for column in range(count):
-            grid[row, column].imshow(picture[column].transpose(1, 2, 0), interpolation="nearest")
-            bare(grid[row, column])
-            if row == 0 and classes:
-                name = class_words(record, labels[column])
-                grid[row, column].set_title(name, fontsize=9 if cell > ROOMY else 7)
-        grid[row, 0].set_ylabel(caption, rotation=0, ha="right", va="center")
+        draw_row(cells, picture[:count].transpose(0, 2, 3, 1), caption)
         rows.append({"row": f"{kind}_{level}", "side": values.shape[-1], "mean": values.mean(), "std": values.std()})
+    for axes, label in zip(grid[0], labels[:count] if classes else (), strict=False):
+        axes.set_title(class_words(record, label), fontsize=9 if cell > ROOMY else 7)
     save(figure, stem, pd.DataFrame(rows))
 
 
@@ -151,17 +148,17 @@ def _shown(values: np.ndarray, kind: str, level: int, scale: int) -> tuple[np.nd
     """Values as colours in [0, 1], (n, 3, h, w), and the row's caption."""
     side = values.shape[-1]
     if kind == "f":
-        name = "x₀ = f(x₁)" if level == 1 else f"f(x{subscript(level)})"
+        name = "x₀ = f(x₁)" if level == 1 else f"f(x{_subscript(level)})"
         return ((values / scale ** (level - 1) + 1) / 2).clip(0, 1), f"{name}\n{side}×{side}"
-    return shown_state(values), f"x{subscript(level)}\n{side}×{side}, ±{NOISE_RANGE} std"
+    return _shown_state(values), f"x{_subscript(level)}\n{side}×{side}, ±{NOISE_RANGE} std"
 
 
-def shown_state(values: np.ndarray) -> np.ndarray:
+def _shown_state(values: np.ndarray) -> np.ndarray:
     """Noisy states as colours in [0, 1]: black and white are three standard deviations from 0."""
     return ((values / (NOISE_RANGE * (values.std() or 1)) + 1) / 2).clip(0, 1)
 
 
-def subscript(number: int) -> str:
+def _subscript(number: int) -> str:
     """A number as an index."""
     return str(number).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
 
@@ -174,15 +171,6 @@ def _rows(labels: np.ndarray, record: dict[str, Any]) -> tuple[list[str], list[l
     present = np.unique(labels)[:COLUMNS].tolist()
     names = [class_words(record, label).removeprefix("class ") for label in present]
     return names, [list(np.flatnonzero(labels == label)[:COLUMNS]) for label in present]
-
-
-def bare(axes: Axes) -> None:
-    """Nothing but the image."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.grid(False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
 
 
 LIMIT = 1000
@@ -243,14 +231,11 @@ def _unseen(store: Store, training: np.ndarray) -> np.ndarray:
 
 def _pictures(figure: SubFigure, rows: list[np.ndarray], distances: np.ndarray) -> None:
     grid = figure.subplots(len(rows), len(distances), squeeze=False)
-    for line, (axes, images) in enumerate(zip(grid, rows, strict=True)):
-        for place, (cell, image) in enumerate(zip(axes, images, strict=True)):
-            cell.imshow(image, interpolation="nearest")
-            bare(cell)
-            if line == 0:
-                small = tile(len(distances), 1, NEAREST_CELL, NEAREST_MARGINS) < SMALL
-                cell.set_title(f"{distances[place]:.{2 if small else 3}f}", fontsize=6 if small else 8)
-        axes[0].set_ylabel("sample" if line == 0 else "nearest\ntraining\nimage", rotation=0, ha="right", va="center")
+    for cells, images, caption in zip(grid, rows, ("sample", "nearest\ntraining\nimage"), strict=True):
+        draw_row(cells, images, caption)
+    small = tile(len(distances), 1, NEAREST_CELL, NEAREST_MARGINS) < SMALL
+    for axes, distance in zip(grid[0], distances, strict=True):
+        axes.set_title(f"{distance:.{2 if small else 3}f}", fontsize=6 if small else 8)
 
 
 def _distances(figure: SubFigure, samples: np.ndarray, unseen: np.ndarray, ratio: float | None) -> None:
@@ -270,3 +255,90 @@ def _distances(figure: SubFigure, samples: np.ndarray, unseen: np.ndarray, ratio
     axes.set_xlabel("distance to the nearest training image (root mean square over pixels in [0, 1])")
     axes.set_ylabel("share of images")
     axes.legend(loc="upper left")
+
+
+FORWARD_COLUMNS = 10
+"""At most."""
+FORWARD_CELL, FORWARD_MARGINS = 0.74, (1.4, 0.6)
+"""Inches."""
+SEED = 0
+"""Of the noise, which is a function of it and of the image's number."""
+
+
+def draw_forward_process(config: str | Path, dataset: str | Path, stem: str | Path) -> None:
+    """A training image of each class, and its states x_1 … x_L of one draw of the noise.
+
+    Args:
+        config: a run's resolved configuration.
+        dataset: the prepared data set.
+        stem: of the figure.
+
+    Raises:
+        UserError: no readable configuration or data set, or images of another side.
+    """
+    run, store = read_resolved(RunConfig, config), open_store(dataset)
+    if run.dataset.side != store.side:
+        raise UserError(f"{config}: is for images of side {run.dataset.side}, but {dataset} has {store.side}")
+    schedule = Schedule.from_config(run.process)
+    numbers, names = _examples(store)
+    images = np.array(store.images[numbers])
+    states = _states(schedule, images, numbers)
+    shape = len(states) + 1, len(numbers)
+    cell = tile(shape[1], shape[0], FORWARD_CELL, FORWARD_MARGINS)
+    size = [count * cell + margin for count, margin in zip(reversed(shape), FORWARD_MARGINS, strict=True)]
+    figure, grid = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
+    shown = [images / 255, *(_shown_state(state).transpose(0, 2, 3, 1) for state in states)]
+    for level, (row, pictures) in enumerate(zip(grid, shown, strict=True)):
+        side = pictures.shape[1]
+        ratio = f"\nSNR {schedule.snr(level):.2g}" if level else ""
+        draw_row(row, pictures, f"x{_subscript(level)}\n{side}×{side}{ratio}")
+    for axes, name in zip(grid[0], names, strict=True):
+        axes.set_title(name)
+    some = f", {len(numbers)} of {store.classes} classes" if len(numbers) < store.classes else ""
+    figure.suptitle(f"{run.experiment}: forward process{some}", fontsize=9)
+    rows = [
+        row
+        for place, number in enumerate(numbers)
+        for row in _data(schedule, number, int(store.labels[number]), [state[place] for state in states])
+    ]
+    save(figure, stem, pd.DataFrame(rows))
+
+
+def _examples(store: Store) -> tuple[list[int], list[str]]:
+    """The first training image of each class, or the first ones of a data set without; and the columns' names."""
+    train = store.split("train")
+    if not store.classes:
+        numbers = list(range(train.start, train.stop))[:FORWARD_COLUMNS]
+        return numbers, [f"image {number}" for number in numbers]
+    labels, firsts = np.unique(store.labels[train], return_index=True)
+    names = store.record.get("class_names") or []
+    told = [names[label] if len(names) > label else f"class {label}" for label in labels[:FORWARD_COLUMNS].tolist()]
+    return (firsts[:FORWARD_COLUMNS] + train.start).tolist(), told
+
+
+def _states(schedule: Schedule, images: np.ndarray, numbers: list[int]) -> list[np.ndarray]:
+    """x_1 … x_L, (n, 3, h, w) each, one step after another."""
+    latent = seeded(schedule, images.shape[1], SEED, numbers)
+    state = torch.from_numpy(decode(images, 0, schedule.scale)).movedim(-1, 1)
+    states = []
+    for level in range(1, schedule.levels + 1):
+        state = step(schedule, state, level, latent.noise(level))
+        states.append(state.numpy())
+    return states
+
+
+def _data(schedule: Schedule, number: int, label: int, states: list[np.ndarray]) -> list[dict[str, float]]:
+    return [
+        {
+            "image": number,
+            "label": label,
+            "level": level,
+            "side": state.shape[-1],
+            "signal": schedule.signal(level),
+            "sigma_tilde": schedule.sigma_tilde(level),
+            "snr": schedule.snr(level),
+            "mean": state.mean(),
+            "std": state.std(),
+        }
+        for level, state in enumerate(states, start=1)
+    ]

@@ -15,7 +15,7 @@ from udpm.config.load import read_resolved
 from udpm.core.errors import UserError
 from udpm.diffusion.schedule import Schedule, coefficients, divergence_bound, prior_variance
 from udpm.report.figures.style import COLOURS, MARKERS, save
-from udpm.report.table import MISSING, markdown
+from udpm.report.table import MISSING, Table
 
 LARGEST_DIVERGENCE = 1e-3
 """Nats per dimension between the last state and what sampling starts from; above, the schedule is warned of."""
@@ -83,18 +83,16 @@ def readable_schedule(table: pd.DataFrame, source: str) -> str:
     shown = table[list(HEADINGS)].rename(columns=HEADINGS)
     shown = shown.map(lambda value: MISSING if pd.isna(value) else f"{value:.4g}")
     last = table.iloc[-1]
-    return markdown(
-        shown,
-        [
-            *NOTES,
-            f"Sampling starts from N(0, τ² I) with τ = {last['prior_std']:.4g}: KL(q(x_L) ‖ N(0, τ² I)) is at most "
-            f"{last['divergence']:.3g} nats per dimension.",
-            f"Against N(0, I), as the paper states its prior: at most {last['divergence_standard']:.3g} nats per "
-            "dimension.",
-            "Both are upper bounds (KL is convex): means of KL(q(x_L | x_0) ‖ ·) over images x_0, whose blocks of "
-            f"2ᴸ×2ᴸ pixels have means of mean square m₂ = {last['mean_square']:.4g} ({source}).",
-        ],
-    )
+    notes = [
+        *NOTES,
+        f"Sampling starts from N(0, τ² I) with τ = {last['prior_std']:.4g}: KL(q(x_L) ‖ N(0, τ² I)) is at most "
+        f"{last['divergence']:.3g} nats per dimension.",
+        f"Against N(0, I), as the paper states its prior: at most {last['divergence_standard']:.3g} nats per "
+        "dimension.",
+        "Both are upper bounds (KL is convex): means of KL(q(x_L | x_0) ‖ ·) over images x_0, whose blocks of "
+        f"2ᴸ×2ᴸ pixels have means of mean square m₂ = {last['mean_square']:.4g} ({source}).",
+    ]
+    return Table(shown, notes, "Schedule").markdown()
 
 
 def schedule_warning(table: pd.DataFrame) -> str | None:
@@ -206,7 +204,3 @@ def _annotated(
             va="bottom" if over else "top",
             color=COLOURS[style],
         )
-
-
-CELL, MARGINS = 0.74, (1.4, 0.6)
-"""Inches."""

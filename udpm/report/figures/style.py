@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas as pd
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from udpm.core.files import atomic_path, write_text
@@ -54,6 +57,23 @@ def tile(columns: int, rows: int, largest: float, margins: tuple[float, float]) 
     """
     beside, above = margins
     return min(largest, (LARGEST / DPI - beside) / columns, (LARGEST / DPI - above) / rows)
+
+
+def bare(axes: Axes) -> None:
+    """Leave nothing of the axes but the image."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def draw_row(cells: Sequence[Axes], images: Iterable[np.ndarray], caption: str) -> None:
+    """Draw images, (h, w, 3) each, into a row of axes, with a caption on the left."""
+    for axes, image in zip(cells, images, strict=True):
+        axes.imshow(image, interpolation="nearest")
+        bare(axes)
+    cells[0].set_ylabel(caption, rotation=0, ha="right", va="center")
 
 
 def save(figure: Figure, stem: str | Path, data: pd.DataFrame) -> None:

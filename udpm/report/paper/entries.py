@@ -1,4 +1,4 @@
-"""Published scores next to measured ones: which compare, and what the comparison says."""
+"""Published scores next to measured ones: which compare, what the comparison says, and what fills a gap."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+from pydantic import ValidationError
+
 from udpm.config.experiment import Experiment
+from udpm.config.points import split_name
 from udpm.config.published_scores import Protocol, PublishedTable, Row
-from udpm.metrics.protocol import BEST, LAST, Measured, measured, preprocessing
+from udpm.config.scoring import Selection
+from udpm.config.training import Training
+from udpm.metrics.protocol import comparable, facts
+from udpm.report.scores import BEST, LAST, Measured, measured
 
-NOT_RUN, NOT_COMPARABLE = "not run", "not comparable"
-
-
-NOT_SCORED = "not scored"
-
-
+NOT_RUN, NOT_SCORED, NOT_COMPARABLE = "not run", "not scored", "not comparable"
 REPRODUCED, BETTER, NOT_REPRODUCED = "reproduced", "better", "not reproduced"
-
-
+YARDSTICKS = {"heldout": "held-out images (floor)", "noise": "noise (ceiling)"}
 UNSTATED = {"preprocessing": "mode", "split": "reference split"}
 """Parts of a protocol that a source may leave open, in words."""
 
@@ -49,38 +50,37 @@ def entries(
 
     Args:
         table: the published scores.
-        scores: measured ones, as `records.read_scores` gives them.
+        scores: measured ones, as `read_scores` gives them.
         experiments: the configuration of those the table names; None where it cannot be read.
     """
     found = []
-    for row in ordered(table):
-        found += [entry for name in row.experiments for entry in entries_of(row, name, scores, experiments.get(name))]
+    for row in _ordered(table):
+        found += [entry for name in row.experiments for entry in _entries_of(row, name, scores, experiments.get(name))]
         found += [] if row.experiments else [Entry(row)]
-    return found + yardstick_entries(table, scores)
+    return found + _yardstick_entries(table, scores)
 
 
 def differences(protocol: Protocol, row: Row, found: Measured) -> list[str]:
     """Why a measured score does not compare with a published one: all that both state and that differs."""
-    subject, measuring = found.score["subject"], found.score["protocol"]
-    reference = measuring["reference"]
+    known, reference = facts(found.score), found.score["protocol"]["reference"]
     stated = [
-        ("metric", protocol.metric, found.label),
-        ("N", protocol.n, measuring["n"]),
-        ("extractor", protocol.extractor, measuring["extractor"]["name"]),
-        ("preprocessing", protocol.preprocessing, preprocessing(found.score)),
+        ("metric", protocol.metric, known["metric"]),
+        ("N", protocol.n, known["n"]),
+        ("extractor", protocol.extractor, known["extractor"]),
+        ("preprocessing", protocol.preprocessing, known["preprocessing"]),
         ("reference", row.dataset, reference["dataset"]),
         ("reference split", protocol.split, reference["split"]),
         ("checkpoint", row.checkpoint or protocol.checkpoint, found.checkpoint),
-        ("weights", row.weights or protocol.weights, subject.get("weights")),
-        ("class-conditional", row.conditional, subject.get("classes", 0) > 0),
-        ("NFE", row.nfe, subject.get("nfe")),
+        ("weights", row.weights or protocol.weights, known["weights"]),
+        ("class-conditional", row.conditional, (known["classes"] or 0) > 0),
+        ("NFE", row.nfe, known["nfe"]),
     ]
     differ = [
-        f"{what} {as_word(ours)}, published {as_word(theirs)}"
+        f"{what} {_as_word(ours)}, published {_as_word(theirs)}"
         for what, theirs, ours in stated
         if theirs is not None and theirs != ours
     ]
-    return differ + ([f"guidance {subject['guidance']:g}"] if subject.get("guidance") not in (None, 1) else [])
+    return differ + ([] if known["guidance"] in (None, 1) else [f"guidance {known['guidance']:g}"])
 
 
 def verdict(table: PublishedTable, row: Row, found: Measured | None) -> tuple[str, str]:
@@ -102,10 +102,7 @@ def verdict(table: PublishedTable, row: Row, found: Measured | None) -> tuple[st
     return (REPRODUCED if found.mean <= row.value + band else NOT_REPRODUCED), ""
 
 
-YARDSTICKS = {"heldout": "held-out images (floor)", "noise": "noise (ceiling)"}
-
-
-def ordered(table: PublishedTable) -> list[Row]:
+def _ordered(table: PublishedTable) -> list[Row]:
     """The rows of a table in the order in which they are printed."""
     if table.order == "listed":
         return list(table.rows)
@@ -113,13 +110,13 @@ def ordered(table: PublishedTable) -> list[Row]:
     return sorted(table.rows, key=lambda row: (names.index(row.dataset), row.nfe or 0, row.value or 0, row.method))
 
 
-def entries_of(row: Row, name: str, scores: Sequence[dict[str, Any]], config: Experiment | None) -> list[Entry]:
+def _entries_of(row: Row, name: str, scores: Sequence[dict[str, Any]], config: Experiment | None) -> list[Entry]:
     """An experiment's lines: last and best side by side where they were measured in one way."""
     iterations = config.training.iterations if config is not None and config.training != "imported" else None
     ways: dict[tuple, dict[str, Measured]] = {}
     for found in measured(scores, name, iterations):
         place = BEST if found.checkpoint == BEST else LAST
-        key = (found.label, found.score["protocol"]["n"], found.score["protocol"]["reference"]["sha256"])
+        key = comparable(found.score)
         # Milestones and given weights stand in the column of the last checkpoint; their footnote says what they are.
         while place in ways.setdefault(key, {}):
             key = (*key, found.checkpoint)
@@ -127,7 +124,7 @@ def entries_of(row: Row, name: str, scores: Sequence[dict[str, Any]], config: Ex
     return [Entry(row, name, pair.get(LAST), pair.get(BEST)) for pair in ways.values()] or [Entry(row, name)]
 
 
-def yardstick_entries(table: PublishedTable, scores: Sequence[dict[str, Any]]) -> list[Entry]:
+def _yardstick_entries(table: PublishedTable, scores: Sequence[dict[str, Any]]) -> list[Entry]:
     """Lines of what scores are read against, where it was measured for an experiment of the table."""
     lines: dict[tuple, Entry] = {}
     for score in scores:
@@ -143,6 +140,95 @@ def yardstick_entries(table: PublishedTable, scores: Sequence[dict[str, Any]]) -
     return list(lines.values())
 
 
-def as_word(value: Any) -> str:
+def _as_word(value: Any) -> str:
     """A value as a cell shows it: yes or no for a bool."""
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+FEW = 8
+"""Milestones that an experiment without any is advised to keep."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What leads to a score; one of the two is empty.
+
+    Attributes:
+        how: what to write and run.
+        why: why nothing leads to it.
+    """
+
+    how: str = ""
+    why: str = ""
+
+
+def command(experiment: str, config: Experiment | None, target: str = "all") -> str:
+    """What makes a target of the workflow of one experiment."""
+    several_nodes = config is not None and isinstance(config.training, Training) and config.training.nodes > 1
+    profile = "--profile slurm " if several_nodes else ""
+    return f"`snakemake {profile}{target} --config experiments={experiment}`"
+
+
+def advice(experiment: str, checkpoint: str, config: Experiment | None, target: str = "all") -> Advice:
+    """How a score of a checkpoint comes to be, and with it what a target of the workflow makes of scores.
+
+    Args:
+        experiment: name.
+        checkpoint: last or best.
+        config: of the experiment; None where its file cannot be read.
+        target: of the workflow.
+    """
+    if config is None:
+        return Advice(why=f"config/experiments/{experiment}.yaml cannot be read")
+    if config.scoring is None:
+        return Advice(why=f"{experiment} is not scored (scoring: null)")
+    if checkpoint != BEST or config.selection is not None:
+        return Advice(how=command(experiment, config, target))
+    if not isinstance(config.training, Training):
+        return Advice(why=f"{experiment}: imported weights have no milestones, of which one could be the best")
+    keys = _keys_for_best(config)
+    if keys is None or split_name(experiment) is not None:
+        return Advice(why=f"{experiment}: no milestones that one could be chosen from")
+    if "training" in keys:
+        kept = f"training.keep_every is {config.training.keep_every}, iterations are {config.training.iterations}"
+        return Advice(why=f"{experiment}: its training keeps no milestones ({kept})")
+    return Advice(
+        how=f"`{_line(keys)}` in config/experiments/{experiment}.yaml, then {command(experiment, config, target)}"
+    )
+
+
+def another_with_best(experiment: str, config: Experiment) -> Advice:
+    """How an experiment that keeps no milestones is run again with some, under a name of its own."""
+    keys = _keys_for_best(config)
+    if keys is None or split_name(experiment) is not None:
+        return advice(experiment, BEST, config)
+    name = f"{experiment}-best"
+    values = _line({"extends": experiment, **keys})
+    return Advice(how=f"`{{{values}}}` as config/experiments/{name}.yaml, then {command(name, config)}")
+
+
+def _keys_for_best(config: Experiment) -> dict[str, Any] | None:
+    """Keys to add, for the best milestone to be chosen; None if no keys do."""
+    training, sampling = config.training, config.sampling
+    if not isinstance(training, Training):
+        return None
+    default, selection = Selection(), {}
+    if sampling.seed == default.seed:
+        selection["seed"] = default.seed + 1
+    if 2 <= sampling.count < default.count:
+        selection["count"] = sampling.count
+    keys: dict[str, Any] = {"selection": selection}
+    if not 1 <= training.keep_every <= training.iterations:
+        keys = {"training": {"keep_every": max(1, training.iterations // FEW)}} | keys
+    values = config.model_dump()
+    values["training"] |= keys.get("training", {})
+    try:
+        Experiment.model_validate(values | {"selection": selection})
+    except ValidationError:
+        return None
+    return keys
+
+
+def _line(keys: dict[str, Any]) -> str:
+    text = yaml.safe_dump(keys, default_flow_style=True, sort_keys=False, width=10_000)
+    return text.strip().removeprefix("{").removesuffix("}")

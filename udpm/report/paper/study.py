@@ -1,12 +1,14 @@
-"""All tables of the paper from a folder of results: what was measured where it was, "not run" where it was not."""
+"""A study from its folder of results: the paper's tables, and a page on what ran, its scores, and what is missing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from udpm.config.experiment import Experiment, RunConfig
 from udpm.config.load import load_experiment, read_resolved, resolve_run
@@ -20,12 +22,27 @@ from udpm.config.published_scores import (
     table_names,
 )
 from udpm.core.errors import UserError
-from udpm.metrics.protocol import read_scores, score_files
+from udpm.core.files import write_text
+from udpm.core.kinds import PAGE_TITLE, mark, seal_text
+from udpm.metrics.protocol import FEATURES, comparable, read_scores
 from udpm.networks.flops import Cost, count_cost
-from udpm.report.paper.comparison import write_paper_table
-from udpm.report.paper.summary import summarize, write_summary
-from udpm.report.paper.tables import Shown, read_speed, write_runtime, write_setup
+from udpm.report.paper.comparison import comparison_table
+from udpm.report.paper.entries import NOT_RUN, NOT_SCORED, YARDSTICKS, advice, another_with_best, command, verdict
+from udpm.report.paper.tables import Shown, read_speed, runtime_table, setup_table
+from udpm.report.scores import BEST, Measured, measured, score_files
+from udpm.report.table import MISSING, Table, html_page
 from udpm.runs.layout import Layout
+from udpm.runs.records import COMPLETE, read_complete
+
+HOUR = 3600
+WHERE = [
+    "Every score with its whole protocol: tables/scores.md and .csv. The paper's tables: tables/paper/ (`snakemake "
+    "paper_tables`).",
+    "Pictures: figures/EXPERIMENT/. A run's card, with its data's terms and its limits: "
+    "runs/EXPERIMENT/seedN/README.md. Sweeps: sweeps/NAME/ranking.md.",
+    "What made a file: `udpm info PATH`.",
+]
+"""Beside the page, in the folder of results."""
 
 
 class Paper:
@@ -50,16 +67,7 @@ class Paper:
         Raises:
             UserError: no such table, a published file or a score that cannot be read.
         """
-        if name in SETUPS:
-            return write_setup(name, self._setups(), stem)
-        if name == RUNTIME:
-            return self._write_runtime(stem)
-        if name not in published_names(self._config):
-            raise UserError(f"{name}: no such table; there are: {', '.join(table_names(self._config))}")
-        table = load_published(name, self._config)
-        experiments = {name: self._experiment(name) for name in table.experiments}
-        scores = read_scores(score_files(self._results, table.experiments))
-        return write_paper_table(table, scores, experiments, stem)
+        return self._table(name).write(stem)
 
     def draw_tradeoff(self, stem: str | Path) -> None:
         """Draw FID against multiply-adds as ``STEM.svg``, ``.png`` and ``.csv``.
@@ -68,7 +76,7 @@ class Paper:
             UserError: a published file or a score that cannot be read.
         """
         # Matplotlib takes a second to load, and tables do without.
-        from udpm.report.figures.tradeoff import draw_tradeoff, tradeoff_points
+        from udpm.report.figures.curves import draw_tradeoff, tradeoff_points
 
         tables = [load_published(name, self._config) for name in published_names(self._config)]
         draw_tradeoff(tradeoff_points(tables, load_runtime(self._config), self.scores()), stem)
@@ -92,8 +100,22 @@ class Paper:
             except UserError as error:
                 unreadable.append(str(error))
         others = {name: self._experiment(name) for name in self._named() if name not in experiments}
-        sections = summarize(self._results, experiments, scores, self._readable_tables(), unreadable, others)
-        return write_summary(sections, folder)
+        sections = _summarize(self._results, experiments, scores, self._readable_tables(), unreadable, others)
+        text = f"# {PAGE_TITLE}\n\n" + "\n".join(f"## {part.title}\n\n{part.markdown()}" for part in sections)
+        write_text(folder / "summary.md", seal_text(f"{text}\n<!-- {mark()} -->\n"))
+        write_text(folder / "overview.html", html_page(PAGE_TITLE, sections))
+        return text
+
+    def _table(self, name: str) -> Table:
+        if name in SETUPS:
+            return setup_table(name, self._setups())
+        if name == RUNTIME:
+            return self._runtime()
+        if name not in published_names(self._config):
+            raise UserError(f"{name}: no such table; there are: {', '.join(table_names(self._config))}")
+        table = load_published(name, self._config)
+        experiments = {name: self._experiment(name) for name in table.experiments}
+        return comparison_table(table, read_scores(score_files(self._results, table.experiments)), experiments)
 
     def scores(self) -> list[dict[str, Any]]:
         """All scores of the experiments that the tables name, and of those that were asked for."""
@@ -145,8 +167,165 @@ class Paper:
             for cost in [self._costs[name]]
         }
 
-    def _write_runtime(self, stem: str | Path) -> str:
+    def _runtime(self) -> Table:
         files = {name: Path(self._layout.speed(name)) for name in self._runs}
         speeds = {name: read_speed(path) for name, path in files.items() if path.exists()}
         datasets = {name: run.dataset_name for name, (run, _) in self._runs.items()}
-        return write_runtime(load_runtime(self._config), self._costs, datasets, speeds, stem)
+        return runtime_table(load_runtime(self._config), self._costs, datasets, speeds)
+
+
+def _summarize(
+    results: Path,
+    experiments: dict[str, Experiment],
+    scores: list[dict[str, Any]],
+    tables: list[PublishedTable],
+    unreadable: Sequence[str],
+    others: Mapping[str, Experiment | None],
+) -> list[Table]:
+    """The page's parts.
+
+    Args:
+        results: folder of results.
+        experiments: the study's.
+        scores: as `read_scores` gives them.
+        tables: published scores, to compare with.
+        unreadable: what is wrong with files that were to be read.
+        others: experiments that the tables name and the study does not; None where the configuration cannot be read.
+    """
+    runs, broken = _runs(results, experiments)
+    found = {name: measured(scores, name, _iterations(config)) for name, config in experiments.items()}
+    nothing, problems = pd.DataFrame(), [*broken, *unreadable]
+    return [
+        Table(*_headlines(experiments, found, scores, tables), "Headline numbers"),
+        Table(*_what_ran(runs, experiments), "What ran"),
+        *([Table(nothing, problems, "What cannot be read")] if problems else []),
+        Table(nothing, _missing(runs, experiments, found) + _elsewhere(others, scores), "What is missing"),
+        Table(nothing, WHERE, "Where to look"),
+    ]
+
+
+def _runs(
+    results: Path, experiments: dict[str, Experiment]
+) -> tuple[dict[tuple[str, int], dict[str, Any] | None], list[str]]:
+    """The completion record of every run of the study, None where it is not complete; and what cannot be read."""
+    found, broken = {}, []
+    for name, seed in ((name, seed) for name, config in experiments.items() for seed in config.seeds):
+        folder = Path(Layout(results).run(name, seed))
+        try:
+            found[name, seed] = read_complete(folder) if (folder / COMPLETE).exists() else None
+        except UserError as error:
+            broken.append(str(error))
+    return found, broken
+
+
+def _headlines(
+    experiments: dict[str, Experiment],
+    found: dict[str, list[Measured]],
+    scores: list[dict[str, Any]],
+    tables: list[PublishedTable],
+) -> tuple[pd.DataFrame, list[str]]:
+    rows, notes = [], []
+    for name in experiments:
+        state = NOT_SCORED if experiments[name].scoring is None else NOT_RUN
+        for entry in found[name] or [None]:
+            floors = {kind: _yardstick(scores, name, kind, entry) for kind in YARDSTICKS}
+            rows.append(
+                {
+                    "experiment": name,
+                    "checkpoint": MISSING if entry is None else entry.checkpoint,
+                    "score": MISSING if entry is None else entry.label,
+                    "measured": state if entry is None else entry.show(),
+                    "N": MISSING if entry is None else str(entry.score["protocol"]["n"]),
+                    "held-out (floor)": floors["heldout"],
+                    "noise (ceiling)": floors["noise"],
+                    **_against_the_paper(name, entry, tables, state),
+                }
+            )
+            if entry is not None:
+                notes.append(entry.describe())
+    notes.append(
+        "± is the standard deviation over training seeds. Lower is better: the floor is the score of real images that "
+        "were held out of training, the ceiling that of noise, measured in the same way."
+    )
+    return pd.DataFrame(rows), list(dict.fromkeys(notes))
+
+
+def _against_the_paper(name: str, entry: Measured | None, tables: list[PublishedTable], state: str) -> dict[str, str]:
+    for table in tables:
+        for row in table.rows:
+            if name in row.experiments and row.value is not None:
+                word, why = (state, "") if entry is None else verdict(table, row, entry)
+                return {"published": f"{row.value:.2f}", "verdict": f"{word}: {why}" if why else word}
+    return {"published": "none", "verdict": MISSING}
+
+
+def _yardstick(scores: list[dict[str, Any]], name: str, kind: str, entry: Measured | None) -> str:
+    """The score of held-out images or noise; next to a measured one, that in the same features."""
+    values = [
+        score["metrics"]["frechet_distance"]["value"]
+        for score in scores
+        if score["experiment"] == name and score["subject"]["kind"] == kind
+        if entry is None or comparable(score, FEATURES) == comparable(entry.score, FEATURES)
+    ]
+    return f"{values[0]:.2f}" if values and values[0] is not None else MISSING
+
+
+def _what_ran(
+    runs: dict[tuple[str, int], dict[str, Any] | None], experiments: dict[str, Experiment]
+) -> tuple[pd.DataFrame, list[str]]:
+    rows = [
+        {
+            "run": f"{name}, seed {seed}",
+            "data set": experiments[name].dataset,
+            "iterations": MISSING if record.get("iterations") is None else str(record["iterations"]),
+            "hours": MISSING if record.get("seconds") is None else f"{record['seconds'] / HOUR:.2g}",
+            "device": record.get("device") or MISSING,
+            "weights (SHA-256)": record["weights_sha256"][:12],
+            "commit": (record["provenance"]["commit"] or "unknown")[:12],
+            "torch": record["provenance"]["versions"].get("torch", MISSING),
+        }
+        for (name, seed), record in runs.items()
+        if record is not None
+    ]
+    return pd.DataFrame(rows), [] if rows else ["Nothing has run to its end."]
+
+
+def _missing(
+    runs: dict[tuple[str, int], dict[str, Any] | None],
+    experiments: dict[str, Experiment],
+    found: dict[str, list[Measured]],
+) -> list[str]:
+    """What the study lists and is not there, each with what makes it."""
+    notes = [
+        f"{name}, seed {seed}: not trained to its end; {command(name, experiments[name])}."
+        for (name, seed), record in runs.items()
+        if record is None
+    ]
+    for name, config in experiments.items():
+        if config.scoring is None:
+            notes.append(f"{name}: nothing is scored (scoring: null).")
+            continue
+        measured_seeds = {seed for entry in found[name] for seed in entry.values}
+        left = [str(seed) for seed in config.seeds if seed not in measured_seeds]
+        if left:
+            notes.append(f"{name}: no score of seed {', '.join(left)}; {command(name, config)}.")
+        best = advice(name, BEST, config)
+        if not best.how and config.training != "imported":
+            best = another_with_best(name, config)
+        if best.how and not any(entry.checkpoint == BEST for entry in found[name]):
+            notes.append(f"{name}: the best checkpoint is not scored; {best.how}.")
+    return notes or ["Nothing that this study lists."]
+
+
+def _elsewhere(others: Mapping[str, Experiment | None], scores: list[dict[str, Any]]) -> list[str]:
+    """Experiments of the paper's tables that nobody has scored yet."""
+    scored = {score["experiment"] for score in scores if score["subject"]["kind"] == "samples"}
+    return [
+        f"{name}: is not in this study; {command(name, config)}."
+        for name, config in others.items()
+        if name not in scored and config is not None and config.scoring is not None
+    ]
+
+
+def _iterations(config: Experiment) -> int | None:
+    return None if config.training == "imported" else config.training.iterations

@@ -1,9 +1,9 @@
-"""The run-time table and the set-up tables (the paper's Tables 3 to 5), published and measured."""
+"""What networks cost and how they are set up: the cost table, the run-time table, and the paper's Tables 3 to 5."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,20 +11,72 @@ import pandas as pd
 
 from udpm.config.experiment import RunConfig
 from udpm.config.published_scores import SETUPS, STANDINGS, PublishedRuntime
-from udpm.config.training import Training
 from udpm.core.errors import UserError
-from udpm.report.benchmarks import read_benchmark
-from udpm.report.paper.comparison import write_readable
+from udpm.core.provenance import versions
 from udpm.report.paper.entries import NOT_RUN
-from udpm.report.table import MISSING
+from udpm.report.table import MISSING, Table
 
 if TYPE_CHECKING:
     from udpm.networks.flops import Cost
 
-
 GIGA, MEGA = 1e9, 1e6
 COUNTED = "C"
 """The standing of what is counted on the published code."""
+COLUMNS = ("network", "calls", "level", "input_side", "multiply_adds", "parameters")
+"""Of the csv: all but the first are whole numbers."""
+FRACTION = "multiply_adds_over_full_side_network"
+COUNTING = ("udpm", "torch")
+"""Packages that do the counting; their versions are in the csv."""
+COST_NOTES = [
+    "G: 1e9 multiply-adds for one image, half of PyTorch's FLOPs. Counted: convolutions with their resampling filters, "
+    "linear layers, the two products of attention. Not counted: normalisation, activations, softmax, and the average "
+    "pooling and nearest-neighbour upsampling of the families with a box filter.",
+    "Image: one call of the generator at each level l, with an input of side N/2^l; classifier-free guidance makes it "
+    "twice that. Posterior and noise, a few operations for each value, are not counted.",
+    "Full-side network: the generator's architecture built for inputs of side N, 3 channels in and out, without "
+    "doubling; its attention is at the sides listed for the generator, as far as its own levels have them. One call of "
+    "it is one step of a diffusion model that works at full side.",
+    "Generator fed side N: one call of the generator itself. M: 1e6 parameters.",
+]
+
+
+def cost_table(costs: dict[str, Cost]) -> Table:
+    """What an image costs next to one call of a network at the full side.
+
+    Args:
+        costs: by experiment.
+    """
+    rows = [{"experiment": name, **row} for name, cost in costs.items() for row in _cost_rows(cost)]
+    known = {f"version_{package}": version for package, version in versions().items() if package in COUNTING}
+    full = pd.DataFrame(rows).astype(dict.fromkeys(COLUMNS[1:], "Int64")).assign(**known)
+    shown = pd.DataFrame(
+        {
+            "experiment": name,
+            "calls, l = 1..L (G)": " + ".join(_number(call / GIGA) for call in cost.calls),
+            "image (G)": _number(cost.total / GIGA),
+            "full-side network (G)": _number(cost.full_side / GIGA),
+            "image / full-side network": f"{cost.ratio:.3f}",
+            "generator fed side N (G)": _number(cost.generator_at_full_side / GIGA),
+            "image / generator fed side N": f"{cost.own_ratio:.3f}",
+            "generator (M)": _number(cost.generator_parameters / MEGA),
+            "full-side network (M)": _number(cost.full_side_parameters / MEGA),
+            "discriminator (M)": _number(cost.discriminator_parameters and cost.discriminator_parameters / MEGA),
+        }
+        for name, cost in costs.items()
+    )
+    return Table(shown, COST_NOTES, "Cost", full)
+
+
+def _cost_rows(cost: Cost) -> list[dict[str, Any]]:
+    """One for each network call and network; None where a row has no such value."""
+    own, side = cost.generator_parameters, cost.side
+    rows = [("generator", 1, level, side >> level, count, own) for level, count in enumerate(cost.calls, start=1)]
+    rows.append(("generator", len(cost.calls), None, None, cost.total, own))
+    rows.append(("generator", 1, None, side, cost.generator_at_full_side, own))
+    rows.append(("full-side network", 1, None, side, cost.full_side, cost.full_side_parameters))
+    if cost.discriminator_parameters is not None:
+        rows.append(("discriminator", None, None, None, None, cost.discriminator_parameters))
+    return [dict(zip(COLUMNS, row, strict=True)) | {FRACTION: row[4] and row[4] / cost.full_side} for row in rows]
 
 
 def read_speed(path: str | Path) -> dict[str, Any]:
@@ -33,16 +85,19 @@ def read_speed(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: missing, unreadable, or not such a record.
     """
+    # It loads matplotlib, which tables do without.
+    from udpm.report.benchmarks import read_benchmark
+
     record = read_benchmark(path)
     if record["steps_per_second"] is None or record["images_per_second"] is None:
         raise UserError(f"{path}: holds no steps at the full side; udpm bench sample measures them")
     return record
 
 
-def runtime_rows(
+def runtime_table(
     published: PublishedRuntime, costs: dict[str, Cost], datasets: dict[str, str], speeds: dict[str, dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Published lines, then counted and measured ones, in full precision.
+) -> Table:
+    """The run-time table: published lines, then counted and measured ones.
 
     Args:
         published: what others say.
@@ -50,6 +105,16 @@ def runtime_rows(
         datasets: of these experiments.
         speeds: measured here, by experiment; those not measured are left out.
     """
+    rows = _runtime_rows(published, costs, datasets, speeds)
+    shown = pd.DataFrame([_readable(row) for row in rows])
+    notes = _runtime_notes(published, costs, speeds)
+    return Table(shown, notes, published.title, pd.DataFrame(rows), words=2, titled=True)
+
+
+def _runtime_rows(
+    published: PublishedRuntime, costs: dict[str, Cost], datasets: dict[str, str], speeds: dict[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """In full precision."""
     quoted = [
         _row(
             f"published{' code' if cost.standing == COUNTED else ''}, {cost.side}×{cost.side}",
@@ -75,23 +140,6 @@ def runtime_rows(
             line |= {"batch": found["batch"], "precision": found["precision"]}
         own.append(line | {"state": "measured" if found else NOT_RUN})
     return quoted + own
-
-
-def write_runtime(
-    published: PublishedRuntime,
-    costs: dict[str, Cost],
-    datasets: dict[str, str],
-    speeds: dict[str, dict[str, Any]],
-    stem: str | Path,
-) -> str:
-    """Write ``STEM.csv`` (full precision), ``STEM.md``, ``STEM.tex`` and ``STEM.html``.
-
-    Returns:
-        The markdown.
-    """
-    rows = runtime_rows(published, costs, datasets, speeds)
-    frame = pd.DataFrame([_readable(row) for row in rows])
-    return write_readable(pd.DataFrame(rows), frame, _runtime_notes(published, costs, speeds), published.title, stem)
 
 
 def _row(
@@ -174,7 +222,53 @@ TITLES = {
     "generator": "Table 4: generator",
     "discriminator": "Table 5: discriminator",
 }
-Getter = Callable[[RunConfig], Any]
+TRAINING = {
+    "data set": "dataset_name",
+    "side": "dataset.side",
+    "levels L": "process.levels",
+    "α, l = 1 first": "process.alphas",
+    "σ, l = 1 first": "process.sigmas",
+    "box normalised by": "process.normalization",
+    "iterations": "training.iterations",
+    "batch": "training.batch",
+    "learning rate, generator": "training.learning_rate",
+    "learning rate, discriminator": "training.discriminator_learning_rate or training.learning_rate",
+    "Adam β": "training.betas",
+    "warm-up iterations": "training.warmup",
+    "EMA decay": "training.ema_decay",
+    "level probabilities": "training.level_probabilities",
+    "horizontal flips": "training.flip",
+    "precision": "training.precision",
+    "reconstruction": "losses.reconstruction",
+    "λ1": "losses.reconstruction_weight by level",
+    "λp (LPIPS)": "losses.lpips_weight by level",
+    "λa (adversarial)": "losses.adversarial_weight by level",
+    "R1 γ": "losses.r1_gamma by level",
+    "discriminator noise": "losses.discriminator_noise.kind",
+    "its standard deviation": "losses.discriminator_noise.std by level",
+    "its factor per 1000 iterations": "losses.discriminator_noise.decay_per_1000",
+}
+GENERATOR = {
+    "family": "generator.family",
+    "channels": "generator.channels",
+    "channel multipliers": "generator.channel_multipliers",
+    "blocks per level": "generator.blocks",
+    "attention at sides": "generator.attention",
+    "dropout": "generator.dropout",
+    "class-conditional": "generator.class_conditional",
+    "label dropout": "generator.label_dropout",
+}
+DISCRIMINATOR = {
+    "channels": "discriminator.channels",
+    "dropout": "discriminator.dropout",
+    "class-conditional": "discriminator.class_conditional",
+    "sees the state x_l": "discriminator.sees_state",
+    "sees every level at side N": "losses.upsample_discriminator_input",
+}
+ROWS = dict(zip(SETUPS, (TRAINING, GENERATOR, DISCRIMINATOR), strict=True))
+"""Names of the rows of Tables 3 to 5, and the keys that they show; one that is not set gives way to the next."""
+UNSET = {"training.level_probabilities": "uniform"}
+"""What a key that is not set means."""
 
 
 @dataclass(frozen=True)
@@ -191,115 +285,56 @@ class Shown:
     ran: bool
     parameters: dict[str, int | None]
 
-
-def _training(value: Callable[[Training], Any]) -> Getter:
-    return lambda run: None if run.training == "imported" else value(run.training)
-
-
-def _trained(value: Getter) -> Getter:
-    return lambda run: None if run.training == "imported" else value(run)
+    @property
+    def trained(self) -> bool:
+        """Whether its training is known: that of imported weights is not."""
+        return self.config.training != "imported"
 
 
-def _levels(path: str) -> Getter:
-    return _trained(lambda run: run.per_level(path))
-
-
-def _discriminator(value: Getter) -> Getter:
-    return _trained(lambda run: value(run) if run.adversarial else None)
-
-
-TRAINING: dict[str, Getter] = {
-    "data set": lambda run: run.dataset_name,
-    "side": lambda run: run.dataset.side,
-    "levels L": lambda run: run.process.levels,
-    "α, l = 1 first": lambda run: run.process.alphas,
-    "σ, l = 1 first": lambda run: run.process.sigmas,
-    "box normalised by": lambda run: run.process.normalization,
-    "iterations": _training(lambda training: training.iterations),
-    "batch": _training(lambda training: training.batch),
-    "learning rate, generator": _training(lambda training: training.learning_rate),
-    "learning rate, discriminator": _training(
-        lambda training: training.discriminator_learning_rate or training.learning_rate
-    ),
-    "Adam β": _training(lambda training: training.betas),
-    "warm-up iterations": _training(lambda training: training.warmup),
-    "EMA decay": _training(lambda training: training.ema_decay),
-    "level probabilities": _training(lambda training: training.level_probabilities or "uniform"),
-    "horizontal flips": _training(lambda training: training.flip),
-    "precision": _training(lambda training: training.precision),
-    "reconstruction": _trained(lambda run: run.losses.reconstruction),
-    "λ1": _levels("losses.reconstruction_weight"),
-    "λp (LPIPS)": _levels("losses.lpips_weight"),
-    "λa (adversarial)": _levels("losses.adversarial_weight"),
-    "R1 γ": _levels("losses.r1_gamma"),
-    "discriminator noise": _trained(lambda run: run.losses.discriminator_noise.kind),
-    "its standard deviation": _levels("losses.discriminator_noise.std"),
-    "its factor per 1000 iterations": _trained(lambda run: run.losses.discriminator_noise.decay_per_1000),
-}
-GENERATOR: dict[str, Getter] = {
-    "family": lambda run: run.generator.family,
-    "channels": lambda run: run.generator.channels,
-    "channel multipliers": lambda run: run.generator.channel_multipliers,
-    "blocks per level": lambda run: run.generator.blocks,
-    "attention at sides": lambda run: run.generator.attention,
-    "dropout": lambda run: run.generator.dropout,
-    "class-conditional": lambda run: run.generator.class_conditional,
-    "label dropout": lambda run: run.generator.label_dropout,
-}
-DISCRIMINATOR: dict[str, Getter] = {
-    "channels": _discriminator(lambda run: run.discriminator.channels),
-    "dropout": _discriminator(lambda run: run.discriminator.dropout),
-    "class-conditional": _discriminator(lambda run: run.discriminator.class_conditional),
-    "sees the state x_l": _discriminator(lambda run: run.discriminator.sees_state),
-    "sees every level at side N": _discriminator(lambda run: run.losses.upsample_discriminator_input),
-}
-ROWS = dict(zip(SETUPS, (TRAINING, GENERATOR, DISCRIMINATOR), strict=True))
-
-
-def setup_table(kind: str, shown: dict[str, Shown]) -> pd.DataFrame:
-    """One row for each setting, one column for each experiment, as text.
+def setup_table(kind: str, shown: dict[str, Shown]) -> Table:
+    """One row for each setting, one column for each experiment.
 
     Args:
-        kind: training, generator or discriminator.
+        kind: training (Table 3), generator or discriminator.
         shown: by experiment.
     """
     rows = [
-        {"setting": name, **{experiment: _text(value(found.config)) for experiment, found in shown.items()}}
-        for name, value in ROWS[kind].items()
+        {"setting": name, **{experiment: _setting(kind, keys, found) for experiment, found in shown.items()}}
+        for name, keys in ROWS[kind].items()
     ]
     if kind != "training":
-        counts = {
-            experiment: _count(found.parameters[kind] if kind == "generator" or _is_trained(found) else None)
-            for experiment, found in shown.items()
-        }
-        rows.append({"setting": "parameters", **counts})
-    return pd.DataFrame(rows)
+        rows.append({"setting": "parameters", **{name: _parameters(kind, found) for name, found in shown.items()}})
+    return Table(pd.DataFrame(rows), _setup_notes(shown), TITLES[kind], titled=True)
 
 
-def write_setup(kind: str, shown: dict[str, Shown], stem: str | Path) -> str:
-    """Write ``STEM.csv``, ``STEM.md``, ``STEM.tex`` and ``STEM.html``.
+def _setting(kind: str, keys: str, found: Shown) -> str:
+    """The value of the first of several keys that is set, as text; what imported weights do not say is missing."""
+    unknown = not found.trained and keys.startswith(("training.", "losses."))
+    if unknown or (kind == "discriminator" and not (found.trained and found.config.adversarial)):
+        return MISSING
+    for key in keys.split(" or "):
+        path, _, by_level = key.partition(" by ")
+        value = found.config.per_level(path) if by_level else reduce(getattr, path.split("."), found.config)
+        if value is not None:
+            return _text(value)
+    return UNSET.get(keys, MISSING)
 
-    Returns:
-        The markdown.
-    """
-    frame = setup_table(kind, shown)
-    return write_readable(frame, frame, _setup_notes(shown), TITLES[kind], stem, columns=1)
+
+def _parameters(kind: str, found: Shown) -> str:
+    count = found.parameters[kind] if kind == "generator" or found.trained else None
+    return MISSING if count is None else f"{count / MEGA:.2f} M"
 
 
 def _setup_notes(shown: dict[str, Shown]) -> list[str]:
-    imported = [name for name, found in shown.items() if not _is_trained(found)]
-    ran = [name for name, found in shown.items() if found.ran and name not in imported]
-    rest = [name for name, found in shown.items() if not found.ran and name not in imported]
+    imported = [name for name, found in shown.items() if not found.trained]
+    ran = [name for name, found in shown.items() if found.ran and found.trained]
+    rest = [name for name, found in shown.items() if not found.ran and found.trained]
     notes = [f"As it ran (resolved configuration of the run): {', '.join(ran)}."] if ran else []
     if rest:
         notes.append(f"Not run; as config/experiments/NAME.yaml would run it: {', '.join(rest)}.")
     if imported:
         notes.append(f"Imported weights, of whose training nothing is known here: {', '.join(imported)}.")
     return [*notes, f"Lists hold one value for each level, l = 1 (finest) first. {MISSING}: there is none."]
-
-
-def _is_trained(found: Shown) -> bool:
-    return found.config.training != "imported"
 
 
 def _text(value: Any) -> str:
@@ -310,7 +345,3 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_text, value)) or MISSING
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _count(parameters: int | None) -> str:
-    return MISSING if parameters is None else f"{parameters / 1e6:.2f} M"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,12 +16,10 @@ from udpm.diffusion.schedule import Schedule
 from udpm.networks.build import build_generator
 from udpm.networks.flops import multiply_adds
 from udpm.report.figures.schedule import schedule_table, schedule_warning
-from udpm.report.table import markdown, write_table
+from udpm.report.table import Table
 from udpm.training.estimate import iteration_cost
 
 GIGA, HOUR = 1e9, 3600
-WORDS = 2
-"""Leading columns of the table to read that hold words."""
 LONGEST = 60
 """Characters of a point's changes that the table to read shows."""
 NOTES = [
@@ -33,8 +30,8 @@ NOTES = [
 ]
 
 
-def plan_table(loaded: LoadedSweep) -> pd.DataFrame:
-    """One row for each point, in full precision.
+def plan_table(loaded: LoadedSweep) -> Table:
+    """One row for each point.
 
     Raises:
         UserError: a schedule's squares leave double precision.
@@ -54,24 +51,8 @@ def plan_table(loaded: LoadedSweep) -> pd.DataFrame:
                 **_cost(loaded, resolved, run, len(own), counted),
             }
         )
-    return pd.DataFrame(rows)
-
-
-def render_plan(loaded: LoadedSweep) -> str:
-    """The table to read, as markdown."""
-    table = plan_table(loaded)
-    return markdown(_readable(table), [*NOTES, *_notes(table, loaded)])
-
-
-def write_plan(loaded: LoadedSweep, stem: str | Path) -> str:
-    """Write ``STEM.csv`` (everything), ``STEM.md``, ``STEM.tex`` and ``STEM.html`` (to read).
-
-    Returns:
-        The markdown.
-    """
-    table = plan_table(loaded)
-    shown, notes = _readable(table), [*NOTES, *_notes(table, loaded)]
-    return write_table(stem, table, shown, notes, WORDS, "Plan")
+    full = pd.DataFrame(rows)
+    return Table(_readable(full), [*NOTES, *_notes(full, loaded)], "Plan", full, words=2)
 
 
 def _schedule(run: RunConfig, base: str, resolved: Resolved) -> dict[str, Any]:

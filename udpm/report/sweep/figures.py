@@ -1,7 +1,8 @@
-"""A strip of a sweep's points: a row for each, a column for each noise and class, and how each scored."""
+"""Figures of a sweep: heat maps of its grids, and a strip of the same images of every point."""
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,16 +13,129 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
 from udpm.config.points import LoadedSweep
 from udpm.core.errors import UserError
 from udpm.metrics.protocol import class_words, noise_words
-from udpm.report.figures.samples import bare
-from udpm.report.figures.style import save
-from udpm.report.sweep.ranking import Result
+from udpm.report.figures.style import COLOURS, bare, save
+from udpm.report.sweep.ranking import PATTERNS, Result, label_of
 from udpm.report.table import MISSING
 from udpm.runs.layout import Layout
 from udpm.sampling.sample_set import SampleSet, load_samples
+
+BEST = COLOURS[1]
+COLOUR_MAP = "cividis"
+"""Tells apart with every kind of colour vision, and in grey print."""
+HEAT_CELL, HEAT_MARGINS, WIDEST = (0.8, 0.5), (2.6, 1.5), (8.8, 8.8)
+"""Inches."""
+MANY = 11
+"""Cells of a row from which on their numbers would not fit."""
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """What is shown.
+
+    Attributes:
+        values: rows × columns; NaN where there is none.
+        labels: of the rows and of the columns.
+        axes: names of the rows' and of the columns' axis.
+        title: of the figure.
+        scale: what the colours are.
+    """
+
+    values: np.ndarray
+    labels: tuple[list[str], list[str]]
+    axes: tuple[str, str]
+    title: str
+    scale: str
+
+
+def draw(heat: HeatMap, pattern: str, stem: str | Path, data: pd.DataFrame, *, falls: bool) -> None:
+    """Draw a heat map; the best value is outlined, bright is good.
+
+    Args:
+        heat: what is shown.
+        pattern: how a value is written.
+        stem: of the figure.
+        data: behind it.
+        falls: whether the greatest value is the best.
+    """
+    rows, columns = heat.values.shape
+    size = [
+        min(limit, count * cell + margin)
+        for count, cell, margin, limit in zip((columns, rows), HEAT_CELL, HEAT_MARGINS, WIDEST, strict=True)
+    ]
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    axes.grid(False)
+    # Cells without a value show the ground.
+    axes.set_facecolor("0.85")
+    shown = axes.imshow(heat.values, cmap=COLOUR_MAP if falls else f"{COLOUR_MAP}_r", aspect="auto")
+    # Whole numbers on the scale, not what they exceed another one by.
+    figure.colorbar(shown, ax=axes, label=heat.scale).ax.ticklabel_format(useOffset=False)
+    axes.set_xticks(range(columns), heat.labels[1], rotation=45 if columns > MANY else 0)
+    axes.set_yticks(range(rows), heat.labels[0])
+    axes.set(ylabel=heat.axes[0], xlabel=heat.axes[1])
+    figure.suptitle(heat.title, fontsize=plt.rcParams["axes.titlesize"])
+    if columns < MANY:
+        _write_values(axes, shown, heat.values, pattern)
+    if np.isfinite(heat.values).any():
+        best = np.nanargmax(heat.values) if falls else np.nanargmin(heat.values)
+        row, column = np.unravel_index(best, heat.values.shape)
+        axes.add_patch(
+            Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=BEST, linewidth=2.5, clip_on=False)
+        )
+    save(figure, stem, data)
+
+
+def _write_values(axes: Axes, shown, values: np.ndarray, pattern: str) -> None:
+    for (row, column), value in np.ndenumerate(values):
+        if np.isnan(value):
+            axes.text(column, row, "–", ha="center", va="center", color="black")
+            continue
+        red, green, blue, _ = shown.cmap(shown.norm(value))
+        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+        axes.text(column, row, pattern.format(value), ha="center", va="center", color="white" if dark else "black")
+
+
+def draw_heat_map(loaded: LoadedSweep, found: list[Result], grid: str, stem: str | Path) -> None:
+    """A grid of two axes: mean over seeds at every point, the best outlined; points without a score stay empty.
+
+    Raises:
+        UserError: no such grid, or one of another number of axes.
+    """
+    axes = loaded.sweep.grids.get(grid)
+    if axes is None or len(axes) != 2:
+        drawn = ", ".join(loaded.sweep.heat_maps) or "none of this sweep"
+        raise UserError(f"{grid}: no grid of two axes of sweep {loaded.name}; these are: {drawn}")
+    rows, columns = axes
+    metric = loaded.sweep.rank_by
+    inside = [result for result in found if result.resolved.point.grid == grid]
+    places = {result.resolved.point.labels: result for result in inside}
+    labels = axes[rows].labels, axes[columns].labels
+    ranked = np.array([[_value(places[row, column], metric) for column in labels[1]] for row in labels[0]])
+    data = [
+        {rows: row, columns: column, "point": result.name, "seeds": len(result.values(metric))}
+        | {metric: result.mean(metric), f"{metric}_std": result.spread(metric)}
+        for (row, column), result in ((cell, places[cell]) for cell in itertools.product(*labels))
+    ]
+    named = label_of(found, metric)
+    titles = tuple(axis if axes[axis].key in (None, axis) else f"{axis}: {axes[axis].key}" for axis in axes)
+    seeds = max(len(result.values(metric)) for result in inside)
+    told = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
+    draw(
+        HeatMap(ranked, labels, titles, f"{loaded.name}, grid {grid}: {named}", f"{named}, {told}"),
+        PATTERNS[metric],
+        stem,
+        pd.DataFrame(data),
+        falls=loaded.sweep.falls,
+    )
+
+
+def _value(result: Result, metric: str) -> float:
+    return result.mean(metric) if result.rank is not None else np.nan
+
 
 COLUMNS, ROWS = 10, 14
 """At most."""
@@ -72,7 +186,7 @@ def draw_strip(loaded: LoadedSweep, found: list[Result], results: Path, stem: st
     rows = [_row(by_name[point.point.name], name, results) for name, point in points.items()]
     numbers, labels = _columns(rows)
     metric = loaded.sweep.rank_by
-    named = next((result.labels[metric] for result in found if metric in result.labels), metric)
+    named = label_of(found, metric)
     size = [count * STRIP_CELL + margin for count, margin in zip((len(numbers), len(rows)), STRIP_MARGINS, strict=True)]
     figure, axes = plt.subplots(figsize=size, layout="constrained")
     bare(axes)
@@ -159,7 +273,7 @@ def _score(result: Result, metric: str) -> str:
     """Mean and spread over seeds; of a point that was measured in another way, none."""
     if result.rank is None:
         return MISSING
-    count = len(result.values[metric])
+    count = len(result.values(metric))
     return f"{result.show(metric)}\n{count} of {len(result.resolved.experiment.seeds)} seeds"
 
 
@@ -178,7 +292,7 @@ def _data(row: Row, metric: str, remark: str, numbers: list[int], labels: list[i
         "rank": result.rank,
         metric: result.mean(metric),
         f"{metric}_std": result.spread(metric),
-        "seeds": " ".join(map(str, result.values[metric])),
-        f"{metric}_values": " ".join(map(str, result.values[metric].values())),
+        "seeds": " ".join(map(str, result.values(metric))),
+        f"{metric}_values": " ".join(map(str, result.values(metric).values())),
         "missing_seeds": " ".join(map(str, result.missing)),
     }
