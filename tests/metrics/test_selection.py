@@ -157,7 +157,7 @@ BAD = {
     "another run": (
         lambda f: write(f / "20.json", 20, 3.0, subject={"run_seed": 2}),
         SELECT,
-        "20.json: another run_seed than 10.json",
+        "20.json: another run seed than 10.json",
     ),
     "another count": (
         lambda f: write(f / "20.json", 20, 3.0, protocol={"n": 41}),
