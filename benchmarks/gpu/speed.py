@@ -31,6 +31,7 @@ ITERATIONS, WARM = 6, 8
 """Iterations of a timed block, and before the first one, in which kernels are loaded and passes recorded."""
 BENCHED = 30
 SECONDS = 1.5
+WAYS = ("graphs", "tf32", "compiles")
 PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float32")
 BATCHES_AT_ONCE = {1: 20, 25: 8, 250: 4, 1000: 2}
 """Batches that one timed call draws, by size: enough that noise is prepared while the device is at work."""
@@ -114,7 +115,9 @@ def _iterate(trainer: Trainer, iterations: int) -> None:
         trainer.iterate()
 
 
-def _sampling(session: Session, batch: int, precision: Precision, graphs: bool, tf32: bool = False) -> str:
+def _sampling(
+    session: Session, batch: int, precision: Precision, graphs: bool, tf32: bool = False, compiles: bool = False
+) -> str:
     """Time sampling from a seed to bytes, as `udpm sample` does it, and the chain alone."""
     config, model, multiply_adds = _subject(session)
     best = session.ceilings
@@ -122,15 +125,17 @@ def _sampling(session: Session, batch: int, precision: Precision, graphs: bool, 
     batch, count = (batch, BATCHES_AT_ONCE[batch]) if session.full else (2, 2)
     # Weights are prepared in place.
     own = replace(model, generator=deepcopy(model.generator))
-    sampler, images = Sampler(own, batch=batch, precision=precision, graphs=graphs), batch * count
+    sampler, images = Sampler(own, batch=batch, precision=precision, graphs=graphs, compiles=compiles), batch * count
     seconds = SECONDS if session.full else 0.0
     whole = repeated(lambda: sampler.sample(images), device, seconds)
-    chain = repeated(_chain(config, model, batch, precision, graphs), device, seconds)
+    chain = repeated(_chain(config, model, batch, precision, graphs, compiles), device, seconds)
     peak = torch.cuda.max_memory_allocated() if session.on_gpu else None
     texts = []
     for part, timing, drawn in (("from seed to bytes", whole, images), ("the chain alone", chain, batch)):
         work = Work(drawn, multiply_adds * drawn, precision=precision)
-        found = row(part, way_of(precision, graphs, tf32), timing, work, best, batch=batch, gpu_peak_bytes=peak)
+        found = row(
+            part, way_of(precision, graphs, tf32, compiles), timing, work, best, batch=batch, gpu_peak_bytes=peak
+        )
         session.report.timings.append({"of": "sampling", **found})
         texts.append(
             f"{found['images_per_second']['median']:.0f} images/s {part}, "
@@ -147,11 +152,13 @@ def _subject(session: Session) -> tuple[RunConfig, Model, int]:
     return session.kept["drawn"]
 
 
-def _chain(config: RunConfig, model: Model, batch: int, precision: Precision, graphs: bool) -> Callable[[], object]:
+def _chain(
+    config: RunConfig, model: Model, batch: int, precision: Precision, graphs: bool, compiles: bool
+) -> Callable[[], object]:
     """A chain whose noise is on the device, and whose images stay there."""
     schedule, side = Schedule.from_config(config.process), config.dataset.side
     device = next(model.generator.parameters()).device
-    network = serve(deepcopy(model.generator), precision, graphs=graphs)
+    network = serve(deepcopy(model.generator), precision, graphs=graphs, compiles=compiles)
     base, *noises = [torch.randn(batch, 3, size, size, device=device) for size in (side, *noise_sides(schedule, side))]
     labels = torch.zeros(batch, dtype=torch.int64, device=device)
 
@@ -162,14 +169,15 @@ def _chain(config: RunConfig, model: Model, batch: int, precision: Precision, gr
     return call
 
 
-def way_of(precision: str, graphs: bool, tf32: bool) -> str:
+def way_of(precision: str, graphs: bool, tf32: bool, compiles: bool = False) -> str:
     """A way of drawing in words."""
-    return f"{precision}{', TF32' if tf32 else ''}{', graphs' if graphs else ''}"
+    return f"{precision}{', TF32' if tf32 else ''}{', graphs' if graphs else ''}{', compiled' if compiles else ''}"
 
 
-def _drawn(part: str, batch: int, precision: Precision, *, graphs: bool = False, tf32: bool = False) -> Check:
-    name = f"sampling cifar10, batch {batch}: {way_of(precision, graphs, tf32)}"
-    return Check(part, name, partial(_sampling, batch=batch, precision=precision, graphs=graphs, tf32=tf32))
+def _drawn(part: str, batch: int, precision: Precision, **way: bool) -> Check:
+    name = f"sampling cifar10, batch {batch}: {way_of(precision, *(way.get(key, False) for key in WAYS))}"
+    values = {key: way.get(key, False) for key in WAYS}
+    return Check(part, name, partial(_sampling, batch=batch, precision=precision, **values))
 
 
 def _trained(part: str, way: str, **changes: Any) -> Check:
@@ -189,16 +197,20 @@ FIRST = [
     _drawn("speed", 1, "float32", tf32=True),
 ]
 LATER = [
-    Check("variants", "udpm bench train cifar10", _bench),
-    _trained("variants", "workers 2", training__workers=2),
+    _drawn("variants", 1000, "bfloat16", graphs=True),
     _trained("variants", "recorded, workers 2", training__cuda_graphs=True, training__workers=2),
-    _trained("variants", "channels last", training__channels_last=True),
-    _trained("variants", "float32 with TF32", **FLOAT32),
+    _drawn("variants", 250, "bfloat16", compiles=True),
+    _drawn("variants", 25, "bfloat16", graphs=True),
+    _drawn("variants", 250, "float32", tf32=True, graphs=True),
     _trained("variants", "float32 with TF32, recorded", **FLOAT32, training__cuda_graphs=True),
-    _drawn("variants", 250, "float32"),
-    _drawn("variants", 250, "float32", graphs=True),
-    *(_drawn("variants", 25, precision, graphs=graphs) for precision in PRECISIONS for graphs in (True, False)),
+    _trained("variants", "channels last, recorded", training__channels_last=True, training__cuda_graphs=True),
     _drawn("variants", 1, "bfloat16"),
     _drawn("variants", 1, "float32", graphs=True),
-    *(_drawn("variants", 1000, precision, graphs=graphs) for precision in PRECISIONS for graphs in (True, False)),
+    _drawn("variants", 250, "float32"),
+    Check("variants", "udpm bench train cifar10", _bench),
+    _trained("variants", "workers 2", training__workers=2),
+    _trained("variants", "channels last", training__channels_last=True),
+    _trained("variants", "float32 with TF32", **FLOAT32),
+    _drawn("variants", 1000, "float32", tf32=True),
+    _trained("variants", "compiled", training__compile=True),
 ]
