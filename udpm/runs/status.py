@@ -349,6 +349,7 @@ def _standing_of_point(
         at = "" if standing.checkpoint is None else f"checkpoint {standing.checkpoint} of {standing.iterations}"
         return PointStanding(point, seed, standing.state, "; ".join(filter(None, (shares, at, standing.note))))
     own = resolved.experiment
+    assert own.scoring is not None
     redone = {
         "longer": _differences(RunConfig, folder / "config.json", run, differences),
         "resample": _section_differences(own.sampling, Path(layout.section("sampling", experiment))),

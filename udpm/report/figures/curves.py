@@ -40,7 +40,7 @@ def read_metrics(path: str | Path) -> pd.DataFrame:
         UserError: missing, or a line that is not one of metrics.
     """
     rows: dict[int, dict] = {}
-    for number, row in enumerate(read_metrics_lines(path), start=1):
+    for number, row in enumerate(read_metrics_lines(Path(path)), start=1):
         if row is None:
             raise UserError(f"{path}: line {number} is not a line of metrics; delete it")
         rows[row["iteration"]] = row
@@ -125,6 +125,8 @@ def draw_selection(path: str | Path, stem: str | Path) -> None:
     """
     selection = read_selection(path)
     table = milestone_table(selection).full
+    assert table is not None
+    assert table is not None
     figure, axes = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
     axes.plot(table["iteration"], table["frechet_distance"], marker="o", color=COLOURS[0])
     chosen = table[table["selected"]]

@@ -255,7 +255,7 @@ def _show(axes: Axes, grid: Grid, side: float, *, named: bool) -> None:
     gap = max(1, pixels // 16)
     step = pixels + gap
     # Every tile has its gap, so that names stand over the middle of tiles of one width.
-    canvas = np.pad(image_grid(grid.images, columns, gap), ((0, gap), (0, gap), (0, 0)), constant_values=255)
+    canvas = np.pad(image_grid(list(grid.images), columns, gap), ((0, gap), (0, gap), (0, 0)), constant_values=255)
     axes.imshow(canvas, interpolation="nearest", aspect="auto")
     axes.grid(False)
     axes.spines[:].set_visible(False)

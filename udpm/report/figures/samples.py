@@ -207,7 +207,7 @@ def draw_neighbours(samples: str | Path, dataset: str | Path, stem: str | Path, 
         figsize=(tile(columns, 1, NEAREST_CELL, NEAREST_MARGINS) * columns + NEAREST_MARGINS[0], 4.6),
         layout="constrained",
     )
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1.0, 1.35))
+    upper, lower = np.asarray(figure.subfigures(2, 1, height_ratios=(1.0, 1.35)))
     _pictures(upper, [images[order], training[numbers[order]]], distances[order])
     ratio = distances.mean() / unseen.mean() if len(unseen) else None
     upper.suptitle(
@@ -240,13 +240,20 @@ def _pictures(figure: SubFigure, rows: list[np.ndarray], distances: np.ndarray) 
 
 def _distances(figure: SubFigure, samples: np.ndarray, unseen: np.ndarray, ratio: float | None) -> None:
     axes = figure.subplots()
-    edges = np.linspace(0, max(samples.max(), unseen.max(initial=0)), BINS + 1)
+    edges = np.linspace(0, max(samples.max(), unseen.max(initial=0)), BINS + 1).tolist()
     sets = [("samples", samples, COLOURS[1], "-"), ("held-out images", unseen, COLOURS[0], "--")]
     for name, values, colour, dashes in (part for part in sets if len(part[1])):
         label = f"{name} ({len(values)}), mean {values.mean():.3f}"
         weights = np.full(len(values), 1 / len(values))
         axes.hist(
-            values, edges, weights=weights, histtype="step", color=colour, linestyle=dashes, linewidth=1.6, label=label
+            values,
+            edges,
+            weights=weights,
+            histtype="step",
+            color=colour,
+            linestyle=dashes,
+            linewidth=1.6,
+            label=label,
         )
     said = (
         "no held-out images to compare with" if ratio is None else f"ratio of the means {ratio:.2f} (below 1: nearer)"

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
+from cycler import cycler
 
 matplotlib.use("Agg")
 
@@ -39,7 +40,7 @@ plt.rcParams.update(
         "legend.frameon": False,
         "lines.linewidth": 1.4,
         "lines.markersize": 4,
-        "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+        "axes.prop_cycle": cycler(color=COLOURS),
         # Identifiers in svg files are random otherwise: same data, same bytes.
         "svg.hashsalt": "udpm",
     }

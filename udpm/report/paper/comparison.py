@@ -140,11 +140,12 @@ class _Rows:
         return f" [{self.footnotes.index(f'{text}.') + 1}]"
 
     def _filled_by(self, entry: Entry, which: str) -> Advice:
-        return advice(entry.experiment, which, self._experiments.get(entry.experiment), TARGET)
+        name = entry.experiment or ""
+        return advice(name, which, self._experiments.get(name), TARGET)
 
     def _state(self, entry: Entry, which: str) -> str:
         """What is said of a score that is not there."""
-        config = self._experiments.get(entry.experiment)
+        config = self._experiments.get(entry.experiment or "")
         if config is not None and config.scoring is None:
             return NOT_SCORED
         return NOT_RUN if which == LAST or self._filled_by(entry, which).how else "none"

@@ -113,10 +113,10 @@ def _ordered(table: PublishedTable) -> list[Row]:
 def _entries_of(row: Row, name: str, scores: Sequence[dict[str, Any]], config: Experiment | None) -> list[Entry]:
     """An experiment's lines: last and best side by side where they were measured in one way."""
     iterations = config.training.iterations if config is not None and config.training != "imported" else None
-    ways: dict[tuple, dict[str, Measured]] = {}
+    ways: dict[tuple[Any, ...], dict[str, Measured]] = {}
     for found in measured(scores, name, iterations):
         place = BEST if found.checkpoint == BEST else LAST
-        key = comparable(found.score)
+        key: tuple[Any, ...] = comparable(found.score)
         # Milestones and given weights stand in the column of the last checkpoint; their footnote says what they are.
         while place in ways.setdefault(key, {}):
             key = (*key, found.checkpoint)

@@ -227,7 +227,8 @@ def _headlines(
     rows, notes = [], []
     for name in experiments:
         state = NOT_SCORED if experiments[name].scoring is None else NOT_RUN
-        for entry in found[name] or [None]:
+        entries: list[Measured | None] = [*found[name]] or [None]
+        for entry in entries:
             floors = {kind: _yardstick(scores, name, kind, entry) for kind in YARDSTICKS}
             rows.append(
                 {

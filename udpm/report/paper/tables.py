@@ -70,7 +70,8 @@ def cost_table(costs: dict[str, Cost]) -> Table:
 def _cost_rows(cost: Cost) -> list[dict[str, Any]]:
     """One for each network call and network; None where a row has no such value."""
     own, side = cost.generator_parameters, cost.side
-    rows = [("generator", 1, level, side >> level, count, own) for level, count in enumerate(cost.calls, start=1)]
+    rows: list[tuple[Any, ...]] = []
+    rows += [("generator", 1, level, side >> level, count, own) for level, count in enumerate(cost.calls, start=1)]
     rows.append(("generator", len(cost.calls), None, None, cost.total, own))
     rows.append(("generator", 1, None, side, cost.generator_at_full_side, own))
     rows.append(("full-side network", 1, None, side, cost.full_side, cost.full_side_parameters))
@@ -145,13 +146,12 @@ def _runtime_rows(
 def _row(
     what: str, dataset: str, image: float | None, step: float | None, parameters: float | None, **more: Any
 ) -> dict[str, Any]:
-    known = image is not None and step is not None
     return {
         "what": what,
         "dataset": dataset,
         "image_giga_multiply_adds": image,
         "step_giga_multiply_adds": step,
-        "ratio": image / step if known else None,
+        "ratio": image / step if image is not None and step is not None else None,
         "generator_mega_parameters": parameters,
         "images_per_second": None,
         "steps_per_second": None,

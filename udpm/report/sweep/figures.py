@@ -121,11 +121,11 @@ def draw_heat_map(loaded: LoadedSweep, found: list[Result], grid: str, stem: str
         for (row, column), result in ((cell, places[cell]) for cell in itertools.product(*labels))
     ]
     named = label_of(found, metric)
-    titles = tuple(axis if axes[axis].key in (None, axis) else f"{axis}: {axes[axis].key}" for axis in axes)
+    first, second = (axis if axes[axis].key in (None, axis) else f"{axis}: {axes[axis].key}" for axis in axes)
     seeds = max(len(result.values(metric)) for result in inside)
     told = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
     draw(
-        HeatMap(ranked, labels, titles, f"{loaded.name}, grid {grid}: {named}", f"{named}, {told}"),
+        HeatMap(ranked, labels, (first, second), f"{loaded.name}, grid {grid}: {named}", f"{named}, {told}"),
         PATTERNS[metric],
         stem,
         pd.DataFrame(data),
@@ -134,7 +134,8 @@ def draw_heat_map(loaded: LoadedSweep, found: list[Result], grid: str, stem: str
 
 
 def _value(result: Result, metric: str) -> float:
-    return result.mean(metric) if result.rank is not None else np.nan
+    mean = result.mean(metric) if result.rank is not None else None
+    return np.nan if mean is None else mean
 
 
 COLUMNS, ROWS = 10, 14
@@ -196,7 +197,7 @@ def draw_strip(loaded: LoadedSweep, found: list[Result], results: Path, stem: st
         _draw_words(axes, row, place, remark)
         axes.text(len(numbers) + 0.1, place + 0.5, _score(row.result, metric), va="center")
     axes.text(len(numbers) + 0.1, -0.15, named.replace(" (", "\n("), va="bottom")
-    record = next((row.samples.record for row in rows if row.has_classes), {})
+    record = next((row.samples.record for row in rows if row.samples is not None and row.has_classes), {})
     for column, label in enumerate(labels):
         name = class_words(record, label).replace("class ", "class\n")
         axes.text(column + 0.5, -0.15, name, ha="center", va="bottom", fontsize=None if "\n" in name else SMALL)
@@ -221,7 +222,7 @@ def _row(result: Result, name: str, results: Path) -> Row:
 
 def _columns(rows: list[Row]) -> tuple[list[int], list[int]]:
     """Numbers of the images shown, and their classes: the first of each class; no classes where no point has any."""
-    asked = next((row.samples.labels for row in rows if row.has_classes), None)
+    asked = next((row.samples.labels for row in rows if row.samples is not None and row.has_classes), None)
     if asked is None:
         fewest = min((len(row.samples.images) for row in rows if row.samples is not None), default=COLUMNS)
         return list(range(min(COLUMNS, fewest))), []
@@ -233,26 +234,27 @@ def _remark(row: Row, rows: list[Row], numbers: list[int], labels: list[int]) ->
     """What a row's images do not share with the columns, which are those of the first row that has images."""
     if row.samples is None:
         return ""
-    first = next(one for one in rows if one.samples is not None)
+    first, images = next((one, one.samples) for one in rows if one.samples is not None)
     remarks = []
     if labels and not row.has_classes:
         remarks.append("no class")
     elif labels and [int(row.samples.labels[number]) for number in _there(row, numbers)] != labels:
         remarks.append("other classes")
-    if row.levels != first.levels or noise_words(row.samples.record) != noise_words(first.samples.record):
+    if row.levels != first.levels or noise_words(row.samples.record) != noise_words(images.record):
         remarks.append("other noise")
     return ", ".join(remarks)
 
 
 def _there(row: Row, numbers: Iterable[int]) -> list[int]:
-    return [number for number in numbers if number < len(row.samples.images)]
+    count = 0 if row.samples is None else len(row.samples.images)
+    return [number for number in numbers if number < count]
 
 
 def _draw_images(axes: Axes, row: Row, place: int, numbers: list[int]) -> None:
-    there = [] if row.samples is None else _there(row, numbers)
+    there = _there(row, numbers)
     for column, number in enumerate(numbers):
         extent = (column, column + SHARE, place + SHARE, place)
-        if number in there:
+        if row.samples is not None and number in there:
             axes.imshow(row.samples.images[number], extent=extent, interpolation="nearest")
         else:
             axes.imshow(np.full((1, 1, 3), 0.92), extent=extent)

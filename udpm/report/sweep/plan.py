@@ -36,7 +36,8 @@ def plan_table(loaded: LoadedSweep) -> Table:
     Raises:
         UserError: a schedule's squares leave double precision.
     """
-    trained, counted = loaded.trained(), {}
+    trained = loaded.trained()
+    counted: dict[Any, Any] = {}
     rows = []
     for name, resolved in loaded.points.items():
         experiment = resolved.experiment

@@ -104,7 +104,7 @@ def read_results(loaded: LoadedSweep, results: Path) -> list[Result]:
     usual = max(ways, key=ways.__getitem__, default=None)
     metric, sign = loaded.sweep.rank_by, -1 if loaded.sweep.falls else 1
     ranked = [result for result in found if result.mean(metric) is not None and result.measured == usual]
-    ranked.sort(key=lambda result: sign * result.mean(metric))
+    ranked.sort(key=lambda result: sign * (result.mean(metric) or 0.0))
     for rank, result in enumerate(ranked, start=1):
         result.rank = rank
     return [*ranked, *(result for result in found if result.rank is None)]
