@@ -82,7 +82,7 @@ CASES = {
     "attention nowhere": (
         lambda f: edit(f, EXPERIMENT, generator__attention=[5]),
         RESOLVE,
-        "generator.attention: 5 is no side of a U-Net level; these are [8, 4]",
+        "generator.attention: 5 is not the side of a U-Net level; these are [8, 4]",
     ),
     "LPIPS on small images": (
         lambda f: edit(f, EXPERIMENT, losses__lpips_weight=[1, 1, 0]),
@@ -90,11 +90,11 @@ CASES = {
         "losses.lpips_weight: 1 at level 2, whose images have side 8",
     ),
     "no such experiment": (lambda f: None, "resolve digit", "digit.yaml: no such file; did you mean digits?"),
-    "circular extends": (lambda f: edit(f, EXPERIMENT, extends="digits"), RESOLVE, "extends: goes in a circle"),
+    "circular extends": (lambda f: edit(f, EXPERIMENT, extends="digits"), RESOLVE, "extends: circular: "),
     "a key twice": (
         lambda f: (f / EXPERIMENT).write_text("dataset: digits\ndataset: cifar10\n"),
         RESOLVE,
-        "key 'dataset' stands twice (line 2)",
+        "duplicate key 'dataset' (line 2)",
     ),
     "not YAML": (lambda f: (f / EXPERIMENT).write_text("a: [1,\nb: }"), RESOLVE, "digits.yaml: not valid YAML"),
     "no experiment named": (lambda f: None, "resolve", "give either an EXPERIMENT or --dataset NAME"),
@@ -141,7 +141,7 @@ CASES = {
     "a check of changed images": (
         lambda f: tiny.flip_byte(f / "dataset/images.npy", 9999),
         "info dataset --check",
-        "dataset: not as it was made: images.npy changed",
+        "dataset: changed since it was made: images.npy",
     ),
     "a check of a changed record": (
         lambda f: edit_json(f / "dataset/dataset.json", sha256="0" * 64),
@@ -151,7 +151,7 @@ CASES = {
     "a check of a changed level": (
         lambda f: tiny.flip_byte(f / "cache/level_1.npy", 999),
         "info cache --check",
-        "cache: not as it was made: level_1.npy changed",
+        "cache: changed since it was made: level_1.npy",
     ),
     "a check of something else": (lambda f: None, "info run --check", "--check for a data set or a level cache"),
     "a benchmark of nothing": (lambda f: None, "bench data nothing", "nothing: no such folder or .zip"),

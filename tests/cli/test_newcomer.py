@@ -113,7 +113,7 @@ MISTAKES = [
     ("prepare run.json --output out", "not a data set's resolved configuration but a run's resolved configuration"),
     ("sample run/weights.safetensors --config scoring.json --output out.npz", "but a resolved scoring section"),
     ("figure schedule config/experiments/digits.yaml --output out", "makes one"),
-    ("resolve config/experiments/digits.yaml", "give the name alone: digits"),
+    ("resolve config/experiments/digits.yaml", "give only the name: digits"),
     # A file of another kind.
     ("sample samples.npz --output out.npz", "it is a sample set (for udpm score --samples"),
     ("sample run.json --output out.npz", "it is a run's resolved configuration (for udpm train)"),
@@ -150,13 +150,13 @@ MISTAKES = [
     ("card dataset --output out.md", "dataset is a prepared data set"),
     ("export dataset --output out", "dataset is a prepared data set"),
     # A folder where a file is wanted, and the other way round.
-    ("sample run --output out.npz", "run is a folder; a file is wanted: run/weights.safetensors"),
-    ("latents swap run --output out.npz", "run is a folder; a file is wanted: run/weights.safetensors"),
-    ("train run", "run is a folder; a file is wanted: run/config.json"),
-    ("figure curves run --output out", "run is a folder; a file is wanted: run/metrics.jsonl"),
-    ("table config --output out", "config is a folder; a file is wanted (it is a configuration folder"),
-    ("cache dataset/images.npy --output out", "is a file; a folder is wanted: dataset"),
-    ("card run/weights.safetensors --output out.md", "is a file; a folder is wanted: run"),
+    ("sample run --output out.npz", "run is a folder, expected a file: run/weights.safetensors"),
+    ("latents swap run --output out.npz", "run is a folder, expected a file: run/weights.safetensors"),
+    ("train run", "run is a folder, expected a file: run/config.json"),
+    ("figure curves run --output out", "run is a folder, expected a file: run/metrics.jsonl"),
+    ("table config --output out", "config is a folder, expected a file (it is a configuration folder"),
+    ("cache dataset/images.npy --output out", "is a file, expected a folder: dataset"),
+    ("card run/weights.safetensors --output out.md", "is a file, expected a folder: run"),
     # Options, commands, values.
     ("trian", "No such command 'trian'; did you mean train?"),
     ("figure sampels", "No such command 'sampels'; did you mean samples?"),
@@ -167,7 +167,7 @@ MISTAKES = [
     ("sample run/weights.safetensors --count many --output out.npz", "'many' is not a valid integer"),
     ("sample run/weights.safetensors --weights best --output out.npz", "weights"),
     ("sample run/weights.safetensors --output out.png", "must end in .npz"),
-    ("sample run/weights.safetensors --shard 3 --output out.npz", "'3' is not of the form 2/4"),
+    ("sample run/weights.safetensors --shard 3 --output out.npz", "expected the form 2/4, got '3'"),
     ("train", "Missing argument 'CONFIG'"),
     ("resolve digit", "did you mean digits?"),
 ]

@@ -76,7 +76,7 @@ def test_a_path_may_be_anything_that_fits_on_a_line(key):
     if key in ("sampling.noise", "path"):
         validate(model, values, "x.yaml")
     else:
-        with pytest.raises(UserError, match=r"must not contain \{, which is part of a wildcard"):
+        with pytest.raises(UserError, match=r"must not contain \{, which Snakemake reads as a wildcard"):
             validate(model, values, "x.yaml")
 
 

@@ -64,15 +64,15 @@ def mistakes(**changes):
                 "losses.r1_gamma: has 1 values, but process.levels is 3; give one value, or one for each level",
                 "discriminator.dropout: has 1 values, but process.levels is 3; give one value, or one for each level",
                 "sampling.guidance: needs a generator trained with label_dropout above 0",
-                "seeds: a seed is there twice in [0, 0]",
+                "seeds: duplicate seed in [0, 0]",
             ],
         ),
         (
             {"selection": {"milestones": [7]}, "training__keep_every": 0, "sampling__iteration": 7},
             [
                 "sampling.iteration: 7 is not kept; training keeps every 0 (keep_every) up to 3200",
-                "selection: training keeps no milestones; training.keep_every is 0, must lie in 1..3200",
-                "sampling.iteration: samples one milestone, selection the best of them; leave one out",
+                "selection: training keeps no milestones; training.keep_every is 0, must be in 1..3200",
+                "sampling.iteration: samples one milestone, but selection samples the best; leave one out",
             ],
         ),
     ],

@@ -43,7 +43,7 @@ def test_a_reader_that_went_away_is_no_news():
         (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "error: /x/y: Permission denied"),
         (OSError(errno.EMFILE, "Too many open files"), "error: Too many open files"),
         (MemoryError(), "error: "),
-        (RecursionError("maximum recursion depth exceeded"), "error: something that was read is nested too deep"),
+        (RecursionError("maximum recursion depth exceeded"), "error: an input is nested too deep"),
     ],
 )
 def test_what_the_system_refuses_is_one_line(monkeypatch, capsys, error, told):
@@ -100,7 +100,7 @@ def test_a_grid_of_a_million_points(tmp_path, capsys):
     axes = {name: {"key": key, "values": [n / 1000 for n in range(1, 101)]} for name, key in AXES.items()}
     (tmp_path / "config/sweeps/big.yaml").write_text(json.dumps({"base": "digits", "grids": {"g": axes}}))
     command = f"sweep plan big --config {tmp_path}/config --output {tmp_path}/plan"
-    tiny.assert_refused(tmp_path, command, "grids: make 1000000 points, more than 5000", capsys)
+    tiny.assert_refused(tmp_path, command, "grids: 1000000 points, more than 5000", capsys)
 
 
 AXES = {"a": "process.sigmas[1]", "b": "process.sigmas[2]", "c": "process.sigmas[3]"}

@@ -453,7 +453,7 @@ def test_a_resolved_configuration_never_replaces_a_runs(project, tmp_path, capsy
         for path in (run / "config.json", tmp_path / f"{name}.link"):
             assert tiny.call(*given, path, "--seed", 5) == 2
             (line,) = capsys.readouterr().err.splitlines()
-            assert f"the configuration of the run in this folder ({name} lies next to it)" in line
+            assert f"the configuration of the run in this folder (next to {name})" in line
             assert (run / "config.json").read_bytes() == text
         assert not tiny.call(*given, run / "other.json", "--seed", 5)
 

@@ -134,7 +134,7 @@ def test_labels_in_python(pets):
     [
         ("sample WEIGHTS --labels cow", "no class is called 'cow'"),
         ("sample WEIGHTS --labels dog,7", "must lie in 0..2, got 7"),
-        ("sample WEIGHTS --labels ,", "is no list of classes"),
+        ("sample WEIGHTS --labels ,", "is not a comma-separated list of classes"),
         ("latents swap WEIGHTS --labels cow", "no class is called 'cow'"),
         ("latents swap WEIGHTS --labels 3", "must lie in 0..2, got 3"),
     ],
@@ -155,7 +155,7 @@ def test_latents_by_name(pets, tmp_path):
     ("labels", "expected"),
     [
         ([3, "5"], None),
-        ([10], "sampling.labels: must lie in 0..9, the classes of data set digits, got 10"),
+        ([10], "sampling.labels: must be in 0..9, the classes of data set digits, got 10"),
         (["10"], "sampling.labels: must lie in 0..9, got 10"),
         (["ten"], "sampling.labels: no class is called 'ten'"),
     ],

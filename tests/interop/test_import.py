@@ -103,7 +103,7 @@ def test_all_that_the_tensors_tell(folder, capsys):
     shown = capsys.readouterr().out
     assert "ncsnpp" in shown
     assert "10 classes" in shown
-    assert "no schedule is given: the paper's is taken" in shown
+    assert "no schedule given: using the paper's" in shown
     assert run("info", "x.safetensors") == 0
     found = json.loads(capsys.readouterr().out)
     generator = found["model"]["generator"]
@@ -153,7 +153,7 @@ def test_checkpoint_and_configuration_become_an_experiment(folder, capsys):
     )
     assert run(*command) == 0
     shown = capsys.readouterr().out
-    assert "attention at side 2 left out" in shown
+    assert "left out attention at side 2" in shown
     config = resolve_run("moved", 0)
     assert (config.training, config.weights) == ("imported", "x.safetensors")
     assert config.dataset.side == 32
@@ -217,7 +217,7 @@ def test_weights_are_read_from_what_others_save(tmp_path, case, monkeypatch, cap
     for kind in kinds:
         found = load_model("ours.safetensors", kind).generator.state_dict()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert f"holds {' and '.join(kinds)}" in capsys.readouterr().out
+    assert f"contains {' and '.join(kinds)}" in capsys.readouterr().out
 
 
 def test_plain_safetensors_are_read(tmp_path, monkeypatch):
@@ -279,16 +279,16 @@ SIX = [f"net.enc.8x8_block{index}.{part}" for index in (0, 1) for part in ("qkv.
 IMPORT = "import bad.pt --output out.safetensors"
 WITH_JSON = "import model_ema_state_x.pt --config bad.json --output out.safetensors"
 CASES = {
-    "code in it": (_code, IMPORT, "bad.pt: refused, nothing of it was run"),
+    "code in it": (_code, IMPORT, "bad.pt: refused without executing it"),
     "code next to options": (
         lambda f: torch.save({"model": {}, "args": argparse.Namespace(trap=Trap(str(f / "sprung")))}, "bad.pt"),
         IMPORT,
-        "save the tensors alone: torch.save(model.state_dict(), FILE)",
+        "where it was made: torch.save(model.state_dict(), FILE)",
     ),
     "a whole model": (
         lambda f: torch.save(torch.nn.Linear(2, 2), "bad.pt"),
         IMPORT,
-        "(Unsupported global: GLOBAL torch.nn.modules.linear.Linear); where it was made, save the tensors alone",
+        "(Unsupported global: GLOBAL torch.nn.modules.linear.Linear); save only the tensors where it was made",
     ),
     "a TorchScript file": (
         lambda f: torch.jit.save(torch.jit.trace(torch.nn.Flatten(), torch.zeros(2, 3, 4, 4)), "bad.pt"),
@@ -300,7 +300,7 @@ CASES = {
         "sample model_ema_state_x.pt --output out.npz",
         "not a readable safetensors file; it is a PyTorch checkpoint (udpm import brings it over)",
     ),
-    "a plain pickle with code": (_plain_pickle, IMPORT, "bad.pt: refused, nothing of it was run"),
+    "a plain pickle with code": (_plain_pickle, IMPORT, "bad.pt: refused without executing it"),
     "truncated": (_truncate, IMPORT, "bad.pt: not a readable checkpoint"),
     "rubbish": (lambda f: (f / "bad.pt").write_bytes(b"rubbish"), IMPORT, "bad.pt: not a readable checkpoint"),
     "empty": (lambda f: (f / "bad.pt").write_bytes(b""), IMPORT, "bad.pt: not a readable checkpoint"),
@@ -313,12 +313,12 @@ CASES = {
     "tensors of no dimension": (
         lambda f: _save(lambda state: state.update({"net.map_layer0.weight": torch.tensor(1.0)})),
         IMPORT,
-        "bad.pt: no network of a known family",
+        "bad.pt: not a network of a known family",
     ),
     "a discriminator of other classes": (
         lambda f: _save_both(lambda judge: judge.update({"map_label.weight": judge["map_label.weight"][:, :7]})),
         IMPORT,
-        "its discriminator knows 7 classes, its generator 10",
+        "its discriminator has 7 classes, its generator 10",
     ),
     "the checkpoint itself as output": (
         lambda f: None,
@@ -328,22 +328,22 @@ CASES = {
     "another schedule than the JSON's": (
         lambda f: shutil.copy(f / "config_x.json", f / "bad.json"),
         WITH_JSON + " --alphas 0.5,0.2,0.1 --sigmas 0.1,0.2,0.3",
-        "bad.json: names another schedule than --alphas, --sigmas",
+        "bad.json: schedule differs from that of --alphas, --sigmas",
     ),
     "another box than the JSON's": (
         lambda f: shutil.copy(f / "config_x.json", f / "bad.json"),
         WITH_JSON + " --normalization sum",
-        "--normalization: sum, but bad.json says norm",
+        "--normalization: sum, but bad.json has norm",
     ),
     "an experiment of a name that is there": (
         lambda f: None,
         "import model_ema_state_x.pt --config config_x.json --name digits",
-        "digits.yaml: is there already; choose another --name",
+        "digits.yaml: already exists; choose another --name",
     ),
     "a name that leads elsewhere": (
         lambda f: None,
         "import model_ema_state_x.pt --config config_x.json --name ../evil",
-        "'../evil': not a name",
+        "'../evil': not a valid name",
     ),
     "JSON of a wrong type": (_json(img_size="32"), WITH_JSON, "bad.json: img_size: expected int, got '32'"),
     "JSON of a word for a truth": (_json(use_amp="False"), WITH_JSON, "use_amp: expected bool, got 'False'"),
@@ -361,7 +361,7 @@ CASES = {
     "another network": (
         lambda f: torch.save(torch.nn.Linear(3, 3).state_dict(), "bad.pt"),
         IMPORT,
-        "no generator of NCSN++, DDPM++ or ADM",
+        "not a generator of NCSN++, DDPM++ or ADM",
     ),
     "missing tensors, the first five": (
         _drop(*SIX),
@@ -381,7 +381,7 @@ CASES = {
     "two of a kind": (
         lambda f: shutil.copy(f / "model_ema_state_x.pt", f / "bad.pt"),
         "import model_ema_state_x.pt bad.pt --output out.safetensors",
-        "bad.pt: holds ema weights, and so does a file before it",
+        "bad.pt: contains ema weights, already found in another file",
     ),
     "JSON of another family": (_json(net_type="DDPM"), WITH_JSON, "bad.json: contradicts the tensors"),
     "JSON of another width": (
@@ -407,7 +407,7 @@ CASES = {
     "another number of levels": (
         lambda f: None,
         "import model_state_x_epoch_7_itr_1200.pt --alphas 0.5,0.1 --sigmas 0.1,0.2 --output out.safetensors",
-        "its discriminator was made for 3 levels, but the process has 2",
+        "its discriminator is for 3 levels, but the process has 2",
     ),
     "half a schedule": (
         lambda f: None,
@@ -418,9 +418,9 @@ CASES = {
     "an experiment of that name": (
         lambda f: None,
         "import --config config_x.json --name digits",
-        "digits.yaml: is there already; choose another --name",
+        "digits.yaml: already exists; choose another --name",
     ),
-    "an experiment of nothing": (lambda f: None, "import --name new", "--name: an experiment takes --config or"),
+    "an experiment of nothing": (lambda f: None, "import --name new", "--name: needs --config or"),
     "a run of another model": (
         lambda f: (f / "bad.json").write_text(
             to_json(
@@ -428,7 +428,7 @@ CASES = {
             )
         ),
         "import --run-config bad.json --run run",
-        "model_ema_state_x.pt: is not the model of experiment digits: side is 32, not 16",
+        "model_ema_state_x.pt: not the model of experiment digits: side is 32, not 16",
     ),
     "a run that is not imported": (
         lambda f: (f / "bad.json").write_text(to_json(resolve_run("digits", 0))),

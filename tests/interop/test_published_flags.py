@@ -183,7 +183,7 @@ def test_sampling_calls_the_network_by_other_names(name):
     assert "seeds" not in values
     # These commands never carry the schedule.
     assert values["process"]["alphas"] == [0.5, 0.2, 1e-3]
-    assert any("the paper's schedule is taken" in note for note in notes)
+    assert any("using the paper's schedule" in note for note in notes)
 
 
 def test_a_command_line_pasted_as_it_stands(tmp_path, monkeypatch, capsys):
@@ -246,8 +246,8 @@ def project(tmp_path, monkeypatch):
 def test_the_published_trainings_go_in_as_they_stand(project, capsys, command):
     assert tiny.call("import", "--name", "pasted", "--command", README[command]) == 0
     shown = capsys.readouterr().out
-    assert "--data_dir <<DATA_DIR>> is a placeholder: write the folder of your images as `path` in" in shown
-    assert "--checkpoints_dir <<CHECKPOINTS_DIR>> is a placeholder: nothing to write" in shown
+    assert "--data_dir <<DATA_DIR>> is a placeholder: set `path` in" in shown
+    assert "--checkpoints_dir <<CHECKPOINTS_DIR>> is a placeholder: not needed" in shown
     assert "<" not in "".join(path.read_text() for path in project.glob("config/*/pasted.yaml"))
     theirs, ours = resolve_run("pasted", 0), resolve_run(SHIPPED[command], 0, tiny.ROOT / "config")
     for section in ("process", "generator", "discriminator", "losses"):
@@ -260,7 +260,8 @@ def test_a_sampling_command_alone_is_no_training(project, capsys, command):
     before = tiny.snapshot(project)
     assert tiny.call(*arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "samples, and says nothing of a training; give its checkpoint too: udpm import model_ema_state_UDPM" in line
+    expected = "a sampling command, which does not describe a training; give its checkpoint too: udpm import model_ema"
+    assert f"{expected}_state_UDPM" in line
     assert tiny.snapshot(project) == before
 
 
@@ -276,8 +277,8 @@ def test_the_published_sampling_goes_in_with_its_checkpoint(project, capsys, com
     text = README[command].replace("--model_channels 128", "--model_channels 16").replace("per_res 4", "per_res 1")
     assert tiny.call("import", "their.pt", "--name", "pasted", "--command", text + " --from_itrs 9999") == 0
     shown = capsys.readouterr().out
-    assert f"attention is at sides {sides}, as in the tensors, not [16]" in shown
-    assert "--out_dir <<OUTPUT DIRECTORY>> is a placeholder: nothing to write" in shown
+    assert f"attention is at sides {sides}, according to the tensors, not [16]" in shown
+    assert "--out_dir <<OUTPUT DIRECTORY>> is a placeholder: not needed" in shown
     experiment = load_experiment("pasted")
     assert (experiment.training, experiment.generator.attention) == ("imported", sides)
     assert (experiment.sampling.count, experiment.sampling.weights, experiment.sampling.iteration) == (10, "ema", None)
@@ -297,7 +298,7 @@ def test_from_itrs_and_a_file_name_agree(project, capsys):
     arguments = ["import", "model_ema_state_x_epoch_3_itr_20000.pt", "--output", "out.safetensors", "--command"]
     before = tiny.snapshot(project)
     assert tiny.call(*arguments, f"sample.py {flags} --from_itrs 30000") == 2
-    assert "from_itrs is 30000, but model_ema_state_x_epoch_3_itr_20000.pt is of iteration 20000" in (
+    assert "from_itrs is 30000, but model_ema_state_x_epoch_3_itr_20000.pt has iteration 20000" in (
         capsys.readouterr().err
     )
     assert tiny.snapshot(project) == before
@@ -309,7 +310,7 @@ def test_a_json_of_the_published_code_holds_empty_lists():
     values, _, notes = to_experiment(BASE | empty | {"channels_mult": 4}, "x", "a JSON")
     assert values["losses"]["lpips_weight"] == 0
     assert values["generator"]["channel_multipliers"] == [4]
-    assert any("the paper's schedule is taken" in note for note in notes)
+    assert any("using the paper's schedule" in note for note in notes)
 
 
 @pytest.mark.parametrize(
@@ -343,24 +344,24 @@ def test_placeholders_are_not_written_into_a_configuration(value):
             "torchrun --nproc_per_node=² train.py --lr 1",
             "--nproc_per_node: expected a whole number of 1 or more, got '²'",
         ),
-        ("torchrun --nproc_per_node gpu train.py --lr 1", "say the number of GPUs with --gpus"),
+        ("torchrun --nproc_per_node gpu train.py --lr 1", "give the number of GPUs by --gpus"),
         ("torchrun --nnodes=0 train.py --lr 1", "--nnodes: expected a whole number of 1 or more, got '0'"),
         ("train.py --channels_mult none", "--channels_mult: expected int, got 'none'"),
         ("train.py --alphas 0.5 none 0.1", "--alphas: expected float, got '0.5 none 0.1'"),
         ("train.py --n_samples <<N>>", "--n_samples: <<N>> is a placeholder; write a whole number instead"),
         ("train.py --alphas <a 1> <a 2>", "--alphas: <a 1> <a 2> is a placeholder; write a number instead"),
-        ("train.py --data_dir <<DATA DIR --lr 1", "a placeholder that does not end"),
-        ("train.py -- --lr 1", "--: no flag's name follows"),
-        ("train.py --lr 1 --", "--: no flag's name follows"),
+        ("train.py --data_dir <<DATA DIR --lr 1", "unterminated placeholder"),
+        ("train.py -- --lr 1", "--: expected the name of a flag"),
+        ("train.py --lr 1 --", "--: expected the name of a flag"),
         ("train.py -lr 1", "-lr: flags begin with two dashes; did you mean --lr?"),
-        ("train.py --lr 1", "no loss has a weight above 0, so nothing would be trained"),
+        ("train.py --lr 1", "no loss has a weight above 0, so there is nothing to train"),
         ("train.py --alfas 1", "--alfas: not a flag of the published commands; did you mean --alphas?"),
         ("train.py --lr", "--lr: expected one value, got none"),
         ("train.py --lr 1 2", "--lr: expected one value, got 1 2"),
         ("train.py --batch_per_GPU many", "--batch_per_GPU: expected int, got 'many'"),
         ("train.py --use_amp maybe", "--use_amp: expected true or false, got 'maybe'"),
-        ("", "a published command line: is empty"),
-        ("train.py stray --lr 1", "stray: stands before any flag"),
+        ("", "a published command line: empty"),
+        ("train.py stray --lr 1", "stray: unexpected before the first flag"),
         ("train.py --lr '1", "a published command line: No closing quotation"),
         ("train.py --t_type continuous --n_samples 3", "t_type is 'continuous'; discrete is the only kind of time"),
         ("train.py --disc_loss_type hinge", "disc_loss_type is 'hinge'; expected one of standard, noisy, diffusion"),

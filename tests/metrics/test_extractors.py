@@ -448,7 +448,7 @@ BAD = {
     "a score that says nothing": (
         without_request,
         "score --again old.json --output s.json",
-        "old.json: does not say how it was made",
+        "old.json: does not record how it was made",
     ),
     "no reference": (
         lambda f: None,

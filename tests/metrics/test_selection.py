@@ -100,7 +100,7 @@ BAD = {
     "the same seed": (
         lambda f: configured(f, selection={"seed": 0}),
         RESOLVE,
-        "digits-smoke.yaml: selection.seed: 0 is sampling.seed too; take another",
+        "digits-smoke.yaml: selection.seed: 0 is also sampling.seed; use another",
     ),
     "a milestone that is not kept": (
         lambda f: configured(f, selection={"milestones": [20, 30]}),
@@ -115,22 +115,22 @@ BAD = {
     "a milestone twice": (
         lambda f: configured(f, selection={"milestones": [20, 20]}),
         RESOLVE,
-        "selection.milestones: an iteration is there twice in [20, 20]",
+        "selection.milestones: duplicate iteration in [20, 20]",
     ),
     "no milestones": (
         lambda f: configured(f, training={"keep_every": 0}),
         RESOLVE,
-        "selection: training keeps no milestones; training.keep_every is 0, must lie in 1..40",
+        "selection: training keeps no milestones; training.keep_every is 0, must be in 1..40",
     ),
     "milestones after the end": (
         lambda f: configured(f, training={"keep_every": 50}),
         RESOLVE,
-        "training.keep_every is 50, must lie in 1..40",
+        "training.keep_every is 50, must be in 1..40",
     ),
     "epochs that may end before": (
         lambda f: configured(f, training={"epochs": 1}),
         RESOLVE,
-        "selection.milestones: is missing; training.epochs may end before all that are kept",
+        "selection.milestones: is missing; training.epochs may end before the last milestone",
     ),
     "imported weights": (
         lambda f: (configured(f, training="imported"), (f / EXPERIMENT).open("a").write("weights: x.pt\n")),
@@ -140,12 +140,12 @@ BAD = {
     "raw weights": (
         lambda f: configured(f, sampling={"weights": "raw"}),
         RESOLVE,
-        "sampling.weights: raw, but milestones keep averages only; use ema",
+        "sampling.weights: raw, but milestones keep only averages; use ema",
     ),
     "one milestone and the best": (
         lambda f: configured(f, sampling={"iteration": 20}),
         RESOLVE,
-        "sampling.iteration: samples one milestone, selection the best of them; leave one out",
+        "sampling.iteration: samples one milestone, but selection samples the best; leave one out",
     ),
     "a missing score": (lambda f: (f / "20.json").unlink(), SELECT, "20.json: score not found"),
     "no score": (lambda f: write(f / "20.json", 20, 3.0, format="other"), SELECT, "20.json: format is 'other'"),

@@ -79,7 +79,7 @@ def test_no_such_network_at_the_full_side():
         generator__attention=[8],
         losses__adversarial_weight=0.0,
     )
-    with pytest.raises(UserError, match=r"as a network for the full side 16: .* attends at side 8 over 32 channels"):
+    with pytest.raises(UserError, match=r"for the full side 16: .* attention of family adm at side 8 has 32 channels"):
         count_cost(config)
 
 
@@ -116,7 +116,7 @@ def test_the_command(capsys, tmp_path):
     [
         ("", "Missing argument 'EXPERIMENT...'"),
         ("digit", "digit.yaml: no such file; did you mean digits?"),
-        ("digits ../x", "'../x': not a name"),
+        ("digits ../x", "'../x': not a valid name"),
     ],
 )
 def test_bad_input(arguments, expected, capsys, tmp_path):

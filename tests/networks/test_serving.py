@@ -104,7 +104,7 @@ def test_graphs_have_no_effect_on_a_cpu():
 def test_one_way_of_calling():
     values = read_yaml(tiny.ROOT / "config/experiments/digits.yaml")
     values["sampling"] |= {"compile": True, "cuda_graphs": True}
-    with pytest.raises(UserError, match=r"digits: sampling.cuda_graphs: compile uses CUDA graphs by itself; leave one"):
+    with pytest.raises(UserError, match=r"digits: sampling.cuda_graphs: compile already uses CUDA graphs; leave one"):
         validate(Experiment, values, "digits")
 
 
@@ -154,8 +154,7 @@ def test_without_a_compiler_one_line_says_so(monkeypatch):
     with pytest.raises(UserError) as caught:
         call(torch.ones(64))
     assert str(caught.value) == (
-        "sampling.compile: PyTorch cannot compile the network here: there is no C++ compiler; install g++, or leave "
-        "the key out"
+        "sampling.compile: PyTorch cannot compile the network: no C++ compiler found; install g++, or leave the key out"
     )
 
 

@@ -146,8 +146,8 @@ def test_the_forward_process_is_the_one_that_is_trained_on(digits, tmp_path):
 GRID = {"key": "losses.r1_gamma", "values": [1]}
 MISTAKES = {
     "sweep point invalid": ({"points": {"p": {"process.sigmas": [1]}}}, "point p: process.sigmas: has 1 values"),
-    "sweep point twice": ({"points": {"a-1": {}}, "grids": {"g": {"a": GRID}}}, "point a-1: is there twice"),
-    "axis that names no key": ({"grids": {"g": {"a": GRID | {"key": "losses.r1"}}}}, "losses.r1: is no key of an exp"),
+    "sweep point twice": ({"points": {"a-1": {}}, "grids": {"g": {"a": GRID}}}, "point a-1: duplicate"),
+    "axis that names no key": ({"grids": {"g": {"a": GRID | {"key": "losses.r1"}}}}, "losses.r1: not a key of an exp"),
 }
 
 

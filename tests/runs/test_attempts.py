@@ -128,7 +128,7 @@ def test_a_folder_of_nothing_but_failed_attempts_is_trained_into(digits, trained
     config = tiny.write_config(tmp_path, training__device="cuda")
     assert call(*command(digits, tmp_path, config)) == 2
     assert call("clean", tmp_path / "run", "--yes") == 2
-    assert "nothing is removed: not finished" in capsys.readouterr().err
+    assert "nothing removed: not finished" in capsys.readouterr().err
     config = tiny.write_config(tmp_path)
     assert call(*command(digits, tmp_path, config)) == 0
     assert [line.get("ended") for line in lines_of(tmp_path / "run")] == [None, "failed", None, "complete"]
@@ -141,7 +141,7 @@ def test_an_import_that_fails_is_known(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert call(*command(digits, tmp_path, tiny.write_config(tmp_path))) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: torch cannot be imported here: ")
+    assert line.startswith("error: cannot import torch: ")
     assert lines_of(tmp_path / "run")[-1]["reason"].startswith("ModuleNotFoundError: import of torch halted")
 
 

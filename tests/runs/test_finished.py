@@ -185,7 +185,7 @@ def test_a_data_set_that_was_prepared_otherwise_is_not_trained_on(levels, tmp_pa
     assert not preparation_changes({"config": {"old": 1}}, tiny.run_config().dataset)
 
 
-@pytest.mark.parametrize(("answer", "code", "expected"), [("n\n", 0, "nothing is removed"), ("", 2, "pass --yes")])
+@pytest.mark.parametrize(("answer", "code", "expected"), [("n\n", 0, "nothing removed"), ("", 2, "pass --yes")])
 def test_clean_asks(results, capsys, monkeypatch, answer, code, expected):
     before = tiny.snapshot(results)
     monkeypatch.setattr("sys.stdin", io.StringIO(answer))

@@ -418,7 +418,7 @@ MISTAKES = {
         "guidance: this model was not trained with label dropout",
     ),
     "weights that were not kept": ("swap", "--iteration 5", "no weights of iteration 5; none are kept"),
-    "averaged weights only": ("perturb plain", "--weights raw", "holds no raw weights, only ema"),
+    "averaged weights only": ("perturb plain", "--weights raw", "no raw weights, only ema"),
 }
 
 
@@ -459,5 +459,5 @@ def test_mistakes_in_an_experiment(values, expected):
 def test_labels_that_the_data_set_lacks_are_found_before_training(section):
     experiment = read_yaml(tiny.ROOT / "config/experiments/digits.yaml") | {section: {"labels": [3, 10]}}
     dataset = load_dataset("digits", tiny.ROOT / "config")
-    with pytest.raises(UserError, match=rf"x.yaml: {section}.labels: must lie in 0..9, the classes of data set digits"):
+    with pytest.raises(UserError, match=rf"x.yaml: {section}.labels: must be in 0..9, the classes of data set digits"):
         run_of(validate(Experiment, experiment, "x.yaml"), "x", 0, dataset, "x.yaml")

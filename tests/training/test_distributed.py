@@ -56,7 +56,7 @@ def test_the_configuration_says_how_many(world, environment, expected):
 def test_a_batch_that_cannot_be_shared(processes, accumulate, near):
     values = tiny.run_config().model_dump()
     values["training"] |= {"batch": 8, "processes_per_node": processes, "accumulate": accumulate}
-    with pytest.raises(UserError, match=f"batch: 8 images cannot be shared .*; {near} can"):
+    with pytest.raises(UserError, match=f"batch: cannot split 8 images .*; use {near}"):
         validate(RunConfig, values, "x")
 
 

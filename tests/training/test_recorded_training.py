@@ -130,7 +130,7 @@ def test_graphs_have_no_effect_on_a_cpu():
 def test_one_way_of_calling():
     values = tiny.run_config().model_dump()
     values["training"] |= {"compile": True, "cuda_graphs": True}
-    with pytest.raises(UserError, match=r"training.cuda_graphs: compiled networks are not recorded; leave compile or"):
+    with pytest.raises(UserError, match=r"training.cuda_graphs: cannot record compiled networks; leave compile or"):
         validate(RunConfig, values, "tiny")
 
 

@@ -183,7 +183,7 @@ def test_without_an_average_there_are_raw_weights_only(levels, tmp_path):
     tiny.assert_same_weights(tmp_path / "parts", tmp_path / "whole")
     assert {key.split("/")[0] for key in tiny.weights(tmp_path / "whole")} == {"raw"}
     assert load_model(tmp_path / "whole/milestones/000000002.safetensors", "raw").record["iteration"] == 2
-    with pytest.raises(UserError, match="holds no ema weights, only raw; ask for those"):
+    with pytest.raises(UserError, match="no ema weights, only raw; use those"):
         load_model(tmp_path / "whole/weights.safetensors", "ema")
 
 
@@ -531,7 +531,7 @@ def test_several_averages_in_one_run(levels, tmp_path):
     states = {kind: load_model(tmp_path / "weights.safetensors", kind).generator for kind in ("ema", "ema-0.5", "raw")}
     assert_same_tensors(states["ema-0.5"], load_model(alone / "weights.safetensors").generator.state_dict())
     assert not torch.equal(states["ema"].head.weight, states["ema-0.5"].head.weight)
-    with pytest.raises(UserError, match=r"holds no ema-0\.9 weights, only ema and ema-0\.5 and raw"):
+    with pytest.raises(UserError, match=r"no ema-0\.9 weights, only ema and ema-0\.5 and raw"):
         load_model(tmp_path / "weights.safetensors", "ema-0.9")
 
 
@@ -549,7 +549,7 @@ def test_averages_may_warm_up(levels):
 def test_weights_that_training_does_not_keep_are_found_before_it(tmp_path):
     values = read_yaml(tiny.ROOT / "config/experiments/digits.yaml")
     values["sampling"]["weights"] = "ema-0.5"
-    with pytest.raises(UserError, match=r"sampling\.weights: ema-0\.5, but training keeps ema, raw"):
+    with pytest.raises(UserError, match=r"sampling\.weights: ema-0\.5 is not kept; training keeps ema, raw"):
         validate(Experiment, values, "x")
 
 

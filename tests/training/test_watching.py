@@ -328,7 +328,7 @@ def test_all_runs_of_a_folder(stopped, trained, tmp_path, capsys):
     [
         (["{}"], "not a run's folder"),
         (["{}/missing"], "not a run's folder"),
-        (["--results", "{}"], "holds no runs"),
+        (["--results", "{}"], "no runs found"),
         ([], "give RUN folders, or --results"),
     ],
 )

@@ -201,7 +201,7 @@ def test_shards_that_do_not_belong_together(shards, trained, tmp_path, capsys, a
 
 
 def test_more_shards_than_batches():
-    with pytest.raises(UserError, match="shards: 3, but 10 images are 2 batches of 5"):
+    with pytest.raises(UserError, match="shards: must be at most 2, the number of batches of 5 in 10 images, got 3"):
         validate(Sampling, {"count": 10, "batch": 5, "shards": 3}, "sampling")
 
 

@@ -125,9 +125,9 @@ def test_scores_against_published_statistics(published):
     ("changes", "expected"),
     [
         ({"reference": "no.npz"}, "published.yaml: scoring.reference: no.npz is not there"),
-        ({"extractor": "digits"}, "scoring.reference: published statistics are not of the digits extractor"),
-        ({"reference_flips": True}, "scoring.reference_flips: is for the data set's statistics"),
-        ({"reference_split": "test"}, "scoring.reference_split: is for the data set's statistics"),
+        ({"extractor": "digits"}, "scoring.reference: published statistics cannot belong to the digits extractor"),
+        ({"reference_flips": True}, "scoring.reference_flips: applies to the data set's statistics"),
+        ({"reference_split": "test"}, "scoring.reference_split: applies to the data set's statistics"),
     ],
 )
 def test_published_statistics_that_cannot_be_used(published, changes, expected):

@@ -107,12 +107,12 @@ POINT = "config/sweeps/mine.yaml: point p"
 MISTAKES = {
     "unknown key": (
         {"points": {"p": {"process.alpha": [1]}}},
-        f"{POINT}: process.alpha: is no key of an experiment; did you mean process.alphas?",
+        f"{POINT}: process.alpha: not a key of an experiment; did you mean process.alphas?",
     ),
     "key without its section": ({"points": {"p": {"iterations": 3}}}, "did you mean training.iterations?"),
     "axis that names no key": (
         {"grids": {"g": {"a": {"key": "losses.r1_gama", "values": [1]}}}},
-        "config/sweeps/mine.yaml: grids.g.a: losses.r1_gama: is no key of an experiment; did you mean losses.r1_gamma?",
+        "config/sweeps/mine.yaml: grids.g.a: losses.r1_gama: not a key of an experiment; did you mean losses.r1_gamma?",
     ),
     "budget that names no key": ({"budget": {"iterations": 3}, "points": {"p": {}}}, "mine.yaml: budget: iterations:"),
     "invalid value": (
@@ -131,28 +131,31 @@ MISTAKES = {
         },
         f"{POINT}, without its budget: sampling.iteration: 5 is not kept",
     ),
-    "level that is not there": ({"points": {"p": {"process.sigmas[4]": 1}}}, "sigmas[4]: has levels 1 to 3"),
-    "level of no list": ({"points": {"p": {"losses.lpips_weight[1]": 1}}}, "lpips_weight[1]: the base has no list"),
+    "level that is not there": (
+        {"points": {"p": {"process.sigmas[4]": 1}}},
+        "sigmas[4]: no such level; levels are 1 to 3",
+    ),
+    "level of no list": ({"points": {"p": {"losses.lpips_weight[1]": 1}}}, "lpips_weight[1]: not a list in the base"),
     "same point twice": (
         {"points": {"a-1": {}}, "grids": {"g": {"a": {"key": "losses.r1_gamma", "values": [1]}}}},
-        "mine.yaml: point a-1: is there twice, the second time in grids.g; rename one",
+        "mine.yaml: point a-1: duplicate, also in grids.g; rename one",
     ),
     "same configuration twice": (
         {"points": {"a": {}, "p": {"process.alphas": [0.5, 0.2, 0.001]}}},
-        f"{POINT}: is the same as point a; leave one of them out",
+        f"{POINT}: same configuration as point a; leave one out",
     ),
-    "key twice": ({"points": {"p": {"training": {"batch": 8}, "training.batch": 9}}}, "training.batch: is there twice"),
+    "key twice": ({"points": {"p": {"training": {"batch": 8}, "training.batch": 9}}}, "training.batch: duplicate key"),
     "two axes, one key": (
         {"grids": {"g": {a: {"key": "losses.r1_gamma", "values": [1, 2]} for a in "ab"}}},
-        "grids.g.b: losses.r1_gamma: another axis of the grid changes it, too",
+        "grids.g.b: losses.r1_gamma: already changed by another axis of the grid",
     ),
     "key of the budget": (
         {"budget": {"training.batch": 8}, "points": {"p": {"training.batch": 9}}},
-        f"{POINT}: training.batch: is part of the sweep's budget",
+        f"{POINT}: training.batch: also in the sweep's budget",
     ),
     "budget that is no mapping": ({"points": {"p": {"budget": 3}}}, f"{POINT}: budget: must be keys and values, got 3"),
     "base missing": ({"base": "digit", "points": {"p": {}}}, "mine.yaml: base: config/experiments/digit.yaml: no such"),
-    "no points": ({}, "mine.yaml: points: a sweep needs points, or grids"),
+    "no points": ({}, "mine.yaml: points: is missing; a sweep needs points or grids"),
     "unknown key of a sweep": ({"point": {}}, "mine.yaml: point: unknown key; did you mean points?"),
     "unknown key of an axis": (
         {"grids": {"g": {"a": {"keys": "losses.r1_gamma", "values": [1]}}}},
@@ -160,13 +163,13 @@ MISTAKES = {
     ),
     "list without a name": (
         {"grids": {"g": {"a": {"key": "process.alphas", "values": [[0.5, 0.2, 0.1]]}}}},
-        "grids.g.a.values: [0.5, 0.2, 0.1] does not name itself; write NAME: [0.5, 0.2, 0.1]",
+        "grids.g.a.values: [0.5, 0.2, 0.1] needs a name; write NAME: [0.5, 0.2, 0.1]",
     ),
-    "axis without values": ({"grids": {"g": {"a": {"key": "losses.r1_gamma", "values": []}}}}, "values: is empty"),
-    "value twice": ({"grids": {"g": {"a": {"key": "losses.r1_gamma", "values": [1, 1]}}}}, "is there twice in [1, 1]"),
-    "axis without a key": ({"grids": {"g": {"a": {"values": [1]}}}}, "grids.g.a.key: is missing; without one"),
-    "no name": ({"points": {"a/b": {}}}, "mine.yaml: points: 'a/b' is no name"),
-    "extends": ({"points": {"p": {"extends": "cifar10"}}}, f"{POINT}: extends: is no key of an experiment"),
+    "axis without values": ({"grids": {"g": {"a": {"key": "losses.r1_gamma", "values": []}}}}, "values: empty"),
+    "value twice": ({"grids": {"g": {"a": {"key": "losses.r1_gamma", "values": [1, 1]}}}}, "duplicate value in [1, 1]"),
+    "axis without a key": ({"grids": {"g": {"a": {"values": [1]}}}}, "grids.g.a.key: is missing; without it"),
+    "no name": ({"points": {"a/b": {}}}, "mine.yaml: points: 'a/b' is not a valid name"),
+    "extends": ({"points": {"p": {"extends": "cifar10"}}}, f"{POINT}: extends: not a key of an experiment"),
     "name of an experiment": ({"points": {"taken": {}}}, "config/experiments/mine.taken.yaml has the same name"),
 }
 
@@ -186,8 +189,8 @@ def test_a_mistake_is_one_line(case, config, capsys):
     ("command", "expected"),
     [
         ("sweep plan schedules-digit", "schedules-digit.yaml: no such file; did you mean schedules-digits?"),
-        ("sweep plan a.b", "'a.b': not a name of a sweep"),
-        ("resolve schedules-smoke.paper", "schedules-smoke.yaml: has no point paper; did you mean paper-exact?"),
+        ("sweep plan a.b", "'a.b': not a sweep's name"),
+        ("resolve schedules-smoke.paper", "schedules-smoke.yaml: no point paper; did you mean paper-exact?"),
         (
             "sweep heat schedules-smoke start --output x",
             "start: no grid of two axes of sweep schedules-smoke; these",
@@ -443,5 +446,5 @@ def test_help_has_examples(capsys):
 
 
 def test_a_point_must_exist(config):
-    with pytest.raises(UserError, match="has no point nope; there are: paper-exact, "):
+    with pytest.raises(UserError, match="no point nope; found: paper-exact, "):
         load_experiment("schedules-smoke.nope", config)

@@ -353,11 +353,11 @@ def told(tmp_path, monkeypatch, capsys):
             {"scoring": {"extractor": "inception", "download": False, "inception_folder": "w"}},
             "scoring.download: false, but scoring.inception_folder: w/inception-2015-12-05.pt is not there",
         ),
-        (UNLABELLED, "two.yaml: scoring.extractor: digits is trained to tell classes, but data set plain has none"),
+        (UNLABELLED, "two.yaml: scoring.extractor: digits is a classifier, but data set plain has no classes"),
         ({"dataset": "trained", "scoring": {"reference_split": "test"}}, "scoring.reference_split: test, but data set"),
-        ({"scoring": {"ranges": 7}}, "scoring.ranges: sampling.count is 1000, which makes no 7 equal ranges"),
-        ({"sampling": {"count": 1}}, "scoring.ranges: sampling.count is 1, which makes no 1 equal ranges of 2"),
-        ({"scoring": None, "training": {"keep_every": 400}, "selection": {}}, "selection: chooses by scores, but"),
+        ({"scoring": {"ranges": 7}}, "scoring.ranges: cannot split sampling.count, 1000, into 7 equal ranges"),
+        ({"sampling": {"count": 1}}, "scoring.ranges: cannot split sampling.count, 1, into 1 equal ranges of 2"),
+        ({"scoring": None, "training": {"keep_every": 400}, "selection": {}}, "selection: needs scores, but"),
     ],
 )
 def test_what_would_stop_a_job_is_found_before_it(told, values, expected):

@@ -1,6 +1,6 @@
-"""Command lines: options in, one call, exit code out.
+"""Command line: parse options, make one call, return an exit code.
 
-A verb's module is imported when the verb is called; it defines the command as VERB_command.
+A verb's module is imported only when the verb is called; it defines the command as VERB_command.
 """
 
 from __future__ import annotations
@@ -31,36 +31,36 @@ FITTING = {
     **dict.fromkeys(("config", "schedule", "forward"), "config.json"),
     "curves": "metrics.jsonl",
 }
-"""What a run's folder has for an argument or a command of a name."""
-# Help lines stand here, not in the modules, so that `udpm --help` imports none of them.
+"""File in a run's folder that matches an argument or a command, by its name."""
+# Help lines are here, not in the modules, so that `udpm --help` imports none of them.
 VERBS = {
-    "resolve": "Validate a configuration and write it out complete.",
+    "resolve": "Validate a configuration and write it with all defaults.",
     "schema": "Write the JSON schemas of the configuration files.",
-    "fetch": "Bring weights and data sets here beforehand.",
-    "prepare": "Turn a source of images into a checked, memory-mapped store.",
+    "fetch": "Download weights and data sets in advance.",
+    "prepare": "Convert a source of images to a checked, memory-mapped store.",
     "cache": "Write the downsampled levels of a prepared data set.",
-    "train": "Train a model; resumes by itself.",
-    "status": "Say where training runs stand.",
+    "train": "Train a model, or resume its training.",
+    "status": "Show the status of training runs.",
     "clean": "Remove checkpoints of finished runs.",
-    "sample": "Draw a sample set from trained weights.",
-    "join": "Make one sample set of its shards.",
+    "sample": "Sample images from trained weights.",
+    "join": "Join shards to a sample set.",
     "export": "Write a sample set as image files.",
     "latents": "Explore what each noise map of a model's latent controls.",
     "extractor": "Train the small classifier whose features score digits.",
-    "reference": "Feature statistics of a data set, to score against.",
-    "score": "Score a sample set or a yardstick against a reference.",
+    "reference": "Compute feature statistics of a data set, to score against.",
+    "score": "Score a sample set or a baseline against a reference.",
     "select": "Choose a run's best milestone by its score.",
     "table": "Render scores as a table (csv, md, tex, html).",
-    "paper": "Render the paper's tables, published numbers beside measured ones.",
-    "summary": "Say on one page what ran, what came of it, and what is missing.",
+    "paper": "Render the paper's tables with published and measured numbers.",
+    "summary": "Summarize on one page what ran, its results, and what is missing.",
     "card": "Write a run's model card.",
-    "figure": "Render a figure (svg, png, csv of the data behind it).",
-    "schedule": "Show a noise schedule's numbers, and how well sampling starts.",
+    "figure": "Render a figure (svg, png, and csv of its data).",
+    "schedule": "Show the numbers of a noise schedule, and how well sampling starts.",
     "sweep": "Plan, watch and rank a sweep of experiments.",
-    "cost": "Count what an image costs: multiply-adds and parameters.",
-    "import": "Bring over published checkpoints, configurations and command lines.",
+    "cost": "Count the multiply-adds and parameters of an image.",
+    "import": "Import published checkpoints, configurations and command lines.",
     "bench": "Measure speed on this machine.",
-    "info": "Say what a file or folder made by udpm is.",
+    "info": "Describe a file or folder made by udpm.",
 }
 
 
@@ -73,11 +73,11 @@ MODULES = {
     "report": ("table", "paper", "summary", "card", "figure"),
     "inspect": ("schedule", "cost", "info"),
 }
-"""The verbs of each module; the others have a module of their own name."""
+"""Verbs of each module; any other verb has a module of the same name."""
 
 
 class _Verbs(Group):
-    """Loads a verb's module when it is called."""
+    """Group that imports a verb's module when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -96,31 +96,31 @@ class _Verbs(Group):
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="udpm")
 @click.option(
-    "--usage", type=OutputFile(kinds.USAGE), help="Append to this .jsonl what the command used: time, memory, GPU."
+    "--usage", type=OutputFile(kinds.USAGE), help="Append the command's time, memory and GPU use to this .jsonl file."
 )
 def udpm(usage: Path | None) -> None:
     """Train, sample, score and report Upsampling Diffusion Probabilistic Models.
 
-    Exit codes: 0 done; 2 a mistake in what was asked for, each told in one line; 75 stopped early with everything
-    saved: run the same command again.
+    Exit codes: 0 done; 2 a mistake in the command or its input, each reported as one line; 75 stopped early with
+    everything saved: run the same command again.
     """
-    # `Verb` measures, once it knows that `usage` may be written.
+    # `Verb` measures usage, after checking that the file may be written.
 
 
 LONGEST = 2000
-"""Characters of an error: what it shows of a file may be long."""
+"""Longest error in characters; it may quote a file."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: run a verb and exit with its code."""
-    # Read when OpenMP is loaded, so before torch is. Threads that spin while they wait take the core from whatever else
-    # runs, and from each other: training beside one busy process was four times slower.
+    """Run a verb and exit with its code."""
+    # OpenMP reads it when torch loads it. Threads that spin while waiting take the core from other processes and from
+    # each other: training next to one busy process was four times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     use_private_cache_dirs()
     try:
         with as_user_errors():
             done = udpm.main(arguments, prog_name="udpm", standalone_mode=False)
-        # Else it fails when the interpreter ends, which tells of it at length.
+        # Otherwise a failure would occur at interpreter exit, with a traceback.
         if sys.stdout is not None:
             sys.stdout.flush()
         sys.exit(done or 0)
@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as finished:
         sys.exit(finished.exit_code)
     except click.ClickException as error:
-        _stop(" ".join(f"error: {_told(error)}".split()), EXIT_USER_ERROR)
+        _stop(" ".join(f"error: {_usage_error(error)}".split()), EXIT_USER_ERROR)
     except (click.Abort, KeyboardInterrupt):
         _stop("interrupted", 130)
     except OSError as error:
@@ -140,14 +140,14 @@ def main(arguments: list[str] | None = None) -> None:
         package = (error.name or "").partition(".")[0]
         if package in ("", "udpm"):
             raise
-        _stop(f"error: {package} cannot be imported here: {first_line(error)}", EXIT_USER_ERROR)
+        _stop(f"error: cannot import {package}: {first_line(error)}", EXIT_USER_ERROR)
     except RecursionError:
-        _stop("error: something that was read is nested too deep", EXIT_USER_ERROR)
+        _stop("error: an input is nested too deep", EXIT_USER_ERROR)
 
 
 def _stop_for(error: OSError) -> None:
-    """End for what the system refused: a reader that went away, a full disk, a file that cannot be opened."""
-    # What is left to write cannot be written any more.
+    """Exit after a system error: a closed pipe, a full disk, a file that cannot be opened."""
+    # Discard buffered output, which can no longer be written.
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if isinstance(error, BrokenPipeError):
@@ -158,8 +158,8 @@ def _stop_for(error: OSError) -> None:
     _stop(f"error: {f'{where}: ' * (where is not None)}{reason}", EXIT_USER_ERROR)
 
 
-def _told(error: click.ClickException) -> str:
-    """What is wrong in a command line, with what would be right."""
+def _usage_error(error: click.ClickException) -> str:
+    """Describe a mistake in a command line and its correction."""
     message = error.format_message()
     if isinstance(error, click.BadParameter) and (wrong := WRONG_PLACE.search(message)):
         return _place(Path(wrong[1]), wrong[2] == "directory", error)
@@ -172,7 +172,7 @@ def _told(error: click.ClickException) -> str:
 
 
 def _place(path: Path, is_folder: bool, error: click.BadParameter) -> str:
-    """A folder where a file is wanted, or the other way round, with what there is of the right kind."""
+    """Describe a folder given instead of a file, or vice versa, and suggest a path of the right kind."""
     assert error.ctx is not None
     assert error.param is not None
     option, command = isinstance(error.param, click.Option), error.ctx.command.name
@@ -180,16 +180,16 @@ def _place(path: Path, is_folder: bool, error: click.BadParameter) -> str:
     if is_folder:
         near = [path / FITTING[word] for word in (name.lower(), command) if word in FITTING]
         fits = next((file for file in near if file.is_file()), None)
-        found = f"{name}: {path} is a folder; a file is wanted"
+        found = f"{name}: {path} is a folder, expected a file"
     else:
         fits = path.parent if what_is(path.parent) is not None else None
-        found = f"{name}: {path} is a file; a folder is wanted"
+        found = f"{name}: {path} is a file, expected a folder"
     kind = what_is(path)
     return f"{found}: {fits}" if fits else f"{found} (it is {kind})" if kind else found
 
 
 def _stop(message: str, code: int) -> None:
-    # On a full disk there may be nowhere to say it; the exit code still does.
+    # On a full disk the message may be lost, but not the exit code.
     with suppress(OSError):
         for line in message.splitlines():
             text = " ".join(line.split())

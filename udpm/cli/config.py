@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 CONFIG_KEYS = 0.75
-"""Share of its keys that a resolved configuration has at least: one of an earlier version may lack some."""
+"""Smallest fraction of its keys that a resolved configuration has: one of an earlier version may lack some."""
 OF_A_RUN = ("complete.json", "checkpoints", "owner.json", "attempts.jsonl", "weights.safetensors", "bundle.json")
-"""What lies next to the config.json that a run was begun with."""
+"""Names of files and folders next to the config.json of a run."""
 PARTS = ("run", "sampling", "scoring", "selection_sampling", "selection_scoring", "latents", "dataset")
 
 
 def _is_resolved(path: Path) -> bool:
-    """Whether a file is a configuration as this command writes it: complete, in its layout."""
+    """Detect a configuration written by this command: complete, in its layout."""
     import json
 
     from udpm.config import DatasetConfig, Latents, RunConfig, Sampling, Scoring
@@ -44,10 +44,10 @@ def _is_resolved(path: Path) -> bool:
 
 
 def _check_claim(output: Path, text: str) -> None:
-    """Refuse to replace what a run was trained with: what it made would be told to come of something else.
+    """Refuse to replace the configuration of a run, which its results would then misreport.
 
     Raises:
-        UserError: the output is a run's config.json, and says something else.
+        UserError: the output is a run's config.json with another content.
     """
     from udpm.core.errors import UserError
 
@@ -55,8 +55,8 @@ def _check_claim(output: Path, text: str) -> None:
     others = [name for name in OF_A_RUN if os.path.lexists(place.parent / name)]
     if place.name == "config.json" and others and place.exists() and place.read_text(encoding="utf-8") != text:
         raise UserError(
-            f"--output: {output}: is the configuration of the run in this folder ({others[0]} lies next to it), and "
-            "says something else; name another file"
+            f"--output: {output}: is the configuration of the run in this folder (next to {others[0]}) and differs; "
+            "name another file"
         )
 
 
@@ -71,14 +71,14 @@ RESOLVED = FileKind("resolved configuration", _is_resolved)
 @click.option("--part", type=click.Choice(PARTS), default="run", show_default=True, help="Which part to write.")
 @click.option("--seed", type=Whole(0, 2**63 - 1), default=0, show_default=True, help="Training seed, for part run.")
 @click.option("--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration.")
-@click.option("--output", type=OutputFile(RESOLVED), help="Where to; default: print it.")
+@click.option("--output", type=OutputFile(RESOLVED), help="File to write; default: print it.")
 def resolve_command(
     experiment: str | None, dataset: str | None, part: str, seed: int, config: Path, output: Path | None
 ) -> None:
-    """Validate a configuration and write one part of it out complete, with all defaults.
+    """Validate a configuration and write one part of it with all defaults.
 
-    EXPERIMENT is the name of a file in config/experiments/. The result is what the other commands read. The config.json
-    of a run that was begun is never replaced by another configuration.
+    EXPERIMENT is the name of a file in config/experiments/. The other commands read the result. The config.json of a
+    run that has begun is never replaced by another configuration.
     """
     if (experiment is None) == (dataset is None):
         raise click.UsageError("give either an EXPERIMENT or --dataset NAME", click.get_current_context())
@@ -94,7 +94,7 @@ def resolve_command(
         parts = {"run": run, "dataset": run.dataset}
         resolved = parts.get(part) or getattr(load_experiment(experiment, config), part)
         if resolved is None:
-            raise UserError(f"{place_of(experiment, config)}: scoring: is null, so it has no part {part}")
+            raise UserError(f"{place_of(experiment, config)}: scoring: is null, so there is no part {part}")
     if output is None:
         click.echo(to_json(resolved), nl=False)
     else:
@@ -121,7 +121,7 @@ SCHEMA = FileKind("JSON schema", _is_schema)
 @click.option("--config", type=OutputPlace(), default="config", show_default=True, help="Folder of the configuration.")
 @click.option("--docs", type=OutputPlace(), default="docs", show_default=True, help="Folder of the documentation.")
 def schema_command(config: Path, docs: Path) -> None:
-    """Write what is made from the code's own models: run it after changing one.
+    """Regenerate the files that depend on the configuration models: run it after changing one.
 
     These are the JSON schemas of the configuration files, the key reference in their manual, and the table of published
     flags.
@@ -139,7 +139,7 @@ def schema_command(config: Path, docs: Path) -> None:
         write_json(path, schema)
     for path, text in texts.items():
         write_text(path, text)
-    click.echo(f"{config / 'schema'}: {len(schemas)} schemas; {' and '.join(map(str, texts))}: brought up to date")
+    click.echo(f"{config / 'schema'}: {len(schemas)} schemas; {' and '.join(map(str, texts))}: updated")
 
 
 @click.command(
@@ -147,22 +147,22 @@ def schema_command(config: Path, docs: Path) -> None:
 )
 @click.argument("checkpoints", type=FILE, nargs=-1)
 @click.option("--config", "flags_file", type=FILE, help="A published config_SUFFIX.json.")
-@click.option("--command", "command_line", help="A published command line, pasted as it stands; - reads it from stdin.")
-@click.option("--output", type=OutputFile(kinds.IMPORTED, ".safetensors"), help="Where the weights go, .safetensors.")
+@click.option("--command", "command_line", help="A published command line, pasted unchanged; - reads it from stdin.")
+@click.option("--output", type=OutputFile(kinds.IMPORTED, ".safetensors"), help="Weight file to write, .safetensors.")
 @click.option("--name", help="Also write this experiment (and its data set, unless --dataset names one).")
 @click.option("--dataset", help="An existing data set, for --name.")
 @click.option(
     "--gpus",
     type=Whole(1),
-    help="GPUs that batch_per_GPU counts for; default 1, or as torchrun says.",
+    help="Number of GPUs that batch_per_GPU refers to; default: that of torchrun, else 1.",
 )
 @click.option("--alphas", type=Numbers(float), help="The schedule, l = 1 first: 0.5,0.2,1e-3.")
 @click.option("--sigmas", type=Numbers(float), help="The schedule, l = 1 first: 0.1,0.2,0.3.")
-@click.option("--normalization", type=click.Choice(["norm", "sum"]), help="Of H's box; default: norm.")
-@click.option("--classes", type=Whole(2, 100_000), help="Number of classes, where label dropout hides it.")
+@click.option("--normalization", type=click.Choice(["norm", "sum"]), help="Normalization of H's box; default: norm.")
+@click.option("--classes", type=Whole(2, 100_000), help="Number of classes, if label dropout hides it.")
 @click.option("--folder", type=OutputPlace(), default="config", show_default=True, help="Folder of the configuration.")
 @click.option(
-    "--run-config", type=FILE, help="Instead of all above: a run's resolved configuration, which names its weights."
+    "--run-config", type=FILE, help="Instead of all of these: a run's resolved configuration, which names its weights."
 )
 @click.option("--run", type=OutputFolder(kinds.RUN), help="That run's folder.")
 def import_command(
@@ -181,46 +181,46 @@ def import_command(
     run_config: Path | None,
     run: Path | None,
 ) -> None:
-    """Bring over published checkpoints, configurations and command lines.
+    """Import published checkpoints, configurations and command lines.
 
     CHECKPOINTS are model_ema_state_*.pt (averaged weights) and model_state_*.pt (weights and discriminator) of one
-    model. The architecture is read off the tensors; with --config or --command it is checked against them. Without any
-    schedule, the paper's is taken and said so. Files are never executed: one that holds code is refused.
+    model. The architecture is read from the tensors; with --config or --command it is checked against them. Without a
+    schedule, the paper's is used, with a note. Files are never executed: one that contains code is refused.
     """
     if run_config is not None or run is not None:
-        _adopt(checkpoints, run_config, run)
+        _import_run(checkpoints, run_config, run)
         return
     if (dataset is not None or gpus is not None) and name is None:
         raise click.UsageError("--dataset and --gpus are for the experiment of --name", click.get_current_context())
     if not checkpoints and (output is not None or alphas is not None or normalization is not None):
-        raise click.UsageError("--output and the schedule's options go with CHECKPOINTS", click.get_current_context())
+        raise click.UsageError("--output and the schedule's options need CHECKPOINTS", click.get_current_context())
     if not checkpoints and name is None:
         raise click.UsageError("give CHECKPOINTS, or --name with --config or --command", click.get_current_context())
-    from udpm.interop import convert as move
+    from udpm.interop import convert
 
     if command_line == "-":
         command_line = sys.stdin.read()
     if (alphas is None) != (sigmas is None):
         raise click.UsageError("--alphas and --sigmas go together", click.get_current_context())
-    described = move.describe(flags_file, command_line, name or "imported", dataset, gpus)
-    schedule = move.Schedule(alphas, sigmas, normalization)
-    for line in move.bring_over(list(checkpoints), described, schedule, classes, output, name, folder):
+    described = convert.describe(flags_file, command_line, name or "imported", dataset, gpus)
+    schedule = convert.ScheduleOptions(alphas, sigmas, normalization)
+    for line in convert.convert_checkpoint(list(checkpoints), described, schedule, classes, output, name, folder):
         click.echo(line)
 
 
-def _adopt(checkpoints: tuple[Path, ...], run_config: Path | None, run: Path | None) -> None:
+def _import_run(checkpoints: tuple[Path, ...], run_config: Path | None, run: Path | None) -> None:
     from udpm.config import RunConfig, read_resolved
     from udpm.core.errors import UserError
     from udpm.core.outputs import Output
-    from udpm.interop.pretrained import adopt
+    from udpm.interop.pretrained import import_weights
     from udpm.runs.config_guard import check_import
 
     if checkpoints or run_config is None or run is None:
         raise click.UsageError("--run-config and --run go together, without CHECKPOINTS", click.get_current_context())
     config = read_resolved(RunConfig, run_config)
     if config.training != "imported":
-        raise UserError(f"{run_config}: training: is not imported, so `udpm train` makes this run")
+        raise UserError(f"{run_config}: training: is not imported; use `udpm train` for this run")
     check_import(run)
     check({"weights": config.weights}, [Output("--run", run / "weights.safetensors", kinds.IMPORTED_RUN)])
-    adopt(config, run)
+    import_weights(config, run)
     click.echo(f"{run / 'weights.safetensors'}: from {config.weights}")

@@ -17,14 +17,14 @@ FILES = ("inception", "vgg", "cifar10")
 @click.option(
     "--folder",
     type=OutputPlace(),
-    help="Where it goes; default: resources/weights (inception), torchvision's own (vgg), resources/cifar10 (cifar10).",
+    help="Folder to write to; default: resources/weights (inception), torchvision's (vgg), resources/cifar10.",
 )
-@click.option("--sha256", metavar="HEX", help="SHA-256 that it must have; default: the published file's.")
-@click.option("--offline", is_flag=True, help="Only look whether it is there and whole; UDPM_OFFLINE=1 does the same.")
+@click.option("--sha256", metavar="HEX", help="Required SHA-256; default: the published file's.")
+@click.option("--offline", is_flag=True, help="Only check an existing file; UDPM_OFFLINE=1 does the same.")
 def fetch_command(file: str, folder: Path | None, sha256: str | None, offline: bool) -> None:
-    """Bring weights or a data set here before they are needed, on a machine that has a network.
+    """Download weights or a data set in advance, on a machine with network access.
 
-    What is there already is checked and left as it is.
+    An existing file is checked and left unchanged.
     """
     from dataclasses import replace
 
@@ -53,14 +53,14 @@ def _default_folder(file: str) -> Path:
     "--output",
     type=OutputFolder(kinds.DATASET),
     required=True,
-    help="Folder of the store; replaced once the new one is whole.",
+    help="Folder of the store; replaced once the new one is complete.",
 )
-@click.option("--workers", type=Whole(1, 1024), help="Processes that decode and resize; default: one for each core.")
+@click.option("--workers", type=Whole(1, 1024), help="Processes that decode and resize; default: one per core.")
 def prepare_command(config: Path, output: Path, workers: int | None) -> None:
-    """Turn a source of images into a checked, memory-mapped store.
+    """Convert a source of images to a checked, memory-mapped store.
 
-    CONFIG is a data set's resolved configuration (udpm resolve --dataset NAME). A killed preparation goes on where it
-    was; a finished one is left alone.
+    CONFIG is a data set's resolved configuration (udpm resolve --dataset NAME). The same command resumes an interrupted
+    preparation; a finished one is left unchanged.
     """
     from udpm.core.processes import StopRequest
 
@@ -82,7 +82,7 @@ def prepare_command(config: Path, output: Path, workers: int | None) -> None:
     "--output",
     type=OutputFolder(kinds.CACHE),
     required=True,
-    help="Folder of the cache; replaced once the new one is whole.",
+    help="Folder of the cache; replaced once the new one is complete.",
 )
 def cache_command(dataset: Path, output: Path) -> None:
     """Write the downsampled levels of a prepared data set, as exact integer block sums."""

@@ -20,7 +20,7 @@ NORMALIZATIONS = ("norm", "sum")
 
 
 class Asked(NamedTuple):
-    """A schedule that was asked for: its name for people, its process, and the side of its images (None if unsaid)."""
+    """A requested schedule: its name to display, its process, and the side of its images (None if not given)."""
 
     name: str
     process: Process
@@ -33,8 +33,10 @@ class Asked(NamedTuple):
 @click.option("--alphas", type=Numbers(float), help="Instead of an experiment: α for each level, l = 1 first.")
 @click.option("--sigmas", type=Numbers(float), help="With --alphas: σ for each level, l = 1 first.")
 @click.option("--side", type=Whole(1), help=f"With --alphas: N; default: the data set's, else {SIDE}.")
-@click.option("--normalization", type=click.Choice(NORMALIZATIONS), help="With --alphas: of H's box; default: norm.")
-@click.option("--dataset", type=FOLDER, help="Prepared data set, for bounds that hold for its training split.")
+@click.option(
+    "--normalization", type=click.Choice(NORMALIZATIONS), help="With --alphas: normalization of H's box; default: norm."
+)
+@click.option("--dataset", type=FOLDER, help="Prepared data set, for bounds valid for its training split.")
 @click.option(
     "--output", type=OutputStem(kinds.FIGURE), metavar="STEM", help="Also write STEM.csv, STEM.svg and STEM.png."
 )
@@ -48,10 +50,10 @@ def schedule_command(
     dataset: Path | None,
     output: Path | None,
 ) -> None:
-    """Show a noise schedule level by level: signal, noise, posterior; and how well sampling starts.
+    """Show signal, noise and posterior of a noise schedule at every level, and how well sampling starts.
 
-    The schedule is that of EXPERIMENT, a file in config/experiments/, or the one given by --alphas and --sigmas. A
-    schedule whose last state is not what sampling starts from is warned of.
+    The schedule is that of EXPERIMENT, a file in config/experiments/, or the one given by --alphas and --sigmas. Warns
+    if the distribution of the schedule's last state is not that which sampling starts from.
     """
     if alphas is not None and sigmas is not None and experiment is None:
         asked = _typed(alphas, sigmas, side, normalization)
@@ -88,7 +90,7 @@ def _typed(alphas: list[float], sigmas: list[float], side: int | None, normaliza
     from udpm.core.errors import UserError
 
     if len(alphas) != len(sigmas):
-        raise UserError(f"--alphas has {len(alphas)} values, --sigmas {len(sigmas)}; give one of each for each level")
+        raise UserError(f"--alphas has {len(alphas)} values, --sigmas {len(sigmas)}; give one of each per level")
     values = {"levels": len(alphas), "alphas": alphas, "sigmas": sigmas}
     if normalization is not None:
         values["normalization"] = normalization
@@ -101,7 +103,7 @@ def _typed(alphas: list[float], sigmas: list[float], side: int | None, normaliza
 
 
 def _images(asked: Asked, dataset: Path | None) -> tuple[int, float, str]:
-    """N, m₂, and where m₂ comes from."""
+    """Return N, m₂, and a description of the source of m₂."""
     from udpm.core.errors import UserError
 
     store = None
@@ -130,10 +132,9 @@ def _images(asked: Asked, dataset: Path | None) -> tuple[int, float, str]:
     "--output", type=OutputStem(kinds.TABLE), metavar="STEM", help="Also write STEM.csv, .md, .tex and .html."
 )
 def cost_command(experiments: tuple[str, ...], config: Path, output: Path | None) -> None:
-    """Count what an image costs: multiply-adds and parameters, beside those of a network at the full side.
+    """Count the multiply-adds and parameters of an image, and those of a network at the full side.
 
-    Each EXPERIMENT is the name of a file in config/experiments/. Nothing is trained or computed: neither weights nor
-    data are needed.
+    Each EXPERIMENT is the name of a file in config/experiments/. Needs no weights and no data.
     """
     from udpm.config import load_experiment, resolve_run
     from udpm.networks.flops import count_cost
@@ -155,11 +156,11 @@ def cost_command(experiments: tuple[str, ...], config: Path, output: Path | None
 )
 @click.option("--check", is_flag=True, help="Compare all bytes of a data set or cache with its record.")
 def info_command(path: Path, sheet: Path | None, check: bool) -> None:
-    """Say what a file or folder made by udpm is: its record, as JSON.
+    """Print the record of a file or folder made by udpm as JSON.
 
     PATH is a data set, a cache or a run (folders), a weight file, a checkpoint, a reference, a sample set, a sampling
-    chain, a latent-space experiment, or a published checkpoint (.pt). For a data set, images of each class, mean and
-    standard deviation (0..255, training split) are counted and added.
+    chain, a latent-space experiment, or a published checkpoint (.pt). For a data set, the output includes the images
+    per class, mean and standard deviation (0..255, training split).
     """
     from udpm.core.errors import UserError
 
@@ -192,7 +193,7 @@ def _check(path: Path) -> None:
     else:
         changed = check_files(path, read_cache_record(path))
     if changed:
-        raise UserError(f"{path}: not as it was made: {', '.join(changed)} changed; delete it and make it again")
+        raise UserError(f"{path}: changed since it was made: {', '.join(changed)}; delete it and make it again")
     click.echo(f"{path}: ok")
 
 
@@ -221,11 +222,11 @@ def _describe(path: Path) -> dict:
         from udpm.data.npz import load_arrays
 
         return load_arrays(path, "file with a record", "udpm reference, sample --chain or latents")[1]
-    return _beside(path)
+    return _side_record(path)
 
 
-def _beside(path: Path) -> dict:
-    """The record of the same name with .json."""
+def _side_record(path: Path) -> dict:
+    """Read the record with the same name and suffix .json."""
     from udpm.core.errors import UserError
     from udpm.core.reading import read_json
 

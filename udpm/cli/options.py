@@ -1,4 +1,4 @@
-"""Groups of commands, and the options that several verbs share."""
+"""Command groups, and options shared by several verbs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from udpm.runs import layout
 
 
 class Group(click.Group):
-    """A group whose mistakes are told as those of all commands are."""
+    """A group that reports mistakes like all other commands."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """The help, where nothing else is given."""
+        """Print the help if no arguments are given."""
         if not args and not ctx.resilient_parsing:
             click.echo(ctx.get_help(), err=True)
             raise click.UsageError("a command is missing", ctx)
@@ -30,24 +30,24 @@ class Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command of a name, or an error with the nearest one."""
+        """Find a command by name, or raise an error that suggests the closest match."""
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None:
-            there = self.list_commands(ctx)
-            near = difflib.get_close_matches(name, there, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(there)}"
+            commands = self.list_commands(ctx)
+            near = difflib.get_close_matches(name, commands, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(commands)}"
             raise click.UsageError(f"No such command {name!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
 
 
 CONFIG_PARTS = ("config.yaml", "cluster.yaml", "experiments", "datasets", "sweeps", "published")
-"""What is read of a folder of the configuration."""
+"""Files and folders that are read in a configuration folder."""
 
 MOST_IMAGES = 10_000_000
 
 
 class Whole(click.IntRange):
-    """Whole numbers from `least` on. The bound above keeps a slip from taking all memory; only errors tell of it."""
+    """Integers of at least `least`. The upper bound, shown only in errors, keeps a typo from using all memory."""
 
     def __init__(self, least: int, most: int = 2**31 - 1) -> None:
         super().__init__(least, most)
@@ -57,12 +57,12 @@ class Whole(click.IntRange):
 
 
 class InputPath(click.Path):
-    """A file or folder that a command reads: none of its outputs may be, hold or lie in it.
+    """A file or folder that a command reads; no output may be the same path, contain it or be inside it.
 
     Args:
-        files: whether a file will do.
-        folders: whether a folder will do.
-        holds: whether an output may have a name all the same, given the folder and the name relative to it.
+        files: accept a file.
+        folders: accept a folder.
+        holds: returns True if an output inside it is allowed, given the folder and the relative path.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class InputPath(click.Path):
 
 
 def _config_holds(folder: Path, name: Path) -> bool:
-    """Only where one works in the folder itself, what is not read of it."""
+    """Allow files that are not read, but only if the current folder is inside it."""
     return Path.cwd().is_relative_to(folder) and bool(name.parts) and name.parts[0] not in CONFIG_PARTS
 
 
@@ -82,7 +82,7 @@ def _results_hold(folder: Path, name: Path) -> bool:
 
 
 def _run_holds(folder: Path, name: Path) -> bool:
-    """Its card."""
+    """Allow the model card."""
     return name.suffix == ".md" and len(name.parts) == 1
 
 
@@ -95,10 +95,10 @@ RUN = InputPath(files=False, holds=_run_holds)
 
 
 class OutputPath(click.Path):
-    """What a command writes. `Verb` holds it against all inputs, and against what is there, before any work."""
+    """An output path. `Verb` checks it against all inputs and existing files before any work."""
 
     def outputs(self, option: str, path: Path, params: dict[str, Any]) -> Iterator[Output]:
-        """All files and folders that come of it, given all parameters of the command."""
+        """Yield all files and folders to be written, given all parameters of the command."""
         raise NotImplementedError
 
 
@@ -106,9 +106,9 @@ class OutputFile(OutputPath):
     """One file.
 
     Args:
-        kind: what it is.
-        suffixes: of which its name must have one, if any.
-        sides: by suffix, kinds of files that get the same name.
+        kind: kind of the file.
+        suffixes: allowed suffixes; none: any.
+        sides: kinds of additional files with the same name, by suffix.
     """
 
     def __init__(self, kind: FileKind, *suffixes: str, sides: dict[str, FileKind] | None = None) -> None:
@@ -116,24 +116,24 @@ class OutputFile(OutputPath):
         self.kind, self.suffixes, self.sides = kind, suffixes, sides or {}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path."""
+        """Convert to a path and check its suffix."""
         path: Any = super().convert(value, param, ctx)
         if self.suffixes and path.suffix.lower() not in self.suffixes:
             self.fail(f"{path} must end in {' or '.join(self.suffixes)}", param, ctx)
         return path
 
     def outputs(self, option: str, path: Path, params: dict[str, Any]) -> Iterator[Output]:
-        """The file, and those of the same name."""
+        """Yield the file and those with the same name."""
         yield Output(option, path, self.kind)
         for suffix, kind in self.sides.items():
             yield Output(f"{option} ({suffix})", path.with_suffix(suffix), kind)
 
 
 class OutputStem(OutputPath):
-    """Several files that differ by what is added to one path.
+    """Several files whose paths are one stem plus a suffix.
 
     Args:
-        kinds: by suffix.
+        kinds: kinds of files by suffix.
     """
 
     def __init__(self, kinds: dict[str, FileKind]) -> None:
@@ -141,16 +141,16 @@ class OutputStem(OutputPath):
         self.kinds = kinds
 
     def outputs(self, option: str, path: Path, params: dict[str, Any]) -> Iterator[Output]:
-        """The files."""
+        """Yield the files."""
         for suffix, kind in self.kinds.items():
             yield Output(option, Path(f"{path}{suffix}"), kind)
 
 
 class OutputFolder(OutputPath):
-    """A folder that is replaced as a whole, or that keeps what a command needs again.
+    """A folder that is replaced as a whole, or that keeps files for later calls.
 
     Args:
-        kind: what it is, or tells that from all parameters of the command.
+        kind: kind of the folder, or a function that returns it, given all parameters of the command.
     """
 
     def __init__(self, kind: FolderKind | KeptFolder | Callable[[dict[str, Any]], FolderKind]) -> None:
@@ -158,16 +158,16 @@ class OutputFolder(OutputPath):
         self.kind = kind
 
     def outputs(self, option: str, path: Path, params: dict[str, Any]) -> Iterator[Output]:
-        """The folder."""
+        """Yield the folder."""
         yield Output(option, path, self.kind(params) if callable(self.kind) else self.kind)
 
 
 class OutputPlace(OutputPath):
-    """A folder in which a command writes files of certain names, and leaves all others alone.
+    """A folder in which a command writes files with certain names and leaves all others unchanged.
 
     Args:
-        kinds: by name, files that it always writes. Others, which other parameters name, are for the command to check
-            (`check`), unless it writes none that exists.
+        kinds: kinds of the files that it always writes, by name. The command must `check` other files that may exist,
+            whose names depend on other parameters.
     """
 
     def __init__(self, kinds: dict[str, FileKind] | None = None) -> None:
@@ -175,17 +175,17 @@ class OutputPlace(OutputPath):
         self.kinds = kinds or {}
 
     def outputs(self, option: str, path: Path, params: dict[str, Any]) -> Iterator[Output]:
-        """The folder, and the files."""
+        """Yield the folder and the files."""
         yield Output(option, path, None)
         for name, kind in self.kinds.items():
             yield Output(option, path / name, kind)
 
 
 class Verb(click.Command):
-    """A command that is run only if its outputs harm nothing: see `udpm.core.outputs.guard`."""
+    """A command that runs only if its outputs overwrite nothing of value: see `udpm.core.outputs.guard`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse, and check; what the command uses is measured from here on where that is asked for."""
+        """Parse and check the arguments; measure usage from here on with --usage."""
         rest = super().parse_args(ctx, args)
         if ctx.resilient_parsing:
             return rest
@@ -198,7 +198,7 @@ class Verb(click.Command):
 
 
 class Verbs(Group):
-    """A group of such commands."""
+    """A group whose commands are `Verb`s."""
 
     command_class = Verb
 
@@ -208,12 +208,12 @@ def check(
     writes: list[Output] | None = None,
     ctx: click.Context | None = None,
 ) -> None:
-    """Hold a command's outputs against its inputs.
+    """Check a command's outputs against its inputs and existing files.
 
     Args:
-        reads: what it reads besides its options, by what names it, such as a configuration's key; None: nothing.
-        writes: what it writes besides.
-        ctx: default: of the command that is running.
+        reads: inputs that are not options, by the name to show in errors, such as a configuration key.
+        writes: outputs that are not options.
+        ctx: context of the command; default: the running one.
 
     Raises:
         UserError: an output is refused.
@@ -238,10 +238,10 @@ def _paths(value: Any) -> list[Path]:
 
 
 class Classes(click.ParamType):
-    """Names or numbers of classes with commas between them, such as cat,dog or 3,5; quotes keep a comma in a name.
+    """Comma-separated names or numbers of classes, such as cat,dog or 3,5; quote a name that contains a comma.
 
     Args:
-        words: that may stand instead of a list, and are left as they are.
+        words: words allowed instead of a list, returned unchanged.
     """
 
     name = "classes"
@@ -250,7 +250,7 @@ class Classes(click.ParamType):
         self.words = words
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str | list[str]:
-        """One of the words, or the list."""
+        """Return one of the words, or the list."""
         if isinstance(value, list) or value in self.words:
             return value
         try:
@@ -259,15 +259,15 @@ class Classes(click.ParamType):
             labels = []
         labels = [label.strip() for label in labels]
         if not labels or not all(labels):
-            self.fail(f"{value!r} is no list of classes with commas between them, such as cat,dog or 0,3", param, ctx)
+            self.fail(f"{value!r} is not a comma-separated list of classes, such as cat,dog or 0,3", param, ctx)
         return labels
 
 
 class Numbers(click.ParamType):
-    """Numbers with commas between them, such as 0,1,2.
+    """Comma-separated numbers, such as 0,1,2.
 
     Args:
-        number: int or float, what each is.
+        number: type of each number, int or float.
     """
 
     name = "numbers"
@@ -276,11 +276,11 @@ class Numbers(click.ParamType):
         self.number = number
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list:
-        """The list."""
+        """Return the list."""
         if isinstance(value, list):
             return value
         try:
             return [self.number(part) for part in str(value).split(",")]
         except ValueError:
             kind = "whole numbers" if self.number is int else "numbers"
-            self.fail(f"{value!r} is no list of {kind} with commas between them, such as 0,1", param, ctx)
+            self.fail(f"{value!r} is not a comma-separated list of {kind}, such as 0,1", param, ctx)

@@ -19,7 +19,7 @@ from udpm.core.errors import EXIT_USER_ERROR, UserError
 @click.argument("scores", type=FILE, nargs=-1, required=True)
 @click.option("--output", type=OutputStem(kinds.TABLE), required=True, metavar="STEM", help="Path without suffix.")
 def table_command(scores: tuple[Path, ...], output: Path) -> None:
-    """Render SCORES as STEM.csv (full precision, whole protocol) and STEM.md, .tex and .html (to read)."""
+    """Render SCORES as STEM.csv (full precision and protocol) and as readable STEM.md, .tex and .html."""
     from udpm.report.scores import score_table
 
     click.echo(score_table(scores).write(output))
@@ -29,7 +29,12 @@ def table_command(scores: tuple[Path, ...], output: Path) -> None:
 @click.argument("tables", nargs=-1, metavar="[TABLE]...")
 @click.option("--results", type=RESULTS, default="results", show_default=True, help="Folder of the results.")
 @click.option("--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration.")
-@click.option("--experiment", "experiments", multiple=True, help="Also in the set-up and run-time tables; repeatable.")
+@click.option(
+    "--experiment",
+    "experiments",
+    multiple=True,
+    help="Add this experiment to the set-up and run-time tables; repeatable.",
+)
 @click.option(
     "--output", type=OutputPlace(), required=True, help="Folder of the tables: TABLE.csv, .md, .tex and .html."
 )
@@ -42,18 +47,18 @@ def paper_command(
     experiments: tuple[str, ...],
     output: Path,
 ) -> None:
-    """Render the paper's tables: published numbers beside what was measured, "not run" where nothing was.
+    """Render the paper's tables with published and measured numbers, or "not run".
 
     TABLE is the name of a file in config/published/ (table1, table2, peers, …), or one of training, generator,
-    discriminator and runtime; without any, all are rendered. A table that cannot be rendered is told in one line, the
-    others are rendered all the same; the exit code is then 2.
+    discriminator and runtime; default: all. If a table cannot be rendered, it is reported as one line, the others are
+    still rendered, and the exit code is 2.
     """
     from udpm.config.published_scores import table_names
     from udpm.report.paper.study import Paper
 
     names = tables or table_names(config)
     stems = {name: output / name for name in names}
-    check(writes=[told for stem in stems.values() for told in OutputStem(kinds.TABLE).outputs("--output", stem, {})])
+    check(writes=[file for stem in stems.values() for file in OutputStem(kinds.TABLE).outputs("--output", stem, {})])
     paper = Paper(results, config, experiments)
     wrong = False
     for name, stem in stems.items():
@@ -72,9 +77,9 @@ def paper_command(
 @click.option("--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration.")
 @click.option("--output", type=OutputPlace(kinds.PAGE), required=True, help="Folder of summary.md and overview.html.")
 def summary_command(experiments: tuple[str, ...], results: Path, config: Path, output: Path) -> None:
-    """Say on one page what ran, on what, the headline numbers with their protocol, and what is missing.
+    """Summarize on one page what ran, on which data, the main numbers with their protocol, and what is missing.
 
-    Each EXPERIMENT is the name of a file in config/experiments/. Written are summary.md, and the same as overview.html.
+    Each EXPERIMENT is the name of a file in config/experiments/. Writes summary.md and the same page as overview.html.
     """
     from udpm.report.paper.study import Paper
 
@@ -87,13 +92,13 @@ def summary_command(experiments: tuple[str, ...], results: Path, config: Path, o
     "--output results/runs/digits/seed0/README.md",
 )
 @click.argument("run", type=RUN)
-@click.option("--score", "scores", type=FILE, multiple=True, help="Of this run's images; repeatable.")
-@click.option("--output", type=OutputFile(kinds.CARD), required=True, help="The card, README.md by custom.")
+@click.option("--score", "scores", type=FILE, multiple=True, help="Score of this run's images; repeatable.")
+@click.option("--output", type=OutputFile(kinds.CARD), required=True, help="Model card to write, usually README.md.")
 def card_command(run: Path, scores: tuple[Path, ...], output: Path) -> None:
     """Write a finished run's model card: data, training, scores, limits, licence of the data.
 
-    It has the format of Hugging Face's model cards. A score of another run, or of weights that the run no longer
-    has, is refused. A card that was edited is never replaced.
+    The card has the format of Hugging Face's model cards. A score of another run, or of weights that the run no longer
+    has, is refused. An edited card is never replaced.
     """
     from udpm.core.files import write_text
     from udpm.report.card import model_card
@@ -109,14 +114,14 @@ STEM = click.option(
 
 @click.group(cls=Verbs)
 def figure_command() -> None:
-    """Render a figure as STEM.svg and STEM.png, with STEM.csv of the data behind it."""
+    """Render a figure as STEM.svg and STEM.png, and its data as STEM.csv."""
 
 
 @figure_command.command(epilog="Example: udpm figure samples results/samples/digits/seed0.npz --output figures/samples")
 @click.argument("source", type=FILE)
 @STEM
 def samples(source: Path, output: Path) -> None:
-    """The first images of a sample set, a row for each class."""
+    """Draw the first images of a sample set, one row per class."""
     from udpm.report.figures.samples import draw_samples
 
     draw_samples(source, output)
@@ -128,7 +133,7 @@ def samples(source: Path, output: Path) -> None:
 @click.argument("source", type=FILE)
 @STEM
 def chain(source: Path, output: Path) -> None:
-    """From noise to image: the states and network outputs of one image per class."""
+    """Draw the way from noise to image: states and network outputs of one image per class."""
     from udpm.report.figures.samples import draw_chain
 
     draw_chain(source, output)
@@ -140,7 +145,7 @@ def chain(source: Path, output: Path) -> None:
 @click.argument("source", type=FILE)
 @STEM
 def curves(source: Path, output: Path) -> None:
-    """Training losses by level; also of a run that is still training."""
+    """Plot training losses by level, also of a run that is still training."""
     from udpm.report.figures.curves import draw_curves
 
     draw_curves(source, output)
@@ -150,7 +155,7 @@ def curves(source: Path, output: Path) -> None:
 @click.argument("source", type=FILE)
 @STEM
 def selection(source: Path, output: Path) -> None:
-    """The Fréchet distance of a run's milestones, and which was chosen."""
+    """Plot the Fréchet distance of a run's milestones and mark the chosen one."""
     from udpm.report.figures.curves import draw_selection
 
     draw_selection(source, output)
@@ -162,7 +167,7 @@ def selection(source: Path, output: Path) -> None:
 @click.argument("source", type=FILE)
 @STEM
 def schedule(source: Path, output: Path) -> None:
-    """Signal, noise and their ratio at every level of a run's schedule."""
+    """Plot signal, noise and their ratio at every level of a run's schedule."""
     from udpm.report.figures.schedule import draw_run_schedule
 
     draw_run_schedule(source, output)
@@ -176,7 +181,7 @@ def schedule(source: Path, output: Path) -> None:
 @click.option("--dataset", type=FOLDER, required=True, help="Prepared data set that the run is trained on.")
 @STEM
 def forward(source: Path, dataset: Path, output: Path) -> None:
-    """The forward process of a run's schedule: a training image of each class, and its state at every level."""
+    """Draw the forward process of a run's schedule: a training image of each class, and its state at every level."""
     from udpm.report.figures.samples import draw_forward_process
 
     draw_forward_process(source, dataset, output)
@@ -188,7 +193,7 @@ def forward(source: Path, dataset: Path, output: Path) -> None:
 @click.argument("source", type=FILE)
 @STEM
 def latents(source: Path, output: Path) -> None:
-    """The images of a latent-space experiment, rows and columns named."""
+    """Draw the images of a latent-space experiment with labelled rows and columns."""
     from udpm.report.figures.latents import draw_latents
 
     draw_latents(source, output)
@@ -199,7 +204,7 @@ def latents(source: Path, output: Path) -> None:
 @click.option("--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration.")
 @STEM
 def tradeoff(results: Path, config: Path, output: Path) -> None:
-    """FID against multiply-adds: published points of the paper and its peers, and what was measured here."""
+    """Plot FID against multiply-adds: published points of the paper and its peers, and measured ones."""
     from udpm.report.paper.study import Paper
 
     Paper(results, config).draw_tradeoff(output)
@@ -211,28 +216,28 @@ def tradeoff(results: Path, config: Path, output: Path) -> None:
 )
 @click.argument("source", type=FILE)
 @click.option("--dataset", type=FOLDER, required=True, help="Prepared data set that the model was trained on.")
-@click.option("--columns", type=click.IntRange(1, 24), default=12, show_default=True, help="Samples shown.")
+@click.option("--columns", type=click.IntRange(1, 24), default=12, show_default=True, help="Number of samples.")
 @STEM
 def neighbours(source: Path, dataset: Path, columns: int, output: Path) -> None:
-    """Samples over their nearest training images, with the distance against that of held-out images (memorisation)."""
+    """Draw samples above their nearest training images, with the distances of held-out images for comparison."""
     from udpm.report.figures.samples import draw_neighbours
 
     draw_neighbours(source, dataset, output, columns)
 
 
-def _telling(draw: Callable[..., None]) -> Callable[..., None]:
-    """A command that says, after it has drawn, what it wrote."""
+def _reporting(draw: Callable[..., None]) -> Callable[..., None]:
+    """Make a drawing command print the files it wrote."""
 
     @wraps(draw)
-    def told(output: Path, **given: Any) -> None:
+    def command(output: Path, **given: Any) -> None:
         draw(output=output, **given)
         with open(f"{output}.png", "rb") as file:
             width, height = struct.unpack(">II", file.read(24)[16:])
         click.echo(f"{output}.png: {width}×{height} pixels; also .svg, and .csv of the data")
 
-    return told
+    return command
 
 
 for _drawing in figure_command.commands.values():
     if _drawing.callback is not None:
-        _drawing.callback = _telling(_drawing.callback)
+        _drawing.callback = _reporting(_drawing.callback)

@@ -31,7 +31,7 @@ CASUAL_COUNT = 64
 def _shard(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)/(\d+)", value or "1/1")
     if not found:
-        raise click.BadParameter(f"{value!r} is not of the form 2/4")
+        raise click.BadParameter(f"expected the form 2/4, got {value!r}")
     return int(found[1]), int(found[2])
 
 
@@ -39,37 +39,43 @@ def _shard(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
     cls=Verb, epilog="Example: udpm sample weights.safetensors --count 100 --labels 3,5 --output threes-and-fives.npz"
 )
 @click.argument("weights", type=FILE)
-@click.option("--config", type=FILE, help="Resolved sampling section (udpm resolve --part sampling); options win.")
+@click.option(
+    "--config", type=FILE, help="Resolved sampling section (udpm resolve --part sampling); options override it."
+)
 @click.option(
     "--output",
     type=OutputFile(kinds.SAMPLES, ".npz", sides={".json": kinds.SAMPLE_RECORD}),
-    help="The sample set, .npz; its record goes beside it, .json.",
+    help="The sample set, .npz; its record is written next to it, .json.",
 )
 @click.option(
     "--chain", type=OutputFile(kinds.CHAIN, ".npz"), help="Also write the sampling chain of one image per class, .npz."
 )
-@click.option("--shard", callback=_shard, help="Draw one part: 2/4 is the second of four. udpm join makes them one.")
-@click.option("--count", type=int, help=f"Number of images; {CASUAL_COUNT} where no --config says otherwise.")
-@click.option("--batch", type=int, help="Images per network call; has no influence on the images.")
+@click.option("--shard", callback=_shard, help="Sample one part: 2/4 is the second of four. udpm join combines them.")
+@click.option("--count", type=int, help=f"Number of images; default without --config: {CASUAL_COUNT}.")
+@click.option("--batch", type=int, help="Images per network call; does not change the images.")
 @click.option("--seed", type=int, help="The n-th image's noise is a function of (seed, n) alone.")
 @click.option(
     "--labels",
     type=Classes("balanced", "none"),
     metavar="CLASS,…",
-    help="balanced, none, or classes to take in turn, by name (cat,dog) or number (3,5); a name wins.",
+    help="balanced, none, or classes to use in turn, by name (cat,dog) or number (3,5); names take precedence.",
 )
 @click.option("--posterior", type=click.Choice(["scalar", "exact"]), help="Covariance of the posterior.")
 @click.option("--guidance", type=float, help="w of classifier-free guidance; for models trained with label dropout.")
-@click.option("--noise", type=str, help="Noise file, .npz with base, eps_L, …, eps_1, in the place of a seed.")
+@click.option("--noise", type=str, help="Noise file, .npz with base, eps_L, …, eps_1, instead of a seed.")
 @click.option("--weights", "kind", type=str, help="ema, raw, or another average such as ema-0.999.")
 @click.option("--iteration", type=int, help="Sample the weights kept at this iteration of training.")
-@click.option("--selection", type=FILE, help="Sample the milestone that this chose (.json of udpm select).")
-@click.option("--intermediate/--no-intermediate", default=None, help="Keep every level's output too, at full side.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to run.")
-@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), help="Of the network; the chain is float32.")
-@click.option("--tf32/--no-tf32", default=None, help="On GPUs, let float32 products be computed with TF32 inputs.")
+@click.option("--selection", type=FILE, help="Sample the milestone chosen in this file (.json of udpm select).")
+@click.option("--intermediate/--no-intermediate", default=None, help="Also keep every level's output, at full side.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Device to run on.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    help="Precision of the network; the chain is always float32.",
+)
+@click.option("--tf32/--no-tf32", default=None, help="On GPUs, compute float32 products with TF32 inputs.")
 @click.option("--compile/--no-compile", default=None, help="Compile the network: slow to start, then faster.")
-@click.option("--cuda-graphs/--no-cuda-graphs", default=None, help="On GPUs, launch each network call at once.")
+@click.option("--cuda-graphs/--no-cuda-graphs", default=None, help="On GPUs, launch each network call as one graph.")
 @click.option("--threads", type=int, help="CPU threads.")
 def sample_command(
     weights: Path,
@@ -81,10 +87,10 @@ def sample_command(
     selection: Path | None,
     **options: Any,
 ) -> None:
-    """Draw a sample set from trained weights.
+    """Sample images from trained weights.
 
-    WEIGHTS is a run's weights.safetensors, or one that udpm import made; it says itself what network it belongs to.
-    The n-th image is the same whatever the batch size. `udpm export` turns the set into image files.
+    WEIGHTS is a run's weights.safetensors or one made by udpm import; it describes its network. The n-th image does not
+    depend on the batch size. `udpm export` writes the set as image files.
     """
     from udpm.config import Sampling, read_resolved
     from udpm.config.validation import validate
@@ -118,12 +124,12 @@ def sample_command(
     "--output",
     type=OutputFile(kinds.JOINED, ".json"),
     required=True,
-    help="The set's record, .json: it stands for the set everywhere.",
+    help="The set's record, .json, which all commands accept as the set.",
 )
 def join_command(shards: tuple[Path, ...], output: Path) -> None:
-    """Make one sample set of its shards (udpm sample --shard).
+    """Join shards (udpm sample --shard) to a sample set.
 
-    The shards stay where they are: the record names them, with their checksums.
+    The shards stay where they are: the record lists them with their checksums.
     """
     from udpm.sampling.sample_set import join_shards
 
@@ -147,7 +153,7 @@ EXPORT = OutputFolder(lambda given: kinds.BUNDLE if given["source"].is_dir() els
     type=click.Choice(["flat", "classes"]),
     default="flat",
     show_default=True,
-    help="All files in one folder, or in a folder for each class.",
+    help="All files in one folder, or one folder per class.",
 )
 @click.option(
     "--format",
@@ -155,20 +161,20 @@ EXPORT = OutputFolder(lambda given: kinds.BUNDLE if given["source"].is_dir() els
     type=click.Choice(["png", "jpg"]),
     default="png",
     show_default=True,
-    help="png is lossless; jpg is smaller and not for scores.",
+    help="png is lossless; jpg is smaller but unsuitable for scores.",
 )
 @click.pass_context
 def export_command(
     context: click.Context, source: Path, folder: Path | None, output: Path | None, layout: str, image_format: str
 ) -> None:
-    """Write a sample set as image files, one per image, or gather a finished run to hand on.
+    """Write a sample set as image files, one per image, or bundle a finished run to share it.
 
-    SOURCE is a sample set (.npz), or a run's folder: then FOLDER gets its weights, configuration, model card, scores
-    and samples. FOLDER is replaced once the new one is whole.
+    SOURCE is a sample set (.npz) or a run's folder. A run's weights, configuration, model card, scores and samples are
+    copied to FOLDER. FOLDER is replaced once the new one is complete.
     """
     target = folder or output
     if target is None or (folder is not None and output is not None):
-        raise click.UsageError("give the folder to write to once: as FOLDER or as --output", context)
+        raise click.UsageError("give the folder to write to either as FOLDER or as --output", context)
     if not source.is_dir():
         from udpm.sampling.export import export_images
 
@@ -188,7 +194,9 @@ SHARED = (
     click.option("--config", type=FILE, help="Resolved latents section (udpm resolve --part latents)."),
     click.option("--output", type=OutputFile(kinds.LATENTS), required=True, help="Images, axes and record, .npz."),
     click.option("--seeds", type=Numbers(int), metavar="N,N,N,N", help="Seeds of the four latents."),
-    click.option("--labels", type=Classes(), metavar="CLASS,…", help="Classes shown, by name or number; a name wins."),
+    click.option(
+        "--labels", type=Classes(), metavar="CLASS,…", help="Classes to show, by name or number; names take precedence."
+    ),
 )
 HOW = (
     click.option(
@@ -214,17 +222,17 @@ HOW = (
         type=click.Choice(["float32", "bfloat16"]),
         default="float32",
         show_default=True,
-        help="Of the network.",
+        help="Precision of the network.",
     ),
-    click.option("--tf32", is_flag=True, help="On GPUs, let float32 products be computed with TF32 inputs."),
+    click.option("--tf32", is_flag=True, help="On GPUs, compute float32 products with TF32 inputs."),
     click.option("--threads", type=Whole(1, 1024), default=2, show_default=True, help="CPU threads."),
 )
-# Of the options, those that are keys of the section `sampling`.
+# Options that are keys of the section `sampling`.
 SAMPLING = ("weights", "iteration", "posterior", "guidance", "batch", "device", "precision", "tf32", "threads")
 
 
 def _options(*own: Callable) -> Callable:
-    """All options of one experiment, in the order of its help."""
+    """Add all options of one experiment, in the order of its help."""
 
     def decorate(function: Callable) -> Callable:
         for option in reversed((*SHARED, *own, *HOW)):
@@ -238,7 +246,7 @@ def _options(*own: Callable) -> Callable:
 def latents_command() -> None:
     """Explore what each noise map of a model's latent controls.
 
-    Options take the place of single values of --config; what neither says has its default.
+    Options override single values of --config; other values have their defaults.
     """
 
 
@@ -249,11 +257,14 @@ def latents_command() -> None:
 @_options(
     click.option("--strengths", type=Whole(1), help="Number of strengths, from none to the strongest."),
     click.option(
-        "--strongest", type=Numbers(float), metavar="G,…", help="Share kept by each level's strongest, l = 1 first."
+        "--strongest",
+        type=Numbers(float),
+        metavar="G,…",
+        help="Fraction that each level's strongest keeps, l = 1 first.",
     ),
 )
 def perturb(**given: Any) -> None:
-    """Replace one level's map little by little, the others fixed."""
+    """Replace one level's map step by step, with the others fixed."""
     _explore("perturb", **given)
 
 
@@ -263,7 +274,7 @@ def perturb(**given: Any) -> None:
 )
 @_options()
 def swap(**given: Any) -> None:
-    """Give one latent another's map, level by level."""
+    """Swap one level's map between two latents, for every level."""
     _explore("swap", **given)
 
 
@@ -273,7 +284,7 @@ def swap(**given: Any) -> None:
 )
 @_options(click.option("--grid", type=Whole(2, 10_000), help="Side of the grid."))
 def interpolate(**given: Any) -> None:
-    """Mix four latents, all maps at once, over a grid with the four at its corners; of the first class."""
+    """Interpolate all maps of four latents over a grid with the four at its corners, for the first class."""
     _explore("interpolate", **given)
 
 
@@ -282,12 +293,12 @@ def interpolate(**given: Any) -> None:
     "--output results/latents/digits/seed0/pca.npz"
 )
 @_options(
-    click.option("--images", "pca_images", type=Whole(2, MOST_IMAGES), help="Images whose components are shown."),
+    click.option("--images", "pca_images", type=Whole(2, MOST_IMAGES), help="Number of images to analyse."),
     click.option("--components", "pca_components", type=Whole(1), help="Number of principal components."),
-    click.option("--keep", "pca_keep", type=float, metavar="G", help="Share of the map in common; 0 draws it anew."),
+    click.option("--keep", "pca_keep", type=float, metavar="G", help="Fraction of the map that images share; 0: none."),
 )
 def pca(**given: Any) -> None:
-    """Principal components of images that differ in one level's map; of the first class."""
+    """Compute principal components of images that differ in one level's map, for the first class."""
     _explore("pca", **given)
 
 

@@ -17,14 +17,14 @@ from udpm.core import kinds
     "--output",
     type=OutputFile(kinds.EXTRACTOR, sides={".json": kinds.EXTRACTOR_RECORD}),
     required=True,
-    help="TorchScript file; its record goes beside it, .json.",
+    help="TorchScript file; its record is written next to it, .json.",
 )
-@click.option("--seed", type=Whole(0, 2**63 - 1), default=0, show_default=True, help="Seed of the training.")
+@click.option("--seed", type=Whole(0, 2**63 - 1), default=0, show_default=True, help="Training seed.")
 @click.option("--threads", type=Whole(1, 1024), default=2, show_default=True, help="CPU threads.")
 def extractor_command(dataset: Path, output: Path, seed: int, threads: int) -> None:
     """Train the small classifier whose features score digits.
 
-    It learns on the training split of DATASET; its accuracy on the test split is recorded.
+    It is trained on the training split of DATASET; its record has its accuracy on the test split.
     """
     from udpm.core import devices
     from udpm.data.store import open_store
@@ -41,15 +41,13 @@ def extractor_command(dataset: Path, output: Path, seed: int, threads: int) -> N
     "--config results/configs/digits/scoring.json --output results/references/digits.npz",
 )
 @click.argument("source", type=ANY)
-@click.option("--extractor", type=FILE, help="TorchScript file, a program that is run; default: the configuration's.")
+@click.option("--extractor", type=FILE, help="TorchScript file, executed as a program; default: the configuration's.")
 @click.option("--config", type=FILE, required=True, help="Resolved scoring section (udpm resolve --part scoring).")
-@click.option(
-    "--count", type=Whole(2, MOST_IMAGES), metavar="N", help="Take N of a plain folder's images; default: all."
-)
-@click.option("--flips", is_flag=True, help="Also every mirror image, whatever the configuration says.")
+@click.option("--count", type=Whole(2, MOST_IMAGES), metavar="N", help="Use N images of a plain folder; default: all.")
+@click.option("--flips", is_flag=True, help="Add every mirror image, overriding the configuration.")
 @click.option("--import", "published", is_flag=True, help="SOURCE is an .npz of published statistics, mu and sigma.")
 @click.option(
-    "--features", type=OutputFolder(kinds.FEATURES), help="Folder that keeps features, so that no pass is made twice."
+    "--features", type=OutputFolder(kinds.FEATURES), help="Folder that caches features, so that no pass is repeated."
 )
 @click.option(
     "--output",
@@ -69,9 +67,9 @@ def reference_command(
 ) -> None:
     """Compute feature statistics of images, to score against.
 
-    SOURCE is a prepared data set, of which the configured split is taken, or a folder, .zip or .npz of images, all of
-    one size. Statistics that others published (--import) are taken for the configured extractor's; they have no
-    features, so nothing scored against them has a kernel distance, precision or recall.
+    SOURCE is a prepared data set, whose configured split is used, or a folder, .zip or .npz of images of equal size.
+    Published statistics (--import) must come from the configured extractor. They lack features, so scores against them
+    have no kernel distance, precision or recall.
     """
     from udpm.config import Scoring, read_resolved
     from udpm.core import devices
@@ -97,11 +95,11 @@ def reference_command(
         reference.write_image_reference(
             images, source.stem, network, scoring.batch, output, flips=flips, cache=features
         )
-    click.echo(f"{output}: {_told(output)}")
+    click.echo(f"{output}: {_contents(output)}")
 
 
-def _told(output: Path) -> str:
-    """What a reference holds, in a few words."""
+def _contents(output: Path) -> str:
+    """Describe a reference in a few words."""
     import json
 
     from udpm.data.npz import unpack
@@ -123,26 +121,26 @@ PATHS = ("samples", "images", "selection", "reference", "extractor", "dataset")
     "--config results/configs/digits/scoring.json --output results/scores/digits/seed0.json",
 )
 @click.option("--samples", type=FILE, help="Score a sample set (.npz of udpm sample).")
-@click.option("--images", type=ANY, help="Score a folder, .zip or .npz of others' images.")
-@click.option("--heldout", is_flag=True, help="Score the data set's test split: the floor.")
-@click.option("--noise", type=Whole(2, MOST_IMAGES), metavar="N", help="Score N images of noise: the ceiling.")
+@click.option("--images", type=ANY, help="Score a folder, .zip or .npz of images from another source.")
+@click.option("--heldout", is_flag=True, help="Score the data set's test split, the lower baseline.")
+@click.option("--noise", type=Whole(2, MOST_IMAGES), metavar="N", help="Score N images of noise, the upper baseline.")
 @click.option("--selection", type=FILE, help="What chose the milestone that --samples are of (.json of udpm select).")
-@click.option("--again", type=FILE, help="Redo what a score says of itself; needs nothing but --output.")
+@click.option("--again", type=FILE, help="Recompute this score; needs only --output.")
 @click.option(
     "--count", type=Whole(2, MOST_IMAGES), metavar="N", help="Score N of --samples or --images; default: all."
 )
-@click.option("--reference", type=FILE, help="What to measure against (.npz of udpm reference).")
-@click.option("--extractor", type=FILE, help="TorchScript file, a program that is run; default: the configuration's.")
-@click.option("--dataset", type=FOLDER, help="The reference's prepared data set; --images can do without.")
+@click.option("--reference", type=FILE, help="Reference to measure against (.npz of udpm reference).")
+@click.option("--extractor", type=FILE, help="TorchScript file, executed as a program; default: the configuration's.")
+@click.option("--dataset", type=FOLDER, help="The reference's prepared data set; optional with --images.")
 @click.option("--config", type=FILE, help="Resolved scoring section (udpm resolve --part scoring).")
 @click.option(
-    "--features", type=OutputFolder(kinds.FEATURES), help="Folder that keeps features, so that no pass is made twice."
+    "--features", type=OutputFolder(kinds.FEATURES), help="Folder that caches features, so that no pass is repeated."
 )
 @click.option("--output", type=OutputFile(kinds.SCORE), required=True, help="The score, .json.")
 def score_command(again: Path | None, features: Path | None, output: Path, **given: Any) -> None:
-    """Score a sample set, others' images or a yardstick: exactly one of --samples, --images, --heldout and --noise.
+    """Score a sample set, other images or a baseline: exactly one of --samples, --images, --heldout and --noise.
 
-    The score says how it was made, and `udpm score --again` makes it anew, if all its files are what they were.
+    The score records how it was made; `udpm score --again` recomputes it if none of its files changed.
     """
     from udpm.core.arrays import sealed
     from udpm.core.files import write_json
@@ -160,7 +158,7 @@ def score_command(again: Path | None, features: Path | None, output: Path, **giv
 
 
 def _requested(given: dict[str, Any]) -> dict[str, Any]:
-    """What is asked for, complete: paths as text, and the whole scoring section in the place of its file."""
+    """Build the complete request: paths as text, and the scoring section instead of its file."""
     context = click.get_current_context()
     if sum(bool(given[name]) for name in SUBJECTS) != 1:
         raise click.UsageError("give exactly one of --samples, --images, --heldout, --noise and --again", context)
@@ -180,22 +178,22 @@ def _requested(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _remembered(path: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """What a score was asked for."""
+    """Read the request of an existing score."""
     from udpm.config.validation import validate
     from udpm.core.errors import UserError
     from udpm.metrics.protocol import Request, read_score
 
     if any(given.values()):
-        raise click.UsageError("--again takes no option beside --output and --features", click.get_current_context())
+        raise click.UsageError("--again allows only --output and --features", click.get_current_context())
     request = read_score(path).get("request")
     if not isinstance(request, dict) or {*PATHS, "heldout", "noise", "count", "scoring"} - set(request):
-        raise UserError(f"{path}: does not say how it was made; score the images anew")
+        raise UserError(f"{path}: does not record how it was made; score the images again")
     validate(Request, request, f"{path}: request")
     return request
 
 
 def _check_named(request: dict[str, Any]) -> None:
-    """The output is none of the files that only the configuration or an earlier score names."""
+    """Check the output against files that only the configuration or an earlier score names."""
     from udpm.config import Scoring
     from udpm.config.validation import validate
     from udpm.metrics.extractor import extractor_files
@@ -233,7 +231,7 @@ def _score(request: dict[str, Any], features: Path | None) -> dict[str, Any]:
 
 
 def _check_same(path: Path, found: dict[str, Any]) -> None:
-    """The files are those that the score was made of."""
+    """Check that no input has changed since the score was made."""
     from udpm.core.errors import UserError
     from udpm.metrics.protocol import read_score
 
@@ -241,7 +239,7 @@ def _check_same(path: Path, found: dict[str, Any]) -> None:
     for what, where in (("the images", "subject"), ("reference or extractor", "protocol")):
         keys = ("images_sha256",) if where == "subject" else ("reference", "extractor", "n")
         if any(_known(before[where].get(key)) != _known(found[where][key]) for key in keys):
-            raise UserError(f"{path}: {what} changed since; score them anew")
+            raise UserError(f"{path}: {what} changed since it was made; score the images again")
 
 
 def _known(value: Any) -> Any:
@@ -257,10 +255,10 @@ def _known(value: Any) -> Any:
 @click.option("--output", type=OutputFile(kinds.SELECTION), required=True, help="The selection, .json.")
 @click.option("--table", type=OutputStem(kinds.TABLE), metavar="STEM", help="Also STEM.csv, .md, .tex and .html.")
 def select_command(scores: tuple[Path, ...], output: Path, table: Path | None) -> None:
-    """Choose the milestone of least Fréchet distance from SCORES, one for each milestone of a run.
+    """Choose the milestone with the smallest Fréchet distance from SCORES, one per milestone of a run.
 
-    The chosen one's distance is the least of many, so it is no score to report: draw other images of it with
-    `udpm sample --selection`, and score those with `udpm score --selection`.
+    Do not report the distance of the chosen milestone, since it is the minimum of many: sample other images with `udpm
+    sample --selection`, and score those with `udpm score --selection`.
     """
     from udpm.core.arrays import sealed
     from udpm.core.files import write_json

@@ -25,7 +25,7 @@ FIGURE = click.option(
 
 @click.group(cls=Verbs)
 def sweep_command() -> None:
-    """Look at a sweep, a file in config/sweeps/. `snakemake sweep --config sweep=NAME` runs it."""
+    """Plan, watch and rank a sweep, a file in config/sweeps/. `snakemake sweep --config sweep=NAME` runs it."""
 
 
 @sweep_command.command(epilog="Example: udpm sweep plan schedules-digits --output results/sweeps/schedules-digits/plan")
@@ -33,9 +33,9 @@ def sweep_command() -> None:
 @CONFIG_FOLDER
 @STEM
 def plan(sweep: str, config: Path, output: Path | None) -> None:
-    """Say beforehand what is tried: every point's schedule, how well sampling starts, and device-hours.
+    """Show every point's schedule, how well its sampling starts, and device-hours, before running anything.
 
-    Nothing is trained. With --output the table is written as STEM.csv, .md, .tex and .html, too.
+    With --output the table is also written as STEM.csv, .md, .tex and .html.
     """
     from udpm.config import load_sweep
     from udpm.report.sweep.plan import plan_table
@@ -49,17 +49,17 @@ def plan(sweep: str, config: Path, output: Path | None) -> None:
 @CONFIG_FOLDER
 @RESULTS_FOLDER
 def status(sweep: str, config: Path, results: Path) -> None:
-    """Say of every point what is done, what is new, and what would be done again because of which key.
+    """Show the status of every point, and which key causes work to be repeated.
 
     \b
-    new       nothing is there yet
+    new       nothing exists yet
     changed   its folder holds a run of another configuration, which would be refused
-    longer    its training goes on to more iterations
-    resample  the run stays, samples and scores are made again
-    rescore   only the scores are
+    longer    its training will continue to more iterations
+    resample  keeps the run; samples and scores will be made again
+    rescore   only the scores will be made again
     trained   not scored yet
     complete  scored
-    and running, stalled, stopped, waiting, failed as `udpm status` says it
+    and running, stalled, stopped, waiting, failed as in `udpm status`
     """
     from udpm.config import load_sweep
     from udpm.runs.status import point_standings, render_points
@@ -78,9 +78,9 @@ def status(sweep: str, config: Path, results: Path) -> None:
     help="Also write the best point as an experiment, at the base's length.",
 )
 def rank(sweep: str, config: Path, results: Path, output: Path | None, best: Path | None) -> None:
-    """Rank the points that are scored so far; a missing score is told, and the rest is ranked.
+    """Rank all points scored so far, and list missing scores.
 
-    With --output the table is written as STEM.csv, .md, .tex and .html, too.
+    With --output the table is also written as STEM.csv, .md, .tex and .html.
     """
     from udpm.config import load_sweep
     from udpm.core.files import write_text
@@ -101,7 +101,7 @@ def rank(sweep: str, config: Path, results: Path, output: Path | None, best: Pat
 @RESULTS_FOLDER
 @FIGURE
 def heat(sweep: str, grid: str, config: Path, results: Path, output: Path) -> None:
-    """Draw a GRID of two axes as a heat map: STEM.svg, STEM.png, and STEM.csv of the data behind it."""
+    """Draw a GRID of two axes as a heat map: STEM.svg, STEM.png, and its data as STEM.csv."""
     from udpm.config import load_sweep
     from udpm.report.sweep.figures import draw_heat_map
     from udpm.report.sweep.ranking import read_results
@@ -118,10 +118,10 @@ def heat(sweep: str, grid: str, config: Path, results: Path, output: Path) -> No
 @RESULTS_FOLDER
 @FIGURE
 def strip(sweep: str, config: Path, results: Path, output: Path) -> None:
-    """Draw the same images of every point, one noise and class to a column, beside its score: svg, png and csv.
+    """Draw the same images of every point, with one noise and class per column, and its score: svg, png and csv.
 
-    Images are those of the point's first seed. What is not there yet is shown as missing; of many points the best are
-    shown.
+    Images are those of the point's first seed. Samples that do not exist yet are shown as missing. Of too many points,
+    only the best are shown.
     """
     from udpm.config import load_sweep
     from udpm.report.sweep.figures import draw_strip

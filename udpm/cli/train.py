@@ -17,22 +17,22 @@ from udpm.core.processes import StopRequest
     "--cache results/caches/digits --run results/runs/digits/seed0",
 )
 @click.argument("config", type=FILE)
-@click.option("--dataset", type=FOLDER, help="Prepared data set.  [required, but for a dry run]")
-@click.option("--cache", type=FOLDER, help="Its level cache.  [required, but for a dry run]")
+@click.option("--dataset", type=FOLDER, help="Prepared data set.  [required except for a dry run]")
+@click.option("--cache", type=FOLDER, help="Its level cache.  [required except for a dry run]")
 @click.option(
     "--run",
     type=OutputFolder(kinds.RUN),
-    help="The run's folder: checkpoints, metrics.jsonl, weights.  [required, but for a dry run]",
+    help="The run's folder: checkpoints, metrics.jsonl, weights.  [required except for a dry run]",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be trained and what it takes; write nothing.")
-@click.option("--max-minutes", type=click.FloatRange(0), help="Stop after so long, with the state saved and code 75.")
-@click.option("--allow-world-size-change", is_flag=True, help="Continue a run of another number of processes.")
+@click.option("--dry-run", is_flag=True, help="Show what would be trained and its cost; write nothing.")
+@click.option("--max-minutes", type=click.FloatRange(0), help="Save the state and exit with code 75 after this time.")
+@click.option("--allow-world-size-change", is_flag=True, help="Resume a run with another number of processes.")
 @click.option(
     "--stale-after",
     type=click.FloatRange(0, min_open=True),
     default=60,
     show_default=True,
-    help="Seconds after which another trainer in the folder that shows no sign of life is taken for dead.",
+    help="Seconds without a heartbeat after which another trainer in the folder counts as dead.",
 )
 def train_command(
     config: Path,
@@ -46,8 +46,8 @@ def train_command(
 ) -> None:
     """Train a model.
 
-    CONFIG is a run's resolved configuration (udpm resolve). The same command continues a run that was interrupted:
-    the weights come out as if it had not been. SIGTERM, SIGUSR1 or Ctrl-C save the state and exit with code 75.
+    CONFIG is a run's resolved configuration (udpm resolve). The same command resumes an interrupted run, with the same
+    weights as without the interruption. SIGTERM, SIGUSR1 and Ctrl-C save the state and exit with code 75.
     """
     stop = StopRequest.install()
     from udpm.config import RunConfig, read_resolved
@@ -61,7 +61,7 @@ def train_command(
     check({"weights": resolved.weights})
     from udpm.runs.attempts import attempted
 
-    # Imports and files may fail, so they come after the attempt is recorded.
+    # Imports and files may fail, so record the attempt first.
     with attempted(run, resolved, allow_world_size_change) as attempt:
         from udpm.data.levels import open_levels
         from udpm.training.trainer import train
@@ -90,7 +90,7 @@ def _describe(config, dataset: Path | None, cache: Path | None, run: Path | None
 
     levels = open_levels(dataset, cache, config.process.levels) if dataset and cache else None
     if config.training == "imported":
-        raise UserError(f"{config.experiment}: training is imported, so there is nothing to train")
+        raise UserError(f"{config.experiment}: training is imported; nothing to train")
     from udpm.report.dryrun import describe_run
 
     click.echo(describe_run(config, levels, run), nl=False)
@@ -98,19 +98,19 @@ def _describe(config, dataset: Path | None, cache: Path | None, run: Path | None
 
 @click.command(cls=Verb, epilog="Example: udpm status --results results")
 @click.argument("runs", nargs=-1, type=FOLDER, metavar="[RUN]...")
-@click.option("--results", type=RESULTS, help="Also all runs in the folder runs/ of this one.")
-@click.option("--json", "as_json", is_flag=True, help="Write a JSON list; times and ages in seconds.")
+@click.option("--results", type=RESULTS, help="Add all runs in the folder runs/ of this folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list; times and ages in seconds.")
 def status_command(runs: tuple[Path, ...], results: Path | None, as_json: bool) -> None:
-    """Say where training runs stand, from what lies in their folders.
+    """Show the status of training runs, from the files in their folders.
 
     \b
     running   a trainer is at work
-    stalled   its heartbeat stands still, or it lives but writes no metrics any more
-    stopped   nobody trains; the same `udpm train` continues from the checkpoint
-    waiting   nothing is trained yet
-    failed    the last attempt failed; the note says why
-    complete  the weights are there
-    unreadable  a file of it cannot be read; the others are told all the same
+    stalled   its heartbeat has stopped, or it no longer writes metrics
+    stopped   no trainer; the same `udpm train` resumes from the checkpoint
+    waiting   training has not begun
+    failed    the last attempt failed; the note gives the reason
+    complete  the weights exist
+    unreadable  one of its files cannot be read; other runs are still shown
     """
     from udpm.core.errors import UserError
     from udpm.runs.layout import Layout
@@ -121,7 +121,7 @@ def status_command(runs: tuple[Path, ...], results: Path | None, as_json: bool) 
     if results is not None:
         in_results = [folder for folder in Layout(results).found(Layout(results).runs + "/*/*") if is_run(folder)]
         if not in_results:
-            raise UserError(f"{results}: holds no runs; expected folders like {Layout(results).run('digits', 0)}")
+            raise UserError(f"{results}: no runs found; expected folders like {Layout(results).run('digits', 0)}")
         found += in_results
     if not found:
         raise click.UsageError("give RUN folders, or --results", click.get_current_context())
@@ -136,11 +136,11 @@ def status_command(runs: tuple[Path, ...], results: Path | None, as_json: bool) 
 def clean_command(folders: tuple[Path, ...], yes: bool) -> None:
     """Remove checkpoints of finished runs.
 
-    FOLDER is a run's folder, or a folder of results: then of all finished runs in it. Says what each would free, and
-    asks. A run is finished if its weights are those that complete.json tells of; no other is touched, and no link is
-    followed.
+    FOLDER is a run's folder, or a folder of results with runs. Shows how much space each finished run would free, and
+    asks for confirmation. A run is finished if its weights match complete.json. Other runs are not changed, and links
+    are not followed.
 
-    A run without checkpoints stays complete. It can no longer go on to more iterations.
+    A run without checkpoints stays complete, but can no longer be extended to more iterations.
     """
     from udpm.core.errors import UserError
     from udpm.runs.cleaning import Leftovers, find_runs, leftovers, remove
@@ -149,7 +149,7 @@ def clean_command(folders: tuple[Path, ...], yes: bool) -> None:
     for folder in folders:
         runs = [leftovers(run) for run in find_runs(folder)]
         if [one.run for one in runs] == [folder] and runs[0].kept:
-            raise UserError(f"{folder}: nothing is removed: {runs[0].kept}")
+            raise UserError(f"{folder}: nothing removed: {runs[0].kept}")
         found += [one for one in runs if one.run not in [other.run for other in found]]
     for one in found:
         what = one.kept or (f"checkpoints, {_megabytes(one.size)}" if one.files else "no checkpoints")
@@ -159,11 +159,11 @@ def clean_command(folders: tuple[Path, ...], yes: bool) -> None:
         click.echo("nothing to remove")
         return
     try:
-        agreed = yes or click.confirm(f"Remove {_megabytes(total)}? These runs can then not go on to more iterations.")
+        agreed = yes or click.confirm(f"Remove {_megabytes(total)}? These runs can then no longer be extended.")
     except click.Abort:
-        raise UserError("nothing is removed: there was no answer; pass --yes") from None
+        raise UserError("nothing removed: no answer; pass --yes") from None
     if not agreed:
-        click.echo("nothing is removed")
+        click.echo("nothing removed")
         return
     for one in found:
         remove(one)

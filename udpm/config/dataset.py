@@ -16,7 +16,7 @@ OWN_CLASSES = {
     "digits": [str(digit) for digit in range(10)],
     "cifar10": ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
 }
-"""Names of the classes of the sources that bring their labels along."""
+"""Class names of the sources that come with labels."""
 
 Channel = Annotated[int, Field(ge=0, le=255)]
 Folders = str | Annotated[list[str], Field(min_length=1)]
@@ -28,7 +28,7 @@ class SplitFolders(Section):
     train: Folders
     """Training images."""
     test: Folders | None = None
-    """Images that are kept out of training."""
+    """Images kept out of training."""
 
     @check
     def _apart(self) -> SplitFolders:
@@ -45,7 +45,7 @@ class SplitFolders(Section):
 
     @property
     def folders(self) -> dict[str, list[str]]:
-        """The folders of each split."""
+        """Folders of each split."""
         given = {"train": self.train, "test": self.test or []}
         return {split: [names] if isinstance(names, str) else list(names) for split, names in given.items()}
 
@@ -60,61 +60,61 @@ class DatasetConfig(Section):
     """One file of ``config/datasets/``."""
 
     description: str = ""
-    """What the images are, in one line; shown in reports."""
+    """One-line description of the images, shown in reports."""
     source: Literal["digits", "cifar10", "folder"]
-    """digits: scikit-learn's handwritten digits, shipped with the package. cifar10: the official batches, python or
-    binary, found under `path` as a folder or an archive, else downloaded there. folder: a tree of images under `path`,
-    or a .zip of one, ``train/`` and ``test/`` or just images."""
+    """digits: scikit-learn's handwritten digits, installed with the package. cifar10: the official batches, python or
+    binary, read from a folder or an archive under `path`, else downloaded there. folder: a tree of images under `path`,
+    or a .zip of one, with ``train/`` and ``test/`` folders or images only."""
     path: AnyPath | None = None
     """Folder that holds the data, or an archive of it (sources cifar10 and folder). `~` and `$NAME` are expanded."""
     obtain: str = ""
-    """Where to get the images; shown when they are not there, or are not as many as expected."""
+    """Instructions for getting the images; shown if they are missing or their number is unexpected."""
     side: PositiveInt
     """Side of the prepared images in pixels; images are resized (bicubic, antialiased) and centre-cropped to it."""
     classes: Classes = 0
     """Number of classes; 0 means unlabelled. A folder's labels come from a label file, else from its first level of
-    folders, in alphabetical order with numbers in natural order (2 before 10)."""
+    subfolders, sorted alphabetically with numbers in natural order (2 before 10)."""
     labels: AnyPath | None = None
     """Source of a folder's labels. Default: ``dataset.json`` (StyleGAN, EDM), ``metadata.jsonl`` or ``metadata.csv``
-    (Hugging Face: file_name, label), in any case, if there is one in the folder or its splits, else class folders,
+    (Hugging Face: file_name, label), case-insensitive, if the folder or one of its splits has one; else class folders,
     unless another file may hold labels. FILE.json, FILE.jsonl or FILE.csv: this file, in `path` or anywhere else.
-    folders: class folders, ignoring any label file."""
+    folders: class folders; label files are ignored."""
     splits: Splits | None = None
-    """Folders of the splits. Default: those with the usual names in any case (train, training, training_set; test,
-    testing, test_set; val, valid, validation). Validation images are the `test` split if there is no other, else they
-    are left out. {train: NAME, test: NAME}: these folders, or lists of folders; all else is left out. none: no folder
-    is a split, not even one called train. Columns of a label file make no splits; one that says otherwise is refused
-    unless this key is set."""
+    """Folders of the splits. Default: the usual names, case-insensitive (train, training, training_set; test, testing,
+    test_set; val, valid, validation). Validation images become the `test` split if there is no other, else they are
+    left out. {train: NAME, test: NAME}: these folders, or lists of folders; everything else is left out. none: no
+    folder is a split, not even one called train. Splits are never read from a label file: one with a split column is
+    refused unless this key is set."""
     holdout: NonNegativeInt = 0
-    """Images kept out of training as the `test` split where the source has no split of its own."""
+    """Number of images to hold out of training as the `test` split if the source has no split."""
     licence: str = ""
     """Licence or terms of the images; shown in reports."""
     expected_count: PositiveInt | None = Field(default=None)
-    """Number of images in the `train` split the source must have; preparation fails on any other count."""
+    """Required number of images in the source's `train` split; preparation fails on any other count."""
     expected_test_count: PositiveInt | None = Field(default=None)
-    """Number of images in the `test` split the source must have, if it matters."""
+    """Required number of images in the source's `test` split; default: any."""
     background: Annotated[list[Channel], Field(min_length=3, max_length=3)] = [255, 255, 255]
     """Red, green and blue (0..255) behind the transparent parts of images."""
     on_error: Literal["fail", "skip"] = "fail"
-    """Images that cannot be read, or are smaller than `side`. fail: they are named and nothing is made. skip: they are
-    left out and listed in ``dataset.json``."""
+    """Action for images that cannot be read or are smaller than `side`. fail: list them and write nothing. skip: leave
+    them out and list them in ``dataset.json``."""
     max_pixels: PositiveInt = 100_000_000
-    """Largest image that is decoded, width × height: a small file can claim any, and a pixel takes up to 16 bytes of
-    memory. Larger ones count as unreadable."""
+    """Largest image to decode, width × height; larger ones count as unreadable. A small file can claim any size, and a
+    pixel takes up to 16 bytes of memory."""
     max_file_bytes: PositiveInt = 268_435_456
-    """Largest image file that is read, in an archive after unpacking; larger ones count as unreadable."""
+    """Largest image file to read, after unpacking from an archive; larger ones count as unreadable."""
     check_md5: bool = True
     """Source cifar10: refuse batches whose MD5 is not the official one."""
     workers: Threads | None = None
-    """Processes that decode and resize; default: one for each core that may be used. No influence on the images.
-    The workflow asks for as many cores."""
+    """Processes that decode and resize; default: one per available core. Does not change the images. The workflow
+    requests this many cores."""
 
     @check
     def _path_where_needed(self) -> DatasetConfig:
         if self.source == "digits" and self.path is not None:
-            raise ValueError("path: source digits takes none")
+            raise ValueError("path: source digits does not take one; leave it out")
         if self.source != "digits" and self.path is None:
-            raise ValueError(f"path: source {self.source} needs the folder that holds the data")
+            raise ValueError(f"path: is missing; source {self.source} needs the folder that holds the data")
         if self.source == "cifar10" and self.side > CIFAR_SIDE:
             raise ValueError(f"side: must be at most {CIFAR_SIDE}, the side of CIFAR-10's images, got {self.side}")
         return self
@@ -124,13 +124,13 @@ class DatasetConfig(Section):
         own = len(OWN_CLASSES.get(self.source, []))
         if own and self.classes not in (0, own):
             raise ValueError(
-                f"classes: source {self.source} has {own}, got {self.classes}; set {own}, or 0 to ignore them"
+                f"classes: source {self.source} has {own}, got {self.classes}; set {own}, or 0 to ignore labels"
             )
         for key in ("labels", "splits"):
             if own and getattr(self, key) is not None:
-                raise ValueError(f"{key}: is for source folder; {self.source} has its own")
+                raise ValueError(f"{key}: only for source folder, but source is {self.source}; leave it out")
         if self.labels is not None and not self.classes:
-            raise ValueError("labels: classes is 0, which means unlabelled; give the number of classes too")
+            raise ValueError("labels: set, but classes is 0, which means unlabelled; set the number of classes too")
         if self.labels not in (None, LABELLED_FOLDERS) and not self.labels.lower().endswith(LABEL_SUFFIXES):
             raise ValueError(
                 f"labels: must be {LABELLED_FOLDERS} or a file {', '.join(LABEL_SUFFIXES)}, got {self.labels!r}"

@@ -25,13 +25,13 @@ class Experiment(Section):
     """One file of ``config/experiments/``."""
 
     extends: str | None = None
-    """Experiment to inherit from: its values hold where this file says nothing. Lists are replaced whole."""
+    """Experiment to inherit from; this file's values override its values. Lists are replaced as a whole."""
     description: str = ""
     """One line for reports."""
     dataset: str
     """Name of a file in ``config/datasets/``."""
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
-    """Training seeds; each is a run of its own."""
+    """Training seeds; each is a separate run."""
     process: Process
     generator: Generator
     discriminator: Discriminator | None = None
@@ -39,20 +39,20 @@ class Experiment(Section):
     losses: Losses
     training: TrainingOrImported
     weights: WorkflowPath | None = None
-    """Weights to start training from, or, with ``training: imported``, to use as they are: a file of this project or a
+    """Weights to start training from, or to use unchanged with ``training: imported``: a file of this project or a
     published checkpoint (.pt)."""
     sampling: Sampling = Sampling()
     scoring: Scoring | None
-    """null: nothing is scored. Then there are no reference, scores, nearest training images and selection."""
+    """null: score nothing, and make no reference, nearest training images or selection."""
     selection: Selection | None = None
-    """Also report the best milestone; default: the end of training alone."""
+    """Also report the best milestone; default: only the end of training."""
     latents: Latents = Latents()
     resources: Resources = Resources()
-    """What jobs ask a cluster for."""
+    """Cluster resources that jobs request."""
 
     @property
     def candidates(self) -> list[int]:
-        """Iterations of the milestones that the best is chosen from, ascending; none without a selection."""
+        """Iterations of the milestones to choose the best from, ascending; empty without a selection."""
         if self.selection is None or self.training == "imported":
             return []
         every, end = self.training.keep_every, self.training.iterations
@@ -60,14 +60,14 @@ class Experiment(Section):
 
     @property
     def selection_sampling(self) -> Sampling:
-        """How the images that the choice is made by are drawn: as those that are scored, but for count and seed."""
+        """Sampling of the images for the selection: that of the scored images, with another count and seed."""
         selection = self.selection or Selection()
         own = {"count": selection.count, "seed": selection.seed, "noise": None, "iteration": None, "shards": 1}
         return self.sampling.model_copy(update=own | {"intermediate": False, "images": "none"})
 
     @property
     def selection_scoring(self) -> Scoring | None:
-        """How they are scored: as those of the end of training, in one range."""
+        """Scoring of the images for the selection: that of the end of training, in one range."""
         return None if self.scoring is None else self.scoring.model_copy(update={"ranges": 1})
 
     @check
@@ -101,7 +101,7 @@ class Experiment(Section):
             if self.weights is None:
                 raise ValueError("weights: is missing, but training is imported; name the file")
             if len(self.seeds) > 1:
-                raise ValueError(f"seeds: imported weights are one run, but there are {len(self.seeds)} seeds")
+                raise ValueError(f"seeds: imported weights are a single run, got {len(self.seeds)} seeds; keep one")
         return self
 
     @check
@@ -112,12 +112,12 @@ class Experiment(Section):
         if isinstance(sampling.labels, list) and not self.generator.class_conditional:
             raise ValueError("sampling.labels: the generator is not class_conditional; leave them out")
         if sampling.labels == "none" and sampling.guidance != 1:
-            raise ValueError("sampling.guidance: leads to labels, but sampling.labels is none")
+            raise ValueError("sampling.guidance: needs labels, but sampling.labels is none")
         if sampling.labels == "none" and not self.generator.label_dropout:
-            raise ValueError("sampling.labels: none, but the generator is not trained with label_dropout above 0")
+            raise ValueError("sampling.labels: none needs a generator trained with label_dropout above 0")
         if isinstance(training, Training) and sampling.weights not in training.kept_weights:
             raise ValueError(
-                f"sampling.weights: {sampling.weights}, but training keeps {', '.join(training.kept_weights)}"
+                f"sampling.weights: {sampling.weights} is not kept; training keeps {', '.join(training.kept_weights)}"
             )
         return self
 
@@ -134,7 +134,7 @@ class Experiment(Section):
                 f"up to {training.iterations}"
             )
         if self.sampling.weights == "raw" and training.averages:
-            raise ValueError("sampling.weights: raw, but milestones keep averages only; use ema")
+            raise ValueError("sampling.weights: raw, but milestones keep only averages; use ema")
         return self
 
     @check
@@ -144,8 +144,8 @@ class Experiment(Section):
             return self
         if count % scoring.ranges or count < 2 * scoring.ranges:
             raise ValueError(
-                f"scoring.ranges: sampling.count is {count}, which makes no {scoring.ranges} equal ranges of 2 or "
-                "more; change one of the two, or write scoring: null"
+                f"scoring.ranges: cannot split sampling.count, {count}, into {scoring.ranges} equal ranges of 2 or "
+                "more; change one of the two, or set scoring: null"
             )
         return self
 
@@ -155,13 +155,13 @@ class Experiment(Section):
         if selection is None:
             return self
         if self.scoring is None:
-            raise ValueError("selection: chooses by scores, but scoring is null; leave one out")
+            raise ValueError("selection: needs scores, but scoring is null; leave one out")
         if not isinstance(training, Training):
             raise ValueError("selection: imported weights have no milestones to choose from; leave it out")
         every = training.keep_every
         if every == 0 or every > training.iterations:
             raise ValueError(
-                f"selection: training keeps no milestones; training.keep_every is {every}, must lie in "
+                f"selection: training keeps no milestones; training.keep_every is {every}, must be in "
                 f"1..{training.iterations}"
             )
         for iteration in selection.milestones or []:
@@ -171,7 +171,7 @@ class Experiment(Section):
                     f"{training.iterations}"
                 )
         if training.epochs and not selection.milestones:
-            raise ValueError("selection.milestones: is missing; training.epochs may end before all that are kept")
+            raise ValueError("selection.milestones: is missing; training.epochs may end before the last milestone")
         return self
 
     @check
@@ -181,15 +181,15 @@ class Experiment(Section):
             return self
         if selection.seed == sampling.seed:
             raise ValueError(
-                f"selection.seed: {selection.seed} is sampling.seed too; take another, so that the score that is "
-                "reported is not the one that was chosen by"
+                f"selection.seed: {selection.seed} is also sampling.seed; use another, so that the reported score is "
+                "independent of the selection"
             )
         if len(set(selection.milestones or [])) != len(selection.milestones or []):
-            raise ValueError(f"selection.milestones: an iteration is there twice in {selection.milestones}")
+            raise ValueError(f"selection.milestones: duplicate iteration in {selection.milestones}")
         if sampling.iteration is not None:
-            raise ValueError("sampling.iteration: samples one milestone, selection the best of them; leave one out")
+            raise ValueError("sampling.iteration: samples one milestone, but selection samples the best; leave one out")
         if sampling.weights == "raw" and training.averages:
-            raise ValueError("sampling.weights: raw, but milestones keep averages only; use ema")
+            raise ValueError("sampling.weights: raw, but milestones keep only averages; use ema")
         return self
 
     @check
@@ -211,12 +211,12 @@ class Experiment(Section):
     @check
     def _seeds_differ(self) -> Experiment:
         if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds: a seed is there twice in {self.seeds}")
+            raise ValueError(f"seeds: duplicate seed in {self.seeds}")
         return self
 
 
 class RunConfig(Section):
-    """Everything that one training run depends on, resolved: what `udpm train` reads and what weights carry along."""
+    """Everything that one training run depends on, resolved; `udpm train` reads it and weight files store it."""
 
     experiment: str
     """Name of the experiment."""
@@ -263,7 +263,7 @@ class RunConfig(Section):
 
     @property
     def model(self) -> ModelConfig:
-        """The part that the generator's tensors and its use in sampling depend on."""
+        """The part that defines the generator's tensors and sampling with them."""
         return ModelConfig(
             side=self.dataset.side,
             classes=self.classes if self.generator.class_conditional else 0,
@@ -273,11 +273,11 @@ class RunConfig(Section):
 
     @property
     def adversarial(self) -> bool:
-        """Whether a discriminator is trained."""
+        """True if a discriminator is trained."""
         return self.discriminator is not None and any(self.per_level("losses.adversarial_weight"))
 
     def per_level(self, path: str) -> list[float]:
-        """The values of a per-level key such as "losses.r1_gamma", one for each level, l = 1 first."""
+        """Values of a per-level key such as "losses.r1_gamma", one for each level, l = 1 first."""
         value: Any = self
         for key in path.split("."):
             value = getattr(value, key)

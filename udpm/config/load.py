@@ -26,7 +26,7 @@ from udpm.core.reading import read_json
 CLASSIFIER_SIDES = 4
 """The digits extractor halves images twice."""
 LONGEST_CHAIN = 32
-"""Files that an experiment may extend, one after the other."""
+"""Longest chain of files that extend each other."""
 
 
 RESOLVED = {
@@ -36,16 +36,16 @@ RESOLVED = {
     "Latents": ("a resolved latents section", "EXPERIMENT --part latents --output latents.json"),
     "DatasetConfig": ("a data set's resolved configuration", "--dataset NAME --output dataset.json"),
 }
-"""What commands read, by its model, and the options of `udpm resolve` that make it."""
+"""Files that commands read: model name to description and the options of `udpm resolve` that write one."""
 
 
 def load_study(values: dict[str, Any], where: str) -> Study:
-    """Validate the study's values (the merged ``config.yaml`` and ``--config``); `where` names them in errors."""
+    """Validate a study's values (``config.yaml`` merged with ``--config``); `where` names them in errors."""
     return validate(Study, values, where)
 
 
 def load_experiment(name: str, config: str | Path = "config") -> Experiment:
-    """Read experiment `name` from ``<config>/experiments/``, with what it extends, or the point of a sweep.
+    """Read experiment `name` from ``<config>/experiments/``, with its ancestors, or build the point of a sweep.
 
     Args:
         name: of a file, or SWEEP.POINT.
@@ -65,7 +65,7 @@ def load_sweep(name: str, config: str | Path = "config") -> LoadedSweep:
     """Read sweep `name` from ``<config>/sweeps/``, with all its points and their runs.
 
     Raises:
-        UserError: missing file, or the sweep, its base or a point is invalid, or a point is there twice.
+        UserError: missing file, or the sweep, its base or a point is invalid, or a duplicate point.
     """
     sweep, where = _read_sweep(name, config), str(sweep_file(name, config))
     base = _base_values(sweep, where, config)
@@ -76,7 +76,7 @@ def load_sweep(name: str, config: str | Path = "config") -> LoadedSweep:
     for point, experiment in ((resolved.point, resolved.experiment) for resolved in points):
         at = f"{where}: point {point.name}"
         if experiment.scoring is None:
-            raise UserError(f"{at}: scoring: is null, but a sweep's points are ranked by their scores")
+            raise UserError(f"{at}: scoring: null, but a sweep ranks its points by their scores")
         file = named_file(Path(config) / "experiments", point.experiment)
         if file.exists():
             raise UserError(f"{at}: {file} has the same name; rename one")
@@ -102,13 +102,13 @@ def load_point(name: str, point: str, config: str | Path = "config") -> Resolved
     points = points_of(name, sweep, where)
     if point not in points:
         near = difflib.get_close_matches(point, points, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(points)}"
-        raise UserError(f"{where}: has no point {point}; {hint}")
+        hint = f"did you mean {near[0]}?" if near else f"found: {', '.join(points)}"
+        raise UserError(f"{where}: no point {point}; {hint}")
     return resolve_point(points[point], _base_values(sweep, where, config), sweep.seeds, where)
 
 
 def place_of(name: str, config: str | Path = "config") -> str:
-    """What to call the source of an experiment in errors: its file, and of a sweep's point the point."""
+    """Name the source of an experiment in errors: its file, or the sweep's file and the point."""
     point = _point_of(name, config)
     if point is None:
         return str(Path(config) / "experiments" / f"{name}.yaml")
@@ -116,18 +116,18 @@ def place_of(name: str, config: str | Path = "config") -> str:
 
 
 def sweep_file(name: str, config: str | Path = "config") -> Path:
-    """The file of a sweep, there or not.
+    """Return the path of a sweep's file; the file need not exist.
 
     Raises:
-        UserError: not a name of a sweep.
+        UserError: not a valid name of a sweep.
     """
     if "." in name:
-        raise UserError(f"{name!r}: not a name of a sweep: the '.' separates its name from a point's")
+        raise UserError(f"{name!r}: not a sweep's name; '.' separates a sweep's name from a point's")
     return named_file(Path(config) / "sweeps", name)
 
 
 def _point_of(name: str, config: str | Path) -> tuple[str, str] | None:
-    """Sweep and point, where a name is not an experiment's file but may be a point's."""
+    """Split a name into sweep and point, if it is not an experiment's file and the sweep exists."""
     parts = split_name(name)
     if parts is None or named_file(Path(config) / "experiments", name).exists():
         return None
@@ -135,7 +135,7 @@ def _point_of(name: str, config: str | Path) -> tuple[str, str] | None:
 
 
 def _base_values(sweep: Sweep, where: str, config: str | Path) -> dict[str, Any]:
-    """Values of a sweep's base, which is valid by itself."""
+    """Read a sweep's base, which must be a valid experiment."""
     folder = Path(config) / "experiments"
     try:
         values = _with_ancestors(folder, sweep.base, [])
@@ -146,14 +146,14 @@ def _base_values(sweep: Sweep, where: str, config: str | Path) -> dict[str, Any]
 
 
 def load_cluster(config: str | Path = "config", environment: Mapping[str, str] = os.environ) -> ClusterConfig:
-    """Read ``cluster.yaml``, where there is one, and what the environment says instead.
+    """Read ``cluster.yaml``, if it exists; environment variables override its keys.
 
     Raises:
-        UserError: a mistake in the file or in a variable, which is named.
+        UserError: invalid file or variable; the message names which.
     """
     path = Path(config) / "cluster.yaml"
     values = read_yaml(path) if path.exists() else {}
-    # First alone, so that a message names who is wrong.
+    # The file alone first, so that an error names the file or the variable.
     validate(ClusterConfig, values, str(path))
     for key in ClusterConfig.model_fields:
         variable = f"UDPM_{key.upper()}"
@@ -165,7 +165,7 @@ def load_cluster(config: str | Path = "config", environment: Mapping[str, str] =
 
 
 def _typed(text: str, annotation: Any) -> str | int | float:
-    """A variable's text as what its key holds; as it is where that is text, and where it is no such number."""
+    """Convert a variable's text to its key's type; return it unchanged if that is text or the number is invalid."""
     number = next((kind for kind in types_in(annotation) if kind in (int, float)), str)
     try:
         return number(text)
@@ -184,21 +184,21 @@ def load_dataset(name: str, config: str | Path = "config") -> DatasetConfig:
 
 
 def resolve_run(name: str, seed: int, config: str | Path = "config") -> RunConfig:
-    """Everything one training run of experiment `name` depends on.
+    """Resolve everything that one training run of experiment `name` depends on.
 
     Raises:
-        UserError: as `load_experiment` and `load_dataset`, or network and data do not fit together.
+        UserError: as `load_experiment` and `load_dataset`, or network and data do not match.
     """
     experiment = load_experiment(name, config)
     return run_of(experiment, name, seed, load_dataset(experiment.dataset, config), place_of(name, config))
 
 
 def run_of(experiment: Experiment, name: str, seed: int, dataset: DatasetConfig, where: str) -> RunConfig:
-    """A run's part of an experiment, with its data set.
+    """Combine a run's part of an experiment with its data set.
 
     Raises:
-        UserError: network and data do not fit together, or labels are asked for that the data set lacks; `where` names
-            the file in the message.
+        UserError: network and data do not match, or the data set lacks a requested label; `where` names the file in
+            the message.
     """
     sections = {"process", "generator", "discriminator", "losses", "training", "weights"}
     values = {
@@ -216,14 +216,14 @@ def run_of(experiment: Experiment, name: str, seed: int, dataset: DatasetConfig,
 
 
 def _check_labels(experiment: Experiment, dataset: DatasetConfig, where: str) -> None:
-    """Classes that are asked for are the data set's: told here, not after days of training."""
+    """Check requested classes against the data set now, not after days of training."""
     for key, labels in (("sampling", experiment.sampling.labels), ("latents", experiment.latents.labels)):
         if isinstance(labels, str):
             continue
         numbers = [label for label in labels if isinstance(label, int)]
         if max(numbers, default=0) >= max(dataset.classes, 1):
-            expected = f"must lie in 0..{dataset.classes - 1}, the classes of data set {experiment.dataset}"
-            raise UserError(f"{where}: {key}.labels: {expected}, got {max(numbers)}; a name like this goes in quotes")
+            expected = f"must be in 0..{dataset.classes - 1}, the classes of data set {experiment.dataset}"
+            raise UserError(f"{where}: {key}.labels: {expected}, got {max(numbers)}; put quotes around a class name")
         names = OWN_CLASSES.get(dataset.source, []) if dataset.classes else []
         for label in labels:
             if names or not dataset.classes:
@@ -231,21 +231,21 @@ def _check_labels(experiment: Experiment, dataset: DatasetConfig, where: str) ->
 
 
 def _check_scoring(name: str, dataset: DatasetConfig, scoring: Scoring, where: str) -> None:
-    """What scores are measured with and against can be made of the data set: told here, not after training."""
+    """Check now, not after training, that the data set allows the extractor and the reference."""
     if scoring.extractor == "digits":
-        others = "take inception or a TorchScript file, or write scoring: null"
+        others = "use inception or a TorchScript file, or set scoring: null"
         if dataset.classes < 2:
             raise UserError(
-                f"{where}: scoring.extractor: digits is trained to tell classes, but data set {name} has none; {others}"
+                f"{where}: scoring.extractor: digits is a classifier, but data set {name} has no classes; {others}"
             )
         if dataset.side % CLASSIFIER_SIDES:
             raise UserError(
-                f"{where}: scoring.extractor: digits takes images whose side is a multiple of {CLASSIFIER_SIDES}, but "
+                f"{where}: scoring.extractor: digits needs images whose side is a multiple of {CLASSIFIER_SIDES}, but "
                 f"data set {name} has side {dataset.side}; {others}"
             )
     if scoring.reference_split == "test" and dataset.source == "digits" and not dataset.holdout:
         raise UserError(
-            f"{where}: scoring.reference_split: test, but data set {name} has no such split; give it a holdout"
+            f"{where}: scoring.reference_split: test, but data set {name} has no test split; set its holdout"
         )
 
 
@@ -253,7 +253,7 @@ def read_resolved(model: type[Model], path: str | Path) -> Model:
     """Read a resolved configuration written by `udpm resolve`.
 
     Raises:
-        UserError: missing, unreadable, of another kind, or invalid; the message says how to make one.
+        UserError: missing, unreadable, another kind of file, or invalid; the message says how to make one.
     """
     what, options = RESOLVED.get(model.__name__, ("a resolved configuration", "EXPERIMENT"))
     kind = what_is(path)
@@ -270,15 +270,15 @@ def read_resolved(model: type[Model], path: str | Path) -> Model:
 
 
 def to_json(model: BaseModel) -> str:
-    """The one text of a configuration: what is written to files and what digests are taken of."""
+    """Serialize a configuration to the text that is written to files and hashed for digests."""
     return json.dumps(model.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
 
 
 def _with_ancestors(folder: Path, name: str, chain: list[str]) -> dict[str, Any]:
     if name in chain:
-        raise UserError(f"{folder / chain[0]}.yaml: extends: goes in a circle: {' -> '.join([*chain, name])}")
+        raise UserError(f"{folder / chain[0]}.yaml: extends: circular: {' -> '.join([*chain, name])}")
     if len(chain) > LONGEST_CHAIN:
-        raise UserError(f"{folder / chain[0]}.yaml: extends: goes over more than {LONGEST_CHAIN} files")
+        raise UserError(f"{folder / chain[0]}.yaml: extends: chain of more than {LONGEST_CHAIN} files")
     path = named_file(folder, name)
     values = read_yaml(path)
     parent = values.get("extends")
@@ -298,14 +298,14 @@ def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 
 def named_file(folder: Path, name: str) -> Path:
-    """The file of a named configuration, there or not.
+    """Return the path of a named configuration; the file need not exist.
 
     Raises:
-        UserError: not a name.
+        UserError: not a valid name.
     """
     if not NAME.fullmatch(name):
         alone = Path(name).stem
         meant = name.endswith((".yaml", ".yml")) and NAME.fullmatch(alone)
-        hint = f"give the name alone: {alone}" if meant else "use letters, digits, '.', '_' and '-'"
-        raise UserError(f"{name!r}: not a name; {hint}")
+        hint = f"give only the name: {alone}" if meant else "use letters, digits, '.', '_' and '-'"
+        raise UserError(f"{name!r}: not a valid name; {hint}")
     return folder / f"{name}.yaml"

@@ -1,4 +1,4 @@
-"""What a generator is, and the process it was made for: all that using its weights takes."""
+"""Shape of the networks and the process a generator is trained for: everything needed to use its weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 from udpm.config.validation import Alpha, Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section, check
 
 LARGEST_SIDE = 2**14
-"""Of images: a weight file that asks for more is not believed."""
+"""Largest image side; a weight file that declares more is rejected as damaged."""
 ADM_HEAD_CHANNELS = 64
 """Channels of one attention head in the adm family."""
 Family = Literal["ncsnpp", "ddpmpp", "adm"]
@@ -21,13 +21,13 @@ class Process(Section):
     levels: PositiveInt
     """L, the number of halvings, and of network calls per image."""
     factor: Literal[2] = 2
-    """γ, by which a level shrinks the image. The method's networks double, so it is always 2."""
+    """γ, the downsampling factor of a level. The method's networks upsample by 2, so it is always 2."""
     alphas: list[Alpha]
     """α_l in (0, 1], one for each level, l = 1 first."""
     sigmas: list[PositiveFloat]
     """σ_l > 0, one for each level, l = 1 first."""
     normalization: Literal["norm", "sum"] = "norm"
-    """The 2×2 box of H is divided by its l2 norm (taps 1/2, H Hᵀ = I) or by its sum (taps 1/4, the plain average)."""
+    """Normalize the 2×2 box of H by its l2 norm (taps 1/2, H Hᵀ = I) or by its sum (taps 1/4, the plain average)."""
 
     @check
     def _one_value_per_level(self) -> Process:
@@ -54,14 +54,14 @@ class Generator(Section):
     blocks: Annotated[int, Field(gt=0, le=256)] = 4
     """Residual blocks per U-Net level (the decoder has one more)."""
     attention: list[PositiveInt] = []
-    """U-Net levels with self-attention, named by their side when the input has side N/2. The coarsest level always
-    has one in the middle of the network."""
+    """U-Net levels with self-attention, given by their side for an input of side N/2. The middle of the network, at the
+    coarsest level, always has it."""
     dropout: Fraction = 0.0
     """Dropout probability in the residual blocks."""
     class_conditional: bool = False
-    """Whether the network sees the class label."""
+    """Condition the network on the class label."""
     label_dropout: Fraction = 0.0
-    """Probability with which training hides a label, so that sampling can do without, or be guided."""
+    """Probability of dropping a label in training, which allows unlabelled and guided sampling."""
 
     @check
     def _labels_to_drop(self) -> Generator:
@@ -71,12 +71,12 @@ class Generator(Section):
 
 
 class ModelConfig(Section):
-    """What weights carry along: the generator's shape and the process it serves."""
+    """Configuration stored with weights: the generator's shape and its process."""
 
     side: Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
     """N, side of the images."""
     classes: NonNegativeInt
-    """Number of classes that the generator knows; 0 for an unconditional one."""
+    """Number of the generator's classes; 0 for an unconditional one."""
     process: Process
     generator: Generator
 
@@ -87,23 +87,23 @@ class ModelConfig(Section):
 
 
 def check_fit(side: int, process: Process, generator: Generator, images: str) -> None:
-    """Check that a generator can be fed every level of images of a side.
+    """Check that a generator accepts every level of images of a given side.
 
     Args:
         side: N.
-        process: for its number of levels.
-        generator: for its depth and attention.
-        images: what the images are called in errors.
+        process: used for its number of levels.
+        generator: used for its widths, depth and attention.
+        images: name of the images in errors.
 
     Raises:
-        ValueError: they do not fit; the message names the key.
+        ValueError: they do not match; the message names the key.
     """
     _check_widths(generator)
     _check_depth(side, process.levels, len(generator.channel_multipliers), images)
     sides = [side // 2 >> depth for depth in range(len(generator.channel_multipliers))]
     for wanted in generator.attention:
         if wanted not in sides:
-            raise ValueError(f"generator.attention: {wanted} is no side of a U-Net level; these are {sides}")
+            raise ValueError(f"generator.attention: {wanted} is not the side of a U-Net level; these are {sides}")
     if generator.family == "adm":
         _check_heads(generator, sides)
 
@@ -124,12 +124,12 @@ def _check_depth(side: int, levels: int, depth: int, images: str) -> None:
 
 
 def normalized_groups(channels: int) -> int:
-    """Groups of a normalisation over so many channels: one for four, at most 32 and at least 1."""
+    """Groups of a group norm over `channels`: one per 4 channels, at most 32 and at least 1."""
     return max(min(32, channels // 4), 1)
 
 
 def _check_widths(generator: Generator) -> None:
-    """Every normalised map, joined ones in the decoder too, must be divisible by its number of groups."""
+    """Check that the group count divides the width of every normalised map, also of the decoder's concatenated ones."""
     widths = [generator.channels * multiplier for multiplier in generator.channel_multipliers]
     stem = widths[0] if generator.family == "adm" else generator.channels
     joined = []
@@ -147,13 +147,13 @@ def _check_widths(generator: Generator) -> None:
 def _check_heads(generator: Generator, sides: list[int]) -> None:
     for side, multiplier in zip(sides, generator.channel_multipliers, strict=True):
         width = generator.channels * multiplier
-        # The coarsest level attends whether it is named or not.
+        # The coarsest level has attention even if it is not listed.
         if (side in generator.attention or side == sides[-1]) and (
             width < ADM_HEAD_CHANNELS or width % (width // ADM_HEAD_CHANNELS)
         ):
             raise ValueError(
-                f"generator.channels: family adm attends at side {side} over {width} channels, but its heads of "
-                f"{ADM_HEAD_CHANNELS} need at least {ADM_HEAD_CHANNELS}, divisible by their number"
+                f"generator.channels: attention of family adm at side {side} has {width} channels, but its heads of "
+                f"{ADM_HEAD_CHANNELS} channels need at least {ADM_HEAD_CHANNELS}, divisible by the number of heads"
             )
 
 
@@ -169,9 +169,9 @@ class Discriminator(Section):
     dropout: Fraction | list[Fraction] = 0.0
     """Dropout probability in its blocks and on the logit. One value, or one for each level with l = 1 first."""
     class_conditional: bool = False
-    """Whether it sees the class label."""
+    """Condition it on the class label."""
     sees_state: bool = False
-    """Whether it also sees the noisy state x_l that an image was made from, as in denoising diffusion GANs; not in the
+    """Also condition it on the noisy state x_l that an image was made from, as in denoising diffusion GANs; not in the
     paper."""
 
     @check

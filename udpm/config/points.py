@@ -1,4 +1,4 @@
-"""From a sweep to its points: named experiments, each validated as any other."""
+"""Expand a sweep into its points: named experiments, each validated like any other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from udpm.config.validation import NAME, sections_in, validate
 from udpm.core.errors import UserError
 
 BUDGET = "budget"
-"""Key of a point that is none of an experiment's."""
+"""Key of a point that is not a key of an experiment."""
 Run = tuple[str, int]
 """Experiment and training seed."""
 ELEMENT = re.compile(r"(?P<key>[^\[\]]+)\[(?P<level>\d+)\]")
@@ -32,11 +32,11 @@ class Point:
 
     Attributes:
         sweep: name of the sweep.
-        name: of the point.
-        changes: of the base, by dotted key; without the budget.
-        budget: what makes its runs short, by dotted key.
-        grid: the grid it belongs to, or none.
-        labels: its values' names on that grid's axes, in their order.
+        name: name of the point.
+        changes: changed values of the base by dotted key, without the budget.
+        budget: values that make its runs short, by dotted key.
+        grid: name of its grid, or None.
+        labels: names of its values, one for each axis of the grid.
     """
 
     sweep: str
@@ -48,23 +48,23 @@ class Point:
 
     @property
     def experiment(self) -> str:
-        """Its name as an experiment: that of its folders."""
+        """Name as an experiment, also used for its folders."""
         return f"{self.sweep}.{self.name}"
 
     @property
     def changes_text(self) -> str:
-        """Its changes of the base, in a line, but for its seeds."""
+        """Changes to the base as one line, without seeds."""
         return "; ".join(f"{key} = {json.dumps(value)}" for key, value in self.changes.items() if key != "seeds")
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A point whose experiment was built and is valid.
+    """A point with its validated experiment.
 
     Attributes:
         point: the point.
-        experiment: what runs.
-        overrides: what an experiment that extends the base must say to be this point at the base's length.
+        experiment: its experiment, with the budget.
+        overrides: values that an experiment extending the base needs to be this point without the budget.
     """
 
     point: Point
@@ -77,11 +77,11 @@ class LoadedSweep:
     """A sweep with all its points.
 
     Attributes:
-        name: of the sweep.
-        sweep: its file.
+        name: name of the sweep.
+        sweep: content of its file.
         base: the base experiment.
-        points: by name as an experiment.
-        runs: of all points and seeds.
+        points: points by experiment name.
+        runs: runs of all points and seeds.
     """
 
     name: str
@@ -92,7 +92,7 @@ class LoadedSweep:
 
     @property
     def scored(self) -> dict[str, str]:
-        """By point, the experiment whose scoring and reference it has: the base, unless it says something else."""
+        """Experiment whose reference scores a point, by point: the base, unless the point's data or scoring differs."""
         wanted = (self.base.dataset, self.base.scoring)
         return {
             name: self.sweep.base if (point.experiment.dataset, point.experiment.scoring) == wanted else name
@@ -100,13 +100,12 @@ class LoadedSweep:
         }
 
     def trained(self, missing: Callable[[Run], int] | None = None) -> dict[Run, str]:
-        """The point whose run each uses: those that differ only in what comes after training share one.
+        """Map every run to the point that trains it; points that differ only after training share a run.
 
-        Of several, one that has this very run already, else the first: so a point that is added before them changes
-        nothing.
+        Prefer a point whose run already exists, else the first: adding a point before them then changes nothing.
 
         Args:
-            missing: returns 0 for a run that has begun, more for others; the first of the least is taken.
+            missing: returns 0 for a run that has begun, more for others; the first minimum is used.
         """
         alike: dict[str, list[Run]] = {}
         for key, run in self.runs.items():
@@ -114,7 +113,7 @@ class LoadedSweep:
         owners: dict[Run, str] = {}
         for keys in alike.values():
             first = keys[0]
-            # The disk is asked only where there is a choice.
+            # Only access the disk if there is a choice.
             if missing is not None and len(keys) > 1:
                 first = min(keys, key=missing)
             owners |= dict.fromkeys(keys, first[0])
@@ -122,38 +121,37 @@ class LoadedSweep:
 
 
 def points_of(name: str, sweep: Sweep, where: str) -> dict[str, Point]:
-    """All points by name: explicit ones, then those of the grids.
+    """Return all points by name: explicit ones, then those of the grids.
 
     Args:
-        name: of the sweep.
+        name: name of the sweep.
         sweep: the sweep.
         where: names its file in errors.
 
     Raises:
-        UserError: a name stands for two points, or a key is none of an experiment's.
+        UserError: a duplicate name, or an unknown key.
     """
     budget, found = _flat(sweep.budget, f"{where}: budget"), {}
     for point in itertools.chain(_explicit(name, sweep, where), _of_grids(name, sweep, where)):
         if point.name in found:
-            kind = f"grids.{point.grid}"
-            raise UserError(f"{where}: point {point.name}: is there twice, the second time in {kind}; rename one")
+            raise UserError(f"{where}: point {point.name}: duplicate, also in grids.{point.grid}; rename one")
         for key in point.changes:
             if key in budget:
                 raise UserError(
-                    f"{where}: point {point.name}: {key}: is part of the sweep's budget; give the point its own value "
-                    "under budget:, or take the key out of the sweep's"
+                    f"{where}: point {point.name}: {key}: also in the sweep's budget; move the point's value under its "
+                    "budget:, or remove the key from the sweep's budget"
                 )
         found[point.name] = replace(point, budget=budget | point.budget)
     return found
 
 
 def resolve_point(point: Point, base: dict[str, Any], seeds: list[int] | None, where: str) -> Resolved:
-    """Build a point's experiment, and see that it is valid at the base's length, too.
+    """Build a point's experiment, and check that it is also valid at the base's length.
 
     Args:
         point: the point.
         base: values of the base experiment.
-        seeds: of the sweep; None for the base's.
+        seeds: seeds of the sweep; None for the base's.
         where: names the sweep's file in errors.
 
     Raises:
@@ -169,17 +167,17 @@ def resolve_point(point: Point, base: dict[str, Any], seeds: list[int] | None, w
 
 
 def check_differ(points: list[Resolved], where: str) -> None:
-    """No configuration may stand under two names.
+    """Check that no two points have the same configuration.
 
     Raises:
-        UserError: one does.
+        UserError: two points do.
     """
     seen: dict[str, str] = {}
     for resolved in points:
         content = resolved.experiment.model_dump_json(exclude={"description", "seeds", "latents", "resources"})
         name = resolved.point.name
         if content in seen:
-            raise UserError(f"{where}: point {name}: is the same as point {seen[content]}; leave one of them out")
+            raise UserError(f"{where}: point {name}: same configuration as point {seen[content]}; leave one out")
         seen[content] = name
 
 
@@ -196,7 +194,7 @@ def _explicit(name: str, sweep: Sweep, where: str) -> Iterator[Point]:
 def _of_grids(name: str, sweep: Sweep, where: str) -> Iterator[Point]:
     for grid, axes in sweep.grids.items():
         at = f"{where}: grids.{grid}"
-        # Every value's keys once, not again at every point.
+        # Flatten every value once, not again at every point.
         changes = {
             axis: [_flat(values.changes(index), f"{at}.{axis}") for index in range(len(values.labels))]
             for axis, values in axes.items()
@@ -207,15 +205,15 @@ def _of_grids(name: str, sweep: Sweep, where: str) -> Iterator[Point]:
             for axis, index in zip(axes, indices, strict=True):
                 twice = merged.keys() & changes[axis][index].keys()
                 if twice:
-                    raise UserError(f"{at}.{axis}: {min(twice)}: another axis of the grid changes it, too")
+                    raise UserError(f"{at}.{axis}: {min(twice)}: already changed by another axis of the grid")
                 merged |= changes[axis][index]
-            # Made of values, not of their numbers: a point keeps its name when a value is added.
+            # Values, not their indices: a point keeps its name when a value is added.
             parts = [f"{axis}-{label}" for axis, label in zip(axes, labels, strict=True)]
             yield Point(name, "_".join(parts), merged, {}, grid, labels)
 
 
 def _flat(values: dict[str, Any], where: str, prefix: str = "") -> dict[str, Any]:
-    """Values by dotted key, from any mixture of dotted and nested keys, which are looked up."""
+    """Flatten dotted and nested keys to values by dotted key, checking that each key exists."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         dotted = f"{prefix}{key}"
@@ -223,7 +221,7 @@ def _flat(values: dict[str, Any], where: str, prefix: str = "") -> dict[str, Any
         inner = _flat(value, where, f"{dotted}.") if isinstance(value, dict) else {dotted: value}
         twice = found.keys() & inner.keys()
         if twice:
-            raise UserError(f"{where}: {min(twice)}: is there twice")
+            raise UserError(f"{where}: {min(twice)}: duplicate key")
         found |= inner
     return found
 
@@ -238,7 +236,7 @@ def _check_key(dotted: str, where: str) -> None:
     near = [ends[last]] if last in ends else difflib.get_close_matches(key, known, n=1)
     near = near or [ends[end] for end in difflib.get_close_matches(last, ends, n=1)]
     hint = f"did you mean {near[0]}?" if near else "`udpm resolve` prints all keys of an experiment"
-    raise UserError(f"{where}: {dotted}: is no key of an experiment; {hint}")
+    raise UserError(f"{where}: {dotted}: not a key of an experiment; {hint}")
 
 
 @cache
@@ -254,7 +252,7 @@ def _keys_of(model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def _changed(base: dict[str, Any], changes: dict[str, Any], where: str) -> dict[str, Any]:
-    """The base's values with changes by dotted key; those of one level after those of whole lists."""
+    """Apply changes by dotted key to the base's values: whole lists first, then single levels."""
     values = copy.deepcopy(base)
     for dotted, value in sorted(changes.items(), key=lambda item: ELEMENT.fullmatch(item[0]) is not None):
         element = ELEMENT.fullmatch(dotted)
@@ -272,14 +270,14 @@ def _changed(base: dict[str, Any], changes: dict[str, Any], where: str) -> dict[
 
 def _with_level(values: Any, level: int, value: Any, where: str) -> list[Any]:
     if not isinstance(values, list):
-        raise UserError(f"{where}: the base has no list there, but {values!r}; give the whole list")
+        raise UserError(f"{where}: not a list in the base, but {values!r}; give the whole list")
     if not 1 <= level <= len(values):
-        raise UserError(f"{where}: has levels 1 to {len(values)}")
+        raise UserError(f"{where}: no such level; levels are 1 to {len(values)}")
     return [*values[: level - 1], value, *values[level:]]
 
 
 def _overrides(whole: dict[str, Any], point: Point) -> dict[str, Any]:
-    """The point's changes as an experiment's file holds them: nested, lists whole, without seeds."""
+    """Return the point's changes as in an experiment's file: nested, with whole lists, without seeds."""
     found: dict[str, Any] = {}
     for dotted in point.changes:
         element = ELEMENT.fullmatch(dotted)
@@ -292,6 +290,6 @@ def _overrides(whole: dict[str, Any], point: Point) -> dict[str, Any]:
 
 
 def split_name(experiment: str) -> tuple[str, str] | None:
-    """Sweep and point of an experiment's name, if it has the form of a point's."""
+    """Split an experiment's name into sweep and point, if it has the form SWEEP.POINT."""
     sweep, dot, point = experiment.partition(".")
     return (sweep, point) if dot and NAME.fullmatch(point) else None

@@ -1,6 +1,6 @@
-"""What has been published, to stand beside what is measured: the files of ``config/published/``.
+"""Published scores and costs to compare measured ones with: the files of ``config/published/``.
 
-Not to be confused with `udpm.interop.flags`, which knows the command lines of the published code.
+The command lines of the published code are in `udpm.interop.flags`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from udpm.config.validation import (
 
 FOLDER = "published"
 RUNTIME = "runtime"
-"""Name of the one file in it that holds costs and speeds; every other holds a table of scores."""
+"""Name of the file with costs and speeds; every other file is a table of scores."""
 
 SETUPS = ("training", "generator", "discriminator")
-"""Tables that are made of resolved configurations alone."""
+"""Tables made only from resolved configurations."""
 
 Standing = Literal["A", "B", "C"]
 STANDINGS = {
@@ -38,55 +38,55 @@ STANDINGS = {
 
 
 class Protocol(Section):
-    """How the published scores were measured, as far as their source says; null: it does not say.
+    """Protocol of the published scores; null where their source does not state it.
 
-    A measured score is compared with a published one only where nothing that both state differs.
+    A measured score is compared with a published one only if they agree on everything that both state.
     """
 
     metric: str = "FID"
-    """Name of the score, as measured ones carry it."""
+    """Name of the score, as in measured scores."""
     n: PositiveInt | None = None
     """Number of images."""
     extractor: str | None = None
-    """Network whose features are used, by its name in scores."""
+    """Network whose features are used, by its name in measured scores."""
     preprocessing: str | None = None
-    """What is done to images before it, in the words of scores."""
+    """Preprocessing of the images, by its name in measured scores."""
     split: Literal["train", "test"] | None = None
-    """Split of the data set that the reference is taken from."""
+    """Split of the data set that the reference is computed from."""
     checkpoint: Literal["best", "last"] | None = None
     """Checkpoint that was scored."""
     weights: str | None = None
-    """Which of its weights, by their name in scores."""
+    """Weights of the checkpoint that were scored, by their name in measured scores."""
 
 
 class Row(Section):
-    """One published number, or the place of one."""
+    """One published number, or a row without one."""
 
     method: str
     """Name of the method."""
     dataset: str
-    """Data set that it was scored on: the name of a file in ``config/datasets/``, if there is one."""
+    """Data set that it was scored on: the name of a file in ``config/datasets/``, if it exists there."""
     nfe: PositiveInt | None = None
-    """Network evaluations for an image."""
+    """Network evaluations per image."""
     conditional: bool | None = None
-    """Whether the model is class-conditional."""
+    """true if the model is class-conditional."""
     value: PositiveFloat | None = None
-    """The published score; null: none has been published."""
+    """Published score; null: none has been published."""
     standing: Standing | None = None
-    """How sure the number is: A read in its source, B second-hand, C counted on the published code."""
+    """Grade of evidence: A read in its source, B second-hand, C counted on the published code."""
     source: str | None = None
-    """Where it was read: a key of `sources`."""
+    """Publication that it was read in: a key of `sources`."""
     note: str = ""
-    """What has to be known to read it, for a footnote."""
+    """Footnote needed to interpret the number."""
     experiments: list[str] = []
-    """Experiments of this project that are this method in this setting: their scores stand beside the number."""
+    """Experiments of this project with this method and setting; their scores are shown next to the number."""
     checkpoint: Literal["best", "last"] | None = None
-    """Checkpoint that was scored, where it is known of this row and not of the whole table."""
+    """Checkpoint that was scored, if known for this row but not for the whole table."""
     weights: str | None = None
-    """Which of its weights, likewise."""
+    """Weights that were scored, if known for this row but not for the whole table."""
     step_network: bool = False
-    """Whether each evaluation is one call of a network as large as the full-side one that `runtime.yaml` counts: the
-    multiply-adds of an image are then known, and the number has a place in the figure of cost."""
+    """true if each evaluation is one call of a network as large as the full-side one counted in `runtime.yaml`. The
+    multiply-adds of an image are then known, and the number appears in the figure of cost."""
 
     @check
     def _number_has_an_origin(self) -> Row:
@@ -101,16 +101,16 @@ class PublishedTable(Section):
     title: str
     """Heading of the table."""
     description: str = ""
-    """What has to be known to read it, for a footnote."""
+    """Footnote needed to interpret the table."""
     sources: dict[str, str] = {}
-    """Publications, by the key that rows name them with."""
+    """Publications by the key that rows use."""
     protocol: Protocol = Protocol()
     tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Share of a published score that a measured mean may lie off and still be called reproduced."""
+    """Largest relative difference between a measured mean and the published score to count as reproduced."""
     order: Literal["listed", "nfe"] = "listed"
     """Order of the rows: as listed, or by data set, NFE and score."""
     figure: bool = False
-    """Whether the scores have a place in the figure of cost."""
+    """Show the scores in the figure of cost."""
     rows: Annotated[list[Row], Field(min_length=1)]
     """The numbers."""
 
@@ -124,12 +124,12 @@ class PublishedTable(Section):
 
     @property
     def experiments(self) -> list[str]:
-        """Experiments whose scores belong here, each once."""
+        """Experiments whose scores appear in this table, without duplicates."""
         return list(dict.fromkeys(name for row in self.rows for name in row.experiments))
 
 
 class Step(Section):
-    """Multiply-adds of networks for one data set's side, in 1e9."""
+    """Multiply-adds of networks for one data set's side, in units of 1e9."""
 
     dataset: str
     """Name of the data set."""
@@ -141,7 +141,7 @@ class Step(Section):
     """All calls of UDPM for one image."""
     standing: Standing
     source: str
-    """Where the numbers were read."""
+    """Publication that the numbers were read in."""
 
 
 class Speed(Section):
@@ -150,23 +150,23 @@ class Speed(Section):
     dataset: str
     """Name of the data set."""
     device: str
-    """What it was measured on."""
+    """Device that it was measured on."""
     udpm: PositiveFloat
-    """Images per second of UDPM, all its calls."""
+    """Images per second of UDPM, with all its calls."""
     step: PositiveFloat
     """Images per second of one step of a network at the full side."""
     standing: Standing
     source: str
-    """Where the numbers were read."""
+    """Publication that the numbers were read in."""
 
 
 class PublishedRuntime(Section):
-    """``config/published/runtime.yaml``: what an image costs, as others published it."""
+    """``config/published/runtime.yaml``: published costs of an image."""
 
     title: str
     """Heading of the table."""
     description: str = ""
-    """What has to be known to read it, for a footnote."""
+    """Footnote needed to interpret the table."""
     costs: list[Step]
     """Multiply-adds."""
     speeds: list[Speed] = []
@@ -175,18 +175,18 @@ class PublishedRuntime(Section):
     """Parameters of the published generators, by data set."""
 
     def step_cost(self, dataset: str) -> float | None:
-        """Multiply-adds (1e9) of one full-side step, counted rather than quoted where there are both."""
+        """Multiply-adds (1e9) of one full-side step; a counted number takes precedence over a quoted one."""
         known = sorted((cost.standing != "C", cost.step) for cost in self.costs if cost.dataset == dataset)
         return known[0][1] if known else None
 
 
 def published_names(config: str | Path = "config") -> list[str]:
-    """Names of the files of scores in ``config/published/``."""
+    """List the tables of scores in ``config/published/``."""
     return [name for name in names_in(Path(config) / FOLDER) if name != RUNTIME]
 
 
 def table_names(config: str | Path = "config") -> list[str]:
-    """Names of all of the paper's tables: of published scores, of set-ups, and of the run time."""
+    """List all of the paper's tables: published scores, set-ups and run time."""
     return [*published_names(config), *SETUPS, RUNTIME]
 
 

@@ -1,4 +1,4 @@
-"""How images are sampled from a trained model, and its latents explored."""
+"""Sampling images from a trained model and exploring its latents."""
 
 from __future__ import annotations
 
@@ -28,80 +28,83 @@ class Sampling(Section):
     count: Count = 50_000
     """Number of images."""
     labels: Literal["balanced", "none"] | list[Label] = "balanced"
-    """Classes asked for, in turn: all of them, or those listed by name or number (a name wins where both are possible);
-    none: no label, for a model with label dropout."""
+    """Classes to sample, in turn: all of them, or those listed by name or number (a name takes precedence over a
+    number); none: no label, for a model with label dropout."""
     batch: PositiveInt = 250
-    """Images per network call; has no influence on the images."""
+    """Images per network call; does not change the images."""
     shards: PositiveInt = 1
-    """Jobs that draw the set side by side, each whole batches; has no influence on the images."""
+    """Jobs that sample the set in parallel, each in whole batches; does not change the images."""
     seed: Seed = 0
     """The n-th image's noise is a function of (seed, n) alone."""
     posterior: Literal["scalar", "exact"] = "scalar"
-    """Covariance of q(x_{l-1} | x_l, x_0): one number (as published), or the exact matrix."""
+    """Covariance of q(x_{l-1} | x_l, x_0): a scalar (as published), or the exact matrix."""
     guidance: PositiveFloat = 1.0
-    """w of classifier-free guidance, f(no label) + w·(f(label) - f(no label)): 1 is none; needs label dropout."""
+    """w of classifier-free guidance, f(no label) + w·(f(label) - f(no label)); 1: no guidance; needs label dropout."""
     noise: AnyPath | None = None
-    """File of the noise to start from (.npz: base, eps_L, …, eps_1), instead of noise from `seed`."""
+    """File of noise to start from (.npz: base, eps_L, …, eps_1), instead of noise from `seed`."""
     weights: Annotated[str, Field(pattern=r"^(ema|raw|ema-0\.\d+)$")] = "ema"
-    """ema: averaged weights; raw: the trained ones themselves; ema-0.999: an average of training.more_ema_decays."""
+    """ema: averaged weights; raw: weights without averaging; ema-0.999: an average of training.more_ema_decays."""
     iteration: PositiveInt | None = None
     """Sample a milestone (training.keep_every) instead of the end of training."""
     intermediate: bool = False
-    """Keep every level's output too, shown at full side."""
+    """Also keep the output of every level, enlarged to full side."""
     images: Literal["none", "flat", "classes"] = "none"
-    """Also write one file per image: all in one folder, or in a folder for each class."""
+    """Also write one file per image: all in one folder, or one folder per class."""
     image_format: Literal["png", "jpg"] = "png"
-    """Of those files."""
+    """Format of the image files."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is one, else the CPU."""
+    """auto: CUDA if available, else the CPU."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: of the network's convolutions and linear layers; the chain between its calls stays float32."""
+    """Precision of the network's convolutions and linear layers; the chain between its calls stays float32."""
     tf32: bool = False
-    """On GPUs, let float32 products be computed with TF32 inputs, of 10 bits of mantissa instead of 23: faster; has no
+    """On GPUs, compute float32 products with TF32 inputs, which have 10 bits of mantissa instead of 23: faster. No
     effect on a CPU."""
     compile: bool = False
-    """Compile the network (torch.compile), a minute or more at the start; pixels may differ by rounding. Needs a C++
-    compiler, on GPUs Triton."""
+    """Compile the network (torch.compile), which takes a minute or more at the start; pixels may differ by rounding.
+    Needs a C++ compiler, on GPUs Triton."""
     cuda_graphs: bool = False
-    """On GPUs, launch the network's kernels as one CUDA graph for each level; has no effect on a CPU."""
+    """On GPUs, launch the network's kernels as one CUDA graph per level. No effect on a CPU."""
     threads: Threads = 2
     """CPU threads of the sampling process."""
 
     @check
     def _one_way_of_calling(self) -> Sampling:
         if self.compile and self.cuda_graphs:
-            raise ValueError("cuda_graphs: compile uses CUDA graphs by itself; leave one of the two out")
+            raise ValueError("cuda_graphs: compile already uses CUDA graphs; leave one of the two out")
         return self
 
     @check
     def _shards_hold_batches(self) -> Sampling:
         batches = -(-self.count // self.batch)
         if self.shards > batches:
-            raise ValueError(f"shards: {self.shards}, but {self.count} images are {batches} batches of {self.batch}")
+            raise ValueError(
+                f"shards: must be at most {batches}, the number of batches of {self.batch} in {self.count} images, "
+                f"got {self.shards}"
+            )
         return self
 
 
 class Latents(Section):
-    """The latent-space figures (paper, section 4): what a model's noise maps control."""
+    """The latent-space figures (paper, section 4), which show what a model's noise maps control."""
 
     labels: list[Label] = []
-    """Classes shown, by name or number, a row for each; empty: the first four. For a class-conditional model."""
+    """Classes to show, by name or number, one row each; empty: the first four. For a class-conditional model."""
     seeds: Annotated[list[Seed], Field(min_length=4, max_length=4)] = [0, 1, 2, 3]
     """Four latents: the first is perturbed, the first two are swapped, all four are interpolated. Without classes, rows
     are seeds: all four are perturbed, and the other two are swapped too."""
     strengths: PositiveInt = 5
     """Number of perturbation strengths, from none to the strongest."""
     strongest: list[Annotated[float, Field(ge=0, le=1)]] | None = None
-    """Share g of a map that its strongest perturbation keeps, g·ε + √(1-g²)·ε', one for each level with l = 1 first;
+    """Fraction g of a map that its strongest perturbation keeps, g·ε + √(1-g²)·ε', one for each level with l = 1 first;
     default: 0 for the finest, 0.8 for the coarsest, 0.1 between (as published)."""
     grid: Annotated[int, Field(ge=2)] = 6
-    """Side of the grid of four-way interpolation."""
+    """Side of the four-way interpolation grid."""
     pca_images: Annotated[int, Field(ge=2)] = 128
-    """Images whose principal components are shown."""
+    """Number of images to compute principal components of."""
     pca_components: PositiveInt = 8
     """Number of principal components."""
     pca_keep: Annotated[float, Field(ge=0, lt=1)] = 0.8
-    """Share g of one level's map that these images have in common; 0 draws the map anew for each."""
+    """Fraction g of one level's map that these images share; 0: independent maps."""
 
     @check
     def _enough_images_for_the_components(self) -> Latents:

@@ -1,4 +1,4 @@
-"""JSON schemas and the manual's key reference, both made from the models."""
+"""JSON schemas and the key reference of the manual, generated from the models."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ MODELS = {model.__name__: model for model in FILES.values()}
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 KEYS, FLAGS = "keys", "flags"
-"""Names of the parts of documents that are made here; each stands between two markers."""
+"""Names of the generated parts of documents, each between two markers."""
 
 
 def json_schema(kind: str) -> dict[str, Any]:
-    """JSON schema (2020-12) of a kind of configuration file, for editors that complete and check keys.
+    """Return the JSON schema (2020-12) of a kind of configuration file, for editors that complete and check keys.
 
-    An experiment's keys are all optional in it: a file may inherit any of them by `extends`.
+    All keys of an experiment are optional in it, since a file may inherit any of them by `extends`.
     """
     schema = FILES[kind].model_json_schema()
     if kind == "experiment":
@@ -45,7 +45,7 @@ def json_schema(kind: str) -> dict[str, Any]:
 
 
 def is_schema(text: bytes) -> bool:
-    """Whether a file is a JSON schema made here, by any version: its title is a model's, and most of its keys are."""
+    """Detect a schema written by any version of this program: its title and most of its keys are those of a model."""
     try:
         schema = json.loads(text)
         model, keys = MODELS[schema["title"]], schema["properties"].keys()
@@ -55,7 +55,7 @@ def is_schema(text: bytes) -> bool:
 
 
 def key_reference() -> str:
-    """A markdown table of every key: type, default, meaning."""
+    """Return a markdown table of every key: type, default, meaning."""
     parts = []
     titles = {
         "study": "config.yaml",
@@ -72,22 +72,22 @@ def key_reference() -> str:
 
 
 def insert(path: Path, document: str, name: str, text: str) -> str:
-    """A document with what stands between the markers of `name` replaced.
+    """Replace the text between the markers of `name` in a document.
 
     Args:
-        path: where it was read, for the error.
+        path: path of the document, for the error.
         document: its text.
-        name: of the markers.
-        text: that comes between them.
+        name: name of the markers.
+        text: text to put between them.
 
     Raises:
-        UserError: the markers are not there.
+        UserError: the markers are missing.
     """
     begin, end = f"<!-- {name}: made by `udpm schema` -->", f"<!-- /{name} -->"
     before, marker, rest = document.partition(begin)
     _, closing, after = rest.partition(end)
     if not (marker and closing):
-        raise UserError(f"{path}: lacks the markers {begin} and {end}, between which `udpm schema` writes")
+        raise UserError(f"{path}: expected the markers {begin} and {end} around the part that `udpm schema` writes")
     return f"{before}{begin}\n\n{text}\n\n{end}{after}"
 
 
@@ -102,7 +102,7 @@ def _rows(schema: dict[str, Any], whole: dict[str, Any], prefix: str):
 
 
 def _section(field: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any] | None:
-    """The schema of a nested section, or None for a plain value."""
+    """Return the schema of a nested section, or None for a plain value."""
     options = [field, *field.get("allOf", []), *field.get("anyOf", []), *field.get("oneOf", [])]
     reference = next((option["$ref"] for option in options if "$ref" in option), None)
     return whole["$defs"][reference.removeprefix("#/$defs/")] if reference else None

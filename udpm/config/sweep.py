@@ -1,4 +1,4 @@
-"""What one call of the workflow builds (``config/config.yaml``), and sweeps (``config/sweeps/NAME.yaml``)."""
+"""Targets of one workflow call (``config/config.yaml``) and sweeps (``config/sweeps/NAME.yaml``)."""
 
 from __future__ import annotations
 
@@ -17,36 +17,37 @@ class Axis(Section):
     """One axis of a grid: a key and its values, or named groups of keys that change together."""
 
     key: str | None = None
-    """Key of the experiment, such as losses.adversarial_weight, or process.sigmas[3] for the value of level 3 alone."""
+    """Key of the experiment, such as losses.adversarial_weight, or process.sigmas[3] for only the value of level 3."""
     values: list[Any] | dict[str, Any]
-    """Values of the key: plain ones, which name themselves, or NAME: value. Without a key, NAME: {key: value, …}."""
+    """Values of the key: plain values, which serve as their names, or NAME: value. Without a key: NAME: {key: value,
+    …}."""
 
     @check
     def _values_have_names(self) -> Axis:
         if not self.values:
-            raise ValueError("values: is empty; give at least one")
+            raise ValueError("values: empty; give at least one")
         for value in self.values if isinstance(self.values, list) else ():
             if self.key is None:
-                raise ValueError("key: is missing; without one, values are groups with names, NAME: {key: value}")
+                raise ValueError("key: is missing; without it, values must be named groups, NAME: {key: value}")
             if isinstance(value, (list, dict)) or value is None:
-                raise ValueError(f"values: {value!r} does not name itself; write NAME: {value!r}")
+                raise ValueError(f"values: {value!r} needs a name; write NAME: {value!r}")
         for name in self.labels:
             if not NAME.fullmatch(name):
-                raise ValueError(f"values: {name!r} is no name; use letters, digits, '.', '_' and '-'")
+                raise ValueError(f"values: {name!r} is not a valid name; use letters, digits, '.', '_' and '-'")
         if len(set(self.labels)) < len(self.labels):
-            raise ValueError(f"values: a value is there twice in {self.values}")
+            raise ValueError(f"values: duplicate value in {self.values}")
         for name, value in self.values.items() if isinstance(self.values, dict) and self.key is None else ():
             if not isinstance(value, dict):
-                raise ValueError(f"values.{name}: without a key of the axis it must be {{key: value}}, got {value!r}")
+                raise ValueError(f"values.{name}: must be {{key: value}} if the axis has no key, got {value!r}")
         return self
 
     @property
     def labels(self) -> list[str]:
-        """The values' names, which are parts of the points' names."""
+        """Names of the values, which are parts of the points' names."""
         return [str(value).lower() if isinstance(value, bool) else str(value) for value in self.values]
 
     def changes(self, index: int) -> dict[str, Any]:
-        """Keys that the value of an index changes."""
+        """Return the keys and values that the value at `index` changes."""
         value = self.values[index] if isinstance(self.values, list) else list(self.values.values())[index]
         return value if self.key is None else {self.key: value}
 
@@ -57,42 +58,42 @@ class Sweep(Section):
     description: str = ""
     """One line for reports."""
     base: str
-    """Experiment that the points are changes of: a file in ``config/experiments/``."""
+    """Experiment that the points change: a file in ``config/experiments/``."""
     seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
-    """Training seeds of every point; default: the base's. A point may have `seeds` of its own."""
+    """Training seeds of every point; default: the base's. A point's `seeds` override them."""
     budget: dict[str, Any] = {}
-    """Keys that make every run of the sweep short, such as training.iterations. A point may have a `budget` of its own.
-    The best point is written out without it, at the base's length."""
+    """Keys that make every run of the sweep short, such as training.iterations. A point may add its own `budget`. The
+    best point is written out without it, at the base's length."""
     points: dict[str, dict[str, Any]] = {}
-    """NAME: {key: value}, or {} for the base itself. Keys are dotted or nested; process.sigmas[3] is the value of level
-    3 alone."""
+    """NAME: {key: value}, or {} for the base itself. Keys are dotted or nested; process.sigmas[3] is only the value of
+    level 3."""
     grids: dict[str, dict[str, Axis]] = {}
-    """NAME: {axis: {key, values}}. All combinations are points; a grid of two axes is drawn as a heat map."""
+    """NAME: {axis: {key, values}}. Every combination is a point; a grid of two axes is drawn as a heat map."""
     rank_by: Literal[
         "frechet_distance", "class_frechet_distance", "kernel_distance", "precision", "recall", "class_agreement"
     ] = "frechet_distance"
-    """Metric that points are ranked by, in the mean over seeds: distances rise, the others fall."""
+    """Metric to rank points by, averaged over seeds: distances in ascending order, the others in descending order."""
     multiply_adds_per_second: PositiveFloat = 2e13
-    """What one device is assumed to do in training and sampling, for the plan's device-hours: half its FLOP/s."""
+    """Assumed speed of one device in training and sampling, for the plan's device-hours: half its FLOP/s."""
 
     @check
     def _names_can_be_used(self) -> Sweep:
         if not (self.points or self.grids):
-            raise ValueError("points: a sweep needs points, or grids")
+            raise ValueError("points: is missing; a sweep needs points or grids")
         named: dict[str, Iterable[str]] = {"points": self.points, "grids": self.grids}
         named |= {f"grids.{grid}": axes for grid, axes in self.grids.items()}
         for where, names in named.items():
             for name in names:
                 if not NAME.fullmatch(name):
-                    raise ValueError(f"{where}: {name!r} is no name; use letters, digits, '.', '_' and '-'")
+                    raise ValueError(f"{where}: {name!r} is not a valid name; use letters, digits, '.', '_' and '-'")
         for grid, axes in self.grids.items():
             if not axes:
-                raise ValueError(f"grids.{grid}: has no axes")
+                raise ValueError(f"grids.{grid}: no axes; give at least one")
         count = len(self.points) + sum(
             math.prod(len(axis.labels) for axis in axes.values()) for axes in self.grids.values()
         )
         if count > MOST_POINTS:
-            raise ValueError(f"grids: make {count} points, more than {MOST_POINTS}; make several sweeps of them")
+            raise ValueError(f"grids: {count} points, more than {MOST_POINTS}; split them into several sweeps")
         return self
 
     @property
@@ -102,7 +103,7 @@ class Sweep(Section):
 
     @property
     def falls(self) -> bool:
-        """Whether the best value is the greatest."""
+        """True if the greatest value is the best."""
         return not self.rank_by.endswith("distance")
 
 
@@ -114,8 +115,8 @@ class Study(Section):
     """``config/config.yaml``; any key can be overridden with ``snakemake --config key=value``."""
 
     experiments: Annotated[list[str], BeforeValidator(_one_or_many), Field(min_length=1)]
-    """Experiments to run: names of files in ``config/experiments/``. One name may stand without a list."""
+    """Experiments to run: names of files in ``config/experiments/``, as a list or a single name."""
     sweep: str | None = None
     """Sweep that the targets `sweep` and `sweep_plan` build: a file in ``config/sweeps/``."""
     results: WorkflowPath = "results"
-    """Folder for everything that is made, relative to the folder in which `snakemake` is called."""
+    """Folder for all output, relative to the folder in which `snakemake` is called."""

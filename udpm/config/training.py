@@ -1,4 +1,4 @@
-"""How a model is trained: losses, optimization, checkpoints."""
+"""Training of a model: losses, optimization, checkpoints."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class DiscriminatorNoise(Section):
     """Noise added to what the discriminator sees."""
 
     kind: Literal["none", "noisy", "diffusion"] = "none"
-    """none; noisy: N(0, std²) whose std decays during training; diffusion: the forward process to level l-1."""
+    """none; noisy: N(0, std²) with std decaying during training; diffusion: the forward process to level l-1."""
     std: NonNegativeFloat | list[NonNegativeFloat] = 0.0
-    """Of kind noisy: standard deviation for images in [-1, 1]. One value, or one for each level with l = 1 first."""
+    """For kind noisy: standard deviation for images in [-1, 1]. One value, or one for each level with l = 1 first."""
     decay_per_1000: DecayFactor = 1.0
     """Factor on std every 1000 iterations."""
 
@@ -39,13 +39,13 @@ class Losses(Section):
     """Weights of the loss terms; lists hold one value for each level, l = 1 (finest) first."""
 
     reconstruction: Literal["l1", "l2"] = "l1"
-    """Distance of output and target H^{l-1} x_0: mean absolute (as published) or mean squared error."""
+    """Distance between output and target H^{l-1} x_0: mean absolute (as published) or mean squared error."""
     reconstruction_weight: NonNegativeFloat | list[NonNegativeFloat] = 1.0
     """λ1. One value, or one for each level."""
     lpips_weight: NonNegativeFloat | list[NonNegativeFloat] = 0.0
     """λp of LPIPS-VGG. One value, or one for each level; LPIPS needs images of side 16 or more."""
     lpips_network: Literal["vgg", "vgg-random"] = "vgg"
-    """vgg: ImageNet weights, downloaded by torchvision; vgg-random: untrained, to try the code without the download."""
+    """vgg: ImageNet weights, downloaded by torchvision; vgg-random: untrained, for tests without the download."""
     lpips_exponent: LpipsExponent = 2.0
     """Exponent on the feature differences inside LPIPS; below 1 its gradient would be infinite."""
     adversarial_weight: NonNegativeFloat | list[NonNegativeFloat] = 0.0
@@ -53,36 +53,36 @@ class Losses(Section):
     r1_gamma: NonNegativeFloat | list[NonNegativeFloat] = 0.0
     """γ of the R1 gradient penalty. One value, or one for each level."""
     r1_every: PositiveInt = 1
-    """Apply R1 in every so many discriminator steps only, with so many times γ; not in the paper."""
+    """Apply R1 only in every k-th discriminator step, with k times γ, where k is this value; not in the paper."""
     r1_decay_per_1000: DecayFactor = 1.0
     """Factor on r1_gamma every 1000 iterations."""
     adversarial_start: NonNegativeInt = 0
-    """Iterations at the start without any adversarial loss or discriminator step."""
+    """Number of iterations at the start without adversarial loss and discriminator step."""
     discriminator_noise: DiscriminatorNoise = DiscriminatorNoise()
     """Noise added to what the discriminator sees."""
     upsample_discriminator_input: bool = False
-    """Show the discriminator every level at the full side N, enlarged bilinearly."""
+    """Upsample the discriminator's input to the full side N at every level, bilinearly."""
     normalize: bool = True
-    """Divide output and target by s^{l-1} before every loss, which brings them back to [-1, 1]."""
+    """Divide output and target by s^{l-1} before every loss, which scales them back to [-1, 1]."""
 
 
 class Training(Section):
-    """The optimisation."""
+    """Optimization, hardware and bookkeeping of a training run."""
 
     iterations: PositiveInt
     """Number of iterations (a discriminator step, then a generator step)."""
     epochs: PositiveInt | None = None
-    """Stop after so many passes over the training split, if that comes before `iterations`."""
+    """Stop after this number of passes over the training split, if that is before `iterations`."""
     batch: PositiveInt = 64
-    """Images per iteration, over all processes."""
+    """Images per iteration, summed over all processes."""
     nodes: PositiveInt = 1
-    """Nodes that train together."""
+    """Nodes that train one model together."""
     processes_per_node: PositiveInt = 1
     """Processes on each node, one for each of its GPUs."""
     accumulate: PositiveInt = 1
-    """Parts that a process cuts its share of the batch into, one after the other, to save memory."""
+    """Gradient accumulation: parts that a process splits its share of the batch into to save memory."""
     backend: Literal["auto", "nccl", "gloo"] = "auto"
-    """How processes exchange gradients; auto: nccl on GPUs, gloo on CPUs."""
+    """Backend of the gradient all-reduce; auto: nccl on GPUs, gloo on CPUs."""
     learning_rate: PositiveFloat = 1e-4
     """Adam's rate for the generator after the warm-up."""
     discriminator_learning_rate: PositiveFloat | None = None
@@ -92,80 +92,83 @@ class Training(Section):
     warmup: NonNegativeInt = 5000
     """Iterations of linear warm-up of both rates: rate × min(1, iteration / warmup)."""
     discriminator_every: PositiveInt = 1
-    """A discriminator step every so many iterations."""
+    """Iterations between discriminator steps."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     """Decay of the exponential moving average of the generator, updated every iteration; 0 for none."""
     more_ema_decays: list[Annotated[float, Field(gt=0, lt=1)]] = []
-    """Further averages kept beside it, for sampling.weights: ema-0.999 and the like."""
+    """Decays of additional averages, which sampling.weights selects by names such as ema-0.999."""
     ema_warmup: bool = False
-    """Begin with shorter averages: decay min(ema_decay, (1 + iteration)/(10 + iteration)); for all averages."""
+    """Start all averages with a smaller decay: min(ema_decay, (1 + iteration)/(10 + iteration))."""
     level_probabilities: list[NonNegativeFloat] | None = None
     """Probability of drawing each level, l = 1 first; default: uniform, as published."""
     flip: bool = True
     """Random horizontal flips."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is one, else the CPU."""
+    """auto: CUDA if available, else the CPU."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast of the networks (GPU); weights, losses and the process stay float32."""
     tf32: bool = True
-    """On GPUs, let float32 products be computed with TF32 inputs."""
+    """On GPUs, compute float32 products with TF32 inputs."""
     channels_last: bool = False
-    """Keep feature maps with their channels last in memory, which GPU convolutions in bfloat16 prefer."""
+    """Store feature maps in channels-last memory format, which is faster for bfloat16 convolutions on GPUs."""
     compile: bool = False
     """Compile the networks (torch.compile): minutes at the start, faster iterations on GPUs."""
     cuda_graphs: bool = False
-    """On GPUs, launch the forward and backward pass of a step as one CUDA graph: one is recorded for each network and
-    level, and again when a loss weight changes; has no effect on a CPU. Takes memory for further gradients."""
+    """On GPUs, launch the forward and backward pass of a step as one CUDA graph. A graph is recorded for each network
+    and level, and again when a loss weight changes; it needs memory for another set of gradients. No effect on a
+    CPU."""
     threads: Threads = 2
-    """CPU threads of the training process. CPU results depend on it."""
+    """CPU threads of the training process; results on a CPU depend on their number."""
     checkpoint_every: PositiveInt = 5000
     """Iterations between checkpoints, from which the same command resumes."""
     checkpoint_minutes: PositiveFloat = 30.0
-    """Minutes after which a checkpoint is written at the latest."""
+    """Longest time between checkpoints in minutes."""
     keep_every: NonNegativeInt = 10_000
-    """Iterations between milestones: weights that are kept, for sampling.iteration; 0 for none."""
+    """Iterations between milestones, weights that are kept for sampling.iteration; 0 for none."""
     data: Literal["auto", "device", "memory"] = "auto"
-    """Where the images are kept: on the device, memory-mapped, or auto: on a GPU that holds them easily."""
+    """Location of the images: on the device, memory-mapped on the host, or auto: on a GPU if it has ample memory."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Threads that prepare batches and noise ahead of their iteration; 0 prepares them when they are needed."""
+    """Threads that prefetch batches and noise; 0 prepares them when they are needed."""
     log_every: PositiveInt = 100
-    """Iterations between lines of metrics.jsonl; values are means over them."""
+    """Iterations between lines of metrics.jsonl, whose values are means over them."""
     tensorboard: bool = False
-    """Also write these values, and the previews, as TensorBoard event files."""
+    """Also write these values and the previews as TensorBoard event files."""
     preview_every: NonNegativeInt = 0
-    """Iterations between previews, a grid of images of the same noise each time; 0 for none."""
+    """Iterations between previews, a grid of images sampled from the same noise each time; 0 for none."""
 
     @property
     def averages(self) -> dict[str, float]:
-        """Decays of the averages that are kept, by name."""
+        """Decays of the exponential moving averages, by name."""
         first = {"ema": self.ema_decay} if self.ema_decay else {}
         return first | {f"ema-{decay!r}": decay for decay in self.more_ema_decays}
 
     @property
     def kept_weights(self) -> list[str]:
-        """Names of all weights that a run ends with."""
+        """Names of all weights that a run saves at its end."""
         return [*self.averages, "raw"]
 
     def ends_at(self, images: int) -> int:
-        """Iterations at the end of training, with so many images in the training split."""
+        """Return the last iteration of training on a training split of `images` images."""
         return min(self.iterations, self.epochs * images // self.batch) if self.epochs else self.iterations
 
     @property
     def processes(self) -> int:
-        """All processes that train together."""
+        """Number of processes on all nodes."""
         return self.nodes * self.processes_per_node
 
     @check
     def _averages_differ(self) -> Training:
         decays = [self.ema_decay, *self.more_ema_decays]
         if len(set(decays)) < len(decays) or not all(repr(decay).startswith("0.") for decay in self.more_ema_decays):
-            raise ValueError(f"more_ema_decays: must differ, and from ema_decay, and be at least 0.0001: {decays}")
+            raise ValueError(
+                f"more_ema_decays: must be at least 0.0001 and differ from each other and from ema_decay, got {decays}"
+            )
         return self
 
     @check
     def _one_way_of_calling(self) -> Training:
         if self.compile and self.cuda_graphs:
-            raise ValueError("cuda_graphs: compiled networks are not recorded; leave compile or cuda_graphs out")
+            raise ValueError("cuda_graphs: cannot record compiled networks; leave compile or cuda_graphs out")
         return self
 
     @check
@@ -174,8 +177,8 @@ class Training(Section):
         if self.batch % parts:
             near = sorted({max(parts, self.batch // parts * parts), (self.batch // parts + 1) * parts})
             raise ValueError(
-                f"batch: {self.batch} images cannot be shared by {self.processes} processes in {self.accumulate} "
-                f"parts each; {' or '.join(map(str, near))} can"
+                f"batch: cannot split {self.batch} images over {self.processes} processes in {self.accumulate} "
+                f"parts each; use {' or '.join(map(str, near))}"
             )
         return self
 
@@ -188,5 +191,5 @@ else:
         Annotated[Training, Tag("[section]")] | Annotated[Literal["imported"], Tag("[word]")],
         Choice(lambda value: "[word]" if isinstance(value, str) else "[section]"),
     ]
-    """A section, or the word that puts given weights in the place of training. The tags only choose; errors leave out
-    what stands in brackets."""
+    """A section, or the word for given weights instead of training. The tags only select the branch; errors leave out
+    bracketed parts of a location."""

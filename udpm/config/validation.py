@@ -1,4 +1,4 @@
-"""Strict configuration: YAML of bounded size to plain values, values to validated models, one line per mistake."""
+"""Strict configuration: YAML of bounded size to plain values to validated models, with one line per mistake."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from udpm.core.reading import INTEGERS, NO_TEXT, read_json, read_text
 YAML_BYTES = 2**20
 YAML_DEPTH = 32
 YAML_VALUES = 20_000
-"""An alias counts as all that it stands for."""
+"""Limit on values; an alias counts as all values of its anchor."""
 
 _TAG = "tag:yaml.org,2002:"
 _NUMBERS = {
@@ -37,7 +37,7 @@ _NUMBERS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML without dates, and without the tags that build anything but plain values."""
+    """Safe YAML without dates and without tags that build anything but plain values."""
 
     yaml_implicit_resolvers = {
         first: [(tag, form) for tag, form in found if tag not in {f"{_TAG}{kind}" for kind in (*_NUMBERS, "timestamp")}]
@@ -58,30 +58,32 @@ class _Loader(yaml.SafeLoader):
         alias, mark, before = self.check_event(yaml.AliasEvent), self.peek_event().start_mark, self._values
         self._depth += 1
         if self._depth > YAML_DEPTH:
-            raise ComposerError(None, None, f"it is nested more than {YAML_DEPTH} deep", mark)
+            raise ComposerError(None, None, f"nested more than {YAML_DEPTH} deep", mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
         if node is None:
             return None
         if alias and node not in self._weights:
-            raise ComposerError(None, None, "an alias stands inside of what it is for", mark)
+            raise ComposerError(None, None, "an alias refers to a node that contains it", mark)
         self._values += self._weights[node] if alias else 1
         self._weights.setdefault(node, self._values - before)
         if self._values > YAML_VALUES:
-            raise ComposerError(None, None, f"it holds more than {YAML_VALUES} values", mark)
+            raise ComposerError(None, None, f"more than {YAML_VALUES} values", mark)
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             value = super().construct_object(node, deep)
         except (ValueError, KeyError, IndexError, OverflowError):
-            # What is tagged as a number, or read as one, and is none.
+            # Tagged or matched as a number, but not one.
             kind = node.tag.removeprefix(_TAG)
-            raise ConstructorError(None, None, f"{str(node.value)[:40]!r} is no {kind}", node.start_mark) from None
+            raise ConstructorError(
+                None, None, f"{str(node.value)[:40]!r} is not of type {kind}", node.start_mark
+            ) from None
         if isinstance(value, int) and value not in INTEGERS:
-            raise ConstructorError(None, None, "an integer that 64 bits do not hold", node.start_mark)
+            raise ConstructorError(None, None, "integer does not fit in 64 bits", node.start_mark)
         if isinstance(value, str) and (found := NO_TEXT.search(value)):
-            raise ConstructorError(None, None, f"a text holds the character U+{ord(found[0]):04X}", node.start_mark)
+            raise ConstructorError(None, None, f"text contains the character U+{ord(found[0]):04X}", node.start_mark)
         return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -95,7 +97,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, Hashable):
                 raise ConstructorError(None, None, "a list or mapping cannot be a key", key_node.start_mark)
             if key in seen:
-                raise ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+                raise ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -108,7 +110,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping.
 
     Raises:
-        UserError: missing, not YAML, larger or deeper than the limits, or not a mapping.
+        UserError: file missing, not YAML, larger or deeper than the limits, or not a mapping.
     """
     if not os.path.lexists(path):
         raise UserError(f"{path}: no such file{_nearest_file(path)}")
@@ -125,7 +127,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def names_in(folder: str | Path) -> list[str]:
-    """Names (without .yaml) of the configuration files in a folder, sorted."""
+    """List the names (without .yaml) of the configuration files in a folder, sorted."""
     return sorted(path.stem for path in Path(folder).glob("*.yaml"))
 
 
@@ -134,24 +136,24 @@ def _nearest_file(path: Path) -> str:
     near = difflib.get_close_matches(path.stem, names, n=1)
     if near:
         return f"; did you mean {near[0]}?"
-    return f"; there are: {', '.join(names)}" if names else ""
+    return f"; found: {', '.join(names)}" if names else ""
 
 
 Model = TypeVar("Model", bound=BaseModel)
 SHORT = reprlib.Repr()
 SHORT.maxlist, SHORT.maxstring, SHORT.maxlong, SHORT.maxlevel = 16, 120, 40, 3
-"""How values are shown in errors; aliases can make a small file's value endless."""
+"""Shortens values in errors; aliases can make a small file's value endless."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""Names of configurations: they become names of files and folders."""
+"""Names of configurations, which become names of files and folders."""
 SHOWN = 10
-"""Mistakes of a file that are told."""
+"""Largest number of mistakes to report for a file."""
 
 
 def validate(model: type[Model], values: dict[str, Any], where: str) -> Model:
-    """Validate `values`; every error becomes one line that names the file, the key and what would be right.
+    """Validate `values`; every error becomes one line with the file, the key and what is expected.
 
     Raises:
-        UserError: invalid; its mistakes are all that were found, ten at most.
+        UserError: invalid; it lists all mistakes, at most ten.
     """
     try:
         return model.model_validate(values)
@@ -163,7 +165,7 @@ def completed(model: type[BaseModel], values: dict[str, Any], where: str) -> dic
     """Validate `values` and add the model's defaults where a key is missing, at every depth.
 
     Returns:
-        The values as they were read, unknown keys with them; every key of the model is there.
+        The values as read, including unknown keys, with every key of the model.
 
     Raises:
         UserError: as `validate`.
@@ -216,10 +218,10 @@ def _filled(values: Any, defaults: Any) -> Any:
 
 
 def _mistakes(model: type[BaseModel], problems: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line for each key that is wrong, in their order; of more than ten keys, how many more there are.
+    """Format one line per wrong key, in order, and count those after the tenth.
 
-    Of a value that may be of several kinds, each kind has a problem; the one that is about a part of the value says
-    more than those about the whole.
+    For a value of a union type, pydantic reports one problem per branch; a problem with a part of the value is more
+    informative than those with the whole.
     """
     by_key: dict[str, list[Mapping[str, Any]]] = {}
     for problem in problems:
@@ -233,7 +235,7 @@ def _mistakes(model: type[BaseModel], problems: Sequence[Mapping[str, Any]]) -> 
 
 
 def _location(problem: Mapping[str, Any]) -> list[Any]:
-    # An unknown key may be called anything.
+    # An unknown key may have any name, even that of a union tag.
     *others, last = problem["loc"] or [None]
     own = problem["type"] == "extra_forbidden"
     kept = [part for part in others if not _is_union_tag(part)]
@@ -272,8 +274,8 @@ def _wanted(problem: Mapping[str, Any]) -> str:
 
 
 def _is_union_tag(part: Any) -> bool:
-    # pydantic adds the tried branch of "number or list" to the location; no key of ours contains brackets, is a type,
-    # or begins as a private class does.
+    # pydantic adds the tried branch of "number or list" to the location; none of our keys contains brackets, is the
+    # name of a type, or begins with an underscore like a private class.
     return isinstance(part, str) and (
         "[" in part or part.startswith("_") or part in {"float", "int", "str", "list", "dict", "constrained-float"}
     )
@@ -281,19 +283,19 @@ def _is_union_tag(part: Any) -> bool:
 
 def _known_keys(model: type[BaseModel], location: list[Any]) -> list[str]:
     for part in location:
-        # Names that a user gives, in a mapping, are no fields.
+        # User-defined names in a mapping are not fields.
         if part in model.model_fields:
             model = next(sections_in(model.model_fields[part].annotation), model)
     return sorted(model.model_fields)
 
 
 def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models that an annotation mentions."""
+    """Yield the models in an annotation."""
     return (found for found in types_in(annotation) if issubclass(found, BaseModel))
 
 
 def types_in(annotation: Any) -> Iterator[type]:
-    """The classes that an annotation mentions."""
+    """Yield the classes in an annotation."""
     if isinstance(annotation, type):
         yield annotation
     for argument in get_args(annotation):
@@ -311,11 +313,11 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 SplitRanges = dict[str, Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]]
-"""First image, and the one after the last, of each split."""
+"""First image of each split, and the one after its last."""
 Alpha = Annotated[float, Field(gt=0, le=1)]
 
 _NOT_IN_A_PATH = re.compile(r"[\n\0]")
-# Snakemake's wildcards.
+# Snakemake would read them as wildcards.
 _BRACES = re.compile(r"[{}]")
 
 
@@ -330,7 +332,7 @@ def _a_path(path: str) -> str:
 def _a_workflow_path(path: str) -> str:
     if found := _BRACES.search(path):
         raise PydanticCustomError(
-            "path", "a path must not contain {found}, which is part of a wildcard to Snakemake", {"found": found[0]}
+            "path", "a path must not contain {found}, which Snakemake reads as a wildcard", {"found": found[0]}
         )
     return path
 
@@ -345,7 +347,7 @@ Check = TypeVar("Check", bound=Callable[[Any], Any])
 
 
 def check(function: Check) -> Check:
-    """Mark a method of a section as a check of keys that have to agree; it raises ValueError, "key: what is wrong"."""
+    """Mark a method of a section as a check across keys, which raises ValueError("key: mistake")."""
     function.is_check = True  # type: ignore[attr-defined]
     return function
 
@@ -357,7 +359,7 @@ class Section(BaseModel):
 
     @model_validator(mode="after")
     def _keys_agree(self) -> Section:
-        # All checks, not pydantic's first: a file's mistakes are told together.
+        # Run all checks instead of stopping at the first failure, to report all mistakes of a file together.
         problems = []
         for name, method in vars(type(self)).items():
             if getattr(method, "is_check", False):
@@ -381,6 +383,6 @@ class Exactly:
 
 
 class Record(BaseModel):
-    """What a record that this program wrote must say to be used: strict types, finite numbers, other keys ignored."""
+    """Required content of a record that this program wrote: strict types, finite numbers; other keys are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False)

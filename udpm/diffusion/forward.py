@@ -1,4 +1,4 @@
-"""The forward process: the downsampling operator H (2×2 box blur, then stride 2), one step, and marginals."""
+"""The forward process: downsampling operator H (2×2 box blur, then stride 2), one step, and marginals."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from udpm.diffusion.schedule import Schedule
 
 
 def downsample(image: torch.Tensor, scale: int, times: int = 1) -> torch.Tensor:
-    """H^times x.
+    """Compute H^times x.
 
     Args:
         image: (..., C, h, w) with h and w divisible by 2^times.
         scale: s, the sum of the box's taps: 2 (divided by its l2 norm) or 1 (by its sum).
-        times: how often H is applied, >= 0.
+        times: number of applications of H, >= 0.
 
     Returns:
         (..., C, h/2^times, w/2^times): s^times times the block means.
@@ -25,12 +25,12 @@ def downsample(image: torch.Tensor, scale: int, times: int = 1) -> torch.Tensor:
 
 
 def adjoint(image: torch.Tensor, scale: int, times: int = 1) -> torch.Tensor:
-    """(Hᵀ)^times y: nearest-neighbour upsampling times (s/4)^times.
+    """Compute (Hᵀ)^times y: nearest-neighbour upsampling times (s/4)^times.
 
     Args:
         image: (..., C, h, w).
         scale: s, as in `downsample`.
-        times: how often Hᵀ is applied, >= 0.
+        times: number of applications of Hᵀ, >= 0.
 
     Returns:
         (..., C, h·2^times, w·2^times). H Hᵀ = (s²/4) I: the identity for s = 2.
@@ -39,7 +39,7 @@ def adjoint(image: torch.Tensor, scale: int, times: int = 1) -> torch.Tensor:
 
 
 def project(image: torch.Tensor) -> torch.Tensor:
-    """P x, every 2×2 block replaced by its mean; HᵀH = (s²/4) P.
+    """Compute P x: replace every 2×2 block by its mean; HᵀH = (s²/4) P.
 
     Args:
         image: (..., C, h, w) with even h and w.
@@ -52,7 +52,7 @@ def _repeat(image: torch.Tensor, factor: int) -> torch.Tensor:
 
 
 def step(schedule: Schedule, previous: torch.Tensor, level: int, noise: torch.Tensor) -> torch.Tensor:
-    """One step, x_l = α_l H x_{l-1} + σ_l ε.
+    """Compute one step, x_l = α_l H x_{l-1} + σ_l ε.
 
     Args:
         schedule: α, σ and s.
@@ -64,7 +64,7 @@ def step(schedule: Schedule, previous: torch.Tensor, level: int, noise: torch.Te
 
 
 def marginal(schedule: Schedule, downsampled: torch.Tensor, level: int, noise: torch.Tensor) -> torch.Tensor:
-    """A draw from q(x_l | x_0) = N(ᾱ_l H^l x_0, σ̃_l² I).
+    """Sample from q(x_l | x_0) = N(ᾱ_l H^l x_0, σ̃_l² I).
 
     Args:
         schedule: α, σ and s.

@@ -1,4 +1,4 @@
-"""The latent of an image and how latents are mixed (paper, section 4)."""
+"""The latent of an image, and interpolation of latents (paper, section 4)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from udpm.diffusion.schedule import Schedule
 
 
 class Latent(NamedTuple):
-    """All that the chain draws at random, for a batch of images; weights and label make the image of it.
+    """All random numbers of the sampling chain for a batch of images; with weights and label they determine the image.
 
     Attributes:
         base: z, a white image, (B, 3, N, N).
@@ -25,23 +25,23 @@ class Latent(NamedTuple):
     noises: tuple[torch.Tensor, ...]
 
     def noise(self, level: int) -> torch.Tensor:
-        """ε_l."""
+        """Return ε_l."""
         return self.noises[len(self.noises) - level]
 
     def replaced(self, level: int, noise: torch.Tensor) -> Latent:
-        """This latent with another ε_l; z and all other maps stay."""
+        """Replace ε_l and keep z and all other maps."""
         index = len(self.noises) - level
         return self._replace(noises=(*self.noises[:index], noise, *self.noises[index + 1 :]))
 
 
 def seeded(schedule: Schedule, side: int, seed: int, numbers: Sequence[int]) -> Latent:
-    """The latents of images of given numbers, each a function of (seed, its number) alone; on the CPU.
+    """Draw the latents of numbered images, each a function of only (seed, number), on the CPU.
 
     Args:
-        schedule: for the number of levels.
+        schedule: used for the number of levels.
         side: N.
-        seed: of the sample set.
-        numbers: of the images.
+        seed: seed of the sample set.
+        numbers: numbers of the images.
     """
     sides = [side, *noise_sides(schedule, side)]
     maps: list[list[torch.Tensor]] = [[] for _ in sides]
@@ -54,13 +54,13 @@ def seeded(schedule: Schedule, side: int, seed: int, numbers: Sequence[int]) -> 
 
 
 def join(latents: Sequence[Latent]) -> Latent:
-    """One batch of several."""
+    """Concatenate several batches."""
     maps = [torch.cat(parts) for parts in zip(*((latent.base, *latent.noises) for latent in latents), strict=True)]
     return Latent(maps[0], tuple(maps[1:]))
 
 
 def mix(first: torch.Tensor, second: torch.Tensor, keep: float) -> torch.Tensor:
-    """mix(a, b, g) = g·a + √(1-g²)·b: unit variance where a and b are independent and have it.
+    """Compute mix(a, b, g) = g·a + √(1-g²)·b, which has unit variance if a and b are independent and have it.
 
     Args:
         first: a.
@@ -71,7 +71,7 @@ def mix(first: torch.Tensor, second: torch.Tensor, keep: float) -> torch.Tensor:
 
 
 def interpolate(corners: Sequence[Latent], across: float, down: float) -> Latent:
-    """Four-way mix of every map, ε(δ, η) = mix(mix(ε¹, ε², δ), mix(ε³, ε⁴, δ), η); of z too, so corners are exact.
+    """Mix every map of four latents, ε(δ, η) = mix(mix(ε¹, ε², δ), mix(ε³, ε⁴, δ), η), and z, so corners are exact.
 
     Args:
         corners: four latents; (δ, η) = (1, 1), (0, 1), (1, 0), (0, 0) give the first to the fourth.

@@ -16,7 +16,7 @@ Network = Callable[[torch.Tensor, float, torch.Tensor | None], torch.Tensor]
 
 
 class Step(NamedTuple):
-    """One link of the chain: the state x_l that went in, and the output f that came out."""
+    """One step of the chain: the network's input x_l and its output f."""
 
     level: int
     state: torch.Tensor
@@ -24,7 +24,7 @@ class Step(NamedTuple):
 
 
 def noise_sides(schedule: Schedule, side: int) -> list[int]:
-    """Sides of the noise maps ε_L, …, ε_1 (coarsest first) that make up the latent of an image of side `side`."""
+    """Return the sides of the noise maps ε_L, …, ε_1 (coarsest first) of an image of side `side`."""
     return [side >> level for level in range(schedule.levels, 0, -1)]
 
 

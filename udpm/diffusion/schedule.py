@@ -1,4 +1,4 @@
-"""The noise schedule α_l, σ_l and what follows from it, in double precision. Imports no torch."""
+"""The noise schedule α_l, σ_l and derived quantities, in double precision. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from udpm.config.model import Process
 
 @dataclass(frozen=True)
 class Schedule:
-    """α, σ for l = 1..L; all methods take the level l, counted from 1 (finest).
+    """α_l and σ_l for l = 1..L; methods take the level l, counted from 1 (finest).
 
-    x_l = α_l H x_{l-1} + σ_l ε, so that q(x_l | x_0) = N(ᾱ_l H^l x_0, σ̃_l² I).
+    x_l = α_l H x_{l-1} + σ_l ε, so q(x_l | x_0) = N(ᾱ_l H^l x_0, σ̃_l² I).
 
     Attributes:
         alphas: α_1..α_L, each in (0, 1].
@@ -27,17 +27,19 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not self.alphas or len(self.alphas) != len(self.sigmas):
-            raise ValueError(f"one alpha and one sigma for each level: got {len(self.alphas)} and {len(self.sigmas)}")
+            raise ValueError(
+                f"expected one alpha and one sigma for each level, got {len(self.alphas)} and {len(self.sigmas)}"
+            )
         if not all(0 < alpha <= 1 for alpha in self.alphas):
-            raise ValueError(f"alphas must lie in (0, 1]: {self.alphas}")
+            raise ValueError(f"alphas must be in (0, 1], got {self.alphas}")
         if not all(0 < sigma < math.inf for sigma in self.sigmas):
-            raise ValueError(f"sigmas must be positive: {self.sigmas}")
+            raise ValueError(f"sigmas must be positive, got {self.sigmas}")
         if self.scale not in (1, 2):
-            raise ValueError(f"scale must be 2 (box divided by its l2 norm) or 1 (by its sum): {self.scale}")
+            raise ValueError(f"scale must be 2 (box divided by its l2 norm) or 1 (by its sum), got {self.scale}")
 
     @classmethod
     def from_config(cls, process: Process) -> Schedule:
-        """The schedule of a validated configuration."""
+        """Build the schedule of a validated configuration."""
         return cls(tuple(process.alphas), tuple(process.sigmas), 2 if process.normalization == "norm" else 1)
 
     @property
@@ -68,11 +70,11 @@ class Schedule:
         return math.sqrt(variance)
 
     def signal(self, level: int) -> float:
-        """ᾱ_l s^l: the factor between a constant image and the mean of x_l."""
+        """ᾱ_l s^l, the factor from a constant image to the mean of x_l."""
         return self.alpha_bar(level) * self.scale**level
 
     def snr(self, level: int) -> float:
-        """Signal over noise of x_l as a ratio of amplitudes: ᾱ_l s^l / σ̃_l."""
+        """Signal-to-noise ratio of x_l, as a ratio of amplitudes: ᾱ_l s^l / σ̃_l."""
         return self.signal(level) / self.sigma_tilde(level)
 
     def time(self, level: int) -> float:
@@ -85,13 +87,13 @@ Form = Literal["scalar", "exact"]
 
 @dataclass(frozen=True)
 class Coefficients:
-    """The numbers in q(x_{l-1} | x_l, f) = N(μ_l, Σ_l) with μ_l = Σ_l (state · Hᵀ x_l + output · f).
+    """Coefficients of q(x_{l-1} | x_l, f) = N(μ_l, Σ_l) with μ_l = Σ_l (state · Hᵀ x_l + output · f).
 
     Attributes:
         state: α_l/σ_l².
         output: ᾱ_{l-1}/σ̃_{l-1}².
         variance_blocks: eigenvalue of Σ_l on images that are constant in every 2×2 block.
-        variance_rest: eigenvalue of Σ_l on images whose blocks have mean zero; in the scalar form the same number.
+        variance_rest: eigenvalue of Σ_l on images whose blocks have mean zero; equal in the scalar form.
     """
 
     state: float
@@ -101,12 +103,12 @@ class Coefficients:
 
 
 def coefficients(schedule: Schedule, level: int, form: Form) -> Coefficients:
-    """The numbers of level l: Σ_l = (α_l²/σ_l² · HᵀH + I/σ̃_{l-1}²)^{-1}.
+    """Compute the coefficients of level l: Σ_l = (α_l²/σ_l² · HᵀH + I/σ̃_{l-1}²)^{-1}.
 
     Args:
         schedule: α, σ and s.
         level: l in 2..L.
-        form: "scalar" takes HᵀH for the identity, as the published code does; "exact" uses HᵀH = (s²/4) P.
+        form: "scalar" approximates HᵀH by the identity, like the published code; "exact" uses HᵀH = (s²/4) P.
     """
     alpha, variance = schedule.alpha(level), schedule.sigma(level) ** 2
     prior = schedule.sigma_tilde(level - 1) ** 2
@@ -119,7 +121,7 @@ def coefficients(schedule: Schedule, level: int, form: Form) -> Coefficients:
 
 
 def prior_variance(schedule: Schedule) -> float:
-    """τ² of the sampling prior: x_L = ᾱ_L H^L z + σ̃_L ε with white z and ε is N(0, τ² I).
+    """Compute τ² of the sampling prior: x_L = ᾱ_L H^L z + σ̃_L ε with white z and ε is N(0, τ² I).
 
     τ² = ᾱ_L² (s²/4)^L + σ̃_L², since H Hᵀ = (s²/4) I.
     """
@@ -128,7 +130,7 @@ def prior_variance(schedule: Schedule) -> float:
 
 
 def divergence_bound(schedule: Schedule, variance: float, mean_square: float = 1.0) -> float:
-    """An upper bound on KL(q(x_L) ‖ N(0, τ² I)), in nats per dimension of x_L.
+    """Compute an upper bound on KL(q(x_L) ‖ N(0, τ² I)), in nats per dimension of x_L.
 
     KL is convex, so KL(q(x_L) ‖ p) ≤ E KL(q(x_L | x_0) ‖ p) over images x_0, and q(x_L | x_0) = N(ᾱ_L H^L x_0, σ̃_L² I):
     ½ (σ̃_L²/τ² - 1 - ln(σ̃_L²/τ²) + (ᾱ_L s^L)² m₂/τ²).
@@ -140,5 +142,5 @@ def divergence_bound(schedule: Schedule, variance: float, mean_square: float = 1
     """
     levels = schedule.levels
     shrink = math.log(schedule.sigma_tilde(levels) ** 2 / variance)
-    # e^d - 1 - d loses no digits where the two variances are nearly the same.
+    # e^d - 1 - d keeps its precision if the two variances are nearly equal.
     return (math.expm1(shrink) - shrink + schedule.signal(levels) ** 2 * mean_square / variance) / 2

@@ -1,6 +1,6 @@
-"""The published code's tensor names, and the architecture of its checkpoints, read from tensor names and shapes.
+"""Tensor names of the published code, and the architecture of its checkpoints from tensor names and shapes.
 
-Ours follow the structure of `UNet` and `Discriminator`; the published ones name sides and block kinds.
+Our names follow the structure of `UNet` and `Discriminator`; the published ones contain sides and block kinds.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _BLOCK = {
     "attention.proj": "proj",
 }
 FILTER = "resample_filter"
-"""A constant of the architecture that the published code stores with the weights."""
+"""Architecture constant that the published code stores with the weights."""
 FREQUENCIES = "freqs"
 
 
 def generator_names(shape: UNetShape) -> dict[str, str]:
-    """Module names of a generator: ours to published, without the final ".weight" or ".bias"."""
+    """Map a generator's module names, ours to published, without the final ".weight" or ".bias"."""
     depths = len(shape.multipliers)
     sides = [f"{shape.side >> depth}x{shape.side >> depth}" for depth in range(depths)]
     names = {
@@ -59,7 +59,7 @@ def generator_names(shape: UNetShape) -> dict[str, str]:
 
 
 def discriminator_names(shape: DiscriminatorShape) -> dict[str, str]:
-    """Module names of a discriminator: ours to published, without the final ".weight" or ".bias"."""
+    """Map a discriminator's module names, ours to published, without the final ".weight" or ".bias"."""
     names = {"stem": "conv0", "final": "final_conv", "label": "map_label", "head": "out_lin"}
     for index in range((shape.side >> (shape.levels - 1)).bit_length()):
         names |= _block_names(f"blocks.{index}", f"body.{index}")
@@ -67,16 +67,16 @@ def discriminator_names(shape: DiscriminatorShape) -> dict[str, str]:
 
 
 def from_published(tensors: dict[str, torch.Tensor], names: dict[str, str]) -> dict[str, torch.Tensor]:
-    """A published state dict under our names, in float32.
+    """Convert a published state dict to our names, in float32.
 
-    Resampling filters, which the published code stores although they are constants, are left out.
+    Leaves out resampling filters, which the published code stores although they are constants.
 
     Args:
         tensors: published name to tensor.
         names: from `generator_names` or `discriminator_names`.
 
     Raises:
-        KeyError: a tensor that this architecture does not have.
+        KeyError: a tensor that does not exist in this architecture.
     """
     ours = {published: name for name, published in names.items()}
     state = {}
@@ -93,20 +93,20 @@ def _block_names(ours: str, published: str) -> dict[str, str]:
 
 Tensors = dict[str, torch.Tensor]
 SHOWN = 5
-"""Names that an error lists."""
+"""Largest number of names in an error."""
 
 
 class UnknownArchitecture(ValueError):
-    """Tensors that are no network of this method; the message says what is wrong with them."""
+    """Tensors that are not a network of this method; the message gives the reason."""
 
 
 def generator_shape(tensors: Tensors, classes: int | None = None) -> UNetShape:
-    """The shape of a generator.
+    """Infer the shape of a generator.
 
     Args:
         tensors: published name to tensor.
-        classes: number of classes, where it is known. The label layer of a network trained with label dropout has
-            one input more; tensors alone do not tell it from one more class.
+        classes: number of classes, if known. Label dropout adds one input to the label layer, which the tensors alone
+            cannot distinguish from an additional class.
 
     Raises:
         UnknownArchitecture: not a generator of the three families.
@@ -117,7 +117,7 @@ def generator_shape(tensors: Tensors, classes: int | None = None) -> UNetShape:
     channels = len(embedding) // 4
     sides = sorted({int(found[1]) for found in _matches(tensors, r"net\.enc\.(\d+)x\1_block0\.conv0\.weight")})[::-1]
     if sides != [side >> depth for depth in range(len(sides))] or not sides:
-        raise UnknownArchitecture(f"its encoder has blocks at sides {sides}, not at {side} and halves of it")
+        raise UnknownArchitecture(f"expected encoder blocks at side {side} and its halves, found sides {sides}")
     widths = [len(_tensor(tensors, f"net.enc.{size}x{size}_block0.conv0.weight")) for size in sides]
     label = tensors.get("net.map_label.weight")
     inputs = 0 if label is None else label.shape[1]
@@ -135,7 +135,7 @@ def generator_shape(tensors: Tensors, classes: int | None = None) -> UNetShape:
 
 
 def discriminator_shape(tensors: Tensors, side: int) -> DiscriminatorShape:
-    """The shape of a discriminator; its number of blocks tells the number of levels.
+    """Infer the shape of a discriminator; its number of blocks determines the number of levels.
 
     Args:
         tensors: published name to tensor.
@@ -148,7 +148,7 @@ def discriminator_shape(tensors: Tensors, side: int) -> DiscriminatorShape:
     # n = log2(N/2^{L-1}) + 1
     levels = side.bit_length() - blocks + 1
     if blocks == 0 or levels < 1:
-        raise UnknownArchitecture(f"its discriminator has {blocks} blocks, which fit no image of side {side}")
+        raise UnknownArchitecture(f"its discriminator has {blocks} blocks, impossible for images of side {side}")
     label = tensors.get("map_label.weight")
     return DiscriminatorShape(
         side, levels, len(_tensor(tensors, "conv0.weight")), 0 if label is None else label.shape[1]
@@ -156,10 +156,10 @@ def discriminator_shape(tensors: Tensors, side: int) -> DiscriminatorShape:
 
 
 def load_generator(tensors: Tensors, shape: UNetShape) -> Tensors:
-    """A published generator's tensors under our names, all there and of the right shapes.
+    """Convert a published generator's tensors to our names and check that all exist with the right shapes.
 
     Raises:
-        UnknownArchitecture: tensors are missing, unknown or of another shape; the first five are named.
+        UnknownArchitecture: tensors are missing, unknown or have another shape; the message lists the first five.
     """
     with torch.device("meta"):
         expected = UNet(shape).state_dict()
@@ -167,10 +167,10 @@ def load_generator(tensors: Tensors, shape: UNetShape) -> Tensors:
 
 
 def load_discriminator(tensors: Tensors, shape: DiscriminatorShape) -> Tensors:
-    """A published discriminator's tensors under our names, all there and of the right shapes.
+    """Convert a published discriminator's tensors to our names and check that all exist with the right shapes.
 
     Raises:
-        UnknownArchitecture: tensors are missing, unknown or of another shape; the first five are named.
+        UnknownArchitecture: tensors are missing, unknown or have another shape; the message lists the first five.
     """
     with torch.device("meta"):
         expected = Discriminator(shape).state_dict()
@@ -192,9 +192,9 @@ def _strict(tensors: Tensors, names: dict[str, str], expected: Tensors) -> Tenso
             ],
         ),
     ]
-    told = [f"{len(found)} {what}: {_shown(found)}" for what, found in problems if found]
-    if told:
-        raise UnknownArchitecture("; ".join(told))
+    messages = [f"{len(found)} {what}: {_shown(found)}" for what, found in problems if found]
+    if messages:
+        raise UnknownArchitecture("; ".join(messages))
     cast = [name for name in given if tensors[name].dtype not in FLOATS]
     if cast:
         raise UnknownArchitecture(f"{len(cast)} tensors are not floating-point: {_shown(cast)}")
@@ -227,13 +227,13 @@ def _only(tensors: Tensors, pattern: str, what: str) -> re.Match[str]:
     found = _matches(tensors, pattern)
     if len(found) != 1:
         raise UnknownArchitecture(
-            f"no generator of NCSN++, DDPM++ or ADM: it has {len(found) or 'no'} {what.removeprefix('a ')}, among "
+            f"not a generator of NCSN++, DDPM++ or ADM: found {len(found) or 'no'} {what.removeprefix('a ')} among "
             f"{len(tensors)} tensors such as {_shown(list(tensors)[:2])}"
         )
     stem = tensors[found[0].string]
     if stem.ndim != 4 or stem.shape[1] != IMAGE_CHANNELS:
         raise UnknownArchitecture(
-            f"{found[0].string} has shape {tuple(stem.shape)}; expected (C, {IMAGE_CHANNELS}, 3, 3)"
+            f"{found[0].string}: expected shape (C, {IMAGE_CHANNELS}, 3, 3), got {tuple(stem.shape)}"
         )
     return found[0]
 

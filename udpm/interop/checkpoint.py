@@ -1,4 +1,4 @@
-"""Weights from elsewhere: published checkpoints (.pt) and this project's own files, as state dicts under our names."""
+"""Reader of published checkpoints (.pt) and of this project's weight files, as state dicts under our names."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from udpm.networks.weights import (
 )
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "generator.", "net.net.")
-"""What data-parallel training, compilation and training frameworks put before every name."""
+"""Prefixes of tensor names added by data-parallel training, compilation and training frameworks."""
 HOLDERS = {
     "ema": ("ema", "model_ema", "ema_model", "ema_state", "ema_state_dict", "state_dict_ema"),
     "raw": ("model", "state_dict", "model_state_dict", "generator"),
     "discriminator": ("discriminator", "disc"),
 }
-"""Keys that files hold state dicts under, by what these are; the published code's are model and discriminator."""
+"""Keys of state dicts in files, by kind; the published code uses model and discriminator."""
 HARMLESS = (
     "_codecs.encode",
     "argparse.Namespace",
@@ -54,22 +54,22 @@ HARMLESS = (
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     *(f"numpy.dtypes.{name}DType" for name in ("Float64", "Float32", "Float16", "Int64", "Int32", "UInt8", "Bool")),
 )
-"""Classes and functions that stand next to the tensors in many files. None is called: see `_Aside`."""
+"""Classes and functions that occur next to the tensors in many files. None is called: see `_Placeholder`."""
 AVERAGED = "n_averaged"
-"""What torch.optim.swa_utils.AveragedModel counts its updates by, next to the averaged weights."""
+"""Update counter that torch.optim.swa_utils.AveragedModel stores with the averaged weights."""
 EMA_NAME = re.compile(r"(?:^|[_.-])ema(?:[_.-]|$)", re.IGNORECASE)
 REFUSED = re.compile(r"(?:Unsupported|unsupported|Trying to)[^\n]*")
-"""What the restricted unpickler says of a file that holds more than data."""
+"""Error of the restricted unpickler for a file that contains more than data."""
 UNKNOWN_LABEL_DROPOUT = 0.1
-"""Stands for the probability that tensors do not tell; sampling only asks whether it is above 0."""
+"""Assumed probability, which tensors do not reveal; sampling only checks that it is above 0."""
 
 
-class _Aside:
-    """Takes the place of what stands next to the tensors (options, counters, paths), and forgets it."""
+class _Placeholder:
+    """Replaces objects next to the tensors (options, counters, paths) and discards their content."""
 
     def __init__(self, *_: Any) -> None: ...
 
-    def __new__(cls, *_: Any) -> _Aside:
+    def __new__(cls, *_: Any) -> _Placeholder:
         return super().__new__(cls)
 
     def __setstate__(self, state: Any) -> None: ...
@@ -80,15 +80,15 @@ class Imported:
     """Weights of one model.
 
     Attributes:
-        networks: state dicts under our names: "ema", "raw", and "discriminator" where there is one.
+        networks: state dicts under our names: "ema", "raw", "discriminator"; only those in the file.
         generator: the generator's configuration.
         side: N.
-        classes: that the generator knows; 0 for an unconditional one.
-        process: the file's own, or None where it says nothing of it.
-        levels: L, where the file tells it.
-        iteration: of training, or None.
-        origin: what the weights were read from, for the record.
-        class_names: under this key, where the file tells them.
+        classes: number of the generator's classes; 0 for an unconditional one.
+        process: process stored in the file, or None.
+        levels: L, or None if unknown.
+        iteration: training iteration, or None.
+        origin: files that the weights were read from, for the record.
+        class_names: class names under the key "class_names", or empty if unknown.
     """
 
     networks: dict[str, Tensors]
@@ -102,7 +102,7 @@ class Imported:
     class_names: dict[str, list[str]] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
-        """What was found, for people: architecture, sizes, which weights, iteration and files."""
+        """Return a readable description: architecture, sizes, weights, iteration and files."""
         return {
             "side": self.side,
             "classes": self.classes,
@@ -117,17 +117,17 @@ class Imported:
         }
 
     def model(self, process: Process | None, where: str) -> ModelConfig:
-        """The model with a process: the file's own, else the one given.
+        """Return the model's configuration with the process stored in the file, else the given one.
 
         Raises:
-            UserError: neither is known, or network and process do not fit.
+            UserError: no process is known, or network and process do not match.
         """
         process = self.process or process
         if process is None:
-            raise UserError(f"{where}: says nothing of the process; give --config, or --alphas and --sigmas")
+            raise UserError(f"{where}: does not describe the process; give --config, or --alphas and --sigmas")
         if self.levels is not None and process.levels != self.levels:
             raise UserError(
-                f"{where}: its discriminator was made for {self.levels} levels, but the process has {process.levels}"
+                f"{where}: its discriminator is for {self.levels} levels, but the process has {process.levels}"
             )
         values = {
             "side": self.side,
@@ -143,12 +143,12 @@ def read_weights(paths: Sequence[str | Path], classes: int | None = None) -> Imp
 
     Args:
         paths: ``weights.safetensors``; or ``model_ema_state_*.pt`` (averaged weights), ``model_state_*.pt`` (weights
-            and discriminator), or both. State dicts may also stand under other usual keys (`HOLDERS`), come from an
-            AveragedModel, or lie in a safetensors file without a description.
+            and discriminator), or both. State dicts may also be under other usual keys (`HOLDERS`), come from an
+            AveragedModel, or be in a safetensors file without a description.
         classes: see `architecture.generator_shape`.
 
     Raises:
-        UserError: missing, damaged, holding code, or not one model of a known family; nothing in a file is ever run.
+        UserError: missing, damaged, containing code, or not one model of a known family; files are never executed.
     """
     if len(paths) == 1 and _is_own(Path(paths[0])):
         return _own(Path(paths[0]))
@@ -157,7 +157,7 @@ def read_weights(paths: Sequence[str | Path], classes: int | None = None) -> Imp
         found = _published(path)
         twice = held.keys() & found.keys()
         if twice:
-            raise UserError(f"{path}: holds {' and '.join(sorted(twice))} weights, and so does a file before it")
+            raise UserError(f"{path}: contains {' and '.join(sorted(twice))} weights, already found in another file")
         held |= found
     where = ", ".join(str(path) for path in paths)
     try:
@@ -165,14 +165,14 @@ def read_weights(paths: Sequence[str | Path], classes: int | None = None) -> Imp
     except UnknownArchitecture as problem:
         raise UserError(f"{where}: {problem}") from None
     except (ArithmeticError, IndexError, TypeError, ValueError, RuntimeError) as problem:
-        # Tensors of the right names can have any shape; what the network's own code makes of it says enough.
-        raise UserError(f"{where}: no network of a known family: {' '.join(str(problem).split())[:160]}") from None
+        # Tensors with the right names can have any shape; the error of the network's code is informative enough.
+        raise UserError(f"{where}: not a network of a known family: {' '.join(str(problem).split())[:160]}") from None
 
 
 def differences(found: ModelConfig, wanted: ModelConfig) -> list[str]:
-    """Where two models differ in what decides their tensors or their sampling, each "key is A, not B".
+    """List differences between two models that affect their tensors or sampling, each as "key is A, not B".
 
-    Dropout does not count: it decides neither; and of label dropout only whether there is any.
+    Dropout does not matter, and label dropout only if it is 0 for one of them.
     """
     pairs: dict[str, tuple[Any, ...]] = {}
     pairs |= {"side": (found.side, wanted.side), "classes": (found.classes, wanted.classes)}
@@ -188,29 +188,29 @@ def differences(found: ModelConfig, wanted: ModelConfig) -> list[str]:
 def _identified(held: dict[str, Tensors], paths: list[Path], classes: int | None) -> Imported:
     generators: dict[str, Tensors] = {kind: held[kind] for kind in ("ema", "raw") if kind in held}
     discriminator = held.get("discriminator")
-    judge: DiscriminatorShape | None = None
+    d_shape: DiscriminatorShape | None = None
     if discriminator is not None:
         side = 2 * architecture.generator_shape(next(iter(generators.values()))).side
-        judge = architecture.discriminator_shape(discriminator, side)
-        # The discriminator has no entry for a dropped label, so it tells the number of classes.
-        classes = judge.classes or classes
+        d_shape = architecture.discriminator_shape(discriminator, side)
+        # The discriminator has no input for a dropped label, so it determines the number of classes.
+        classes = d_shape.classes or classes
         known = architecture.generator_shape(next(iter(generators.values())), classes).classes
-        if judge.classes and known and judge.classes != known:
-            raise UnknownArchitecture(f"its discriminator knows {judge.classes} classes, its generator {known}")
+        if d_shape.classes and known and d_shape.classes != known:
+            raise UnknownArchitecture(f"its discriminator has {d_shape.classes} classes, its generator {known}")
     shapes = {kind: architecture.generator_shape(tensors, classes) for kind, tensors in generators.items()}
     shape = next(iter(shapes.values()))
     if any(other != shape for other in shapes.values()):
-        raise UnknownArchitecture(f"the files hold different networks: {', '.join(map(str, shapes.values()))}")
+        raise UnknownArchitecture(f"the files contain different networks: {', '.join(map(str, shapes.values()))}")
     networks = {kind: architecture.load_generator(tensors, shape) for kind, tensors in generators.items()}
-    if judge is not None and discriminator is not None:
-        networks["discriminator"] = architecture.load_discriminator(discriminator, judge)
+    if d_shape is not None and discriminator is not None:
+        networks["discriminator"] = architecture.load_discriminator(discriminator, d_shape)
     return Imported(
         networks,
         _section(shape),
         side=2 * shape.side,
         classes=shape.classes,
         process=None,
-        levels=judge.levels if judge else None,
+        levels=d_shape.levels if d_shape else None,
         iteration=_iteration(paths),
         origin={"kind": "published", "files": _identities(paths)},
     )
@@ -255,13 +255,13 @@ def _own(path: Path) -> Imported:
 
 
 def _is_own(path: Path) -> bool:
-    """Whether a file holds tensors of this project, with a description of its own."""
+    """Detect a weight file or checkpoint of this project."""
     known = what_is(path)
     return known is not None and (known.format or "").startswith(("udpm-weights/", "udpm-checkpoint/"))
 
 
 def _published(path: Path) -> dict[str, Tensors]:
-    """The state dicts of a file from elsewhere, by what they are."""
+    """Read the state dicts of a file from other code, by kind."""
     known = what_is(path)
     plain = path.suffix == ".safetensors" or (known is not None and known.name == SAFETENSORS)
     content = _tensors(path) if plain else _load(path)
@@ -289,8 +289,8 @@ def _published(path: Path) -> dict[str, Tensors]:
 
 def _shown(content: Any) -> str:
     if not isinstance(content, dict):
-        return f"it holds {type(content).__name__}"
-    return f"it holds {', '.join(map(repr, list(content)[:5])) or 'nothing'}"
+        return f"found {type(content).__name__}"
+    return f"found {', '.join(map(repr, list(content)[:5])) or 'nothing'}"
 
 
 def _is_state(state: Any) -> bool:
@@ -302,12 +302,12 @@ def _is_state(state: Any) -> bool:
 
 
 def _is_whole(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has a value of its own at every place; a step of 0 makes a few bytes look like terabytes."""
+    """Check that storage backs every element; a stride of 0 makes a few bytes look like terabytes."""
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _tensors(path: Path) -> Tensors:
-    """A state dict that others saved as safetensors."""
+    """Read a state dict that other code saved as safetensors."""
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -320,22 +320,22 @@ def _tensors(path: Path) -> Tensors:
 def _load(path: Path) -> Any:
     check_archive(path, "checkpoint")
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals([(_Aside, name) for name in HARMLESS]):
-            # About pickle protocols; an error says enough.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([(_Placeholder, name) for name in HARMLESS]):
+            # Warnings about pickle protocols; errors are reported below.
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # The restricted unpickler fails on damaged bytes with errors of any type.
-        told = str(error)
-        if isinstance(error, pickle.UnpicklingError) and (refused := REFUSED.search(told)):
+        message = str(error)
+        if isinstance(error, pickle.UnpicklingError) and (refused := REFUSED.search(message)):
             what = refused[0].partition(" was not")[0].rstrip(". ")
             raise UserError(
-                f"{path}: refused, nothing of it was run: it holds more than tensors ({what}); "
-                "where it was made, save the tensors alone: torch.save(model.state_dict(), FILE)"
+                f"{path}: refused without executing it: contains more than tensors ({what}); "
+                "save only the tensors where it was made: torch.save(model.state_dict(), FILE)"
             ) from None
         known = what_is(path)
         if known is not None and known.name != CHECKPOINT:
             raise UserError(f"{path}: not a checkpoint but {known}") from None
-        reason = " ".join(told.split())[:160] if not isinstance(error, pickle.UnpicklingError) else "no valid pickle"
+        reason = " ".join(message.split())[:160] if not isinstance(error, pickle.UnpicklingError) else "invalid pickle"
         raise UserError(f"{path}: not a readable checkpoint; it may be truncated ({reason})") from None
 
 

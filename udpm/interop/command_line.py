@@ -1,4 +1,4 @@
-"""Command lines of the published code: words to flags."""
+"""Parser of the published code's command lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from udpm.core.errors import UserError
 from udpm.interop.flags import BY_NAME, LOSS_WEIGHTS, Flag, is_placeholder
 
 SHELL = re.compile(r"[|&;]+|&?\d*>{1,2}(&\d|[^<>]*)")
-"""Words of a shell that end a command or send its output elsewhere."""
+"""Shell operators that end a command or redirect its output."""
 
 
 TRUTH = {"": True, "true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -21,21 +21,24 @@ NUMBERS = {int: "a whole number", float: "a number"}
 
 
 def parse_command(text: str, gpus: int | None = None) -> tuple[dict[str, Any], int]:
-    """A published command line, pasted as it stands: flag to value, and the number of GPUs it was started on.
+    """Parse a pasted command line of the published code.
 
     Args:
-        text: with or without what stands before the script's name; lines may end in backslashes.
-        gpus: the number of GPUs, where it is known; else torchrun's options tell, and without them it is 1.
+        text: the command line, with or without the part before the script's name; lines may end in backslashes.
+        gpus: number of GPUs; default: from torchrun's options, else 1.
+
+    Returns:
+        Values by flag, and the number of GPUs.
 
     Raises:
-        UserError: unknown flags, or values that are not what a flag takes.
+        UserError: unknown flags or invalid values.
     """
     try:
         words = shlex.split(re.sub(r"\\[ \t]*\r?\n|[\r\n]", " ", text))
     except ValueError as problem:
         raise UserError(f"a published command line: {problem}") from None
     if not words:
-        raise UserError("a published command line: is empty")
+        raise UserError("a published command line: empty")
     script = next((index for index, word in enumerate(words) if word.endswith(".py")), -1)
     flags = _collect(_whole(words[script + 1 :]))
     given = {flag: _value(BY_NAME[flag], values) for flag, values in flags.items()}
@@ -43,13 +46,13 @@ def parse_command(text: str, gpus: int | None = None) -> tuple[dict[str, Any], i
 
 
 def only_samples(flags: dict[str, Any]) -> bool:
-    """Whether flags are those of a sampling or latents command, which say nothing of a training."""
+    """Return True for the flags of a sampling or latents command, which do not describe a training."""
     trains = any(flags.get(name) is not None for name in LOSS_WEIGHTS)
     return not trains and any(BY_NAME[name].command != "training" for name in flags)
 
 
 def checkpoint_name(flags: dict[str, Any]) -> str:
-    """The file that a published sampling command reads, as far as its flags tell."""
+    """Return the name of the checkpoint that a sampling command reads, with placeholders for unknown parts."""
     kind = "model_ema_state" if flags.get("use_ema") else "model_state"
     suffix = flags.get("suffix") or "SUFFIX"
     iteration = f"_epoch_E_itr_{flags['from_itrs']}" if flags.get("from_itrs") else ""
@@ -57,7 +60,7 @@ def checkpoint_name(flags: dict[str, Any]) -> str:
 
 
 def _whole(words: list[str]) -> list[str]:
-    """Words with what was torn apart put together: "-- name", and placeholders of several words."""
+    """Rejoin words that were split: "-- name", and placeholders of several words."""
     found: list[str] = []
     waiting = iter(words)
     for word in waiting:
@@ -66,13 +69,13 @@ def _whole(words: list[str]) -> list[str]:
         while word.count("<") > word.count(">"):
             more = next(waiting, None)
             if more is None or more.startswith("-"):
-                raise UserError(f"{word}: a placeholder that does not end; write a value instead")
+                raise UserError(f"{word}: unterminated placeholder; write a value instead")
             word = f"{word} {more}"
         word = re.sub(r"^[–—](?=\w)", "--", word)
         if word in {"--", "–", "—"}:
             name = next(waiting, None)
             if name is None or name.startswith("-"):
-                raise UserError("--: no flag's name follows; write it right after the dashes")
+                raise UserError("--: expected the name of a flag directly after the dashes")
             word = f"--{name}"
         found.append(word)
     return found
@@ -92,7 +95,7 @@ def _collect(words: list[str]) -> dict[str, list[str]]:
         elif word[1:].partition("=")[0] in BY_NAME and word.startswith("-"):
             raise UserError(f"{word}: flags begin with two dashes; did you mean -{word}?")
         elif current is None:
-            raise UserError(f"{word}: stands before any flag; expected a published command line")
+            raise UserError(f"{word}: unexpected before the first flag; expected a published command line")
         else:
             current.append(word)
     return flags
@@ -121,10 +124,10 @@ def _value(flag: Flag, words: list[str]) -> Any:
 
 
 def _processes(words: list[str]) -> int:
-    """GPUs that torchrun was told of: processes on a node, times nodes.
+    """Return the number of GPUs from torchrun's options: processes per node times nodes.
 
     Raises:
-        UserError: their number cannot be read.
+        UserError: the number cannot be parsed.
     """
     counts = {"nproc_per_node": 1, "nnodes": 1}
     for index, word in enumerate(words):
@@ -134,7 +137,7 @@ def _processes(words: list[str]) -> int:
             value = value or (words[index + 1] if index + 1 < len(words) else "")
             if not re.fullmatch("[1-9][0-9]{0,5}", value):
                 raise UserError(
-                    f"--{name}: expected a whole number of 1 or more, got {value!r}; say the number of GPUs with --gpus"
+                    f"--{name}: expected a whole number of 1 or more, got {value!r}; give the number of GPUs by --gpus"
                 )
             counts[name] = int(value)
     return counts["nproc_per_node"] * counts["nnodes"]

@@ -1,4 +1,4 @@
-"""Moving over from the published code: its checkpoints, configurations and command lines become ours."""
+"""Conversion of the published code's checkpoints, configurations and command lines."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ WEIGHTS = Path("resources/weights")
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """What options say of the schedule.
+class ScheduleOptions:
+    """Schedule given by options.
 
     Attributes:
-        alphas: for each level, l = 1 first, or None.
-        sigmas: the same.
-        normalization: of H's box, or None.
+        alphas: α_l, one for each level, l = 1 first, or None.
+        sigmas: σ_l, one for each level, or None.
+        normalization: normalization of H's box, or None.
     """
 
     alphas: list[float] | None = None
@@ -40,10 +40,10 @@ class Schedule:
     normalization: str | None = None
 
     def process(self) -> Process | None:
-        """The process, where alphas and sigmas are given.
+        """Return the process, or None without alphas and sigmas.
 
         Raises:
-            UserError: they are no schedule.
+            UserError: not a valid schedule.
         """
         if self.alphas is None:
             return None
@@ -53,17 +53,17 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Described:
-    """What published flags say.
+class PublishedConfig:
+    """Experiment and data set described by published flags.
 
     Attributes:
-        source: what they were read from.
-        experiment: values for ``experiments/NAME.yaml``, valid.
+        source: file or command line of the flags, for messages.
+        experiment: valid values for ``experiments/NAME.yaml``.
         dataset: values for ``datasets/NAME.yaml``.
-        names_schedule: whether the schedule is theirs, not the paper's in its place.
-        notes: for the user.
+        names_schedule: True if the flags give a schedule, False if the paper's is used instead.
+        notes: notes for the user.
         checkpoint: name of the file that a sampling command reads; None for a training.
-        iteration: of that file, where the command names it.
+        iteration: iteration of that file, if the command gives it.
     """
 
     source: str
@@ -77,11 +77,11 @@ class Described:
 
 def describe(
     flags_file: Path | None, command_line: str | None, name: str, dataset: str | None, gpus: int | None
-) -> Described | None:
-    """Read a published configuration file or command line; None where neither is given.
+) -> PublishedConfig | None:
+    """Read a published configuration file or command line; return None if neither is given.
 
     Raises:
-        UserError: both are given, or their values have no counterpart.
+        UserError: both are given, or a value has no equivalent here.
     """
     if flags_file is not None and command_line is not None:
         raise UserError("--config and --command: give one of them")
@@ -100,53 +100,53 @@ def describe(
     validate(Experiment, experiment, source)
     if unused:
         notes = [*notes, f"not flags of the published commands, left out: {', '.join(unused)}"]
-    return Described(source, experiment, images, bool(flags.get("alphas")), notes, checkpoint, iteration)
+    return PublishedConfig(source, experiment, images, bool(flags.get("alphas")), notes, checkpoint, iteration)
 
 
-def bring_over(
+def convert_checkpoint(
     checkpoints: list[Path],
-    described: Described | None,
-    schedule: Schedule,
+    described: PublishedConfig | None,
+    schedule: ScheduleOptions,
     classes: int | None,
     output: Path | None,
     name: str | None,
     folder: Path,
 ) -> list[str]:
-    """Write checkpoints as one self-describing file, an experiment of a name, or both, once all is known to be right.
+    """Write checkpoints as one self-describing file, an experiment, or both, after checking everything.
 
     Args:
-        checkpoints: see `importer.read_weights`; may be empty.
-        described: what the flags say; checked against the tensors.
-        schedule: what was typed of it.
-        classes: number of classes, where it was given.
-        output: where the weights go; default: resources/weights/.
-        name: of the experiment, or None for none.
-        folder: of the configuration.
+        checkpoints: see `checkpoint.read_weights`; may be empty.
+        described: experiment described by flags, checked against the tensors.
+        schedule: schedule given by options.
+        classes: number of classes, if given.
+        output: weight file to write; default: in resources/weights/.
+        name: name of the experiment, or None to write none.
+        folder: folder of the configuration.
 
     Returns:
-        Lines that say what was written.
+        Lines that list the written files, and notes.
 
     Raises:
-        UserError: see `importer.read_weights`; flags, tensors and options contradict each other; or a file is there.
+        UserError: see `checkpoint.read_weights`; flags, tensors and options contradict each other; or a file exists.
     """
     if not checkpoints:
         if described is None or name is None:
-            raise UserError("--name: an experiment takes --config or --command, which say what it is")
+            raise UserError("--name: needs --config or --command, which describe the experiment")
         files = _experiment(name, folder, described, None, None, None)
         _check_trains(described, name)
         return _written(files, described, [])
     where = ", ".join(map(str, checkpoints))
     weights = output or WEIGHTS / f"{name or checkpoints[0].stem}.safetensors"
     if output is None and weights.exists():
-        raise UserError(f"{weights}: is there already; name another file with --output")
+        raise UserError(f"{weights}: already exists; name another file with --output")
     guard([Output("--output", weights, IMPORTED)], [Input("CHECKPOINTS", path) for path in checkpoints])
     imported = read_weights(checkpoints, classes or _classes(described))
     if classes is not None and imported.classes != classes:
         raise UserError(f"--classes: {classes}, but the network in {where} has labels for {imported.classes}")
-    process, notes = _settled(schedule, described, imported, where)
+    process, notes = _reconcile_schedule(schedule, described, imported, where)
     model = imported.model(process, where)
     if described is not None:
-        described = _agreed(described, model, where)
+        described = _check_matches_tensors(described, model, where)
     files = _experiment(name, folder, described, weights, imported, process) if name is not None else {}
     known = {"iteration": _iteration(described, imported, where), "origin": imported.origin, **imported.class_names}
     description = {"experiment": weights.stem, "run_seed": 0, **known}
@@ -155,7 +155,7 @@ def bring_over(
 
 
 def summary(model: ModelConfig, imported: Imported) -> str:
-    """A model in one line."""
+    """Describe a model in one line."""
     section = model.generator
     size = sum(tensor.numel() for tensor in next(iter(imported.networks.values())).values()) / 1e6
     labels = f"{model.classes} classes" if model.classes else "unconditional"
@@ -163,46 +163,46 @@ def summary(model: ModelConfig, imported: Imported) -> str:
     return (
         f"{section.family}, {size:.2f} M parameters, images of side {model.side}, {labels}{dropped}; width "
         f"{section.channels} times {section.channel_multipliers}, {section.blocks} blocks per level, attention at "
-        f"{section.attention}; holds {' and '.join(imported.networks)}"
+        f"{section.attention}; contains {' and '.join(imported.networks)}"
     )
 
 
-def _settled(
-    schedule: Schedule, described: Described | None, imported: Imported, where: str
+def _reconcile_schedule(
+    schedule: ScheduleOptions, described: PublishedConfig | None, imported: Imported, where: str
 ) -> tuple[Process, list[str]]:
-    """The one process that weights and experiment are for; who names one must name the same."""
+    """Return the process of weights and experiment, checking that all sources that name one agree, and notes."""
     named = {where: imported.process, "--alphas, --sigmas": schedule.process()}
     if described is not None and described.names_schedule:
         named[described.source] = validate(Process, described.experiment["process"], described.source)
-    told = {source: process for source, process in named.items() if process is not None}
+    given = {source: process for source, process in named.items() if process is not None}
     wanted = schedule.normalization
-    if not told:
+    if not given:
         process = Process.model_validate(PAPER_SCHEDULE | ({"normalization": wanted} if wanted else {}))
-        return process, ["no schedule is given: the paper's is taken (--alphas and --sigmas give another)"]
-    first = next(iter(told))
-    for source, process in told.items():
-        if process != told[first]:
-            raise UserError(f"{source}: names another schedule than {first}; leave one of them out")
-    if wanted not in (None, told[first].normalization):
-        raise UserError(f"--normalization: {wanted}, but {first} says {told[first].normalization}")
-    return told[first], []
+        return process, ["no schedule given: using the paper's (--alphas and --sigmas override it)"]
+    first = next(iter(given))
+    for source, process in given.items():
+        if process != given[first]:
+            raise UserError(f"{source}: schedule differs from that of {first}; leave one of them out")
+    if wanted not in (None, given[first].normalization):
+        raise UserError(f"--normalization: {wanted}, but {first} has {given[first].normalization}")
+    return given[first], []
 
 
 def _experiment(
     name: str,
     folder: Path,
-    described: Described | None,
+    described: PublishedConfig | None,
     weights: Path | None,
     imported: Imported | None,
     process: Process | None,
 ) -> dict[Path, dict[str, Any]]:
-    """What goes into ``experiments/NAME.yaml``, and ``datasets/NAME.yaml`` unless an existing data set is named."""
+    """Build ``experiments/NAME.yaml``, and ``datasets/NAME.yaml`` unless an existing data set is named."""
     if described is None:
-        raise UserError("--name: an experiment takes --config or --command, which say what it is")
+        raise UserError("--name: needs --config or --command, which describe the experiment")
     values, dataset = dict(described.experiment), described.dataset
     if weights is not None and imported is not None and process is not None:
         kinds = imported.networks.keys() - {"discriminator"}
-        # Imported weights are of one iteration: there is none to choose.
+        # Imported weights have a single iteration, so there is none to choose.
         sampling = {key: value for key, value in values.get("sampling", {}).items() if key != "iteration"}
         if sampling.get("weights", "ema") not in kinds:
             sampling["weights"] = min(kinds)
@@ -216,7 +216,7 @@ def _experiment(
         prepared = load_dataset(values["dataset"], folder)
     for path in files:
         if path.exists():
-            raise UserError(f"{path}: is there already; choose another --name")
+            raise UserError(f"{path}: already exists; choose another --name")
     experiment = validate(Experiment, values, described.source)
     if prepared.side != dataset["side"]:
         raise UserError(
@@ -226,41 +226,41 @@ def _experiment(
     return files
 
 
-def _written(files: dict[Path, dict[str, Any]], described: Described | None, notes: list[str]) -> list[str]:
-    """Write configuration files; lines that say so."""
+def _written(files: dict[Path, dict[str, Any]], described: PublishedConfig | None, notes: list[str]) -> list[str]:
+    """Write configuration files; return lines that list them, and notes."""
     for path, content in files.items():
         kind = path.parent.name.removesuffix("s")
         head = f"# yaml-language-server: $schema=../schema/{kind}.schema.json\n"
         write_text(path, head + _yaml(content))
-    told = [*notes, *(described.notes if described is not None else [])]
-    return [*(f"{path}: written" for path in files), *(f"note: {note}" for note in told)]
+    all_notes = [*notes, *(described.notes if described is not None else [])]
+    return [*(f"{path}: written" for path in files), *(f"note: {note}" for note in all_notes)]
 
 
-def _classes(described: Described | None) -> int | None:
+def _classes(described: PublishedConfig | None) -> int | None:
     return described.dataset["classes"] or None if described is not None else None
 
 
-def _check_trains(described: Described, name: str) -> None:
-    """What becomes an experiment without weights says how to train."""
+def _check_trains(described: PublishedConfig, name: str) -> None:
+    """Check that an experiment without weights describes a training."""
     if described.checkpoint is not None:
         raise UserError(
-            f"{described.source}: samples, and says nothing of a training; give its checkpoint too: "
+            f"{described.source}: a sampling command, which does not describe a training; give its checkpoint too: "
             f"udpm import {described.checkpoint} --name {name} --command ..."
         )
     losses = validate(Experiment, described.experiment, described.source).losses
     weights = (losses.reconstruction_weight, losses.lpips_weight, losses.adversarial_weight)
     if not any(any(weight) if isinstance(weight, list) else weight for weight in weights):
         raise UserError(
-            f"{described.source}: no loss has a weight above 0, so nothing would be trained; give l1_weight, "
+            f"{described.source}: no loss has a weight above 0, so there is nothing to train; give l1_weight, "
             "lpips_weight or disc_weight"
         )
 
 
-def _agreed(described: Described, model: ModelConfig, where: str) -> Described:
-    """The flags, none of which contradicts the tensors.
+def _check_matches_tensors(described: PublishedConfig, model: ModelConfig, where: str) -> PublishedConfig:
+    """Check the flags against the tensors.
 
-    Published sampling commands name attention that their own checkpoints do not have, and never label dropout: there
-    the tensors decide.
+    Published sampling commands list attention that their checkpoints do not have, and never label dropout: for these,
+    use the tensors.
     """
     generator, notes = described.experiment["generator"], described.notes
     if described.checkpoint is not None:
@@ -268,7 +268,7 @@ def _agreed(described: Described, model: ModelConfig, where: str) -> Described:
         if set(generator["attention"]) != set(found.attention):
             notes = [
                 *notes,
-                f"attention is at sides {found.attention}, as in the tensors, not {generator['attention']}",
+                f"attention is at sides {found.attention}, according to the tensors, not {generator['attention']}",
             ]
         generator = generator | {"attention": found.attention, "label_dropout": found.label_dropout}
     experiment = described.experiment | {"generator": generator}
@@ -284,19 +284,19 @@ def _agreed(described: Described, model: ModelConfig, where: str) -> Described:
     return replace(described, experiment=experiment, notes=notes)
 
 
-def _iteration(described: Described | None, imported: Imported, where: str) -> int | None:
-    """The iteration that a file's name or --from_itrs tells."""
+def _iteration(described: PublishedConfig | None, imported: Imported, where: str) -> int | None:
+    """Return the iteration from a file's name or --from_itrs."""
     if described is None or described.iteration is None:
         return imported.iteration
     if imported.iteration not in (None, described.iteration):
         raise UserError(
-            f"{described.source}: from_itrs is {described.iteration}, but {where} is of iteration {imported.iteration}"
+            f"{described.source}: from_itrs is {described.iteration}, but {where} has iteration {imported.iteration}"
         )
     return described.iteration
 
 
 class _Dumper(yaml.SafeDumper):
-    """Short lists on one line, as the shipped files have them."""
+    """Dumper that writes lists on one line, like the shipped files."""
 
 
 _Dumper.add_representer(

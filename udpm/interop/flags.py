@@ -1,4 +1,4 @@
-"""The published code's command-line flags, and where each one lives in an experiment."""
+"""Command-line flags of the published code, and the equivalent key of each in an experiment."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from udpm.core.errors import UserError
 from udpm.core.reading import read_json
 
 GIVEN = object()
-"""As a default: the flag counts only where it is given."""
+"""Default of flags that are ignored unless given."""
 FAMILIES = {"NCSN": "ncsnpp", "DDPM": "ddpmpp", "Dhariwal": "adm"}
 NOISE_KINDS = {"standard": "none", "noisy": "noisy", "diffusion": "diffusion"}
 BACKENDS = {"nccl": "auto", "gloo": "gloo", "mpi": "gloo"}
 PAPER_EMA = 0.9999
 PAPER_SCHEDULE = {"levels": 3, "alphas": [0.5, 0.2, 1e-3], "sigmas": [0.1, 0.2, 0.3]}
 PUBLISHED_COUNT = 8
-"""Images of a sampling command that does not say how many."""
+"""Number of images of a sampling command without n_samples."""
 LOSS_WEIGHTS = ("l1_weight", "lpips_weight", "disc_weight")
 
 
@@ -29,7 +29,7 @@ def _same(value: Any) -> Any:
 
 
 def _level_values(value: Any) -> Any:
-    """One value, or one for each level; a list of one is one value, and nothing is 0."""
+    """Return one value, or one for each level; a list of one is a single value, and an empty one is 0."""
     if value is None or value == []:
         return 0.0
     return value[0] if isinstance(value, list) and len(value) == 1 else value
@@ -54,14 +54,14 @@ class Flag:
     """One flag of the published commands.
 
     Attributes:
-        name: without the dashes.
-        kind: of its values: int, float, str or bool.
-        default: what the published command takes where it is not given.
-        home: dotted key of the experiment; or, in other words, what takes its place.
-        meaning: how the value changes on its way, for the manual.
-        convert: from the published value to ours; ValueError where it has none.
-        many: whether it takes several values.
-        also: other names of it.
+        name: name without the dashes.
+        kind: type of its values: int, float, str or bool.
+        default: default of the published command.
+        home: dotted key of the experiment, or a description of the replacement.
+        meaning: conversion of the value, for the manual.
+        convert: converts the published value to ours; raises ValueError if there is none.
+        many: True if it takes several values.
+        also: alternative names.
         command: "training", "sampling" or "latents".
     """
 
@@ -77,12 +77,12 @@ class Flag:
 
     @property
     def is_key(self) -> bool:
-        """Whether the home is a key of the experiment or of its data set."""
+        """True if the home is a key of the experiment or of its data set."""
         return " " not in self.home
 
     @property
     def may_be_none(self) -> bool:
-        """Whether none is a value of it."""
+        """True if `none` is a valid value."""
         return self.default is None or self.convert is _level_values or self.name in {"EMA_weight", "from_itrs"}
 
 
@@ -91,7 +91,7 @@ def _sampling(name: str, kind: type, home: str, meaning: str = "", convert: Call
 
 
 FLAGS = (
-    Flag("checkpoints_dir", str, None, "`results` in config.yaml", "runs lie in `results/runs/NAME/seedN/`"),
+    Flag("checkpoints_dir", str, None, "`results` in config.yaml", "runs are in `results/runs/NAME/seedN/`"),
     Flag("data_dir", str, None, "dataset.path", "of a new data set, unless --dataset names one"),
     Flag("suffix", str, "", "the experiment's name", "`--name`"),
     Flag("img_size", int, 256, "dataset.side"),
@@ -116,7 +116,7 @@ FLAGS = (
         int,
         [32, 16, 8],
         "generator.attention",
-        "sides that are no level of the network are left out: there was never attention there",
+        "sides that are not a level of the network are left out, since they never had attention",
         many=True,
         also=("model_att_res", "attn_resolutions"),
     ),
@@ -127,13 +127,13 @@ FLAGS = (
     Flag("lr_disc", float, 1e-4, "training.discriminator_learning_rate"),
     Flag("EMA_weight", float, PAPER_EMA, "training.ema_decay", "0 or none: no average, and `sampling.weights` is raw"),
     Flag("warmup_steps", int, 5000, "training.warmup"),
-    Flag("batch_per_GPU", int, 1, "training.batch", "times the number of GPUs (`--gpus`): the batch is the global one"),
+    Flag("batch_per_GPU", int, 1, "training.batch", "times the number of GPUs (`--gpus`), since the batch is global"),
     Flag("num_workers", int, 0, "training.workers"),
     Flag("training_steps", int, 2_000_000, "training.iterations"),
     Flag("epochs", int, 1000, "training.epochs"),
     Flag("print_interval", int, 100, "training.log_every"),
-    Flag("save_every", int, 5000, "training.checkpoint_every", "kept copies: `training.keep_every`, 10 000 as there"),
-    Flag("seed", int, 0, "seeds", "of a sampling command: `sampling.seed`"),
+    Flag("save_every", int, 5000, "training.checkpoint_every", "kept copies: `training.keep_every`, also 10 000"),
+    Flag("seed", int, 0, "seeds", "in a sampling command: `sampling.seed`"),
     Flag(
         "use_amp",
         bool,
@@ -177,24 +177,24 @@ FLAGS = (
     _sampling("from_itrs", int, "sampling.iteration"),
     _sampling("use_ema", bool, "sampling.weights", "ema, else raw", lambda value: "ema" if value else "raw"),
     _sampling("batch_size", int, "sampling.batch"),
-    _sampling("n_samples", int, "sampling.count", "over all classes, as there"),
+    _sampling("n_samples", int, "sampling.count", "total over all classes, as published"),
     _sampling("save_inter", bool, "sampling.intermediate"),
     _sampling("save_jpg", bool, "sampling.image_format", "jpg, else png", lambda value: "jpg" if value else "png"),
     _sampling(
         "save_separate",
         bool,
         "sampling.images",
-        "classes: a folder for each class; the sample set itself is one lossless file",
+        "classes: one folder per class; the sample set itself is one lossless file",
         lambda value: "classes" if value else "none",
     ),
     _sampling("out_dir", str, "`results` in config.yaml", "or `udpm sample --output`"),
-    _sampling("t_type", str, "discrete time", "the only kind there is", _discrete),
+    _sampling("t_type", str, "discrete time", "the only kind", _discrete),
     Flag(
         "run_type",
         str,
         GIVEN,
         "`udpm latents perturb`, `swap` or `interpolate`",
-        "all of them are made by `snakemake figures`",
+        "`snakemake figures` makes all of them",
         command="latents",
     ),
     *(
@@ -206,10 +206,13 @@ BY_NAME = {name: flag for flag in FLAGS for name in (flag.name, *flag.also)}
 
 
 def read_flags(path: str | Path) -> tuple[dict[str, Any], list[str]]:
-    """A published ``config_SUFFIX.json``: flag to value, and the names in it that are no flags.
+    """Read a published ``config_SUFFIX.json``.
+
+    Returns:
+        Values by flag, and the names in it that are not flags.
 
     Raises:
-        UserError: missing, or not a JSON object.
+        UserError: missing, not a JSON object, or a value of the wrong type.
     """
     given = read_json(path, "published configuration")
     known = {BY_NAME[name].name: value for name, value in given.items() if name in BY_NAME}
@@ -223,20 +226,20 @@ def read_flags(path: str | Path) -> tuple[dict[str, Any], list[str]]:
 def to_experiment(
     flags: dict[str, Any], name: str, source: str, dataset: str | None = None, gpus: int = 1
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """The experiment, and the data set, that published flags describe; what is not given takes the published default.
+    """Convert published flags to an experiment and a data set; missing flags have the published defaults.
 
     Args:
-        flags: from `read_flags` or `parse_command`.
-        name: of the experiment, and of its data set unless `dataset` names one.
-        source: what the flags were read from, for errors and the description.
-        dataset: an existing data set.
-        gpus: batch_per_GPU counts for one of so many.
+        flags: flags from `read_flags` or `parse_command`.
+        name: name of the experiment, and of its data set unless `dataset` is given.
+        source: origin of the flags, for errors and the description.
+        dataset: name of an existing data set.
+        gpus: number of GPUs that batch_per_GPU refers to.
 
     Returns:
         Values for ``experiments/NAME.yaml``, values for ``datasets/NAME.yaml``, and notes for the user.
 
     Raises:
-        UserError: a value that has no counterpart.
+        UserError: a value that has no equivalent.
     """
     values: dict[str, Any] = {"description": f"from {source}"}
     notes: list[str] = []
@@ -257,7 +260,7 @@ def to_experiment(
     images = values.pop("dataset")
     values["training"]["batch"] *= gpus
     if images["path"] is None and dataset is None and "data_dir" not in flags:
-        notes.append(f"no data_dir is given: write the folder of your images as `path` in datasets/{name}.yaml")
+        notes.append(f"no data_dir given: set `path` in datasets/{name}.yaml to the folder of your images")
     _settle(values, images, notes if flags.get("attention_res") else [])
     prepared = {"source": "folder", "path": images["path"] or f"resources/{name}", **_rest(images)}
     values["dataset"] = dataset or name
@@ -276,7 +279,7 @@ def _fits(flag: Flag, value: Any) -> bool:
 
 
 def flag_table() -> str:
-    """A markdown table: each published flag, its default, and where it lives here."""
+    """Return a markdown table of every published flag, its default, and its equivalent here."""
     rows = ["| flag | default | here | |", "|---|---|---|---|"]
     for flag in FLAGS:
         names = ", ".join(f"`{name}`" for name in (flag.name, *flag.also))
@@ -287,17 +290,17 @@ def flag_table() -> str:
 
 
 def _filled(flags: dict[str, Any], name: str, dataset: str | None, notes: list[str]) -> dict[str, Any]:
-    """The flags without placeholders, which are named with what to write instead."""
+    """Remove placeholders from flags, and add notes that say what to write instead."""
     places = {
-        "data_dir": f"write the folder of your images as `path` in datasets/{name}.yaml (resources/{name} until then)"
+        "data_dir": f"set `path` in datasets/{name}.yaml to the folder of your images (resources/{name} until then)"
         if dataset is None
-        else f"nothing to write; the images are data set {dataset}'s",
-        "suffix": f"nothing to write; the experiment is called {name}",
+        else f"not needed; the images are those of data set {dataset}",
+        "suffix": f"not needed; the experiment is called {name}",
     }
     held = {flag: value for flag, value in flags.items() if is_placeholder(value) and BY_NAME[flag].kind is str}
     for flag, value in held.items():
         if BY_NAME[flag].convert is _same:
-            instead = places.get(flag, "nothing to write; its place is taken by " + BY_NAME[flag].home)
+            instead = places.get(flag, "not needed; replaced by " + BY_NAME[flag].home)
             notes.append(f"--{flag} {value} is a placeholder: {instead}")
     return {flag: value for flag, value in flags.items() if flag not in held or BY_NAME[flag].convert is not _same}
 
@@ -306,15 +309,15 @@ def _completed(flags: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     given = {flag.name: flag.default for flag in FLAGS if flag.default is not GIVEN} | flags
     given |= {name: None for name in ("alphas", "sigmas") if given[name] == []}
     if given["alphas"] is None and given["sigmas"] is None and flags.get("diffusion_steps", 3) == 3:
-        # The published README's sampling commands leave the schedule out; there is one paper, and one schedule in it.
-        notes.append("alphas and sigmas are not given: the paper's schedule is taken")
+        # The published README's sampling commands leave the schedule out; the paper has only one.
+        notes.append("alphas and sigmas are not given: using the paper's schedule")
         given |= {"diffusion_steps": PAPER_SCHEDULE["levels"]}
         given |= {key: PAPER_SCHEDULE[key] for key in ("alphas", "sigmas")}
     return given
 
 
 def _settle(values: dict[str, Any], images: dict[str, Any], notes: list[str]) -> None:
-    """Bring keys into agreement that the published code keeps apart."""
+    """Reconcile keys that the published code does not check against each other."""
     generator, training = values["generator"], values["training"]
     generator["class_conditional"] = images["classes"] > 1
     if not generator["class_conditional"]:
@@ -324,11 +327,11 @@ def _settle(values: dict[str, Any], images: dict[str, Any], notes: list[str]) ->
     sides = [images["side"] // 2 >> depth for depth in range(len(generator["channel_multipliers"]))]
     absent = [side for side in generator["attention"] if side not in sides]
     if absent:
-        notes.append(f"attention at side {', '.join(map(str, absent))} left out: the network's levels are {sides}")
+        notes.append(f"left out attention at side {', '.join(map(str, absent))}: the network's levels are {sides}")
         generator["attention"] = [side for side in generator["attention"] if side in sides]
     training["ema_decay"] = training["ema_decay"] or 0.0
     if not training["ema_decay"] and values.get("sampling", {}).get("weights") == "ema":
-        # A sampling command does not say how the average was made, only that there is one.
+        # A sampling command does not give the decay of the average.
         training["ema_decay"] = PAPER_EMA
     if not training["ema_decay"]:
         values.setdefault("sampling", {})["weights"] = "raw"
@@ -358,9 +361,9 @@ def _put(values: dict[str, Any], home: str, value: Any) -> None:
 
 
 PLACEHOLDER = re.compile(r"<[^<>]+>|^\{[A-Za-z_ ]+\}$|^\[[A-Za-z_ ]+\]$|^/path/to(/|$)|^\.\.\.$|^…$")
-"""What instructions write where a user's own value belongs: <<DATA_DIR>>, <data>/faces, /path/to/images."""
+"""Placeholders for the user's values in instructions: <<DATA_DIR>>, <data>/faces, /path/to/images."""
 
 
 def is_placeholder(value: Any) -> bool:
-    """Whether a value only holds the place of one, such as <<DATA_DIR>>."""
+    """Return True for a placeholder such as <<DATA_DIR>>."""
     return isinstance(value, str) and PLACEHOLDER.search(value) is not None

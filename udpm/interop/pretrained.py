@@ -1,4 +1,4 @@
-"""Weights from elsewhere as a run's result, or as its starting point."""
+"""Imported weights as the result of a run, or as the start of its training."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from udpm.networks.weights import save_weights
 from udpm.runs.records import SEALED
 
 
-def adopt(config: RunConfig, run: Path) -> None:
-    """Make a run of given weights: write ``weights.safetensors`` and ``complete.json``, as training would.
+def import_weights(config: RunConfig, run: Path) -> None:
+    """Import a run's weights: write ``weights.safetensors`` and ``complete.json``, as training would.
 
     Args:
-        config: of a run whose training is imported.
+        config: configuration of a run whose training is imported.
         run: the run's folder.
 
     Raises:
-        UserError: the weights are missing, damaged or another model's.
+        UserError: the weights are missing, damaged or of another model.
     """
     imported = _read(config)
     wrong = differences(imported.model(config.process, str(config.weights)), config.model)
     if wrong:
-        raise UserError(f"{config.weights}: is not the model of experiment {config.experiment}: {'; '.join(wrong)}")
+        raise UserError(f"{config.weights}: not the model of experiment {config.experiment}: {'; '.join(wrong)}")
     weights = run / "weights.safetensors"
     description = {
         "experiment": config.experiment,
@@ -56,8 +56,11 @@ def adopt(config: RunConfig, run: Path) -> None:
     write_json(run / "complete.json", sealed(record, SEALED))
 
 
-def starting_point(config: RunConfig) -> tuple[dict[str, Tensors], dict[str, Any]]:
-    """State dicts to start training from ("raw" always; "ema" and "discriminator" where the file has them), and origin.
+def load_pretrained(config: RunConfig) -> tuple[dict[str, Tensors], dict[str, Any]]:
+    """Load state dicts to start training from: "raw", and "ema" and "discriminator" if the file has them.
+
+    Returns:
+        State dicts by name, and a record of their origin.
 
     Raises:
         UserError: the weights are missing, damaged or of another network. Their process may differ.

@@ -1,1 +1,1 @@
-"""The generator (a U-Net that doubles its input's side) and the discriminator. They know of no noise schedule."""
+"""The generator (a U-Net that doubles its input's side) and the discriminator, independent of the noise schedule."""

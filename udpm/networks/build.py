@@ -1,4 +1,4 @@
-"""From configuration to networks."""
+"""Build networks from a configuration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from udpm.networks.unet import UNet, UNetShape
 
 
 def generator_shape(config: ModelConfig) -> UNetShape:
-    """The shape of a configured generator."""
+    """Return the shape of a configured generator."""
     section = config.generator
     return UNetShape(
         family=section.family,
@@ -25,12 +25,12 @@ def generator_shape(config: ModelConfig) -> UNetShape:
 
 
 def build_generator(config: ModelConfig) -> UNet:
-    """A freshly initialised generator; draws from torch's global random state."""
+    """Build a newly initialised generator; uses torch's global random state."""
     return UNet(generator_shape(config))
 
 
 def build_discriminator(config: RunConfig) -> Discriminator:
-    """A freshly initialised discriminator, where there is one; draws from torch's global random state."""
+    """Build a newly initialised discriminator, which the configuration must have; uses torch's global random state."""
     section = config.discriminator
     assert section is not None
     return Discriminator(

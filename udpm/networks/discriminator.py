@@ -19,14 +19,14 @@ GROUP = 4
 
 @dataclass(frozen=True)
 class DiscriminatorShape:
-    """What determines a discriminator's tensors.
+    """Parameters that determine a discriminator's tensors.
 
     Attributes:
         side: N, the full image side.
-        levels: L; the smallest image it sees has side N/2^{L-1}.
+        levels: L; its smallest input has side N/2^{L-1}.
         channels: base width F.
-        classes: number of classes; 0 if it does not see the label.
-        sees_state: whether it also sees the state x_l that an image was made from.
+        classes: number of classes; 0 if it is not conditioned on the label.
+        sees_state: True if it is also conditioned on the state x_l that an image was made from.
     """
 
     side: int
@@ -37,7 +37,7 @@ class DiscriminatorShape:
 
 
 class Discriminator(nn.Module):
-    """D(x, t_l, y): one logit for an image of side N … N/2^{L-1}, high for real ones."""
+    """D(x, t_l, y): one logit for an image of side N … N/2^{L-1}, high for real images."""
 
     def __init__(self, shape: DiscriminatorShape) -> None:
         super().__init__()
@@ -69,14 +69,14 @@ class Discriminator(nn.Module):
         dropout: float = 0.0,
         state: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Judge a batch.
+        """Compute logits of a batch.
 
         Args:
             x: (B, 3, h, w) in about [-1, 1].
             time: t_l, a number or (B,).
-            labels: (B,) int64 where D is class-conditional, else ignored.
+            labels: (B,) int64 if D is class-conditional, else ignored.
             dropout: probability in train mode, in the blocks and on the logit.
-            state: x_l, (B, 3, h', w'), where D sees it, else ignored.
+            state: x_l, (B, 3, h', w'), if D is conditioned on it, else ignored.
 
         Returns:
             (B, 1) logits.
@@ -94,7 +94,7 @@ class Discriminator(nn.Module):
         for block in self.blocks:
             block.dropout = dropout
             h = leaky(block(h, condition))
-        # A deviation summed over thousands of values hardly differs in bfloat16 between one group and another.
+        # The deviation is summed over thousands of values: bfloat16 would round away the differences between groups.
         with without_autocast(h.device):
             h = h.float()
             h = torch.cat([h, batch_deviation(h)], dim=1)
@@ -108,16 +108,16 @@ def leaky(x: torch.Tensor) -> torch.Tensor:
 
 
 def batch_deviation(h: torch.Tensor) -> torch.Tensor:
-    """Minibatch standard deviation, as one more map.
+    """Compute the minibatch standard deviation as an additional map.
 
-    A group is G = 4 samples, or the batch's largest divisor below; sample b is grouped with b ± B/G. The population
+    A group is G = 4 samples, or the largest divisor of B below 4; sample b is grouped with b ± B/G. The population
     standard deviation over the group (variance + 1e-8) is summed over channels and positions.
 
     Args:
         h: (B, C, h, w).
 
     Returns:
-        (B, 1, h, w), the same for all samples of a group.
+        (B, 1, h, w), equal for all samples of a group.
     """
     batch, _, height, width = h.shape
     size = next(size for size in range(min(GROUP, batch), 0, -1) if batch % size == 0)
@@ -128,7 +128,7 @@ def batch_deviation(h: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def initialize(network: Discriminator) -> None:
-    """Blocks start with weights N(0, 1/fan_in) and zero biases; the other layers keep torch's default."""
+    """Initialise blocks with weights N(0, 1/fan_in) and zero biases; the other layers keep torch's default."""
     for block in network.blocks:
         for module in block.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):

@@ -1,4 +1,4 @@
-"""What a network call costs: multiply-adds, counted on the meta device, and parameters."""
+"""Cost of a network call: multiply-adds, counted on the meta device, and parameters."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Cost:
         side: N.
         calls: multiply-adds of the generator's call at level l, whose input has side N/2^l; l = 1 first.
         full_side: multiply-adds of one call of a network built for the full side.
-        generator_at_full_side: multiply-adds of the generator itself, fed an image of side N.
-        generator_parameters: of the generator.
-        full_side_parameters: of the network built for the full side.
-        discriminator_parameters: None where no discriminator is trained.
+        generator_at_full_side: multiply-adds of the generator with an input of side N.
+        generator_parameters: parameters of the generator.
+        full_side_parameters: parameters of the network built for the full side.
+        discriminator_parameters: parameters of the discriminator, or None if none is trained.
     """
 
     side: int
@@ -39,28 +39,28 @@ class Cost:
 
     @property
     def total(self) -> int:
-        """Multiply-adds of all L calls: of one image."""
+        """Multiply-adds of one image, with all L calls."""
         return sum(self.calls)
 
     @property
     def ratio(self) -> float:
-        """All L calls over one call of the network built for the full side."""
+        """Ratio of all L calls to one call of the network built for the full side."""
         return self.total / self.full_side
 
     @property
     def own_ratio(self) -> float:
-        """All L calls over one call of the generator itself at the full side."""
+        """Ratio of all L calls to one call of the generator itself at the full side."""
         return self.total / self.generator_at_full_side
 
 
 def count_cost(config: RunConfig) -> Cost:
-    """Count a configured model's networks; allocates and computes nothing.
+    """Count the cost of a configured model's networks, without allocating or computing anything.
 
-    The network built for the full side is the generator's architecture with R = N and as many pixels out as in. Its
-    attention is at the same sides, as far as they are among its U-Net levels.
+    The network built for the full side has the generator's architecture with R = N and an output of the input's side.
+    Its attention is at those of the same sides that are among its U-Net levels.
 
     Raises:
-        UserError: no network of that architecture can be built for the full side.
+        UserError: the architecture cannot be built for the full side.
     """
     side, shape = config.dataset.side, generator_shape(config.model)
     _check_full_side(config)
@@ -79,14 +79,15 @@ def count_cost(config: RunConfig) -> Cost:
 
 
 def multiply_adds(network: UNet, side: int) -> int:
-    """Multiply-adds of one call for one image, half of PyTorch's FLOPs.
+    """Count the multiply-adds of one call for one image, half of PyTorch's FLOPs.
 
-    Counted are convolutions (resampling filters that are convolutions among them), linear layers and the two products
-    of attention; not normalisations, activations, softmax, nor the pooling and repeating that filter [1, 1] comes to.
+    Includes convolutions (also resampling filters that are convolutions), linear layers and the two products of
+    attention. Excludes normalisations, activations, softmax, and the pooling and repetition that implement filter
+    [1, 1].
 
     Args:
-        network: on the meta device.
-        side: of the input.
+        network: network on the meta device.
+        side: side of the input.
     """
     image = torch.empty(1, IMAGE_CHANNELS, side, side, device="meta")
     label = torch.zeros(1, dtype=torch.int64, device="meta")
@@ -96,12 +97,12 @@ def multiply_adds(network: UNet, side: int) -> int:
 
 
 def parameters(network: nn.Module) -> int:
-    """Number of a network's trainable values."""
+    """Return the number of a network's parameters."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _check_full_side(config: RunConfig) -> None:
-    # A network of R = N is the generator of images of side 2N.
+    # A network with R = N is the generator for images of side 2N.
     side, section = config.dataset.side, config.generator
     sides = [side >> depth for depth in range(len(section.channel_multipliers))]
     attention = [wanted for wanted in section.attention if wanted in sides]

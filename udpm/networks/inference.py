@@ -1,4 +1,4 @@
-"""A generator as sampling calls it: laid out for convolutions; in bfloat16, compiled, or recorded as CUDA graphs."""
+"""Prepare a generator for inference: memory format, and optionally bfloat16, compilation or CUDA graphs."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from udpm.networks.layers import times_like
 from udpm.networks.unet import UNet
 
 VARIANTS = 64
-"""Compiled forms that one network may have: levels × sizes of batch × (training, evaluation)."""
+"""Limit on compiled variants of one network: levels × batch sizes × (training, evaluation)."""
 
 
 def compiled(function: Callable[..., torch.Tensor], key: str, **options: Any) -> Callable[..., torch.Tensor]:
-    """A network compiled anew for each shape of its input, which are few and fixed.
+    """Compile a network separately for each input shape; the shapes are few and fixed.
 
     Args:
         function: the network, or a function that calls it.
-        key: of the configuration, for messages.
-        options: of torch.compile.
+        key: configuration key, for messages.
+        options: options of torch.compile.
 
     Returns:
-        What is called like `function`; raises UserError where it cannot be compiled.
+        A function with the arguments of `function`; raises UserError if compilation fails.
     """
-    # Beyond its limit PyTorch goes on eagerly, and says so only to its log.
+    # Beyond its limit PyTorch silently falls back to eager mode.
     limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
     torch._dynamo.config.recompile_limit = limit
-    # Left open, the second level's shape would make a form for any shape, slower than one for its own.
+    # With the default, the second level's shape would cause compilation for dynamic shapes, which is slower.
     fast = torch.compile(function, dynamic=False, **options)
 
     def call(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -42,36 +42,36 @@ def compiled(function: Callable[..., torch.Tensor], key: str, **options: Any) ->
             cause = getattr(error, "inner_exception", None) or error
             if is_device_failure(cause):
                 raise cause from None
-            raise UserError(f"{key}: PyTorch cannot compile the network here: {_reason(cause)}") from None
+            raise UserError(f"{key}: PyTorch cannot compile the network: {_reason(cause)}") from None
 
     return call
 
 
 def _reason(cause: Exception) -> str:
-    """One line of what went wrong."""
+    """Describe the cause of a failed compilation in one line."""
     if type(cause).__name__ == "InvalidCxxCompiler":
-        return "there is no C++ compiler; install g++, or leave the key out"
+        return "no C++ compiler found; install g++, or leave the key out"
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    told = lines[0] if lines else "no reason given"
-    return f"{type(cause).__name__}: {told}; leave the key out"
+    reason = lines[0] if lines else "no reason given"
+    return f"{type(cause).__name__}: {reason}; leave the key out"
 
 
 WARM_UP = 3
-"""Calls before one is recorded, in which libraries choose algorithms and allocate what they keep."""
+"""Calls before recording, in which libraries choose algorithms and allocate workspaces."""
 
 Output = TypeVar("Output")
 Recording = tuple[Callable[[], object], Output]
-"""What repeats a recorded call, and its output, which every repetition overwrites."""
+"""Function that replays a recorded call, and the output, which every replay overwrites."""
 Record = Callable[[Callable[[], torch.Tensor]], Recording]
 
 
 def record_graph(call: Callable[[], Output], pool: Any = None) -> Recording:
-    """Record a call as a CUDA graph. It must read from tensors that stay where they are.
+    """Record a call as a CUDA graph. Its inputs must be tensors with fixed addresses.
 
     Args:
-        call: run on the current device, without waiting for it.
-        pool: memory to share with other recordings (`torch.cuda.graph_pool_handle`). None of these may run while this
-            one's output is still read.
+        call: function that launches work on the current device without synchronizing.
+        pool: memory shared with other recordings (`torch.cuda.graph_pool_handle`), which must not run while this
+            recording's output is in use.
     """
     current, side = torch.cuda.current_stream(), torch.cuda.Stream()
     side.wait_stream(current)
@@ -80,7 +80,7 @@ def record_graph(call: Callable[[], Output], pool: Any = None) -> Recording:
             call()
     current.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    # The thread that prepares noise allocates pinned memory meanwhile, which recording in mode "global" forbids to all.
+    # The prefetch thread allocates pinned memory at the same time, which mode "global" would forbid to all threads.
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         output = call()
     return graph.replay, output
@@ -91,9 +91,9 @@ class _Kept:
     """A recorded call.
 
     Attributes:
-        inputs: x, time and, where there are labels, these; what is to be computed is copied into them.
+        inputs: x, time, and labels if any; copy new inputs into them.
         replay: repeats the call.
-        output: what it left.
+        output: output of the last call.
     """
 
     inputs: tuple[torch.Tensor, ...]
@@ -102,11 +102,11 @@ class _Kept:
 
 
 class Graphs:
-    """Calls a network by recordings, one for each shape and layout of its input. For inference only.
+    """Call a network by replaying CUDA graphs, one per shape and layout of its input. For inference only.
 
     Args:
         network: f, which must not change afterwards.
-        record: makes a recording.
+        record: records a call.
     """
 
     def __init__(self, network: Callable[..., torch.Tensor], record: Record = record_graph) -> None:
@@ -115,7 +115,7 @@ class Graphs:
 
     @torch.inference_mode()
     def __call__(self, x: torch.Tensor, time: float | torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """One call of the network; arguments and output are a `UNet`'s. The output is the caller's own."""
+        """Call the network; arguments and output are those of `UNet`. Later calls do not overwrite the output."""
         given = (x, times_like(time, x)) if labels is None else (x, times_like(time, x), labels)
         key = tuple((value.shape, value.stride(), value.dtype) for value in given)
         kept = self._kept.get(key)
@@ -124,7 +124,7 @@ class Graphs:
         for held, value in zip(kept.inputs, given, strict=True):
             held.copy_(value)
         kept.replay()
-        # The next replay overwrites it.
+        # The next replay overwrites the original.
         return kept.output.clone()
 
     def _recorded(self, given: tuple[torch.Tensor, ...]) -> _Kept:
@@ -141,18 +141,18 @@ def serve(
 ) -> Callable[..., torch.Tensor]:
     """Prepare a generator for inference, in place.
 
-    Weights have their channels last, so that feature maps do too and convolutions need not reorder either. With
-    bfloat16 the weights of convolutions and linear layers are rounded once, here, instead of by autocast in every call;
-    normalisations, time, softmax and what comes out stay float32.
+    Converts weights to channels-last format; feature maps then follow, and convolutions need not reorder either. With
+    bfloat16, rounds the weights of convolutions and linear layers once, instead of by autocast in every call;
+    normalisations, time, softmax and the output stay float32.
 
     Args:
-        generator: in eval mode.
-        precision: of convolutions and linear layers.
-        compiles: by torch.compile, at the first call of each shape; GPUs then replay CUDA graphs of it.
-        graphs: on a GPU, replay CUDA graphs of the uncompiled network; of no effect on a CPU.
+        generator: generator in eval mode.
+        precision: precision of convolutions and linear layers.
+        compiles: use torch.compile, at the first call of each shape; on GPUs, replay CUDA graphs of the result.
+        graphs: on GPUs, replay CUDA graphs of the uncompiled network; no effect on a CPU.
 
     Returns:
-        f, float32 in and out.
+        f, with float32 input and output.
     """
     # torch's stubs leave memory_format out.
     generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -177,13 +177,13 @@ def _in_bfloat16(generator: UNet) -> Callable[..., torch.Tensor]:
 
 
 def _compiled(network: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    # This mode records CUDA graphs on a GPU. One that tries algorithms out would draw other images in another process.
+    # This mode records CUDA graphs on a GPU. A mode with autotuning would produce different images in each process.
     fast = compiled(network, "sampling.compile", mode="reduce-overhead", fullgraph=True)
 
     def call(x: torch.Tensor, time: float | torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        # Outputs lie in memory that later calls write to: none is kept beyond this call, so each begins anew.
+        # Replays reuse the memory of outputs. They are cloned below, so every call may begin a new step.
         torch.compiler.cudagraph_mark_step_begin()
-        # As a tensor: a number would be compiled in.
+        # A number would be compiled as a constant.
         return fast(x, times_like(time, x), labels).clone()
 
     return call

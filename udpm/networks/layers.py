@@ -1,4 +1,4 @@
-"""Layers and the residual block that the generator and the discriminator share."""
+"""Layers and the residual block shared by the generator and the discriminator."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import nn
 from udpm.config.model import ADM_HEAD_CHANNELS, normalized_groups
 
 NO_LABEL = -1
-"""In the place of a label: an all-zero one-hot row, for networks trained with label dropout."""
+"""Label value for "no label", an all-zero one-hot row; for networks trained with label dropout."""
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's, with bfloat16 maps whose channels are last normalised in float32 on a CPU.
+    """torch's group norm, which on a CPU normalises channels-last bfloat16 maps in float32.
 
     Args:
-        num_groups: of channels.
-        num_channels: a multiple of it.
+        num_groups: number of groups.
+        num_channels: number of channels, a multiple of num_groups.
         eps: added to the variance.
     """
 
@@ -35,12 +35,12 @@ class GroupNorm(nn.GroupNorm):
 
 
 def group_norm(channels: int, eps: float) -> GroupNorm:
-    """GroupNorm with one group for four channels, at most 32 and at least 1."""
+    """Build a group norm with one group per 4 channels, at most 32 and at least 1."""
     return GroupNorm(normalized_groups(channels), channels, eps=eps)
 
 
 class Resample(nn.Module):
-    """Halves or doubles a map with the separable filter f⊗f / (Σf)².
+    """Halve or double a map with the separable filter f⊗f / (Σf)².
 
     Down: depthwise convolution with stride 2. Up: its transpose, times 4.
 
@@ -57,7 +57,7 @@ class Resample(nn.Module):
         self.is_box = taps == (1, 1)
         line = torch.tensor(taps, dtype=torch.float32)
         self.kernel: torch.Tensor
-        # A constant of the architecture, not a weight: it stays out of the state dict.
+        # A constant of the architecture, not a weight, so it is not part of the state dict.
         self.register_buffer("kernel", torch.outer(line, line) / line.sum() ** 2, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -97,7 +97,7 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(self.norm(x)).reshape(batch, self.heads, channels // self.heads, 3, height * width)
         query, key, value = qkv.permute(3, 0, 1, 4, 2).unbind(0)
         if x.is_cuda:
-            # The fused kernels take only maps whose channels are last in memory; for others there is a slow path.
+            # The fused kernels need contiguous inputs; others take a slow path.
             query, key, value = (part.contiguous() for part in (query, key, value))
         with without_autocast(x.device):
             mixed = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
@@ -124,8 +124,8 @@ class FourierFeatures(nn.Module):
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
-    """A context in which what runs on a device runs in the types that it is given."""
-    # The meta device, on which multiply-adds are counted, knows no autocast.
+    """Disable autocast on a device."""
+    # The meta device, used to count multiply-adds, has no autocast.
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
@@ -135,7 +135,7 @@ def sinusoids(time: torch.Tensor, count: int, *, endpoint: bool = False) -> torc
     Args:
         time: t, (B,).
         count: number of features, even.
-        endpoint: whether the lowest frequency is 1/10000 itself: exponents i/(count/2 - 1).
+        endpoint: make the lowest frequency exactly 1/10000, with exponents i/(count/2 - 1).
 
     Returns:
         (B, count) float32.
@@ -147,25 +147,25 @@ def sinusoids(time: torch.Tensor, count: int, *, endpoint: bool = False) -> torc
 
 
 def one_hot(labels: torch.Tensor, width: int) -> torch.Tensor:
-    """(B,) int64 to (B, width) float32; `NO_LABEL` becomes a row of zeros."""
+    """Convert (B,) int64 to (B, width) float32; `NO_LABEL` becomes a row of zeros."""
     return (labels[:, None] == torch.arange(width, device=labels.device)).float()
 
 
 def times_like(time: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """A time given as a number, (1,) or (B,) as (1,) or (B,) float32 on x's device."""
+    """Convert a number, (1,) or (B,) to (1,) or (B,) float32 on x's device."""
     if isinstance(time, torch.Tensor):
         return time.to(x.device, torch.float32).reshape(-1)
-    # Filled in on the device: a GPU would be waited for while a number is copied to it.
+    # Fill on the device: copying a number to a GPU would synchronize.
     return torch.full((1,), time, dtype=torch.float32, device=x.device)
 
 
 @dataclass(frozen=True)
 class BlockStyle:
-    """What differs between the blocks of the architectures.
+    """Differences between the blocks of the architectures.
 
     Attributes:
-        taps: the resampling filter.
-        eps: of the normalisations.
+        taps: resampling filter.
+        eps: ε of the normalisations.
         gain: factor on each residual sum.
         modulate: the embedding gives scale and shift after the second normalisation (ADM), not an addend before it.
         project_resampled: a block that resamples has a 1×1 convolution in its skip even where channels stay.
@@ -196,7 +196,7 @@ STYLES = {"ncsnpp": NCSNPP, "ddpmpp": DDPMPP, "adm": ADM}
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised 3×3 convolutions beside a skip, conditioned on an embedding; optional resampling and attention.
+    """Two normalised 3×3 convolutions with a skip, conditioned on an embedding; optional resampling and attention.
 
     Args:
         inputs: channels in.

@@ -24,12 +24,12 @@ from udpm.networks.layers import (
 
 
 class Embedding(nn.Module):
-    """Time and label to one vector of width 4C.
+    """Embed time and label as one vector of width 4C.
 
-    NCSN++ and DDPM++ add the label to the features of time; ADM adds it behind the two linear layers.
+    NCSN++ and DDPM++ add the label to the features of time; ADM adds it after the two linear layers.
 
     Args:
-        family: of the generator.
+        family: family of the generator.
         channels: C.
         label_inputs: K, width of the one-hot label; 0 for an unconditional network.
     """
@@ -65,7 +65,7 @@ class Embedding(nn.Module):
             return self.time(time)
         if self.family == "adm":
             return sinusoids(time, self.channels)
-        # (sin, cos): the halves the other way round.
+        # (sin, cos) instead of (cos, sin).
         return sinusoids(time, self.channels, endpoint=True).roll(self.channels // 2, dims=1)
 
 
@@ -75,19 +75,19 @@ UPSCALE = 2
 
 @dataclass(frozen=True)
 class UNetShape:
-    """What determines a generator's tensors.
+    """Parameters that determine a generator's tensors.
 
     Attributes:
         family: "ncsnpp", "ddpmpp" or "adm".
-        side: R, the nominal input side (N/2); it only names the attention levels.
+        side: R, the nominal input side (N/2), used only to identify the attention levels.
         channels: base width C.
         multipliers: width of each U-Net level in multiples of C, finest first.
         blocks: residual blocks per level.
         attention: nominal sides of the levels that have self-attention.
         classes: number of classes; 0 for an unconditional network.
         dropout: probability in the residual blocks.
-        label_dropout: whether labels are left out in training, which gives the one-hot label an entry more.
-        upscale: output side over input side; 1 only to count what a network without doubling would cost.
+        label_dropout: True if training drops labels, which adds one entry to the one-hot label.
+        upscale: output side over input side; 1 only to count the cost of a network that does not upsample.
     """
 
     family: Family
@@ -110,7 +110,7 @@ class UNetShape:
 class PyramidStep(nn.Module):
     """A step of the residual image pyramid: 3×3 convolution, then the halving filter.
 
-    The convolution is padded for both, so that the filter sees the image's surroundings convolved, not zeros.
+    The convolution has the padding of both, so that the filter's border is convolved values instead of zeros.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -125,7 +125,7 @@ class PyramidStep(nn.Module):
 
 
 class EncoderLevel(nn.Module):
-    """One level of the encoder; every level but the first begins by halving the map (and joining NCSN++'s pyramid)."""
+    """One level of the encoder; all but the first begin by halving the map (and adding NCSN++'s pyramid)."""
 
     def __init__(self, shape: UNetShape, depth: int) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class EncoderLevel(nn.Module):
     def forward(
         self, h: torch.Tensor, pyramid: torch.Tensor, embedding: torch.Tensor, skips: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Feature map and pyramid image in and out; the maps that the decoder will want are appended to `skips`."""
+        """Transform feature map and pyramid image; append the decoder's skip connections to `skips`."""
         if self.down is not None:
             h = self.down(h, embedding)
             if self.pyramid is not None:
@@ -156,7 +156,7 @@ class EncoderLevel(nn.Module):
 
 
 class DecoderLevel(nn.Module):
-    """One level of the decoder; the coarsest begins with two blocks, every other one by doubling the map."""
+    """One level of the decoder; the coarsest begins with two blocks, all others by doubling the map."""
 
     def __init__(self, shape: UNetShape, depth: int) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class DecoderLevel(nn.Module):
             inputs = width
 
     def forward(self, h: torch.Tensor, embedding: torch.Tensor, skips: list[torch.Tensor]) -> torch.Tensor:
-        """Feature map in and out; takes its skips from the end of the list."""
+        """Transform a feature map; pop skip connections from the end of the list."""
         for block in self.entry:
             h = block(h, embedding)
         for block in self.blocks:
@@ -201,13 +201,13 @@ class UNet(nn.Module):
         initialize(self, shape.family)
 
     def forward(self, x: torch.Tensor, time: float | torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """One call of the network.
+        """Predict H^{l-1} x_0 from x_l.
 
         Args:
             x: x_l, (B, 3, h, w); h and w multiples of 2^(U-Net levels - 1).
             time: t_l in (0, 1), a number or (B,).
-            labels: (B,) int64 where the network is class-conditional, else ignored; below 0 is "no label", which
-                only a network trained with label dropout knows.
+            labels: (B,) int64 if the network is class-conditional, else ignored; negative values mean "no label",
+                for networks trained with label dropout.
 
         Returns:
             (B, 3, 2h, 2w).
@@ -224,13 +224,13 @@ class UNet(nn.Module):
 
 def _width(shape: UNetShape, depth: int) -> int:
     if depth < 0:
-        # The stem's; ADM's is as wide as the first level.
+        # The stem; that of ADM is as wide as the first level.
         return shape.channels * (shape.multipliers[0] if shape.family == "adm" else 1)
     return shape.channels * shape.multipliers[depth]
 
 
 def _pyramid_width(shape: UNetShape, depth: int) -> int:
-    # The pyramid starts as the image and takes on the width of the feature map it was last added to.
+    # The pyramid starts as the image; after each step it has the width of the feature map.
     return _width(shape, depth - 1) if depth else IMAGE_CHANNELS
 
 
@@ -239,7 +239,7 @@ def _nominal_side(shape: UNetShape, depth: int) -> int:
 
 
 def _skip_widths(shape: UNetShape, depth: int) -> list[int]:
-    """Channels of the maps that the encoder's level leaves for the decoder, in order (the stem's for depth 0)."""
+    """Return the channels of an encoder level's skip connections, in order (with the stem's at depth 0)."""
     return [_width(shape, depth - 1), *[_width(shape, depth)] * shape.blocks]
 
 
@@ -267,7 +267,7 @@ def initialize(network: UNet, family: str) -> None:
         for module in layers:
             _uniform_by_fan_in(module)
         if network.embedding.label is not None:
-            # fan_in is K, so that the factor √K leaves N(0, 1).
+            # fan_in is K, so the factor √K gives N(0, 1).
             nn.init.normal_(network.embedding.label.weight)
         for last in _last_layers(network):
             nn.init.zeros_(last.weight)

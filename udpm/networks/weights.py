@@ -1,4 +1,4 @@
-"""Weight files: safetensors that describe themselves; loading one needs no flags and runs no code from it."""
+"""Weight files: self-describing safetensors, loaded without flags and without executing code from them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from udpm.networks.unet import UNet
 FORMAT = "udpm-weights/2"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SHOWN = 3
-"""Names that an error lists."""
+"""Largest number of names in an error."""
 
 
 class WeightsRecord(Record):
@@ -41,13 +41,13 @@ class WeightsRecord(Record):
 
 @dataclass(frozen=True)
 class Model:
-    """A generator with what its file says about it.
+    """A generator with the description in its file.
 
     Attributes:
-        generator: in eval mode.
+        generator: generator in eval mode.
         config: its shape and its process.
-        record: experiment, run_seed, dataset, dataset_sha256, iteration (each None where unknown), origin (of imported
-            weights), class_names (where they are known), which weights, and the file's SHA-256.
+        record: experiment, run_seed, dataset, dataset_sha256, iteration (each None if unknown), origin (of imported
+            weights), class_names (if known), name of the weights, and the file's SHA-256.
     """
 
     generator: UNet
@@ -76,11 +76,11 @@ def read_tensors(
 
     Args:
         path: the file.
-        expected_format: of the description.
-        integers: last parts of the names of tensors that are int64; all others are floating-point and finite.
+        expected_format: required format of the description.
+        integers: last parts of the names of int64 tensors; all others must be floating-point and finite.
 
     Raises:
-        UserError: missing, damaged, of another format, or with tensors of another type or that are not finite.
+        UserError: missing, damaged, another format, or tensors that are of another type or not finite.
     """
     if not os.path.lexists(path):
         raise UserError(f"{path}: no such file")
@@ -109,12 +109,12 @@ def check_tensors(where: str, tensors: Mapping[str, torch.Tensor], expected: Map
     """Check that tensors have the expected names and shapes, and no others.
 
     Args:
-        where: what comes before the reason in the error.
-        tensors: by name.
+        where: beginning of the error.
+        tensors: tensors by name.
         expected: shapes by name.
 
     Raises:
-        UserError: some are missing, unknown or of another shape; the first three of each are named.
+        UserError: some are missing, unknown or of another shape; the message lists the first three of each.
     """
     shapes = {name: f"{tuple(tensors[name].shape)} for {tuple(expected[name])}" for name in tensors if name in expected}
     problems = {
@@ -134,26 +134,25 @@ def check_tensors(where: str, tensors: Mapping[str, torch.Tensor], expected: Map
 def save_weights(
     path: str | Path, config: ModelConfig, networks: dict[str, dict[str, torch.Tensor]], description: dict[str, Any]
 ) -> None:
-    """Write a generator's weights with all that is needed to use them.
+    """Write a generator's weights with everything needed to use them.
 
     Args:
-        path: where to.
-        config: of the generator.
-        networks: state dicts by what they are: "ema" (averaged), further averages, "raw"; and "discriminator" if it
-            comes along.
-        description: experiment, run_seed, dataset, dataset_sha256, class_names, iteration, and whatever else is known.
+        path: file to write.
+        config: configuration of the generator.
+        networks: state dicts by name: "ema" (averaged), additional averages, "raw"; optionally "discriminator".
+        description: experiment, run_seed, dataset, dataset_sha256, class_names, iteration, and other known values.
     """
     tensors = {f"{kind}/{name}": tensor for kind, state in networks.items() for name, tensor in state.items()}
     write_tensors(path, tensors, {"format": FORMAT, "model": config.model_dump(mode="json"), **description})
 
 
 def load_model(path: str | Path, weights: str = "ema", device: torch.device | str = "cpu") -> Model:
-    """Load a generator from its weight file alone.
+    """Load a generator from its weight file.
 
     Args:
-        path: a file of `save_weights`.
-        weights: "ema", "raw", or the name of a further average.
-        device: where it goes.
+        path: file written by `save_weights`.
+        weights: "ema", "raw", or the name of an additional average.
+        device: device of the generator.
 
     Raises:
         UserError: missing, damaged, not a weight file, or without these weights.
@@ -163,7 +162,7 @@ def load_model(path: str | Path, weights: str = "ema", device: torch.device | st
     state = tensors_under(tensors, f"{weights}/")
     if not state:
         held = sorted({name.partition("/")[0] for name in tensors} - {"discriminator"})
-        raise UserError(f"{path}: holds no {weights} weights, only {' and '.join(held)}; ask for those")
+        raise UserError(f"{path}: no {weights} weights, only {' and '.join(held)}; use those")
     check_generator(path, config, state)
     generator = build_generator(config)
     generator.load_state_dict(state)
@@ -178,10 +177,10 @@ def load_model(path: str | Path, weights: str = "ema", device: torch.device | st
 
 
 def described_model(path: str | Path, description: dict[str, Any]) -> ModelConfig:
-    """The model that a weight file's description is of.
+    """Read the model's configuration from a weight file's description.
 
     Raises:
-        UserError: it describes none.
+        UserError: missing or invalid.
     """
     if not isinstance(description.get("model"), dict):
         raise UserError(f"{path}: does not describe its model")
@@ -190,10 +189,10 @@ def described_model(path: str | Path, description: dict[str, Any]) -> ModelConfi
 
 
 def class_names_of(path: str | Path, description: dict[str, Any], config: ModelConfig) -> dict[str, list[str]]:
-    """The names of the classes that a weight file's generator knows, under "class_names"; empty where it says none.
+    """Read the class names from a weight file's description, under "class_names"; return an empty dict without them.
 
     Raises:
-        UserError: they are no names, or not as many as there are classes.
+        UserError: not names, or their number is not that of the classes.
     """
     names = description.get("class_names")
     if names is None or not config.classes:
@@ -204,19 +203,19 @@ def class_names_of(path: str | Path, description: dict[str, Any], config: ModelC
 
 
 def check_generator(path: str | Path, config: ModelConfig, state: Mapping[str, torch.Tensor]) -> None:
-    """Check that tensors are those of a configured generator, before it is built.
+    """Check tensors against a generator's configuration, before building it.
 
-    A file may describe a network of any size: what takes time or memory is compared with the tensors first.
+    A file may describe a network of any size, so first compare the numbers that cost time or memory with the tensors.
 
     Args:
-        path: where they are from, for the error.
-        config: of the generator.
+        path: file of the tensors, for the error.
+        config: configuration of the generator.
         state: its tensors.
 
     Raises:
-        UserError: they are not.
+        UserError: they do not match.
     """
-    where = f"{path}: its tensors do not fit its configuration"
+    where = f"{path}: its tensors do not match its configuration"
     section = config.generator
     widest = max((max(values.shape, default=0) for values in state.values()), default=0)
     limits = {
@@ -226,12 +225,12 @@ def check_generator(path: str | Path, config: ModelConfig, state: Mapping[str, t
     }
     for key, (asked, held) in limits.items():
         if asked > held:
-            raise UserError(f"{where}: {key} asks for {asked}, but no more than {held} are held")
+            raise UserError(f"{where}: {key} needs {asked}, but the tensors have at most {held}")
     with torch.device("meta"):
         expected = UNet(generator_shape(config)).state_dict()
     check_tensors(where, state, {name: values.shape for name, values in expected.items()})
 
 
 def tensors_under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
+    """Select tensors whose names begin with `prefix`, and remove it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

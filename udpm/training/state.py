@@ -13,7 +13,7 @@ from udpm.config.experiment import RunConfig
 from udpm.core.devices import is_device_failure
 from udpm.core.errors import UserError
 from udpm.core.seeds import derive_seed
-from udpm.interop.pretrained import starting_point
+from udpm.interop.pretrained import load_pretrained
 from udpm.networks.build import build_discriminator, build_generator
 from udpm.networks.discriminator import Discriminator
 from udpm.networks.unet import UNet
@@ -86,7 +86,7 @@ class State:
         Raises:
             UserError: they are missing, damaged or of another network.
         """
-        given, origin = starting_point(config)
+        given, origin = load_pretrained(config)
         self.generator.load_state_dict(given["raw"])
         for name, ema in self.ema_models.items():
             ema.module.load_state_dict(given.get(name, given.get("ema", given["raw"])))
