@@ -31,8 +31,6 @@ ITERATIONS, WARM = 6, 8
 """Iterations of a timed block, and before the first one, in which kernels are loaded and passes recorded."""
 BENCHED = 30
 SECONDS = 1.5
-WAYS = ("graphs", "tf32", "compiles")
-PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float32")
 BATCHES_AT_ONCE = {1: 20, 25: 8, 250: 4, 1000: 2}
 """Batches that one timed call draws, by size: enough that noise is prepared while the device is at work."""
 
@@ -169,15 +167,23 @@ def _chain(
     return call
 
 
-def way_of(precision: str, graphs: bool, tf32: bool, compiles: bool = False) -> str:
+def way_of(precision: str, graphs: bool, tf32: bool, compiles: bool) -> str:
     """A way of drawing in words."""
     return f"{precision}{', TF32' if tf32 else ''}{', graphs' if graphs else ''}{', compiled' if compiles else ''}"
 
 
-def _drawn(part: str, batch: int, precision: Precision, **way: bool) -> Check:
-    name = f"sampling cifar10, batch {batch}: {way_of(precision, *(way.get(key, False) for key in WAYS))}"
-    values = {key: way.get(key, False) for key in WAYS}
-    return Check(part, name, partial(_sampling, batch=batch, precision=precision, **values))
+def _drawn(
+    part: str,
+    batch: int,
+    precision: Precision,
+    *,
+    graphs: bool = False,
+    tf32: bool = False,
+    compiles: bool = False,
+) -> Check:
+    name = f"sampling cifar10, batch {batch}: {way_of(precision, graphs, tf32, compiles)}"
+    run = partial(_sampling, batch=batch, precision=precision, graphs=graphs, tf32=tf32, compiles=compiles)
+    return Check(part, name, run)
 
 
 def _trained(part: str, way: str, **changes: Any) -> Check:
