@@ -51,7 +51,7 @@ class Executor(plugin.Executor):
     """The plugin's executor, but:
 
     - a submission waits while SLURM is down or the user has too many jobs, and uses no attempt;
-    - jobs that SLURM refuses for good, and trainings that fail twice alike, are not retried;
+    - jobs that SLURM refuses for good, and trainings that fail twice for the same reason, are not retried;
     - short jobs start Snakemake once, not twice;
     - job states are polled often after a change, and rarely while nothing changes.
 
@@ -183,7 +183,7 @@ class Executor(plugin.Executor):
                 reason = self.alike(job, job_info.external_jobid) if job.attempt > 1 else None
                 if reason is not None:
                     HOPELESS.add(job)
-                    print_note(f"{_shown(job)}: failed twice alike, so it is not tried again: {reason}")
+                    print_note(f"{_shown(job)}: failed twice for the same reason, so it is not retried: {reason}")
             elif state == "OUT_OF_MEMORY" or silent:
                 self.killed(job)
         super().report_job_error(job_info, msg=msg, **kwargs)

@@ -126,7 +126,7 @@ CASES = {
     "changed labels": (
         lambda f: tiny.flip_byte(f / "dataset/labels.npy", 1001),
         TRAIN,
-        "by its record they must lie in 0..9",
+        "by its record they must be in 0..9",
     ),
     "changed level": (
         lambda f: tiny.flip_byte(f / "cache/level_2.npy", 999),

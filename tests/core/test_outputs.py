@@ -189,13 +189,13 @@ def test_there_are_enough_pairs():
 
 
 WHY = (
-    "reads",
+    "the input of",
     "must end in",
     "is a directory",
     "is a folder",
     "is a file",
-    "the folder you are in",
-    "is no",
+    "is or contains the working directory",
+    "already exists, not a",
     "other files",
 )
 
@@ -254,9 +254,9 @@ def test_what_only_a_configuration_names_is_an_input(project, tmp_path, capsys):
     (here / "imported.json").write_text(to_json(imported))
     before = tiny.snapshot(here)
     for command, told in (
-        (("prepare", here / "set.json", "--output", photos), "holds other files"),
+        (("prepare", here / "set.json", "--output", photos), "contains other files"),
         (("prepare", here / "labelled.json", "--output", here / "labels.csv"), "is a file|which labels reads"),
-        (("import", "--run-config", here / "imported.json", "--run", here / "run"), "holds a run that was trained"),
+        (("import", "--run-config", here / "imported.json", "--run", here / "run"), "holds a trained run"),
         (("prepare", here / "set.json", "--output", photos / "store"), "which path reads"),
         (("reference", photos, "--config", here / "scoring.json", "--output", extractor), "is no reference"),
         (("sample", weights, "--config", here / "sampling.json", "--output", here / "noise.npz"), "is no sample set"),
@@ -307,7 +307,7 @@ def somebodys(folder):
 def test_nobodys_file_is_taken_for_one_of_ours(tmp_path, name):
     for path in somebodys(tmp_path):
         assert not KINDS[name].made(path), path
-        with pytest.raises(UserError, match=f"--output: .*exists, and is no {KINDS[name].what}"):
+        with pytest.raises(UserError, match=f"--output: .*already exists, not a {KINDS[name].what}"):
             guard([Output("--output", path, KINDS[name])], [])
 
 
@@ -319,7 +319,7 @@ def test_a_figures_data_that_were_edited_are_somebodys(project, tmp_path, capsys
         file.write("my,notes\n")
     before = tiny.snapshot(tmp_path)
     assert tiny.call(*command) == 2
-    assert "curves.csv: exists, and is no figure's data that udpm wrote" in capsys.readouterr().err
+    assert "curves.csv: already exists, not a figure's data that udpm wrote" in capsys.readouterr().err
     assert tiny.snapshot(tmp_path) == before
 
 
@@ -382,7 +382,7 @@ def test_what_somebody_edited_is_somebodys(marked, tmp_path, name, kind_name, ed
     assert kind.made(path)
     edited = tmp_path / f"edited{path.suffix}"
     edited.write_bytes(EDITS[edit](path.read_bytes()))
-    with pytest.raises(UserError, match=f"edited.*exists, and is no {kind.what} that udpm wrote"):
+    with pytest.raises(UserError, match=f"edited.*already exists, not a {kind.what} that udpm wrote"):
         guard([Output("--output", edited, kind)], [])
 
 
@@ -417,8 +417,8 @@ def test_notes_with_a_table_in_them_are_kept(project, marked, tmp_path, monkeypa
     (tmp_path / "README.md").write_text(marked["card", "README.md"].read_text() + "\n## My notes\n")
     before = tiny.snapshot(tmp_path)
     for command, what in (
-        (f"cost digits --config config --output {tmp_path}/notes", "notes.md: exists, and is no table"),
-        (f"card run --output {tmp_path}/README.md", "README.md: exists, and is no model card"),
+        (f"cost digits --config config --output {tmp_path}/notes", "notes.md: already exists, not a table"),
+        (f"card run --output {tmp_path}/README.md", "README.md: already exists, not a model card"),
     ):
         assert tiny.call(*command.split()) == 2
         assert what in capsys.readouterr().err
@@ -575,7 +575,7 @@ def test_a_folder_is_replaced_if_nothing_of_anybodys_is_in_it(project, tmp_path,
         shutil.copytree(tmp_path / "out", tmp_path / name)
         spoil(tmp_path / name)
         before = tiny.snapshot(tmp_path)
-        with pytest.raises(UserError, match="holds other files than the"):
+        with pytest.raises(UserError, match="contains files besides the"):
             make(tmp_path / name)
         assert tiny.snapshot(tmp_path) == before
     changed = max((tmp_path / "out").rglob("*.*"), key=lambda path: (path.suffix == ".png", path.name == "README.md"))
@@ -595,7 +595,7 @@ def test_somebodys_folder_with_names_of_ours_is_kept(project, tmp_path, monkeypa
         (tmp_path / name).mkdir()
         (tmp_path / name / name).write_text('{"format": "mine"}')
         before = tiny.snapshot(tmp_path)
-        with pytest.raises(UserError, match="holds other files"):
+        with pytest.raises(UserError, match="contains other files"):
             make(tmp_path / name)
         assert tiny.snapshot(tmp_path) == before
 
@@ -612,7 +612,7 @@ def test_a_folder_of_an_earlier_version_is_replaced(project, tmp_path, monkeypat
     assert (tmp_path / "out" / folders.CONTENTS).exists()
     (tmp_path / "out" / folders.CONTENTS).unlink()
     (tmp_path / "out/notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds other files than the .* \(notes.txt\)"):
+    with pytest.raises(UserError, match=r"contains files besides the .* \(notes.txt\)"):
         make(tmp_path / "out")
 
 
@@ -802,8 +802,8 @@ def test_special_files_are_refused(project, tmp_path, capsys, kind):
     names = {
         "/dev/null": "device",
         tmp_path / "pipe": "pipe",
-        tmp_path / "loop": "leads to itself",
-        tmp_path / "one": "leads to itself",
+        tmp_path / "loop": "points to itself",
+        tmp_path / "one": "points to itself",
         tmp_path / "file/under": "is a file",
         tmp_path / ("x" * 250): "too long",
     }
@@ -829,7 +829,7 @@ def test_a_removed_working_directory_is_told(tmp_path, monkeypatch, capsys):
     ):
         assert tiny.call(*command.split()) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert line == "error: the working directory does not exist any more; change to one that does"
+        assert line == "error: the working directory no longer exists; change to one that does"
 
 
 def test_a_link_to_a_file_is_followed(tmp_path):
@@ -870,21 +870,24 @@ def test_side_files_are_outputs_too(project, tmp_path, monkeypatch, capsys):
         (tmp_path / name).write_text('{"mine": 1}')
     weights = "run/weights.safetensors"
     for command, told in (
-        (f"sample {weights} --count 4 --output {{}}/notes.npz", "notes.json: exists, and is no sample set's record"),
-        (f"sample {weights} --config {{0}}/a.json --output {{0}}/a.npz", "a.json: is what --config reads"),
-        ("extractor dataset --output {}/notes.pt", "notes.json: exists, and is no extractor's record"),
-        ("figure samples s.npz --output {}/stem", "stem.csv: exists, and is no figure's data"),
-        ("cost digits --config config --output {}/stem2", "stem2.md: exists, and is no table"),
-        (f"sample {weights} --output {{0}}/b.npz --chain {{0}}/b.npz", "is what --output writes, too"),
-        ("--usage {0}/u.json resolve digits --config config --output {0}/u.json", "writes, too"),
-        ("--usage {0}/ex/u.jsonl export s.npz --output {0}/ex", "lie in one another"),
+        (
+            f"sample {weights} --count 4 --output {{}}/notes.npz",
+            "notes.json: already exists, not a sample set's record",
+        ),
+        (f"sample {weights} --config {{0}}/a.json --output {{0}}/a.npz", "a.json: is also the input of --config"),
+        ("extractor dataset --output {}/notes.pt", "notes.json: already exists, not a extractor's record"),
+        ("figure samples s.npz --output {}/stem", "stem.csv: already exists, not a figure's data"),
+        ("cost digits --config config --output {}/stem2", "stem2.md: already exists, not a table"),
+        (f"sample {weights} --output {{0}}/b.npz --chain {{0}}/b.npz", "is also the output of --output"),
+        ("--usage {0}/u.json resolve digits --config config --output {0}/u.json", "is also the output of"),
+        ("--usage {0}/ex/u.jsonl export s.npz --output {0}/ex", "or contains it"),
         (
             "--usage run/weights.safetensors export s.npz --output {0}/ex",
-            "weights.safetensors: exists, and is no file of",
+            "weights.safetensors: already exists, not a file of",
         ),
-        ("--usage set.json prepare set.json --output {0}/ex", "--usage: set.json: is what CONFIG reads"),
+        ("--usage set.json prepare set.json --output {0}/ex", "--usage: set.json: is also the input of CONFIG"),
         ("--usage photos/u.jsonl bench data photos", "--usage: photos/u.jsonl: lies in photos"),
-        ("select score.json --output {0}/x.csv --table {0}/x", "writes, too"),
+        ("select score.json --output {0}/x.csv --table {0}/x", "is also the output of"),
     ):
         before = tiny.snapshot(project), tiny.snapshot(tmp_path)
         assert tiny.call(*command.format(tmp_path).split()) == 2
@@ -934,7 +937,7 @@ def test_schemas_are_written_into_a_configuration_only(tmp_path, capsys):
         write_json(path, schema)
         before = tiny.snapshot(tmp_path)
         assert tiny.call("schema", *(word for pair in places.items() for word in pair)) == 2
-        assert "sweep.schema.json: exists, and is no JSON schema that udpm wrote" in capsys.readouterr().err
+        assert "sweep.schema.json: already exists, not a JSON schema that udpm wrote" in capsys.readouterr().err
         assert tiny.snapshot(tmp_path) == before
 
 

@@ -32,7 +32,7 @@ def special(folder):
     os.chdir(where)
     return {
         folder / "pipe": "it is a pipe, not a file",
-        folder / "loop": "a link that leads back to itself",
+        folder / "loop": "a symbolic link that points to itself",
         folder / "dangling": "a link to nowhere, which does not exist",
         folder / "folder": "it is a folder, not a file",
         folder / "socket": "it is a socket, not a file",
@@ -40,7 +40,7 @@ def special(folder):
         folder / ("x" * 300): "name too long",
         folder / "pipe" / "x": "Not a directory",
         "/dev/zero": "it is a device, not a file",
-        "a\0b": "no name of a file",
+        "a\0b": "not a valid file name",
     }
 
 
@@ -58,15 +58,15 @@ def test_a_digest_of_a_pipe_is_refused(tmp_path):
 
 
 JSON = {
-    "deep": (b"[" * 100_000, "nested more than 64 deep"),
-    "deep objects": (b'{"a":' * 100_000, "nested more than 64 deep"),
-    "a little too deep": (b'{"a":' + b"[" * 64 + b"]" * 64 + b"}", "nested more than 64 deep"),
+    "deep": (b"[" * 100_000, "nested more than 64 levels deep"),
+    "deep objects": (b'{"a":' * 100_000, "nested more than 64 levels deep"),
+    "a little too deep": (b'{"a":' + b"[" * 64 + b"]" * 64 + b"}", "nested more than 64 levels deep"),
     "a long integer": (b'{"a":' + b"1" * 5000 + b"}", "an integer of 5000 digits"),
     "a negative one": (b'{"a":-9223372036854775809}', "an integer of 20 digits"),
-    "a large float": (b'{"a":1e999}', "1e999 is beyond the range"),
-    "NaN": (b'{"a":NaN}', "NaN is not a number"),
-    "infinity": (b'{"a":[-Infinity]}', "-Infinity is not a number"),
-    "a key twice": (b'{"a":1,"b":1,"a":2}', "key 'a' stands twice"),
+    "a large float": (b'{"a":1e999}', "1e999 is out of range"),
+    "NaN": (b'{"a":NaN}', "NaN is not a valid JSON number"),
+    "infinity": (b'{"a":[-Infinity]}', "-Infinity is not a valid JSON number"),
+    "a key twice": (b'{"a":1,"b":1,"a":2}', "key 'a' is duplicated"),
     "not UTF-8": (b'{"a":"\xff"}', "not UTF-8 text: byte 6 is 0xff"),
     "a NUL": (b'{"a":["\\u0000"]}', r"character U\+0000"),
     "half a pair": (b'{"\\ud800":1}', r"character U\+D800"),

@@ -34,13 +34,13 @@ NUMBERS = ["0", "1", "10", "2"]
         ("2", NUMBERS, 3),
         (2, NUMBERS, 3),
         ("10", NUMBERS, 2),
-        ("3", PETS, "must lie in 0..2, got 3; the classes are cat, dog, a, b"),
-        (10**30, [], "must lie in 0..9, got 1000"),
+        ("3", PETS, "must be in 0..2, got 3; the classes are cat, dog, a, b"),
+        (10**30, [], "must be in 0..9, got 1000"),
         ("3", NUMBERS, "no class is called '3'; the classes are 0, 1, 10, 2"),
-        ("12", ["0", "1", "2"], "must lie in 0..2, got 12"),
+        ("12", ["0", "1", "2"], "must be in 0..2, got 12"),
         ("-1", PETS, "no class is called '-1'"),
         ("cats", PETS, "no class is called 'cats'; did you mean 'cat'?"),
-        ("cat", [], "the names of the classes are not known; give numbers 0..9, got 'cat'"),
+        ("cat", [], "the class names are unknown; expected numbers 0..9, got 'cat'"),
     ],
 )
 def test_a_name_wins_over_a_number(label, names, expected):
@@ -123,7 +123,7 @@ def test_labels_in_python(pets):
         ([0.5, 1], "whole numbers"),
         ([True, False], "whole numbers"),
         ([[0], [1]], "whole numbers"),
-        (3, r"must lie in 0\.\.2"),
+        (3, r"must be in 0\.\.2"),
     ):
         with pytest.raises(UserError, match=expected):
             sampler.sample(2, labels=wrong)
@@ -133,10 +133,10 @@ def test_labels_in_python(pets):
     ("command", "expected"),
     [
         ("sample WEIGHTS --labels cow", "no class is called 'cow'"),
-        ("sample WEIGHTS --labels dog,7", "must lie in 0..2, got 7"),
+        ("sample WEIGHTS --labels dog,7", "must be in 0..2, got 7"),
         ("sample WEIGHTS --labels ,", "is not a comma-separated list of classes"),
         ("latents swap WEIGHTS --labels cow", "no class is called 'cow'"),
-        ("latents swap WEIGHTS --labels 3", "must lie in 0..2, got 3"),
+        ("latents swap WEIGHTS --labels 3", "must be in 0..2, got 3"),
     ],
 )
 def test_labels_on_the_command_line(pets, tmp_path, command, expected, capsys):
@@ -156,7 +156,7 @@ def test_latents_by_name(pets, tmp_path):
     [
         ([3, "5"], None),
         ([10], "sampling.labels: must be in 0..9, the classes of data set digits, got 10"),
-        (["10"], "sampling.labels: must lie in 0..9, got 10"),
+        (["10"], "sampling.labels: must be in 0..9, got 10"),
         (["ten"], "sampling.labels: no class is called 'ten'"),
     ],
 )

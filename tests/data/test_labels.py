@@ -493,9 +493,9 @@ REFUSED = {
     "no object": (EDM, {"dataset.json": "[]"}, TWO_CLASSES, 'expected {"labels": [["NAME", 0], …]}, found a list'),
     "labels of another form": (EDM, {"dataset.json": '{"labels": {"a": 1}}'}, TWO_CLASSES, "found an object"),
     "no JSON": (EDM, {"dataset.json": '{"labels": ['}, TWO_CLASSES, "dataset.json: not readable as JSON"),
-    "JSON too deep": (EDM, {"dataset.json": "[" * 100_000}, TWO_CLASSES, "nested more than 64 deep"),
+    "JSON too deep": (EDM, {"dataset.json": "[" * 100_000}, TWO_CLASSES, "nested more than 64 levels deep"),
     "a number too long": (EDM, {"dataset.json": f'{{"labels": {"9" * 5000}}}'}, TWO_CLASSES, "not readable as JSON"),
-    "a key twice": (EDM, {"dataset.json": '{"labels": null, "labels": []}'}, TWO_CLASSES, "key 'labels' stands twice"),
+    "a key twice": (EDM, {"dataset.json": '{"labels": null, "labels": []}'}, TWO_CLASSES, "key 'labels' is duplicated"),
     "no pair": (EDM, {"dataset.json": '{"labels": [["a.png"]]}'}, TWO_CLASSES, 'labels[0] must be ["NAME", 0]'),
     "a name that is no text": (EDM, {"dataset.json": '{"labels": [[1, 1]]}'}, TWO_CLASSES, "name must be text"),
     "a negative label": (EDM, edm(0, -1, 1), TWO_CLASSES, "labels[1]: the label is -1"),
@@ -777,8 +777,8 @@ def test_paths_as_people_write_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert opened("$NOWHERE").splits == {"train": 1}
     for path, expected in (
-        ("$NOWHERE/x", "NOWHERE in it, which is not set"),
-        ("~nobody-of-this-name/x", "no home folder"),
+        ("$NOWHERE/x", "NOWHERE, which is not set"),
+        ("~nobody-of-this-name/x", "no known home folder"),
     ):
         with pytest.raises(UserError, match=f"path: .*{expected}"):
             opened(path)

@@ -438,7 +438,7 @@ CASES = {
     "a label out of range": (
         lambda f: run("import", "model_ema_state_x.pt", "--output", "ours.safetensors"),
         "sample ours.safetensors --labels 3,10 --output out.npz",
-        "labels: must lie in 0..9",
+        "labels: must be in 0..9",
     ),
     "guidance without label dropout": (
         lambda f: run("import", "model_ema_state_x.pt", "--output", "ours.safetensors"),

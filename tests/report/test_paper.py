@@ -345,7 +345,7 @@ def test_a_run_is_exported_whole(study, tmp_path, capsys):
         ((study / "runs/digits/seed0",), "give the folder to write to either"),
         ((study / "runs/digits/seed0", target, "--layout", "flat"), "--layout and --format are for sample sets"),
         ((study / "runs/digits", target), "record of a finished run not found"),
-        ((study / "runs/digits/seed0", study / "runs"), "lies around"),
+        ((study / "runs/digits/seed0", study / "runs"), "contains"),
     ):
         assert tiny.call("export", *arguments) == 2
         assert expected in capsys.readouterr().err

@@ -77,14 +77,14 @@ def no_memory(monkeypatch, folder):
 
 
 FAILURES = {
-    "no GPU": ({"training__device": "cuda"}, None, "device: cuda is asked for, but PyTorch sees no CUDA device"),
+    "no GPU": ({"training__device": "cuda"}, None, "device: cuda is not available: PyTorch sees no CUDA device"),
     "no data set": ({}, "dataset", "dataset.json: dataset record (run `udpm prepare` first) not found"),
     "no cache": ({}, "cache", "cache.json: level cache's record (run `udpm cache` first) not found"),
     "no level": ({}, "cache/level_2.npy", "level_2.npy"),
     "no extra": ({"training__tensorboard": True}, no_tensorboard, "needs the tensorboard extra"),
     "no VGG": ({"losses__lpips_weight": [1.0, 0.0, 0.0]}, no_vgg, "VGG-16's weights cannot be downloaded"),
     "no memory": ({}, no_memory, "out of memory on the CPU"),
-    "alone": ({"training__processes_per_node": 2}, None, "2 in all are configured, but this is a single one"),
+    "alone": ({"training__processes_per_node": 2}, None, "2 in all are configured, but only one was started"),
 }
 
 
@@ -175,7 +175,7 @@ def test_a_process_that_is_killed_before_torch_is_there_is_known(digits, tmp_pat
     assert any_killed(run)
     standing = read_status(run)
     assert (standing.state, standing.attempts) == ("waiting", 1)
-    assert re.fullmatch(rf"process {started.pid} on \S+, job 77 ended without a word", standing.note)
+    assert re.fullmatch(rf"process {started.pid} on \S+, job 77 ended abruptly", standing.note)
 
 
 def test_an_attempt_elsewhere_that_has_not_ended(tmp_path, capsys):
@@ -183,7 +183,7 @@ def test_an_attempt_elsewhere_that_has_not_ended(tmp_path, capsys):
     assert call("status", tmp_path, "--json") == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert (found["state"], found["job"], found["attempts"]) == ("waiting", "7", 1)
-    assert re.fullmatch("process 12 on n 1, job 7 began .* days ago and has not said how it ended", found["note"])
+    assert re.fullmatch("process 12 on n 1, job 7 began .* days ago and has not recorded an end", found["note"])
 
 
 # Folders that hold something else
@@ -223,7 +223,10 @@ def orphaned(run):
         (another_run, "holds a run of another configuration"),
         (imported, "holds imported weights"),
         (orphaned, "has neither complete.json nor checkpoints"),
-        (lambda run: (shutil.rmtree(run), run.mkdir(), (run / "thesis.tex").touch()), "holds other files (thesis.tex)"),
+        (
+            lambda run: (shutil.rmtree(run), run.mkdir(), (run / "thesis.tex").touch()),
+            "contains other files (thesis.tex)",
+        ),
     ],
 )
 def test_what_is_somebody_elses_is_not_written_to(digits, trained, tmp_path, capsys, edit, expected):
@@ -534,7 +537,7 @@ def test_of_one_kind(one, other):
     [
         ("No module named 'tensorboard'", "No module named 'lpips'"),
         ("generator/lpips of level 2 is not finite", "generator/adversarial of level 2 is not finite"),
-        ("training.backend: nccl is not in this PyTorch", "training.threads: nccl is not in this PyTorch"),
+        ("training.backend: nccl is not available in this PyTorch", "training.threads: nccl is not in this PyTorch"),
         ("/a: cannot be written: Input/output error", "/a: cannot be written: Permission denied"),
         ("/a: data set record not found", "/a: level cache not found"),
         ("out of memory on the GPU", "out of memory on the CPU"),
@@ -597,7 +600,9 @@ def test_the_third_of_a_series_is_refused_and_the_advice_helps(digits, trained, 
         monkeypatch.setenv("SLURM_JOB_ID", job)
         assert call(*arguments) == 2
     monkeypatch.setenv("SLURM_JOB_ID", "3")
-    expected = f"error: {run}: failed twice alike (device: cuda is asked for, but PyTorch sees no CUDA device;"
+    expected = (
+        f"error: {run}: failed twice for the same reason (device: cuda is not available: PyTorch sees no CUDA device;"
+    )
     tiny.assert_refused(tmp_path, " ".join(map(str, arguments)), expected, capsys)
     # A job that its user put back into the queue.
     monkeypatch.setenv("SLURM_JOB_ID", "2")

@@ -101,12 +101,12 @@ def of_other_images(run):
 @pytest.mark.parametrize(
     ("edit", "config", "expected"),
     [
-        (clean, longer(), "is finished after 12 iterations, and the checkpoints that training would go on from to 18"),
+        (clean, longer(), "is finished after 12 iterations, and the checkpoints needed to continue to 18"),
         (clean, longer(10), "training.iterations was 12, is 10"),
         (clean, longer(training__batch=4), "training.batch was 8, is 4"),
         (replaced, tiny.run_config(), "is not what the run ended with"),
         (replaced, longer(), "is not what the run ended with"),
-        (unrecorded, tiny.run_config(), "has neither complete.json nor checkpoints next to it"),
+        (unrecorded, tiny.run_config(), "complete.json and checkpoints not found next to it"),
         (of_other_images, tiny.run_config(), "was trained on other images"),
         (lambda run: (run / "complete.json").write_text("{}"), tiny.run_config(), "complete.json: "),
     ],
@@ -213,11 +213,14 @@ def grown(run):
         (lambda run: (run / "complete.json").unlink(), "not finished"),
         (lambda run: (run / "weights.safetensors").unlink(), "not finished"),
         (replaced, "is not what the run ended with"),
-        (grown, "on its way from 12 to 18 iterations"),
-        (lambda run: (grown(run), without_iterations(run)), "on its way from 0 to 18 iterations"),
+        (grown, "being extended from 12 to 18 iterations"),
+        (lambda run: (grown(run), without_iterations(run)), "being extended from 0 to 18 iterations"),
         (lambda run: [path.unlink() for path in run.glob("*.json*")], "neither a run's folder"),
         (lambda run: (run / "complete.json").write_text("{}"), "complete.json"),
-        (lambda run: (run / "checkpoints").rename(run / "c") and (run / "checkpoints").symlink_to("c"), "is a link"),
+        (
+            lambda run: (run / "checkpoints").rename(run / "c") and (run / "checkpoints").symlink_to("c"),
+            "is a symbolic link",
+        ),
     ],
 )
 def test_clean_leaves_what_is_not_finished(run, edit, expected, capsys):
@@ -228,5 +231,5 @@ def test_clean_leaves_what_is_not_finished(run, edit, expected, capsys):
 def test_clean_follows_no_link_to_runs(results, tmp_path, capsys):
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked/runs").symlink_to(results / "runs")
-    expected = "linked/runs: is a link, which is not followed"
+    expected = "linked/runs: is a symbolic link, which is not followed"
     tiny.assert_refused(tmp_path, f"clean {tmp_path}/linked --yes", expected, capsys)

@@ -398,7 +398,7 @@ def test_every_kind_has_help_with_an_example(kind, capsys):
 
 
 MISTAKES = {
-    "labels out of range": ("perturb", "--labels 3,10", "labels: must lie in 0..9, got 10"),
+    "labels out of range": ("perturb", "--labels 3,10", "labels: must be in 0..9, got 10"),
     "negative labels": ("swap", "--labels=-1", "labels: no class is called '-1'"),
     "labels without classes": ("swap plain", "--labels 3", "labels: this model is unconditional; leave them out"),
     "labels that are none": ("pca", "--labels a", "labels: no class is called 'a'"),

@@ -241,7 +241,7 @@ def test_a_folder_is_replaced_by_a_whole_one_only(samples, tmp_path, monkeypatch
     folder.mkdir()
     (folder / "thesis.txt").write_text("not ours")
     assert tiny.call(*command) == 2
-    assert "holds other files (thesis.txt), not a set of exported images" in capsys.readouterr().err
+    assert "contains other files (thesis.txt), not a set of exported images" in capsys.readouterr().err
     assert tiny.snapshot(folder) == {(folder / "thesis.txt").relative_to(folder): b"not ours"}
     (folder / "thesis.txt").unlink()
     assert tiny.call(*command) == 0
@@ -360,7 +360,7 @@ MISTAKES = {
         NOISE.replace("--count 6", "--count 7"),
         "noise.npz: holds the noise of 6 images, but 7 are wanted",
     ),
-    "a label out of range": (lambda f: None, f"{SAMPLE} --labels 3,10", "labels: must lie in 0..9, got 10"),
+    "a label out of range": (lambda f: None, f"{SAMPLE} --labels 3,10", "labels: must be in 0..9, got 10"),
     "a label that is none": (lambda f: None, f"{SAMPLE} --labels 3,x", "labels: no class is called 'x'"),
     "no labels for a model that needs them": (
         lambda f: None,
@@ -381,8 +381,16 @@ MISTAKES = {
         "a.npz is a single array (.npy)",
     ),
     "a damaged sample set": (damaged("a.npz", sample_set), EXPORT, "a.json: does not describe a.npz"),
-    "images into the folder one is in": (sample_set, "export a.npz --output .", ".: is the folder you are in"),
-    "images over everything": (sample_set, "export a.npz --output ../..", "../..: is the folder you are in"),
+    "images into the folder one is in": (
+        sample_set,
+        "export a.npz --output .",
+        ".: is or contains the working directory",
+    ),
+    "images over everything": (
+        sample_set,
+        "export a.npz --output ../..",
+        "../..: is or contains the working directory",
+    ),
 }
 
 

@@ -155,4 +155,4 @@ def test_a_loss_that_is_not_finite_is_not_tried_for_ever(study):
     done = study.start(target, "--retries", "3")
     assert done.wait(PATIENCE) != 0
     assert study.attempts() == ["failed", "failed"]
-    assert "failed twice alike" in study.said()
+    assert "failed twice for the same reason" in study.said()

@@ -64,7 +64,7 @@ def test_a_training_without_its_gpu_is_tried_twice(study, asked):
     done = study.snakemake("results/runs/steady/seed0/complete.json")
     assert done.returncode != 0
     assert study.attempts() == ["failed", "failed"]
-    assert done.stderr.count("failed twice alike, so it is not tried again") == 1
+    assert done.stderr.count("failed twice for the same reason, so it is not retried") == 1
     assert len(asked()) == 2
     told = study.typed("udpm status --results results")
     assert "failed" in told.stdout

@@ -360,13 +360,13 @@ def test_training_as_a_task_with_a_gpu_of_its_own(levels, visible, monkeypatch, 
     monkeypatch.setattr("udpm.training.trainer.detect_ranks", lambda world: detect_ranks(world, TASK))
     config = tiny.run_config(training__device="cuda", training__processes_per_node=4, training__backend="nccl")
     monkeypatch.setattr(dist, "is_nccl_available", lambda: False)
-    with pytest.raises(UserError, match="nccl is not in this PyTorch"):
+    with pytest.raises(UserError, match="nccl is not available in this PyTorch"):
         train(config, levels, tmp_path, False)
 
 
 def test_torchruns_processes_need_a_gpu_each(visible):
     visible(1)
-    with pytest.raises(UserError, match="process 2 of this node sees 1 GPU; ask for a GPU for each process, or start"):
+    with pytest.raises(UserError, match="process 2 of this node sees 1 GPU; request a GPU for each process, or start"):
         devices.configure("cuda", 1, 1)
 
 

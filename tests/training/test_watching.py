@@ -273,7 +273,7 @@ def test_a_trainer_without_heartbeat_is_stalled(stopped, capsys):
     (found,) = status(capsys, stopped)
     assert found["state"] == "stalled"
     assert found["heartbeat_age"] == pytest.approx(3600, abs=60)
-    assert found["note"] == "no sign of life from process 1 on node3, job 77"
+    assert found["note"] == "no heartbeat from process 1 on node3, job 77"
     assert found["seconds_left"] is None
 
 
@@ -283,14 +283,14 @@ def test_a_trainer_that_lives_but_hangs_is_stalled(stopped, capsys):
     os.utime(stopped / "metrics.jsonl", (long_ago, long_ago))
     (found,) = status(capsys, stopped)
     assert found["state"] == "stalled"
-    assert "lives, but has written no metrics for 62 min" in found["note"]
+    assert "is alive, but has written no metrics for 62 min" in found["note"]
 
 
 def test_a_killed_trainer_of_this_host_is_not_running(stopped, capsys):
     put_owner(stopped, machine=owners._machine(), pid=2**22 + 1)
     (found,) = status(capsys, stopped)
     assert found["state"] == "stopped"
-    assert "ended without a word" in found["note"]
+    assert "ended abruptly" in found["note"]
 
 
 def test_a_run_that_has_not_begun(tmp_path, capsys):

@@ -1,1 +1,1 @@
-"""Ground floor: errors, files, seeds, provenance, devices. Imports nothing of the package, and no torch at import."""
+"""Base layer: errors, files, seeds, provenance, devices. Imports nothing else of udpm, and no torch at import."""

@@ -1,4 +1,4 @@
-"""Checks and digests of arrays."""
+"""Check and digest arrays."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 from udpm.core.errors import UserError
 
 KINDS: dict[type, str] = {np.floating: "floating-point", np.integer: "integer"}
-"""Names of abstract types in errors; a concrete type has its own."""
+"""Names of abstract types in errors; concrete types use their own name."""
 
 SEAL = "record_sha256"
-"""Key of a record: SHA-256 of the rest of it. Records of older versions have none."""
+"""Key that holds the SHA-256 of the rest of a record. Records of older versions lack it."""
 
 
 def check_array(
@@ -28,11 +28,11 @@ def check_array(
         where: file and array, for the error ("a.npz: images").
         values: the array.
         kind: np.uint8, np.floating, …: a type or a family of types.
-        shape: a size for each axis; a name is any size above 0, the same wherever it is repeated.
-        sizes: sizes by name that are known before; new ones are added.
+        shape: a size for each axis; a name stands for any size above 0, and for the same one wherever it occurs.
+        sizes: known sizes by name; new ones are added.
 
     Raises:
-        UserError: it is something else.
+        UserError: type, shape or a value differs.
     """
     sizes = {} if sizes is None else sizes
     fits = np.issubdtype(values.dtype, kind) and values.ndim == len(shape)
@@ -43,13 +43,13 @@ def check_array(
         expected = f"{KINDS.get(kind) or np.dtype(kind).name} ({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
         raise UserError(f"{where} is {values.dtype} {values.shape}; expected {expected}")
     if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-        raise UserError(f"{where} holds values that are not finite (NaN or infinite)")
+        raise UserError(f"{where} contains values that are not finite (NaN or infinite)")
 
 
 def check_arrays(
     path: str | os.PathLike, arrays: Mapping[str, np.ndarray], expected: Mapping[str, tuple[type, Sequence[int | str]]]
 ) -> None:
-    """Check type and shape of each array of a file; a name in several shapes is one size.
+    """Check type and shape of each array of a file; a name in several shapes stands for one size.
 
     Args:
         path: of the file, for the error.
@@ -57,12 +57,12 @@ def check_arrays(
         expected: type and shape by name, as for `check_array`.
 
     Raises:
-        UserError: one is missing or something else.
+        UserError: one is missing, or its type, shape or a value differs.
     """
     sizes: dict[str, int] = {}
     for name, (kind, shape) in expected.items():
         if name not in arrays:
-            raise UserError(f"{path}: has no array {name}; expected {', '.join(expected)}")
+            raise UserError(f"{path}: array {name} not found; expected {', '.join(expected)}")
         check_array(f"{path}: {name}", arrays[name], kind, shape, sizes)
 
 
@@ -91,7 +91,7 @@ def image_grid(
 
 
 def content_digest(arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> str:
-    """SHA-256 over arrays (names, types, shapes, values) and a record that JSON can hold."""
+    """Return the SHA-256 of arrays (names, types, shapes, values) and a JSON-compatible record."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         values = np.asarray(arrays[name])
@@ -102,16 +102,16 @@ def content_digest(arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) 
 
 
 def sealed(record: Mapping[str, Any], keys: Collection[str] | None = None) -> dict[str, Any]:
-    """A record with a digest of it, or of the given keys, that `check_seal` compares."""
+    """Return a record with a digest of it, or of the given keys, for `check_seal`."""
     return {**record, SEAL: content_digest({}, _sealed_part(record, keys))}
 
 
 def check_seal(path: str | os.PathLike, record: Mapping[str, Any], keys: Collection[str] | None = None) -> None:
-    """Check that a record is as it was written; one of an older version, without a digest, passes.
+    """Check that a record is unchanged since it was written; a record of an older version, without a digest, passes.
 
     Args:
         path: of the record, for the error.
-        record: what was read.
+        record: its content.
         keys: as for `sealed`.
 
     Raises:

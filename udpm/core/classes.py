@@ -1,4 +1,4 @@
-"""Classes by name and by number."""
+"""Resolve classes by name and by number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from udpm.core.errors import UserError
 NAMES_SHOWN = 8
 LONGEST_FOLDER = 60
 _UNSAFE = re.compile(r"[/\\:*?\"<>|\x00-\x1f\x7f]|^\.+|^-|[. ]+$")
-"""Characters that are not safe in a folder's name."""
+"""Characters that are unsafe in a folder's name."""
 
 
 def class_number(label: int | str, names: Sequence[str], classes: int, where: str = "labels") -> int:
@@ -21,12 +21,12 @@ def class_number(label: int | str, names: Sequence[str], classes: int, where: st
 
     Args:
         label: name or number.
-        names: of the classes; empty where they are not known.
-        classes: how many there are.
-        where: the label was given, for the error.
+        names: of the classes; empty if unknown.
+        classes: number of classes.
+        where: option or key that the label came from, for the error.
 
     Raises:
-        UserError: no class of that name or number.
+        UserError: no class has that name or number.
     """
     text = str(label)
     if text in names:
@@ -35,18 +35,18 @@ def class_number(label: int | str, names: Sequence[str], classes: int, where: st
     if text.isdecimal() and (plain or list(names) == [str(number) for number in range(classes)]):
         if int(text[:18]) >= classes:
             raise UserError(
-                f"{where}: must lie in 0..{classes - 1}, got {text[:18]}{told_names(names) if plain else ''}"
+                f"{where}: must be in 0..{classes - 1}, got {text[:18]}{_list_names(names) if plain else ''}"
             )
         return int(text)
     if not names:
-        raise UserError(f"{where}: the names of the classes are not known; give numbers 0..{classes - 1}, got {text!r}")
+        raise UserError(f"{where}: the class names are unknown; expected numbers 0..{classes - 1}, got {text!r}")
     near = difflib.get_close_matches(text, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else told_names(names)
+    hint = f"; did you mean {near[0]!r}?" if near else _list_names(names)
     raise UserError(f"{where}: no class is called {text!r}{hint}")
 
 
-def told_names(names: Sequence[str]) -> str:
-    """The classes' names, for the end of an error."""
+def _list_names(names: Sequence[str]) -> str:
+    """List the class names, for the end of an error."""
     if not names:
         return ""
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
@@ -54,18 +54,18 @@ def told_names(names: Sequence[str]) -> str:
 
 
 def class_title(label: int, names: Sequence[str]) -> str:
-    """Title of a class in figures: its name, or "class 3" if it has none or is named by a number."""
+    """Return the title of a class in figures: its name, or "class 3" if it has none or its name is a number."""
     name = names[label] if label < len(names) else str(label)
     return f"class {name}" if name.isdecimal() else name
 
 
 def class_folders(names: Sequence[str], classes: int, taken: Iterable[str] = ()) -> list[str]:
-    """Folder names for classes: their own with unsafe characters replaced, or all numbers if these names would collide.
+    """Return folder names for classes: their names without unsafe characters, or all numbers if those would collide.
 
     Args:
-        names: of the classes; empty where they are not known.
-        classes: how many there are.
-        taken: names that something else has in the same place.
+        names: of the classes; empty if unknown.
+        classes: number of classes.
+        taken: names already used in the same folder.
     """
     folders = [_UNSAFE.sub("_", name) or str(number) for number, name in enumerate(names)]
     different = {name.casefold() for name in folders} - {name.casefold() for name in taken}

@@ -1,4 +1,4 @@
-"""Devices: choose one, set threads and precision, and report its failures in one line. Imports no torch at import."""
+"""Choose a device, set threads and precision, and report device failures in one line. Imports no torch at import."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 
-# PyTorch has exception types for some of these only; libraries, TorchScript and NCCL pass on the text.
+# PyTorch has exception types for only some of these; libraries, TorchScript and NCCL report only text.
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|alloc_failed", re.IGNORECASE)
 _FAILED = re.compile(
     r"\b(CUDA|HIP|NCCL) (driver |runtime |kernel )?error|\bcuda failure|CU(DNN|BLAS|SOLVER|FFT)_STATUS|cudnn error|"
@@ -27,7 +27,7 @@ LESS = "use smaller batches or images, or a machine with more memory"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out, on a device or on the host."""
+    """Return whether an error reports that memory ran out, on a device or on the host."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
@@ -42,10 +42,10 @@ def is_device_failure(error: BaseException) -> bool:
 
 @contextmanager
 def as_user_errors(relief: str = LESS) -> Iterator[None]:
-    """Raise a device's failure as a `UserError` of one line; other errors pass through.
+    """Convert a device failure into a `UserError` of one line; other errors pass through.
 
     Args:
-        relief: what to change where memory runs out.
+        relief: advice if memory runs out.
 
     Raises:
         UserError: memory ran out, or the device or one of its libraries failed.
@@ -59,16 +59,16 @@ def as_user_errors(relief: str = LESS) -> Iterator[None]:
 
 
 def describe_failure(error: BaseException, relief: str = LESS) -> str:
-    """Describe a device's failure in one line, without addresses and process IDs, which change from run to run.
+    """Describe a device failure in one line, without addresses and process IDs, which change from run to run.
 
     Args:
         error: for which `is_device_failure` holds.
-        relief: what to change where memory runs out.
+        relief: advice if memory runs out.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not is_out_of_memory(error):
         first = next((line for line in lines if _FAILED.search(line)), lines[0] if lines else type(error).__name__)
-        # NCCL names the cause in the line below this one.
+        # NCCL prints the cause on the line after "Last error:".
         last = lines[lines.index("Last error:") + 1 :] if "Last error:" in lines else []
         return f"the device or one of its libraries failed: {': '.join([first, *last[:1]])}"
     asked = _ASKED.search(str(error))
@@ -84,47 +84,46 @@ def _where(text: str) -> str:
 def configure(device: str, threads: int, local: int = 0, *, tf32: bool = False, own_gpu: bool = False) -> torch.device:
     """Choose the device and fix the number of CPU threads.
 
-    Results on a CPU depend on the number of threads, so it comes from the configuration and overrides whatever
-    OMP_NUM_THREADS says.
+    Results on a CPU depend on the number of threads, so the configuration sets it and overrides OMP_NUM_THREADS.
 
     Args:
-        device: "auto" (CUDA if there, else CPU), "cpu" or "cuda".
+        device: "auto" (CUDA if available, else CPU), "cpu" or "cuda".
         threads: CPU threads of this process, >= 1.
-        local: number of this process on its node: the GPU it takes.
-        tf32: whether GPUs may compute float32 products with TF32 inputs.
-        own_gpu: whether the launcher may have assigned this process one GPU, the only one that it sees.
+        local: local rank of this process on its node: the index of its GPU.
+        tf32: allow GPUs to compute float32 products with TF32 inputs.
+        own_gpu: the launcher may have assigned this process one GPU, the only one that it sees.
 
     Raises:
-        UserError: "cuda" is asked for and there is none, or fewer GPUs than processes on this node.
+        UserError: "cuda" is configured but not available, or the node has fewer GPUs than processes.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
     torch.set_num_threads(threads)
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda is asked for, but PyTorch sees no CUDA device; use device: auto or cpu")
+        raise UserError("device: cuda is not available: PyTorch sees no CUDA device; use device: auto or cpu")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if own_gpu and count == 1:
-        # `srun --gpus-per-task=1` and its like. Two processes that see the same GPU are refused by NCCL.
+        # `srun --gpus-per-task=1` and the like. NCCL refuses two processes that see the same GPU.
         local = 0
     if local >= count:
         raise UserError(
-            f"device: process {local + 1} of this node sees {count} GPU{'s' * (count != 1)}; ask for a GPU for each "
+            f"device: process {local + 1} of this node sees {count} GPU{'s' * (count != 1)}; request a GPU for each "
             "process, or start fewer (training.processes_per_node)"
         )
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    # Trying algorithms out and keeping the fastest would let a clock choose how results are rounded.
+    # Benchmarking algorithms would let timing decide how results are rounded.
     torch.backends.cudnn.benchmark = False
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
 
 
 def uses_tf32(device: torch.device) -> bool:
-    """Whether float32 products on a device may be computed with TF32 inputs, for records; on a CPU none are."""
+    """Return whether float32 products on a device may use TF32 inputs, for records; on a CPU they never do."""
     import torch
 
     backends = torch.backends
@@ -132,13 +131,13 @@ def uses_tf32(device: torch.device) -> bool:
 
 
 def resident_bytes() -> int:
-    """Memory that this process has in RAM now, in bytes."""
+    """Return the resident memory of this process in bytes."""
     # The second number of statm is the resident set, in pages: proc(5).
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def found() -> str:
-    """The devices here, e.g. "2 × NVIDIA H200" or "no CUDA device"."""
+    """Describe the CUDA devices of this machine, e.g. "2 × NVIDIA H200" or "no CUDA device"."""
     import torch
 
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -146,7 +145,7 @@ def found() -> str:
 
 
 def describe(device: torch.device) -> str:
-    """Name of the device for records, e.g. "NVIDIA H200" or "cpu (2 threads)"."""
+    """Describe a device for records, e.g. "NVIDIA H200" or "cpu (2 threads)"."""
     import torch
 
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""The processes that train one model together: who this one is, and how they agree. Imports no torch at import."""
+"""Processes that train one model together: ranks, rendezvous and collectives. Imports no torch at import."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ RENDEZVOUS_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class RankInfo:
-    """This process among all.
+    """Position of this process among all.
 
     Attributes:
         rank: 0..world - 1.
         world: number of processes.
-        local: its number on its node; the GPU it uses, unless it sees only one.
+        local: local rank on its node; the GPU it uses, unless it sees only one.
         rendezvous_id: name that the processes of this launch share, and no other launch; empty under torchrun, which
             arranges the rendezvous itself.
     """
@@ -46,18 +46,18 @@ class RankInfo:
 
     @property
     def by_srun(self) -> bool:
-        """Whether this is a task of srun, which may have assigned it one GPU."""
+        """True for a task of srun, which may have assigned it one GPU."""
         return bool(self.rendezvous_id)
 
 
 def detect_ranks(world: int, environment: Mapping[str, str] = os.environ) -> RankInfo:
-    """This process's place, from torchrun's variables or from those of an srun task.
+    """Return this process's rank, from torchrun's variables or from those of an srun task.
 
-    How many processes there should be comes from the configuration. With one, the environment is not even looked at:
-    what leaks in from a login node or an enclosing job means nothing.
+    The configuration sets the number of processes. With one, the environment is ignored: variables may leak in from a
+    login node or an enclosing job.
 
     Args:
-        world: number of processes that the configuration asks for.
+        world: number of processes in the configuration.
         environment: variables.
 
     Raises:
@@ -66,7 +66,7 @@ def detect_ranks(world: int, environment: Mapping[str, str] = os.environ) -> Ran
     found = launched(world, environment)
     if found is None:
         raise UserError(
-            f"training.processes: {world} in all are configured, but this is a single one; start it with "
+            f"training.processes: {world} in all are configured, but only one was started; start it with "
             f"torchrun --standalone --nproc-per-node {world} -m -- udpm train … or srun -n {world} udpm train …"
         )
     if found.world != world:
@@ -75,10 +75,10 @@ def detect_ranks(world: int, environment: Mapping[str, str] = os.environ) -> Ran
 
 
 def launched(world: int, environment: Mapping[str, str] = os.environ) -> RankInfo | None:
-    """Return the place that torchrun or srun gave this process; None if neither started it.
+    """Return the rank that torchrun or srun assigned to this process; None if neither started it.
 
     Args:
-        world: number of processes that the configuration asks for; with one, the environment is not looked at.
+        world: number of processes in the configuration; with one, the environment is ignored.
         environment: variables.
     """
     if world == 1:
@@ -111,20 +111,20 @@ def process_group(
     stop: StopRequest | bool = False,
     device: torch.device | str = "cpu",
 ) -> Iterator[None]:
-    """Connect all processes for the time of the context; does nothing for a single one.
+    """Connect all processes while the context is open; does nothing for a single one.
 
-    Under srun rank 0 takes a free port, so that jobs on one node never collide, and tells the others by a file in the
-    run's folder.
+    Under srun rank 0 takes a free port, so that jobs on one node never collide, and writes it to a file in the run's
+    folder for the others.
 
     Args:
-        place: this process's.
+        place: of this process.
         backend: "nccl" or "gloo".
-        folder: the run's folder, which all processes see.
-        stop: asked while waiting for the others.
+        folder: the run's folder, visible to all processes.
+        stop: checked while waiting for the others.
         device: that this process trains on.
 
     Raises:
-        UserError: the backend is missing or does not work, or the others did not come.
+        UserError: the backend is missing or does not work, or the others did not connect.
         StoppedEarly: a signal came while waiting for them, or one of them ended.
     """
     if place.world == 1:
@@ -133,7 +133,7 @@ def process_group(
     import torch.distributed as dist
 
     if not (dist.is_nccl_available() if backend == "nccl" else dist.is_gloo_available()):
-        raise UserError(f"training.backend: {backend} is not in this PyTorch; use auto")
+        raise UserError(f"training.backend: {backend} is not available in this PyTorch; use auto")
     try:
         _connect(place, backend, folder, stop, device)
         yield
@@ -160,27 +160,27 @@ def _connect(place: RankInfo, backend: str, folder: Path, stop: StopRequest | bo
 
 
 def _try_out(backend: str, device: torch.device | str) -> None:
-    """Sum one number over all processes: NCCL connects at its first exchange, and fails there where it is broken."""
+    """Sum one number over all processes: NCCL connects, and may fail, at its first collective."""
     import torch
     import torch.distributed as dist
 
     number = torch.ones(1, device=device)
-    with _together():
+    with _collective():
         dist.all_reduce(number)
-        # Reading it waits for the GPU, where the exchange may still fail.
+        # Reading the result synchronizes with the GPU, where the collective may still fail.
         total = int(number.item())
     if total != dist.get_world_size():
         raise RuntimeError(f"{dist.get_world_size()} ones add up to {total}")
 
 
 def _leave(*, failed: bool) -> None:
-    """Close the connections. After a failure do not wait for exchanges that a process that ended will never finish."""
+    """Close the connections. After a failure, do not wait for collectives that a dead process will never finish."""
     import torch.distributed as dist
 
     if not failed:
         dist.destroy_process_group()
     elif dist.group.WORLD is not None:
-        # The first failure is the one to report, not what follows from it here.
+        # Report the first failure, not its consequences here.
         with suppress(Exception):
             dist.group.WORLD.abort()
         with suppress(Exception):
@@ -188,10 +188,10 @@ def _leave(*, failed: bool) -> None:
 
 
 class Agreement:
-    """Decisions that all processes take alike, over a connection of their CPUs: no device has to wait.
+    """Joint decisions of all processes, over a CPU connection so that no device has to synchronize.
 
     Args:
-        place: this process's.
+        place: of this process.
     """
 
     def __init__(self, place: RankInfo) -> None:
@@ -202,33 +202,33 @@ class Agreement:
             # Rank 0 may wait for the run's folder for days.
             self._group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
 
-    def any_rank(self, *wishes: bool) -> tuple[bool, ...]:
-        """For each wish, whether any process has it. All processes must ask together."""
+    def any_rank(self, *flags: bool) -> tuple[bool, ...]:
+        """Return, for each flag, whether any process sets it. Collective: all processes must call it."""
         if self._group is None:
-            return wishes
+            return flags
         import torch
         import torch.distributed as dist
 
-        asked = torch.tensor(wishes, dtype=torch.uint8)
-        with _together():
-            dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._group)
-        return tuple(bool(value) for value in asked.tolist())
+        joint = torch.tensor(flags, dtype=torch.uint8)
+        with _collective():
+            dist.all_reduce(joint, dist.ReduceOp.MAX, group=self._group)
+        return tuple(bool(value) for value in joint.tolist())
 
     def all_equal(self, value: int) -> bool:
-        """Whether all processes have the same number. All must ask together."""
+        """Return whether all processes pass the same number. Collective: all processes must call it."""
         if self._group is None:
             return True
         import torch
         import torch.distributed as dist
 
         bounds = torch.tensor([value, -value])
-        with _together():
+        with _collective():
             dist.all_reduce(bounds, dist.ReduceOp.MAX, group=self._group)
         return bounds[0].item() == -bounds[1].item()
 
 
 def all_reduce_mean(values: list[torch.Tensor], place: RankInfo) -> None:
-    """Replace tensors by their means over all processes, in one message for each type of number."""
+    """Replace tensors by their means over all processes, in one message for each dtype."""
     if place.world == 1 or not values:
         return
     import torch
@@ -237,7 +237,7 @@ def all_reduce_mean(values: list[torch.Tensor], place: RankInfo) -> None:
     for kind in dict.fromkeys(value.dtype for value in values):
         part = [value for value in values if value.dtype == kind]
         flat = torch.cat([value.reshape(-1) for value in part])
-        with _together():
+        with _collective():
             dist.all_reduce(flat)
         flat /= place.world
         for value, mean in zip(part, flat.split([value.numel() for value in part]), strict=True):
@@ -245,18 +245,18 @@ def all_reduce_mean(values: list[torch.Tensor], place: RankInfo) -> None:
 
 
 def all_reduce_min(value: torch.Tensor, place: RankInfo) -> int:
-    """The least of all processes' whole numbers. All must ask together."""
+    """Return the minimum of an integer over all processes. Collective: all processes must call it."""
     if place.world > 1:
         import torch.distributed as dist
 
-        with _together():
+        with _collective():
             dist.all_reduce(value, dist.ReduceOp.MIN)
     return int(value.item())
 
 
 @contextmanager
-def _together() -> Iterator[None]:
-    """Something that all processes do together, and that fails when one of them is no more.
+def _collective() -> Iterator[None]:
+    """Guard a collective operation, which fails if another process has ended.
 
     Raises:
         StoppedEarly: another process ended.
@@ -272,7 +272,7 @@ def _together() -> Iterator[None]:
 
 
 def _peer_ended(error: RuntimeError) -> bool:
-    """Return whether an exchange failed because another process ended, rather than this process's device."""
+    """Return whether a collective failed because another process ended, rather than because of this device."""
     if is_out_of_memory(error):
         return False
     # NCCL: "A call failed possibly due to a network error or a remote process exiting prematurely".
@@ -302,11 +302,11 @@ def _rendezvous(place: RankInfo, folder: Path, stop: StopRequest | bool) -> TCPS
             return store
     if stop:
         raise StoppedEarly(f"stopped on {stop} while waiting for the other processes")
-    raise OSError(f"no word from rank 0 in {path} for {RENDEZVOUS_SECONDS:g} s")
+    raise OSError(f"rank 0 wrote no address to {path} within {RENDEZVOUS_SECONDS:g} s")
 
 
 def _wait_for_all(store: TCPStore, place: RankInfo, stop: StopRequest | bool) -> None:
-    """Wait until all processes are there. PyTorch's own waiting hears no signals."""
+    """Wait until all processes have connected. PyTorch's own waiting ignores signals."""
     store.set(f"here/{place.rank}", "")
     everyone = [f"here/{rank}" for rank in range(place.world)]
     deadline = time.monotonic() + RENDEZVOUS_SECONDS
@@ -315,5 +315,5 @@ def _wait_for_all(store: TCPStore, place: RankInfo, stop: StopRequest | bool) ->
             store.delete_key(f"here/{place.rank}")
             raise StoppedEarly(f"stopped on {stop} while waiting for the other processes")
         if time.monotonic() > deadline:
-            raise OSError(f"not all of them came within {RENDEZVOUS_SECONDS:g} s")
+            raise OSError(f"not all of them connected within {RENDEZVOUS_SECONDS:g} s")
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Download published files: whole, with the expected bytes, or not at all."""
+"""Download published files: complete, with the expected digest, or not at all."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from udpm.core.progress import Progress
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file that others publish.
+    """File published by a third party.
 
     Attributes:
         name: its file name.
-        url: where it is published.
+        url: address to download it from.
         sha256: of its bytes, in hexadecimal.
     """
 
@@ -47,25 +47,22 @@ CIFAR10 = PublishedFile(
 
 
 OFFLINE = "UDPM_OFFLINE"
-"""Environment variable that forbids downloads when it is set to anything."""
+"""Environment variable that forbids downloads if set to any value."""
 
 TIMEOUT_SECONDS = 30
 CHUNK_BYTES = 1 << 20
 
 
 def fetch(file: PublishedFile, folder: str | Path, *, download: bool = True) -> Path:
-    """A published file in a folder, downloaded there if it is not; its bytes are checked either way.
+    """Return the path of a published file in a folder, after downloading it if missing. Always checks its digest.
 
     Args:
-        file: which.
-        folder: where it lies, or goes.
-        download: whether it may be downloaded; `OFFLINE` forbids it too.
-
-    Returns:
-        Its path.
+        file: to fetch.
+        folder: that contains it, or that it is downloaded to.
+        download: allow downloading; `OFFLINE` forbids it too.
 
     Raises:
-        UserError: other bytes; or not there, and downloading is forbidden or fails.
+        UserError: its digest differs; or it is missing, and downloading is forbidden or fails.
     """
     path = Path(folder) / file.name
     if not path.exists():
@@ -74,7 +71,7 @@ def fetch(file: PublishedFile, folder: str | Path, *, download: bool = True) -> 
         _download(file, path)
     elif (found := sha256(path)) != file.sha256:
         raise UserError(
-            f"{path}: its SHA-256 is {found}, not the expected {file.sha256}; remove it, and {_by_hand(file, path)}"
+            f"{path}: its SHA-256 is {found}, expected {file.sha256}; remove it, and {_by_hand(file, path)}"
         )
     return path
 
@@ -84,12 +81,12 @@ def _download(file: PublishedFile, path: Path) -> None:
     with atomic_path(path) as temporary:
         try:
             _receive(file, temporary, digest)
-        # What breaks off a transfer: no network, a refusal, a time-out (all OSError), or half an answer.
+        # No network, a refused connection and a time-out are OSErrors; the others come from an incomplete response.
         except (OSError, HTTPException, ValueError) as error:
             raise UserError(f"{path}: cannot be downloaded ({error}); {_by_hand(file, path)}") from None
         if digest.hexdigest() != file.sha256:
             raise UserError(
-                f"{path}: what {file.url} sent has SHA-256 {digest.hexdigest()}, not the expected {file.sha256}; "
+                f"{path}: the download from {file.url} has SHA-256 {digest.hexdigest()}, expected {file.sha256}; "
                 f"{_by_hand(file, path)}"
             )
 
@@ -105,4 +102,4 @@ def _receive(file: PublishedFile, path: Path, digest) -> None:
 
 
 def _by_hand(file: PublishedFile, path: Path) -> str:
-    return f"put {file.name} from {file.url} into {path.parent}, where `udpm fetch` takes it on a machine with network"
+    return f"put {file.name} from {file.url} into {path.parent}; `udpm fetch` does so on a machine with network access"

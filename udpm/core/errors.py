@@ -1,4 +1,4 @@
-"""The two ways a command ends that are neither success nor a bug."""
+"""Exceptions that end a command without being a bug."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ EXIT_STOPPED_EARLY = 75
 
 
 class UserError(Exception):
-    """Mistakes of the user's (input, configuration, missing file), each told in one line; exit code 2.
+    """User mistakes (input, configuration, missing file), each reported as one line; exit code 2.
 
     Args:
-        mistakes: one, or several of one file; each says what is wrong, where, and what would be right.
+        mistakes: one, or several in one file; each says what is wrong, where, and what would be right.
     """
 
     def __init__(self, *mistakes: str) -> None:
@@ -21,14 +21,14 @@ class UserError(Exception):
 
     @property
     def mistakes(self) -> list[str]:
-        """One line each."""
+        """One line for each mistake."""
         return [" ".join(str(mistake).split()) for mistake in self.args]
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what a library says of an error; its type where it says nothing."""
+    """Return the first line of an error's message, or its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 class StoppedEarly(Exception):
-    """Work was interrupted on request with its state saved; exit code 75: run the same command again."""
+    """Work was interrupted on request and its state saved; exit code 75: run the same command again."""

@@ -1,4 +1,4 @@
-"""Files that are either whole or missing: temporary name, fsync, rename; one process at a time."""
+"""Write files atomically (temporary name, fsync, rename), by one process at a time."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
 
 
 def expanded(path: str, key: str) -> Path:
-    """A path with `~`, `$NAME` and `${NAME}` replaced. A path that exists as it is written is left alone.
+    """Expand `~`, `$NAME` and `${NAME}` in a path, unless it exists literally.
 
     Args:
-        path: as written.
+        path: as written in the configuration.
         key: of the configuration, for the error.
 
     Raises:
-        UserError: a variable or a user that does not exist.
+        UserError: a variable is not set, or a user does not exist.
     """
     if os.path.lexists(path):
         return Path(path)
@@ -40,24 +40,24 @@ def expanded(path: str, key: str) -> Path:
     def value(found: re.Match) -> str:
         name = found[1].strip("{}")
         if not os.environ.get(name):
-            raise UserError(f"{key}: {path!r} has ${name} in it, which is not set; set it or write the path out")
+            raise UserError(f"{key}: {path!r} contains ${name}, which is not set; set it or write the path out")
         return os.environ[name]
 
     replaced = os.path.expanduser(_VARIABLE.sub(value, path))
     if path.startswith("~") and replaced.startswith("~"):
-        raise UserError(f"{key}: {path!r} begins with ~, but no home folder of that user is known; write the path out")
+        raise UserError(f"{key}: {path!r} begins with ~, but that user has no known home folder; write the path out")
     return Path(replaced)
 
 
 TEMPORARY = ".tmp-"
-"""Between the name of a file that is being written and who writes it."""
+"""Infix of temporary names, between the name of the file and the writing process."""
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path next to `path`; on success it is synced and renamed to `path`, else removed.
 
-    Where `path` is a link, the file that it leads to is replaced. The new file's mode follows the umask.
+    If `path` is a symbolic link, its target is replaced. The new file's mode follows the umask.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
@@ -72,7 +72,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
         os.close(descriptor)
         yield temporary
-        # safetensors replaces the file by one that only its owner may read.
+        # safetensors replaces the file with one that only its owner may read.
         os.chmod(temporary, mode)
         sync(temporary)
         os.replace(temporary, place)
@@ -80,42 +80,42 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        # On a read-only disk even removing what is not there fails.
+        # On a read-only disk even removing a missing file fails.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def _suffix() -> str:
-    # The host too: in containers every process may have the same number.
+    # Includes the host: processes in different containers may have the same PID.
     return f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}"
 
 
 def through_links(path: str | os.PathLike) -> Path:
-    """The file or folder that a link leads to, whether or not it exists; any other path as it is.
+    """Return the target of a symbolic link, whether or not it exists; any other path unchanged.
 
     Raises:
-        UserError: the link leads to itself.
+        UserError: the link points to itself.
     """
     path = Path(path)
     if not path.is_symlink():
         return path
     place = Path(os.path.realpath(path))
     if place.is_symlink():
-        raise UserError(f"{path}: is a link that leads to itself")
+        raise UserError(f"{path}: is a symbolic link that points to itself")
     return place
 
 
 def unfinished(path: str | os.PathLike) -> list[Path]:
-    """What processes that were killed, or still run, have under the temporary names of a file."""
+    """Return the temporary files for `path` of killed processes and of ones still running."""
     place = through_links(path)
     return sorted(place.parent.glob(f".{glob.escape(place.name)}{TEMPORARY}*"))
 
 
 def writable(path: str | os.PathLike) -> None:
-    """Check that a file or folder of this name can be made, or replaced.
+    """Check that a file or folder of this name can be created or replaced.
 
     Raises:
-        UserError: its folder cannot be made or written, or its name is too long.
+        UserError: its folder cannot be created or written, or its name is too long.
     """
     place = through_links(path)
     folder = next(parent for parent in Path(os.path.abspath(place)).parents if os.path.lexists(parent))
@@ -130,7 +130,7 @@ def writable(path: str | os.PathLike) -> None:
 
 
 def leading(path: str | os.PathLike, count: int = 1 << 16) -> bytes:
-    """The first bytes of a file; none of what is no regular file, or cannot be read."""
+    """Return the first bytes of a file; empty if it is not a regular file or cannot be read."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return b""
@@ -141,14 +141,14 @@ def leading(path: str | os.PathLike, count: int = 1 << 16) -> bytes:
 
 
 def remove_temporary(folder: str | os.PathLike, keep: str = "") -> None:
-    """Remove what killed processes left in a folder of files they were writing, except of files called `keep`."""
+    """Remove temporary files of killed processes from a folder, except those of the file `keep`."""
     for temporary in Path(folder).glob(f".*{TEMPORARY}*"):
         if not (keep and temporary.name.startswith(f".{keep}{TEMPORARY}")):
             temporary.unlink(missing_ok=True)
 
 
 def sync(path: str | os.PathLike) -> None:
-    """Wait until a file or folder is on the disk."""
+    """Flush a file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -163,12 +163,12 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write `value` as indented JSON with a final newline, atomically. NaN is refused (ValueError)."""
+    """Write `value` as indented JSON with a final newline, atomically. NaN raises ValueError."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal.
+    """Return the SHA-256 of a file's bytes, in hexadecimal.
 
     Raises:
         UserError: not a regular file, or it cannot be read.
@@ -179,20 +179,20 @@ def sha256(path: str | os.PathLike) -> str:
 
 @contextmanager
 def exclusive(path: str | Path, doing: str) -> Iterator[None]:
-    """Keep other processes from making `path` meanwhile; the lock lies beside it and goes with its holder.
+    """Keep other processes from writing `path` meanwhile, with a lock file next to it that ends with its holder.
 
     Args:
-        path: file or folder that is being made.
+        path: file or folder being written.
         doing: for the error, e.g. "preparing this data set".
 
     Raises:
-        UserError: another process is at it, the folder cannot be written, or somebody's file has the lock's name.
+        UserError: another process holds the lock, the folder cannot be written, or a user's file has the lock's name.
     """
     path = Path(path)
     lock = path.with_name(f".{path.name}.lock")
-    # Taking a lock empties the file.
+    # Taking a lock truncates the file.
     if lock.is_symlink() or (lock.exists() and (not lock.is_file() or lock.stat().st_size)):
-        raise UserError(f"{lock}: has the name of a lock that is needed for a while; move it away")
+        raise UserError(f"{lock}: has the name of a lock file that is needed temporarily; move it away")
     held = FileLock(lock, timeout=0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -204,6 +204,6 @@ def exclusive(path: str | Path, doing: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed while it is held: whoever opened it before notices that it has lost its name and starts over.
+        # Remove it while it is held: a process that opened it before sees that its name is gone and starts over.
         lock.unlink(missing_ok=True)
         held.release()

@@ -1,4 +1,4 @@
-"""Folders that are replaced as a whole: made next to their place, exchanged in one step, recovered after a kill."""
+"""Replace folders atomically: build a new one next to the old one, exchange them, recover after a kill."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from udpm.core.files import leading, remove_temporary, sha256, sync, through_lin
 from udpm.core.reading import read_json
 
 CONTENTS = ".udpm.json"
-"""Lists a folder's files, in the folder itself: what else lies there is somebody's."""
+"""Name of the list of a folder's files, in the folder itself: any other file there is the user's."""
 FORMAT = "udpm-folder/1"
 MARK = ".udpm"
-"""Tells a folder of work in progress from one that somebody else made under the same name."""
+"""File that marks a folder of work in progress, in case a user has a folder of the same name."""
 IGNORED = (".snakemake_timestamp", ".DS_Store", ".nfs*")
 """Files that Snakemake, file managers and network disks leave in a folder."""
 NAMES_SHOWN = 3
 LARGEST_LIST = 1 << 28
-"""Bytes, of a list of contents: millions of files."""
+"""Maximal bytes of a list of contents: millions of files."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 @dataclass(frozen=True)
 class FolderKind:
-    """A kind of folder that a command makes as a whole.
+    """A kind of folder that a command writes as a whole.
 
     Attributes:
         what: for messages, such as "level cache".
         making: for messages about another process, such as "caching this data set".
         record: name of its record.
         format: of the record, without its version.
-        older: patterns of the files of a folder from before there was a list of contents; none: it is refused.
-        exact: whether a file whose bytes were changed is somebody's. Prepared images are no work of a user's: changed
-            ones are damaged, and are made again.
+        older: patterns of the files of a folder from before lists of contents existed; none: it is refused.
+        exact: treat a file whose bytes changed as the user's. Prepared images are not a user's work: changed ones are
+            damaged, and are prepared again.
     """
 
     what: str
@@ -52,39 +52,40 @@ class FolderKind:
 
 
 def foreign(folder: Path, kind: FolderKind) -> str | None:
-    """Why a folder may not be replaced: what it holds besides a folder of `kind`; None where it may."""
+    """Return why a folder must not be replaced, e.g. its files that are not of `kind`; None if it may be replaced."""
     if folder.is_dir() and os.path.ismount(folder):
-        return "is a mount point, which cannot be replaced; name a folder in it"
+        return "is a mount point, which cannot be replaced; choose a folder inside it"
     found = _files(folder)
     if not found:
         return None
     listed = _listed(folder, kind)
     if listed is None:
         return (
-            f"holds other files ({_shown(found)}), not a {kind.what}; name a new or an empty folder, or delete this one"
+            f"contains other files ({_shown(found)}), not a {kind.what}; choose a new or an empty folder, or delete "
+            "this one"
         )
     own, patterns = listed
     others = [name for name in found if name not in own and not any(fnmatch.fnmatchcase(name, p) for p in patterns)]
     others += [name for name in found if name not in others and not _is_plain(folder / name)]
     if others:
-        return f"holds other files than the {kind.what} ({_shown(others)}); move them away, or name another folder"
+        return f"contains files besides the {kind.what} ({_shown(others)}); move them away, or choose another folder"
     changed = [name for name in found if own.get(name) and sha256(folder / name) != own[name]]
     if changed:
-        return f"its files were changed ({_shown(changed)}); move them away, or name another folder"
+        return f"its files were changed ({_shown(changed)}); move them away, or choose another folder"
     return None
 
 
 def check_folder(folder: str | os.PathLike, kind: FolderKind) -> None:
-    """Refuse a folder that may not be replaced.
+    """Refuse a folder that must not be replaced.
 
     Raises:
-        UserError: see `foreign`; or it is the working directory or one around it.
+        UserError: see `foreign`; or it is the working directory or contains it.
     """
     place = through_links(folder)
     if working_directory().is_relative_to(place.resolve()):
-        raise UserError(f"{folder}: is the folder you are in, or one around it; name a folder of its own")
+        raise UserError(f"{folder}: is or contains the working directory; choose a separate folder")
     if place.exists() and not place.is_dir():
-        raise UserError(f"{folder}: is a file; name a folder")
+        raise UserError(f"{folder}: is a file; expected a folder")
     reason = foreign(place, kind)
     if reason is not None:
         raise UserError(f"{folder}: {reason}")
@@ -92,17 +93,16 @@ def check_folder(folder: str | os.PathLike, kind: FolderKind) -> None:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike, kind: FolderKind) -> Iterator[Path]:
-    """Yield an empty folder next to `path`; on success its files are synced and it takes `path`'s place, else it goes.
+    """Yield an empty folder next to `path`; on success its files are synced and it replaces `path`, else it is removed.
 
     Args:
         path: the folder, or a link to it. An existing one is replaced only if it is empty or of this kind.
-        kind: what it is.
+        kind: its kind.
 
     Raises:
-        UserError: the folder cannot be written or the disk is full, it holds something else, or another process is
+        UserError: the folder cannot be written or the disk is full, it contains something else, or another process is
             writing it.
     """
-    # Every command imports this module, and few of them lock a folder.
     from udpm.core.files import exclusive
 
     check_folder(path, kind)
@@ -125,16 +125,16 @@ def atomic_folder(path: str | os.PathLike, kind: FolderKind) -> Iterator[Path]:
 
 
 class Workplace:
-    """A hidden folder in which the next version of a folder is made. Use it under the folder's lock.
+    """A hidden folder in which the next version of a folder is built. Use it under the folder's lock.
 
-    A kill leaves it; `open` then continues from there: either version of the folder is whole at all times.
+    It survives a kill, and `open` then continues from it: one version of the folder is complete at all times.
 
     Args:
         place: the folder.
         path: of the workplace, on the same disk.
         new: name of the next version in it.
-        old: name that the version before has in it where the disk cannot exchange two folders.
-        known: files in it, besides, that go with it.
+        old: name of the previous version in it, if the disk cannot exchange two folders.
+        known: names of further files in it, which are removed with it.
     """
 
     def __init__(
@@ -143,10 +143,10 @@ class Workplace:
         self.place, self.path, self.new, self._old, self._known = place, path, path / new, path / old, known
 
     def open(self, *, keep: bool = False) -> None:
-        """Make it; what a kill left is undone, and removed unless it is to be kept.
+        """Create it, after undoing an interrupted replacement. Removes files left by a kill unless `keep`.
 
         Raises:
-            UserError: something else has its name.
+            UserError: a user's file or folder has its name.
         """
         if os.path.lexists(self.path):
             self._check()
@@ -161,7 +161,7 @@ class Workplace:
         (self.path / MARK).touch()
 
     def publish(self) -> None:
-        """Put the next version, its files synced, in its place. What was there before stays in the workplace."""
+        """Sync the next version's files and exchange it with the folder. The workplace keeps the previous version."""
         for path in (*self.new.rglob("*"), self.new):
             sync(path)
         if not self.place.exists():
@@ -172,7 +172,7 @@ class Workplace:
         sync(self.place.parent)
 
     def remove(self) -> None:
-        """Remove it, and what is in it: the mark last, so that a kill meanwhile leaves what is still known."""
+        """Remove it and its files: the mark last, so that it stays recognizable after a kill meanwhile."""
         if self._old.exists() and not self.place.exists():
             return
         for part in (self.new, self._old):
@@ -184,7 +184,7 @@ class Workplace:
             self.path.rmdir()
 
     def _check(self) -> None:
-        """Whether it is one of ours; with a mark, or, from before there were marks, a journal."""
+        """Check that udpm created it: it has a mark or, from before marks existed, a journal."""
         known, found = {self.new.name, self._old.name, *self._known, MARK}, set()
         if self.path.is_dir() and not self.path.is_symlink():
             names = {entry.name for entry in self.path.iterdir()}
@@ -192,11 +192,11 @@ class Workplace:
             marked = MARK in found or any(b'"format": "udpm-' in leading(self.path / name) for name in self._known)
             if found <= known and (marked or not found):
                 return
-        raise UserError(f"{self.path}: has the name that work in progress needs; move it away")
+        raise UserError(f"{self.path}: has the name of the folder for work in progress; move it away")
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Let two folders or files of one disk change places in one step; whether system and disk can do that."""
+    """Exchange two folders or files of one disk atomically; return False if the system or the disk cannot."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError):
@@ -210,12 +210,12 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def list_contents(folder: Path, kind: FolderKind, files: dict[str, str | None]) -> None:
-    """Write the list of a folder's files, by name within it, with their SHA-256 where changes are somebody's work."""
+    """Write the list of a folder's files, by relative name, with SHA-256 if edits must be detected."""
     write_json(folder / CONTENTS, {"format": FORMAT, "kind": kind.format, "files": files})
 
 
 def _listed(folder: Path, kind: FolderKind) -> tuple[dict[str, str | None], tuple[str, ...]] | None:
-    """Files of a folder, with the SHA-256 that they must have, and patterns of others; None: it is not of this kind."""
+    """Return a folder's files with their expected SHA-256, and patterns of others; None if it is of another kind."""
     contents, record = folder / CONTENTS, folder / kind.record
     with suppress(UserError):
         if _is_plain(contents):
@@ -234,7 +234,7 @@ def _is_list(files: object) -> bool:
 
 
 def _files(folder: Path) -> list[str]:
-    """All files and links below a folder, by name within it; none where it is absent."""
+    """Return all files and links below a folder, by relative name; none if it does not exist."""
     found = []
     for place, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(place, name))]
@@ -252,7 +252,7 @@ def _shown(names: list[str]) -> str:
 
 
 def working_directory() -> Path:
-    """The folder that relative paths begin at.
+    """Return the working directory.
 
     Raises:
         UserError: it was removed.
@@ -260,4 +260,4 @@ def working_directory() -> Path:
     try:
         return Path.cwd()
     except FileNotFoundError:
-        raise UserError("the working directory does not exist any more; change to one that does") from None
+        raise UserError("the working directory no longer exists; change to one that does") from None

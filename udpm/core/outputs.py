@@ -1,4 +1,4 @@
-"""The guard: before any work, no output may be, hold or lie in what is read, or take the place of somebody's file."""
+"""Guard against bad output paths before any work: none may overlap an input, or replace a user's file."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from udpm.core.files import through_links, writable
 from udpm.core.folders import FolderKind, check_folder, working_directory
 from udpm.core.kinds import FileKind, KeptFolder
 
-BESIDE = {".npz": ".json", ".json": ".npz", ".pt": ".json"}
-"""A file that is read with another of the same name: a sample set's and an extractor's record."""
+COMPANIONS = {".npz": ".json", ".json": ".npz", ".pt": ".json"}
+"""Files read together with another of the same name: the records of sample sets and extractors."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a command writes.
+    """An output of a command.
 
     Attributes:
         option: that names it, for messages.
         path: the file or folder.
-        kind: what it will be; None: a folder in which files of other names are written.
+        kind: its kind; None: a folder in which files of other names are written.
     """
 
     option: str
@@ -34,18 +34,18 @@ class Output:
 
 
 def nothing(folder: Path, name: Path) -> bool:
-    """What most folders that are read may hold of a command's outputs."""
+    """Allow no output in an input's folder."""
     return False
 
 
 @dataclass(frozen=True)
 class Input:
-    """What a command reads.
+    """An input of a command.
 
     Attributes:
         option: that names it, for messages.
-        path: the file or folder; all below a folder is read, too.
-        holds: whether an output may have a name all the same, given the folder and the name relative to it.
+        path: the file or folder; a folder is read with everything below it.
+        holds: returns whether an output is allowed in the folder, given the folder and the output's relative name.
     """
 
     option: str
@@ -54,25 +54,30 @@ class Input:
 
 
 def guard(outputs: Iterable[Output], inputs: Iterable[Input]) -> None:
-    """Check before the work that its results can be written, and cost nobody anything.
+    """Check before the work that its outputs can be written, and replace nothing of the user's.
 
-    An output is refused if it is an input (under another name, too: a link, a hard link), lies in an input's folder, or
-    is a folder around one that would be replaced; if it is another output; if it exists and is not recognised as this
-    kind of file or folder, made by udpm and, where it is a folder that is replaced, with nothing else in it; if it is
-    neither a file nor a folder (a device, a pipe); or if it cannot be written.
+    Refuses an output that
+
+    - is an input (also under another name: a symbolic or hard link), is inside an input's folder, or is a folder to
+      replace that contains one;
+    - is also another output;
+    - exists and is not recognized as a file or folder of this kind that udpm wrote, or is a folder to replace that
+      contains anything else;
+    - is neither a file nor a folder (a device, a pipe);
+    - cannot be written.
 
     Raises:
         UserError: an output is refused.
     """
     here = working_directory()
-    read = [(told, _Place(path)) for told in inputs for path in (told.path, *_beside(told.path))]
+    read = [(given, _Place(path)) for given in inputs for path in (given.path, *_companions(given.path))]
     written = [(output, _Place(output.path)) for output in outputs]
     for output, place in written:
         _check_type(output)
         if isinstance(output.kind, FolderKind) and here.is_relative_to(place.real):
-            raise _refuse(output, "is the folder you are in, or one around it; name a folder of its own")
-        for told, other in read:
-            _check_input(output, place, told, other)
+            raise _refuse(output, "is or contains the working directory; choose a separate folder")
+        for given, other in read:
+            _check_input(output, place, given, other)
     for (output, place), (second, taken) in combinations(written, 2):
         _check_both(output, place, second, taken)
     for output, _ in written:
@@ -81,7 +86,7 @@ def guard(outputs: Iterable[Output], inputs: Iterable[Input]) -> None:
 
 
 class _Place:
-    """Where a path leads, as the disk knows it: a hard link or other letters make no difference.
+    """Identity of a path on disk, the same for links, hard links and names that differ only in case.
 
     Args:
         path: of a file or folder, which may be missing.
@@ -101,8 +106,8 @@ def _identity(path: Path) -> tuple[int, int] | str:
     return found.st_dev, found.st_ino
 
 
-def _beside(path: Path) -> list[Path]:
-    other = path.with_suffix(BESIDE[path.suffix]) if path.suffix in BESIDE else path
+def _companions(path: Path) -> list[Path]:
+    other = path.with_suffix(COMPANIONS[path.suffix]) if path.suffix in COMPANIONS else path
     return [other] if other != path and other.is_file() else []
 
 
@@ -111,46 +116,46 @@ def _refuse(output: Output, reason: str) -> UserError:
 
 
 def _check_type(output: Output) -> None:
-    """No device or pipe, no file for a folder, no folder for a file."""
+    """Refuse a device or pipe, a file instead of a folder, and a folder instead of a file."""
     wants_folder = not isinstance(output.kind, FileKind)
     try:
         mode = os.stat(output.path).st_mode
     except FileNotFoundError:
         return
     except NotADirectoryError:
-        raise _refuse(output, "one of the folders in it is a file; name another path") from None
+        raise _refuse(output, "one of the folders in this path is a file; choose another path") from None
     except OSError as error:
         through_links(output.path)
         raise _refuse(output, f"cannot be written: {error.strerror or error}") from None
     if stat.S_ISDIR(mode) and not wants_folder:
-        raise _refuse(output, "is a folder; name a file")
+        raise _refuse(output, "is a folder; expected a file")
     if stat.S_ISREG(mode) and wants_folder:
-        raise _refuse(output, "is a file; name a folder")
+        raise _refuse(output, "is a file; expected a folder")
     if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-        raise _refuse(output, "is a device or a pipe; name a file" if not wants_folder else "is no folder; name one")
+        raise _refuse(output, f"is a device or a pipe; expected a {'folder' if wants_folder else 'file'}")
 
 
 def _check_input(output: Output, place: _Place, read: Input, other: _Place) -> None:
     if place.identity == other.identity:
         if isinstance(output.kind, FileKind) or not read.holds(other.real, Path()):
-            raise _refuse(output, f"is what {read.option} reads; name another place")
+            raise _refuse(output, f"is also the input of {read.option}; choose another path")
         return
     around = place.around.get(other.identity)
     if around is not None and not read.holds(around, place.real.relative_to(around)):
-        raise _refuse(output, f"lies in {read.path}, which {read.option} reads; name another place")
-    # A folder that is not replaced may lie around an input, as a run's does around its configuration.
+        raise _refuse(output, f"is inside {read.path}, the input of {read.option}; choose another path")
+    # A folder that is not replaced may contain an input, as a run's folder contains its configuration.
     if isinstance(output.kind, FolderKind) and place.identity in other.around:
-        raise _refuse(output, f"lies around {read.path}, which {read.option} reads; name another place")
+        raise _refuse(output, f"contains {read.path}, the input of {read.option}; choose another path")
 
 
 def _check_both(output: Output, place: _Place, other: Output, taken: _Place) -> None:
     if output.kind is None or other.kind is None:
         return
     if place.identity == taken.identity:
-        raise _refuse(other, f"is what {output.option} writes, too; name another place")
+        raise _refuse(other, f"is also the output of {output.option}; choose another path")
     replaced = isinstance(other.kind, FolderKind) and taken.identity in place.around
     if replaced or (isinstance(output.kind, FolderKind) and place.identity in taken.around):
-        raise _refuse(other, f"and what {output.option} writes lie in one another; name another place")
+        raise _refuse(other, f"is inside the output of {output.option}, or contains it; choose another path")
 
 
 def _check_kind(output: Output) -> None:
@@ -164,7 +169,7 @@ def _check_kind(output: Output) -> None:
         others = kind.foreign(place)
         if others:
             raise _refuse(
-                output, f"holds other files ({', '.join(others[:3])}), and is no {kind.what}; name another folder"
+                output, f"contains other files ({', '.join(others[:3])}), not a {kind.what}; choose another folder"
             )
     elif isinstance(kind, FileKind) and place.exists() and place.stat().st_size and not kind.made(place):
-        raise _refuse(output, f"exists, and is no {kind.what} that udpm wrote; name another file, or delete it")
+        raise _refuse(output, f"already exists, not a {kind.what} that udpm wrote; choose another file, or delete it")

@@ -17,9 +17,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
-    """Becomes true when a signal arrives. Install before slow imports, so that an early signal also ends well.
+    """Flag that becomes true when a signal arrives. Install before slow imports, to catch early signals too.
 
-    A second SIGINT interrupts at once, so that Ctrl-C twice always works.
+    A second SIGINT interrupts immediately, so that pressing Ctrl-C twice always works.
     """
 
     def __init__(self) -> None:
@@ -28,11 +28,11 @@ class StopRequest:
 
     @classmethod
     def install(cls) -> StopRequest:
-        """Handle SIGTERM, SIGUSR1 and SIGINT of this process from now on."""
+        """Install handlers for SIGTERM, SIGUSR1 and SIGINT in this process."""
         request = cls()
         for number in SIGNALS:
             signal.signal(number, request._remember)
-        # While the interpreter takes itself apart, a signal would end it with another exit code than its own.
+        # A signal during interpreter shutdown would replace the exit code.
         atexit.register(_ignore)
         return request
 
@@ -58,18 +58,18 @@ VARIABLES = ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
 def use_private_cache_dirs(environment: MutableMapping[str, str] = os.environ) -> None:
-    """In a SLURM job, give this process a cache folder of its own on the node's disk, removed at its end.
+    """In a SLURM job, give this process private cache folders on the node's disk, removed when it ends.
 
-    The libraries' own places are the home, which nodes often cannot write, and names in /tmp that another user's job on
-    the same node may already own. What the environment already says stays, but for a TMPDIR that leaked from the login
-    node and is not here.
+    By default the libraries use the home folder, which nodes often cannot write, and names in /tmp that another user's
+    job on the same node may own. Variables that are already set stay, except a TMPDIR that leaked from the login node
+    and does not exist here.
 
     Args:
         environment: variables, changed in place.
     """
     if "SLURM_JOB_ID" not in environment:
         return
-    # Looks at TMPDIR and passes over what cannot be written.
+    # Checks TMPDIR first and skips folders that are not writable.
     tempfile.tempdir = None
     environment["TMPDIR"] = tempfile.gettempdir()
     missing = [name for name in VARIABLES if name not in environment]
@@ -85,13 +85,13 @@ DECIDED_BY_PARENT = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class _Worker(SpawnProcess):
-    """A process that no signal to the whole group ends before `init_worker` has run in it."""
+    """A process that signals to the whole process group cannot end before `init_worker` has run in it."""
 
     def start(self) -> None:
-        # A new process inherits the mask of the thread that starts it. What arrives here meanwhile is kept.
+        # A new process inherits the signal mask of the starting thread. Signals that arrive meanwhile stay pending.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, DECIDED_BY_PARENT)
         try:
-            # The library's own helper process, which comes with the first worker, unblocks signals when it starts.
+            # The resource tracker starts with the first worker and unblocks signals.
             resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, DECIDED_BY_PARENT)
             super().start()
@@ -104,12 +104,12 @@ class _Context(SpawnContext):
 
 
 SPAWN = _Context()
-"""A forked process would inherit locks that other threads hold; a spawned one starts clean. What runs in it begins with
-`init_worker`."""
+"""A forked process would inherit locks that other threads hold; a spawned one starts clean. Pass `init_worker` as its
+initializer."""
 
 
 def init_worker() -> None:
-    """Start of a worker: signals are its parent's to decide on, and without a parent there is nothing to do."""
+    """Initialize a worker: ignore signals, which its parent handles, and end when the parent ends."""
     for number in DECIDED_BY_PARENT:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, DECIDED_BY_PARENT)
@@ -117,7 +117,7 @@ def init_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    # A pool's worker that outlives a killed parent would wait for work for ever.
+    # A pool's worker would outlive a killed parent and wait for work forever.
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
     os._exit(1)

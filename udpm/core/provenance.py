@@ -1,4 +1,4 @@
-"""Where a result came from: versions, commit, machine, and SHA-256 of files, remembered between looks."""
+"""Provenance of results: versions, commit, machine, and cached SHA-256 digests of files."""
 
 from __future__ import annotations
 
@@ -19,20 +19,19 @@ from udpm.core.reading import read_bytes
 NANOSECONDS = 10**9
 LONGEST = 2**28
 SETTLED = 2 * NANOSECONDS
-"""Age of a change, in nanoseconds, from which another one shows in the time of change: clocks of file systems tick."""
+"""Age in nanoseconds after which another change is sure to alter a file's ctime: file systems' clocks are coarse."""
 
 Key = tuple[int, int, int, int]
 
 
 class Digests:
-    """Digests of files by path, inode, size and times.
+    """Cache of file digests, keyed by path, inode, size and times.
 
-    The time of change (ctime) counts, which nothing that writes to a file can set back: a file whose time of
-    modification was kept or restored is still read again.
+    The key includes the ctime, which no writer can set back: a file whose mtime was kept or restored is still read
+    again.
 
     Args:
-        path: file that remembers them, a line for each; lines that cannot be read are passed over. None: no memory
-            beyond this object.
+        path: file that stores them, a line for each; unreadable lines are skipped. None: keep them only in this object.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -41,7 +40,7 @@ class Digests:
         self._new: dict[str, tuple[Key, str]] = {}
 
     def __call__(self, path: str | os.PathLike) -> str:
-        """SHA-256 of a file's bytes, in hexadecimal.
+        """Return the SHA-256 of a file's bytes, in hexadecimal.
 
         Raises:
             UserError: the file cannot be read.
@@ -57,13 +56,13 @@ class Digests:
         return digest
 
     def forget(self, path: str | os.PathLike) -> None:
-        """Read a file again when it is asked for next."""
+        """Forget a file's digest, so that the next call reads it again."""
         name = os.path.abspath(os.fsdecode(path))
         self._new.pop(name, None)
         self._known.pop(name, None)
 
     def save(self) -> None:
-        """Remember new digests. What cannot be written is computed again next time."""
+        """Store new digests. Digests that cannot be written are computed again next time."""
         settled = time.time_ns() - SETTLED
         new = {name: found for name, found in self._new.items() if found[0][3] < settled}
         if self._path is None or not new:
@@ -73,7 +72,7 @@ class Digests:
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if self._lines > 2 * len(self._known) + 100:
-                # Several processes may add lines; one that is lost here is a file read once more.
+                # Other processes may append meanwhile; a lost line only costs reading a file again.
                 write_text(self._path, _text(self._known))
                 self._lines = len(self._known)
             else:
@@ -82,7 +81,7 @@ class Digests:
 
 
 def append(path: Path, text: str) -> None:
-    """Add lines to a file in one write, after a line that a kill may have torn.
+    """Append lines to a file in one write, on a new line even if a kill left the last one incomplete.
 
     Raises:
         OSError: the file cannot be written.
@@ -125,7 +124,7 @@ PACKAGES = ("udpm", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "p
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that can change a number; a missing package is left out."""
+    """Return the versions of Python and of installed packages that can change results."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -136,7 +135,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The git commit of the package's source, with ``-dirty`` if edited; None where there is no repository."""
+    """Return the git commit of the package's source, with ``-dirty`` if edited; None outside a repository."""
     root = Path(__file__).resolve().parents[2]
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
@@ -147,5 +146,5 @@ def commit() -> str | None:
 
 
 def record() -> dict[str, Any]:
-    """The provenance block that every record of the project carries."""
+    """Return the provenance block of the project's records."""
     return {"versions": versions(), "commit": commit(), "machine": f"{platform.system()} {platform.machine()}"}

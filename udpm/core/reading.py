@@ -1,4 +1,4 @@
-"""How bytes get in: from regular files of bounded size, as text, as JSON of bounded depth, or as lines of it."""
+"""Read regular files of bounded size: as bytes, text, JSON of bounded depth, or JSON lines."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from typing import Any, BinaryIO
 from udpm.core.errors import UserError
 
 JSON_BYTES = 16 * 2**20
-"""Largest JSON file that is read, unless a caller allows more."""
+"""Largest JSON file to read, unless a caller allows more."""
 JSON_DEPTH = 64
 JSON_BYTES_PER_VALUE = 8
-"""A file may hold one value for so many bytes of its limit: a value takes about 100 bytes of memory."""
+"""A file may contain one value per this many bytes of its limit: a value takes about 100 bytes of memory."""
 LINE_BYTES = 2**20
 LINES_BYTES = 256 * 2**20
-"""Longest line, and largest file of JSON lines, that is read."""
+"""Longest line, and largest file of JSON lines, to read."""
 INTEGERS = range(-(2**63), 2**63)
-"""What fits into 64 bits with a sign, which is what tables and arrays hold."""
+"""Signed 64-bit integers, the range of tables and arrays."""
 
 _KINDS = {
     stat.S_ISDIR: "a folder",
@@ -35,24 +35,24 @@ _KINDS = {
     stat.S_ISBLK: "a device",
 }
 NO_TEXT = re.compile(r"[\0\ud800-\udfff]")
-"""What no file's name can hold, and what cannot be written again: halves of pairs of surrogates."""
+"""Characters that no file name can contain (NUL), or that cannot be encoded (lone surrogates)."""
 _ESCAPED = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 
 
 @contextmanager
 def opened(path: str | os.PathLike, what: str, limit: int | None = None) -> Iterator[BufferedReader]:
-    """Open a regular file to read bytes from; a pipe, device, socket or folder is refused and never waited for.
+    """Open a regular file for reading bytes. Refuses a pipe, device, socket or folder without waiting for it.
 
     Args:
         path: the file.
-        what: what the file should be, for the error ("dataset record").
+        what: the expected kind of file, for the error ("dataset record").
         limit: largest size in bytes; None: any.
 
     Raises:
         UserError: missing, not a regular file, too large, or it cannot be read.
     """
     try:
-        # Without O_NONBLOCK, opening a pipe waits until somebody writes to it.
+        # Without O_NONBLOCK, opening a pipe waits for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         raise UserError(_why_not(path, what, error)) from None
@@ -70,7 +70,7 @@ def opened(path: str | os.PathLike, what: str, limit: int | None = None) -> Iter
 
 
 def check_readable(path: str | os.PathLike, what: str, limit: int | None = None) -> None:
-    """Check that a file can be opened, for libraries that open it by its name.
+    """Check that a file can be opened, before a library opens it by name.
 
     Raises:
         UserError: as `opened`.
@@ -80,13 +80,13 @@ def check_readable(path: str | os.PathLike, what: str, limit: int | None = None)
 
 
 def read_bytes(path: str | os.PathLike, what: str, limit: int) -> bytes:
-    """All bytes of a file.
+    """Read all bytes of a file.
 
     Raises:
         UserError: as `opened`.
     """
     with opened(path, what, limit) as file:
-        # Some files say that their size is 0, and others grow.
+        # Some files report size 0, and others grow.
         data = file.read(limit + 1)
     if len(data) > limit:
         raise UserError(_too_large(path, what, len(data), limit))
@@ -94,7 +94,7 @@ def read_bytes(path: str | os.PathLike, what: str, limit: int) -> bytes:
 
 
 def read_text(path: str | os.PathLike, what: str, limit: int) -> str:
-    """A file as UTF-8 text, without the byte order mark that some editors put first.
+    """Read a file as UTF-8 text, without the byte order mark that some editors write.
 
     Raises:
         UserError: as `opened`, or not UTF-8.
@@ -107,7 +107,7 @@ def read_json(path: str | os.PathLike, what: str, limit: int = JSON_BYTES) -> di
 
     Args:
         path: the file.
-        what: what the file should be, for the error ("dataset record").
+        what: the expected kind of file, for the error ("dataset record").
         limit: largest size in bytes.
 
     Raises:
@@ -120,22 +120,22 @@ def read_json(path: str | os.PathLike, what: str, limit: int = JSON_BYTES) -> di
 
 
 def parse_json(data: bytes | str, where: str, limit: int = JSON_BYTES) -> Any:
-    """Parse JSON of bounded size and depth, with finite numbers and integers of 64 bits, every key once in its object.
+    """Parse JSON of bounded size and depth, with finite numbers, 64-bit integers and unique keys in every object.
 
     Args:
         data: UTF-8.
-        where: what comes before the reason in the error ("run.json: not a readable configuration").
+        where: prefix of the error ("run.json: not a readable configuration").
         limit: largest size in bytes (characters of a text).
 
     Raises:
-        UserError: not such JSON.
+        UserError: the JSON is invalid or exceeds these limits.
     """
     if len(data) > limit:
         raise UserError(f"{where}: it has {len(data)} bytes, more than {limit}")
     text = _decoded(data, where) if isinstance(data, bytes) else data
     values = sum(text.count(mark) for mark in ",[{")
     if values > limit // JSON_BYTES_PER_VALUE:
-        raise UserError(f"{where}: it holds more than {limit // JSON_BYTES_PER_VALUE} values")
+        raise UserError(f"{where}: it contains more than {limit // JSON_BYTES_PER_VALUE} values")
     try:
         value = json.loads(
             text,
@@ -148,23 +148,23 @@ def parse_json(data: bytes | str, where: str, limit: int = JSON_BYTES) -> Any:
         if _ESCAPED.search(text) or NO_TEXT.search(text):
             _check_text(value)
     except RecursionError:
-        raise UserError(f"{where}: it is nested more than {JSON_DEPTH} deep") from None
+        raise UserError(f"{where}: it is nested more than {JSON_DEPTH} levels deep") from None
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     return value
 
 
 def read_json_lines(path: str | os.PathLike, what: str, tail: int | None = None) -> Iterator[dict[str, Any] | None]:
-    """Objects of a file of JSON lines, in order, one line in memory at a time.
+    """Yield the objects of a file of JSON lines, in order, with one line in memory at a time.
 
     Args:
         path: the file.
-        what: what the file should be, for the error.
-        tail: read so many bytes at the end alone; the line that they begin in counts as unreadable.
+        what: the expected kind of file, for the error.
+        tail: read only this many bytes at the end; the line in which they begin counts as unreadable.
 
     Yields:
-        For each line its object, or None where it holds no readable one. A last line that was torn by a killed
-        process is left out.
+        The object of each line, or None for an unreadable one. Omits an incomplete last line, which a killed process
+        left.
 
     Raises:
         UserError: as `opened`.
@@ -184,7 +184,7 @@ def read_json_lines(path: str | os.PathLike, what: str, tail: int | None = None)
 
 
 def _skip_line(file: BinaryIO) -> bool:
-    """Go to the end of the line; whether it has one."""
+    """Skip to the end of the line; return whether it ends with a newline."""
     while part := file.readline(LINE_BYTES):
         if part.endswith(b"\n"):
             return True
@@ -201,13 +201,13 @@ def _line_object(line: bytes) -> dict[str, Any] | None:
 
 def _why_not(path: str | os.PathLike[str], what: str, error: OSError | ValueError) -> str:
     if isinstance(error, ValueError):
-        return f"{os.fsdecode(path)!r}: not a readable {what}: no name of a file: {error}"
+        return f"{os.fsdecode(path)!r}: not a readable {what}: not a valid file name: {error}"
     if isinstance(error, FileNotFoundError):
         if os.path.islink(path):
-            return f"{path}: not a readable {what}: it is a link to {os.readlink(path)}, which does not exist"
+            return f"{path}: not a readable {what}: it is a symbolic link to {os.readlink(path)}, which does not exist"
         return f"{path}: {what} not found"
     if error.errno == errno.ELOOP:
-        return f"{path}: not a readable {what}: it is a link that leads back to itself"
+        return f"{path}: not a readable {what}: it is a symbolic link that points to itself"
     if error.errno == errno.ENXIO:
         return f"{path}: not a readable {what}: it is {_kind(os.stat(path).st_mode)}, not a file"
     return f"{path}: not a readable {what}: {error.strerror or error}"
@@ -232,26 +232,26 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"key {twice[:80]!r} stands twice")
+        raise ValueError(f"key {twice[:80]!r} is duplicated")
     return found
 
 
 def _integer(digits: str) -> int:
-    # int() takes time that grows with the square of their number.
+    # The time of int() grows quadratically with the number of digits.
     if len(digits) > 20 or int(digits) not in INTEGERS:
-        raise ValueError(f"an integer of {len(digits)} digits, which 64 bits do not hold")
+        raise ValueError(f"an integer of {len(digits)} digits does not fit into 64 bits")
     return int(digits)
 
 
 def _finite(digits: str) -> float:
     value = float(digits)
     if math.isinf(value):
-        raise ValueError(f"{digits[:40]} is beyond the range of numbers")
+        raise ValueError(f"{digits[:40]} is out of range")
     return value
 
 
 def _constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number of JSON")
+    raise ValueError(f"{name} is not a valid JSON number")
 
 
 def _check_depth(value: Any) -> None:
@@ -268,7 +268,7 @@ def _check_text(value: Any) -> None:
     while layer:
         for text in layer:
             if isinstance(text, str) and (found := NO_TEXT.search(text)):
-                raise ValueError(f"a text holds the character U+{ord(found[0]):04X}")
+                raise ValueError(f"a text contains the character U+{ord(found[0]):04X}")
         layer = [inner for outer in layer for inner in (*_inside(outer), *(outer if isinstance(outer, dict) else ()))]
 
 

@@ -1,4 +1,4 @@
-"""Seeds as pure functions of what they are for, so that no random state has to be carried along."""
+"""Seeds as pure functions of their purpose, so that no random state has to be saved."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed from the identity of a random draw, e.g. ``derive_seed(run_seed, "noise", iteration)``.
+    """Derive a 63-bit seed from the identity of a random draw, e.g. ``derive_seed(run_seed, "noise", iteration)``.
 
     Equal parts give equal seeds on every machine; any differing part gives an unrelated one (BLAKE2b).
     """

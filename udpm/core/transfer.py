@@ -1,4 +1,4 @@
-"""Tensors to a GPU and back without waiting, and to bytes; torchvision next to a CPU-only torch."""
+"""Asynchronous copies between host and GPU, conversion of images to bytes, torchvision with a CPU-only torch."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ import torch
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """Images in [-1, 1], (B, 3, h, w), to (B, h, w, 3) uint8 on their device, rounded; what lies outside is clipped."""
+    """Convert images in [-1, 1], (B, 3, h, w), to (B, h, w, 3) uint8 on their device, rounded and clipped."""
     scaled = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return scaled.permute(0, 2, 3, 1).contiguous()
 
 
 def to_bytes(images: torch.Tensor) -> np.ndarray:
-    """The same as an array of the host's."""
+    """Convert images as `to_uint8` does, to an array on the host."""
     return to_uint8(images).cpu().numpy()
 
 
 def pinned(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Values on the host, in memory that a GPU can fetch from by itself if that is where they will go."""
+    """Copy host values to pinned memory if they will go to a GPU, which can then fetch them asynchronously."""
     return values.pin_memory() if device.type == "cuda" else values
 
 
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Values of the host on a device. A GPU fetches them in the order of its work; the host goes on at once."""
+    """Copy host values to a device. For a GPU the copy is queued in stream order, and the host does not wait."""
     if device.type != "cuda":
         return values.to(device)
-    # Pinned memory is given to others only once the copy is done: PyTorch's allocator sees to that.
+    # PyTorch's allocator does not reuse the pinned memory before the copy is done.
     return pinned(values, device).to(device, non_blocking=True)
 
 
 def bind_thread(device: torch.device) -> None:
-    """Let this thread's allocations and copies go to a device; a new thread begins with the first GPU."""
+    """Make a device current in this thread; a new thread starts with the first GPU."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
 
 class AsyncHostCopy:
-    """Values on their way to the host.
+    """Asynchronous copy of values to the host.
 
     Args:
-        values: on any device; what is computed into them later is not seen.
+        values: on any device; later changes to them are not copied.
     """
 
     def __init__(self, values: torch.Tensor) -> None:
@@ -53,21 +53,21 @@ class AsyncHostCopy:
             self._done.record(torch.cuda.current_stream(values.device))
 
     def wait(self) -> torch.Tensor:
-        """The values, once they are here."""
+        """Return the values, after the copy has finished."""
         if self._done is not None:
             self._done.synchronize()
         return self._host
 
 
-# The published Linux wheel of torchvision is built for CUDA. Beside a CPU build of torch its compiled operators do not
-# load, and `import torchvision` (hence lpips and clean-fid) fails on registering a fake kernel for torchvision::nms.
+# The published Linux wheel of torchvision is built for CUDA. With a CPU build of torch its compiled operators do not
+# load, and `import torchvision` (hence lpips and clean-fid) fails when it registers a fake kernel for torchvision::nms.
 # Declaring the two schemas is enough: transforms and models never call them. The library must stay alive.
 _OPERATORS = ("nms", "qnms")
 _library: torch.library.Library | None = None
 
 
 def enable() -> None:
-    """Declare torchvision's missing operator schemas; does nothing where they exist. Call before importing it."""
+    """Declare torchvision's operator schemas if they are missing. Call before importing it."""
     global _library
     if _library is not None or hasattr(torch.ops.torchvision, "nms"):
         return

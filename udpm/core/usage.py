@@ -1,4 +1,4 @@
-"""What a command used: time, images per second, memory, and how busy the GPU was. Imports no torch of its own."""
+"""Resource usage of a command: time, images per second, memory and GPU utilization. Does not import torch itself."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ _images = 0
 
 
 def count_images(count: int) -> None:
-    """Tell that images went through a network."""
+    """Count images that went through a network."""
     global _images
     _images += count
 
 
 @contextmanager
 def measured(path: Path, verb: str) -> Iterator[None]:
-    """Append a line on this process to a file at the end of the context, however it ends: one line for each attempt.
+    """Append this process's usage to a file when the context ends, also after an error: one line per attempt.
 
-    Of several processes that work together, the first writes. GPU numbers are null without a GPU, and its use also
-    where nvidia-ml-py is not installed.
+    Only rank 0 writes. GPU numbers are null without a GPU; utilization is also null if nvidia-ml-py is not installed.
 
     Args:
         path: .jsonl.
@@ -81,5 +80,5 @@ def _watch(busy: list[float], ended: threading.Event) -> None:
             continue
         try:
             busy.append(float(cuda.utilization()))
-        except Exception:  # without nvidia-ml-py, or on a GPU that does not tell: the number is missing, no more
+        except Exception:  # nvidia-ml-py is missing, or the GPU does not report its utilization
             return

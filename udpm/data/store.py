@@ -193,7 +193,7 @@ def open_store(folder: str | Path) -> Store:
     most = max(record["classes"], 1) - 1
     if labels.min() < 0 or labels.max() > most:
         found = f"{labels.min()}..{labels.max()}"
-        raise UserError(f"{folder / LABELS}: labels are {found}, but by its record they must lie in 0..{most}")
+        raise UserError(f"{folder / LABELS}: labels are {found}, but by its record they must be in 0..{most}")
     return Store(folder, images, labels, record)
 
 

@@ -1,1 +1,1 @@
-"""The folder of a run: where its files are, whose it is, what they say, and where it stands. Imports no torch."""
+"""A run's folder: its paths, lock, records, attempts and state. Imports no torch."""

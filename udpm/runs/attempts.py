@@ -1,4 +1,4 @@
-"""Attempts at a run: ``attempts.jsonl``, a line when one begins, before torch can fail, and one when it ends."""
+"""Attempts at a run. ``attempts.jsonl`` gets a line when one begins, before torch can fail, and one when it ends."""
 
 from __future__ import annotations
 
@@ -55,21 +55,21 @@ _PATTERNS = [(re.compile(pattern), sign) for pattern, sign in _SIGNS]
 def reason_of(error: BaseException) -> str:
     """Return one line about the exception that ended an attempt."""
     if isinstance(error, UserError):
-        told = "; ".join(error.mistakes)
+        reason = "; ".join(error.mistakes)
     elif isinstance(error, KeyboardInterrupt):
-        told = "interrupted"
+        reason = "interrupted"
     elif isinstance(error, StoppedEarly):
-        told = str(error)
+        reason = str(error)
     elif isinstance(error, OSError) and error.strerror:
-        told = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+        reason = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     else:
         kind, text = type(error).__name__, first_line(error)
-        told = text if text == kind else f"{kind}: {text}"
-    return " ".join(told.split())
+        reason = text if text == kind else f"{kind}: {text}"
+    return " ".join(reason.split())
 
 
 def kind_of(reason: str, host: str | None = None) -> str:
-    """Return a reason without paths, numbers, hosts and temporary files: equal for failures of the same kind.
+    """Strip paths, numbers, hosts and temporary files from a reason, so that failures of one kind compare equal.
 
     Args:
         reason: one line.
@@ -89,7 +89,7 @@ FILE = ATTEMPTS
 SERIES = "UDPM_SERIES"
 """Environment variable that identifies one invocation of `snakemake`; its retries share it."""
 BLOCK, END, LONGEST = 4096, 2048, 1000
-"""Bytes of a block on disk, most bytes of the line for an end, and most characters of its reason."""
+"""Bytes of a disk block, maximal bytes of the line for an end, and maximal characters of its reason."""
 
 
 class Attempt:
@@ -97,9 +97,9 @@ class Attempt:
 
     Args:
         run: the run's folder; must exist.
-        record: identifies the process (`owner.identity`): `token`, `host`, `job` and so on.
+        record: identifies the process (`lock.identity`): `token`, `host`, `job` and so on.
         rank: of this process. Only rank 0 records the attempt; the others record their own failures.
-        start: identifies this launch of several processes (`ranks.start_of`); empty for a single process.
+        start: identifies this launch of several processes (`distributed.start_of`); empty for a single process.
     """
 
     def __init__(self, run: Path, record: dict[str, Any], rank: int = 0, start: str = "") -> None:
@@ -135,7 +135,7 @@ class Attempt:
             _append(self._run, {"rank": self._rank, "failed": True, **line})
 
     def _context(self) -> dict[str, str]:
-        """The launch and the series that the attempt belongs to, where there are any."""
+        """Return the launch and the series that the attempt belongs to, if any."""
         known = {"start": self._start, "series": os.environ.get(SERIES)}
         return {key: value for key, value in known.items() if value}
 
@@ -174,7 +174,7 @@ class PastAttempt:
     """One attempt, as read from ``attempts.jsonl``.
 
     Attributes:
-        record: the line of its beginning, or the first one there is.
+        record: the line of its beginning, or else its first line.
         ended: "complete", "stopped" or "failed"; None if no end is recorded.
         reason: why it stopped or failed, in one line.
         saved: iteration of the newest checkpoint when it ended; None if unknown.
@@ -189,7 +189,7 @@ class PastAttempt:
 
 
 def read_attempts(run: Path) -> list[PastAttempt]:
-    """All attempts at a run, ordered by their last line: the end, or the beginning if no end is recorded."""
+    """Return all attempts at a run, ordered by their last line: the end, or the beginning if no end is recorded."""
     order: dict[int, tuple[int, PastAttempt]] = {}
     by_token: dict[str | None, PastAttempt] = {}
     by_start: dict[str, PastAttempt] = {}
@@ -197,7 +197,7 @@ def read_attempts(run: Path) -> list[PastAttempt]:
         token, start = line.get("token"), line.get("start") or str(number)
         if line.get("began") is not None:
             attempt = by_start.get(start)
-            # A launch that the user named is no proof: the same name may come again.
+            # Users may name a launch, so one name may appear twice.
             if attempt is None or "began" in attempt.record:
                 attempt = by_start[start] = PastAttempt()
             by_token[token], attempt.record, attempt.waits = attempt, line, bool(line.get("waits"))
@@ -223,12 +223,12 @@ def read_attempts(run: Path) -> list[PastAttempt]:
 
 
 def any_killed(run: Path) -> bool:
-    """Whether an attempt began, recorded no end, and is not still running or waiting."""
+    """Return whether any attempt began, recorded no end, and is no longer running or waiting."""
     return any(was_killed(run, attempt) for attempt in read_attempts(run))
 
 
 def was_killed(run: Path, attempt: PastAttempt) -> bool:
-    """Whether this attempt was killed. On another machine, its heartbeat is watched for up to two beats."""
+    """Return whether this attempt was killed. On another machine, watches its heartbeat for up to two beats."""
     if attempt.ended is not None or attempt.waits:
         return False
     if is_here(attempt.record):
@@ -239,23 +239,23 @@ def was_killed(run: Path, attempt: PastAttempt) -> bool:
 def failed_twice_identically(run: Path, series: str | None = None, job: str | None = None) -> str | None:
     """Return why the last two attempts failed, if the reasons differ only in paths, numbers, hosts and temporary files.
 
-    Attempts that were stopped between the two are skipped. Two failures are not alike if a checkpoint was saved between
-    them, or if an attempt between them was killed or completed.
+    Skips attempts that were stopped between the two. Two failures do not count as identical if a checkpoint was saved
+    between them, or if an attempt between them was killed or completed.
 
     Args:
         run: the run's folder.
         series: consider only attempts of this series (`SERIES`); None: all of them.
-        job: SLURM job that the last attempt must belong to; None: any. A job that never started recorded nothing, and
+        job: SLURM job that the last attempt must belong to; None: any. A job that never started recorded nothing, so
             older lines say nothing about it.
 
     Returns:
         The reason of the last attempt, or None.
     """
-    last = alike(run, series)
+    last = _repeated_failure(run, series)
     return last.reason if last is not None and job in (None, last.record.get("job")) else None
 
 
-def alike(run: Path, series: str | None = None) -> PastAttempt | None:
+def _repeated_failure(run: Path, series: str | None = None) -> PastAttempt | None:
     """Return the last attempt if it failed like the one before it; see `failed_twice_identically`."""
     row = [attempt for attempt in read_attempts(run) if series in (None, attempt.record.get("series"))]
     last = row.pop() if row else PastAttempt()
@@ -264,7 +264,7 @@ def alike(run: Path, series: str | None = None) -> PastAttempt | None:
     for attempt in reversed(row):
         if attempt.ended == "failed":
             same = _kind(attempt) == _kind(last)
-            return last if same and not _got_on(attempt, last) else None
+            return last if same and not _saved_between(attempt, last) else None
         if not (attempt.waits or (attempt.ended == "stopped" and attempt.saved is not None)):
             return None
     return None
@@ -274,16 +274,16 @@ def _kind(attempt: PastAttempt) -> str:
     return kind_of(attempt.reason, attempt.record.get("host"))
 
 
-def _got_on(earlier: PastAttempt, later: PastAttempt) -> bool:
+def _saved_between(earlier: PastAttempt, later: PastAttempt) -> bool:
     return earlier.saved is not None and later.saved is not None and later.saved > earlier.saved
 
 
 def _append(run: Path, line: dict[str, Any], room: int = 0) -> bool:
     """Append a line, and return whether that worked.
 
-    At least `room` bytes of its last block stay free, for the next line on a disk that fills up.
+    Keeps at least `room` bytes of its last block free, so that the next line fits even if the disk fills up.
     """
-    # Saving something that matters reports a full disk.
+    # A full disk is reported when a checkpoint is saved.
     with suppress(OSError), open(run / FILE, "a+b") as file:
         torn = file.tell() > 0 and not _ends_a_line(file)
         text = ("\n" * torn + json.dumps(line, ensure_ascii=False)).encode()
@@ -301,7 +301,7 @@ def _ends_a_line(file: BinaryIO) -> bool:
 
 
 def _read(run: Path) -> list[dict[str, Any]]:
-    # One that cannot be read tells of no attempt, and is no reason to end one.
+    # An unreadable file counts as no attempts: it must not end this one.
     with suppress(UserError):
         lines = read_json_lines(run / FILE, "record of attempts")
         return [line for line in lines if line is not None and is_valid(AttemptLine, line)]
@@ -317,9 +317,9 @@ def attempted(
 ) -> Iterator[Attempt]:
     """Record an attempt at a run from its first moment to its end. Creates the run's folder.
 
-    Nothing is written if the folder holds anything but this run. The attempt begins only when the caller calls
-    `Attempt.begin` if the run may be finished, or if a user starts a new run by hand. Nothing retries that, and a
-    mistyped command should leave no folder.
+    Writes nothing if the folder holds anything but this run. If the run may be finished, or a user starts a new run by
+    hand, the attempt begins only when the caller calls `Attempt.begin`: nothing retries such a start, and a mistyped
+    command should leave no folder.
 
     Args:
         run: the run's folder.
@@ -328,11 +328,11 @@ def attempted(
         environment: variables; those of the launcher and `SERIES` are read.
 
     Raises:
-        UserError: nothing to train, the folder holds something else (`check_config`, `is_finished`) or cannot be
-            created, or two attempts of the same `snakemake` failed alike.
+        UserError: nothing to train, the folder holds something else (`check_config`, `is_finished`) or cannot
+            be created, or two attempts of the same `snakemake` failed for the same reason.
     """
     if config.training == "imported":
-        raise UserError(f"{run}: training is imported, so there is nothing to train; `udpm import` makes this run")
+        raise UserError(f"{run}: training is imported, so nothing is left to train; `udpm import` makes this run")
     check_config(run, config, allow_world_size_change, writes=False)
     finished, who, series = may_be_finished(run, config.training), identity(), environment.get(SERIES)
     if not finished:
@@ -355,17 +355,17 @@ def make_folder(run: Path) -> None:
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{run}: cannot be made: {error.strerror or error}") from None
+        raise UserError(f"{run}: cannot be created: {error.strerror or error}") from None
 
 
 def _check_series(run: Path, who: dict[str, Any], series: str | None) -> None:
-    """Refuse a third attempt after two that failed alike, unless the user requeued the job that failed."""
-    last = alike(run, series) if series else None
+    """Refuse a third attempt after two that failed for the same reason, unless the user requeued the failed job."""
+    last = _repeated_failure(run, series) if series else None
     if last is None or _requeued(last.record, who):
         return
     raise UserError(
-        f"{run}: failed twice alike ({last.reason}); fix the cause, then run snakemake again, or udpm train by hand, "
-        "to try once more"
+        f"{run}: failed twice for the same reason ({last.reason}); fix the cause, then run snakemake again, or udpm "
+        "train by hand, to retry"
     )
 
 

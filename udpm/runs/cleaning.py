@@ -1,4 +1,4 @@
-"""What of finished runs is of no further use: their checkpoints. Imports no torch."""
+"""Checkpoints of finished runs, which can be removed. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from udpm.runs.lock import is_dead, read_owner
 from udpm.runs.records import CHECKPOINTS, COMPLETE, WEIGHTS, is_run, read_completion, read_run_length
 
 OURS = re.compile(r"[0-9]{9,18}\.(?:safetensors|json)|\..+\.tmp-.+")
-"""Names of checkpoints, of their manifests, and of what a killed process was writing."""
+"""Names of checkpoints, of their manifests, and of temporary files that a killed process left."""
 
 
 @dataclass(frozen=True)
 class Leftovers:
-    """What can be removed of one run.
+    """Files of one run that can be removed.
 
     Attributes:
         run: its folder.
-        files: that can go.
-        size: of these, in bytes.
-        kept: why nothing can; empty where something can, or there is nothing.
+        files: to remove.
+        size: their total size in bytes.
+        kept: why the run's checkpoints must stay; empty if they can go, or if none exist.
     """
 
     run: Path
@@ -35,27 +35,27 @@ class Leftovers:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """The run that a folder is, or all runs of a folder of results; what is linked from there is none of them.
+    """Return the run's folder itself, or all runs of a folder of results. Symbolic links are not followed.
 
     Raises:
-        UserError: it is neither.
+        UserError: the folder is neither.
     """
     if is_run(folder):
         return [folder]
     runs = Path(Layout(folder).runs)
     if runs.is_symlink():
-        raise UserError(f"{runs}: is a link, which is not followed; name the folder that it leads to")
+        raise UserError(f"{runs}: is a symbolic link, which is not followed; pass the folder that it points to")
     found = [run for name in _folders(runs) for run in _folders(name) if is_run(run)]
     if not found:
         raise UserError(
-            f"{folder}: neither a run's folder nor one of results with runs in it; expected one like "
+            f"{folder}: neither a run's folder nor a folder of results with runs; expected one like "
             "results/runs/digits/seed0, or results"
         )
     return found
 
 
 def leftovers(run: Path) -> Leftovers:
-    """What can be removed of a run: nothing unless it is finished, by its files' content.
+    """Return the files of a run that can be removed: none unless its files prove that it is finished.
 
     Raises:
         UserError: its records cannot be read.
@@ -65,7 +65,7 @@ def leftovers(run: Path) -> Leftovers:
     if kept or not folder.is_dir():
         return Leftovers(run, [], 0, kept)
     if folder.is_symlink():
-        return Leftovers(run, [], 0, f"{CHECKPOINTS} is a link, which is not followed")
+        return Leftovers(run, [], 0, f"{CHECKPOINTS} is a symbolic link, which is not followed")
     files, size = [], 0
     for path in sorted(folder.iterdir()):
         status = path.lstat()
@@ -76,7 +76,7 @@ def leftovers(run: Path) -> Leftovers:
 
 
 def remove(found: Leftovers) -> None:
-    """Remove what was found, and the folder of checkpoints if nothing else is in it.
+    """Remove the files found by `leftovers`, and the folder of checkpoints if that leaves it empty.
 
     Raises:
         UserError: a file cannot be removed.
@@ -94,9 +94,9 @@ def remove(found: Leftovers) -> None:
 def _why_kept(run: Path) -> str:
     owner = read_owner(run)
     if owner is not None and not is_dead(owner):
-        return "a trainer is at work"
+        return "a trainer is running"
     if not (run / COMPLETE).exists() or not (run / WEIGHTS).exists():
-        return "not finished: training goes on from its checkpoints"
+        return "not finished: training resumes from its checkpoints"
     try:
         record = read_completion(run)
     except UserError as error:
@@ -105,11 +105,11 @@ def _why_kept(run: Path) -> str:
         return "its weights were removed just now"
     length = read_run_length(run)
     if not length.get("epochs") and (length.get("iterations") or 0) > (record.get("iterations") or 0):
-        return f"on its way from {record['iterations'] or 0} to {length['iterations']} iterations"
+        return f"being extended from {record['iterations'] or 0} to {length['iterations']} iterations"
     return ""
 
 
 def _folders(folder: Path) -> Iterator[Path]:
-    """Folders in a folder that is no link, in order; links are left out."""
+    """Yield the folders in a folder, sorted. Symbolic links are not followed."""
     if folder.is_dir() and not folder.is_symlink():
         yield from sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())

@@ -1,4 +1,4 @@
-"""A run's folder belongs to one configuration."""
+"""Guard a run's folder: it belongs to one configuration."""
 
 from __future__ import annotations
 
@@ -37,43 +37,43 @@ MUTABLE_KEYS = {
     "training.tensorboard",
     "training.workers",
 }
-"""Keys that may change between attempts: they have no influence on the weights."""
+"""Keys that may change between attempts: they do not influence the weights."""
 
 LIMITS = ("max_pixels", "max_file_bytes")
-"""Keys of a data set that bound what is read of its source."""
+"""Keys of a data set that bound the size of images read from its source."""
 
 WORLD_SIZE_KEYS = {"training.nodes", "training.processes_per_node", "training.accumulate"}
-"""Keys that cut the batch: weights then agree up to rounding."""
+"""Keys that split the batch: weights then agree up to rounding."""
 
 ITERATIONS = "training.iterations"
-"""May grow: nothing before the end depends on where that is, so training goes on with its state."""
+"""May grow: no earlier iteration depends on the total, so training resumes from its state."""
 
 
 def mutable_keys(section: str) -> set[str]:
-    """The incidental keys of one section ("dataset"), without its name."""
+    """Return the mutable keys of one section ("dataset"), without its name."""
     return {key.removeprefix(f"{section}.") for key in MUTABLE_KEYS if key.startswith(f"{section}.")}
 
 
 def check_config(run: Path, config: RunConfig, allow_world_size_change: bool, *, writes: bool) -> None:
-    """Write the run's configuration into its folder, or check that it is the one already there.
+    """Check that the run's folder is new or belongs to this configuration, and record the configuration in it.
 
     Args:
         run: the run's folder.
         config: of the run.
-        allow_world_size_change: whether the number of processes may be another than before.
-        writes: whether this process writes.
+        allow_world_size_change: accept another number of processes than before.
+        writes: write ``config.json``; if false, only check.
 
     Raises:
-        UserError: the folder holds a run of another configuration (the differing keys are named), or imported weights.
+        UserError: the folder holds a run of another configuration (the message names the keys), or imported weights.
     """
     path = run / "config.json"
-    # A sweep has hundreds of runs: the same text is not parsed again.
+    # A sweep has hundreds of runs: equal text needs no parsing.
     earlier = None if _is_text(path, to_json(config)) else _earlier(run)
     if earlier is not None:
         free = MUTABLE_KEYS | WORLD_SIZE_KEYS if allow_world_size_change else MUTABLE_KEYS
         changed = run_changes(earlier, config, free)
         if changed.keys() == {ITERATIONS} and _ended_at(run) == config.training.iterations:
-            # On its way to more, which nobody wants any more: what it ended with before is still there.
+            # The run was extended, and the extension withdrawn: the files of its first end are still valid.
             return
         if changed:
             shown = "; ".join(changed.values())
@@ -87,7 +87,7 @@ def check_config(run: Path, config: RunConfig, allow_world_size_change: bool, *,
 
 
 def missing(run: Path, config: RunConfig) -> int:
-    """Return 0 if a folder holds the very run of a configuration, 1 if it holds another, 2 if it holds none."""
+    """Return 0 if a folder holds exactly this configuration's run, 1 if it holds another run, 2 if it holds none."""
     try:
         earlier = read_json(run / "config.json", "resolved configuration")
     except UserError:
@@ -96,20 +96,19 @@ def missing(run: Path, config: RunConfig) -> int:
 
 
 def check_import(run: Path) -> None:
-    """Check that a folder may take imported weights.
+    """Check that imported weights may be written into a folder.
 
     Raises:
-        UserError: it holds a run that was trained.
+        UserError: it holds a trained run.
     """
     if (run / "config.json").exists() or "run" in weights_description(run / WEIGHTS):
         raise UserError(
-            f"{run}: holds a run that was trained, not imported weights; give the experiment a new name, or delete the "
-            "folder"
+            f"{run}: holds a trained run, not imported weights; give the experiment a new name, or delete the folder"
         )
 
 
 def _earlier(run: Path) -> RunConfig | None:
-    """The configuration of the run that a folder holds: its own file, or where that is gone what its weights say.
+    """Read the configuration of the run in a folder, from ``config.json`` or else from the weights' header.
 
     Raises:
         UserError: the folder holds imported weights.
@@ -122,8 +121,8 @@ def _earlier(run: Path) -> RunConfig | None:
         return validate(RunConfig, description["run"], f"{weights}: run")
     if description.get("origin"):
         raise UserError(
-            f"{run}: holds imported weights, which this training would replace; give the experiment a new name, or "
-            "delete the folder"
+            f"{run}: holds imported weights, which training would replace; give the experiment a new name, or delete "
+            "the folder"
         )
     return None
 
@@ -140,7 +139,7 @@ def _ended_at(run: Path) -> int | None:
 
 
 def run_changes(earlier: RunConfig, now: RunConfig, free: set[str]) -> dict[str, str]:
-    """By key, what makes a configuration another run's than an earlier one, apart from the keys in `free`."""
+    """Return, by key, the differences that make a configuration another run's, ignoring the keys in `free`."""
     changed = differences(earlier, now, free)
     if ITERATIONS in changed and _grows(earlier.training, now.training):
         del changed[ITERATIONS]
@@ -152,7 +151,7 @@ def _grows(earlier, now) -> bool:
 
 
 def differences(earlier: Section, now: Section, free: set[str]) -> dict[str, str]:
-    """By key, how a configuration differs from an earlier one, apart from the keys in `free`."""
+    """Return, by key, how a configuration differs from an earlier one, ignoring the keys in `free`."""
     before, after = (_flat(config.model_dump(mode="json")) for config in (earlier, now))
     return {
         key: f"{key} was {before.get(key)!r}, is {after.get(key)!r}"
@@ -162,19 +161,21 @@ def differences(earlier: Section, now: Section, free: set[str]) -> dict[str, str
 
 
 def preparation_changes(record: dict[str, Any], config: DatasetConfig) -> dict[str, str]:
-    """By key, how a configuration differs from the one a data set was prepared by, in what its images and splits are.
+    """Return, by key, the differences between a configuration and the one that a data set was prepared with.
+
+    Considers only keys that determine its images and splits.
 
     Args:
         record: ``dataset.json``.
-        config: of the data set, now.
+        config: current configuration of the data set.
     """
     try:
         earlier = DatasetConfig.model_validate({**record["config"], "workers": None})
     except (KeyError, TypeError, ValueError):
-        # Of a version whose keys were others: what was made of them is there, and runs compare their own.
+        # Prepared by a version with other keys. The images exist, and runs compare the digest.
         return {}
     free = mutable_keys("dataset")
-    # Limits matter where images were left out.
+    # Limits matter only if images were skipped.
     return differences(earlier, config, free - set(LIMITS) if record.get("skipped") else free)
 
 

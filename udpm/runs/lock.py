@@ -1,7 +1,7 @@
 """One trainer per run folder, also across nodes: an owner record with a heartbeat, and a fence before every commit.
 
-A file lock is not enough: it does not reach other nodes on every file system, and a process that was stopped for a
-while (or whose node was given up for dead) still holds it when it wakes.
+A file lock is not enough: not every file system shares it between nodes, and a process that was suspended (or whose
+node was presumed dead) still holds it when it wakes.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from udpm.runs.records import OwnerRecord, is_valid
 RECORD = "owner.json"
 OWNER_BYTES = 2**16
 HEARTBEAT = 5.0
-"""Seconds between two beats."""
+"""Seconds between two heartbeats."""
 STALE_SECONDS = 60.0
-"""Seconds without a beat after which an owner is taken for dead."""
+"""Seconds without a heartbeat after which an owner is presumed dead."""
 READINGS = 3
 SETTLE = 0.5
-"""Seconds after which a record that was just written must still be one's own."""
+"""Seconds after writing the record at which it must still be this process's."""
 
 
 class RunLock:
-    """This process's claim to a run's folder; use as a context manager.
+    """Lock on a run's folder; use as a context manager.
 
-    Entering waits until the folder is free: its record is gone, its process is known to be dead, or its heartbeat stood
-    still for `stale` seconds by this process's own clock (clocks of nodes differ).
+    Entering waits until the folder is free: its owner record is gone, the owner is known to be dead, or its heartbeat
+    did not change for `stale` seconds by this process's own clock (clocks of nodes differ).
 
     Args:
-        run: the run's folder, existing.
-        stop: asked while waiting.
+        run: the run's folder; must exist.
+        stop: checked while waiting.
         stale: seconds.
         who: this process (`identity`); default: a new identity.
 
     Attributes:
-        record: what others read of this process.
+        record: this process's owner record, which other trainers read.
 
     Raises:
         StoppedEarly: on entering, if a signal came while waiting.
@@ -65,7 +65,7 @@ class RunLock:
         while True:
             self._wait_until_free()
             write_json(self._path, self.record)
-            # Of two that write at once the later record stays; both look again before either begins.
+            # If two processes write at once, the later record remains; both check again before either begins.
             time.sleep(SETTLE)
             if self.is_held():
                 self._thread.start()
@@ -74,13 +74,13 @@ class RunLock:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        # One that cannot be removed is known to be dead, or stale after a while.
+        # If removal fails, others will find this process dead, or its record stale.
         if self.is_held():
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
 
     def is_held(self) -> bool:
-        """Whether the folder is still this process's; a record that cannot be read is read again before it is lost."""
+        """Return whether this process still owns the folder. Reads an unreadable record again before giving up."""
         for _ in range(READINGS):
             record = read_owner(self._path.parent)
             if record is not None:
@@ -90,29 +90,29 @@ class RunLock:
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT):
-            # A process that was stopped finds another's record here, and must not write over it.
+            # A process that was suspended may find another owner's record here, and must not overwrite it.
             if not self.is_held():
                 return
             self.record |= {"beat": self.record["beat"] + 1, "time": time.time()}
             try:
                 write_json(self._path, self.record)
             except UserError:
-                # A full disk is told by whoever saves something. A file's time needs no room on it.
+                # Saving a checkpoint reports a full disk. Touching a file takes no space.
                 with suppress(OSError):
                     os.utime(self._path)
 
     def _wait_until_free(self) -> None:
-        seen, since, told = None, time.monotonic(), False
+        seen, since, announced = None, time.monotonic(), False
         while (other := read_owner(self._path.parent)) is not None and not is_dead(other):
             beat = (other.get("token"), other.get("beat"), _touched(self._path))
             if beat != seen:
                 seen, since = beat, time.monotonic()
             if time.monotonic() - since > self._stale:
-                print(f"{name_of(other)} gave no sign of life for {self._stale:g} s: taking over", file=sys.stderr)
+                print(f"{name_of(other)} sent no heartbeat for {self._stale:g} s: taking over", file=sys.stderr)
                 return
-            if not told:
+            if not announced:
                 print(f"{self._path.parent}: {name_of(other)} is training here; waiting for it to end", file=sys.stderr)
-                told = True
+                announced = True
             if self._stop:
                 raise StoppedEarly(f"stopped on {self._stop} while waiting for {name_of(other)}")
             time.sleep(min(1.0, self._stale / 10))
@@ -132,7 +132,7 @@ def identity() -> dict[str, Any]:
 
 
 def read_owner(run: Path) -> dict[str, Any] | None:
-    """The owner record in a run's folder, or None where there is none (or none that can be read)."""
+    """Return the owner record in a run's folder, or None if it is missing or unreadable."""
     try:
         record = read_json(run / RECORD, "owner record", OWNER_BYTES)
     except UserError:
@@ -148,9 +148,10 @@ def _touched(path: Path) -> int:
 
 
 def is_at_work(run: Path, token: str | None) -> bool:
-    """Whether the owner of a run's folder has this token and is alive.
+    """Return whether the owner of a run's folder has this token and is alive.
 
-    An owner on another machine is alive if its heartbeat moves within two beats of this process's clock.
+    An owner on another machine is alive if its heartbeat changes within two heartbeat intervals of this process's
+    clock.
     """
     owner = read_owner(run)
     if owner is None or owner["token"] != token or is_dead(owner):
@@ -170,12 +171,12 @@ def is_at_work(run: Path, token: str | None) -> bool:
 
 
 def is_here(record: dict[str, Any]) -> bool:
-    """Whether the record's process ran, or runs, on this machine."""
+    """Return whether the record's process ran, or runs, on this machine."""
     return record.get("machine") is not None and record["machine"] == _machine()
 
 
 def is_dead(record: dict[str, Any]) -> bool:
-    """Whether the record's process ran on this machine and is no more; its number may have been given to another."""
+    """Return whether the record's process ran on this machine and has ended, even if its PID was reused."""
     if not is_here(record):
         return False
     started = _started(record.get("pid") or 0)
@@ -183,7 +184,7 @@ def is_dead(record: dict[str, Any]) -> bool:
 
 
 def _machine() -> str | None:
-    """This machine's boot and this process's namespace of numbers: host names repeat, and containers share a kernel."""
+    """Identify this boot and this PID namespace: host names repeat, and containers share a kernel."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()}/{boot}/{os.readlink('/proc/self/ns/pid')}"
@@ -192,12 +193,12 @@ def _machine() -> str | None:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine started, in its kernel's ticks; None if there is none."""
+    """Return when a process of this machine started, in kernel ticks; None if it does not exist."""
     try:
-        # The name in brackets may hold anything, so counting starts behind it: field 22 of proc(5).
+        # The name in parentheses may contain any character, so count fields after it: field 22 of proc(5).
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         if fields[0] in "ZX":
-            # Dead, and not yet reaped by its parent.
+            # A zombie: dead, but not yet reaped by its parent.
             return None
         return fields[19]
     except OSError:
@@ -205,7 +206,7 @@ def _started(pid: int) -> str | None:
 
 
 def name_of(record: dict[str, Any]) -> str:
-    """The record's process in words, e.g. "process 12 on node3, job 7"."""
+    """Describe the record's process, e.g. "process 12 on node3, job 7"."""
     job = f", job {record['job']}" if record.get("job") else ""
     process = f"process {record['pid']}" if record.get("pid") else "a process"
     return f"{process} on {record.get('host') or 'an unknown host'}{job}"

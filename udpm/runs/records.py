@@ -1,4 +1,4 @@
-"""What the files in a run's folder must say to be used, and whether the run is finished. Imports no torch."""
+"""Schemas of the files in a run's folder, and whether the run is finished. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SEALED = (
     *("format", "experiment", "seed", "iterations", "seconds", "parameters", "device", "processes", "origin"),
     *("dataset_sha256", "dataset_splits", "class_names", "weights_sha256"),
 )
-"""What the digest of ``complete.json`` is of: all that is shown or decided by."""
+"""Keys that the digest of ``complete.json`` covers: all that are shown or that decisions depend on."""
 Kind = TypeVar("Kind", bound=Record)
 
 
 class Provenance(Record):
-    """Where a result came from."""
+    """Provenance of a result."""
 
     versions: dict[str, str]
     commit: str | None
@@ -36,7 +36,7 @@ class Provenance(Record):
 
 
 class Origin(Record):
-    """What imported weights were read from."""
+    """Files that imported weights were read from."""
 
     kind: str | None = None
     files: list[dict[str, str]] = []
@@ -60,7 +60,7 @@ class Complete(Record):
 
 
 class MetricsLine(Record):
-    """A line of ``metrics.jsonl``; all other entries are numbers, too."""
+    """A line of ``metrics.jsonl``; all other entries are numbers too."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float]
@@ -93,7 +93,7 @@ class AttemptLine(Record):
 
 
 class OwnerRecord(Record):
-    """``owner.json``: the process that trains."""
+    """``owner.json``: the process that is training."""
 
     token: str
     host: str | None = None
@@ -114,13 +114,13 @@ class _Training(Record):
 
 
 class RunSummary(Record):
-    """What ``config.json`` says of a run's length; older runs, whose other keys differ, have a state, too."""
+    """The part of ``config.json`` that defines a run's length; also valid for older runs with other keys."""
 
     training: _Training | Literal["imported"] = _Training()
 
 
 def read_run_length(run: Path) -> dict[str, Any]:
-    """`iterations`, `epochs` and `batch` of a run's configuration, where they are known.
+    """Return `iterations`, `epochs` and `batch` of a run's configuration, if known.
 
     Raises:
         UserError: ``config.json`` cannot be read.
@@ -133,7 +133,7 @@ def read_run_length(run: Path) -> dict[str, Any]:
 
 
 def read_complete(run: Path) -> dict[str, Any]:
-    """The record of a finished run; what it does not say is None or empty.
+    """Return the record of a finished run; missing optional entries are None or empty.
 
     Raises:
         UserError: missing, unreadable, not such a record, or changed since it was written.
@@ -146,11 +146,11 @@ def read_complete(run: Path) -> dict[str, Any]:
 
 
 def read_metrics_lines(path: Path, tail: int | None = None) -> Iterator[dict[str, Any] | None]:
-    """Lines of ``metrics.jsonl``; None for one that is none.
+    """Yield the lines of ``metrics.jsonl``; None for an invalid line.
 
     Args:
         path: the file.
-        tail: bytes at its end that are looked at; None: all.
+        tail: read only this many bytes at its end; None: all.
 
     Raises:
         UserError: the file cannot be read.
@@ -159,29 +159,29 @@ def read_metrics_lines(path: Path, tail: int | None = None) -> Iterator[dict[str
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a training run's."""
+    """Return whether a folder is a training run's."""
     return any((folder / name).is_file() for name in RUN_FILES)
 
 
 def last_saved(run: Path) -> int:
-    """The iteration of a run's newest checkpoint that seems whole; 0 where there is none."""
+    """Return the iteration of a run's newest checkpoint that seems complete; 0 if none does."""
     manifests = reversed(numbered(run / "checkpoints", ".json"))
     return next((iteration_of(path) for path in manifests if path.with_suffix(".safetensors").is_file()), 0)
 
 
 def numbered(folder: Path, suffix: str) -> list[Path]:
-    """Files of a folder that are named by their iteration, such as 000003200.safetensors, in its order."""
+    """Return the files of a folder that are named by iteration, such as 000003200.safetensors, in ascending order."""
     found = [path for path in folder.glob(f"*{suffix}") if path.suffix == suffix and ITERATION.fullmatch(path.stem)]
     return sorted(found, key=iteration_of)
 
 
 def iteration_of(path: Path) -> int:
-    """The iteration of a file, by its name."""
+    """Return the iteration in a file's name."""
     return int(path.stem)
 
 
 def is_valid(model: type[Record], values: Any) -> bool:
-    """Whether values are such a record."""
+    """Return whether values are a valid record of this model."""
     try:
         model.model_validate(values)
     except ValidationError:
@@ -193,40 +193,40 @@ WEIGHTS, CHECKPOINTS = "weights.safetensors", "checkpoints"
 
 
 def is_finished(run: Path, iterations: int, dataset_sha256: str | None, digest: Callable[[Path], str] = sha256) -> bool:
-    """Whether a run ended after so many iterations on these images, and its weights are those it ended with.
+    """Return whether a run completed this many iterations on these images, and its weights are unchanged since.
 
     Args:
         run: the run's folder.
-        iterations: at its end.
-        dataset_sha256: identity of the images; None where it is unknown.
-        digest: gives SHA-256 of a file.
+        iterations: total to complete.
+        dataset_sha256: identity of the images; None if unknown.
+        digest: computes the SHA-256 of a file.
 
     Raises:
-        UserError: training here would replace weights that cannot be made again, or that are not the run's.
+        UserError: training here would replace weights that cannot be reproduced, or that are not the run's.
     """
     record = read_completion(run, digest)
     if record is None:
         return False
     if dataset_sha256 is not None and record.get("dataset_sha256") not in (None, dataset_sha256):
         raise UserError(
-            f"{run}: was trained on other images than the data set holds now; bring the images back, give the data set "
-            "and the experiment new names, or delete the run's folder"
+            f"{run}: was trained on other images than the data set now has; restore the images, give the data set and "
+            "the experiment new names, or delete the run's folder"
         )
     done = record.get("iterations") or 0
     if done < iterations and not has_checkpoint(run):
         raise UserError(
-            f"{run}: is finished after {done} iterations, and the checkpoints that training would go on from to "
-            f"{iterations} are gone; set training.iterations back to {done}, or name a new experiment that starts from "
-            "these weights (weights:)"
+            f"{run}: is finished after {done} iterations, and the checkpoints needed to continue to {iterations} are "
+            f"gone; set training.iterations back to {done}, or name a new experiment that starts from these weights "
+            "(weights:)"
         )
     return done >= iterations
 
 
 def read_completion(run: Path, digest: Callable[[Path], str] = sha256) -> dict[str, Any] | None:
-    """The completion record of a run whose weights are there; None where it is not finished.
+    """Return the completion record of a finished run, after checking its weights; None if it is not finished.
 
     Raises:
-        UserError: the weights are not those that the record tells of, or have neither a record nor checkpoints.
+        UserError: the weights do not match the record, or exist with neither a record nor checkpoints.
     """
     weights = run / WEIGHTS
     if not weights.exists():
@@ -235,21 +235,21 @@ def read_completion(run: Path, digest: Callable[[Path], str] = sha256) -> dict[s
         if has_checkpoint(run):
             return None
         raise UserError(
-            f"{weights}: has neither {COMPLETE} nor checkpoints next to it: training would begin anew and replace it; "
-            "move it away, or bring the other files back"
+            f"{weights}: {COMPLETE} and checkpoints not found next to it: training would restart and replace it; move "
+            "it away, or restore the other files"
         )
     record = read_complete(run)
     if digest(weights) != record["weights_sha256"]:
-        way = "; or delete it, and the last checkpoint makes it again" if has_checkpoint(run) else ""
+        way = ", or delete it to rebuild it from the last checkpoint" if has_checkpoint(run) else ""
         raise UserError(
-            f"{weights}: is not what the run ended with: its SHA-256 is not the one in {COMPLETE}; put that file "
-            f"back{way}"
+            f"{weights}: is not what the run ended with: its SHA-256 differs from the one in {COMPLETE}; restore the "
+            f"original file{way}"
         )
     return record
 
 
 def may_be_finished(run: Path, training: Any) -> bool:
-    """Whether a run may have nothing left to train, without reading the data set.
+    """Return whether a run may have no iterations left, without reading the data set.
 
     Args:
         run: the run's folder.
@@ -265,6 +265,6 @@ def may_be_finished(run: Path, training: Any) -> bool:
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Whether training could go on from a checkpoint that seems whole: it and its manifest are there."""
+    """Return whether training could resume from a checkpoint: one exists together with its manifest."""
     manifests = (run / CHECKPOINTS).glob("[0-9]*.json")
     return any(manifest.with_suffix(".safetensors").is_file() for manifest in manifests)

@@ -1,4 +1,4 @@
-"""Where training runs and the points of a sweep stand, read from their folders alone; imports no torch."""
+"""State of training runs and of the points of a sweep, read from their folders alone. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ from udpm.runs.lock import STALE_SECONDS, is_dead, name_of, read_owner
 from udpm.runs.records import is_run, iteration_of, numbered, read_complete, read_metrics_lines, read_run_length
 
 QUIET_INTERVALS = 10
-"""A trainer that lives but has written no metrics for so many of their usual intervals is taken to hang ..."""
+"""A living trainer counts as hung after this many intervals between metrics without new ones ..."""
 QUIET_AT_LEAST = 300.0
-"""... though not before so many seconds, and ..."""
+"""... but not before this many seconds, ..."""
 QUIET_AT_FIRST = 3600.0
-"""... not before so many where no interval is known yet: compiling and reading take their time."""
+"""... nor before this many if no interval is known yet: compiling and reading take time."""
 TAIL = 2**16
-"""Bytes at the end of ``metrics.jsonl`` that are looked at; a line has about a thousand."""
+"""Bytes to read at the end of ``metrics.jsonl``; a line has about a thousand."""
 COLUMNS = ("run", "state", "iteration", "img/s", "left", "checkpoint", "heartbeat", "where", "attempts", "note")
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Where a run stands; None where it is unknown or means nothing. Ages and times left in seconds.
+    """State of a run; None marks entries that are unknown or do not apply. Ages and remaining times in seconds.
 
     Attributes:
         run: its folder.
-        state: complete; running; stalled: its trainer gave no sign of life, or hangs; failed: the last attempt failed,
-            and the note says why; stopped: nobody trains, and there is something to continue; waiting: nothing is
-            trained yet; unreadable: the note says which of its files.
-        iteration: how many are done.
-        iterations: how many there will be; with training.epochs the most there can be, until it is complete.
+        state: complete; running; stalled: its trainer sends no heartbeat, or hangs; failed: the last attempt failed,
+            and the note says why; stopped: no trainer runs, and a checkpoint exists to resume from; waiting: no
+            checkpoint exists yet; unreadable: the note names the file.
+        iteration: completed iterations.
+        iterations: total; with training.epochs an upper bound until the run is complete.
         images_per_second: in the last line of metrics.
-        seconds_left: at that speed, while it runs.
+        seconds_left: remaining time at that speed, while it runs.
         checkpoint: iteration of the last one.
-        checkpoint_age: of it.
-        heartbeat_age: of the trainer's, by the clocks of its node and of this one.
-        host: where it trains, or where the last attempt failed or ended without a word.
-        job: its SLURM job there.
+        checkpoint_age: its age.
+        heartbeat_age: age of the trainer's heartbeat, by the clocks of its node and of this one.
+        host: where it trains, or where the last attempt failed or ended abruptly.
+        job: its SLURM job on that host.
         attempt: number of SLURM's restarts of that job.
-        attempts: how many there were.
-        note: what else there is to say.
+        attempts: number of attempts.
+        note: further details.
     """
 
     run: str
@@ -75,7 +75,7 @@ class RunStatus:
 
 
 def read_statuses(runs: Iterable[Path]) -> list[RunStatus]:
-    """Where runs stand now; one that cannot be read stands among the others, with the reason."""
+    """Read the current state of runs. An unreadable one is listed with the reason."""
     found = []
     for run in runs:
         try:
@@ -86,14 +86,14 @@ def read_statuses(runs: Iterable[Path]) -> list[RunStatus]:
 
 
 def read_status(run: Path) -> RunStatus:
-    """Where a run stands now.
+    """Read the current state of a run.
 
     Raises:
         UserError: the folder is no run's, or its records cannot be read.
     """
     if not is_run(run):
         raise UserError(
-            f"{run}: not a run's folder; expected one that holds config.json, such as results/runs/digits/seed0"
+            f"{run}: not a run's folder; expected one that contains config.json, such as results/runs/digits/seed0"
         )
     now, lines, owner = time.time(), _last_lines(run / "metrics.jsonl"), read_owner(run)
     training = read_run_length(run)
@@ -104,7 +104,7 @@ def read_status(run: Path) -> RunStatus:
     known = {**done, **checkpoint, "attempts": len(attempts) or None}
     if (run / "complete.json").exists():
         total = read_complete(run).get("iterations")
-        if not _goes_on(total, training):
+        if not _is_extended(total, training):
             return RunStatus(str(run), "complete", **known | {"iteration": total, "iterations": total})
     if owner is not None and not is_dead(owner):
         return _at_work(run, owner, lines, known, training, now)
@@ -118,40 +118,40 @@ def read_status(run: Path) -> RunStatus:
     if last.ended is None and last.record:
         note, known = _silent(last, now), known | _place(last)
     elif owner is not None:
-        note = f"{name_of(owner)} ended without a word"
+        note = f"{name_of(owner)} ended abruptly"
     return RunStatus(str(run), "stopped" if checkpoint else "waiting", **known, note=note)
 
 
-def render_statuses(standings: list[RunStatus]) -> str:
-    """A table to read, a row for each run."""
-    rows = [COLUMNS, *(_row(standing) for standing in standings)]
+def render_statuses(statuses: list[RunStatus]) -> str:
+    """Format a table with a row for each run."""
+    rows = [COLUMNS, *(_row(status) for status in statuses)]
     used = [column for column in range(len(COLUMNS)) if any(row[column] for row in rows[1:])]
     widths = {column: max(len(row[column]) for row in rows) for column in used}
     return "".join("  ".join(row[column].ljust(widths[column]) for column in used).rstrip() + "\n" for row in rows)
 
 
-def statuses_json(standings: list[RunStatus]) -> str:
-    """The same as a JSON list, in full precision."""
-    return json.dumps([asdict(standing) for standing in standings], indent=2, ensure_ascii=False) + "\n"
+def statuses_json(statuses: list[RunStatus]) -> str:
+    """Format the same as a JSON list, in full precision."""
+    return json.dumps([asdict(status) for status in statuses], indent=2, ensure_ascii=False) + "\n"
 
 
 def _at_work(
     run: Path, owner: dict[str, Any], lines: list[dict], known: dict[str, Any], training: dict[str, Any], now: float
 ) -> RunStatus:
-    """Of a run whose owner is, as far as can be seen from here, alive."""
+    """Return the state of a run whose owner is not known to be dead."""
     age = max(0.0, now - owner.get("time", 0.0))
     known = known | {"heartbeat_age": age, **{key: owner.get(key) for key in ("host", "job", "attempt")}}
     quiet = _quiet(run, owner, now)
     if age > STALE_SECONDS:
-        return RunStatus(str(run), "stalled", **known, note=f"no sign of life from {name_of(owner)}")
+        return RunStatus(str(run), "stalled", **known, note=f"no heartbeat from {name_of(owner)}")
     if quiet > _patience(lines):
-        note = f"{name_of(owner)} lives, but has written no metrics for {duration(quiet)}"
+        note = f"{name_of(owner)} is alive, but has written no metrics for {duration(quiet)}"
         return RunStatus(str(run), "stalled", **known, note=note)
     return RunStatus(str(run), "running", **known, seconds_left=_seconds_left(known, training))
 
 
 def _not_finite(last: PastAttempt) -> bool:
-    """Whether a file in failures/ explains the state: older runs have no record of attempts."""
+    """Return whether a file in failures/ explains the state: older runs have no record of attempts."""
     return last.ended != "failed" or "is not finite" in last.reason
 
 
@@ -159,9 +159,9 @@ def _silent(last: PastAttempt, now: float) -> str:
     """Describe an attempt that recorded no end and does not own the folder."""
     who = " ".join(name_of(last.record).split())
     if is_dead(last.record):
-        return f"{who} ended without a word"
+        return f"{who} ended abruptly"
     began = duration(max(0.0, now - last.record["began"]))
-    what = "was waiting for another one to end" if last.waits else "has not said how it ended"
+    what = "was waiting for another trainer to end" if last.waits else "has not recorded an end"
     return f"{who} began {began} ago and {what}"
 
 
@@ -169,14 +169,14 @@ def _place(last: PastAttempt) -> dict[str, Any]:
     return {key: last.record.get(key) for key in ("host", "job", "attempt")}
 
 
-def _goes_on(total: Any, training: dict[str, Any]) -> bool:
-    """Whether a run that was finished after `total` iterations is on its way to more."""
+def _is_extended(total: Any, training: dict[str, Any]) -> bool:
+    """Return whether a run that finished after `total` iterations is being extended to more."""
     wanted = training.get("iterations")
     return isinstance(total, int) and isinstance(wanted, int) and not training.get("epochs") and wanted > total
 
 
 def _quiet(run: Path, owner: dict[str, Any], now: float) -> float:
-    """Seconds since the trainer began or last wrote metrics."""
+    """Return the seconds since the trainer began or last wrote metrics."""
     metrics = run / "metrics.jsonl"
     written = metrics.stat().st_mtime if metrics.is_file() else 0.0
     return now - max(written, owner.get("since") or owner.get("time", 0.0))
@@ -197,59 +197,59 @@ def _seconds_left(known: dict[str, Any], training: dict[str, Any]) -> float | No
 
 
 def _last_lines(path: Path) -> list[dict]:
-    """The last two lines of metrics, the older first; as many as there are."""
+    """Return the last lines of metrics, at most two, the older first."""
     if not path.exists():
         return []
-    # Not readable is a line whose beginning lies before the tail, or that a killed process tore.
+    # A line is invalid if it begins before the tail, or if a killed process wrote only part of it.
     return [line for line in read_metrics_lines(path, TAIL) if line is not None][-2:]
 
 
 def _last_checkpoint(run: Path, now: float) -> dict[str, Any]:
-    """Of the newest that has its manifest, which is written last."""
+    """Return iteration and age of the newest checkpoint with a manifest, which is written last."""
     for manifest in reversed(numbered(run / "checkpoints", ".json")):
         try:
             if manifest.with_suffix(".safetensors").is_file():
                 age = max(0.0, now - manifest.stat().st_mtime)
                 return {"checkpoint": iteration_of(manifest), "checkpoint_age": age}
         except OSError:
-            # Removed meanwhile, for newer ones are there.
+            # Removed meanwhile by the trainer, which keeps only the newest.
             continue
     return {}
 
 
 def _last_failure(run: Path) -> tuple[int, str] | None:
-    """Iteration of the newest failure that was kept, and what it was."""
+    """Return the iteration of the newest recorded failure, and a description."""
     found = numbered(run / "failures", ".safetensors")
     if not found:
         return None
     what = "a loss was not finite"
     with suppress(UserError, KeyError):
-        told = read_header(found[-1]).description
-        what = f"{told['player']}/{told['term']} of level {told['level']} was not finite"
+        record = read_header(found[-1]).description
+        what = f"{record['player']}/{record['term']} of level {record['level']} was not finite"
     return iteration_of(found[-1]), f"{what} in iteration {iteration_of(found[-1]) + 1}: see {found[-1]}"
 
 
-def _row(standing: RunStatus) -> tuple[str, ...]:
-    done = "" if standing.iteration is None else str(standing.iteration)
-    if standing.iterations and standing.state != "complete":
-        done = f"{done or 0} of {standing.iterations}"
+def _row(status: RunStatus) -> tuple[str, ...]:
+    done = "" if status.iteration is None else str(status.iteration)
+    if status.iterations and status.state != "complete":
+        done = f"{done or 0} of {status.iterations}"
     checkpoint = ""
-    if standing.checkpoint is not None and standing.checkpoint_age is not None:
-        checkpoint = f"{standing.checkpoint}, {duration(standing.checkpoint_age)} ago"
-    parts = {"": standing.host, "job ": standing.job, "attempt ": standing.attempt}
+    if status.checkpoint is not None and status.checkpoint_age is not None:
+        checkpoint = f"{status.checkpoint}, {duration(status.checkpoint_age)} ago"
+    parts = {"": status.host, "job ": status.job, "attempt ": status.attempt}
     where = ", ".join(f"{name}{value}" for name, value in parts.items() if value)
-    rate = standing.images_per_second
+    rate = status.images_per_second
     return (
-        standing.run,
-        standing.state,
+        status.run,
+        status.state,
         done,
         "" if rate is None else f"{rate:.4g}",
-        "" if standing.seconds_left is None else duration(standing.seconds_left),
+        "" if status.seconds_left is None else duration(status.seconds_left),
         checkpoint,
-        "" if standing.heartbeat_age is None else f"{duration(standing.heartbeat_age)} ago",
+        "" if status.heartbeat_age is None else f"{duration(status.heartbeat_age)} ago",
         where,
-        "" if standing.attempts is None else str(standing.attempts),
-        standing.note,
+        "" if status.attempts is None else str(status.attempts),
+        status.note,
     )
 
 

@@ -224,7 +224,7 @@ def _check_arrays(path: Path, arrays: dict[str, np.ndarray], record: dict[str, A
     check_array(f"{path}: labels", labels, np.integer, (len(images),))
     most = max(record.get("classes", 0), 1) - 1
     if labels.min() < 0 or labels.max() > most:
-        raise UserError(f"{path}: labels are {labels.min()}..{labels.max()}, but must lie in 0..{most} by its record")
+        raise UserError(f"{path}: labels are {labels.min()}..{labels.max()}, but must be in 0..{most} by its record")
     for name in arrays:
         if OUTPUTS.fullmatch(name):
             check_array(f"{path}: {name}", arrays[name], np.uint8, images.shape)

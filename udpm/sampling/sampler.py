@@ -314,7 +314,7 @@ class Sampler:
         if chosen.shape != (count,) or not np.issubdtype(chosen.dtype, np.integer):
             raise UserError("labels: must be names of classes, or whole numbers")
         if chosen.min() < 0 or chosen.max() >= self.classes:
-            raise UserError(f"labels: must lie in 0..{self.classes - 1}, got {chosen.min()}..{chosen.max()}")
+            raise UserError(f"labels: must be in 0..{self.classes - 1}, got {chosen.min()}..{chosen.max()}")
         return chosen.astype(np.int64)
 
 
