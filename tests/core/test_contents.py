@@ -165,7 +165,7 @@ def test_a_reference_that_was_changed(project, case, capsys):
 WRONG_REFERENCES = {
     "features of another number": ({"features": np.ones((39, WIDTH), np.float32)}, "features is float32 (39, 12)"),
     "integer features": ({"features": np.ones((40, WIDTH), np.int64)}, "features is int64"),
-    "NaN features": ({"features": np.full((40, WIDTH), np.nan, np.float32)}, "features holds values that are not"),
+    "NaN features": ({"features": np.full((40, WIDTH), np.nan, np.float32)}, "features contains values that are not"),
     "labels of another number": ({"labels": np.zeros(39, np.int64)}, "labels is int64 (39,); expected integer (40,)"),
     "labels that are no classes": ({"labels": np.full(40, 0.5)}, "labels is float64 (40,)"),
     "no sigma": ({"sigma": None}, "r.npz: array sigma not found"),

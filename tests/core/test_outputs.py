@@ -257,10 +257,13 @@ def test_what_only_a_configuration_names_is_an_input(project, tmp_path, capsys):
         (("prepare", here / "set.json", "--output", photos), "contains other files"),
         (("prepare", here / "labelled.json", "--output", here / "labels.csv"), "is a file|which labels reads"),
         (("import", "--run-config", here / "imported.json", "--run", here / "run"), "holds a trained run"),
-        (("prepare", here / "set.json", "--output", photos / "store"), "which path reads"),
-        (("reference", photos, "--config", here / "scoring.json", "--output", extractor), "is no reference"),
-        (("sample", weights, "--config", here / "sampling.json", "--output", here / "noise.npz"), "is no sample set"),
-        (("sample", weights, "--noise", here / "noise.npz", "--output", here / "noise.npz"), "is no sample set"),
+        (("prepare", here / "set.json", "--output", photos / "store"), "the input of path; choose another path"),
+        (("reference", photos, "--config", here / "scoring.json", "--output", extractor), "not a reference that"),
+        (
+            ("sample", weights, "--config", here / "sampling.json", "--output", here / "noise.npz"),
+            "not a sample set that",
+        ),
+        (("sample", weights, "--noise", here / "noise.npz", "--output", here / "noise.npz"), "not a sample set that"),
     ):
         assert tiny.call(*command) == 2
         (line,) = capsys.readouterr().err.splitlines()
@@ -886,7 +889,7 @@ def test_side_files_are_outputs_too(project, tmp_path, monkeypatch, capsys):
             "weights.safetensors: already exists, not a file of",
         ),
         ("--usage set.json prepare set.json --output {0}/ex", "--usage: set.json: is also the input of CONFIG"),
-        ("--usage photos/u.jsonl bench data photos", "--usage: photos/u.jsonl: lies in photos"),
+        ("--usage photos/u.jsonl bench data photos", "--usage: photos/u.jsonl: is inside photos"),
         ("select score.json --output {0}/x.csv --table {0}/x", "is also the output of"),
     ):
         before = tiny.snapshot(project), tiny.snapshot(tmp_path)

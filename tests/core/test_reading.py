@@ -33,7 +33,7 @@ def special(folder):
     return {
         folder / "pipe": "it is a pipe, not a file",
         folder / "loop": "a symbolic link that points to itself",
-        folder / "dangling": "a link to nowhere, which does not exist",
+        folder / "dangling": "a symbolic link to nowhere, which does not exist",
         folder / "folder": "it is a folder, not a file",
         folder / "socket": "it is a socket, not a file",
         folder / "nothing": "score not found",

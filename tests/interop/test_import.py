@@ -451,7 +451,7 @@ CASES = {
             np.savez(f / "noise.npz", base=np.zeros((4, 3, 16, 16), np.float32)),
         ),
         "sample ours.safetensors --noise noise.npz --count 2 --output out.npz",
-        "noise.npz: has no array eps_3; this model needs base, eps_3, eps_2, eps_1",
+        "noise.npz: array eps_3 not found; this model needs base, eps_3, eps_2, eps_1",
     ),
 }
 

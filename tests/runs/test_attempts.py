@@ -222,7 +222,7 @@ def orphaned(run):
     [
         (another_run, "holds a run of another configuration"),
         (imported, "holds imported weights"),
-        (orphaned, "has neither complete.json nor checkpoints"),
+        (orphaned, "complete.json and checkpoints not found"),
         (
             lambda run: (shutil.rmtree(run), run.mkdir(), (run / "thesis.tex").touch()),
             "contains other files (thesis.tex)",

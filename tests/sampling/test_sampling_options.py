@@ -336,9 +336,9 @@ MISTAKES = {
     "noise without its base": (
         noise_file(base=...),
         NOISE,
-        "has no array base; this model needs base, eps_3, eps_2, eps_1",
+        "array base not found; this model needs base, eps_3, eps_2, eps_1",
     ),
-    "noise without a level": (noise_file(eps_2=...), NOISE, "has no array eps_2; this model needs base, eps_3"),
+    "noise without a level": (noise_file(eps_2=...), NOISE, "array eps_2 not found; this model needs base, eps_3"),
     "noise of another side": (
         noise_file(eps_1=np.zeros((6, 3, 4, 4))),
         NOISE,

@@ -146,7 +146,7 @@ def import_reference(path: str | Path, extractor: Extractor, output: str | Path)
     arrays = read_npz(path, ".npz with mu and sigma", names=("mu", "sigma"))
     lacking = [name for name in ("mu", "sigma") if name not in arrays]
     if lacking:
-        raise UserError(f"{path}: has no array {' and '.join(lacking)}; expected statistics, mu and sigma")
+        raise UserError(f"{path}: array {' and '.join(lacking)} not found; expected statistics, mu and sigma")
     mu, sigma = arrays["mu"], arrays["sigma"]
     check_statistics(path, mu, sigma)
     mu, sigma = (values.astype(np.float64) for values in (mu, sigma))
@@ -170,7 +170,7 @@ def load_reference(path: str | Path) -> Reference:
     told = validate(ReferenceRecord, record, f"{path}: record")
     lacking = [name for name in ("mu", "sigma") if name not in arrays]
     if lacking:
-        raise UserError(f"{path}: has no array {' and '.join(lacking)}; make the reference again")
+        raise UserError(f"{path}: array {' and '.join(lacking)} not found; make the reference again")
     check_statistics(path, arrays["mu"], arrays["sigma"])
     features, labels = (arrays.get(name) for name in ("features", "labels"))
     if features is not None:

@@ -218,7 +218,7 @@ def _check_arrays(path: Path, arrays: dict[str, np.ndarray], record: dict[str, A
     """A sample set's arrays fit together and its record."""
     for name in ("images", "labels"):
         if name not in arrays:
-            raise UserError(f"{path}: not a sample set: it has no array {name}; `udpm sample` makes it")
+            raise UserError(f"{path}: not a sample set: array {name} not found; `udpm sample` makes it")
     images, labels = arrays["images"], arrays["labels"]
     check_array(f"{path}: images", images, np.uint8, (record["count"], "height", "width", 3))
     check_array(f"{path}: labels", labels, np.integer, (len(images),))

@@ -55,7 +55,7 @@ def stored(path: str | Path, schedule: Schedule, side: int, count: int) -> tuple
     arrays = read_npz(path, "noise file", names=sides)
     for name in sides:
         if name not in arrays:
-            raise UserError(f"{path}: has no array {name}; this model needs {', '.join(sides)}")
+            raise UserError(f"{path}: array {name} not found; this model needs {', '.join(sides)}")
     check_array(f"{path}: base", arrays["base"], np.floating, ("n", 3, side, side))
     count_held = len(arrays["base"])
     for name, size in sides.items():

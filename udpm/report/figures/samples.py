@@ -137,7 +137,7 @@ def _load_chain(path: str | Path) -> tuple[dict[str, np.ndarray], list[int], dic
     side = arrays["x_1"].shape[-1] if arrays["x_1"].ndim else 0
     for level in levels:
         if f"f_{level}" not in arrays:
-            raise UserError(f"{path}: has no array f_{level}; `udpm sample --chain` makes it")
+            raise UserError(f"{path}: array f_{level} not found; `udpm sample --chain` makes it")
         small, large = side >> (level - 1), 2 * side >> (level - 1)
         check_array(f"{path}: x_{level}", arrays[f"x_{level}"], np.floating, (count, 3, small, small))
         check_array(f"{path}: f_{level}", arrays[f"f_{level}"], np.floating, (count, 3, large, large))
