@@ -9,8 +9,7 @@ import torch
 
 from benchmarks.fft import sample_by_fft
 from benchmarks.gains import PLAIN
-from udpm.diffusion.latent import Latent
-from udpm.diffusion.sampler import Step
+from udpm.diffusion.sampler import Latent, Step
 from udpm.networks.weights import Model
 from udpm.sampling.sampler import Sampler
 

@@ -16,7 +16,7 @@ from udpm.config.experiment import RunConfig
 from udpm.data.levels import Levels
 from udpm.data.loader import Batches
 from udpm.data.store import Store
-from udpm.diffusion.forward import downsample, marginal
+from udpm.diffusion.process import downsample, marginal
 from udpm.diffusion.schedule import Schedule
 from udpm.training.batch import Prefetcher, TrainingBatch, draw_level, draw_noise
 from udpm.training.losses import LossWeights

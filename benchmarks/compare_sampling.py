@@ -17,8 +17,8 @@ from udpm.bench.sampling import work_of
 from udpm.config.experiment import RunConfig
 from udpm.core import devices
 from udpm.diffusion.schedule import Schedule
-from udpm.networks.build import build_generator
 from udpm.networks.flops import count_cost
+from udpm.networks.unet import build_generator
 from udpm.networks.weights import Model
 
 PART = "batch"

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from udpm.diffusion.forward import marginal
+from udpm.diffusion.process import marginal
 from udpm.diffusion.sampler import Network, Step
 from udpm.diffusion.schedule import Schedule, coefficients
 
 
 def downsample_by_fft(image: torch.Tensor, scale: int, times: int = 1) -> torch.Tensor:
-    """H^times x: a product with the box's spectrum, then every other pixel; see `udpm.diffusion.forward.downsample`."""
+    """H^times x: a product with the box's spectrum, then every other pixel; see `udpm.diffusion.process.downsample`."""
     for _ in range(times):
         image = _filtered(image, _spectrum(image, scale))[..., ::2, ::2]
     return image
 
 
 def adjoint_by_fft(image: torch.Tensor, scale: int) -> torch.Tensor:
-    """Hᵀ y: zeros between the pixels, then the box's conjugate spectrum; see `udpm.diffusion.forward.adjoint`."""
+    """Hᵀ y: zeros between the pixels, then the box's conjugate spectrum; see `udpm.diffusion.process.adjoint`."""
     *batch, height, width = image.shape
     apart = image.new_zeros(*batch, 2 * height, 2 * width)
     apart[..., ::2, ::2] = image

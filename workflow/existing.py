@@ -72,7 +72,7 @@ class Existing:
         if changed or INVENTORY not in record.get("files", {}):
             return "; ".join(changed.values()) or None
         # Not for data sets of a package: it imports what reads images.
-        from udpm.data.inventory import difference, inventory_now, read_inventory
+        from udpm.data.open import difference, inventory_now, read_inventory
 
         before, now = read_inventory(folder), inventory_now(config, self._content.digests)
         found = difference(before, now) if before is not None and now is not None else None

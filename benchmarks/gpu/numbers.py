@@ -11,11 +11,10 @@ import torch
 from benchmarks.gpu.checks import Check, Session, expect
 from benchmarks.gpu.subjects import difference, wake
 from udpm.core import devices
-from udpm.diffusion.forward import adjoint, downsample, project
-from udpm.diffusion.posterior import posterior
+from udpm.diffusion.process import adjoint, downsample, posterior, project
 from udpm.diffusion.sampler import noise_sides, sample
 from udpm.diffusion.schedule import Schedule
-from udpm.networks.build import build_discriminator
+from udpm.networks.discriminator import build_discriminator
 from udpm.networks.inference import Precision, serve
 from udpm.networks.unet import UNet, UNetShape
 

@@ -17,7 +17,7 @@ from udpm.config import RunConfig
 from udpm.config.load import resolve_run, validate
 from udpm.data.levels import Levels, write_cache
 from udpm.data.prepare import prepare
-from udpm.networks.build import build_generator
+from udpm.networks.unet import build_generator
 from udpm.networks.weights import Model
 
 CONFIG = Path(__file__).parents[2] / "config"

@@ -13,8 +13,9 @@ from udpm.bench import data as feeding
 from udpm.bench import measure
 from udpm.bench import scoring as benchmark
 from udpm.config import Scoring, to_json
-from udpm.networks.build import build_discriminator, build_generator
+from udpm.networks.discriminator import build_discriminator
 from udpm.networks.flops import count_cost
+from udpm.networks.unet import build_generator
 from udpm.training.estimate import IterationCounter, iteration_cost
 
 CPU = torch.device("cpu")

@@ -23,8 +23,8 @@ from udpm.bench.record import Work
 from udpm.core.arrays import sealed
 from udpm.core.files import write_json
 from udpm.data.levels import open_levels
-from udpm.diffusion.forward import adjoint, downsample
-from udpm.networks.build import build_generator
+from udpm.diffusion.process import adjoint, downsample
+from udpm.networks.unet import build_generator
 from udpm.networks.weights import Model
 from udpm.sampling.sampler import Sampler
 from udpm.training.trainer import Trainer

@@ -14,7 +14,7 @@ from udpm.cli import main
 from udpm.core.errors import UserError
 from udpm.data.store import open_store
 from udpm.data.summary import mean_square
-from udpm.diffusion.forward import downsample
+from udpm.diffusion.process import downsample
 from udpm.diffusion.schedule import Schedule, divergence_bound, prior_variance
 from udpm.report.figures.schedule import HEADINGS, schedule_table
 

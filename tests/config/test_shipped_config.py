@@ -13,7 +13,8 @@ from tiny import ROOT
 
 from udpm.config import names_in, resolve_run
 from udpm.config.schema import FILES, KEYS, insert, json_schema, key_reference
-from udpm.networks.build import build_discriminator, build_generator
+from udpm.networks.discriminator import build_discriminator
+from udpm.networks.unet import build_generator
 
 CONFIG = ROOT / "config"
 EXPERIMENTS = names_in(CONFIG / "experiments")

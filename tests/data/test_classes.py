@@ -14,7 +14,7 @@ from udpm.core import devices
 from udpm.core.classes import class_folders, class_number, class_title
 from udpm.core.errors import UserError
 from udpm.metrics.protocol import class_words
-from udpm.networks.build import build_generator
+from udpm.networks.unet import build_generator
 from udpm.networks.weights import load_model, read_tensors, save_weights
 from udpm.sampling.sample_set import load_samples, save_samples
 

@@ -22,7 +22,7 @@ from udpm.data.loader import Batches
 from udpm.data.prepare import prepare
 from udpm.data.store import open_store
 from udpm.data.summary import differences, draw_sheet
-from udpm.diffusion.forward import downsample
+from udpm.diffusion.process import downsample
 from udpm.runs.config_guard import MUTABLE_KEYS
 
 

@@ -11,7 +11,7 @@ from photos import add, change, picture, remove, replace_keeping_times
 from udpm.config import DatasetConfig
 from udpm.core.files import sha256
 from udpm.core.provenance import Digests
-from udpm.data.inventory import Difference, difference, inventory_now, read_inventory
+from udpm.data.open import Difference, difference, inventory_now, read_inventory
 from udpm.data.prepare import prepare
 
 

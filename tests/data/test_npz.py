@@ -15,8 +15,8 @@ from udpm.core.containers import check_archive
 from udpm.core.errors import UserError
 from udpm.data import cifar
 from udpm.data.cifar import Batches
-from udpm.data.listing import list_members
 from udpm.data.npz import map_npy, read_npy, unpack
+from udpm.data.source import list_members
 from udpm.interop.checkpoint import read_weights
 from udpm.metrics.extractor import load_extractor
 

@@ -35,9 +35,8 @@ from udpm.core.processes import StopRequest
 from udpm.data import fill
 from udpm.data import prepare as preparation
 from udpm.data.decode import ImageError, Preprocessing, _opaque_rgb, fit, quiet_decoders, to_rgb
-from udpm.data.listing import list_members, read_member
 from udpm.data.prepare import prepare
-from udpm.data.source import shown
+from udpm.data.source import list_members, read_member, shown
 from udpm.data.store import open_store
 
 

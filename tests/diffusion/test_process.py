@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udpm.diffusion.forward import adjoint, downsample, marginal, project, step
-from udpm.diffusion.posterior import posterior
+from udpm.diffusion.process import adjoint, downsample, marginal, posterior, project, step
 from udpm.diffusion.sampler import noise_sides, sample
 from udpm.diffusion.schedule import Schedule
 

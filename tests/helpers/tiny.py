@@ -212,7 +212,7 @@ def assert_same_weights(run, other):
 def as_published(model):
     """A generator's weights under the published names, with the filters that the published code stores."""
     from udpm.interop.architecture import generator_names
-    from udpm.networks.build import build_generator
+    from udpm.networks.unet import build_generator
 
     network = build_generator(model)
     names = generator_names(network.shape)

@@ -15,8 +15,8 @@ from PIL import Image
 
 from udpm.config import to_json
 from udpm.data.store import open_store
-from udpm.diffusion.forward import step
-from udpm.diffusion.latent import seeded
+from udpm.diffusion.process import step
+from udpm.diffusion.sampler import seeded
 from udpm.diffusion.schedule import Schedule
 from udpm.report.figures.style import LARGEST
 from udpm.report.sweep.figures import ROWS

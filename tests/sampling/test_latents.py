@@ -21,8 +21,8 @@ from udpm.core import devices
 from udpm.core.errors import UserError
 from udpm.core.transfer import to_bytes
 from udpm.data.npz import load_arrays, save_arrays
-from udpm.diffusion.latent import Latent, interpolate, join, mix
-from udpm.networks.build import build_generator
+from udpm.diffusion.sampler import Latent, interpolate, join, mix
+from udpm.networks.unet import build_generator
 from udpm.networks.weights import load_model, save_weights
 from udpm.report.figures.latents import draw_latents
 from udpm.report.figures.style import LARGEST

@@ -14,12 +14,11 @@ from udpm.core.errors import UserError
 from udpm.core.files import sha256
 from udpm.core.transfer import to_bytes
 from udpm.data.npz import load_arrays
-from udpm.diffusion.forward import adjoint
-from udpm.diffusion.latent import seeded
-from udpm.diffusion.posterior import posterior
+from udpm.diffusion.process import adjoint, posterior
+from udpm.diffusion.sampler import seeded
 from udpm.diffusion.schedule import Schedule
-from udpm.networks.build import build_generator
 from udpm.networks.layers import NO_LABEL
+from udpm.networks.unet import build_generator
 from udpm.networks.weights import load_model, save_weights
 from udpm.sampling import export
 from udpm.sampling.sample_set import load_samples, save_samples

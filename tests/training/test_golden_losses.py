@@ -4,7 +4,7 @@ import golden_vectors as golden
 import pytest
 import torch
 
-from udpm.diffusion.forward import downsample
+from udpm.diffusion.process import downsample
 from udpm.diffusion.schedule import Schedule
 from udpm.interop.architecture import discriminator_names, generator_names
 from udpm.training.losses import LossWeights, TrainingBatch, discriminator_losses, generator_losses

@@ -16,9 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.progress import duration
-from udpm.networks.build import build_generator
 from udpm.networks.flops import multiply_adds
-from udpm.networks.unet import UNet
+from udpm.networks.unet import UNet, build_generator
 from udpm.runs import lock as owners
 from udpm.runs.status import QUIET_AT_FIRST
 from udpm.training.estimate import _Flops, estimate_resources, iteration_cost, milestone_warning

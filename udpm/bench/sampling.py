@@ -13,10 +13,9 @@ from udpm.config.experiment import RunConfig
 from udpm.core import devices
 from udpm.diffusion.sampler import noise_sides, sample
 from udpm.diffusion.schedule import Schedule
-from udpm.networks.build import build_generator, generator_shape
 from udpm.networks.flops import Cost, count_cost
 from udpm.networks.inference import serve
-from udpm.networks.unet import IMAGE_CHANNELS, UNet
+from udpm.networks.unet import IMAGE_CHANNELS, UNet, build_generator, generator_shape
 
 
 def bench_sampling(config: RunConfig, device: torch.device, batch: int, seconds: float) -> dict[str, Any]:

@@ -212,7 +212,7 @@ def _import_run(checkpoints: tuple[Path, ...], run_config: Path | None, run: Pat
     from udpm.config import RunConfig, read_resolved
     from udpm.core.errors import UserError
     from udpm.core.outputs import Output
-    from udpm.interop.pretrained import import_weights
+    from udpm.interop.convert import import_weights
     from udpm.runs.config_guard import check_import
 
     if checkpoints or run_config is None or run is None:

@@ -15,9 +15,8 @@ from udpm.core.errors import UserError
 from udpm.core.files import expanded
 from udpm.core.seeds import derive_seed
 from udpm.data.decode import ImageError, Preprocessing, quiet_decoders, to_rgb
-from udpm.data.listing import TreeReader, ZipReader, list_images, told_counts
 from udpm.data.npz import array_names, read_npz
-from udpm.data.source import shown
+from udpm.data.source import TreeReader, ZipReader, list_images, shown, told_counts
 
 ARRAYS = ("images", "arr_0", "samples", "data", "x", "imgs", "image")
 """Names that a .npz may have its images under: ours, what numpy gives an array without one, and usual ones. Without any

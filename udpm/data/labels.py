@@ -4,28 +4,61 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from udpm.config.dataset import LABELLED_FOLDERS, DatasetConfig
 from udpm.core.errors import UserError
 from udpm.data.label_files import (
-    BLOCK,
-    PADDED,
-    Labels,
+    FILE_NAME,
+    LABEL,
+    Columns,
+    LabelFile,
     check_unread,
     chosen_files,
-    labels_of_files,
-    natural,
+    read_rows,
     refuse_files_elsewhere,
+    shown_value,
     some_of,
     usual_files,
 )
 from udpm.data.layout import Layout, unwrapped
-from udpm.data.listing import OTHER_PICTURES, Listing, tidy
-from udpm.data.source import shown
+from udpm.data.source import OTHER_PICTURES, Listing, shown, tidy
+
+BLOCK = 1000
+"""Images that StyleGAN's and FFHQ's tools put into one folder."""
+PADDED = 5
+"""Digits in the names of those folders."""
+_NO_NAME = re.compile(
+    r"\s*|[-+]?[0-9.,]+(e[-+]?[0-9]+)?|[<#]?n/?a>?|n\.a\.?|[-+]?nan|nat|null|none|nil|[-–—]+|\?+|_+", re.IGNORECASE
+)
+"""Text that is no class's name: nothing, a missing value of a table, a number that is not whole."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of images.
+
+    Attributes:
+        numbers: (n,) int64; all zero where there are no classes.
+        names: of the classes, by label; empty where they have none.
+        origin: where the labels come from, in words.
+        from_file: whether that is a file.
+        used: label files that were read, as the listing names them.
+        unused: label files that were not read, as `classes` is 0.
+    """
+
+    numbers: np.ndarray
+    names: list[str]
+    origin: str
+    from_file: bool = False
+    used: frozenset[bytes] = frozenset()
+    unused: tuple[str, ...] = ()
 
 
 def label_images(listing: Listing, places: list[bytes], layout: Layout, config: DatasetConfig) -> Labels:
@@ -151,4 +184,105 @@ def _are_blocks(names: list[bytes]) -> bool:
     return all(max(numbers[one]) < min(numbers[other]) for one, other in pairwise(tops))
 
 
+def natural(names: Iterable[str]) -> list[str]:
+    """Names in the order of their characters, but with whole numbers in theirs: 2 before 10."""
+    names = list(names)
+    width = max((len(run) for name in names for run in re.findall(r"[0-9]+", name)), default=0)
+    if width > 255:
+        return sorted(names)
+    return sorted(names, key=lambda name: (re.sub(r"[0-9]+", lambda run: run[0].rjust(width, "0"), name), name))
+
+
 # --- label files
+
+
+def labels_of_files(
+    places: list[bytes], order: np.ndarray, layout: Layout, config: DatasetConfig, files: list[LabelFile]
+) -> Labels:
+    """Label images by label files: every image must be listed once."""
+    found = _found(files, places, layout, config)
+    bare = [places[i] for i in order if i not in found]
+    if bare:
+        sources = ", ".join(file.where for file in files)
+        more = f" and {len(bare) - 1} more" if bare[1:] else ""
+        raise UserError(f"{sources}: has no label for {shown(bare[0])}{more}; add it, or remove the image")
+    # Labels of images that are in no split count for nothing.
+    numbers, names = _numbered([found[i] for i in order], config.classes)
+    used = frozenset(file.name for file in files if file.name is not None)
+    return Labels(numbers, names, ", ".join(file.origin for file in files), True, used)
+
+
+def _found(
+    files: list[LabelFile], places: list[bytes], layout: Layout, config: DatasetConfig
+) -> dict[int, tuple[str, int | str]]:
+    """The label of each image that the files name, and where it is."""
+    index = {place: number for number, place in enumerate(places)}
+    found: dict[int, tuple[str, int | str]] = {}
+    written: dict[int | str, tuple[str, str]] = {}
+    for file in files:
+        columns = Columns(layout)
+        for where, values, number in read_rows(file, layout, index, (FILE_NAME, LABEL)):
+            if number is None or number in found:
+                name = shown_value(values[FILE_NAME])
+                raise UserError(
+                    f"{where}: {name} is not among the {len(index)} images that are read"
+                    if number is None
+                    else f"{where}: {name} has a label already; name each image once"
+                )
+            label = _checked(values[LABEL], where)
+            _check_written(label, str(values[LABEL]).strip(), where, written)
+            found[number] = where, label
+            columns.note(where, number, values)
+        if config.splits is None:
+            columns.check()
+    return found
+
+
+def _check_written(label: int | str, text: str, where: str, written: dict[int | str, tuple[str, str]]) -> None:
+    """Refuse a number written in two ways, which may be two classes: 01 and 1."""
+    other, first = written.setdefault(label, (text, where))
+    if text != other:
+        raise UserError(f"{where}: the label is {text}, but the same number is {other} in {first}; write it in one way")
+
+
+def _checked(label: Any, where: str) -> int | str:
+    """A label: a number from 0, or a class's name."""
+    if isinstance(label, str):
+        label = label.strip()
+        if re.fullmatch(r"-?[0-9]{1,18}", label):
+            # In csv everything is text.
+            label = int(label)
+    number = isinstance(label, int) and not isinstance(label, bool)
+    if not number and (not isinstance(label, str) or _NO_NAME.fullmatch(label)):
+        raise UserError(f"{where}: the label must be a whole number or a name, found {shown_value(label)}")
+    if number and label < 0:
+        raise UserError(f"{where}: the label is {label}; labels are numbers from 0, or names")
+    return label
+
+
+def _numbered(found: list[tuple[str, int | str]], classes: int) -> tuple[np.ndarray, list[str]]:
+    """Labels as numbers 0..classes - 1, and the classes' names where the labels are names."""
+    first, example = found[0]
+    for where, label in found:
+        if isinstance(label, str) != isinstance(example, str):
+            raise UserError(
+                f"{where}: the label {shown_value(label)} is of another kind than {shown_value(example)} in {first}; "
+                "write all as numbers or all as names"
+            )
+    values = {label for _, label in found}
+    names = natural(label for label in values if isinstance(label, str))
+    last = names[-1] if names else max(values)
+    where = next(where for where, label in found if label == last)
+    gap = next((number for number in range(len(values)) if number not in values), None)
+    if not names and gap is not None:
+        raise UserError(
+            f"{where}: the label is {shown_value(last)}, but no image has {gap}; number classes without gaps"
+        )
+    if len(values) != classes:
+        named = f"names {some_of(names)}" if names else f"numbers 0..{last}"
+        raise UserError(
+            f"{where}: has {len(values)} classes ({named}), but classes is {classes}; set classes: {len(values)}"
+        )
+    numbers: dict[int | str, int] = {name: number for number, name in enumerate(names)}
+    labels = np.array([numbers[label] if names else label for _, label in found], dtype=np.int64)
+    return labels, [shown(name) for name in names]

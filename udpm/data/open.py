@@ -1,22 +1,25 @@
-"""Open the image source that a data set's configuration names."""
+"""Open the images that a data set's configuration names, and list them to notice later changes."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from udpm.config.dataset import OWN_CLASSES, DatasetConfig
 from udpm.core.errors import UserError
-from udpm.core.files import expanded
+from udpm.core.files import expanded, write_text
+from udpm.core.reading import read_bytes
 from udpm.core.seeds import derive_seed
-from udpm.data.cifar import open_cifar10
-from udpm.data.label_files import Labels
-from udpm.data.labels import label_images
+from udpm.data.cifar import Batches, find_batches, open_cifar10
+from udpm.data.labels import Labels, label_images
 from udpm.data.layout import Layout, arrange
-from udpm.data.listing import list_images, tidy
-from udpm.data.source import Source, shown
+from udpm.data.source import Source, TreeReader, list_images, shown, tidy
 
 
 def open_folder(config: DatasetConfig) -> Source:
@@ -118,3 +121,106 @@ def _digits(config: DatasetConfig) -> Source:
         reader=ArrayReader(np.repeat(grey[..., None], 3, axis=-1)),
         notes={"labels": "the digits"},
     )
+
+
+FILE = "source.jsonl"
+"""Name of the list in a prepared data set's folder."""
+LONGEST = 2**30
+"""Bytes of the largest list that is read: several million images."""
+
+Inventory = dict[str, str]
+"""By name, a digest of what an image and its label are, or of a file that holds many images."""
+Digest = Callable[[str | os.PathLike], str]
+"""Gives the SHA-256 of a file."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How many images a source has more, fewer or others than a data set was prepared from."""
+
+    added: int
+    removed: int
+    changed: int
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.changed)
+
+    def __str__(self) -> str:
+        return f"{self.added} added, {self.removed} removed, {self.changed} changed"
+
+
+def difference(before: Inventory, now: Inventory) -> Difference:
+    """Compare two inventories."""
+    changed = sum(now[name] != digest for name, digest in before.items() if name in now)
+    return Difference(len(now.keys() - before.keys()), len(before.keys() - now.keys()), changed)
+
+
+def take_inventory(config: DatasetConfig, source: Source, digest: Digest) -> Inventory:
+    """The inventory of a source that was opened.
+
+    Raises:
+        UserError: a file changes meanwhile.
+    """
+    reader = source.reader
+    if isinstance(reader, Batches):
+        return {path.name: digest(path) for path in reader.files}
+    if config.source != "folder":
+        return {}
+    found = {}
+    for name, key, label in zip(source.names, source.keys, source.labels.tolist(), strict=True):
+        content = _content(reader, name, key, digest)
+        names = source.class_names[label] if source.class_names else ""
+        found[os.fsdecode(name)] = hashlib.sha256(f"{content} {label} {names}".encode()).hexdigest()[:32]
+    return found
+
+
+def inventory_now(config: DatasetConfig, digest: Digest) -> Inventory | None:
+    """The inventory of a configured source as it is now; None where it is not there. Nothing is downloaded.
+
+    Raises:
+        UserError: the source is there and cannot be used.
+    """
+    path = None if config.path is None else expanded(config.path, "path")
+    if path is None or not path.exists():
+        return None
+    if config.source == "cifar10":
+        batches = find_batches(path)
+        return None if batches is None else {path.name: digest(path) for path in batches.files}
+    return take_inventory(config, open_folder(config), digest)
+
+
+def _content(reader, name: bytes, key: np.ndarray, digest: Digest) -> str:
+    if not isinstance(reader, TreeReader):
+        # An archive's directory has each member's size and checksum.
+        return f"crc {key[-1]} {key[-3]}"
+    path = os.path.join(reader.root, name)
+    try:
+        status = os.stat(path)
+        if key[0] > reader.limit:
+            return f"size {status.st_size}"
+        content = digest(os.fsdecode(path))
+    except (OSError, UserError):
+        return "cannot be read"
+    if (status.st_size, status.st_mtime_ns) != (key[0], key[1]):
+        raise UserError(f"{shown(path)}: changes while it is read; run the same command again when it is whole")
+    return content
+
+
+def write_inventory(folder: Path, inventory: Inventory) -> None:
+    """Write a data set's inventory into its folder."""
+    write_text(folder / FILE, "".join(json.dumps([name, digest]) + "\n" for name, digest in inventory.items()))
+
+
+def read_inventory(folder: Path) -> Inventory | None:
+    """A prepared data set's inventory; None where it has none, as those made by earlier versions.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not (folder / FILE).exists():
+        return None
+    try:
+        lines = read_bytes(folder / FILE, "list of images", LONGEST).splitlines()
+        return {str(name): str(digest) for name, digest in map(json.loads, lines)}
+    except (ValueError, TypeError, RecursionError):
+        raise UserError(f"{folder / FILE}: not a readable list of images; prepare the data set again") from None

@@ -28,17 +28,8 @@ from udpm.core.processes import StopRequest
 from udpm.core.progress import Progress
 from udpm.data.decode import STEPS, Preprocessing
 from udpm.data.fill import CHUNK, Chunk, Journal, Outcome, Work, chunks, do_chunks
-from udpm.data.inventory import (
-    content_hash,
-    difference,
-    find_duplicates,
-    read_inventory,
-    take_inventory,
-    write_inventory,
-)
-from udpm.data.listing import told_counts
-from udpm.data.open import open_source
-from udpm.data.source import Source, shown
+from udpm.data.open import difference, open_source, read_inventory, take_inventory, write_inventory
+from udpm.data.source import Source, shown, told_counts
 from udpm.data.store import (
     FORMAT,
     HEADER_BYTES,
@@ -48,6 +39,8 @@ from udpm.data.store import (
     SEALED,
     array_header,
     class_counts,
+    content_hash,
+    find_duplicates,
     open_store,
     split_ranges,
 )

@@ -1,13 +1,27 @@
-"""What a source of images is: a list of them in a fixed order, and a reader that fetches any one."""
+"""Sources of images: a list of them in a fixed order, and a reader that fetches any one; folders and .zip files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import posixpath
+import stat
+import zipfile
+import zlib
+from array import array
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
+
+from udpm.core.containers import Members, enter_member
+from udpm.core.errors import UserError
+from udpm.core.reading import opened
+from udpm.data.decode import ImageError
 
 
 class Reader(Protocol):
@@ -67,3 +81,288 @@ def shown(name: bytes | str) -> str:
     """A file's name as it can stand in a line of text: line breaks and bytes that are no UTF-8 as escapes."""
     text = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+_WHY_NOT = "not a readable member of its archive"
+
+
+def list_members(path: Path) -> tuple[list[bytes], np.ndarray]:
+    """Names of an archive's files, as the bytes stored in it, and where they lie.
+
+    The directory is read as a stream: the standard library would make an object of 700 bytes of each member.
+
+    Returns:
+        n names, and (n, 5) int64: offset, compressed size, size, method (-1: encrypted), CRC-32.
+
+    Raises:
+        UserError: missing, or no archive.
+    """
+    names, keys = [], array("q")
+    with opened(path, ".zip") as file:
+        try:
+            for name, key in Members(file):
+                names.append(name)
+                keys.extend(key)
+        except zipfile.BadZipFile as error:
+            raise UserError(f"{path}: not a readable .zip: {error}") from None
+    return names, np.frombuffer(keys, dtype=np.int64).reshape(-1, 5) if names else np.zeros((0, 5), dtype=np.int64)
+
+
+def read_member(file: BinaryIO, key: np.ndarray, limit: int) -> bytes:
+    """One member's bytes, checked against its CRC-32.
+
+    Args:
+        file: the archive.
+        key: the member's row of `list_members`.
+        limit: largest size in bytes.
+
+    Raises:
+        ImageError: larger than the limit, whatever its header says; encrypted; compressed in a rare way; damaged.
+        OSError: the archive cannot be read.
+    """
+    offset, packed, size, method, crc = (int(value) for value in key)
+    if max(packed, size) > limit:
+        raise ImageError(f"has {max(packed, size)} bytes, more than max_file_bytes {limit}")
+    if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ImageError("is encrypted" if method == -1 else f"compressed by method {method}; only deflate is read")
+    if not enter_member(file, offset):
+        raise ImageError(_WHY_NOT)
+    data = file.read(packed)
+    if method == zipfile.ZIP_DEFLATED:
+        data = _inflate(data, size)
+    if len(data) != size or zlib.crc32(data) != crc:
+        raise ImageError(f"{_WHY_NOT}: its checksum is wrong")
+    return data
+
+
+def _inflate(data: bytes, size: int) -> bytes:
+    # A byte more than announced is enough to see that a member lies about its size; the rest never comes to memory.
+    try:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+    except zlib.error:
+        raise ImageError(f"{_WHY_NOT}: damaged") from None
+
+
+SUFFIXES = (b".png", b".jpg", b".jpeg", b".jpe", b".jfif", b".webp", b".bmp", b".tif", b".tiff")
+"""Suffixes of files that are read as images."""
+OTHER_PICTURES = (
+    *(b".gif", b".ppm", b".pgm", b".pbm", b".pnm", b".avif", b".heic", b".heif", b".jxl", b".jp2", b".j2k", b".tga"),
+    *(b".exr", b".hdr", b".psd", b".dng", b".cr2", b".nef", b".arw", b".raw", b".ico", b".svg", b".npy", b".dcm"),
+)
+"""Suffixes of image files that are not read."""
+SYSTEM_FILES = (b"__macosx", b"@eadir", b"thumbs.db", b"desktop.ini")
+"""Files and folders that operating systems add, in lower case."""
+
+
+@dataclass(frozen=True)
+class TreeReader:
+    """Reads files below a folder.
+
+    Attributes:
+        root: the folder.
+        limit: largest file in bytes.
+    """
+
+    root: bytes
+    limit: int
+    parallel: bool = True
+    identity: str = "folder"
+
+    def load(self, name: bytes, key: np.ndarray) -> bytes:
+        """The file's bytes.
+
+        Raises:
+            ImageError: too large or unreadable.
+        """
+        if key[0] > self.limit:
+            raise ImageError(f"has {key[0]} bytes, more than max_file_bytes {self.limit}")
+        try:
+            with open(os.path.join(self.root, name), "rb") as file:
+                return file.read(self.limit)
+        except OSError as error:
+            raise ImageError(f"cannot be read ({error.strerror})") from None
+
+
+@dataclass(frozen=True)
+class ZipReader:
+    """Reads members of a .zip.
+
+    Attributes:
+        path: the archive.
+        limit: largest member in bytes.
+    """
+
+    path: Path
+    limit: int
+    parallel: bool = True
+    identity: str = "zip"
+    _open: list[BinaryIO] = field(default_factory=list, compare=False, repr=False)
+
+    def load(self, name: bytes, key: np.ndarray) -> bytes:
+        """The member's bytes.
+
+        Raises:
+            ImageError: too large, encrypted or damaged.
+            UserError: the archive cannot be read any more.
+        """
+        try:
+            if not self._open:
+                self._open.append(open(self.path, "rb"))  # noqa: SIM115 - stays open as long as its process
+            return read_member(self._open[0], key, self.limit)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read: {error.strerror or error}") from None
+
+    def __getstate__(self) -> dict:
+        # A process that gets a copy opens the archive itself: an open file has one position for all who share it.
+        return {**self.__dict__, "_open": []}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a folder or a .zip.
+
+    Attributes:
+        root: the folder or .zip.
+        names: of the images, in their order.
+        keys: (n, k) int64, where the reader finds each.
+        reader: of all files.
+        others: the other files, by name, with their keys.
+        ignored: number of files that are hidden, were added by an operating system, or are no regular files.
+    """
+
+    root: Path
+    names: list[bytes]
+    keys: np.ndarray
+    reader: TreeReader | ZipReader
+    others: dict[bytes, np.ndarray]
+    ignored: dict[str, int]
+
+    def places(self) -> list[bytes]:
+        """The images' names with folders separated by a slash, whichever way the system that packed them wrote them."""
+        return self.names if self.reader.identity == "zip" else [tidy(name) for name in self.names]
+
+    def left_out(self, used: Collection[bytes] = ()) -> dict[str, int]:
+        """Number of files that are no images, by suffix, and of those ignored; `used` are files of labels."""
+        suffixes = Counter(_suffix(name) for name in self.others if name not in used)
+        return dict(sorted(suffixes.items())) | {what: count for what, count in self.ignored.items() if count}
+
+
+def list_images(root: Path, limit: int, obtain: str = "") -> Listing:
+    """All files of a folder or .zip.
+
+    Args:
+        root: the folder or .zip.
+        limit: largest file in bytes.
+        obtain: how to come by it, for the error.
+
+    Raises:
+        UserError: not there, without an image, a loop of links, or two files of one name.
+    """
+    reader: TreeReader | ZipReader
+    if root.is_dir():
+        names, keys, ignored = _walk(os.fsencode(root))
+        reader = TreeReader(os.fsencode(root), limit)
+    elif root.suffix.lower() == ".zip" and root.is_file():
+        names, keys = list_members(root)
+        names, keys, ignored = _visible([tidy(name) for name in names], keys)
+        reader = ZipReader(root, limit)
+    else:
+        hint = f"; {obtain}" if obtain else ""
+        raise UserError(f"{root}: no such folder or .zip; `path` must name what holds the images{hint}")
+    _check_names(root, [tidy(name) for name in names])
+    order = sorted(range(len(names)), key=names.__getitem__)
+    wanted = [i for i in order if _is_image(names[i])]
+    others = {names[i]: keys[i] for i in order if not _is_image(names[i])}
+    listing = Listing(root, [names[i] for i in wanted], keys[wanted], reader, others, ignored)
+    if not wanted:
+        found = told_counts(listing.left_out())
+        there = f"; found {found}" if found else ""
+        raise UserError(f"{root}: no images in it; looked for {', '.join(name.decode() for name in SUFFIXES)}{there}")
+    return listing
+
+
+def told_counts(counts: dict[str, int]) -> str:
+    """Format counts by kind for a message, "3 .gif, 1 .txt"."""
+    return ", ".join(f"{count} {what}" for what, count in counts.items())
+
+
+def _check_names(root: Path, places: list[bytes]) -> None:
+    if len(set(places)) == len(places):
+        return
+    name, count = Counter(places).most_common(1)[0]
+    raise UserError(f"{root}: {shown(name)} is in it {count} times; remove all but one of them")
+
+
+def _visible(names: list[bytes], keys: np.ndarray) -> tuple[list[bytes], np.ndarray, dict[str, int]]:
+    """Members of an archive without those that are hidden, and how many these are."""
+    seen = [i for i, name in enumerate(names) if not any(_is_hidden(part) for part in name.split(b"/"))]
+    return [names[i] for i in seen], keys[seen], {"hidden": len(names) - len(seen)}
+
+
+def _walk(root: bytes) -> tuple[list[bytes], np.ndarray, dict[str, int]]:
+    """Files below a folder, in any order: names; (n, 2) int64 size and time of change in ns; what is passed over."""
+    names, keys, ignored = [], [], {"hidden": 0, "no regular file": 0}
+    for name, status in _files(root, b"", (), ignored):
+        names.append(name)
+        keys.append((status.st_size, status.st_mtime_ns) if status else (0, 0))
+    return names, np.array(keys, dtype=np.int64).reshape(-1, 2), ignored
+
+
+def _files(
+    root: bytes, below: bytes, above: tuple, ignored: dict[str, int]
+) -> Iterator[tuple[bytes, os.stat_result | None]]:
+    folder = os.path.join(root, below)
+    status: os.stat_result | None
+    try:
+        status = os.stat(folder)
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            raise UserError(f"{shown(folder)}: a symbolic link to a folder above itself; remove it")
+        with os.scandir(folder) as entries:
+            found = list(entries)
+    except OSError as error:
+        raise UserError(f"{shown(folder)}: cannot be read: {error.strerror}") from None
+    for entry in found:
+        name = os.path.join(below, entry.name)
+        if _is_hidden(entry.name):
+            ignored["hidden"] += _count_files(entry)
+            continue
+        try:
+            status = entry.stat()
+        except OSError:
+            # A link that leads nowhere or to itself: reading it will fail, and be told with its name.
+            status = None
+        if status and stat.S_ISDIR(status.st_mode):
+            yield from _files(root, name, (*above, here), ignored)
+        elif status is None or stat.S_ISREG(status.st_mode):
+            yield name, status
+        else:
+            ignored["no regular file"] += 1
+
+
+def _count_files(entry: os.DirEntry) -> int:
+    """1 for a file, the number of files in it for a folder."""
+    if not entry.is_dir(follow_symlinks=False):
+        return 1
+    return sum(len(files) for _, _, files in os.walk(entry.path))
+
+
+def tidy(name: bytes) -> bytes:
+    """A name as others would write it: Windows separates folders by backslashes, and some archivers add `./`."""
+    if b"\\" in name:
+        name = name.replace(b"\\", b"/")
+    if b"//" in name or b"./" in name or name.startswith(b"/"):
+        name = posixpath.normpath(name).lstrip(b"/")
+    return name
+
+
+def _is_hidden(part: bytes) -> bool:
+    return (part.startswith(b".") and part not in (b".", b"..")) or part.lower() in SYSTEM_FILES
+
+
+def _is_image(name: bytes) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def _suffix(name: bytes) -> str:
+    return shown(os.path.splitext(name)[1].lower()) or "without a suffix"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +25,9 @@ SEALED = ("format", "count", "side", "classes", "class_names", "splits", "sha256
 
 HEADER_BYTES = 128
 """Where the images begin in ``images.npy``."""
+
+EXAMPLES = 10
+"""Groups of duplicates that the record lists, and names in a group."""
 
 BLOCK_BYTES = 1 << 24
 """What is read at a time where all images are passed over."""
@@ -234,6 +237,49 @@ def check_files(folder: Path, record: dict[str, Any], names: list[str] | None = 
     sums = record.get("files", {})
     wanted = list(sums) if names is None else names
     return [name for name in wanted if not (folder / name).exists() or sha256(folder / name) != sums.get(name)]
+
+
+def content_hash(images: np.ndarray) -> np.ndarray:
+    """128 bits of each image's bytes (BLAKE2b).
+
+    Args:
+        images: (n, bytes) uint8.
+
+    Returns:
+        (n, 2) uint64.
+    """
+    sums = b"".join(hashlib.blake2b(image, digest_size=16).digest() for image in images)
+    return np.frombuffer(sums, dtype="<u8").reshape(-1, 2)
+
+
+def find_duplicates(
+    hashes: np.ndarray, labels: np.ndarray, splits: np.ndarray, name: Callable[[int], str]
+) -> dict[str, Any]:
+    """Groups of images with equal content.
+
+    Args:
+        hashes: (n, 2) uint64, of the content.
+        labels: (n,).
+        splits: (n,), number of each image's split.
+        name: of an image, by its row.
+
+    Returns:
+        images: number of images that repeat an earlier one; groups: of equal images; label_conflicts, across_splits:
+        groups under several labels, and in several splits; examples: names of the first groups.
+    """
+    order = np.lexsort((hashes[:, 1], hashes[:, 0]))
+    same = (hashes[order][1:] == hashes[order][:-1]).all(axis=1)
+    starts = np.flatnonzero(np.concatenate([[True], ~same]))
+    sizes = np.diff(np.append(starts, len(order)))
+    runs = zip(starts[sizes > 1], sizes[sizes > 1], strict=True)
+    groups = sorted(np.sort(order[start : start + size]).tolist() for start, size in runs)
+    return {
+        "images": int(same.sum()),
+        "groups": len(groups),
+        "label_conflicts": sum(len(set(labels[group].tolist())) > 1 for group in groups),
+        "across_splits": sum(len(set(splits[group].tolist())) > 1 for group in groups),
+        "examples": [[name(row) for row in group[:EXAMPLES]] for group in groups[:EXAMPLES]],
+    }
 
 
 def split_ranges(splits: dict[str, int], kept: np.ndarray) -> tuple[np.ndarray, dict[str, list[int]]]:

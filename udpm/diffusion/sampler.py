@@ -1,14 +1,15 @@
-"""The sampling chain: L calls of a network from noise of the coarsest side to an image."""
+"""The sampling chain, L calls of a network from noise to an image; the noise it starts from, and mixtures of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 
-from udpm.diffusion.forward import downsample, marginal
-from udpm.diffusion.posterior import posterior
+from udpm.core.seeds import derive_seed
+from udpm.diffusion.process import downsample, marginal, posterior
 from udpm.diffusion.schedule import Form, Schedule
 
 Network = Callable[[torch.Tensor, float, torch.Tensor | None], torch.Tensor]
@@ -58,3 +59,75 @@ def sample(
         if noise is not None:
             state = posterior(schedule, state, output, level, form).draw(noise)
     return steps
+
+
+class Latent(NamedTuple):
+    """All random numbers of the sampling chain for a batch of images; with weights and label they determine the image.
+
+    Attributes:
+        base: z, a white image, (B, 3, N, N).
+        noises: ε_L, …, ε_1 (coarsest first), (B, 3, N/2^l, N/2^l).
+    """
+
+    base: torch.Tensor
+    noises: tuple[torch.Tensor, ...]
+
+    def noise(self, level: int) -> torch.Tensor:
+        """Return ε_l."""
+        return self.noises[len(self.noises) - level]
+
+    def replaced(self, level: int, noise: torch.Tensor) -> Latent:
+        """Replace ε_l and keep z and all other maps."""
+        index = len(self.noises) - level
+        return self._replace(noises=(*self.noises[:index], noise, *self.noises[index + 1 :]))
+
+
+def seeded(schedule: Schedule, side: int, seed: int, numbers: Sequence[int]) -> Latent:
+    """Draw the latents of numbered images, each a function of only (seed, number), on the CPU.
+
+    Args:
+        schedule: used for the number of levels.
+        side: N.
+        seed: seed of the sample set.
+        numbers: numbers of the images.
+    """
+    sides = [side, *noise_sides(schedule, side)]
+    maps: list[list[torch.Tensor]] = [[] for _ in sides]
+    for number in numbers:
+        generator = torch.Generator().manual_seed(derive_seed(seed, "image", number))
+        for drawn, size in zip(maps, sides, strict=True):
+            drawn.append(torch.randn(3, size, size, generator=generator))
+    base, *noises = [torch.stack(drawn) for drawn in maps]
+    return Latent(base, tuple(noises))
+
+
+def join(latents: Sequence[Latent]) -> Latent:
+    """Concatenate several batches."""
+    maps = [torch.cat(parts) for parts in zip(*((latent.base, *latent.noises) for latent in latents), strict=True)]
+    return Latent(maps[0], tuple(maps[1:]))
+
+
+def mix(first: torch.Tensor, second: torch.Tensor, keep: float) -> torch.Tensor:
+    """Compute mix(a, b, g) = g·a + √(1-g²)·b, which has unit variance if a and b are independent and have it.
+
+    Args:
+        first: a.
+        second: b, same shape.
+        keep: g in [0, 1]: 1 gives a, 0 gives b.
+    """
+    return keep * first + math.sqrt(1 - keep**2) * second
+
+
+def interpolate(corners: Sequence[Latent], across: float, down: float) -> Latent:
+    """Mix every map of four latents, ε(δ, η) = mix(mix(ε¹, ε², δ), mix(ε³, ε⁴, δ), η), and z, so corners are exact.
+
+    Args:
+        corners: four latents; (δ, η) = (1, 1), (0, 1), (1, 0), (0, 0) give the first to the fourth.
+        across: δ in [0, 1].
+        down: η in [0, 1].
+    """
+    mixed = [
+        mix(mix(first, second, across), mix(third, fourth, across), down)
+        for first, second, third, fourth in zip(*((corner.base, *corner.noises) for corner in corners), strict=True)
+    ]
+    return Latent(mixed[0], tuple(mixed[1:]))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from udpm.config.experiment import RunConfig
 from udpm.config.model import WIDEST
 from udpm.networks.layers import ADM, ResidualBlock, one_hot, sinusoids, times_like, without_autocast
 
@@ -100,6 +101,21 @@ class Discriminator(nn.Module):
             h = torch.cat([h, batch_deviation(h)], dim=1)
             h = leaky(self.final(h)).sum(dim=(2, 3))
             return F.dropout(self.head(h), dropout, self.training)
+
+
+def build_discriminator(config: RunConfig) -> Discriminator:
+    """Build a newly initialised discriminator, which the configuration must have; uses torch's global random state."""
+    section = config.discriminator
+    assert section is not None
+    return Discriminator(
+        DiscriminatorShape(
+            side=config.dataset.side,
+            levels=config.process.levels,
+            channels=section.channels,
+            classes=config.classes if section.class_conditional else 0,
+            sees_state=section.sees_state,
+        )
+    )
 
 
 def leaky(x: torch.Tensor) -> torch.Tensor:

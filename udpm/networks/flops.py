@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from udpm.config.experiment import RunConfig
 from udpm.config.model import check_fit
 from udpm.core.errors import UserError
-from udpm.networks.build import build_discriminator, generator_shape
-from udpm.networks.unet import IMAGE_CHANNELS, UNet
+from udpm.networks.discriminator import build_discriminator
+from udpm.networks.unet import IMAGE_CHANNELS, UNet, generator_shape
 
 
 @dataclass(frozen=True)

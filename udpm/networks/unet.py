@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from udpm.config.model import Family
+from udpm.config.model import Family, ModelConfig
 from udpm.networks.layers import (
     NCSNPP,
     STYLES,
@@ -220,6 +220,27 @@ class UNet(nn.Module):
         for level in self.decoder:
             h = level(h, embedding, skips)
         return F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.shape.upscale)
+
+
+def generator_shape(config: ModelConfig) -> UNetShape:
+    """Return the shape of a configured generator."""
+    section = config.generator
+    return UNetShape(
+        family=section.family,
+        side=config.side // 2,
+        channels=section.channels,
+        multipliers=tuple(section.channel_multipliers),
+        blocks=section.blocks,
+        attention=tuple(section.attention),
+        classes=config.classes,
+        dropout=section.dropout,
+        label_dropout=section.label_dropout > 0,
+    )
+
+
+def build_generator(config: ModelConfig) -> UNet:
+    """Build a newly initialised generator; uses torch's global random state."""
+    return UNet(generator_shape(config))
 
 
 def _width(shape: UNetShape, depth: int) -> int:

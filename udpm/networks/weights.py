@@ -18,8 +18,7 @@ from udpm.config.validation import NonNegativeInt, Record, Sha256, validate
 from udpm.core.containers import read_header
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path, sha256
-from udpm.networks.build import build_generator, generator_shape
-from udpm.networks.unet import UNet
+from udpm.networks.unet import UNet, build_generator, generator_shape
 
 FORMAT = "udpm-weights/2"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -18,7 +18,7 @@ from udpm.core.errors import UserError
 from udpm.core.seeds import derive_seed
 from udpm.core.transfer import to_bytes
 from udpm.data.npz import save_arrays
-from udpm.diffusion.latent import Latent, interpolate, mix
+from udpm.diffusion.sampler import Latent, interpolate, mix
 from udpm.networks.weights import load_model
 from udpm.sampling.generate import configured, kept_weights
 from udpm.sampling.sampler import Sampler

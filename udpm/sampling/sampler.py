@@ -21,9 +21,8 @@ from udpm.core.progress import delay_by_one, prefetch
 from udpm.core.transfer import AsyncHostCopy, bind_thread, pinned, to_device, to_uint8
 from udpm.core.usage import count_images
 from udpm.data.npz import read_npz
-from udpm.diffusion.forward import adjoint
-from udpm.diffusion.latent import Latent, join, seeded
-from udpm.diffusion.sampler import Network, Step, sample
+from udpm.diffusion.process import adjoint
+from udpm.diffusion.sampler import Latent, Network, Step, join, sample, seeded
 from udpm.diffusion.schedule import Form, Schedule
 from udpm.networks.inference import Precision, serve
 from udpm.networks.layers import NO_LABEL

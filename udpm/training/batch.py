@@ -18,7 +18,7 @@ from udpm.config.experiment import RunConfig
 from udpm.core.seeds import derive_seed
 from udpm.core.transfer import bind_thread, to_device
 from udpm.data.loader import Batches
-from udpm.diffusion.forward import downsample, marginal
+from udpm.diffusion.process import downsample, marginal
 from udpm.diffusion.schedule import Schedule
 
 EVERYTHING = slice(None)

@@ -16,9 +16,9 @@ from torch.utils.flop_counter import flop_registry
 
 from udpm.config.experiment import RunConfig
 from udpm.diffusion.schedule import Schedule
-from udpm.networks.build import build_discriminator, build_generator
+from udpm.networks.discriminator import build_discriminator
 from udpm.networks.flops import parameters
-from udpm.networks.unet import IMAGE_CHANNELS
+from udpm.networks.unet import IMAGE_CHANNELS, build_generator
 from udpm.training.batch import TrainingBatch, players_at
 from udpm.training.losses import LossWeights, discriminator_losses, generator_losses, loss_weights
 from udpm.training.lpips import Perceptual

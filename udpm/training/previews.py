@@ -13,8 +13,7 @@ from udpm.config.model import ModelConfig
 from udpm.core.arrays import image_grid
 from udpm.core.files import atomic_path
 from udpm.core.transfer import to_bytes
-from udpm.diffusion.latent import seeded
-from udpm.diffusion.sampler import sample
+from udpm.diffusion.sampler import sample, seeded
 from udpm.diffusion.schedule import Schedule
 
 COLUMNS, ROWS, GAP = 8, 8, 2

@@ -13,10 +13,9 @@ from udpm.config.experiment import RunConfig
 from udpm.core.devices import is_device_failure
 from udpm.core.errors import UserError
 from udpm.core.seeds import derive_seed
-from udpm.interop.pretrained import load_pretrained
-from udpm.networks.build import build_discriminator, build_generator
-from udpm.networks.discriminator import Discriminator
-from udpm.networks.unet import UNet
+from udpm.interop.convert import load_pretrained
+from udpm.networks.discriminator import Discriminator, build_discriminator
+from udpm.networks.unet import UNet, build_generator
 from udpm.networks.weights import tensors_under
 
 

@@ -13,8 +13,8 @@ from udpm.config.experiment import RunConfig
 from udpm.config.points import LoadedSweep, Resolved
 from udpm.core.errors import UserError
 from udpm.diffusion.schedule import Schedule
-from udpm.networks.build import build_generator
 from udpm.networks.flops import multiply_adds
+from udpm.networks.unet import build_generator
 from udpm.report.figures.schedule import schedule_table, schedule_warning
 from udpm.report.table import Table
 from udpm.training.estimate import iteration_cost
