@@ -17,7 +17,7 @@ from typing import Any
 
 from content import TRAINING
 from experiments import Experiments
-from inputs import Arguments
+from targets import Arguments
 
 from udpm.config import ClusterConfig
 from udpm.config.resources import JobResources

@@ -1,16 +1,16 @@
-"""The files that each target asks for, what pages and tables of a whole study or sweep are made from, and which files
-make a figure or table."""
+"""The files that targets ask for, the files that rules read, and the files that make up a figure or table."""
 
 from __future__ import annotations
 
+import hashlib
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from experiments import CONFIG, Experiments, Sweep, one_line
-from inputs import Arguments, digest
 
-from udpm.config import names_in
+from udpm.config import names_in, to_json
 from udpm.config.published_scores import RUNTIME, SETUPS, load_published, published_names, table_names
 from udpm.core.errors import UserError
 from udpm.runs.status import point_standings, summarize_points
@@ -18,23 +18,30 @@ from udpm.runs.status import point_standings, summarize_points
 LATENTS = ("perturb", "swap", "interpolate", "pca")
 
 
-class StudyTargets:
-    """The targets `all`, `figures` and `cost_tables`.
+class Arguments(list):
+    """Arguments of a command, as text; `{params.NAME:q}` in a shell line quotes each of them."""
 
-    Args:
-        plan: the experiments.
-    """
+    def __init__(self, *words: object) -> None:
+        super().__init__(str(word) for word in words)
+
+    def __repr__(self) -> str:
+        # Snakemake records it. Earlier versions recorded one text, and their results stay valid.
+        return repr(" ".join(self))
+
+
+class StudyTargets:
+    """The files of the targets `all` and `figures`."""
 
     def __init__(self, plan: Experiments) -> None:
         self._plan, self._layout = plan, plan.layout
 
     def all(self) -> list[str]:
-        """Return what `all` asks for of the runs: their table of scores, figures and image files."""
+        """Return what `all` makes of the runs: their table of scores, figures and image files."""
         table = [f"{self._layout.table('scores')}.csv"] if self.scores() else []
         return [*table, *self.figures(), *self.exported()]
 
     def scores(self) -> list[str]:
-        """Return all score files: of runs, of their best milestones, and of yardsticks."""
+        """Return all score files: of runs, of their best milestones, of floor and ceiling."""
         plan, layout = self._plan, self._layout
         runs = [layout.scores(f"seed{seed}", name) for name, seed in plan.runs() if plan.is_scored(name)]
         best = [layout.scores(f"seed{seed}_best", name) for name, seed in plan.runs() if plan.known[name].candidates]
@@ -63,11 +70,7 @@ class StudyTargets:
 class PaperTargets:
     """The target `paper_tables`, and the pages on the whole study.
 
-    Everything is made that they need of the study's experiments; of all others they take what exists.
-
-    Args:
-        plan: the experiments.
-        study: the study's targets.
+    They need all results of the study's experiments; of other experiments they take those that exist.
     """
 
     def __init__(self, plan: Experiments, study: StudyTargets) -> None:
@@ -95,7 +98,7 @@ class PaperTargets:
         return [] if wildcards.table in SETUPS else [f"{CONFIG}/published/{wildcards.table}.yaml"]
 
     def material(self, wildcards) -> list[str]:
-        """Return what was measured, or will be, for a table."""
+        """Return the measurements that a table shows."""
         others = self._others(self._named(published_names(CONFIG)))
         if wildcards.table in SETUPS:
             found = [path for name in others for path in self._found(self._layout.completion(name, "*"))]
@@ -106,7 +109,7 @@ class PaperTargets:
         return self.scores(self._named([wildcards.table]))
 
     def tradeoff_scores(self, _wildcards=None) -> list[str]:
-        """Return the scores of the experiments that the figure of cost shows."""
+        """Return the scores that the figure of FID against multiply-adds shows."""
         return self.scores(self._named(published_names(CONFIG), figure=True))
 
     def all_scores(self, _wildcards=None) -> list[str]:
@@ -114,13 +117,13 @@ class PaperTargets:
         return sorted({*self._study.scores(), *self.scores(self._named(published_names(CONFIG)))})
 
     def scores(self, names: list[str]) -> list[str]:
-        """Return scores of experiments: all of the study's, and those that exist of others."""
+        """Return the scores of experiments: all in the study, and existing ones of others."""
         study = [path for path in self._study.scores() if Path(path).parent.name in names]
         found = [path for name in self._others(names) for path in self._found(self._layout.scores("*", name))]
         return sorted({*study, *found})
 
     def run_scores(self, wildcards) -> list[str]:
-        """Return the scores of one run: of its last checkpoint, and of its best if one is selected."""
+        """Return the scores of one run: of its end, and of its best milestone if one is selected."""
         stem, known = f"seed{wildcards.seed}", set(self._study.scores())
         wanted = (self._layout.scores(subject, wildcards.experiment) for subject in (stem, f"{stem}_best"))
         return [path for path in wanted if path in known]
@@ -157,29 +160,25 @@ class PaperTargets:
 
 
 class SweepTargets:
-    """The targets `sweep` and `sweep_plan`.
-
-    Args:
-        plan: the experiments; its sweep is None if none is asked for.
-    """
+    """The targets `sweep` and `sweep_plan`, and what their rules read."""
 
     def __init__(self, plan: Experiments) -> None:
-        self._sweep, self._layout, self._told = plan.sweep, plan.layout, False
+        self._sweep, self._layout, self._reported = plan.sweep, plan.layout, False
 
     @property
-    def _asked(self) -> Sweep:
-        """The sweep, for rules that only a sweep's targets ask for."""
+    def _given(self) -> Sweep:
+        """The sweep, for rules that run for sweeps only."""
         assert self._sweep is not None
         return self._sweep
 
     @one_line
-    def targets(self, target: str, tells: bool) -> list[str]:
-        """Return what `sweep` or `sweep_plan` asks for; if it tells, print how many points are in which state."""
+    def targets(self, target: str, report: bool) -> list[str]:
+        """Return the files of `sweep` or `sweep_plan`; to report, print how many points are in which state."""
         if self._sweep is None:
-            there = ", ".join(names_in(f"{CONFIG}/sweeps"))
-            raise UserError(f"sweep: is missing; snakemake {target} --config sweep=NAME, of: {there}")
-        if tells and not self._told:
-            self._told = True
+            names = ", ".join(names_in(f"{CONFIG}/sweeps"))
+            raise UserError(f"sweep: is missing; snakemake {target} --config sweep=NAME, of: {names}")
+        if report and not self._reported:
+            self._reported = True
             standings = point_standings(self._sweep.loaded, Path(self._layout.results))
             print(summarize_points(self._sweep.name, standings), file=sys.stderr)
         files = ["plan.html"]
@@ -189,7 +188,7 @@ class SweepTargets:
         return [self._layout.sweep(file, self._sweep.name) for file in files]
 
     def scores(self, grid: str | None = None) -> list[str]:
-        """Return the score files of all points and seeds, or of one grid's; empty without a sweep."""
+        """Return the score files of all points and seeds, or of one grid; empty without a sweep."""
         if self._sweep is None:
             return []
         inside = {name for name, point in self._sweep.loaded.points.items() if grid in (None, point.point.grid)}
@@ -197,28 +196,159 @@ class SweepTargets:
         return [self._layout.scores(f"seed{seed}", name) for name, seed in runs]
 
     def shown_samples(self) -> list[str]:
-        """Return the records of the sample sets shown side by side, of each point's first seed; empty without a
-        sweep."""
+        """Return the records of the sample sets shown side by side: of each point's first seed."""
         points = self._sweep.loaded.points if self._sweep else {}
         return [self._layout.sample_record(name, point.experiment.seeds[0]) for name, point in points.items()]
 
     def plan_digest(self, _wildcards) -> str:
-        """Return the identity of all that the plan shows."""
-        # Of a data set only the side counts, not its words.
-        runs = [run.model_dump_json(exclude={"dataset"}) + str(run.dataset.side) for run in self._asked.runs.values()]
-        counts = [str(experiment.sampling.count) for experiment in self._asked.experiments.values()]
-        return digest([*runs, *counts, str(self._asked.loaded.sweep.multiply_adds_per_second)])
+        """Return a digest of all that the plan shows."""
+        # It shows nothing of a data set but its side.
+        runs = [run.model_dump_json(exclude={"dataset"}) + str(run.dataset.side) for run in self._given.runs.values()]
+        counts = [str(experiment.sampling.count) for experiment in self._given.experiments.values()]
+        return digest([*runs, *counts, str(self._given.loaded.sweep.multiply_adds_per_second)])
 
     def ranking_digest(self, _wildcards) -> str:
-        """Return the identity of all that the ranking and the best point's file show in addition to scores."""
-        points = self._asked.loaded.points.values()
-        return digest([self._asked.loaded.sweep.model_dump_json(), *(str(point.overrides) for point in points)])
+        """Return a digest of all that the ranking and the best point's file show, except scores."""
+        points = self._given.loaded.points.values()
+        return digest([self._given.loaded.sweep.model_dump_json(), *(str(point.overrides) for point in points)])
 
     def grid_digest(self, wildcards) -> str:
-        """Return the identity of what a heat map shows in addition to scores."""
-        sweep = self._asked.loaded.sweep
+        """Return a digest of all that a heat map shows, except scores."""
+        sweep = self._given.loaded.sweep
         axes = [f"{name} {axis.model_dump_json()}" for name, axis in sweep.grids[wildcards.grid].items()]
         return digest([sweep.rank_by, *axes])
+
+
+class Inputs:
+    """Input files and options that depend on a job's experiment, as Snakemake's functions of wildcards."""
+
+    def __init__(self, plan: Experiments) -> None:
+        self._plan, self._layout = plan, plan.layout
+
+    # Data.
+
+    def dataset(self, wildcards) -> str:
+        """Return the folder of the prepared data set that a job reads."""
+        return self._layout.dataset(self._plan.experiment(wildcards).dataset)
+
+    def dataset_record(self, wildcards) -> str:
+        """Return the record of the prepared data set that a job reads."""
+        return self._layout.dataset_record(self._plan.experiment(wildcards).dataset)
+
+    def cache(self, wildcards) -> str:
+        """Return the folder of the level cache that a job reads."""
+        return self._layout.cache(self._plan.experiment(wildcards).dataset)
+
+    # Weights.
+
+    def training_inputs(self, wildcards, forced: bool) -> dict[str, str | list[str]]:
+        """Return what a training reads. A finished one has no inputs, so that only force starts it again."""
+        if not forced and (wildcards.experiment, int(wildcards.seed)) in self._plan.finished:
+            return {}
+        return {
+            "config": self._layout.run_config(wildcards.experiment, wildcards.seed),
+            "dataset": self.dataset_record(wildcards),
+            "cache": self._layout.cache_record(self._plan.experiment(wildcards).dataset),
+            "start": self.given_weights(wildcards),
+        }
+
+    def given_weights(self, wildcards) -> list[str]:
+        """Return the weights that a run starts from or consists of."""
+        weights = self._plan.experiment(wildcards).weights
+        return [] if weights is None else [weights]
+
+    def weights(self, wildcards) -> str:
+        """Return the weights that a job samples."""
+        name = self._plan.trained_as(wildcards.experiment, int(wildcards.seed))
+        return self._layout.weights(name, wildcards.seed)
+
+    def first_run_config(self, wildcards) -> str:
+        """Return the configuration of an experiment's first run, for rules that do not depend on the seed."""
+        return self._layout.run_config(wildcards.experiment, self._plan.experiment(wildcards).seeds[0])
+
+    # Samples.
+
+    def noise(self, wildcards) -> list[str]:
+        """Return the file of noise that a run's samples start from; empty without one."""
+        noise = self._plan.experiment(wildcards).sampling.noise
+        return [] if noise is None else [noise]
+
+    def samples(self, wildcards) -> list[str]:
+        """Return the files of a run's sample set. Commands take the first: the images, or the record of shards."""
+        images, record = (self._layout.samples(end, wildcards.experiment, wildcards.seed) for end in (".npz", ".json"))
+        shards = self.shards(wildcards)
+        return [record, *shards] if shards else [images, record]
+
+    def sample_set(self, wildcards) -> str:
+        """Return the file of a run's sample set that commands take."""
+        return self.samples(wildcards)[0]
+
+    def shards(self, wildcards) -> list[str]:
+        """Return the shards of a run's sample set; empty if one job draws all of it."""
+        count = self._plan.experiment(wildcards).sampling.shards
+        ends = [f"_{index}of{count}.npz" for index in range(1, count + 1)] if count > 1 else []
+        return [self._layout.samples(end, wildcards.experiment, wildcards.seed) for end in ends]
+
+    def latent_options(self, wildcards) -> Arguments:
+        """Return options that make `udpm latents` decode as the run's samples are drawn."""
+        sampling = self._plan.experiment(wildcards).sampling
+        keys = ("weights", "iteration", "posterior", "guidance", "batch", "device", "precision", "threads")
+        given = {key: getattr(sampling, key) for key in keys if getattr(sampling, key) is not None}
+        words = [word for key, value in given.items() for word in (f"--{key}", value)]
+        return Arguments(*words, *["--tf32"] * sampling.tf32)
+
+    # Scores.
+
+    def reference(self, wildcards) -> str:
+        """Return the reference that a job's images are scored against."""
+        return self._layout.reference(self._plan.scored_as(wildcards.experiment))
+
+    def scoring(self, wildcards) -> str:
+        """Return the resolved scoring section of a job."""
+        return self._layout.section("scoring", self._plan.scored_as(wildcards.experiment))
+
+    def extractor(self, wildcards) -> str:
+        """Return the TorchScript file of a job's feature extractor."""
+        return self._plan.extractor(wildcards.experiment)
+
+    def made_extractor(self, wildcards) -> list[str]:
+        """Return the extractor as an input if the workflow makes or downloads it, or if it exists."""
+        made = self._plan.scoring(wildcards.experiment, "extractor") in ("digits", "inception")
+        return [self.extractor(wildcards)] if made or Path(self.extractor(wildcards)).exists() else []
+
+    def inception_folders(self) -> dict[str, Arguments]:
+        """Return options of `udpm fetch inception` by the folder of the weights."""
+        folders: dict[str, Arguments] = {}
+        for experiment in self._plan.known.values():
+            scoring = experiment.scoring
+            if scoring is not None and scoring.extractor == "inception":
+                offline = [] if scoring.download else ["--offline"]
+                folders.setdefault(scoring.inception_folder, Arguments("--sha256", scoring.inception_sha256, *offline))
+        return folders
+
+    def yardstick(self, wildcards) -> Arguments:
+        """Return the option of `udpm score` for the floor or the ceiling."""
+        if wildcards.yardstick == "heldout":
+            return Arguments("--heldout")
+        return Arguments("--noise", self._plan.experiment(wildcards).sampling.count)
+
+    def milestone_scores(self, wildcards) -> list[str]:
+        """Return the scores of the milestones that a run's best is chosen from."""
+        candidates = self._plan.experiment(wildcards).candidates
+        return [self._layout.milestone_scores(wildcards.experiment, wildcards.seed, number) for number in candidates]
+
+    # Costs.
+
+    def model_digests(self, _wildcards) -> list[str]:
+        """Return digests of the experiments' network configurations, which determine their cost."""
+        runs = [self._plan.run(name, experiment.seeds[0]) for name, experiment in self._plan.experiments.items()]
+        parts = [part for run in runs for part in (run.model, run.discriminator if run.adversarial else None)]
+        return [digest([to_json(part)]) for part in parts if part is not None]
+
+
+def digest(texts: Iterable[str]) -> str:
+    """Return a short digest of texts."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
 def drawn(stem: str, caption: str, category: str = "Figures", **labels: str) -> list[Any]:
@@ -226,7 +356,7 @@ def drawn(stem: str, caption: str, category: str = "Figures", **labels: str) -> 
 
     Args:
         stem: their path without suffix.
-        caption: path of the text that explains it, from the file of the rule.
+        caption: path of its explanation, relative to the rule's file.
         category: in the report.
         labels: in the report, by column.
     """
@@ -241,9 +371,9 @@ def tabled(stem: str, caption: str, category: str, readable: dict[str, str], ful
 
     Args:
         stem: their path without suffix.
-        caption: path of the text that explains it, from the file of the rule.
+        caption: path of its explanation, relative to the rule's file.
         category: in the report.
-        readable: labels of the table to read.
+        readable: labels of the rounded table.
         full: labels of the table in full precision.
     """
     from snakemake.io import multiext, report
