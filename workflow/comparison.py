@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments import CONFIG, Experiments
-from granted import Partition, Site
-from jobs import MEGABYTES, OF_FIGURES, SECTIONS
+from jobs import FIGURE_RULES, MEGABYTES, SECTIONS
+from slurm_site import Partition, Site
 
 from udpm.config import place_of
 
@@ -19,7 +19,7 @@ HOURS = 1.0
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """Request of one job; CPUs, memory and GPUs are for each of its nodes.
 
     Attributes:
@@ -36,7 +36,7 @@ class Asked:
     nodes: int
 
     @classmethod
-    def of(cls, job: Any) -> Asked:
+    def of(cls, job: Any) -> Request:
         """Read the request from a job of Snakemake's."""
         asked = {name: job.resources.get(name) for name in job.resources.keys()}  # noqa: SIM118 - not a dictionary
 
@@ -77,7 +77,7 @@ def _gpus(asked: dict[str, Any], nodes: int) -> tuple[int, str | None]:
 class Comparison:
     """Compare one job with the partitions that it may go to."""
 
-    def __init__(self, plan: Experiments, site: Site, any_partition: bool, job: Any, asked: Asked) -> None:
+    def __init__(self, plan: Experiments, site: Site, any_partition: bool, job: Any, asked: Request) -> None:
         self._plan, self.site, self._job, self._asked = plan, site, job, asked
         self._rule = job.rule.name
         self._partitions = site.candidates(asked.partition, any_partition)
@@ -125,7 +125,7 @@ class Comparison:
 
     def _hours(self) -> float:
         """Hours that the job's rule requests before max_hours cuts them."""
-        if self._section and self._rule in OF_FIGURES:
+        if self._section and self._rule in FIGURE_RULES:
             return self._plan.experiment(self._job.wildcards).resources.figure_hours
         return self._resources.hours if self._section else HOURS
 
@@ -174,7 +174,7 @@ class Comparison:
     def _nodes(self) -> str | None:
         asked, partitions = self._asked.nodes, self._partitions
         there = max(sum(kind.count for kind in partition.nodes) or math.inf for partition in partitions)
-        most = max(partition.most_nodes for partition in partitions)
+        most = max(partition.max_nodes for partition in partitions)
         if asked > most:
             takes = "no partition here takes jobs of more than" if self._any else f"{self._name} takes jobs of at most"
             return f"{self._nodes_key()}, but {takes} {most:g} {_plural(most, 'node')}{self._others()}"

@@ -227,7 +227,7 @@ def _read(path: Path) -> tuple[dict[str, Any], int]:
     return made, len(lines)
 
 
-def decide(content: Content | None, workflow: Any) -> None:
+def install(content: Content | None, workflow: Any) -> None:
     """Let content decide in Snakemake what runs again, and keep the outputs of the rules that are to be kept.
 
     Snakemake 9 compares times whatever `rerun-triggers` says, and has no other way to put a decision of one's own in

@@ -16,9 +16,9 @@ from typing import Any
 import snakemake_executor_plugin_slurm as plugin
 from content import TRAINING
 from experiments import Experiments
-from granted import ask
-from jobs import DONE, Jobs, has_outputs
+from jobs import FINISHED, Jobs, has_outputs
 from slurm_patches import States, print_note
+from slurm_site import ask
 from snakemake.jobs import Job
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
@@ -37,7 +37,7 @@ FULL = re.compile(r"\w*Submit\w*Limit|MaxJobCount|job submit limit", re.IGNORECA
 """Matches errors of `sbatch` when too many jobs are queued."""
 LIMIT = re.compile(r"\b(?!\w*Submit)\w+(Limit|PerJob|PerUser|Minutes)\b")
 """Matches limits of other kinds. Waiting does not help."""
-TOLD = re.compile(r"^(error: |Error: |Traceback )", re.MULTILINE)
+SAYS_WHY = re.compile(r"^(error: |Error: |Traceback )", re.MULTILINE)
 """Matches the log of a command that printed why it failed, so it was not killed."""
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
 """States of jobs that are over."""
@@ -80,7 +80,7 @@ class Executor(plugin.Executor):
 
     def run_job(self, job) -> None:
         """Submit a job. Wait as long as that may help."""
-        if job.is_group() and DONE.issuperset(job.jobs):
+        if job.is_group() and FINISHED.issuperset(job.jobs):
             self.report_job_success(SubmittedJobInfo(job))
             return
         while not self._over.is_set():
@@ -94,7 +94,7 @@ class Executor(plugin.Executor):
             if refusal is None:
                 return
             if not self._waits(refusal):
-                HOPELESS.update(_members(job))
+                NO_RETRY.update(_members(job))
                 super()._report_job_error_threadsafe(SubmittedJobInfo(job), refusal)
                 return
             if self._adopts(job):
@@ -176,13 +176,13 @@ class Executor(plugin.Executor):
         """Report a failed job, after deciding about its next attempt."""
         state = self.states.last.get(job_info.external_jobid or "")
         unfinished = [job for job in _members(job_info.job) if not (job_info.job.is_group() and has_outputs(job))]
-        silent = state == "FAILED" and not any(map(_told_why, unfinished))
+        silent = state == "FAILED" and not any(map(_says_why, unfinished))
         for job in unfinished:
             if job.rule.name == TRAINING:
                 # Only attempts of this `snakemake` call count: after a fix, a new call starts fresh.
                 reason = self.alike(job, job_info.external_jobid) if job.attempt > 1 else None
                 if reason is not None:
-                    HOPELESS.add(job)
+                    NO_RETRY.add(job)
                     print_note(f"{_shown(job)}: failed twice for the same reason, so it is not retried: {reason}")
             elif state == "OUT_OF_MEMORY" or silent:
                 self.killed(job)
@@ -228,7 +228,7 @@ class Executor(plugin.Executor):
         super().shutdown()
 
 
-HOPELESS: set[Any] = set()
+NO_RETRY: set[Any] = set()
 """Jobs that are not retried even if they have attempts left."""
 
 
@@ -250,7 +250,7 @@ def install(plan: Experiments, jobs: Jobs) -> None:
     plugin.query_job_status = Executor.states.query
     ExecutorPluginRegistry().get_plugin("slurm").executor = Executor
     times, is_local = Job.restart_times.fget, Job.is_local.fget
-    Job.restart_times = property(lambda job: 0 if job in HOPELESS else times(job))
+    Job.restart_times = property(lambda job: 0 if job in NO_RETRY else times(job))
     Job.is_local = property(lambda job: is_local(job) or jobs.is_local(job.rule.name, job.wildcards))
 
 
@@ -262,11 +262,11 @@ def _shown(job) -> str:
     return " ".join([job.rule.name, *(str(value) for value in job.wildcards)])
 
 
-def _told_why(job) -> bool:
+def _says_why(job) -> bool:
     """Return whether the log of a job contains the reason of its failure."""
     for path in map(Path, job.log):
         try:
-            if TOLD.search(path.read_text(errors="replace")[-20_000:]):
+            if SAYS_WHY.search(path.read_text(errors="replace")[-20_000:]):
                 return True
         except OSError:
             continue

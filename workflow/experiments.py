@@ -37,7 +37,7 @@ from udpm.runs.records import COMPLETE, read_complete
 from udpm.runs.status import trained_points
 
 CONFIG = "config"
-YARDSTICKS = ("heldout", "noise")
+BASELINES = ("heldout", "noise")
 
 
 def one_line(function):
@@ -156,11 +156,11 @@ class Experiments:
         return look_up(self.dataset_config(dataset), Path(self.layout.dataset_record(dataset)))
 
     @one_line
-    def yardsticks(self, name: str) -> tuple[str, ...]:
-        """Return the yardsticks that an experiment is compared with: held-out images need a test split."""
+    def baselines(self, name: str) -> tuple[str, ...]:
+        """Return the baselines that an experiment is compared with: held-out images need a test split."""
         if not self.is_scored(name):
             return ()
-        return YARDSTICKS if self.facts(self.experiments[name].dataset).has_test else YARDSTICKS[1:]
+        return BASELINES if self.facts(self.experiments[name].dataset).has_test else BASELINES[1:]
 
     # By the wildcards of a job.
 
@@ -236,7 +236,7 @@ class Experiments:
                     class_number(label, names, len(names), f"{place_of(name, CONFIG)}: {key}.labels")
 
     @one_line
-    def tell(self) -> None:
+    def report_missing_floors(self) -> None:
         """Print which data sets give no held-out floor, and why."""
         for dataset in sorted({self.experiments[name].dataset for name in self.experiments if self.is_scored(name)}):
             has_test = self.facts(dataset).has_test

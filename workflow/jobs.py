@@ -35,20 +35,20 @@ SECTIONS = {
     "measure_speed": "sampling",
     "compute_reference": "scoring",
     "score_samples": "scoring",
-    "score_yardstick": "scoring",
+    "score_baseline": "scoring",
     "score_milestone": "scoring",
     "score_best": "scoring",
     "render_neighbours": "scoring",
 }
 """By rule, the section of `resources` that says what its jobs ask for."""
-OF_FIGURES = {"sample_chain", "explore_latents", "render_neighbours"}
+FIGURE_RULES = {"sample_chain", "explore_latents", "render_neighbours"}
 """Rules of which a job makes what one figure shows: they have `resources.figure_hours`."""
 
 GROUPED = {
     "prepare_dataset": ("data", "dataset"),
     "cache_levels": ("data", "dataset"),
     "compute_reference": ("reference", "experiment"),
-    "score_yardstick": ("reference", "experiment"),
+    "score_baseline": ("reference", "experiment"),
     "sample_images": ("run", "experiment", "seed"),
     "sample_chain": ("run", "experiment", "seed"),
     "explore_latents": ("run", "experiment", "seed"),
@@ -62,10 +62,10 @@ GROUPED = {
 """Kind of group and shared wildcards by rule, in the order of dependencies. Trainings never share a job, nor do shards
 of a sample set, which should run at the same time."""
 
-OWN = {"runtime", "mem", "mem_mb", "mem_mib", "disk", "disk_mb", "disk_mib", "tmpdir", "cpus_per_task", "_cores"}
+PER_MEMBER = {"runtime", "mem", "mem_mb", "mem_mib", "disk", "disk_mb", "disk_mib", "tmpdir", "cpus_per_task", "_cores"}
 """Resources that may differ between members; all others must be equal."""
 
-DONE: set[Any] = set()
+FINISHED: set[Any] = set()
 """Members that finished in a group that failed."""
 
 
@@ -78,7 +78,7 @@ class Jobs:
         has_scheduler: whether jobs go to a scheduler.
 
     Attributes:
-        most_memory: megabytes of the largest node: no job asks for more.
+        max_memory: megabytes of the largest node: no job asks for more.
         training: of a run's training.
         sampling: of drawing images.
         scoring: of passes of the feature extractor.
@@ -89,7 +89,7 @@ class Jobs:
     def __init__(self, plan: Experiments, cluster: ClusterConfig, has_scheduler: bool) -> None:
         self._plan, self._cluster, self._has_scheduler = plan, cluster, has_scheduler
         self._killed: set[frozenset[tuple[str, str]]] = set()
-        self.most_memory: Callable[[], float] = lambda: math.inf
+        self.max_memory: Callable[[], float] = lambda: math.inf
         self.training: dict[str, Callable] = {
             "runtime": lambda wildcards: cluster.minutes(self._asked(wildcards).training.hours),
             "mem_mb": self._training_memory,
@@ -164,7 +164,7 @@ class Jobs:
         return once
 
     def _twice(self, megabytes: int) -> int:
-        return int(max(megabytes, min(2 * megabytes, self.most_memory())))
+        return int(max(megabytes, min(2 * megabytes, self.max_memory())))
 
     def _gpus_per_node(self, wildcards) -> int:
         training, asked = self._plan.training(wildcards), self._asked(wildcards).training.gpus_per_node
@@ -241,7 +241,7 @@ def limit_retries(workflow: Any) -> None:
     Job.restart_times = property(limited)
 
 
-def name_of(job: Any) -> str | None:
+def group_name(job: Any) -> str | None:
     """Return the name of a job's group; None if the job runs alone."""
     if job.is_local or job.rule.name not in GROUPED:
         return None
@@ -249,7 +249,7 @@ def name_of(job: Any) -> str | None:
     return "-".join([kind, *(str(job.wildcards[name]) for name in shared)])
 
 
-def partition(jobs: Iterable[Any], longest: Callable[[str | None], int]) -> dict[str, frozenset[Any]]:
+def group_jobs(jobs: Iterable[Any], longest: Callable[[str | None], int]) -> dict[str, frozenset[Any]]:
     """Return groups of at least two jobs by name. Jobs that request different nodes or accounts are not grouped.
 
     Args:
@@ -258,9 +258,9 @@ def partition(jobs: Iterable[Any], longest: Callable[[str | None], int]) -> dict
     """
     found: dict[tuple[str, frozenset], set[Any]] = defaultdict(set)
     for job in jobs:
-        name = name_of(job)
+        name = group_name(job)
         if name is not None:
-            wanted = frozenset((key, value) for key, value in job.resources.items() if key not in OWN)
+            wanted = frozenset((key, value) for key, value in job.resources.items() if key not in PER_MEMBER)
             found[name, wanted].add(job)
     named: dict[str, frozenset[Any]] = {}
     for (name, _), members in found.items():
@@ -285,7 +285,7 @@ def _chunks(members: Iterable[Any], longest: Callable[[str | None], int]) -> lis
     return chunks
 
 
-def together(jobs: Iterable[Any]) -> dict[str, Any]:
+def group_resources(jobs: Iterable[Any]) -> dict[str, Any]:
     """Return the resources of a group: the sum of its members' times, and the maximum of everything else."""
     asked = [{key: value for key, value in job.resources.items() if _is_known(value)} for job in jobs]
     found: dict[str, Any] = {}
@@ -322,7 +322,7 @@ def install_groups(longest: Callable[[str | None], int]) -> None:
         with warnings.catch_warnings():
             # Snakemake cannot determine the sizes of inputs here, and warns about it. They are not needed.
             warnings.simplefilter("ignore", RuntimeWarning)
-            found = partition(jobs, longest)
+            found = group_jobs(jobs, longest)
         for name, members in found.items():
             group = self.group_job_factory.new(name, members, self.workflow.global_resources)
             group.finalize()
@@ -331,26 +331,26 @@ def install_groups(longest: Callable[[str | None], int]) -> None:
         self._check_groups()
 
     def basic_layered(toposorted_jobs, **_options):
-        return together([job for level in toposorted_jobs for job in level])
+        return group_resources([job for level in toposorted_jobs for job in level])
 
     def register(self, external_jobid=None):
         for job in self.jobs:
-            if job not in DONE:
+            if job not in FINISHED:
                 job.register(external_jobid=external_jobid)
                 submitted.add(job)
 
     async def keep_finished(self, *arguments, error=False, **options):
-        ran = self in submitted or self in DONE
+        ran = self in submitted or self in FINISHED
         submitted.discard(self)
-        if error and ran and has_outputs(self) and (self in DONE or not await _is_marked(self)):
+        if error and ran and has_outputs(self) and (self in FINISHED or not await _is_marked(self)):
             error = False
-            DONE.add(self)
+            FINISHED.add(self)
         else:
-            DONE.discard(self)
+            FINISHED.discard(self)
         await postprocess(self, *arguments, error=error, **options)
 
     def unfinished(self):
-        return [spec for job in self.jobs if job not in DONE for spec in job.get_target_spec()] or targets(self)
+        return [spec for job in self.jobs if job not in FINISHED for spec in job.get_target_spec()] or targets(self)
 
     def log_unfinished(self, *arguments, **options):
         shown = copy(self)

@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comparison import PROFILE, Asked, Comparison, source_of
+from comparison import PROFILE, Comparison, Request, source_of
 from experiments import CONFIG, Experiments, one_line
-from granted import Site
 from jobs import Jobs
+from slurm_site import Site
 
 from udpm.core.errors import UserError, first_line
 
-ELSEWHERE = ("cluster", "clusters", "slurm_cluster")
+OTHER_CLUSTER = ("cluster", "clusters", "slurm_cluster")
 """Resources that send a job to another cluster, of which nothing is known here."""
 
 
 @dataclass(frozen=True)
-class Given:
+class Options:
     """Options of the plugin, from the profile or the command line; None if not given."""
 
     array_jobs: str | None = None
@@ -38,7 +38,7 @@ class Given:
         return self.executor not in (None, "local", "dryrun", "touch")
 
 
-def given() -> Given:
+def read_options() -> Options:
     """Read the plugin's options. Snakemake itself does not keep them in a dry run."""
     from snakemake.cli import parse_args
 
@@ -47,17 +47,17 @@ def given() -> Given:
             _, options = parse_args(sys.argv[1:])
     except (SystemExit, Exception):
         # Not started by its command line.
-        return Given()
-    values = {name: getattr(options, f"slurm_{name}", None) for name in Given.__dataclass_fields__}
+        return Options()
+    values = {name: getattr(options, f"slurm_{name}", None) for name in Options.__dataclass_fields__}
     values["executor"] = options.executor
     found = {name: str(value) for name, value in values.items() if isinstance(value, str | Path) and str(value)}
     if "partition_config" not in found and os.environ.get("SNAKEMAKE_SLURM_PARTITIONS"):
         found["partition_config"] = os.environ["SNAKEMAKE_SLURM_PARTITIONS"]
-    return Given(**found)
+    return Options(**found)
 
 
 @one_line
-def check_given(values: Iterable[str]) -> None:
+def check_config_values(values: Iterable[str]) -> None:
     """Find out before any job is submitted whether the jobs would get what ``--config`` says.
 
     Args:
@@ -70,7 +70,7 @@ def check_given(values: Iterable[str]) -> None:
             raise UserError(f"--config {text!r}: jobs on nodes would not get this value as it is; {where}")
 
 
-def check_before_jobs(plan: Experiments, jobs: Jobs, said: Given, workflow: Any) -> Limits:
+def check_before_jobs(plan: Experiments, jobs: Jobs, said: Options, workflow: Any) -> Limits:
     """Check all jobs that will be submitted, before the first job of any kind starts.
 
     Mistakes end the process: one line for each, exit code 2.
@@ -119,11 +119,11 @@ class Limits:
     Args:
         plan: the experiments and the cluster's configuration.
         site: what SLURM grants.
-        given: options of the plugin.
+        options: of the plugin.
     """
 
-    def __init__(self, plan: Experiments, site: Site, given: Given) -> None:
-        self._plan, self.site, self._given = plan, site, given
+    def __init__(self, plan: Experiments, site: Site, options: Options) -> None:
+        self._plan, self.site, self._options = plan, site, options
 
     def check(self, jobs: list[Any], dry_run: bool, most: int | None, submitted: int) -> list[str]:
         """Find what SLURM would refuse or never start.
@@ -140,7 +140,7 @@ class Limits:
         Raises:
             UserError: one line for each mistake.
         """
-        if self._given.array_jobs:
+        if self._options.array_jobs:
             raise UserError(
                 f"{PROFILE} (or the command line): slurm-array-jobs: leave it out: with plugin 2.8 all jobs of an array"
                 " get the resources of the first, and none is noticed when it ends"
@@ -175,7 +175,7 @@ class Limits:
     def _check_accounting(self) -> Iterable[str]:
         trouble = self.site.accounting_trouble or ""
         # A database that does not answer may come back; one that does not exist never will.
-        if self._given.status_command != "squeue" and ("sacct not found" in trouble or "is disabled" in trouble):
+        if self._options.status_command != "squeue" and ("sacct not found" in trouble or "is disabled" in trouble):
             yield f"{PROFILE}: sacct cannot report how jobs end ({trouble}); set slurm-status-command: squeue"
 
     def _check_account(self) -> Iterable[str]:
@@ -187,7 +187,7 @@ class Limits:
     def _check_partition_file(self) -> Iterable[str]:
         from snakemake_executor_plugin_slurm.partitions import read_partition_file
 
-        path = self._given.partition_config
+        path = self._options.partition_config
         if path is None:
             return
         try:
@@ -205,32 +205,32 @@ class Limits:
         seen = set()
         found: dict[str, list[str]] = {}
         for job in jobs:
-            if any(job.resources.get(name) for name in ELSEWHERE):
+            if any(job.resources.get(name) for name in OTHER_CLUSTER):
                 continue
-            asked = Asked.of(job)
+            asked = Request.of(job)
             # Seeds and shards of an experiment make the same request.
             key = (job.rule.name, getattr(job.wildcards, "experiment", None), getattr(job.wildcards, "dataset", None))
             if (key, asked) not in seen:
                 seen.add((key, asked))
-                compared = Comparison(self._plan, self.site, bool(self._given.partition_config), job, asked)
+                compared = Comparison(self._plan, self.site, bool(self._options.partition_config), job, asked)
                 for mistake, asker in compared.mistakes():
                     found.setdefault(mistake, []).extend([asker] if asker else [])
         return sorted(f"{mistake}{_asked_by(askers)}" for mistake, askers in found.items())
 
     def _notes(self, jobs: list[Any], most: int | None, submitted: int) -> list[str]:
-        named = sorted({Asked.of(job).partition or "" for job in jobs})
+        named = sorted({Request.of(job).partition or "" for job in jobs})
         alone = {found[0].name: found[0].state for found in map(self.site.candidates, named) if len(found) == 1}
         notes = [
             f"partition {name} takes no jobs at present (sinfo: {state})"
             for name, state in alone.items()
             if state in ("drain", "inact")
         ]
-        if self._given.partition_config and self._plan.cluster.partition:
+        if self._options.partition_config and self._plan.cluster.partition:
             notes.append(
                 f"{source_of('partition')}: {self._plan.cluster.partition}: all jobs go there, so "
-                f"slurm-partition-config ({self._given.partition_config}) has no effect; leave one of them out"
+                f"slurm-partition-config ({self._options.partition_config}) has no effect; leave one of them out"
             )
-        queued = self.most_jobs()
+        queued = self.max_jobs()
         if queued is not None and most is not None and queued < min(most, submitted):
             notes.append(
                 f"SLURM takes at most {queued} jobs of yours at a time (MaxSubmit): of {submitted} jobs, {queued} will"
@@ -240,13 +240,13 @@ class Limits:
 
     def longest(self, partition: str | None) -> int:
         """Return the minutes of the longest job that a partition takes; None: the site's default."""
-        granted = [found.minutes for found in self.site.candidates(partition, bool(self._given.partition_config))]
+        granted = [found.minutes for found in self.site.candidates(partition, bool(self._options.partition_config))]
         return int(min(self._plan.cluster.minutes(self._plan.cluster.max_hours), max(granted, default=math.inf)))
 
-    def most_jobs(self) -> int | None:
+    def max_jobs(self) -> int | None:
         """Return how many jobs SLURM accepts into the queue at a time; None if unlimited or unknown."""
         cluster = self._plan.cluster
-        return self.site.most_jobs(cluster.account, cluster.partition, self._given.qos)
+        return self.site.max_jobs(cluster.account, cluster.partition, self._options.qos)
 
 
 def has_gpus() -> bool:

@@ -23,10 +23,10 @@ from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
-from granted import Answer
-from granted import ask as ask_slurm
+from slurm_site import Answer
+from slurm_site import ask as ask_slurm
 
-HOPELESS = {
+STUCK = {
     "AccountNotAllowed",
     "AssocMaxCpuMinutesPerJobLimit",
     "AssocMaxWallDurationPerJobLimit",
@@ -112,7 +112,7 @@ class States:
         for job, reason in queued.items():
             word = reason.strip("()").partition(",")[0].strip()
             held = word.startswith(("launch failed", "job requeued in held state"))
-            if job in waiting and (word in HOPELESS or held) and (job, word) not in self._reported:
+            if job in waiting and (word in STUCK or held) and (job, word) not in self._reported:
                 self._reported.add((job, word))
                 way = f"scontrol release {job}" if held or word.startswith("JobHeld") else f"scontrol show job {job}"
                 self._say(f"SLURM job {job} will not start by itself: {word} (see {way}, or cancel it: scancel {job})")

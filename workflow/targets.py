@@ -45,8 +45,8 @@ class StudyTargets:
         plan, layout = self._plan, self._layout
         runs = [layout.scores(f"seed{seed}", name) for name, seed in plan.runs() if plan.is_scored(name)]
         best = [layout.scores(f"seed{seed}_best", name) for name, seed in plan.runs() if plan.known[name].candidates]
-        yardsticks = [layout.scores(kind, name) for name in plan.experiments for kind in plan.yardsticks(name)]
-        return runs + best + yardsticks
+        baselines = [layout.scores(kind, name) for name in plan.experiments for kind in plan.baselines(name)]
+        return runs + best + baselines
 
     def figures(self) -> list[str]:
         """Return all figures, as png."""
@@ -326,9 +326,9 @@ class Inputs:
                 folders.setdefault(scoring.inception_folder, Arguments("--sha256", scoring.inception_sha256, *offline))
         return folders
 
-    def yardstick(self, wildcards) -> Arguments:
+    def baseline(self, wildcards) -> Arguments:
         """Return the option of `udpm score` for the floor or the ceiling."""
-        if wildcards.yardstick == "heldout":
+        if wildcards.baseline == "heldout":
             return Arguments("--heldout")
         return Arguments("--noise", self._plan.experiment(wildcards).sampling.count)
 

@@ -21,7 +21,7 @@ from udpm.data.prepare import prepare
 from udpm.runs.config_guard import MUTABLE_KEYS
 
 sys.path.insert(0, str(ROOT / "workflow"))
-from content import KEPT, Content, decide
+from content import KEPT, Content, install
 from existing import Existing
 from experiments import Experiments
 
@@ -463,7 +463,7 @@ def test_what_snakemake_may_remove(rule, monkeypatch):
         monkeypatch.setattr(owner, name, getattr(owner, name))
     for name in ("remove_existing_output", "cleanup", "postprocess"):
         monkeypatch.setattr(Job, name, remove)
-    decide(None, None)
+    install(None, None)
     one = job(rule, [], [])
     asyncio.run(Job.remove_existing_output(one))
     asyncio.run(Job.cleanup(one, []))

@@ -16,7 +16,7 @@ EXPERIMENT = {"extends": "digits", "dataset": "mine", "latents": {"labels": []}}
 
 @pytest.fixture
 def planned(tmp_path, monkeypatch, capsys):
-    """Plans an experiment on images/; gives its yardsticks, and what was said."""
+    """Plans an experiment on images/; gives its baselines, and what was said."""
     for kind in ("experiments/digits", "datasets/digits"):
         target = tmp_path / "config" / f"{kind}.yaml"
         target.parent.mkdir(parents=True)
@@ -30,15 +30,15 @@ def planned(tmp_path, monkeypatch, capsys):
         Path("config/datasets/mine.yaml").write_text(json.dumps(given))
         Path("config/experiments/some.yaml").write_text(json.dumps(EXPERIMENT | values))
         found = Experiments({"experiments": ["some"]}, False)
-        found.tell()
-        return found.yardsticks("some"), capsys.readouterr().err
+        found.report_missing_floors()
+        return found.baselines("some"), capsys.readouterr().err
 
     return plan
 
 
 def test_the_floor_is_planned_where_there_are_held_out_images(planned):
-    yardsticks, told = planned()
-    assert yardsticks == ("noise",)
+    baselines, told = planned()
+    assert baselines == ("noise",)
     assert told.startswith("note: data set mine: no held-out floor is scored: its images were not found")
     assert planned({"holdout": 1})[0] == planned({"expected_test_count": 1})[0] == ("heldout", "noise")
     tree(Path("images"))
@@ -47,8 +47,8 @@ def test_the_floor_is_planned_where_there_are_held_out_images(planned):
     shutil.rmtree("images/test")
     # The prepared data set is what is scored.
     assert planned() == (("heldout", "noise"), "")
-    yardsticks, told = planned({"on_error": "skip"})
-    assert yardsticks == ("noise",)
+    baselines, told = planned({"on_error": "skip"})
+    assert baselines == ("noise",)
     assert told == (
         "note: data set mine: no held-out floor is scored: it has no test split; holdout: N keeps N images out of "
         "training\n"

@@ -62,11 +62,11 @@ def test_a_mistake_names_file_or_variable(tmp_path, text, environment, expected)
 def test_what_a_node_would_not_get_as_it_is_is_refused(tmp_path, monkeypatch, capsys, value):
     monkeypatch.chdir(tmp_path)
     asked(tmp_path)
-    from limits import check_given
+    from limits import check_config_values
 
-    check_given(["experiments=some", 'results=a b $(c) "d" \u00fc'])
+    check_config_values(["experiments=some", 'results=a b $(c) "d" \u00fc'])
     with pytest.raises(SystemExit) as stop:
-        check_given([f"results={value}"])
+        check_config_values([f"results={value}"])
     assert stop.value.code == 2
     assert "put it into config/config.yaml" in capsys.readouterr().err
 

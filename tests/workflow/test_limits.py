@@ -18,11 +18,11 @@ from tiny import ROOT
 sys.path.insert(0, str(ROOT / "workflow"))
 
 import limits
-from comparison import Asked
+from comparison import Request
 from experiments import Experiments
-from granted import Answer, Site, ask, gpus_in, minutes_of, read_partitions
-from jobs import OF_FIGURES, SECTIONS
-from limits import Given, Limits
+from jobs import FIGURE_RULES, SECTIONS
+from limits import Limits, Options
+from slurm_site import Answer, Site, ask, gpus_in, minutes_of, read_partitions
 
 from udpm.core.errors import UserError
 
@@ -87,7 +87,7 @@ def test_partitions():
     assert list(found) == ["cpu", "gpu", "big", "old"]
     assert [name for name, partition in found.items() if partition.is_default] == ["cpu"]
     assert [partition.minutes for partition in found.values()] == [1440, 240, math.inf, 30]
-    assert [partition.most_nodes for partition in found.values()] == [math.inf, 2, math.inf, 1]
+    assert [partition.max_nodes for partition in found.values()] == [math.inf, 2, math.inf, 1]
     assert [[kind.memory_mb for kind in partition.nodes] for partition in found.values()] == [
         [191_000, 515_000],
         [380_000, 190_000],
@@ -131,9 +131,9 @@ def test_what_fits(partition, asked, fits):
 
 
 def test_the_largest_node():
-    assert Told().most_memory(None) == 515_000
-    assert Told().most_memory("gpu,big") == 4_000_000
-    assert Told().most_memory("nowhere") == math.inf
+    assert Told().max_memory(None) == 515_000
+    assert Told().max_memory("gpu,big") == 4_000_000
+    assert Told().max_memory("nowhere") == math.inf
 
 
 NORMAL = "normal||\nlong|9|\nheavy|40|30\n"
@@ -164,13 +164,13 @@ NORMAL = "normal||\nlong|9|\nheavy|40|30\n"
 def test_jobs_that_the_queue_takes(associations, given, enforced, most):
     settings = "ClusterName             = here\n" + (f"AccountingStorageEnforce = {enforced}\n" if enforced else "")
     site = Told(associations=associations, qualities=NORMAL, settings=settings)
-    assert site.most_jobs(**given) == most
+    assert site.max_jobs(**given) == most
 
 
 def test_the_quality_of_service_of_a_partition_counts():
     site = Told(partitions="PartitionName=gpu QoS=long\n", qualities=NORMAL, associations="here|lab||||normal|")
-    assert site.most_jobs(partition="gpu") == 9
-    assert site.most_jobs(partition="cpu") is None
+    assert site.max_jobs(partition="gpu") == 9
+    assert site.max_jobs(partition="cpu") is None
 
 
 def program(folder, name, text):
@@ -258,7 +258,7 @@ def job(rule="train_model", threads=1, wildcards=None, **resources):
     ],
 )
 def test_what_a_job_asks_for(resources, expected):
-    asked = Asked.of(job(threads=3, **resources))
+    asked = Request.of(job(threads=3, **resources))
     assert (asked.minutes, asked.memory_mb, asked.cpus, asked.gpus, asked.gpu_model, asked.nodes) == expected
 
 
@@ -383,7 +383,7 @@ THREADS = {"training": {"threads": 16, "workers": 4, "processes_per_node": 4}}
     ],
 )
 def test_what_is_asked_for_in_vain(plan, values, asked, expected):
-    found = Limits(plan(values), Told(), Given()).mistakes([job(**asked)])
+    found = Limits(plan(values), Told(), Options()).mistakes([job(**asked)])
     assert [expected in line for line in found] == [True] * (expected is not None), found
 
 
@@ -404,7 +404,7 @@ def test_what_is_asked_for_in_vain(plan, values, asked, expected):
 @pytest.mark.parametrize("how", ["a file of partitions", "no default"])
 def test_one_of_all_partitions(plan, asked, expected, how):
     site = Told(SITE.replace("*", "") if how == "no default" else SITE)
-    given = Given(partition_config="partitions.yaml") if how != "no default" else Given()
+    given = Options(partition_config="partitions.yaml") if how != "no default" else Options()
     found = Limits(plan(), site, given).mistakes([job(slurm_partition=None, **asked)])
     assert [expected in line for line in found] == [True] * (expected is not None), found
 
@@ -414,7 +414,7 @@ def test_a_partition_that_takes_shorter_jobs(plan):
     made = plan({"resources": {"training": {"hours": 20}}}, "partition: gpu\nmax_hours: 12\n")
     for name in ("digits", "digits-smoke", "cifar10"):
         made.known[name] = made.known["some"]
-    found = Limits(made, Told(), Given()).mistakes(
+    found = Limits(made, Told(), Options()).mistakes(
         [job(wildcards=name, runtime=720) for name in names] + [job("train_extractor", wildcards={}, runtime=60)]
     )
     assert found == [
@@ -432,7 +432,7 @@ def test_the_hours_that_are_told_are_granted(plan, longest):
         made = plan({"resources": {"training": {"hours": 30}}}, "partition: gpu\n", UDPM_MAX_HOURS=str(max_hours))
         asked = [job("train_model", runtime=made.cluster.minutes(30))]
         asked += [job("train_extractor", wildcards={}, runtime=made.cluster.minutes(1))]
-        return Limits(made, site, Given()).mistakes(asked)
+        return Limits(made, site, Options()).mistakes(asked)
 
     (found,) = mistakes(30)
     assert found.startswith(
@@ -445,7 +445,7 @@ def test_the_hours_that_are_told_are_granted(plan, longest):
 def test_the_type_of_gpu_of_the_cluster(plan):
     made = plan({}, "partition: gpu\ngpu_model: A100\n")
     asked = [job(rule, gpu=1, gpu_model="A100") for rule in ("train_model", "sample_images", "score_samples")]
-    assert Limits(made, Told(), Given()).mistakes(asked) == [
+    assert Limits(made, Told(), Options()).mistakes(asked) == [
         "config/cluster.yaml: gpu_model: A100, but partition gpu has a100, v100"
     ]
 
@@ -456,7 +456,7 @@ def test_seeds_and_shards_make_one_mistake(plan):
         for seed in range(3)
         for part in range(9)
     ]
-    assert len(Limits(plan(MEMORY), Told(), Given()).mistakes(asked)) == 1
+    assert len(Limits(plan(MEMORY), Told(), Options()).mistakes(asked)) == 1
 
 
 def test_points_of_a_sweep_make_one_mistake(plan):
@@ -467,7 +467,7 @@ def test_points_of_a_sweep_make_one_mistake(plan):
     made = Experiments({"experiments": ["some"], "sweep": "many"}, True)
     asked = [job(wildcards={"experiment": name, "seed": "0"}, mem_mb=500_000) for name in made.sweep.loaded.points]
     assert len(asked) == 3
-    (found,) = Limits(made, Told(), Given()).mistakes(asked)
+    (found,) = Limits(made, Told(), Options()).mistakes(asked)
     assert found.startswith(HERE + "resources.training.memory_gb: 500")
 
 
@@ -487,46 +487,52 @@ NO_SACCT = Answer(trouble="sacct not found in PATH")
 @pytest.mark.parametrize(
     ("site", "given", "jobs", "kind", "expected"),
     [
-        (Told(), Given(), [job()], "note", []),
-        (Told(), Given(array_jobs="all"), [], "error", ["slurm-array-jobs: leave it out"]),
-        (Told(accounting=DISABLED), Given(), [job()], "error", ["is disabled); set slurm-status-command: squeue"]),
-        (Told(accounting=DISABLED), Given(status_command="sacct"), [job()], "error", ["status-command: squeue"]),
-        (Told(accounting=NO_SACCT), Given(), [job()], "error", ["sacct not found in PATH); set slurm-status-command"]),
-        (Told(accounting=DISABLED), Given(status_command="squeue"), [job()], "note", []),
-        (Told(accounting=DISABLED), Given(), [], "note", []),
-        (Told(accounting=AWAY), Given(), [job()], "note", []),
+        (Told(), Options(), [job()], "note", []),
+        (Told(), Options(array_jobs="all"), [], "error", ["slurm-array-jobs: leave it out"]),
+        (Told(accounting=DISABLED), Options(), [job()], "error", ["is disabled); set slurm-status-command: squeue"]),
+        (Told(accounting=DISABLED), Options(status_command="sacct"), [job()], "error", ["status-command: squeue"]),
+        (
+            Told(accounting=NO_SACCT),
+            Options(),
+            [job()],
+            "error",
+            ["sacct not found in PATH); set slurm-status-command"],
+        ),
+        (Told(accounting=DISABLED), Options(status_command="squeue"), [job()], "note", []),
+        (Told(accounting=DISABLED), Options(), [], "note", []),
+        (Told(accounting=AWAY), Options(), [job()], "note", []),
         (
             Told("", nodes=Answer(trouble="sinfo: no")),
-            Given(),
+            Options(),
             [job()],
             "note",
             ["is not known (sinfo: no); jobs are submitted"],
         ),
-        (Told(""), Given(), [job()], "note", ["(sinfo names no partition)"]),
+        (Told(""), Options(), [job()], "note", ["(sinfo names no partition)"]),
         (
             Told(),
-            Given(),
+            Options(),
             [job(slurm_partition="old")],
             "note",
             ["partition old takes no jobs at present (sinfo: drain)"],
         ),
         (
             Told(accounting=DISABLED, associations="here|other||||normal|"),
-            Given(),
+            Options(),
             [job(runtime=999), job(gpu=9)],
             "error",
             ["account: lab is not one of yours; these are: other", "gpu of train_model", "runtime of", "sacct cannot"],
         ),
-        (Told(associations="here|LAB||||normal|"), Given(), [job()], "note", []),
+        (Told(associations="here|LAB||||normal|"), Options(), [job()], "note", []),
         (
             Told(associations="here|lab||5||normal|"),
-            Given(),
+            Options(),
             [job()] * 9,
             "note",
             ["SLURM takes at most 5 jobs of yours at a time (MaxSubmit): of 9 jobs, 5 will be in the queue at once"],
         ),
-        (Told(associations="here|lab||5||normal|"), Given(), [job()] * 5, "note", []),
-        (Told(associations="here|lab||500||normal|"), Given(), [job()] * 900, "note", []),
+        (Told(associations="here|lab||5||normal|"), Options(), [job()] * 5, "note", []),
+        (Told(associations="here|lab||500||normal|"), Options(), [job()] * 900, "note", []),
     ],
 )
 def test_what_is_told_before_the_first_job(plan, site, given, jobs, kind, expected):
@@ -543,7 +549,7 @@ def test_without_slurm(plan, monkeypatch, gpus):
     site.__dict__["missing"] = ["sbatch", "sinfo", "squeue"]
     monkeypatch.setattr(limits, "has_gpus", lambda: gpus)
     alone = "snakemake --resources gpu=1" if gpus else "snakemake"
-    compared = Limits(plan(), site, Given())
+    compared = Limits(plan(), site, Options())
     (note,) = told(compared, [job()], dry_run=True)[1]
     assert note == (
         "SLURM's commands (sbatch, sinfo, squeue) not found in PATH: this is the plan, but it cannot run here; "
@@ -597,7 +603,7 @@ def test_the_example_of_several_partitions():
 def test_a_file_of_partitions(plan, text, cluster, expected):
     made = plan({}, cluster)
     Path("p.yaml").write_text(text)
-    kind, lines = told(Limits(made, Told(), Given(partition_config="p.yaml")), [job()])
+    kind, lines = told(Limits(made, Told(), Options(partition_config="p.yaml")), [job()])
     assert kind == expected[0]
     assert [part in line for line, part in zip(lines, expected[1], strict=True)] == [True] * len(expected[1])
 
@@ -610,7 +616,7 @@ def test_rules_ask_for_what_their_section_says():
             sections = re.findall(r"\*\*JOBS\.(\w+),", text) or ([found[like]] if like else [])
             found |= dict.fromkeys([name] * bool(sections), *sections)
     figures = {"figures": "sampling", "neighbours": "scoring"}
-    assert {rule for rule, section in found.items() if section in figures} == OF_FIGURES
+    assert {rule for rule, section in found.items() if section in figures} == FIGURE_RULES
     assert {rule: figures.get(section, section) for rule, section in found.items()} == SECTIONS
 
 
@@ -619,17 +625,19 @@ def test_the_profile_and_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.delenv("SNAKEMAKE_SLURM_PARTITIONS", raising=False)
     monkeypatch.setattr(sys, "argv", ["snakemake", "--profile", "slurm", "-n"])
-    assert limits.given() == Given(executor="slurm")
+    assert limits.read_options() == Options(executor="slurm")
     monkeypatch.setenv("SNAKEMAKE_SLURM_PARTITIONS", "there.yaml")
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--slurm-array-jobs", "all", "--slurm-qos=long"])
-    assert limits.given() == Given(array_jobs="all", qos="long", partition_config="there.yaml", executor="slurm")
+    assert limits.read_options() == Options(
+        array_jobs="all", qos="long", partition_config="there.yaml", executor="slurm"
+    )
     shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
     with open(tmp_path / "slurm/config.yaml", "a") as file:
         file.write("slurm-status-command: squeue\nslurm-array-jobs: sample_shard\n")
     monkeypatch.setattr(sys, "argv", ["snakemake", "--profile", str(tmp_path / "slurm")])
-    assert limits.given() == Given("sample_shard", "squeue", "there.yaml", executor="slurm")
+    assert limits.read_options() == Options("sample_shard", "squeue", "there.yaml", executor="slurm")
     monkeypatch.setattr(sys, "argv", ["pytest", "-x", "tests"])
-    assert limits.given() == Given()
+    assert limits.read_options() == Options()
 
 
 # The report at the end.

@@ -21,8 +21,8 @@ plugin = pytest.importorskip("snakemake_executor_plugin_slurm")
 import executor as ours  # noqa: E402
 import jobs as groups  # noqa: E402
 import slurm_patches  # noqa: E402
-from granted import Answer  # noqa: E402
-from slurm_patches import HOPELESS, States  # noqa: E402
+from slurm_patches import STUCK, States  # noqa: E402
+from slurm_site import Answer  # noqa: E402
 
 
 class Member(SimpleNamespace):
@@ -74,7 +74,7 @@ def test_no_answer_is_no_state():
     assert len(answers.said) == 2
 
 
-@pytest.mark.parametrize("reason", sorted(HOPELESS))
+@pytest.mark.parametrize("reason", sorted(STUCK))
 def test_what_a_job_waits_for_in_vain_is_told_once(reason):
     answers = Answers(*[{"7": "PENDING"}] * 3, queue=f"7|{reason}\n8|Priority\n9|{reason}\n")
     for _ in range(3):
@@ -241,13 +241,13 @@ class Submitting:
         monkeypatch.setattr(ours, "ask", lambda command: Answer(tuple(known.splitlines())))
         monkeypatch.setattr(ours, "print_note", self.said.append)
         monkeypatch.setattr(ours, "time", SimpleNamespace(monotonic=lambda: self.now))
-        monkeypatch.setattr(ours, "HOPELESS", set())
+        monkeypatch.setattr(ours, "NO_RETRY", set())
         executor = object.__new__(ours.Executor)
         executor._current, executor._over = threading.local(), SimpleNamespace(wait=wait, is_set=lambda: False)
         executor._refused_since, executor._submitted, executor.patience = None, {"6": None}, patience
         executor.run_uuid, executor.slurm_logdir = "run", Path("logs")
         executor.run_job(job)
-        self.hopeless = job in ours.HOPELESS
+        self.hopeless = job in ours.NO_RETRY
 
 
 @pytest.mark.parametrize("message", DOWN)
@@ -310,14 +310,14 @@ def failing(monkeypatch, tmp_path, rule, state, log, attempt=1, reason=None):
     if log is not None:
         (tmp_path / "log").write_text(log)
     killed = []
-    monkeypatch.setattr(ours, "HOPELESS", set())
+    monkeypatch.setattr(ours, "NO_RETRY", set())
     monkeypatch.setattr(ours, "print_note", lambda text: None)
     monkeypatch.setattr(plugin.Executor, "report_job_error", lambda *a, **b: None)
     executor = object.__new__(ours.Executor)
     executor.states = SimpleNamespace(last={"7": state} if state else {})
     executor.alike, executor.killed = lambda job, slurm: reason, killed.append
     executor.report_job_error(SimpleNamespace(job=job, external_jobid="7" if state else None))
-    return job in ours.HOPELESS, bool(killed)
+    return job in ours.NO_RETRY, bool(killed)
 
 
 @pytest.mark.parametrize(
@@ -360,16 +360,16 @@ def test_small_jobs_of_a_run_are_one():
     jobs = [member(rule) for rule in ("sample_images", "score_samples", "render_neighbours", *["explore_latents"] * 4)]
     alone = [member("train_model"), member("train_extractor"), member("sample_shard"), member("sample_shard")]
     others = [member("score_samples", experiment="other"), member("explore_latents", experiment="other")]
-    found = groups.partition([*jobs, *alone, *others], longest)
+    found = groups.group_jobs([*jobs, *alone, *others], longest)
     assert {name: len(members) for name, members in found.items()} == {"run-some-0": 7, "run-other-0": 2}
 
 
 def test_jobs_that_want_other_nodes_are_not_put_together():
     same = [member("sample_images"), member("explore_latents", mem_mb=9000, runtime=99, cpus_per_task=4)]
     for difference in ({"gpu": 1}, {"slurm_partition": "cpu"}, {"slurm_extra": "x"}, {"nodes": 2}):
-        found = groups.partition([*same, member("score_samples", **difference)], longest)
+        found = groups.group_jobs([*same, member("score_samples", **difference)], longest)
         assert [len(members) for members in found.values()] == [2], difference
-    assert groups.partition([member("sample_images"), member("score_samples", local=True)], longest) == {}
+    assert groups.group_jobs([member("sample_images"), member("score_samples", local=True)], longest) == {}
 
 
 def test_a_group_asks_for_the_time_of_all_and_the_most_of_any():
@@ -378,7 +378,7 @@ def test_a_group_asks_for_the_time_of_all_and_the_most_of_any():
         member("explore_latents", mem_mb=9000, cpus_per_task=4, gpu=1),
     ]
     expected = {"mem_mb": 9000, "cpus_per_task": 4, "gpu": 1, "gpu_model": "a100", "nodes": 1, "slurm_account": "lab"}
-    assert groups.together(jobs) == expected | {"runtime": 20, "_nodes": 1}
+    assert groups.group_resources(jobs) == expected | {"runtime": 20, "_nodes": 1}
 
 
 def test_a_group_takes_no_longer_than_its_partition_grants():
@@ -391,13 +391,13 @@ def test_a_group_takes_no_longer_than_its_partition_grants():
         "explore_latents",
         "sample_chain",
     ]
-    found = groups.partition([member(rule, slurm_partition="short") for rule in rules], longest)
+    found = groups.group_jobs([member(rule, slurm_partition="short") for rule in rules], longest)
     parts = [{job.rule.name for job in members} for members in found.values()]
     assert parts == [
         {"sample_images", "sample_chain", "explore_latents"},
         {"explore_latents", "score_samples", "render_neighbours"},
     ]
-    assert groups.partition([member(rule, slurm_partition="short", runtime=29) for rule in rules], longest) == {}
+    assert groups.group_jobs([member(rule, slurm_partition="short", runtime=29) for rule in rules], longest) == {}
 
 
 @pytest.mark.slow

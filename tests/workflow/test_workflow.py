@@ -266,7 +266,7 @@ def test_another_extractor_is_noticed_with_its_times_kept(clone):
     assert found == {
         "compute_reference": 1,
         "score_samples": 1,
-        "score_yardstick": 2,
+        "score_baseline": 2,
         "render_table": 1,
         "summarize": 1,
         "write_card": 1,

@@ -1,5 +1,5 @@
 rule render_table:
-    """Show the scores of all runs and yardsticks with their protocol."""
+    """Show the scores of all runs and baselines with their protocol."""
     input:
         TARGETS.scores(),
     output:

@@ -175,7 +175,7 @@ use rule score_samples as score_best with:
         ],
 
 
-rule score_yardstick:
+rule score_baseline:
     """Score what numbers are compared with: real images that training never saw (floor), or noise (ceiling)."""
     input:
         reference=LAYOUT.reference(),
@@ -183,12 +183,12 @@ rule score_yardstick:
         config=LAYOUT.section("scoring"),
         extractor=INPUTS.made_extractor,
     output:
-        LAYOUT.scores("{yardstick}"),
+        LAYOUT.scores("{baseline}"),
     log:
-        LAYOUT.log("score_yardstick/{experiment}_{yardstick}"),
+        LAYOUT.log("score_baseline/{experiment}_{baseline}"),
     wildcard_constraints:
         experiment=PLAN.pattern(PLAN.is_scored),
-        yardstick="|".join(YARDSTICKS),
+        baseline="|".join(BASELINES),
     conda:
         "../../envs/udpm.yaml"
     threads: JOBS.scoring_threads
@@ -198,7 +198,7 @@ rule score_yardstick:
         dataset=subpath(input.dataset, parent=True),
         extractor=INPUTS.extractor,
         features=LAYOUT.features,
-        subject=INPUTS.yardstick,
+        subject=INPUTS.baseline,
     shell:
         "udpm score {params.subject:q} --reference {input.reference:q} --extractor {params.extractor:q}"
         " --dataset {params.dataset:q} --config {input.config:q} --features {params.features:q}"

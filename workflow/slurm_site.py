@@ -19,7 +19,7 @@ NEEDED = ("sbatch", "sinfo", "squeue")
 """Commands that submitting jobs needs."""
 PATIENCE = 20.0
 """Seconds that one command may take."""
-MOST_OUTPUT = 64 * 1024**2
+MAX_OUTPUT = 64 * 1024**2
 """Bytes of a command's output that are read."""
 # One line for each kind of node of each partition: --exact keeps nodes apart that differ in what is printed, and a
 # format without widths cuts nothing off.
@@ -55,21 +55,21 @@ class Partition:
 
     Attributes:
         minutes: time limit of a job; may be infinite.
-        most_nodes: of one job; may be infinite.
+        max_nodes: of one job; may be infinite.
         is_default: whether jobs without a partition go there.
         state: up, down, drain or inact.
     """
 
     name: str
     minutes: float = math.inf
-    most_nodes: float = math.inf
+    max_nodes: float = math.inf
     is_default: bool = False
     state: str = "up"
     nodes: tuple[Nodes, ...] = ()
 
     def has(self, minutes: float = 0, memory_mb: float = 0, cpus: int = 1, gpus: int = 0, model=None, nodes: int = 1):
         """Return whether a job can run here. Memory, CPUs and GPUs are for each of its nodes."""
-        if minutes > self.minutes or nodes > self.most_nodes:
+        if minutes > self.minutes or nodes > self.max_nodes:
             return False
         return not self.nodes or nodes <= sum(
             kind.count
@@ -143,7 +143,7 @@ class Site:
         default = [partition for partition in partitions if partition.is_default and not any_partition]
         return default or partitions or list(self.partitions.values())
 
-    def most_memory(self, names: str | None) -> float:
+    def max_memory(self, names: str | None) -> float:
         """Return the memory of a partition's largest node in MB; infinite if unknown."""
         kinds = [kind for partition in self.candidates(names) for kind in partition.nodes]
         return max((kind.memory_mb for kind in kinds), default=math.inf)
@@ -167,7 +167,7 @@ class Site:
         here = self.settings.get("ClusterName")
         return [row for row in rows if row[0] == here] or rows
 
-    def most_jobs(self, account: str | None = None, partition: str | None = None, qos: str | None = None) -> int | None:
+    def max_jobs(self, account: str | None = None, partition: str | None = None, qos: str | None = None) -> int | None:
         """Return how many jobs the user may have in the queue, waiting and running; None if unlimited.
 
         Args:
@@ -214,8 +214,8 @@ def read_partitions(sinfo: Iterable[str], scontrol: Iterable[str] = ()) -> dict[
         if earlier := found.get(name):
             found[name] = Partition(**{**vars(earlier), "nodes": earlier.nodes + nodes})
             continue
-        most_nodes = min(_limit(sizes.rpartition("-")[2]), _limit(limits.get("MaxNodes", "")))
-        found[name] = Partition(name, minutes_of(time), most_nodes, is_default, state, nodes)
+        max_nodes = min(_limit(sizes.rpartition("-")[2]), _limit(limits.get("MaxNodes", "")))
+        found[name] = Partition(name, minutes_of(time), max_nodes, is_default, state, nodes)
     return found
 
 
@@ -312,7 +312,7 @@ def ask(command: tuple[str, ...], seconds: float = PATIENCE) -> Answer:
         texts = []
         for file in (out, errors):
             file.seek(0)
-            texts.append(file.read(MOST_OUTPUT).decode(errors="replace"))
+            texts.append(file.read(MAX_OUTPUT).decode(errors="replace"))
     if code:
         said = next((line.strip() for line in "\n".join(reversed(texts)).splitlines() if line.strip()), f"code {code}")
         return Answer(trouble=said if said.startswith(f"{name}:") else f"{name}: {said}")
