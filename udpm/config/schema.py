@@ -55,7 +55,7 @@ def is_schema(text: bytes) -> bool:
 
 
 def key_reference() -> str:
-    """Return a markdown table of every key: type, default, meaning."""
+    """Return markdown tables of every key, one for each section of a file: type, default, meaning."""
     parts = []
     titles = {
         "study": "config.yaml",
@@ -66,8 +66,13 @@ def key_reference() -> str:
     }
     for kind, title in titles.items():
         schema = json_schema(kind)
-        rows = list(_rows(schema, schema, ""))
-        parts.append(f"### {title}\n\n| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows))
+        tables: dict[str, list[str]] = {"": []}
+        for row in _rows(schema, schema, ""):
+            section, dot, _ = row.split("`")[1].partition(".")
+            tables.setdefault(section if dot else "", []).append(row)
+        for section, rows in tables.items():
+            heading = f"#### {section}" if section else f"### {title}"
+            parts.append("\n".join([heading, "", "| key | type | default | meaning |", "|---|---|---|---|", *rows]))
     return "\n\n".join(parts)
 
 
