@@ -24,9 +24,8 @@ from udpm.config import (
     run_of,
     to_json,
 )
-from udpm.config.dataset import OWN_CLASSES
+from udpm.config.dataset import OWN_CLASSES, class_number
 from udpm.config.validation import Record, Section, SplitRanges, validate
-from udpm.core.classes import class_number
 from udpm.core.download import INCEPTION
 from udpm.core.errors import EXIT_USER_ERROR, UserError
 from udpm.core.files import expanded

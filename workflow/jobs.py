@@ -20,7 +20,7 @@ from experiments import Experiments
 from targets import Arguments
 
 from udpm.config import ClusterConfig
-from udpm.config.resources import JobResources
+from udpm.config.study import JobResources
 from udpm.runs.attempts import any_killed
 
 MEGABYTES = 1000

@@ -9,9 +9,9 @@ import torch
 
 import udpm
 from udpm.config import ModelConfig, Sampling
+from udpm.config.dataset import class_folders, class_number, class_title
 from udpm.config.load import load_dataset, load_experiment, run_of
 from udpm.core import devices
-from udpm.core.classes import class_folders, class_number, class_title
 from udpm.core.errors import UserError
 from udpm.metrics.protocol import class_words
 from udpm.networks.unet import build_generator

@@ -26,7 +26,7 @@ from PIL import Image
 from udpm.cli import main
 from udpm.config import DatasetConfig
 from udpm.core import folders, processes, progress
-from udpm.core import transfer as vision
+from udpm.core.devices import patch_torchvision
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import exclusive
 from udpm.core.folders import list_contents
@@ -600,7 +600,7 @@ def test_a_wrong_md5_names_both_sums(tmp_path):
 
 
 def test_without_network_and_batches_it_says_what_to_do(tmp_path, monkeypatch):
-    vision.enable()
+    patch_torchvision()
     datasets = pytest.importorskip("torchvision.datasets")
 
     def unreachable(*_, **__):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from fuzz import mutate
 from udpm.bench.record import read_record
-from udpm.cli import inspect as info
+from udpm.cli import data as info
 from udpm.config import (
     DatasetConfig,
     Latents,

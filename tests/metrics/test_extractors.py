@@ -16,7 +16,7 @@ from PIL import Image
 
 from udpm.config import Scoring, to_json
 from udpm.core import devices
-from udpm.core import transfer as vision
+from udpm.core.devices import patch_torchvision
 from udpm.core.download import INCEPTION, PublishedFile, fetch
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
@@ -75,7 +75,7 @@ def standing_in(weights, mode="clean", **changes):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_inceptions_features_are_clean_fids(weights, tmp_path, mode):
-    vision.enable()
+    patch_torchvision()
     from cleanfid.fid import get_folder_features
     from cleanfid.inception_torchscript import InceptionV3W
 
@@ -263,7 +263,7 @@ def test_flips_double_a_reference(project):
 )
 def test_distances_are_clean_fids_of_the_same_folders(tmp_path, monkeypatch, mode, resize):
     monkeypatch.chdir(tmp_path)
-    vision.enable()
+    patch_torchvision()
     from cleanfid.fid import compute_fid
 
     real = write_folder(tmp_path / "real", pictures(0, 60))

@@ -11,9 +11,9 @@ from prdc import compute_prdc
 from scipy.linalg import svdvals
 from sklearn.metrics.pairwise import polynomial_kernel
 
-from udpm.core import transfer as vision
+from udpm.core.arrays import derive_seed
+from udpm.core.devices import patch_torchvision
 from udpm.core.errors import UserError
-from udpm.core.seeds import derive_seed
 from udpm.metrics import precision_recall as module
 from udpm.metrics.distances import (
     class_agreement,
@@ -34,7 +34,7 @@ def features(seed, count, width, shift=0.0):
 
 @pytest.fixture(scope="module")
 def fidelity():
-    vision.enable()
+    patch_torchvision()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torch_fidelity import metric_isc, metric_kid
@@ -129,7 +129,7 @@ def test_singular_covariances_have_the_distance_of_their_factors():
 
 @pytest.mark.parametrize(("count", "tolerance"), [(900, 1e-6), (150, 1e-4)])
 def test_the_frechet_distance_is_clean_fids(count, tolerance):
-    vision.enable()
+    patch_torchvision()
     from cleanfid.fid import frechet_distance as theirs
 
     one, other = statistics(features(0, count, 300)), statistics(features(1, count, 300, 0.1))
@@ -144,7 +144,7 @@ def test_the_frechet_distance_is_clean_fids(count, tolerance):
 @pytest.mark.soak
 @pytest.mark.parametrize(("count", "tolerance"), [(6000, 1e-6), (1000, 1e-4)])
 def test_the_frechet_distance_of_inceptions_width(count, tolerance):
-    vision.enable()
+    patch_torchvision()
     from cleanfid.fid import frechet_distance as theirs
 
     mixing = features(2, 2048, 2048) / 45

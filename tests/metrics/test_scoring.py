@@ -14,7 +14,7 @@ from prdc import compute_prdc
 
 from udpm.config import Scoring
 from udpm.core import devices
-from udpm.core import transfer as vision
+from udpm.core.devices import patch_torchvision
 from udpm.core.errors import UserError
 from udpm.data.store import open_store
 from udpm.metrics import score as scores
@@ -52,7 +52,7 @@ def test_frechet_distance_of_commuting_covariances():
 
 
 def test_frechet_distance_equals_clean_fids():
-    vision.enable()
+    patch_torchvision()
     from cleanfid.fid import frechet_distance as theirs
 
     one, other = statistics(features(0, count=500, width=32)), statistics(features(1, count=400, width=32))

@@ -18,8 +18,8 @@ from udpm.config import Experiment, Latents, ModelConfig, Sampling, load_dataset
 from udpm.config.load import run_of, validate
 from udpm.config.validation import read_yaml
 from udpm.core import devices
+from udpm.core.devices import to_bytes
 from udpm.core.errors import UserError
-from udpm.core.transfer import to_bytes
 from udpm.data.npz import load_arrays, save_arrays
 from udpm.diffusion.sampler import Latent, interpolate, join, mix
 from udpm.networks.unet import build_generator

@@ -10,8 +10,8 @@ import torch
 import udpm
 from udpm.config import Sampling
 from udpm.core import devices
+from udpm.core.devices import to_bytes
 from udpm.core.errors import UserError
-from udpm.core.transfer import to_bytes
 from udpm.networks.weights import load_model
 from udpm.sampling.generate import draw_samples
 from udpm.sampling.sample_set import load_samples, save_samples

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from udpm.core import devices
+from udpm.core.devices import to_bytes
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
-from udpm.core.transfer import to_bytes
 from udpm.data.npz import load_arrays
 from udpm.diffusion.process import adjoint, posterior
 from udpm.diffusion.sampler import seeded

@@ -65,15 +65,15 @@ VERBS = {
 
 
 MODULES = {
-    "config": ("resolve", "schema", "import"),
-    "data": ("fetch", "prepare", "cache"),
+    "config": ("resolve", "schema", "import", "schedule", "cost"),
+    "data": ("fetch", "prepare", "cache", "info"),
     "train": ("train", "status", "clean"),
     "sample": ("sample", "join", "export", "latents"),
     "score": ("extractor", "reference", "score", "select"),
-    "report": ("table", "paper", "summary", "card", "figure"),
-    "inspect": ("schedule", "cost", "info"),
+    "report": ("table", "paper", "summary", "card", "figure", "sweep"),
+    "bench": ("bench",),
 }
-"""Verbs of each module; any other verb has a module of the same name."""
+"""Verbs of each module."""
 
 
 class _Verbs(Group):
@@ -85,7 +85,7 @@ class _Verbs(Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in VERBS:
             return None
-        module = next((module for module, verbs in MODULES.items() if name in verbs), name)
+        module = next(module for module, verbs in MODULES.items() if name in verbs)
         return getattr(importlib.import_module(f"udpm.cli.{module}"), f"{name}_command")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

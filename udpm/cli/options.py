@@ -13,7 +13,6 @@ import click
 from udpm.core.folders import FolderKind
 from udpm.core.kinds import FileKind, KeptFolder
 from udpm.core.outputs import Input, Output, guard, nothing
-from udpm.core.usage import measured
 from udpm.runs import layout
 
 
@@ -193,6 +192,8 @@ class Verb(click.Command):
         root = ctx.find_root()
         usage = root.params.get("usage")
         if usage is not None:
+            from udpm.core.provenance import measured
+
             ctx.with_resource(measured(usage, root.invoked_subcommand or ""))
         return rest
 

@@ -1,4 +1,4 @@
-"""``udpm table``, ``paper``, ``summary``, ``card`` and ``figure``."""
+"""``udpm table``, ``paper``, ``summary``, ``card``, ``figure`` and ``sweep``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,17 @@ from udpm.cli.options import CONFIG, FILE, FOLDER, RESULTS, RUN, OutputFile, Out
 from udpm.core import kinds
 from udpm.core.errors import EXIT_USER_ERROR, UserError
 
+CONFIG_FOLDER = click.option(
+    "--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration."
+)
+RESULTS_FOLDER = click.option(
+    "--results", type=RESULTS, default="results", show_default=True, help="Folder of the results."
+)
+FIGURE = click.option(
+    "--output", type=OutputStem(kinds.FIGURE), required=True, metavar="STEM", help="Path without suffix."
+)
+TABLE = click.option("--output", type=OutputStem(kinds.TABLE), metavar="STEM", help="Path without suffix.")
+
 
 @click.command(cls=Verb, epilog="Example: udpm table results/scores/digits/*.json --output results/tables/scores")
 @click.argument("scores", type=FILE, nargs=-1, required=True)
@@ -27,8 +38,8 @@ def table_command(scores: tuple[Path, ...], output: Path) -> None:
 
 @click.command(cls=Verb, epilog="Example: udpm paper table1 digits --results results --output results/tables/paper")
 @click.argument("tables", nargs=-1, metavar="[TABLE]...")
-@click.option("--results", type=RESULTS, default="results", show_default=True, help="Folder of the results.")
-@click.option("--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration.")
+@RESULTS_FOLDER
+@CONFIG_FOLDER
 @click.option(
     "--experiment",
     "experiments",
@@ -73,8 +84,8 @@ def paper_command(
 
 @click.command(cls=Verb, epilog="Example: udpm summary digits --results results --output results")
 @click.argument("experiments", nargs=-1, required=True, metavar="EXPERIMENT...")
-@click.option("--results", type=RESULTS, default="results", show_default=True, help="Folder of the results.")
-@click.option("--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration.")
+@RESULTS_FOLDER
+@CONFIG_FOLDER
 @click.option("--output", type=OutputPlace(kinds.PAGE), required=True, help="Folder of summary.md and overview.html.")
 def summary_command(experiments: tuple[str, ...], results: Path, config: Path, output: Path) -> None:
     """Summarize on one page what ran, on which data, the main numbers with their protocol, and what is missing.
@@ -107,11 +118,6 @@ def card_command(run: Path, scores: tuple[Path, ...], output: Path) -> None:
     click.echo(f"{output}: model card of {run}, {len(scores)} scores")
 
 
-STEM = click.option(
-    "--output", type=OutputStem(kinds.FIGURE), required=True, metavar="STEM", help="Path without suffix."
-)
-
-
 @click.group(cls=Verbs)
 def figure_command() -> None:
     """Render a figure as STEM.svg and STEM.png, and its data as STEM.csv."""
@@ -119,7 +125,7 @@ def figure_command() -> None:
 
 @figure_command.command(epilog="Example: udpm figure samples results/samples/digits/seed0.npz --output figures/samples")
 @click.argument("source", type=FILE)
-@STEM
+@FIGURE
 def samples(source: Path, output: Path) -> None:
     """Draw the first images of a sample set, one row per class."""
     from udpm.report.figures.samples import draw_samples
@@ -131,7 +137,7 @@ def samples(source: Path, output: Path) -> None:
     epilog="Example: udpm figure chain results/samples/digits/seed0_chain.npz --output figures/chain"
 )
 @click.argument("source", type=FILE)
-@STEM
+@FIGURE
 def chain(source: Path, output: Path) -> None:
     """Draw the way from noise to image: states and network outputs of one image per class."""
     from udpm.report.figures.samples import draw_chain
@@ -143,7 +149,7 @@ def chain(source: Path, output: Path) -> None:
     epilog="Example: udpm figure curves results/runs/digits/seed0/metrics.jsonl --output figures/curves"
 )
 @click.argument("source", type=FILE)
-@STEM
+@FIGURE
 def curves(source: Path, output: Path) -> None:
     """Plot training losses by level, also of a run that is still training."""
     from udpm.report.figures.curves import draw_curves
@@ -153,7 +159,7 @@ def curves(source: Path, output: Path) -> None:
 
 @figure_command.command(epilog="Example: udpm figure selection selection.json --output figures/selection")
 @click.argument("source", type=FILE)
-@STEM
+@FIGURE
 def selection(source: Path, output: Path) -> None:
     """Plot the Fréchet distance of a run's milestones and mark the chosen one."""
     from udpm.report.figures.curves import draw_selection
@@ -165,7 +171,7 @@ def selection(source: Path, output: Path) -> None:
     epilog="Example: udpm figure schedule results/configs/digits/seed0.json --output figures/schedule"
 )
 @click.argument("source", type=FILE)
-@STEM
+@FIGURE
 def schedule(source: Path, output: Path) -> None:
     """Plot signal, noise and their ratio at every level of a run's schedule."""
     from udpm.report.figures.schedule import draw_run_schedule
@@ -179,7 +185,7 @@ def schedule(source: Path, output: Path) -> None:
 )
 @click.argument("source", type=FILE)
 @click.option("--dataset", type=FOLDER, required=True, help="Prepared data set that the run is trained on.")
-@STEM
+@FIGURE
 def forward(source: Path, dataset: Path, output: Path) -> None:
     """Draw the forward process of a run's schedule: a training image of each class, and its state at every level."""
     from udpm.report.figures.samples import draw_forward_process
@@ -191,7 +197,7 @@ def forward(source: Path, dataset: Path, output: Path) -> None:
     epilog="Example: udpm figure latents results/latents/digits/seed0/swap.npz --output figures/swap"
 )
 @click.argument("source", type=FILE)
-@STEM
+@FIGURE
 def latents(source: Path, output: Path) -> None:
     """Draw the images of a latent-space experiment with labelled rows and columns."""
     from udpm.report.figures.latents import draw_latents
@@ -200,9 +206,9 @@ def latents(source: Path, output: Path) -> None:
 
 
 @figure_command.command(epilog="Example: udpm figure tradeoff --results results --output figures/tradeoff")
-@click.option("--results", type=RESULTS, default="results", show_default=True, help="Folder of the results.")
-@click.option("--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration.")
-@STEM
+@RESULTS_FOLDER
+@CONFIG_FOLDER
+@FIGURE
 def tradeoff(results: Path, config: Path, output: Path) -> None:
     """Plot FID against multiply-adds: published points of the paper and its peers, and measured ones."""
     from udpm.report.paper.study import Paper
@@ -217,7 +223,7 @@ def tradeoff(results: Path, config: Path, output: Path) -> None:
 @click.argument("source", type=FILE)
 @click.option("--dataset", type=FOLDER, required=True, help="Prepared data set that the model was trained on.")
 @click.option("--columns", type=click.IntRange(1, 24), default=12, show_default=True, help="Number of samples.")
-@STEM
+@FIGURE
 def neighbours(source: Path, dataset: Path, columns: int, output: Path) -> None:
     """Draw samples above their nearest training images, with the distances of held-out images for comparison."""
     from udpm.report.figures.samples import draw_neighbours
@@ -241,3 +247,111 @@ def _reporting(draw: Callable[..., None]) -> Callable[..., None]:
 for _drawing in figure_command.commands.values():
     if _drawing.callback is not None:
         _drawing.callback = _reporting(_drawing.callback)
+
+
+@click.group(cls=Verbs)
+def sweep_command() -> None:
+    """Plan, watch and rank a sweep, a file in config/sweeps/. `snakemake sweep --config sweep=NAME` runs it."""
+
+
+@sweep_command.command(epilog="Example: udpm sweep plan schedules-digits --output results/sweeps/schedules-digits/plan")
+@click.argument("sweep")
+@CONFIG_FOLDER
+@TABLE
+def plan(sweep: str, config: Path, output: Path | None) -> None:
+    """Show every point's schedule, how well its sampling starts, and device-hours, before running anything.
+
+    With --output the table is also written as STEM.csv, .md, .tex and .html.
+    """
+    from udpm.config import load_sweep
+    from udpm.report.sweep.plan import plan_table
+
+    table = plan_table(load_sweep(sweep, config))
+    click.echo(table.markdown() if output is None else table.write(output), nl=False)
+
+
+@sweep_command.command(epilog="Example: udpm sweep status schedules-digits --results results")
+@click.argument("sweep")
+@CONFIG_FOLDER
+@RESULTS_FOLDER
+def status(sweep: str, config: Path, results: Path) -> None:
+    """Show the status of every point, and which key causes work to be repeated.
+
+    \b
+    new       nothing exists yet
+    changed   its folder holds a run of another configuration, which would be refused
+    longer    its training will continue to more iterations
+    resample  keeps the run; samples and scores will be made again
+    rescore   only the scores will be made again
+    trained   not scored yet
+    complete  scored
+    and running, stalled, stopped, waiting, failed as in `udpm status`
+    """
+    from udpm.config import load_sweep
+    from udpm.runs.status import point_standings, render_points
+
+    click.echo(render_points(point_standings(load_sweep(sweep, config), results)), nl=False)
+
+
+@sweep_command.command(epilog="Example: udpm sweep rank schedules-digits --output ranking --best best.yaml")
+@click.argument("sweep")
+@CONFIG_FOLDER
+@RESULTS_FOLDER
+@TABLE
+@click.option(
+    "--best",
+    type=OutputFile(kinds.EXPERIMENT),
+    help="Also write the best point as an experiment, at the base's length.",
+)
+def rank(sweep: str, config: Path, results: Path, output: Path | None, best: Path | None) -> None:
+    """Rank all points scored so far, and list missing scores.
+
+    With --output the table is also written as STEM.csv, .md, .tex and .html.
+    """
+    from udpm.config import load_sweep
+    from udpm.core.files import write_text
+    from udpm.report.sweep.ranking import best_experiment, ranking_table, read_results
+
+    loaded = load_sweep(sweep, config)
+    found = read_results(loaded, results)
+    table = ranking_table(loaded, found)
+    click.echo(table.markdown() if output is None else table.write(output), nl=False)
+    if best is not None:
+        write_text(best, best_experiment(loaded, found))
+
+
+@sweep_command.command(epilog="Example: udpm sweep heat schedules-digits start --output results/sweeps/heat")
+@click.argument("sweep")
+@click.argument("grid")
+@CONFIG_FOLDER
+@RESULTS_FOLDER
+@FIGURE
+def heat(sweep: str, grid: str, config: Path, results: Path, output: Path) -> None:
+    """Draw a GRID of two axes as a heat map: STEM.svg, STEM.png, and its data as STEM.csv."""
+    from udpm.config import load_sweep
+    from udpm.report.sweep.figures import draw_heat_map
+    from udpm.report.sweep.ranking import read_results
+
+    loaded = load_sweep(sweep, config)
+    draw_heat_map(loaded, read_results(loaded, results), grid, output)
+
+
+@sweep_command.command(
+    epilog="Example: udpm sweep strip ablations-digits --output results/sweeps/ablations-digits/strip"
+)
+@click.argument("sweep")
+@CONFIG_FOLDER
+@RESULTS_FOLDER
+@FIGURE
+def strip(sweep: str, config: Path, results: Path, output: Path) -> None:
+    """Draw the same images of every point, with one noise and class per column, and its score: svg, png and csv.
+
+    Images are those of the point's first seed. Samples that do not exist yet are shown as missing. Of too many points,
+    only the best are shown.
+    """
+    from udpm.config import load_sweep
+    from udpm.report.sweep.figures import draw_strip
+    from udpm.report.sweep.ranking import read_results
+
+    loaded = load_sweep(sweep, config)
+    draw_strip(loaded, read_results(loaded, results), results, output)

@@ -5,6 +5,7 @@ small, complete JSON files that commands read.
 """
 
 from udpm.config.dataset import DatasetConfig
+from udpm.config.evaluation import Latents, Sampling, Scoring
 from udpm.config.experiment import Experiment, RunConfig
 from udpm.config.load import (
     load_cluster,
@@ -20,10 +21,7 @@ from udpm.config.load import (
 )
 from udpm.config.model import Discriminator, Generator, ModelConfig, Process
 from udpm.config.points import LoadedSweep, Point, Resolved
-from udpm.config.resources import ClusterConfig
-from udpm.config.sampling import Latents, Sampling
-from udpm.config.scoring import Scoring
-from udpm.config.sweep import Study, Sweep
+from udpm.config.study import ClusterConfig, Study, Sweep
 from udpm.config.training import Losses, Training
 from udpm.config.validation import names_in
 

@@ -8,10 +8,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from udpm.config.dataset import DatasetConfig
+from udpm.config.evaluation import Latents, Sampling, Scoring, Selection
 from udpm.config.model import Discriminator, Generator, ModelConfig, Process, check_fit
-from udpm.config.resources import Resources
-from udpm.config.sampling import Latents, Sampling
-from udpm.config.scoring import Scoring, Selection
+from udpm.config.study import Resources
 from udpm.config.training import Losses, Training, TrainingOrImported
 from udpm.config.validation import (
     Section,

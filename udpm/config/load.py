@@ -11,14 +11,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from udpm.config.dataset import OWN_CLASSES, DatasetConfig
+from udpm.config.dataset import OWN_CLASSES, DatasetConfig, class_number
+from udpm.config.evaluation import Scoring
 from udpm.config.experiment import Experiment, RunConfig
 from udpm.config.points import LoadedSweep, Resolved, check_differ, points_of, resolve_point, split_name
-from udpm.config.resources import ClusterConfig
-from udpm.config.scoring import Scoring
-from udpm.config.sweep import Study, Sweep
+from udpm.config.study import ClusterConfig, Study, Sweep
 from udpm.config.validation import NAME, Model, read_yaml, types_in, validate
-from udpm.core.classes import class_number
 from udpm.core.errors import UserError
 from udpm.core.identify import DATASET_YAML, EXPERIMENT_YAML, what_is
 from udpm.core.reading import read_json

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from udpm.config.experiment import Experiment, RunConfig
-from udpm.config.sweep import Sweep
+from udpm.config.study import Sweep
 from udpm.config.validation import NAME, sections_in, validate
 from udpm.core.errors import UserError
 

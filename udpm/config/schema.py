@@ -11,8 +11,7 @@ from pydantic import BaseModel
 from udpm.config.dataset import DatasetConfig
 from udpm.config.experiment import Experiment
 from udpm.config.published_scores import PublishedRuntime, PublishedTable
-from udpm.config.resources import ClusterConfig
-from udpm.config.sweep import Study, Sweep
+from udpm.config.study import ClusterConfig, Study, Sweep
 from udpm.core.errors import UserError
 
 FILES: dict[str, type[BaseModel]] = {

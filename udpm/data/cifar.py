@@ -161,9 +161,9 @@ def find_batches(path: Path) -> Batches | None:
 
 
 def _downloaded(path: Path) -> Batches:
-    from udpm.core import transfer as vision
+    from udpm.core.devices import patch_torchvision
 
-    vision.enable()
+    patch_torchvision()
     try:
         from torchvision.datasets import CIFAR10
     except ImportError:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from udpm.core.arrays import derive_seed
 from udpm.core.errors import UserError
 from udpm.core.files import expanded
-from udpm.core.seeds import derive_seed
 from udpm.data.decode import ImageError, Preprocessing, quiet_decoders, to_rgb
 from udpm.data.npz import array_names, read_npz
 from udpm.data.source import TreeReader, ZipReader, list_images, shown, told_counts

@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from udpm.config.dataset import DatasetConfig, SplitFolders
+from udpm.core.arrays import derive_seed
 from udpm.core.errors import UserError
-from udpm.core.seeds import derive_seed
 from udpm.data.source import shown
 
 _SPLIT = re.compile(

@@ -11,14 +11,13 @@ from typing import Annotated, Any
 import numpy as np
 
 from udpm.config.validation import Exactly, NonNegativeInt, Record, Sha256, validate
-from udpm.core.arrays import check_seal, sealed
+from udpm.core.arrays import check_seal, derive_seed, sealed
 from udpm.core.errors import UserError
 from udpm.core.files import sha256, write_json
 from udpm.core.folders import atomic_folder
 from udpm.core.kinds import CACHE
 from udpm.core.progress import Progress
 from udpm.core.reading import read_json
-from udpm.core.seeds import derive_seed
 from udpm.data.store import Store, array_header, check_files, open_array, open_store
 
 FORMAT = "udpm-cache/1"

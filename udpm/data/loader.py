@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from udpm.core.seeds import derive_seed
-from udpm.core.transfer import to_device
+from udpm.core.arrays import derive_seed
+from udpm.core.devices import to_device
 from udpm.data.levels import Levels, decoding_table
 
 Residence = Literal["auto", "device", "memory"]

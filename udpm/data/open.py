@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from udpm.config.dataset import OWN_CLASSES, DatasetConfig
+from udpm.core.arrays import derive_seed
 from udpm.core.errors import UserError
 from udpm.core.files import expanded, write_text
 from udpm.core.reading import read_bytes
-from udpm.core.seeds import derive_seed
 from udpm.data.cifar import Batches, find_batches, open_cifar10
 from udpm.data.labels import Labels, label_images
 from udpm.data.layout import Layout, arrange

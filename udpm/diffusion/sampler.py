@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from udpm.core.seeds import derive_seed
+from udpm.core.arrays import derive_seed
 from udpm.diffusion.process import downsample, marginal, posterior
 from udpm.diffusion.schedule import Form, Schedule
 

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from udpm.core import provenance
-from udpm.core.arrays import sealed
+from udpm.core.arrays import derive_seed, sealed
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path, sha256, write_json
-from udpm.core.seeds import derive_seed
 from udpm.data.store import Store
 from udpm.metrics.extractor import FORMAT, SEALED
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from udpm.core.arrays import derive_seed
 from udpm.core.errors import UserError
-from udpm.core.seeds import derive_seed
 
 
 def statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from udpm.config.scoring import Scoring
+from udpm.config.evaluation import Scoring
 from udpm.config.validation import Exactly, PositiveInt, Record, Sha256, validate
 from udpm.core.arrays import check_seal
 from udpm.core.containers import check_archive

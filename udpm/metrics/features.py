@@ -12,7 +12,7 @@ from udpm.core import devices
 from udpm.core.arrays import check_array
 from udpm.core.errors import UserError
 from udpm.core.progress import Progress
-from udpm.core.usage import count_images
+from udpm.core.provenance import count_images
 from udpm.data.npz import load_arrays, save_arrays
 from udpm.metrics.extractor import Extractor
 

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from udpm.core import transfer as vision
-from udpm.core.devices import is_device_failure
+from udpm.core.devices import is_device_failure, patch_torchvision
 from udpm.core.download import INCEPTION
 from udpm.core.errors import UserError, first_line
 
@@ -79,7 +78,7 @@ def resizer(name: str, side: int) -> Callable[[np.ndarray], np.ndarray]:
     Raises:
         UserError: clean-fid is not installed.
     """
-    vision.enable()
+    patch_torchvision()
     try:
         from cleanfid.resize import make_resizer
     except ImportError:
@@ -115,7 +114,7 @@ class Inception(nn.Module):
 
     def __init__(self, folder: Path, mode: str, device: torch.device) -> None:
         super().__init__()
-        vision.enable()
+        patch_torchvision()
         try:
             from cleanfid.inception_torchscript import InceptionV3W
         except ImportError:

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from udpm.config.dataset import class_title
 from udpm.config.validation import Classes, Exactly, NonNegativeFloat, NonNegativeInt, PositiveInt, Record, read_record
-from udpm.core.classes import class_title
 from udpm.runs.records import Origin
 
 FORMAT = "udpm-score/1"

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from udpm.config.scoring import Scoring
+from udpm.config.evaluation import Scoring
 from udpm.core import devices, provenance
+from udpm.core.arrays import derive_seed
 from udpm.core.errors import UserError
-from udpm.core.seeds import derive_seed
 from udpm.data.external import left_out_of
 from udpm.data.store import Store
 from udpm.metrics.distances import (

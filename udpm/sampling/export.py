@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from udpm.core.classes import class_folders
+from udpm.config.dataset import class_folders
 from udpm.core.errors import StoppedEarly
 from udpm.core.files import write_json
 from udpm.core.folders import atomic_folder

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from udpm.config.sampling import Sampling
+from udpm.config.evaluation import Sampling
 from udpm.core import devices, provenance
 from udpm.core.errors import UserError
 from udpm.data.npz import save_arrays

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from udpm.config.sampling import Latents, Sampling
+from udpm.config.evaluation import Latents, Sampling
 from udpm.core import devices, provenance
+from udpm.core.arrays import derive_seed
+from udpm.core.devices import to_bytes
 from udpm.core.errors import UserError
-from udpm.core.seeds import derive_seed
-from udpm.core.transfer import to_bytes
 from udpm.data.npz import save_arrays
 from udpm.diffusion.sampler import Latent, interpolate, mix
 from udpm.networks.weights import load_model

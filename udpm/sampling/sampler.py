@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from udpm.config.dataset import class_number
 from udpm.core.arrays import check_array
-from udpm.core.classes import class_number
+from udpm.core.devices import AsyncHostCopy, bind_thread, pinned, to_device, to_uint8
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
 from udpm.core.progress import delay_by_one, prefetch
-from udpm.core.transfer import AsyncHostCopy, bind_thread, pinned, to_device, to_uint8
-from udpm.core.usage import count_images
+from udpm.core.provenance import count_images
 from udpm.data.npz import read_npz
 from udpm.diffusion.process import adjoint
 from udpm.diffusion.sampler import Latent, Network, Step, join, sample, seeded

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from udpm.config.experiment import RunConfig
-from udpm.core.seeds import derive_seed
-from udpm.core.transfer import bind_thread, to_device
+from udpm.core.arrays import derive_seed
+from udpm.core.devices import bind_thread, to_device
 from udpm.data.loader import Batches
 from udpm.diffusion.process import downsample, marginal
 from udpm.diffusion.schedule import Schedule

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from udpm.core import transfer as vision
+from udpm.core.devices import patch_torchvision
 from udpm.core.errors import UserError
 from udpm.networks.layers import without_autocast
 
@@ -62,7 +62,7 @@ def load_lpips(network: str, exponent: float, device: torch.device) -> Perceptua
     Raises:
         UserError: the lpips extra is not installed, or the weights can neither be found nor downloaded.
     """
-    vision.enable()
+    patch_torchvision()
     try:
         import lpips
     except ImportError:

@@ -11,8 +11,8 @@ from torch import nn
 
 from udpm.config.model import ModelConfig
 from udpm.core.arrays import image_grid
+from udpm.core.devices import to_bytes
 from udpm.core.files import atomic_path
-from udpm.core.transfer import to_bytes
 from udpm.diffusion.sampler import sample, seeded
 from udpm.diffusion.schedule import Schedule
 

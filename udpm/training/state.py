@@ -10,9 +10,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from udpm.config.experiment import RunConfig
+from udpm.core.arrays import derive_seed
 from udpm.core.devices import is_device_failure
 from udpm.core.errors import UserError
-from udpm.core.seeds import derive_seed
 from udpm.interop.convert import load_pretrained
 from udpm.networks.discriminator import Discriminator, build_discriminator
 from udpm.networks.unet import UNet, build_generator

@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from udpm.config.evaluation import Selection
 from udpm.config.experiment import Experiment
 from udpm.config.points import split_name
 from udpm.config.published_scores import Protocol, PublishedTable, Row
-from udpm.config.scoring import Selection
 from udpm.config.training import Training
 from udpm.metrics.protocol import comparable, facts
 from udpm.report.scores import BEST, LAST, Measured, measured
