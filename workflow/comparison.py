@@ -11,7 +11,7 @@ from experiments import CONFIG, Experiments
 from jobs import FIGURE_RULES, MEGABYTES, SECTIONS
 from slurm_site import Partition, Site
 
-from udpm.config import place_of
+from udpm.config import source_file
 
 PROFILE = "slurm/config.yaml"
 HOURS = 1.0
@@ -222,7 +222,7 @@ class Comparison:
             and self._resources == getattr(sweep.loaded.base.resources, self._section)
         ):
             name = sweep.loaded.sweep.base
-        return place_of(name, CONFIG)
+        return source_file(name, CONFIG)
 
     @property
     def _resources(self):

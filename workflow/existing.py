@@ -10,7 +10,7 @@ from typing import Any
 from content import Content
 from experiments import CONFIG, Experiments, one_line, read_prepared
 
-from udpm.config import DatasetConfig, RunConfig, place_of, to_json
+from udpm.config import DatasetConfig, RunConfig, source_file, to_json
 from udpm.core.errors import UserError
 from udpm.core.reading import read_json
 from udpm.runs.config_guard import check_config, check_import, preparation_changes
@@ -127,8 +127,8 @@ class Existing:
         """Weights that a run started from must still be those."""
         if self._has_other_weights(folder, run):
             raise UserError(
-                f"{place_of(run.experiment, CONFIG)}: weights: {run.weights} has changed since {folder} started from "
-                "it; put the file back, or give the experiment a new name"
+                f"{source_file(run.experiment, CONFIG)}: weights: {run.weights} has changed since {folder} started "
+                "from it; put the file back, or give the experiment a new name"
             )
 
     def _has_other_weights(self, folder: Path, run: RunConfig) -> bool:

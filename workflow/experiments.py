@@ -19,9 +19,9 @@ from udpm.config import (
     load_experiment,
     load_study,
     load_sweep,
-    place_of,
     read_resolved,
-    run_of,
+    run_config,
+    source_file,
     to_json,
 )
 from udpm.config.dataset import OWN_CLASSES, class_number
@@ -142,7 +142,7 @@ class Experiments:
         if self.sweep and (name, seed) in self.sweep.runs:
             return self.sweep.runs[name, seed]
         experiment = self.known[name]
-        return run_of(experiment, name, seed, self.dataset_config(experiment.dataset), place_of(name, CONFIG))
+        return run_config(experiment, name, seed, self.dataset_config(experiment.dataset), source_file(name, CONFIG))
 
     @cache  # noqa: B019
     def dataset_config(self, name: str) -> DatasetConfig:
@@ -182,7 +182,8 @@ class Experiments:
         self._check_milestones(name, seed)
         if not self.is_imported(name) and experiment.training.nodes > 1 and not self._has_scheduler:
             raise UserError(
-                f"{place_of(name, CONFIG)}: training.nodes: several nodes need a scheduler: snakemake --profile slurm"
+                f"{source_file(name, CONFIG)}: training.nodes: several nodes need a scheduler: snakemake --profile "
+                "slurm"
             )
 
     def _check_files(self, name: str) -> None:
@@ -200,7 +201,7 @@ class Experiments:
             given["scoring.extractor"] = extractor
         for key, file in given.items():
             if file is not None and not Path(file).exists():
-                raise UserError(f"{place_of(name, CONFIG)}: {key}: {file} is not there")
+                raise UserError(f"{source_file(name, CONFIG)}: {key}: {file} is not there")
 
     def extractor(self, name: str) -> str:
         """Return the TorchScript file of the feature extractor that a scored experiment is scored with."""
@@ -221,8 +222,8 @@ class Experiments:
             found = (kept, Path(samples), Path(self.layout.milestone_scores(name, seed, iteration)))
             if not any(path.exists() for path in found):
                 raise UserError(
-                    f"{place_of(name, CONFIG)}: selection: {run} is finished, but {kept} is not there; leave selection "
-                    "out, or give the experiment a new name, so that it is trained again and keeps milestones"
+                    f"{source_file(name, CONFIG)}: selection: {run} is finished, but {kept} is not there; leave "
+                    "selection out, or give the experiment a new name, so that it is trained again and keeps milestones"
                 )
 
     def _check_labels(self, name: str) -> None:
@@ -232,7 +233,7 @@ class Experiments:
             if isinstance(labels, list) and any(isinstance(label, str) for label in labels):
                 names = self.facts(experiment.dataset).class_names
                 for label in labels if names else []:
-                    class_number(label, names, len(names), f"{place_of(name, CONFIG)}: {key}.labels")
+                    class_number(label, names, len(names), f"{source_file(name, CONFIG)}: {key}.labels")
 
     @one_line
     def report_missing_floors(self) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 from experiments import CONFIG, Experiments, Sweep, one_line
 
-from udpm.config import names_in, to_json
+from udpm.config import list_configs, to_json
 from udpm.config.published_scores import RUNTIME, SETUPS, load_published, published_names, table_names
 from udpm.core.errors import UserError
-from udpm.runs.status import point_standings, summarize_points
+from udpm.runs.status import point_statuses, summarize_points
 
 LATENTS = ("perturb", "swap", "interpolate", "pca")
 
@@ -175,12 +175,12 @@ class SweepTargets:
     def targets(self, target: str, report: bool) -> list[str]:
         """Return the files of `sweep` or `sweep_plan`; to report, print how many points are in which state."""
         if self._sweep is None:
-            names = ", ".join(names_in(f"{CONFIG}/sweeps"))
+            names = ", ".join(list_configs(f"{CONFIG}/sweeps"))
             raise UserError(f"sweep: is missing; snakemake {target} --config sweep=NAME, of: {names}")
         if report and not self._reported:
             self._reported = True
-            standings = point_standings(self._sweep.loaded, Path(self._layout.results))
-            print(summarize_points(self._sweep.name, standings), file=sys.stderr)
+            statuses = point_statuses(self._sweep.loaded, Path(self._layout.results))
+            print(summarize_points(self._sweep.name, statuses), file=sys.stderr)
         files = ["plan.html"]
         if target == "sweep":
             files += ["ranking.html", "strip.png"]

@@ -11,13 +11,13 @@ import yaml
 from snakemake.cli import get_argument_parser, parse_config
 from tiny import ROOT
 
-from udpm.config import names_in, resolve_run
+from udpm.config import list_configs, resolve_run
 from udpm.config.schema import FILES, KEYS, insert, json_schema, key_reference
 from udpm.networks.discriminator import build_discriminator
 from udpm.networks.unet import build_generator
 
 CONFIG = ROOT / "config"
-EXPERIMENTS = names_in(CONFIG / "experiments")
+EXPERIMENTS = list_configs(CONFIG / "experiments")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -79,8 +79,8 @@ def test_the_manual_lists_every_key():
     ("kind", "path"),
     [("study", CONFIG / "config.yaml")]
     + [("experiment", CONFIG / f"experiments/{name}.yaml") for name in EXPERIMENTS]
-    + [("sweep", CONFIG / f"sweeps/{name}.yaml") for name in names_in(CONFIG / "sweeps")]
-    + [("dataset", CONFIG / f"datasets/{name}.yaml") for name in names_in(CONFIG / "datasets")],
+    + [("sweep", CONFIG / f"sweeps/{name}.yaml") for name in list_configs(CONFIG / "sweeps")]
+    + [("dataset", CONFIG / f"datasets/{name}.yaml") for name in list_configs(CONFIG / "datasets")],
     ids=lambda value: getattr(value, "stem", value),
 )
 def test_files_fit_their_schemas(kind, path):

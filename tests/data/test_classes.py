@@ -10,7 +10,7 @@ import torch
 import udpm
 from udpm.config import ModelConfig, Sampling
 from udpm.config.dataset import class_folders, class_number, class_title
-from udpm.config.load import load_dataset, load_experiment, run_of
+from udpm.config.load import load_dataset, load_experiment, run_config
 from udpm.core import devices
 from udpm.core.errors import UserError
 from udpm.metrics.protocol import class_words
@@ -166,10 +166,10 @@ def test_labels_of_the_configuration_are_checked_where_names_are_known(labels, e
     experiment = experiment.model_copy(update={"sampling": sampling})
     dataset = load_dataset("digits", tiny.ROOT / "config")
     if expected is None:
-        run_of(experiment, "digits", 0, dataset, "digits.yaml")
+        run_config(experiment, "digits", 0, dataset, "digits.yaml")
         return
     with pytest.raises(UserError, match=expected):
-        run_of(experiment, "digits", 0, dataset, "digits.yaml")
+        run_config(experiment, "digits", 0, dataset, "digits.yaml")
 
 
 def test_figures_name_classes(tmp_path, monkeypatch):

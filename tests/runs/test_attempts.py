@@ -173,9 +173,9 @@ def test_a_process_that_is_killed_before_torch_is_there_is_known(digits, tmp_pat
     run = tmp_path / "run"
     assert [set(line) & {"began", "ended"} for line in lines_of(run)] == [{"began"}]
     assert any_killed(run)
-    standing = read_status(run)
-    assert (standing.state, standing.attempts) == ("waiting", 1)
-    assert re.fullmatch(rf"process {started.pid} on \S+, job 77 ended abruptly", standing.note)
+    status = read_status(run)
+    assert (status.state, status.attempts) == ("waiting", 1)
+    assert re.fullmatch(rf"process {started.pid} on \S+, job 77 ended abruptly", status.note)
 
 
 def test_an_attempt_elsewhere_that_has_not_ended(tmp_path, capsys):

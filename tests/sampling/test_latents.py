@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 
 from udpm.cli import main
 from udpm.config import Experiment, Latents, ModelConfig, Sampling, load_dataset, to_json
-from udpm.config.load import run_of, validate
+from udpm.config.load import run_config, validate
 from udpm.config.validation import read_yaml
 from udpm.core import devices
 from udpm.core.devices import to_bytes
@@ -460,4 +460,4 @@ def test_labels_that_the_data_set_lacks_are_found_before_training(section):
     experiment = read_yaml(tiny.ROOT / "config/experiments/digits.yaml") | {section: {"labels": [3, 10]}}
     dataset = load_dataset("digits", tiny.ROOT / "config")
     with pytest.raises(UserError, match=rf"x.yaml: {section}.labels: must be in 0..9, the classes of data set digits"):
-        run_of(validate(Experiment, experiment, "x.yaml"), "x", 0, dataset, "x.yaml")
+        run_config(validate(Experiment, experiment, "x.yaml"), "x", 0, dataset, "x.yaml")

@@ -12,7 +12,7 @@ import yaml
 from tiny import FINISHED, ROOT, call
 
 from udpm.cli import main
-from udpm.config import load_experiment, load_sweep, names_in, resolve_run, to_json
+from udpm.config import list_configs, load_experiment, load_sweep, resolve_run, to_json
 from udpm.core.errors import UserError
 from udpm.core.kinds import EXPERIMENT
 from udpm.report.sweep.figures import draw_heat_map
@@ -21,7 +21,7 @@ from udpm.runs.layout import Layout
 from udpm.runs.status import trained_points
 
 BIN = Path(sys.executable).parent
-SWEEPS = names_in(ROOT / "config/sweeps")
+SWEEPS = list_configs(ROOT / "config/sweeps")
 GRID = {
     "alpha3": {"key": "process.alphas[3]", "values": [0.001, 0.1]},
     "weight": {"key": "losses.adversarial_weight", "values": {"weak": 0.1, "by-level": [0.1, 0.5, 1]}},

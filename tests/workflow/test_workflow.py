@@ -21,7 +21,7 @@ from dag import BIN, SOURCES, run, snakemake
 from photos import replace_keeping_times
 from tiny import ROOT
 
-from udpm.config import names_in
+from udpm.config import list_configs
 
 # A name that the file system allows. A shell that read it would leave files called PWNED.
 RESULTS = "-r \"my\" $(touch PWNED) `touch PWNED`; touch PWNED & 'R' *?[a-z] #~\u00fc\\n|\t!\r$HOME<name>"
@@ -38,7 +38,7 @@ def test_lint():
 
 @pytest.mark.parametrize("profile", [(), ("--profile", "slurm")], ids=["default", "slurm"])
 def test_dry_run_of_everything_shipped(tmp_path, profile):
-    names = ",".join(names_in(ROOT / "config/experiments"))
+    names = ",".join(list_configs(ROOT / "config/experiments"))
     given = ("--config", f"experiments=[{names}]", f"results={tmp_path}/results")
     done = snakemake("-n", *profile, *given)
     assert done.returncode == 0, done.stderr
@@ -49,7 +49,7 @@ def test_dry_run_of_everything_shipped(tmp_path, profile):
         if len(line.split()) == 2 and line.split()[1].isdigit()
     }
     assert jobs["train_model"] == len(names.split(","))
-    assert jobs["prepare_dataset"] == len(names_in(ROOT / "config/datasets"))
+    assert jobs["prepare_dataset"] == len(list_configs(ROOT / "config/datasets"))
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def _usage_error(error: click.ClickException) -> str:
     """Describe a mistake in a command line and its correction."""
     message = error.format_message()
     if isinstance(error, click.BadParameter) and (wrong := WRONG_PLACE.search(message)):
-        return _place(Path(wrong[1]), wrong[2] == "directory", error)
+        return _wrong_kind(Path(wrong[1]), wrong[2] == "directory", error)
     choices = getattr(getattr(error, "param", None), "type", None)
     if isinstance(choices, click.Choice) and (wrong := WRONG_CHOICE.search(message)):
         near = difflib.get_close_matches(wrong[1], map(str, choices.choices), n=1)
@@ -171,7 +171,7 @@ def _usage_error(error: click.ClickException) -> str:
     return f"{message}{where}"
 
 
-def _place(path: Path, is_folder: bool, error: click.BadParameter) -> str:
+def _wrong_kind(path: Path, is_folder: bool, error: click.BadParameter) -> str:
     """Describe a folder given instead of a file, or vice versa, and suggest a path of the right kind."""
     assert error.ctx is not None
     assert error.param is not None

@@ -65,9 +65,9 @@ def _check_claim(output: Path, text: str) -> None:
     """
     from udpm.core.errors import UserError
 
-    place = Path(os.path.realpath(output))
-    others = [name for name in OF_A_RUN if os.path.lexists(place.parent / name)]
-    if place.name == "config.json" and others and place.exists() and place.read_text(encoding="utf-8") != text:
+    target = Path(os.path.realpath(output))
+    others = [name for name in OF_A_RUN if os.path.lexists(target.parent / name)]
+    if target.name == "config.json" and others and target.exists() and target.read_text(encoding="utf-8") != text:
         raise UserError(
             f"--output: {output}: is the configuration of the run in this folder (next to {others[0]}) and differs; "
             "name another file"
@@ -96,7 +96,7 @@ def resolve_command(
     """
     if (experiment is None) == (dataset is None):
         raise click.UsageError("give either an EXPERIMENT or --dataset NAME", click.get_current_context())
-    from udpm.config import load_dataset, load_experiment, place_of, resolve_run, to_json
+    from udpm.config import load_dataset, load_experiment, resolve_run, source_file, to_json
     from udpm.core.errors import UserError
     from udpm.core.files import write_text
 
@@ -108,7 +108,7 @@ def resolve_command(
         parts = {"run": run, "dataset": run.dataset}
         resolved = parts.get(part) or getattr(load_experiment(experiment, config), part)
         if resolved is None:
-            raise UserError(f"{place_of(experiment, config)}: scoring: is null, so there is no part {part}")
+            raise UserError(f"{source_file(experiment, config)}: scoring: is null, so there is no part {part}")
     if output is None:
         click.echo(to_json(resolved), nl=False)
     else:

@@ -288,9 +288,9 @@ def status(sweep: str, config: Path, results: Path) -> None:
     and running, stalled, stopped, waiting, failed as in `udpm status`
     """
     from udpm.config import load_sweep
-    from udpm.runs.status import point_standings, render_points
+    from udpm.runs.status import point_statuses, render_points
 
-    click.echo(render_points(point_standings(load_sweep(sweep, config), results)), nl=False)
+    click.echo(render_points(point_statuses(load_sweep(sweep, config), results)), nl=False)
 
 
 @sweep_command.command(epilog="Example: udpm sweep rank schedules-digits --output ranking --best best.yaml")

@@ -126,8 +126,8 @@ def status_command(runs: tuple[Path, ...], results: Path | None, as_json: bool) 
     if not found:
         raise click.UsageError("give RUN folders, or --results", click.get_current_context())
     different = list(dict.fromkeys(found))
-    standings = read_statuses(different) if len(different) > 1 else [read_status(different[0])]
-    click.echo(statuses_json(standings) if as_json else render_statuses(standings), nl=False)
+    statuses = read_statuses(different) if len(different) > 1 else [read_status(different[0])]
+    click.echo(statuses_json(statuses) if as_json else render_statuses(statuses), nl=False)
 
 
 @click.command(cls=Verb, epilog="Example: udpm clean results")

@@ -13,17 +13,17 @@ from udpm.config.load import (
     load_experiment,
     load_study,
     load_sweep,
-    place_of,
     read_resolved,
     resolve_run,
-    run_of,
+    run_config,
+    source_file,
     to_json,
 )
 from udpm.config.model import Discriminator, Generator, ModelConfig, Process
 from udpm.config.points import LoadedSweep, Point, Resolved
 from udpm.config.study import ClusterConfig, Study, Sweep
 from udpm.config.training import Losses, Training
-from udpm.config.validation import names_in
+from udpm.config.validation import list_configs
 
 __all__ = [
     "ClusterConfig",
@@ -44,15 +44,15 @@ __all__ = [
     "Study",
     "Sweep",
     "Training",
+    "list_configs",
     "load_cluster",
     "load_dataset",
     "load_experiment",
     "load_study",
     "load_sweep",
-    "names_in",
-    "place_of",
     "read_resolved",
     "resolve_run",
-    "run_of",
+    "run_config",
+    "source_file",
     "to_json",
 ]

@@ -80,7 +80,7 @@ def load_sweep(name: str, config: str | Path = "config") -> LoadedSweep:
             raise UserError(f"{at}: {file} has the same name; rename one")
         if experiment.dataset not in datasets:
             datasets[experiment.dataset] = load_dataset(experiment.dataset, config)
-        first = run_of(experiment, point.experiment, experiment.seeds[0], datasets[experiment.dataset], at)
+        first = run_config(experiment, point.experiment, experiment.seeds[0], datasets[experiment.dataset], at)
         runs |= {(point.experiment, seed): first.model_copy(update={"seed": seed}) for seed in experiment.seeds}
     experiments = {resolved.point.experiment: resolved for resolved in points}
     return LoadedSweep(name, sweep, Experiment.model_validate(base), experiments, runs)
@@ -105,7 +105,7 @@ def load_point(name: str, point: str, config: str | Path = "config") -> Resolved
     return resolve_point(points[point], _base_values(sweep, where, config), sweep.seeds, where)
 
 
-def place_of(name: str, config: str | Path = "config") -> str:
+def source_file(name: str, config: str | Path = "config") -> str:
     """Name the source of an experiment in errors: its file, or the sweep's file and the point."""
     point = _point_of(name, config)
     if point is None:
@@ -188,10 +188,10 @@ def resolve_run(name: str, seed: int, config: str | Path = "config") -> RunConfi
         UserError: as `load_experiment` and `load_dataset`, or network and data do not match.
     """
     experiment = load_experiment(name, config)
-    return run_of(experiment, name, seed, load_dataset(experiment.dataset, config), place_of(name, config))
+    return run_config(experiment, name, seed, load_dataset(experiment.dataset, config), source_file(name, config))
 
 
-def run_of(experiment: Experiment, name: str, seed: int, dataset: DatasetConfig, where: str) -> RunConfig:
+def run_config(experiment: Experiment, name: str, seed: int, dataset: DatasetConfig, where: str) -> RunConfig:
     """Combine a run's part of an experiment with its data set.
 
     Raises:

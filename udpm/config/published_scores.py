@@ -17,7 +17,7 @@ from udpm.config.validation import (
     PositiveInt,
     Section,
     check,
-    names_in,
+    list_configs,
     read_yaml,
     validate,
 )
@@ -29,8 +29,8 @@ RUNTIME = "runtime"
 SETUPS = ("training", "generator", "discriminator")
 """Tables made only from resolved configurations."""
 
-Standing = Literal["A", "B", "C"]
-STANDINGS = {
+Grade = Literal["A", "B", "C"]
+GRADES = {
     "A": "read in the source itself",
     "B": "read second-hand, in a table or summary of another publication",
     "C": "counted on the published code",
@@ -72,7 +72,7 @@ class Row(Section):
     """true if the model is class-conditional."""
     value: PositiveFloat | None = None
     """Published score; null: none has been published."""
-    standing: Standing | None = None
+    standing: Grade | None = None
     """Grade of evidence: A read in its source, B second-hand, C counted on the published code."""
     source: str | None = None
     """Publication that it was read in: a key of `sources`."""
@@ -139,7 +139,7 @@ class Step(Section):
     """One call of a network built for the full side: one step of a diffusion model."""
     image: PositiveFloat
     """All calls of UDPM for one image."""
-    standing: Standing
+    standing: Grade
     source: str
     """Publication that the numbers were read in."""
 
@@ -155,7 +155,7 @@ class Speed(Section):
     """Images per second of UDPM, with all its calls."""
     step: PositiveFloat
     """Images per second of one step of a network at the full side."""
-    standing: Standing
+    standing: Grade
     source: str
     """Publication that the numbers were read in."""
 
@@ -182,7 +182,7 @@ class PublishedRuntime(Section):
 
 def published_names(config: str | Path = "config") -> list[str]:
     """List the tables of scores in ``config/published/``."""
-    return [name for name in names_in(Path(config) / FOLDER) if name != RUNTIME]
+    return [name for name in list_configs(Path(config) / FOLDER) if name != RUNTIME]
 
 
 def table_names(config: str | Path = "config") -> list[str]:

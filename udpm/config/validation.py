@@ -126,13 +126,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
-def names_in(folder: str | Path) -> list[str]:
+def list_configs(folder: str | Path) -> list[str]:
     """List the names (without .yaml) of the configuration files in a folder, sorted."""
     return sorted(path.stem for path in Path(folder).glob("*.yaml"))
 
 
 def _nearest_file(path: Path) -> str:
-    names = names_in(path.parent)
+    names = list_configs(path.parent)
     near = difflib.get_close_matches(path.stem, names, n=1)
     if near:
         return f"; did you mean {near[0]}?"

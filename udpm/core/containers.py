@@ -80,11 +80,11 @@ def _find_directory(file: BinaryIO) -> tuple[int, int]:
     size = file.seek(0, 2)
     file.seek(max(0, size - _END.size - _LONGEST_COMMENT))
     tail = file.read()
-    place = tail.rfind(b"PK\x05\x06")
-    if place < 0:
+    index = tail.rfind(b"PK\x05\x06")
+    if index < 0:
         raise zipfile.BadZipFile("File is not a zip file")
-    _, _, _, _, count, length, offset, _ = _END.unpack_from(tail, place)
-    end = size - len(tail) + place
+    _, _, _, _, count, length, offset, _ = _END.unpack_from(tail, index)
+    end = size - len(tail) + index
     locator = _read_at(file, end - _LOCATOR.size, _LOCATOR.size)
     if locator.startswith(b"PK\x06\x07"):
         end = _LOCATOR.unpack(locator)[2]
@@ -123,8 +123,8 @@ def _long_values(extra: bytes, values: tuple[int, ...]) -> list[int]:
     return list(values)
 
 
-def _read_at(file: BinaryIO, place: int, count: int) -> bytes:
-    file.seek(max(0, place))
+def _read_at(file: BinaryIO, offset: int, count: int) -> bytes:
+    file.seek(max(0, offset))
     return file.read(count)
 
 

@@ -95,17 +95,17 @@ def launched(world: int, environment: Mapping[str, str] = os.environ) -> RankInf
     return None
 
 
-def start_of(place: RankInfo, environment: Mapping[str, str] = os.environ) -> str:
+def start_of(ranks: RankInfo, environment: Mapping[str, str] = os.environ) -> str:
     """Return a text that the processes of this launch share with no other launch; empty for a single process."""
-    if place.world == 1 or place.rendezvous_id:
-        return place.rendezvous_id
+    if ranks.world == 1 or ranks.rendezvous_id:
+        return ranks.rendezvous_id
     names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
     return "-".join(environment.get(name, "") for name in names)
 
 
 @contextmanager
 def process_group(
-    place: RankInfo,
+    ranks: RankInfo,
     backend: str,
     folder: Path,
     stop: StopRequest | bool = False,
@@ -117,7 +117,7 @@ def process_group(
     folder for the others.
 
     Args:
-        place: of this process.
+        ranks: of this process.
         backend: "nccl" or "gloo".
         folder: the run's folder, visible to all processes.
         stop: checked while waiting for the others.
@@ -127,7 +127,7 @@ def process_group(
         UserError: the backend is missing or does not work, or the others did not connect.
         StoppedEarly: a signal came while waiting for them, or one of them ended.
     """
-    if place.world == 1:
+    if ranks.world == 1:
         yield
         return
     import torch.distributed as dist
@@ -135,7 +135,7 @@ def process_group(
     if not (dist.is_nccl_available() if backend == "nccl" else dist.is_gloo_available()):
         raise UserError(f"training.backend: {backend} is not available in this PyTorch; use auto")
     try:
-        _connect(place, backend, folder, stop, device)
+        _connect(ranks, backend, folder, stop, device)
         yield
     except BaseException:
         _leave(failed=True)
@@ -143,20 +143,20 @@ def process_group(
     _leave(failed=False)
 
 
-def _connect(place: RankInfo, backend: str, folder: Path, stop: StopRequest | bool, device: torch.device | str) -> None:
+def _connect(ranks: RankInfo, backend: str, folder: Path, stop: StopRequest | bool, device: torch.device | str) -> None:
     import torch.distributed as dist
 
     try:
-        if place.rendezvous_id:
-            store = _rendezvous(place, folder, stop)
-            _wait_for_all(store, place, stop)
-            dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world)
+        if ranks.rendezvous_id:
+            store = _rendezvous(ranks, folder, stop)
+            _wait_for_all(store, ranks, stop)
+            dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world)
         else:
             dist.init_process_group(backend)
         _try_out(backend, device)
     except (RuntimeError, ValueError, OSError) as error:
         reason = describe_failure(error) if is_device_failure(error) else first_line(error)
-        raise UserError(f"the {place.world} processes could not connect by {backend}: {reason}") from None
+        raise UserError(f"the {ranks.world} processes could not connect by {backend}: {reason}") from None
 
 
 def _try_out(backend: str, device: torch.device | str) -> None:
@@ -191,12 +191,12 @@ class Agreement:
     """Joint decisions of all processes, over a CPU connection so that no device has to synchronize.
 
     Args:
-        place: of this process.
+        ranks: of this process.
     """
 
-    def __init__(self, place: RankInfo) -> None:
+    def __init__(self, ranks: RankInfo) -> None:
         self._group = None
-        if place.world > 1:
+        if ranks.world > 1:
             import torch.distributed as dist
 
             # Rank 0 may wait for the run's folder for days.
@@ -227,9 +227,9 @@ class Agreement:
         return bounds[0].item() == -bounds[1].item()
 
 
-def all_reduce_mean(values: list[torch.Tensor], place: RankInfo) -> None:
+def all_reduce_mean(values: list[torch.Tensor], ranks: RankInfo) -> None:
     """Replace tensors by their means over all processes, in one message for each dtype."""
-    if place.world == 1 or not values:
+    if ranks.world == 1 or not values:
         return
     import torch
     import torch.distributed as dist
@@ -239,14 +239,14 @@ def all_reduce_mean(values: list[torch.Tensor], place: RankInfo) -> None:
         flat = torch.cat([value.reshape(-1) for value in part])
         with _collective():
             dist.all_reduce(flat)
-        flat /= place.world
+        flat /= ranks.world
         for value, mean in zip(part, flat.split([value.numel() for value in part]), strict=True):
             value.copy_(mean.view_as(value))
 
 
-def all_reduce_min(value: torch.Tensor, place: RankInfo) -> int:
+def all_reduce_min(value: torch.Tensor, ranks: RankInfo) -> int:
     """Return the minimum of an integer over all processes. Collective: all processes must call it."""
-    if place.world > 1:
+    if ranks.world > 1:
         import torch.distributed as dist
 
         with _collective():
@@ -279,14 +279,14 @@ def _peer_ended(error: RuntimeError) -> bool:
     return "ncclRemoteError" in str(error) or not is_device_failure(error)
 
 
-def _rendezvous(place: RankInfo, folder: Path, stop: StopRequest | bool) -> TCPStore:
+def _rendezvous(ranks: RankInfo, folder: Path, stop: StopRequest | bool) -> TCPStore:
     from torch.distributed import TCPStore
 
-    path = folder / "rendezvous" / place.rendezvous_id
-    if place.rank == 0:
+    path = folder / "rendezvous" / ranks.rendezvous_id
+    if ranks.rank == 0:
         path.unlink(missing_ok=True)
         host = socket.gethostname()
-        store = TCPStore(host, 0, place.world, is_master=True, wait_for_workers=False)
+        store = TCPStore(host, 0, ranks.world, is_master=True, wait_for_workers=False)
         write_text(path, f"{host}:{store.port}\n")
         return store
     deadline = time.monotonic() + RENDEZVOUS_SECONDS
@@ -294,7 +294,7 @@ def _rendezvous(place: RankInfo, folder: Path, stop: StopRequest | bool) -> TCPS
         try:
             host, _, port = path.read_text(encoding="utf-8").strip().rpartition(":")
             soon = timedelta(seconds=10)
-            store = TCPStore(host, int(port), place.world, is_master=False, timeout=soon, wait_for_workers=False)
+            store = TCPStore(host, int(port), ranks.world, is_master=False, timeout=soon, wait_for_workers=False)
         except (OSError, ValueError, RuntimeError):
             time.sleep(0.2)
         else:
@@ -305,14 +305,14 @@ def _rendezvous(place: RankInfo, folder: Path, stop: StopRequest | bool) -> TCPS
     raise OSError(f"rank 0 wrote no address to {path} within {RENDEZVOUS_SECONDS:g} s")
 
 
-def _wait_for_all(store: TCPStore, place: RankInfo, stop: StopRequest | bool) -> None:
+def _wait_for_all(store: TCPStore, ranks: RankInfo, stop: StopRequest | bool) -> None:
     """Wait until all processes have connected. PyTorch's own waiting ignores signals."""
-    store.set(f"here/{place.rank}", "")
-    everyone = [f"here/{rank}" for rank in range(place.world)]
+    store.set(f"here/{ranks.rank}", "")
+    everyone = [f"here/{rank}" for rank in range(ranks.world)]
     deadline = time.monotonic() + RENDEZVOUS_SECONDS
     while not store.check(everyone):
         if stop:
-            store.delete_key(f"here/{place.rank}")
+            store.delete_key(f"here/{ranks.rank}")
             raise StoppedEarly(f"stopped on {stop} while waiting for the other processes")
         if time.monotonic() > deadline:
             raise OSError(f"not all of them connected within {RENDEZVOUS_SECONDS:g} s")

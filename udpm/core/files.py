@@ -60,10 +60,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     Raises:
         UserError: the folder cannot be written or the disk is full.
     """
-    place = through_links(path)
-    temporary = place.with_name(f".{place.name}{_suffix()}")
+    target = through_links(path)
+    temporary = target.with_name(f".{target.name}{_suffix()}")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             temporary.unlink()
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -73,8 +73,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         # safetensors replaces the file with one that only its owner may read.
         os.chmod(temporary, mode)
         sync(temporary)
-        os.replace(temporary, place)
-        sync(place.parent)
+        os.replace(temporary, target)
+        sync(target.parent)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -97,16 +97,16 @@ def through_links(path: str | os.PathLike) -> Path:
     path = Path(path)
     if not path.is_symlink():
         return path
-    place = Path(os.path.realpath(path))
-    if place.is_symlink():
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
         raise UserError(f"{path}: is a symbolic link that points to itself")
-    return place
+    return target
 
 
 def unfinished(path: str | os.PathLike) -> list[Path]:
     """Return the temporary files for `path` of killed processes and of ones still running."""
-    place = through_links(path)
-    return sorted(place.parent.glob(f".{glob.escape(place.name)}{TEMPORARY}*"))
+    target = through_links(path)
+    return sorted(target.parent.glob(f".{glob.escape(target.name)}{TEMPORARY}*"))
 
 
 def writable(path: str | os.PathLike) -> None:
@@ -115,11 +115,11 @@ def writable(path: str | os.PathLike) -> None:
     Raises:
         UserError: its folder cannot be created or written, or its name is too long.
     """
-    place = through_links(path)
-    folder = next(parent for parent in Path(os.path.abspath(place)).parents if os.path.lexists(parent))
+    target = through_links(path)
+    folder = next(parent for parent in Path(os.path.abspath(target)).parents if os.path.lexists(parent))
     probe = folder / f".udpm{_suffix()}-{threading.get_ident()}"
     try:
-        if len(os.fsencode(f".{place.name}{_suffix()}")) > os.pathconf(folder, "PC_NAME_MAX"):
+        if len(os.fsencode(f".{target.name}{_suffix()}")) > os.pathconf(folder, "PC_NAME_MAX"):
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         probe.unlink()

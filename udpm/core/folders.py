@@ -81,12 +81,12 @@ def check_folder(folder: str | os.PathLike, kind: FolderKind) -> None:
     Raises:
         UserError: see `foreign`; or it is the working directory or contains it.
     """
-    place = through_links(folder)
-    if working_directory().is_relative_to(place.resolve()):
+    target = through_links(folder)
+    if working_directory().is_relative_to(target.resolve()):
         raise UserError(f"{folder}: is or contains the working directory; choose a separate folder")
-    if place.exists() and not place.is_dir():
+    if target.exists() and not target.is_dir():
         raise UserError(f"{folder}: is a file; expected a folder")
-    reason = foreign(place, kind)
+    reason = foreign(target, kind)
     if reason is not None:
         raise UserError(f"{folder}: {reason}")
 
@@ -106,9 +106,9 @@ def atomic_folder(path: str | os.PathLike, kind: FolderKind) -> Iterator[Path]:
     from udpm.core.files import exclusive
 
     check_folder(path, kind)
-    place = through_links(path)
-    with exclusive(place, kind.making):
-        work = Workplace(place, place.with_name(f".{place.name}.work"))
+    target = through_links(path)
+    with exclusive(target, kind.making):
+        work = Workplace(target, target.with_name(f".{target.name}.work"))
         try:
             work.open()
             work.new.mkdir()
@@ -130,7 +130,7 @@ class Workplace:
     It survives a kill, and `open` then continues from it: one version of the folder is complete at all times.
 
     Args:
-        place: the folder.
+        folder: the folder.
         path: of the workplace, on the same disk.
         new: name of the next version in it.
         old: name of the previous version in it, if the disk cannot exchange two folders.
@@ -138,9 +138,9 @@ class Workplace:
     """
 
     def __init__(
-        self, place: Path, path: Path, new: str = "new", old: str = "old", known: tuple[str, ...] = ()
+        self, folder: Path, path: Path, new: str = "new", old: str = "old", known: tuple[str, ...] = ()
     ) -> None:
-        self.place, self.path, self.new, self._old, self._known = place, path, path / new, path / old, known
+        self.folder, self.path, self.new, self._old, self._known = folder, path, path / new, path / old, known
 
     def open(self, *, keep: bool = False) -> None:
         """Create it, after undoing an interrupted replacement. Removes files left by a kill unless `keep`.
@@ -151,10 +151,10 @@ class Workplace:
         if os.path.lexists(self.path):
             self._check()
             if self._old.exists():
-                if self.place.exists() and any(self.place.iterdir()):
+                if self.folder.exists() and any(self.folder.iterdir()):
                     shutil.rmtree(self._old)
                 else:
-                    os.rename(self._old, self.place)
+                    os.rename(self._old, self.folder)
             if not keep:
                 self.remove()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -164,16 +164,16 @@ class Workplace:
         """Sync the next version's files and exchange it with the folder. The workplace keeps the previous version."""
         for path in (*self.new.rglob("*"), self.new):
             sync(path)
-        if not self.place.exists():
-            os.rename(self.new, self.place)
-        elif not exchange(self.new, self.place):
-            os.rename(self.place, self._old)
-            os.rename(self.new, self.place)
-        sync(self.place.parent)
+        if not self.folder.exists():
+            os.rename(self.new, self.folder)
+        elif not exchange(self.new, self.folder):
+            os.rename(self.folder, self._old)
+            os.rename(self.new, self.folder)
+        sync(self.folder.parent)
 
     def remove(self) -> None:
         """Remove it and its files: the mark last, so that it stays recognizable after a kill meanwhile."""
-        if self._old.exists() and not self.place.exists():
+        if self._old.exists() and not self.folder.exists():
             return
         for part in (self.new, self._old):
             shutil.rmtree(part, ignore_errors=True)
@@ -236,9 +236,9 @@ def _is_list(files: object) -> bool:
 def _files(folder: Path) -> list[str]:
     """Return all files and links below a folder, by relative name; none if it does not exist."""
     found = []
-    for place, folders, files in os.walk(folder):
-        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
-        found += [os.path.relpath(os.path.join(place, name), folder) for name in (*files, *links)]
+    for root, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+        found += [os.path.relpath(os.path.join(root, name), folder) for name in (*files, *links)]
     return sorted(name for name in found if not any(fnmatch.fnmatchcase(Path(name).name, p) for p in IGNORED))
 
 

@@ -70,22 +70,22 @@ def guard(outputs: Iterable[Output], inputs: Iterable[Input]) -> None:
         UserError: an output is refused.
     """
     here = working_directory()
-    read = [(given, _Place(path)) for given in inputs for path in (given.path, *_companions(given.path))]
-    written = [(output, _Place(output.path)) for output in outputs]
-    for output, place in written:
+    read = [(given, _Location(path)) for given in inputs for path in (given.path, *_companions(given.path))]
+    written = [(output, _Location(output.path)) for output in outputs]
+    for output, location in written:
         _check_type(output)
-        if isinstance(output.kind, FolderKind) and here.is_relative_to(place.real):
+        if isinstance(output.kind, FolderKind) and here.is_relative_to(location.real):
             raise _refuse(output, "is or contains the working directory; choose a separate folder")
         for given, other in read:
-            _check_input(output, place, given, other)
-    for (output, place), (second, taken) in combinations(written, 2):
-        _check_both(output, place, second, taken)
+            _check_input(output, location, given, other)
+    for (output, location), (second, taken) in combinations(written, 2):
+        _check_both(output, location, second, taken)
     for output, _ in written:
         _check_kind(output)
         writable(output.path)
 
 
-class _Place:
+class _Location:
     """Identity of a path on disk, the same for links, hard links and names that differ only in case.
 
     Args:
@@ -135,41 +135,41 @@ def _check_type(output: Output) -> None:
         raise _refuse(output, f"is a device or a pipe; expected a {'folder' if wants_folder else 'file'}")
 
 
-def _check_input(output: Output, place: _Place, read: Input, other: _Place) -> None:
-    if place.identity == other.identity:
+def _check_input(output: Output, location: _Location, read: Input, other: _Location) -> None:
+    if location.identity == other.identity:
         if isinstance(output.kind, FileKind) or not read.holds(other.real, Path()):
             raise _refuse(output, f"is also the input of {read.option}; choose another path")
         return
-    around = place.around.get(other.identity)
-    if around is not None and not read.holds(around, place.real.relative_to(around)):
+    around = location.around.get(other.identity)
+    if around is not None and not read.holds(around, location.real.relative_to(around)):
         raise _refuse(output, f"is inside {read.path}, the input of {read.option}; choose another path")
     # A folder that is not replaced may contain an input, as a run's folder contains its configuration.
-    if isinstance(output.kind, FolderKind) and place.identity in other.around:
+    if isinstance(output.kind, FolderKind) and location.identity in other.around:
         raise _refuse(output, f"contains {read.path}, the input of {read.option}; choose another path")
 
 
-def _check_both(output: Output, place: _Place, other: Output, taken: _Place) -> None:
+def _check_both(output: Output, location: _Location, other: Output, taken: _Location) -> None:
     if output.kind is None or other.kind is None:
         return
-    if place.identity == taken.identity:
+    if location.identity == taken.identity:
         raise _refuse(other, f"is also the output of {output.option}; choose another path")
-    replaced = isinstance(other.kind, FolderKind) and taken.identity in place.around
-    if replaced or (isinstance(output.kind, FolderKind) and place.identity in taken.around):
+    replaced = isinstance(other.kind, FolderKind) and taken.identity in location.around
+    if replaced or (isinstance(output.kind, FolderKind) and location.identity in taken.around):
         raise _refuse(other, f"is inside the output of {output.option}, or contains it; choose another path")
 
 
 def _check_kind(output: Output) -> None:
-    place, kind = through_links(output.path), output.kind
+    location, kind = through_links(output.path), output.kind
     if isinstance(kind, FolderKind):
         try:
             check_folder(output.path, kind)
         except UserError as error:
             raise UserError(f"{output.option}: {error}") from None
-    elif isinstance(kind, KeptFolder) and place.is_dir():
-        others = kind.foreign(place)
+    elif isinstance(kind, KeptFolder) and location.is_dir():
+        others = kind.foreign(location)
         if others:
             raise _refuse(
                 output, f"contains other files ({', '.join(others[:3])}), not a {kind.what}; choose another folder"
             )
-    elif isinstance(kind, FileKind) and place.exists() and place.stat().st_size and not kind.made(place):
+    elif isinstance(kind, FileKind) and location.exists() and location.stat().st_size and not kind.made(location):
         raise _refuse(output, f"already exists, not a {kind.what} that udpm wrote; choose another file, or delete it")

@@ -10,7 +10,7 @@ import yaml
 
 from udpm.config.dataset import DatasetConfig
 from udpm.config.experiment import Experiment, RunConfig
-from udpm.config.load import load_dataset, named_file, run_of
+from udpm.config.load import load_dataset, named_file, run_config
 from udpm.config.model import ModelConfig, Process
 from udpm.config.validation import validate
 from udpm.core import provenance
@@ -227,7 +227,7 @@ def _experiment(
         raise UserError(
             f"{described.source}: img_size is {dataset['side']}, but data set {values['dataset']} has {prepared.side}"
         )
-    run_of(experiment, name, experiment.seeds[0], prepared, described.source)
+    run_config(experiment, name, experiment.seeds[0], prepared, described.source)
     return files
 
 

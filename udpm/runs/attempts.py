@@ -340,9 +340,9 @@ def attempted(
     begins = not finished and bool(run.exists() or series or who["job"])
     if begins:
         make_folder(run)
-    place = launched(config.training.processes, environment) or RankInfo()
-    start = start_of(place, environment)
-    with recorded(run, who, place.rank, start, begins=begins) as attempt, as_user_errors():
+    ranks = launched(config.training.processes, environment) or RankInfo()
+    start = start_of(ranks, environment)
+    with recorded(run, who, ranks.rank, start, begins=begins) as attempt, as_user_errors():
         yield attempt
 
 

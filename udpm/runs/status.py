@@ -110,13 +110,13 @@ def read_status(run: Path) -> RunStatus:
         return _at_work(run, owner, lines, known, training, now)
     failure, last = _last_failure(run), attempts[-1] if attempts else PastAttempt()
     if failure is not None and failure[0] >= (checkpoint.get("checkpoint") or 0) and _not_finite(last):
-        return RunStatus(str(run), "failed", **known | _place(last), note=failure[1])
+        return RunStatus(str(run), "failed", **known | _where(last), note=failure[1])
     if last.ended == "failed":
         note = " ".join(last.reason.removeprefix(f"{run}: ").split())
-        return RunStatus(str(run), "failed", **known | _place(last), note=note)
+        return RunStatus(str(run), "failed", **known | _where(last), note=note)
     note = ""
     if last.ended is None and last.record:
-        note, known = _silent(last, now), known | _place(last)
+        note, known = _silent(last, now), known | _where(last)
     elif owner is not None:
         note = f"{name_of(owner)} ended abruptly"
     return RunStatus(str(run), "stopped" if checkpoint else "waiting", **known, note=note)
@@ -165,7 +165,7 @@ def _silent(last: PastAttempt, now: float) -> str:
     return f"{who} began {began} ago and {what}"
 
 
-def _place(last: PastAttempt) -> dict[str, Any]:
+def _where(last: PastAttempt) -> dict[str, Any]:
     return {key: last.record.get(key) for key in ("host", "job", "attempt")}
 
 
@@ -261,7 +261,7 @@ SHOWN_NAMES = 4
 
 
 @dataclass(frozen=True)
-class PointStanding:
+class PointStatus:
     """Where a point's run of one seed stands.
 
     Attributes:
@@ -279,14 +279,14 @@ class PointStanding:
     note: str = ""
 
 
-def point_standings(loaded: LoadedSweep, results: Path) -> list[PointStanding]:
+def point_statuses(loaded: LoadedSweep, results: Path) -> list[PointStatus]:
     """Where all points stand, from what lies in the folder of results.
 
     Raises:
         UserError: a record there cannot be read.
     """
     trained, scored = trained_points(loaded, results), loaded.scored
-    return [_standing_or_reason(loaded, results, key, trained[key], scored[key[0]]) for key in loaded.runs]
+    return [_status_or_reason(loaded, results, key, trained[key], scored[key[0]]) for key in loaded.runs]
 
 
 def trained_points(loaded: LoadedSweep, results: Path) -> dict[tuple[str, int], str]:
@@ -294,60 +294,58 @@ def trained_points(loaded: LoadedSweep, results: Path) -> dict[tuple[str, int], 
     return loaded.trained(lambda key: missing(Path(Layout(results).run(*key)), loaded.runs[key]))
 
 
-def render_points(standings: list[PointStanding]) -> str:
+def render_points(statuses: list[PointStatus]) -> str:
     """A table to read, a row for each point and seed."""
     rows = [("point", "seed", "state", "note")]
-    rows += [(standing.point, str(standing.seed), standing.state, standing.note) for standing in standings]
+    rows += [(status.point, str(status.seed), status.state, status.note) for status in statuses]
     widths = [max(len(row[column]) for row in rows) for column in range(3)] + [0]
     return "".join(
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows
     )
 
 
-def summarize_points(name: str, standings: list[PointStanding]) -> str:
+def summarize_points(name: str, statuses: list[PointStatus]) -> str:
     """How many points and seeds are in each state, in a line; those that something is to be done for are named."""
-    states: dict[str, list[PointStanding]] = {}
-    for standing in standings:
-        states.setdefault(standing.state, []).append(standing)
+    states: dict[str, list[PointStatus]] = {}
+    for status in statuses:
+        states.setdefault(status.state, []).append(status)
     told = [
         f"{len(found)} {state}" + ("" if state == "complete" else f" ({_names(found)})")
         for state, found in states.items()
     ]
-    return f"sweep {name}: {len({one.point for one in standings})} points, {len(standings)} runs: {', '.join(told)}"
+    return f"sweep {name}: {len({one.point for one in statuses})} points, {len(statuses)} runs: {', '.join(told)}"
 
 
-def _names(standings: list[PointStanding]) -> str:
-    names = list(dict.fromkeys(f"{one.point}: {one.note}" if one.note else one.point for one in standings))
+def _names(statuses: list[PointStatus]) -> str:
+    names = list(dict.fromkeys(f"{one.point}: {one.note}" if one.note else one.point for one in statuses))
     return ", ".join([*names[:SHOWN_NAMES], *(["…"] if len(names) > SHOWN_NAMES else [])])
 
 
-def _standing_or_reason(
+def _status_or_reason(
     loaded: LoadedSweep, results: Path, key: tuple[str, int], trained: str, scored: str
-) -> PointStanding:
-    """A point's standing; of one whose files cannot be read, which file it is."""
+) -> PointStatus:
+    """A point's status; of one whose files cannot be read, which file it is."""
     try:
-        return _standing_of_point(loaded, results, key, trained, scored)
+        return _point_status(loaded, results, key, trained, scored)
     except UserError as error:
-        return PointStanding(loaded.points[key[0]].point.name, key[1], "unreadable", " ".join(str(error).split()))
+        return PointStatus(loaded.points[key[0]].point.name, key[1], "unreadable", " ".join(str(error).split()))
 
 
-def _standing_of_point(
-    loaded: LoadedSweep, results: Path, key: tuple[str, int], trained: str, scored: str
-) -> PointStanding:
+def _point_status(loaded: LoadedSweep, results: Path, key: tuple[str, int], trained: str, scored: str) -> PointStatus:
     experiment, seed = key
     resolved, run = loaded.points[experiment], loaded.runs[trained, seed]
     layout = Layout(results)
     folder, point = Path(layout.run(trained, seed)), resolved.point.name
     shares = "" if trained == experiment else f"uses the run of {loaded.points[trained].point.name}"
     if not is_run(folder):
-        return PointStanding(point, seed, "new", shares)
+        return PointStatus(point, seed, "new", shares)
     changed = _differences(RunConfig, folder / "config.json", run, run_changes)
     if changed:
-        return PointStanding(point, seed, "changed", changed)
-    standing = read_status(folder)
-    if standing.state != "complete":
-        at = "" if standing.checkpoint is None else f"checkpoint {standing.checkpoint} of {standing.iterations}"
-        return PointStanding(point, seed, standing.state, "; ".join(filter(None, (shares, at, standing.note))))
+        return PointStatus(point, seed, "changed", changed)
+    status = read_status(folder)
+    if status.state != "complete":
+        at = "" if status.checkpoint is None else f"checkpoint {status.checkpoint} of {status.iterations}"
+        return PointStatus(point, seed, status.state, "; ".join(filter(None, (shares, at, status.note))))
     own = resolved.experiment
     assert own.scoring is not None
     redone = {
@@ -357,9 +355,9 @@ def _standing_of_point(
     }
     for state, why in redone.items():
         if why:
-            return PointStanding(point, seed, state, why)
+            return PointStatus(point, seed, state, why)
     there = Path(layout.scores(f"seed{seed}", experiment)).is_file()
-    return PointStanding(point, seed, "complete" if there else "trained", shares)
+    return PointStatus(point, seed, "complete" if there else "trained", shares)
 
 
 def _section_differences(now: Section | None, path: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from udpm.config.experiment import Experiment
-from udpm.config.published_scores import STANDINGS, PublishedTable
+from udpm.config.published_scores import GRADES, PublishedTable
 from udpm.metrics.protocol import facts
 from udpm.report.paper.entries import (
     BETTER,
@@ -183,11 +183,11 @@ class _Rows:
 
 
 def _general_notes(table: PublishedTable, lines: Sequence[Entry]) -> list[str]:
-    standings = [name for name in STANDINGS if any(row.standing == name for row in table.rows)]
+    grades = [name for name in GRADES if any(row.standing == name for row in table.rows)]
     used = [key for key in table.sources if any(row.source == key for row in table.rows)]
     notes = [table.description] if table.description else []
-    if standings:
-        notes.append("Standing: " + "; ".join(f"{name} {STANDINGS[name]}" for name in standings) + ".")
+    if grades:
+        notes.append("Standing: " + "; ".join(f"{name} {GRADES[name]}" for name in grades) + ".")
         notes.append("Sources: " + "; ".join(f"{key}: {table.sources[key]}" for key in used) + ".")
     if any(row.value is not None and row.conditional is None for row in table.rows):
         notes.append(f"{MISSING} under conditional: what was read does not say.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from udpm.config.experiment import RunConfig
-from udpm.config.published_scores import SETUPS, STANDINGS, PublishedRuntime
+from udpm.config.published_scores import GRADES, SETUPS, PublishedRuntime
 from udpm.core.errors import UserError
 from udpm.core.provenance import versions
 from udpm.report.paper.entries import NOT_RUN
@@ -194,7 +194,7 @@ def _number(value: float | None, pattern: str = "{:.2f}", missing: str = MISSING
 
 
 def _runtime_notes(published: PublishedRuntime, costs: dict[str, Cost], speeds: dict[str, dict[str, Any]]) -> list[str]:
-    standings = {cost.standing for cost in published.costs} | {speed.standing for speed in published.speeds}
+    grades = {cost.standing for cost in published.costs} | {speed.standing for speed in published.speeds}
     sources = dict.fromkeys([cost.source for cost in published.costs] + [speed.source for speed in published.speeds])
     notes = [
         "G: 1e9 multiply-adds (what the paper calls FLOPs); M: 1e6 parameters. Image: all calls for one image. One "
@@ -202,7 +202,7 @@ def _runtime_notes(published: PublishedRuntime, costs: dict[str, Cost], speeds: 
         "the time that one such step of one image takes.",
         "Counted here as `udpm cost` does, for lines named after an experiment.",
         *([published.description] if published.description else []),
-        "Standing: " + "; ".join(f"{name} {STANDINGS[name]}" for name in sorted(standings)) + ".",
+        "Standing: " + "; ".join(f"{name} {GRADES[name]}" for name in sorted(grades)) + ".",
         "Sources: " + "; ".join(sources) + ".",
     ]
     notes += [
