@@ -215,7 +215,7 @@ def single_record():
 def test_mistakes(tmp_path, capsys):
     tiny.write_config(tmp_path)
     command = f"bench train {tmp_path}/run.json --dataset {tmp_path}"
-    tiny.assert_refused(tmp_path, command, "--dataset and --cache belong together", capsys)
+    tiny.assert_refused(tmp_path, command, "--dataset and --cache go together", capsys)
 
 
 def test_what_an_iteration_does_is_counted():

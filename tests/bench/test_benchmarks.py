@@ -200,7 +200,7 @@ def assert_alike(one, other, **tolerance):
     ("command", "expected"),
     [
         ("train {0}/run.json --levels 1,4", "--levels: 4 is not among 1..3"),
-        ("train {0}/run.json --dataset {0}", "--dataset and --cache belong together"),
+        ("train {0}/run.json --dataset {0}", "--dataset and --cache go together"),
         ("table {0}/run.json", "run.json: format is None, expected 'udpm-bench/1'"),
         ("table {0}/none.json", "none.json: benchmark record not found"),
         ("figure {0}/none.json --output {0}/figure", "none.json: benchmark record not found"),

@@ -14,7 +14,7 @@ from udpm.cli.options import ANY, CONFIG, FILE, FOLDER, OutputFile, Verbs, Whole
 from udpm.core import kinds
 
 SIDES = ("8", "16", "32", "64", "128", "256")
-"""That three levels of a cache can halve."""
+"""Sides that three levels of a cache can halve."""
 
 THREADS = click.option("--threads", type=Whole(1, 1024), help="CPU threads; default: the configuration's.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the record instead of text.")
@@ -30,10 +30,10 @@ def bench_command() -> None:
 @click.argument("images", type=ANY, required=False)
 @click.option("--side", type=click.Choice(SIDES), default="32", show_default=True, help="Side of the prepared images.")
 @click.option("--workers", type=Whole(1, 1024), help="Processes that decode and resize; default: one for each core.")
-@click.option("--limit", type=Whole(1), default=20000, show_default=True, help="Images prepared at most.")
-@click.option("--batch", type=Whole(1), default=64, show_default=True, help="Images that are fed at once.")
+@click.option("--limit", type=Whole(1), default=20000, show_default=True, help="Largest number of images to prepare.")
+@click.option("--batch", type=Whole(1), default=64, show_default=True, help="Images per training batch.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--threads", type=Whole(1, 1024), default=1, show_default=True, help="CPU threads of the feeding.")
+@click.option("--threads", type=Whole(1, 1024), default=1, show_default=True, help="CPU threads for feeding.")
 @JSON
 @OUTPUT
 def data(
@@ -47,9 +47,9 @@ def data(
     as_json: bool,
     output: Path | None,
 ) -> None:
-    """How fast images are prepared and training is fed, and what limits the preparation.
+    """Measure how fast images are prepared, what limits it, and how fast training is fed.
 
-    IMAGES is a folder of images or a .zip of one; without it only the feeding is measured. Nothing is kept.
+    IMAGES is a folder of images or a .zip of one; without it, only feeding is measured. Nothing is kept.
     """
     from udpm.bench.data import (
         IMAGES,
@@ -64,15 +64,14 @@ def data(
     from udpm.core import devices
 
     where = devices.configure(device, threads)
-    # First what can be wrong: the ceilings take seconds to measure.
+    # Open the images first: measuring the ceilings takes seconds, and the path may be wrong.
     opened = None if images is None else open_for_bench(str(images), int(side))
     best, found = ceilings(where), {}
     if opened is not None:
         found = bench_preparation(*opened, workers or len(os.sched_getaffinity(0)), limit, best)
     rows = found.pop("rows", []) + bench_feeding(int(side), batch, where, best)
-    told = record("data", where, best, rows, **found | {"side": int(side), "batch": batch, "fed": IMAGES})
-    prepared = preparation_lines if images is not None else _nothing
-    _tell(told, lambda record: [*prepared(record), *feeding_lines(record)], as_json, output)
+    made = record("data", where, best, rows, **found | {"side": int(side), "batch": batch, "fed": IMAGES})
+    _report(made, lambda made: [*(preparation_lines(made) if images else []), *feeding_lines(made)], as_json, output)
 
 
 @bench_command.command(
@@ -82,7 +81,7 @@ def data(
 @click.argument("config", type=FILE)
 @click.option("--dataset", type=FOLDER, help="Prepared data set; default: random images.")
 @click.option("--cache", type=FOLDER, help="Its level cache.")
-@click.option("--iterations", type=Whole(1), default=50, show_default=True, help="Iterations measured.")
+@click.option("--iterations", type=Whole(1), default=50, show_default=True, help="Iterations to measure.")
 @click.option("--batch", type=Whole(1), help="Images per iteration; default: the configuration's.")
 @THREADS
 @JSON
@@ -97,31 +96,31 @@ def train(
     as_json: bool,
     output: Path | None,
 ) -> None:
-    """How fast a run trains, and where its time goes: data, both players' steps, LPIPS, optimisers, averages.
+    """Measure how fast a run trains, and where its time goes: data, both players' steps, LPIPS, optimizers, averages.
 
-    CONFIG is a run's resolved configuration (udpm resolve). LPIPS has random weights where images are random. Nothing
-    is kept.
+    CONFIG is a run's resolved configuration (udpm resolve). With random images LPIPS has random weights too. Nothing is
+    kept.
     """
     from udpm.bench.training import Images, bench_training, for_speed, training_lines
     from udpm.config import RunConfig, read_resolved
 
     if (dataset is None) != (cache is None):
-        raise click.UsageError("--dataset and --cache belong together")
+        raise click.UsageError("--dataset and --cache go together")
     resolved = for_speed(read_resolved(RunConfig, config), batch, threads, random=dataset is None)
     with Images(dataset, cache).opened(resolved) as opened:
-        _tell(bench_training(resolved, opened, iterations), training_lines, as_json, output)
+        _report(bench_training(resolved, opened, iterations), training_lines, as_json, output)
 
 
 @bench_command.command(
     epilog="Example: udpm bench score results/configs/digits/scoring.json --extractor x.pt --side 32"
 )
 @click.argument("config", type=FILE)
-@click.option("--extractor", type=FILE, help="TorchScript file, a program that is run; default: the configuration's.")
+@click.option("--extractor", type=FILE, help="TorchScript file, executed as a program; default: the configuration's.")
 @click.option("--side", type=Whole(1), default=32, show_default=True, help="Side of the images.")
 @JSON
 @OUTPUT
 def score(config: Path, extractor: Path | None, side: int, as_json: bool, output: Path | None) -> None:
-    """How fast features are taken of images: resizing, the network, and both together.
+    """Measure how fast features are extracted: resizing, the network, and both together.
 
     CONFIG is a resolved scoring section (udpm resolve --part scoring). Nothing is kept.
     """
@@ -133,7 +132,7 @@ def score(config: Path, extractor: Path | None, side: int, as_json: bool, output
     scoring = read_resolved(Scoring, config)
     check(extractor_files(scoring))
     network = open_extractor(scoring, extractor, devices.configure(scoring.device, scoring.threads))
-    _tell(bench_extractor(network, side, scoring.batch), scoring_lines, as_json, output)
+    _report(bench_extractor(network, side, scoring.batch), scoring_lines, as_json, output)
 
 
 @bench_command.command(epilog="Example: udpm bench sample cifar10 --output results/speed/cifar10.json")
@@ -144,7 +143,7 @@ def score(config: Path, extractor: Path | None, side: int, as_json: bool, output
     type=Whole(1),
     help="Images per call; default: the experiment's, at most 16 on a CPU.",
 )
-@click.option("--seconds", type=click.FloatRange(0), default=5.0, show_default=True, help="Measured for, about.")
+@click.option("--seconds", type=click.FloatRange(0), default=5.0, show_default=True, help="Approximate duration.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: the experiment's.")
 @click.option(
     "--output", type=OutputFile(kinds.BENCH), help="Also write the record, .json; the paper's run-time table reads it."
@@ -161,10 +160,10 @@ def sample(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """How many images a second are drawn, against one step of a network at the full side.
+    """Measure images per second, and those of one step of a network at the full side.
 
-    EXPERIMENT is the name of a file in config/experiments/. Networks are freshly initialised: neither weights nor data
-    are needed.
+    EXPERIMENT is the name of a file in config/experiments/. Networks are freshly initialized: this needs neither
+    weights nor data.
     """
     from udpm.bench.sampling import bench_sampling, sampling_lines
     from udpm.config import load_experiment, resolve_run
@@ -175,13 +174,13 @@ def sample(
     where = devices.configure(device or how.device, threads or how.threads, tf32=how.tf32)
     batch = batch or (how.batch if where.type == "cuda" else min(16, how.batch))
     run = resolve_run(experiment, settings.seeds[0], config)
-    _tell(bench_sampling(run, where, batch, seconds), sampling_lines, as_json, output)
+    _report(bench_sampling(run, where, batch, seconds), sampling_lines, as_json, output)
 
 
-def _tell(
+def _report(
     found: dict[str, Any], lines: Callable[[dict[str, Any]], list[str]], as_json: bool, output: Path | None
 ) -> None:
-    """Write a record where that is asked for, and print it, or as text."""
+    """Write a record if an output is given, and print it as JSON or text."""
     from udpm.core.arrays import sealed
     from udpm.core.files import write_json
 
@@ -189,7 +188,3 @@ def _tell(
     if output is not None:
         write_json(output, found)
     click.echo(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))
-
-
-def _nothing(found: dict[str, Any]) -> list[str]:
-    return []

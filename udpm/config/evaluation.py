@@ -1,4 +1,4 @@
-"""What happens to a trained model: sampling, latents, scoring, selection of the best milestone."""
+"""Sampling from a trained model, exploring its latents, scoring, and selection of the best milestone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one call of the workflow builds, sweeps, and the resources that jobs request."""
+"""Targets of one workflow call, sweeps, and the resources that jobs request."""
 
 from __future__ import annotations
 

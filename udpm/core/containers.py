@@ -1,5 +1,4 @@
-"""The directory of a .zip and the header of a safetensors file: compared with the size of the file before anything
-is built. Imports no numpy."""
+"""Read a .zip's directory and a safetensors header, with every claim checked against the file's size. No numpy."""
 
 from __future__ import annotations
 
@@ -23,16 +22,16 @@ _BEYOND32 = 0xFFFFFFFF
 _LARGEST = 2**62
 UNPACKED_BYTES = 2**29
 UNPACKED_TIMES = 50
-"""A file may unpack to UNPACKED_BYTES, or to so many times its size: images of anything but one colour do not come near
-it, and weights are hardly compressed at all."""
+"""A file may unpack to UNPACKED_BYTES or to UNPACKED_TIMES its size, whichever is more: far above what images of more
+than one colour and weights need."""
 _ENCRYPTED = 0x1
 
 
 class Members:
-    """An archive's files, to iterate over: the name of each, as the bytes stored in it, and its key.
+    """Iterable of an archive's files, each with its name as stored bytes and its key.
 
-    A key is offset, compressed size, size, method (-1: encrypted) and CRC-32. All of it lies inside of the file, and
-    no two members share its bytes.
+    A key is offset, compressed size, size, method (-1: encrypted) and CRC-32. Every member is within the file, and no
+    two share bytes.
 
     Args:
         file: the archive.
@@ -61,7 +60,7 @@ class Members:
 
 
 def enter_member(file: BinaryIO, offset: int) -> bool:
-    """Go to the first byte of a member's data; whether there is a member at its offset."""
+    """Seek to the first byte of a member's data; return False if no member begins at this offset."""
     file.seek(offset)
     header = file.read(_LOCAL_HEADER.size)
     if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\x03\x04":
@@ -72,10 +71,10 @@ def enter_member(file: BinaryIO, offset: int) -> bool:
 
 
 def _find_directory(file: BinaryIO) -> tuple[int, int]:
-    """Go to the first entry of the directory.
+    """Seek to the first entry of the directory.
 
     Returns:
-        The number of entries, and how much further back everything lies than the archive says (something before it).
+        The number of entries, and the number of bytes in front of the archive, which all its offsets leave out.
     """
     size = file.seek(0, 2)
     file.seek(max(0, size - _END.size - _LONGEST_COMMENT))
@@ -99,7 +98,7 @@ def _find_directory(file: BinaryIO) -> tuple[int, int]:
 
 
 def _directory_entry(file: BinaryIO, shift: int) -> tuple[bytes, tuple[int, int, int, int, int]]:
-    """The next entry's name and key."""
+    """Read the next entry's name and key."""
     mark, flags, method, crc, packed, size, name_length, extra_length, comment_length, offset = _ENTRY.unpack(
         file.read(_ENTRY.size)
     )
@@ -113,7 +112,7 @@ def _directory_entry(file: BinaryIO, shift: int) -> tuple[bytes, tuple[int, int,
 
 
 def _long_values(extra: bytes, values: tuple[int, ...]) -> list[int]:
-    """Values with those that do not fit into 32 bits taken from the entry's extra field, in their order."""
+    """Replace values that do not fit into 32 bits by those of the entry's extra field, which keeps their order."""
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<HH", extra)
         if kind == 1:
@@ -129,7 +128,7 @@ def _read_at(file: BinaryIO, offset: int, count: int) -> bytes:
 
 
 def check_unpacked(size: int, packed: int) -> None:
-    """Check that what a file of `packed` bytes claims to unpack to is no bomb.
+    """Refuse a bomb: a file of `packed` bytes that claims to unpack to far more.
 
     Raises:
         zipfile.BadZipFile: it is.
@@ -142,11 +141,11 @@ def check_unpacked(size: int, packed: int) -> None:
 
 
 def check_archive(path: str | os.PathLike, what: str) -> None:
-    """Check an archive that a library will read by itself, such as PyTorch's files.
+    """Check an archive before a library opens it, such as a PyTorch file.
 
     Args:
-        path: the file; one that is no .zip (older versions of PyTorch wrote none) is left to its reader.
-        what: what it should be, for the error.
+        path: the file. A file that is no .zip, as older versions of PyTorch wrote, is not checked.
+        what: the expected kind of file, for the error.
 
     Raises:
         UserError: missing, not a regular file, or a .zip that is damaged or unpacks to more than the limits allow.
@@ -162,7 +161,7 @@ def check_archive(path: str | os.PathLike, what: str) -> None:
 
 
 def _check_pickles(file: BinaryIO) -> None:
-    """Pass over the pickles of an archive without building anything: PyTorch makes room for what a length claims."""
+    """Scan an archive's pickles without building anything: PyTorch allocates whatever a length claims."""
     name = "directory"
     try:
         with zipfile.ZipFile(file) as archive:
@@ -176,23 +175,19 @@ def _check_pickles(file: BinaryIO) -> None:
 
 
 HEADER_BYTES = 16 * 2**20
-"""Largest header that is read; one has about 100 bytes for each tensor."""
-
-
+"""Largest header to read; a header has about 100 bytes for each tensor."""
 LENGTH_BYTES = 8
-
-
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32}
 BITS |= {"F64": 64, "I64": 64, "U64": 64}
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says before its tensors.
+    """Header of a safetensors file.
 
     Attributes:
-        description: this program's own, of the metadata; empty where there is none.
-        shapes: of the tensors, by name.
+        description: this program's part of the metadata; empty in another program's file.
+        shapes: shapes of the tensors by name.
     """
 
     description: dict[str, Any]
@@ -200,7 +195,7 @@ class Header:
 
 
 def read_header(path: str | os.PathLike) -> Header:
-    """Read the header of a safetensors file; its tensors are compared with the size of the file, but not read.
+    """Read the header of a safetensors file, and check the size of its tensors without reading them.
 
     Raises:
         UserError: missing, or not a safetensors file.
@@ -211,17 +206,17 @@ def read_header(path: str | os.PathLike) -> Header:
     if not isinstance(header, dict):
         raise UserError(f"{path}: not a readable safetensors file: its header is not a JSON object")
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not isinstance(told := metadata.get("udpm", "{}"), str):
+    if not isinstance(metadata, dict) or not isinstance(own := metadata.get("udpm", "{}"), str):
         raise UserError(f"{path}: not a readable safetensors file: its metadata are not texts")
     shapes = {name: _shape(entry, held, f"{path}: tensor {name}") for name, entry in header.items()}
-    description = parse_json(told, f"{path}: not a readable safetensors file: its description")
+    description = parse_json(own, f"{path}: not a readable safetensors file: its description")
     if not isinstance(description, dict):
         raise UserError(f"{path}: its description is not a JSON object")
     return Header(description, shapes)
 
 
 def _header_text(file: BinaryIO, path: str) -> tuple[bytes, int]:
-    """The header, and the number of bytes after it."""
+    """Return the header, and the number of bytes after it."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(LENGTH_BYTES), "little")
     if size < LENGTH_BYTES or length > size - LENGTH_BYTES:
@@ -239,7 +234,7 @@ def _shape(entry: Any, held: int, where: str) -> tuple[int, ...]:
     shape = entry.get("shape") if isinstance(entry, dict) else None
     whole = isinstance(shape, list) and all(type(side) is int and side >= 0 for side in shape)
     if shape is None or not whole or not isinstance(entry.get("dtype"), str) or entry["dtype"] not in BITS:
-        raise UserError(f"{where}: has no type and shape that are known")
+        raise UserError(f"{where}: has no known type and shape")
     if math.prod(shape) * BITS[entry["dtype"]] // 8 > held:
         raise UserError(f"{where}: claims the shape {shape}, but the file holds {held} bytes of tensors")
     return tuple(shape)

@@ -1,4 +1,4 @@
-"""What a file or folder is, told from its beginning, for errors that say what was given and which command takes it."""
+"""Identify a file or folder from its first bytes, so that an error can name what was given and what takes it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 BEGINNING = 1 << 20
-"""Bytes of a file that are looked at, at most."""
+"""Number of bytes of a file to read, at most."""
 CHECKPOINT = "a PyTorch checkpoint"
 EXPERIMENT_YAML = "an experiment's YAML configuration"
 DATASET_YAML = "a data set's YAML configuration"
@@ -23,9 +23,9 @@ class Kind:
     """A kind of file or folder.
 
     Attributes:
-        name: with its article.
-        takes: commands that take it, or how to get from it what commands take; "" where there is none.
-        format: what a file of this project says of its format, or None.
+        name: its name with an article.
+        takes: commands that take it, or how to make something that they take; "" if there is neither.
+        format: format that a file of this project states, or None.
     """
 
     name: str
@@ -52,7 +52,7 @@ FORMATS = {
     "udpm-bundle": ("the record of a bundle", "its folder is the bundle"),
     "udpm-failure": ("the record of a failed iteration", ""),
 }
-"""What this project's formats are, without their versions."""
+"""Formats of this project, without versions: name, and commands that take such a file."""
 
 RESOLVED = (
     ({"experiment", "seed", "dataset_name", "training"}, "a run's resolved configuration", "for udpm train"),
@@ -63,7 +63,7 @@ RESOLVED = (
     ({"img_size", "diffusion_steps"}, "a published configuration", "for udpm import --config"),
     ({"weights_sha256", "iterations"}, "the record of a finished run", "its folder is the run"),
 )
-"""JSON files that say no format, by some of their keys."""
+"""JSON files that state no format, by some of their keys."""
 
 YAML = (
     (r"^(generator|training|losses|process|extends)\s*:", EXPERIMENT_YAML, ""),
@@ -84,14 +84,14 @@ FOLDERS = (
     ("experiments", "a configuration folder", "for --config of udpm resolve"),
     ("runs", "a folder of results", "its subfolders hold what commands take"),
 )
-"""Folders of this project, by an entry that tells them."""
+"""Folders of this project, by an entry that only they have."""
 
 MARKERS = {entry for entry, _, _ in FOLDERS}
 WRONG_KIND = re.compile(r"\bnot an? |\bholds no |\bformat is |\blacks |\bcannot be read|\bdoes not describe its")
-"""How readers say that a file is not what it should be."""
+"""Errors about a file of another kind than expected."""
 READABLE = re.compile(r"(not an? readable [^:;]*): .*")
-"""Why a file cannot be read, which says nothing where it is of another kind."""
-TOLD = re.compile(r"\bit is an? |\bbut an? ")
+"""Reasons why a file cannot be read, which mean nothing if it is of another kind."""
+NAMES_KIND = re.compile(r"\bit is an? |\bbut an? ")
 
 MAGIC = (
     (b"\x89PNG", "an image", ""),
@@ -103,9 +103,9 @@ MAGIC = (
 
 
 def what_is(path: str | Path) -> Kind | None:
-    """What lies at a path, as far as its beginning tells; None where it is not known, or not there.
+    """Return the kind of a file or folder; None if it is unknown or missing.
 
-    Reads one megabyte at most of a file, and nothing of what is not a regular file or a folder. Never raises.
+    Reads at most one megabyte, and only regular files and folders. Never raises.
     """
     path = Path(path)
     try:
@@ -114,31 +114,30 @@ def what_is(path: str | Path) -> Kind | None:
         if not path.is_file():
             return None
         with open(path, "rb") as file:
-            beginning = file.read(BEGINNING)
-        return _file(path, beginning)
-    except Exception:  # Damaged bytes raise errors of any type, and one error is being told already.
+            return _file(path, file.read(BEGINNING))
+    except Exception:  # Damaged bytes raise errors of any type, and another error is being reported already.
         return None
 
 
 def with_kind(mistake: str) -> str:
-    """An error about a file or folder, with what it is instead, where that is known and the error does not say so.
+    """Add to an error what the file or folder is instead, if that is known and the error does not say so.
 
     Args:
-        mistake: "PATH: what is wrong", of any reader.
+        mistake: "PATH: what is wrong", as readers report it.
     """
     path, colon, wrong = mistake.partition(": ")
-    if not colon or TOLD.search(wrong):
+    if not colon or NAMES_KIND.search(wrong):
         return mistake
-    place = Path(path)
-    if place.name in MARKERS and not place.exists():
-        folder = what_is(place.parent)
-        return f"{mistake}; {place.parent} is {folder}" if folder is not None else mistake
-    if place.suffix == ".json" and what_is(place) is None:
-        # The record of a sample set, which what was given instead does not have.
-        for given in map(place.with_suffix, (".npz", ".safetensors", ".pt")):
+    file = Path(path)
+    if file.name in MARKERS and not file.exists():
+        folder = what_is(file.parent)
+        return f"{mistake}; {file.parent} is {folder}" if folder is not None else mistake
+    if file.suffix == ".json" and what_is(file) is None:
+        # The missing record of a sample set: the user gave another kind of file.
+        for given in map(file.with_suffix, (".npz", ".safetensors", ".pt")):
             if (kind := what_is(given)) is not None:
                 return f"{mistake}; {given} is {kind}"
-    kind = what_is(place) if WRONG_KIND.search(wrong) else None
+    kind = what_is(file) if WRONG_KIND.search(wrong) else None
     if kind is None or re.search(rf"(?<![\w-]){kind.name.partition(' ')[2]}\b", wrong):
         return mistake
     short = READABLE.sub(r"\1", wrong)
@@ -146,10 +145,9 @@ def with_kind(mistake: str) -> str:
 
 
 def of_format(found: Any) -> Kind | None:
-    """The kind of a file that says its format."""
-    if not isinstance(found, str) or found.partition("/")[0] not in FORMATS:
-        return None
-    return Kind(*FORMATS[found.partition("/")[0]], found)
+    """Return the kind of a file that states its format."""
+    name = found.partition("/")[0] if isinstance(found, str) else None
+    return Kind(*FORMATS[name], found) if name in FORMATS else None
 
 
 def _file(path: Path, beginning: bytes) -> Kind | None:
@@ -169,7 +167,7 @@ def _file(path: Path, beginning: bytes) -> Kind | None:
 def _safetensors(beginning: bytes) -> Kind | None:
     (length,) = struct.unpack("<Q", beginning[:8])
     if length > len(beginning) - 8:
-        # A header above a megabyte: its metadata come first or not at all.
+        # The header is larger than a megabyte: the metadata are in this part, or unknown.
         found = re.search(rb'"udpm"\s*:\s*"((?:[^"\\]|\\.)*)"', beginning)
         metadata = {"udpm": json.loads(b'"' + found[1] + b'"')} if found else {}
     else:
@@ -186,7 +184,7 @@ def _zip(path: Path) -> Kind | None:
         arrays = {name.removesuffix(".npy") for name in names if name.endswith(".npy") and "/" not in name}
         if "record" in arrays:
             with archive.open("record.npy") as member:
-                # Text of numpy: a header that ends in a newline, then four bytes for each character.
+                # NumPy writes text as a header that ends in a newline, then four bytes per character.
                 _, _, text = member.read(BEGINNING).partition(b"\n")
             kind = of_format(json.loads(text.decode("utf-32-le")).get("format"))
             if kind is not None:

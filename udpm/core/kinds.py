@@ -1,4 +1,4 @@
-"""How files and folders written by udpm are recognized before one is replaced: contents, and marks that show edits."""
+"""Recognize files and folders that udpm wrote, before replacing one: by content, and by marks that show edits."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from udpm.core.reading import read_bytes
 
 CSV = re.compile(rb"udpm; csv SHA-256 ([0-9a-f]{64})")
 OWN = re.compile(rb"udpm; (?:csv SHA-256 [0-9a-f]{64}; )?file SHA-256 ([0-9a-f]{64})")
-"""Files of earlier versions hold no digest of themselves."""
+"""Mark with a digest of the file itself, which earlier versions did not write."""
 EMPTY = "0" * 64
 LARGEST = 1 << 28
-"""Bytes of a marked file. A larger one is not read, and counts as edited."""
+"""Maximal bytes of a marked file. A larger one is not read, and counts as edited."""
 PNG = b"\x89PNG"
 
 
 def mark(csv: str | None = None) -> str:
-    """What a file says of itself. `seal` fills in the digest of the rest of the file.
+    """Return the mark to write into a file. `seal` fills in the digest of the rest of the file.
 
     Args:
-        csv: contents of the .csv that is written with it, if any.
+        csv: content of the .csv that is written with it, if any.
     """
     of_csv = "" if csv is None else f"csv SHA-256 {hashlib.sha256(csv.encode()).hexdigest()}; "
     return f"udpm; {of_csv}file SHA-256 {EMPTY}"
 
 
 def seal(data: bytes) -> bytes:
-    """A file's bytes with the digest in its mark filled in: the SHA-256 of everything but that digest.
+    """Fill in the digest in a file's mark: the SHA-256 of all its other bytes.
 
-    In a PNG the mark ends a text chunk, whose checksum follows: it is updated, and not part of what is digested.
+    In a PNG the mark ends a text chunk, whose checksum follows; the checksum is updated and left out of the digest.
     """
     found = re.search(rb"file SHA-256 (0{64})", data)
     if found is None:
@@ -54,22 +54,22 @@ def seal(data: bytes) -> bytes:
 
 
 def seal_text(text: str) -> str:
-    """`seal` of a text, in UTF-8."""
+    """`seal` a text."""
     return seal(text.encode()).decode()
 
 
 def seal_file(path: Path) -> None:
-    """`seal` of a file, in its place: of a picture that a library wrote."""
+    """`seal` a file that a library wrote."""
     path.write_bytes(seal(path.read_bytes()))
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether a file's mark has a digest of the file itself, right or wrong."""
+    """Return whether a file's mark contains a digest of the file, right or wrong."""
     return OWN.search(ends(path)) is not None
 
 
 def is_unedited(path: Path) -> bool:
-    """Whether a file is exactly what `seal` made."""
+    """Return whether a file is unchanged since `seal`."""
     try:
         data = read_bytes(path, "file", LARGEST)
     except UserError:
@@ -85,12 +85,12 @@ def _digest(data: bytes, start: int, end: int) -> str:
 
 
 def csv_digests(path: Path) -> list[str]:
-    """SHA-256 of the .csv that a table or figure says it belongs to; none of a file without a mark."""
+    """Return the SHA-256 of the .csv that the mark of a table or figure names; empty without a mark."""
     return [found.decode() for found in CSV.findall(ends(path))]
 
 
 def ends(path: Path) -> bytes:
-    """The beginning and the end of a file, where its mark is; nothing of what is no regular file."""
+    """Return the beginning and the end of a file, one of which contains its mark; empty if not a regular file."""
     text = leading(path)
     if not text:
         return b""
@@ -120,7 +120,7 @@ class FileKind:
 
     Attributes:
         what: for messages, such as "score".
-        made: whether an existing file is one that udpm made. What it reads is bounded.
+        made: returns whether udpm wrote an existing file. Reads a bounded number of bytes.
     """
 
     what: str
@@ -129,11 +129,11 @@ class FileKind:
 
 @dataclass(frozen=True)
 class KeptFolder:
-    """A kind of folder that a command adds to, and whose other files it leaves alone.
+    """A kind of folder to which a command adds files without changing others.
 
     Attributes:
         what: for messages, such as "training run".
-        foreign: which of its names, relative to it, say that it is something else; none of an empty folder.
+        foreign: returns names in it that show that it is something else; none for an empty folder.
     """
 
     what: str
@@ -141,11 +141,11 @@ class KeptFolder:
 
 
 LARGEST_LIST = 1 << 20
-"""Bytes read at most of a list that stands in a file: of tensors, of arrays."""
+"""Maximal bytes to read of a list of tensors or arrays in a file."""
 
 
 def _json(what: str, name: str, *, key: str | None = None, without: str | None = None) -> FileKind:
-    """A JSON file whose first key says its format, with or without another key at its top."""
+    """A JSON file whose first key states its format, with or without another key at the top level."""
     begins = re.compile(rb'\s*\{\s*"format":\s*"' + name.encode() + b"/")
 
     def made(path: Path) -> bool:
@@ -157,7 +157,7 @@ def _json(what: str, name: str, *, key: str | None = None, without: str | None =
 
 
 def _arrays(what: str, name: str) -> FileKind:
-    """An .npz whose array `record` is JSON that says its format."""
+    """An .npz whose array `record` is JSON that states its format."""
     # NumPy keeps text as UTF-32.
     wanted = f'"format": "{name}/'.encode("utf-32-le")
     return FileKind(what, lambda path: wanted in _member(path, "record.npy"))
@@ -174,7 +174,7 @@ def _member(path: Path, name: str) -> bytes:
 
 
 def _members(path: Path) -> tuple[set[str], bytes]:
-    """Names in a zip, and its comment."""
+    """Return the names in a zip, and its comment."""
     if leading(path, 2) != b"PK":
         return set(), b""
     try:
@@ -185,14 +185,14 @@ def _members(path: Path) -> tuple[set[str], bytes]:
 
 
 SAMPLES_COMMENT = b"udpm-samples"
-"""Of the .npz, which is a zip."""
+"""Zip comment of a sample set's .npz."""
 
 
 def _is_sample_set(path: Path) -> bool:
     names, comment = _members(path)
     if comment.startswith(SAMPLES_COMMENT):
         return True
-    # From before there was a comment.
+    # Earlier versions wrote no comment.
     record = path.with_suffix(".json")
     text = leading(record) if {"images.npy", "labels.npy"} <= names and SAMPLE_RECORD.made(record) else b""
     return bool(text) and f'"sha256": "{sha256(path)}"'.encode() in text
@@ -205,19 +205,19 @@ def _is_chain(path: Path) -> bool:
 
 
 def _is_imported(path: Path) -> bool:
-    """Weights of `udpm import`: those of a run say what it was trained on."""
+    """Recognize weights of `udpm import`: those of a run name their data set."""
     description = weights_description(path)
     return bool(description) and "dataset" not in description
 
 
 def _is_imported_run(path: Path) -> bool:
-    """A run's weights that were imported: trained ones say how."""
+    """Recognize imported weights of a run: trained ones contain its configuration."""
     description = weights_description(path)
     return bool(description.get("origin")) and "run" not in description
 
 
 def weights_description(path: Path) -> dict[str, Any]:
-    """What a weight file says of itself; empty of any other file, a damaged or a missing one."""
+    """Return the description in a weight file; empty for any other file, a damaged or a missing one."""
     try:
         description = read_header(path).description
     except UserError:
@@ -230,11 +230,11 @@ def _is_run_weights(path: Path) -> bool:
 
 
 def unedited(begins: bytes, older: Callable[[Path], bool]) -> Callable[[Path], bool]:
-    """How files that carry the digest of themselves are recognised: nobody changed anything since.
+    """Return a function that recognizes files with a digest of themselves, as long as they are unedited.
 
     Args:
-        begins: pattern of what such a file begins with.
-        older: whether a file without such a digest is one of an earlier version.
+        begins: pattern of the beginning of such a file.
+        older: recognizes the files of earlier versions, which have no digest.
     """
     pattern = re.compile(begins)
 
@@ -247,19 +247,19 @@ def unedited(begins: bytes, older: Callable[[Path], bool]) -> Callable[[Path], b
 
 
 def _marked(begins: bytes) -> Callable[[Path], bool]:
-    """A table or figure, which names its .csv."""
+    """Recognize a table or figure, which names its .csv."""
     return unedited(begins, lambda path: re.match(begins, leading(path)) is not None and csv_digests(path) != [])
 
 
 def _is_older_table(path: Path) -> bool:
-    """Markdown that begins with the table, its title or its notes, and ends with the mark."""
+    """Recognize Markdown that begins with the table, its title or its notes, and ends with the mark."""
     return leading(path).startswith((b"|", b"**", b"\n", b"- ")) and bool(
         re.search(rb"\n<!-- udpm; csv SHA-256 [0-9a-f]{64} -->\n$", ends(path))
     )
 
 
 def _last_section(path: Path) -> bytes:
-    """The last section of markdown, with its heading."""
+    """Return the last section of Markdown, with its heading."""
     return ends(path).rpartition(b"\n## ")[2]
 
 
@@ -267,7 +267,7 @@ CARD_BEGINS = rb"---\n(# udpm; [^\n]*\n)?library_name: udpm\n"
 
 
 def _begins_as_card(path: Path) -> bool:
-    """A model card, whatever was added to it."""
+    """Recognize a model card, edited or not."""
     return re.match(CARD_BEGINS, leading(path)) is not None
 
 
@@ -285,11 +285,11 @@ def _is_older_summary(path: Path) -> bool:
 
 
 def _is_csv(others: tuple[str, ...]) -> Callable[[Path], bool]:
-    """A .csv says nothing of itself: one of the files that were written with it must know its SHA-256."""
+    """Return a function that recognizes a .csv, which has no mark: a file written with it must name its SHA-256."""
 
     def made(path: Path) -> bool:
-        told = {digest for suffix in others for digest in csv_digests(path.with_suffix(suffix))}
-        return bool(told) and sha256(path) in told
+        known = {digest for suffix in others for digest in csv_digests(path.with_suffix(suffix))}
+        return bool(known) and sha256(path) in known
 
     return made
 
@@ -349,13 +349,13 @@ TABLE = {
 
 
 def _not_of_a_run(folder: Path) -> list[str]:
-    """Nothing, once it has a run's configuration or record; before, only what a run begins with."""
+    """Return names that no run's folder contains; none once it has a run's configuration or record."""
     if _is_run_record(folder / "complete.json") or _is_run_config(folder / "config.json"):
         return []
     own = {"owner.json", "attempts.jsonl", "rendezvous", "checkpoints"}
-    recognised = {"README.md": _begins_as_card, "weights.safetensors": _is_run_weights}
+    known = {"README.md": _begins_as_card, "weights.safetensors": _is_run_weights}
     names = [path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    return [name for name in names if name not in own and not recognised.get(name, lambda path: False)(folder / name)]
+    return [name for name in names if name not in own and not (name in known and known[name](folder / name))]
 
 
 _is_run_record = _json("run", "udpm-run").made

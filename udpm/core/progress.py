@@ -1,4 +1,4 @@
-"""Long work: its progress, and results prepared before they are asked for."""
+"""Progress of long work, and results computed ahead in other threads or processes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 10
 UNITS = (("days", 86400, 2 * 86400), ("h", 3600, 2 * 3600), ("min", 60, 120))
-"""Name, length and where it begins to be used, in seconds."""
+"""Name of a unit, its length in seconds, and the shortest duration shown in it."""
 
 
 def duration(seconds: float) -> str:
-    """A time in words, such as "45 s", "12 min" or "2.3 days"."""
+    """Format a duration, such as "45 s", "12 min" or "2.3 days"."""
     for name, length, least in UNITS:
         if seconds >= least:
             return f"{seconds / length:.{1 if seconds < 10 * length else 0}f} {name}"
@@ -26,13 +26,13 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Counts what is done, with rate and time left.
+    """Show progress, rate and remaining time: as a bar on a terminal, else as a line every ten seconds.
 
     Args:
-        total: how much there is to do.
-        doing: what is done, e.g. "prepare".
-        unit: what is counted, e.g. "image".
-        initial: how much an earlier attempt did.
+        total: number of items.
+        doing: the work, e.g. "prepare".
+        unit: an item, e.g. "image".
+        initial: number of items that an earlier attempt finished.
     """
 
     def __init__(self, total: int, doing: str, unit: str, initial: int = 0) -> None:
@@ -40,7 +40,7 @@ class Progress:
         self._bar = tqdm(total=total, initial=initial, desc=doing, unit=unit, disable=not interactive)
         self._quiet, self._doing, self._unit = interactive, doing, unit
         self._total, self._initial, self._done = total, initial, initial
-        self._start = self._told = time.monotonic()
+        self._start = self._shown = time.monotonic()
 
     def __enter__(self) -> Progress:
         return self
@@ -49,13 +49,13 @@ class Progress:
         self._bar.close()
 
     def update(self, count: int) -> None:
-        """So many more are done."""
+        """Add `count` finished items."""
         self._done += count
         self._bar.update(count)
         now = time.monotonic()
-        if self._quiet or now - self._told < SECONDS_BETWEEN_LINES:
+        if self._quiet or now - self._shown < SECONDS_BETWEEN_LINES:
             return
-        self._told = now
+        self._shown = now
         rate = (self._done - self._initial) / (now - self._start)
         minutes = (self._total - self._done) / max(rate, 1e-9) / 60
         print(
@@ -69,7 +69,7 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 PREFETCH = 2
-"""Results that are there, or in the making, before they are asked for."""
+"""Number of results to compute ahead."""
 
 
 def prefetch(
@@ -78,12 +78,12 @@ def prefetch(
     depth: int = PREFETCH,
     begin: Callable[[], object] | None = None,
 ) -> Generator[Made, None, None]:
-    """A function's results in order, made in a thread of their own; its errors come where its result would.
+    """Yield a function's results in order, computed ahead in a thread. An error is raised where its result would be.
 
     Args:
-        function: called for one item after the other.
-        items: what for.
-        depth: results that may be there or in the making, >= 1.
+        function: called with one item after the other.
+        items: its arguments.
+        depth: number of results to compute ahead, >= 1.
         begin: called first in the thread.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="udpm-ahead", initializer=begin) as pool:
@@ -91,13 +91,13 @@ def prefetch(
 
 
 def map_ordered(pool: Executor, function: Callable[[Item], Made], items: Iterable[Item], depth: int) -> Iterator[Made]:
-    """A function's results in order, made by a pool; at an error, or if nobody asks any more, the rest is left out.
+    """Yield a function's results in order, computed by a pool. Cancel the rest after an error, or if closed early.
 
     Args:
-        pool: of threads or processes.
-        function: called for every item.
-        items: what for.
-        depth: results that may be there or in the making, >= 1.
+        pool: threads or processes.
+        function: called with every item.
+        items: its arguments.
+        depth: number of results to compute ahead, >= 1.
     """
     left = iter(items)
     waiting = deque(pool.submit(function, item) for item in islice(left, depth))
@@ -112,7 +112,7 @@ def map_ordered(pool: Executor, function: Callable[[Item], Made], items: Iterabl
 
 
 def delay_by_one(items: Iterable[Item]) -> Iterator[Item]:
-    """Items in order, each one only when the next is there: what was launched is waited for after the next launch."""
+    """Yield each item after taking the next, so that work launched for the next overlaps with waiting for this one."""
     last: list[Item] = []
     for item in items:
         yield from last

@@ -1,4 +1,4 @@
-"""Where everything lies in a folder of results. No other file spells these paths."""
+"""Paths of all files below a folder of results. No other file spells them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ READ = (
     *("caches", "configs", "content", "datasets", "extractors", "features", "images", "latents", "references", "runs"),
     *("samples", "scores", "selection", "speed"),
 )
-"""Folders that commands and planning read. Tables, figures and pages are only written."""
+"""Folders that commands or the workflow read. Tables, figures and pages are only written."""
 
 
 @dataclass(frozen=True)
 class Layout:
     """Paths below a folder of results, as text.
 
-    Without arguments a method returns the pattern with Snakemake's wildcards, ``{experiment}`` and so on, that the
-    rules use; with "*" for any of them, what `found` looks for.
+    Without arguments, a method returns a pattern with Snakemake's wildcards, such as ``{experiment}``, for rules. With
+    "*" as an argument, it returns a pattern for `found`.
 
     Args:
         results: the folder.
@@ -30,11 +30,11 @@ class Layout:
         """Return the existing paths that a method's pattern matches, sorted."""
         return sorted(Path(self.results).glob(pattern.removeprefix(f"{self.results}/")))
 
-    # Configurations, as they are resolved before anything runs.
+    # Resolved configurations.
 
     @property
     def configs(self) -> str:
-        """Folder of all of them."""
+        """Folder of all resolved configurations."""
         return f"{self.results}/configs"
 
     def run_config(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
@@ -49,7 +49,7 @@ class Layout:
         """Configuration of a data set."""
         return f"{self.configs}/datasets/{dataset}.json"
 
-    # Data, and what it is scored with.
+    # Data, extractors and references.
 
     @property
     def datasets(self) -> str:
@@ -73,7 +73,7 @@ class Layout:
         return f"{self.cache(dataset)}/cache.json"
 
     def extractor(self, dataset: str = "{dataset}", suffix: str = ".pt") -> str:
-        """The classifier of a data set, and its record (.json)."""
+        """Classifier of a data set, or its record (.json)."""
         return f"{self.results}/extractors/{dataset}{suffix}"
 
     @property
@@ -82,12 +82,12 @@ class Layout:
         return f"{self.results}/references"
 
     def reference(self, experiment: str = "{experiment}") -> str:
-        """Statistics that an experiment is scored against."""
+        """Reference statistics of an experiment."""
         return f"{self.references}/{experiment}.npz"
 
     @property
     def features(self) -> str:
-        """Folder of features that were extracted earlier."""
+        """Folder of cached features."""
         return f"{self.results}/features"
 
     # Runs.
@@ -106,11 +106,11 @@ class Layout:
         return f"{self.run(experiment, seed)}/weights.safetensors"
 
     def completion(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
-        """Record of a run that ended."""
+        """Record of a finished run."""
         return f"{self.run(experiment, seed)}/complete.json"
 
     def metrics(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
-        """What training logged, a line for each interval."""
+        """Metrics of training, a line for each interval."""
         return f"{self.run(experiment, seed)}/metrics.jsonl"
 
     def card(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
@@ -137,7 +137,7 @@ class Layout:
         return f"{self.results}/images/{experiment}/seed{seed}"
 
     def latents(self, experiment: str = "{experiment}", seed: int | str = "{seed}", kind: str = "{kind}") -> str:
-        """What one exploration of a run's latents shows."""
+        """Latent-space experiment of a run."""
         return f"{self.results}/latents/{experiment}/seed{seed}/{kind}.npz"
 
     def scores(self, subject: str, experiment: str = "{experiment}") -> str:
@@ -145,11 +145,11 @@ class Layout:
         return f"{self.results}/scores/{experiment}/{subject}.json"
 
     def selection(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
-        """Folder of the choice of a run's best milestone."""
+        """Folder of the selection of a run's best milestone."""
         return f"{self.results}/selection/{experiment}/seed{seed}"
 
     def choice(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
-        """Record of the choice of a run's best milestone."""
+        """Record of the selection of a run's best milestone."""
         return f"{self.selection(experiment, seed)}/selection.json"
 
     def milestone_samples(
@@ -183,12 +183,12 @@ class Layout:
         return f"{self.results}/figures/{name}"
 
     def sweep(self, file: str, sweep: str = "{sweep}") -> str:
-        """A file that a sweep is reported in."""
+        """A file of a sweep's report."""
         return f"{self.results}/sweeps/{sweep}/{file}"
 
     @property
     def overview(self) -> str:
-        """Page on the whole study."""
+        """Page about the whole study."""
         return f"{self.results}/overview.html"
 
     @property
@@ -200,27 +200,27 @@ class Layout:
 
     @property
     def content(self) -> str:
-        """Folder of the records of what files were made from."""
+        """Folder of records of what files were made from."""
         return f"{self.results}/content"
 
     def log(self, job: str) -> str:
-        """What a job printed."""
+        """Output of a job."""
         return f"{self.results}/logs/{job}.log"
 
     def benchmark(self, job: str) -> str:
-        """What a job used, by Snakemake's measure."""
+        """Resource usage of a job, measured by Snakemake."""
         return f"{self.results}/benchmarks/{job}.tsv"
 
     def usage(self, job: str) -> str:
-        """What a job used, by its command's own measure."""
+        """Resource usage of a job, measured by its command."""
         return f"{self.results}/benchmarks/{job}.jsonl"
 
 
 def milestone(run: str | Path, iteration: int) -> Path:
-    """Weights that training kept at an iteration, in the folder of their run."""
+    """Weights that training kept at an iteration, in the run's folder."""
     return Path(run) / "milestones" / f"{iteration:09d}.safetensors"
 
 
 def results_of(run: Path) -> Path:
-    """The folder of results that a run lies in, as RESULTS/runs/EXPERIMENT/seedN; of another run, the one so far up."""
+    """Folder of results of a run in RESULTS/runs/EXPERIMENT/seedN."""
     return run.resolve().parent.parent.parent

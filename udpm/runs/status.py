@@ -254,23 +254,21 @@ def _row(status: RunStatus) -> tuple[str, ...]:
 
 
 Compare = Callable[[Any, Any, set[str]], dict[str, str]]
-
-
 SHOWN_NAMES = 4
-"""Points that a summary names of each state."""
+"""Number of points to name for each state in a summary."""
 
 
 @dataclass(frozen=True)
 class PointStatus:
-    """Where a point's run of one seed stands.
+    """Status of a point's run with one seed.
 
     Attributes:
         point: name of the point.
         seed: training seed.
-        state: new; changed: the folder holds a run of another configuration, which is refused; longer: its training
-            goes on to more iterations; resample and rescore: the run stays, what follows is done again; trained: not
-            scored yet; complete; or what `udpm status` says of a run under way.
-        note: which keys, and what they were.
+        state: new; changed: the folder holds a run of another configuration, which would be refused; longer: training
+            will continue to more iterations; resample, rescore: the run is kept and the later steps are repeated;
+            trained: not scored yet; complete; or the state of an unfinished run in `udpm status`.
+        note: changed keys with their old and new values, or other details.
     """
 
     point: str
@@ -280,22 +278,18 @@ class PointStatus:
 
 
 def point_statuses(loaded: LoadedSweep, results: Path) -> list[PointStatus]:
-    """Where all points stand, from what lies in the folder of results.
-
-    Raises:
-        UserError: a record there cannot be read.
-    """
+    """Return the status of all points and seeds, as found in the folder of results."""
     trained, scored = trained_points(loaded, results), loaded.scored
     return [_status_or_reason(loaded, results, key, trained[key], scored[key[0]]) for key in loaded.runs]
 
 
 def trained_points(loaded: LoadedSweep, results: Path) -> dict[tuple[str, int], str]:
-    """Return the point whose run each point and seed uses, given what lies in the folder of results."""
+    """Return, for each point and seed, the point whose run it uses, as found in the folder of results."""
     return loaded.trained(lambda key: missing(Path(Layout(results).run(*key)), loaded.runs[key]))
 
 
 def render_points(statuses: list[PointStatus]) -> str:
-    """A table to read, a row for each point and seed."""
+    """Format a table with a row for each point and seed."""
     rows = [("point", "seed", "state", "note")]
     rows += [(status.point, str(status.seed), status.state, status.note) for status in statuses]
     widths = [max(len(row[column]) for row in rows) for column in range(3)] + [0]
@@ -305,15 +299,15 @@ def render_points(statuses: list[PointStatus]) -> str:
 
 
 def summarize_points(name: str, statuses: list[PointStatus]) -> str:
-    """How many points and seeds are in each state, in a line; those that something is to be done for are named."""
+    """Format the number of runs in each state as one line, naming points that are not complete."""
     states: dict[str, list[PointStatus]] = {}
     for status in statuses:
         states.setdefault(status.state, []).append(status)
-    told = [
+    parts = [
         f"{len(found)} {state}" + ("" if state == "complete" else f" ({_names(found)})")
         for state, found in states.items()
     ]
-    return f"sweep {name}: {len({one.point for one in statuses})} points, {len(statuses)} runs: {', '.join(told)}"
+    return f"sweep {name}: {len({one.point for one in statuses})} points, {len(statuses)} runs: {', '.join(parts)}"
 
 
 def _names(statuses: list[PointStatus]) -> str:
@@ -361,13 +355,13 @@ def _point_status(loaded: LoadedSweep, results: Path, key: tuple[str, int], trai
 
 
 def _section_differences(now: Section | None, path: Path) -> str:
-    """How a section of an experiment differs from the one in a file called after it."""
+    """Describe how a section of an experiment differs from the file with the section's name."""
     found = "" if now is None else _differences(type(now), path, now)
     return "; ".join(f"{path.stem}.{change}" for change in found.split("; ")) if found else ""
 
 
 def _differences(model: type[Model], path: Path, now: Model, compare: Compare = differences) -> str:
-    """How a configuration differs from the one in a file, if that is there, in words."""
+    """Describe how a configuration differs from the one in a file; empty if that is missing."""
     if not path.exists() or read_text(path, "resolved configuration", JSON_BYTES) == to_json(now):
         return ""
     return "; ".join(compare(read_resolved(model, path), now, MUTABLE_KEYS).values())
