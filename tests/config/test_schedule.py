@@ -166,7 +166,7 @@ BAD = {
     "alpha not a number": ("--alphas nan --sigmas 0.1", "alphas[0]: input should be"),
     "sigma of 0": ("--alphas 0.5 --sigmas 0", "sigmas[0]: input should be greater than 0"),
     "infinite sigma": ("--alphas 0.5 --sigmas inf", "sigmas[0]: input should be a finite number"),
-    "sigma beyond squares": ("--alphas 0.5 --sigmas 1e-200", "sigmas: must lie between 1e-150 and 1e+150"),
+    "sigma beyond squares": ("--alphas 0.5 --sigmas 1e-200", "sigmas: must be between 1e-150 and 1e+150"),
     "words": ("--alphas 0.5,x --sigmas 0.1,0.2", "Invalid value for '--alphas': '0.5,x'"),
     "no words": ("--alphas , --sigmas 0.1", "Invalid value for '--alphas'"),
     "side not divisible": (f"{TYPED} --side 20", "not divisible by 2^3 = 8"),

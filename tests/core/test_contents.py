@@ -804,10 +804,10 @@ def test_results_that_were_changed_but_could_be_right(scored, capsys, name, plac
 @pytest.mark.parametrize(
     ("name", "place", "value", "expected"),
     [
-        ("score", "metrics.frechet_distance.value", -1.0, "metrics.frechet_distance: -1 does not lie in 0"),
+        ("score", "metrics.frechet_distance.value", -1.0, "metrics.frechet_distance: must be in 0..inf, got -1"),
         ("score", "metrics.frechet_distance.value", "12", "metrics.frechet_distance.value: input should be"),
         ("score", "metrics.frechet_distance", ..., "metrics.frechet_distance: is missing"),
-        ("score", "metrics.precision.value", 1.5, "metrics.precision: 1.5 does not lie in 0..1"),
+        ("score", "metrics.precision.value", 1.5, "metrics.precision: must be in 0..1, got 1.5"),
         ("score", "metrics.recall", 3, "metrics.recall: input should be"),
         ("score", "protocol.n", 0, "protocol.n: "),
         ("score", "protocol.n", ..., "protocol.n: is missing"),

@@ -131,7 +131,7 @@ class Score(Record):
             low, high = LIMITS.get(name, (float("-inf"), float("inf")))
             for value in (metric.value, *metric.values, *metric.by_class.values()):
                 if value is not None and not low <= value <= high:
-                    raise ValueError(f"metrics.{name}: {value:g} does not lie in {low:g}..{high:g}")
+                    raise ValueError(f"metrics.{name}: must be in {low:g}..{high:g}, got {value:g}")
         return self
 
 

@@ -67,7 +67,7 @@ def schedule_table(schedule: Schedule, side: int, mean_square: float = 1.0) -> p
     """
     if not all(SMALLEST_SIGMA < sigma < LARGEST_SIGMA for sigma in schedule.sigmas):
         raise UserError(
-            f"sigmas: must lie between {SMALLEST_SIGMA:g} and {LARGEST_SIGMA:g} to be squared, "
+            f"sigmas: must be between {SMALLEST_SIGMA:g} and {LARGEST_SIGMA:g} to be squared, "
             f"got {list(schedule.sigmas)}"
         )
     return pd.DataFrame([_row(schedule, side, level, mean_square) for level in range(1, schedule.levels + 1)])
