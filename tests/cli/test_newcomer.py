@@ -1,4 +1,4 @@
-"""A newcomer's mistakes: what was given instead, what takes it, and what would be right, in one line."""
+"""A newcomer's mistakes are reported in one line: what was given, what takes it, and what would be right."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ RECORDS = {"score.json": "udpm-score/1", "selection.json": "udpm-selection/1", "
 
 @pytest.fixture(scope="module")
 def made(digits, trained, tmp_path_factory):
-    """A file or folder of every kind that the commands make."""
+    """Files and folders of every kind that the commands make."""
     folder = tmp_path_factory.mktemp("made")
     for name in ("dataset", "cache"):
         (folder / name).symlink_to(digits / name)
@@ -78,12 +78,12 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_is_told(made, name):
+def test_identifies_every_kind(made, name):
     kind = what_is(made / name)
     assert (kind.name if kind else None) == KINDS[name]
 
 
-def test_what_is_never_fails(tmp_path):
+def test_identification_never_fails(tmp_path):
     begins = [
         b"",
         b"\x80",
@@ -103,7 +103,7 @@ def test_what_is_never_fails(tmp_path):
 
 SCORE = "score --heldout --dataset dataset --extractor extractor.pt --output out.json"
 MISTAKES = [
-    # YAML, or another part, where a resolved configuration is wanted.
+    # YAML, or another part, instead of the resolved configuration.
     ("train config/experiments/digits.yaml", "`udpm resolve digits --output run.json` makes one"),
     ("train config/datasets/digits.yaml", "not a run's resolved configuration but a data set's YAML configuration"),
     ("train sampling.json", "not a run's resolved configuration but a resolved sampling section (for udpm sample"),
@@ -149,7 +149,7 @@ MISTAKES = [
     ("train run.json --dataset dataset --cache dataset --run out", "dataset is a prepared data set"),
     ("card dataset --output out.md", "dataset is a prepared data set"),
     ("export dataset --output out", "dataset is a prepared data set"),
-    # A folder where a file is wanted, and the other way round.
+    # A folder instead of a file, and vice versa.
     ("sample run --output out.npz", "run is a folder, expected a file: run/weights.safetensors"),
     ("latents swap run --output out.npz", "run is a folder, expected a file: run/weights.safetensors"),
     ("train run", "run is a folder, expected a file: run/config.json"),
@@ -174,7 +174,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("command", "expected"), MISTAKES, ids=[command for command, _ in MISTAKES])
-def test_a_mistake_is_told_with_what_would_be_right(made, monkeypatch, capsys, command, expected):
+def test_a_mistake_is_reported_with_its_correction(made, monkeypatch, capsys, command, expected):
     monkeypatch.chdir(made)
     capsys.readouterr()
     before = sorted(path.name for path in made.iterdir())
@@ -198,14 +198,14 @@ WRITTEN = [
 
 
 @pytest.mark.parametrize(("command", "expected"), WRITTEN, ids=[command for command, _ in WRITTEN])
-def test_success_says_what_was_written(made, tmp_path, monkeypatch, capsys, command, expected):
+def test_prints_what_was_written(made, tmp_path, monkeypatch, capsys, command, expected):
     monkeypatch.chdir(made)
     capsys.readouterr()
     assert tiny.call(*command.format(tmp_path).split()) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"{tmp_path}/{expected}"
 
 
-def test_what_is_read_by_programs_stays_alone_on_stdout(made, monkeypatch, capsys):
+def test_machine_readable_output_is_alone_on_stdout(made, monkeypatch, capsys):
     monkeypatch.chdir(made)
     for command in ("info samples.npz", "info run", "resolve digits", "status run --json"):
         assert tiny.call(*command.split()) == 0
@@ -224,7 +224,7 @@ def test_a_group_without_a_command_shows_its_help(capsys, group):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_command_without_arguments_is_told_what_is_missing(tmp_path, monkeypatch, capsys, verb):
+def test_a_command_without_arguments_reports_what_is_missing(tmp_path, monkeypatch, capsys, verb):
     monkeypatch.chdir(tmp_path)
     code = tiny.call(verb)
     error = capsys.readouterr().err

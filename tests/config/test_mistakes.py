@@ -1,4 +1,4 @@
-"""All mistakes of a configuration file are told at once, one line for each."""
+"""All mistakes of a configuration file are reported together, one line for each."""
 
 import pytest
 import tiny
@@ -10,7 +10,7 @@ from udpm.core.errors import UserError
 
 
 def changed(**changes):
-    """The digits experiment with keys ("a__b" for a.b) changed; ... removes one."""
+    """Return the digits experiment with changed keys ("a__b" for a.b; ... removes one)."""
     values = read_yaml(tiny.ROOT / "config/experiments/digits.yaml")
     for dotted, value in changes.items():
         section = values
@@ -41,7 +41,7 @@ def mistakes(**changes):
                 "training.learning_rat: unknown key; did you mean learning_rate?",
             ],
         ),
-        # Of a value that may be a number or a list: one line, about the part that is wrong.
+        # A value may be a number or a list: one line, about the wrong part.
         (
             {"losses__r1_gamma": "x", "losses__lpips_weight": [1, "a", -2]},
             [
@@ -57,7 +57,7 @@ def mistakes(**changes):
                 "sampling.labels: input should be 'balanced' or 'none' or a valid list, got 'some'",
             ],
         ),
-        # Keys that have to agree: all that do not are told.
+        # Keys that must agree: all that do not are reported.
         (
             {"losses__r1_gamma": [1.0], "seeds": [0, 0], "sampling__guidance": 2.0, "discriminator__dropout": [0.1]},
             [
@@ -81,11 +81,11 @@ def test_every_mistake_has_a_line_of_its_own(changes, expected):
     assert mistakes(**changes) == [f"x.yaml: {line}" for line in expected]
 
 
-def test_ten_mistakes_are_told_and_the_rest_counted():
-    told = mistakes(**{f"training__key{index:02d}": 1 for index in range(14)})
-    assert len(told) == 11
-    assert told[0].startswith("x.yaml: training.key00: unknown key")
-    assert told[-1] == "x.yaml: and 4 more"
+def test_reports_ten_mistakes_and_counts_the_rest():
+    lines = mistakes(**{f"training__key{index:02d}": 1 for index in range(14)})
+    assert len(lines) == 11
+    assert lines[0].startswith("x.yaml: training.key00: unknown key")
+    assert lines[-1] == "x.yaml: and 4 more"
 
 
 def test_they_reach_the_screen(tmp_path, monkeypatch, capsys):

@@ -24,7 +24,7 @@ CONFIG = str(tiny.ROOT / "config")
 
 
 def run(arguments, capsys):
-    """Exit code, stdout and stderr of the command."""
+    """Run the command; return its exit code, stdout and stderr."""
     with pytest.raises(SystemExit) as stop:
         main(["schedule", *arguments.split(), "--config", CONFIG])
     shown = capsys.readouterr()
@@ -53,7 +53,7 @@ def test_the_exact_posterior_has_two_deviations(scale):
 
 
 @pytest.mark.parametrize("scale", [1, 2])
-def test_prior_variance_is_that_of_what_sampling_starts_from(scale):
+def test_prior_variance_is_that_of_the_start_of_sampling(scale):
     schedule = Schedule((0.9, 0.8), (0.1, 0.2), scale)
     generator = torch.Generator().manual_seed(0)
     white = torch.randn(100_000, 1, 4, 4, generator=generator, dtype=torch.float64)
@@ -72,7 +72,7 @@ def test_the_papers_schedule_ends_where_sampling_starts():
 
 @pytest.mark.parametrize("scale", [1, 2])
 def test_bound_against_a_monte_carlo_estimate(scale):
-    """For white Gaussian images the bound can be estimated, and KL(q(x_L) ‖ prior) itself is known."""
+    """For white Gaussian images the bound can be estimated, and KL(q(x_L) ‖ prior) is known."""
     schedule, count, spread = Schedule((0.9, 0.8), (0.3, 0.4), scale), 200_000, 0.7
     generator = torch.Generator().manual_seed(1)
     images = spread * torch.randn(count, 1, 4, 4, generator=generator, dtype=torch.float64)
@@ -99,7 +99,7 @@ def test_mean_square_is_exact(digits):
         mean_square(store, 1, "other")
 
 
-def test_the_table_to_read(capsys):
+def test_readable_table(capsys):
     code, shown, errors = run(f"{TYPED} --side 64", capsys)
     assert (code, errors) == (0, "")
     header, _, first, _, last, *notes = shown.splitlines()
@@ -113,7 +113,7 @@ def test_the_table_to_read(capsys):
     assert "m₂ = 1 (the largest possible" in text
 
 
-def test_an_experiments_schedule_is_the_same_as_the_typed_one(capsys, digits):
+def test_an_experiment_and_options_give_the_same_schedule(capsys, digits):
     _, named, _ = run("digits", capsys)
     _, typed, _ = run(f"{TYPED} --side 16", capsys)
     _, by_data, _ = run(f"{TYPED} --dataset {digits}/dataset", capsys)
@@ -131,7 +131,7 @@ def test_bounds_for_a_data_set(capsys, digits):
 
 
 @pytest.mark.parametrize("normalization", ["norm", "sum"])
-def test_a_schedule_that_keeps_signal_is_warned_of(capsys, normalization):
+def test_warns_of_a_schedule_that_keeps_signal(capsys, normalization):
     code, shown, errors = run(f"--alphas 0.5,0.2,0.5 --sigmas 0.1,0.2,0.3 --normalization {normalization}", capsys)
     assert code == 0
     assert len(errors.splitlines()) == 1
@@ -142,7 +142,7 @@ def test_a_schedule_that_keeps_signal_is_warned_of(capsys, normalization):
 
 
 def test_files(capsys, tmp_path):
-    """One table and one drawing, whichever command asks for them."""
+    """Both commands write the same table and the same drawing."""
     assert run(f"digits --output {tmp_path}/a", capsys)[0] == 0
     table = pd.read_csv(tmp_path / "a.csv")
     assert list(HEADINGS) == list(table.columns)[: len(HEADINGS)]

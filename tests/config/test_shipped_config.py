@@ -1,4 +1,4 @@
-"""What lies in config/: it resolves, it holds the paper's values, schemas and manual agree with the code."""
+"""The files in config/ resolve and have the paper's values; schemas and manual agree with the code."""
 
 import json
 import re
@@ -21,7 +21,7 @@ EXPERIMENTS = list_configs(CONFIG / "experiments")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_resolves_and_says_what_it_is(name):
+def test_every_experiment_resolves_and_has_a_description(name):
     assert resolve_run(name, 0, CONFIG).experiment == name
     assert (CONFIG / f"experiments/{name}.yaml").read_text().startswith("# yaml-language-server: $schema=")
 
@@ -89,7 +89,7 @@ def test_files_fit_their_schemas(kind, path):
     assert list(validator.iter_errors({"nonsense": 1}))
 
 
-def test_conda_says_the_same_versions():
+def test_conda_requires_the_same_versions():
     pins = [line for line in (ROOT / "envs/constraints.txt").read_text().splitlines() if "==" in line]
     environment = yaml.safe_load((ROOT / "envs/udpm.yaml").read_text())
     assert environment["dependencies"][-1]["pip"] == pins, "run `make envs/udpm.yaml`"
@@ -101,7 +101,7 @@ COMMAND = re.compile(r"`(snakemake [^`]+)`|(?:^ {4}|: )(snakemake [^`#\n]+)", re
 
 @pytest.mark.parametrize("path", sorted(MANUALS), ids=lambda path: str(path.relative_to(ROOT)))
 def test_snakemake_understands_the_manuals_commands(path):
-    """--config and --configfile swallow the targets that stand after them."""
+    """--config and --configfile swallow targets that follow them."""
     for command in map("".join, COMMAND.findall(path.read_text())):
         given = get_argument_parser().parse_args(shlex.split(command)[1:])
         parse_config(given.config)

@@ -1,4 +1,4 @@
-"""Configuration files of any content: read, or refused in one line with a number of a line; in no time and memory."""
+"""Configuration files of any content are read, or refused with a line number, in little time and memory."""
 
 import json
 import shutil
@@ -68,10 +68,10 @@ def test_yaml_is_bounded(tmp_path, case):
     (tmp_path / "x.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError) as refused:
         read_yaml(tmp_path / "x.yaml")
-    told = " ".join(str(refused.value).split())
-    assert told.startswith(f"{tmp_path}/x.yaml: ")
-    assert expected in told
-    assert len(told) < 400
+    line = " ".join(str(refused.value).split())
+    assert line.startswith(f"{tmp_path}/x.yaml: ")
+    assert expected in line
+    assert len(line) < 400
 
 
 def test_values_are_what_they_look_like(tmp_path):
@@ -108,7 +108,7 @@ def test_aliases_and_merges_of_a_usual_size(tmp_path):
     assert read_yaml(tmp_path / "x.yaml") == {"a": inner, "b": inner, "c": {"x": 3, "y": [1, 2]}}
 
 
-def test_what_is_shown_of_an_endless_value_ends():
+def test_shortens_an_endless_value():
     value = ["x"]
     for _ in range(30):
         value = [value] * 9
@@ -124,7 +124,7 @@ def test_a_long_chain_of_experiments(tmp_path):
         load_experiment("e0", tmp_path)
 
 
-def test_an_experiment_that_is_none_changes_nothing(tmp_path, capsys):
+def test_a_refused_experiment_writes_nothing(tmp_path, capsys):
     (tmp_path / "config/experiments").mkdir(parents=True)
     (tmp_path / "config/experiments/e.yaml").write_text(BOMB + "seeds: *a9\n")
     command = f"resolve e --config {tmp_path}/config --output {tmp_path}/out.json"

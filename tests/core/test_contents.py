@@ -1,4 +1,4 @@
-"""What is read must be what it says it is: types, shapes, ranges and digests of every format."""
+"""Readers check types, shapes, ranges and digests of every format."""
 
 import json
 import re
@@ -39,14 +39,14 @@ def pictures(seed, count=40, side=8):
 
 
 def rewrite(path, digest=False, record=(), **changes):
-    """Change arrays of an .npz (None removes one) and keys of its record; its digest goes, unless it is to stay."""
+    """Change arrays of an .npz (None removes one) and keys of its record; remove its digest unless `digest`."""
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
     if "record" in arrays:
-        told = json.loads(str(arrays["record"])) | dict(record)
+        record = json.loads(str(arrays["record"])) | dict(record)
         if not digest:
-            told.pop("content_sha256")
-        arrays["record"] = np.array(json.dumps(told))
+            record.pop("content_sha256")
+        arrays["record"] = np.array(json.dumps(record))
     arrays = {name: values for name, values in (arrays | changes).items() if values is not None}
     np.savez(path, **arrays)
 
@@ -79,7 +79,7 @@ SCORE = "score --images drawn.npz --reference r.npz --config scoring.json --outp
 
 
 def statistics(**changes):
-    """A mean and a covariance, changed; the functions are given the covariance."""
+    """Return a mean and a covariance with changes; functions get the covariance."""
     mixing = np.random.default_rng(5).normal(size=(WIDTH, WIDTH))
     sigma = mixing @ mixing.T
     return {"mu": changes.get("mu", np.arange(WIDTH) / 7), "sigma": changes.get("sigma", lambda s: s)(sigma)}
@@ -122,25 +122,25 @@ NO_STATISTICS = {
 
 
 @pytest.mark.parametrize("case", NO_STATISTICS)
-def test_statistics_that_are_none(project, case, capsys):
+def test_refuses_invalid_statistics(project, case, capsys):
     arrays, expected = NO_STATISTICS[case]
     np.savez(project / "theirs.npz", **arrays)
     command = "reference theirs.npz --import --config scoring.json --output out.npz"
     tiny.assert_refused(project, command, expected, capsys)
-    # A reference from before there were digests, with the same in it.
+    # The same in a reference of an earlier version, without a digest.
     rewrite(project / "r.npz", **arrays)
     tiny.assert_refused(project, SCORE, expected, capsys)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_statistics_are_taken_as_they_were_rounded(dtype):
+def test_accepts_rounded_statistics(dtype):
     features = np.random.default_rng(0).normal(size=(30, 200)).astype(dtype).astype(np.float64)
     sigma = np.cov(features, rowvar=False).astype(dtype)
     skew = np.triu(np.full((200, 200), np.finfo(dtype).eps, np.float64), 1)
     check_statistics("x.npz", features.mean(0).astype(dtype), sigma + skew)
 
 
-def test_statistics_of_another_extractor(project, capsys):
+def test_refuses_statistics_of_another_extractor(project, capsys):
     np.savez(project / "theirs.npz", mu=np.zeros(3), sigma=np.eye(3))
     command = "reference theirs.npz --import --config scoring.json --output out.npz"
     tiny.assert_refused(project, command, "has statistics of 3 features, but extractor x gives 12", capsys)
@@ -157,7 +157,7 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("case", CHANGED)
-def test_a_reference_that_was_changed(project, case, capsys):
+def test_refuses_a_changed_reference(project, case, capsys):
     rewrite(project / "r.npz", digest=True, **CHANGED[case])
     tiny.assert_refused(project, SCORE, "r.npz: its content was changed since it was written", capsys)
 
@@ -177,13 +177,13 @@ WRONG_REFERENCES = {
 
 
 @pytest.mark.parametrize("case", WRONG_REFERENCES)
-def test_references_that_are_none(project, case, capsys):
+def test_refuses_invalid_references(project, case, capsys):
     changes, expected = WRONG_REFERENCES[case]
     rewrite(project / "r.npz", **changes)
     tiny.assert_refused(project, SCORE, expected, capsys)
 
 
-def test_references_from_before_digests_are_read(project):
+def test_reads_references_without_a_digest(project):
     before = load_reference("r.npz")
     rewrite(project / "r.npz")
     after = load_reference("r.npz")
@@ -191,7 +191,7 @@ def test_references_from_before_digests_are_read(project):
     assert before.record == after.record
 
 
-def test_cached_features_that_were_changed_are_taken_anew(project):
+def test_recomputes_changed_cached_features(project):
     network, images = load_extractor("x.pt", CPU), pictures(3)
     whole, _ = extract(images, network, 8)
     extract(images, network, 8, "kept")
@@ -200,19 +200,19 @@ def test_cached_features_that_were_changed_are_taken_anew(project):
     rewrite(entry, digest=True, features=whole + 1)
     assert (extract(images, network, 8, "kept")[0] == whole).all()
     assert entry.read_bytes() == good
-    # Another part's entry under this one's name.
+    # Another entry under this one's name.
     extract(pictures(4), network, 8, "kept")
     (other,) = set((project / "kept").iterdir()) - {entry}
     entry.write_bytes(other.read_bytes())
     assert (extract(images, network, 8, "kept")[0] == whole).all()
-    # An entry of the format before this one.
+    # An entry of the previous format.
     np.save(entry.with_suffix(".npy"), whole + 1)
     entry.unlink()
     assert (extract(images, network, 8, "kept")[0] == whole).all()
 
 
-def test_an_extractor_that_is_constant_on_real_images_only(project, capsys):
-    """It takes no usual side, so that nothing is known of it before the pass."""
+def test_refuses_an_extractor_that_is_constant_on_real_images(project, capsys):
+    """It accepts no common side, so nothing is known about it before the first images."""
 
     class Constant(torch.nn.Module):
         def forward(self, x):
@@ -223,7 +223,7 @@ def test_an_extractor_that_is_constant_on_real_images_only(project, capsys):
     tiny.assert_refused(project, command, "x.pt: gives all images the same features", capsys)
 
 
-def test_images_that_are_all_the_same_are_no_fault_of_the_extractor(project):
+def test_equal_images_are_not_blamed_on_the_extractor(project):
     found, _ = extract(np.repeat(pictures(0, 1), 9, axis=0), load_extractor("x.pt", CPU), 4)
     assert (found == found[0]).all()
 
@@ -237,14 +237,14 @@ def test_check_array():
 
 
 def edit_tensors(path, change=None, **description):
-    """Change tensors of a safetensors file, in place, and keys of its description (… removes one)."""
+    """Change tensors of a safetensors file and keys of its description (… removes one)."""
     with safe_open(path, "pt") as file:
-        told = json.loads(file.metadata()["udpm"]) | description
+        record = json.loads(file.metadata()["udpm"]) | description
     tensors = tiny.tensors(path)
     if change is not None:
         change(tensors)
-    told = {key: value for key, value in told.items() if value is not ...}
-    save_file(tensors, path, metadata={"udpm": json.dumps(told)})
+    record = {key: value for key, value in record.items() if value is not ...}
+    save_file(tensors, path, metadata={"udpm": json.dumps(record)})
 
 
 def name_in(tensors, start, end=""):
@@ -252,7 +252,7 @@ def name_in(tensors, start, end=""):
 
 
 def spoil(start, value, end=""):
-    """A change of one number in the first tensor whose name begins and ends so."""
+    """Return a function that changes one number in the first tensor whose name begins and ends like this."""
 
     def change(tensors):
         tensors[name_in(tensors, start, end)].view(-1)[0] = value
@@ -273,7 +273,7 @@ def drop(tensors):
 
 
 def add(tensors):
-    tensors["ema/nobody.weight"] = torch.zeros(3)
+    tensors["ema/unknown_layer.weight"] = torch.zeros(3)
 
 
 def widen(tensors):
@@ -281,11 +281,11 @@ def widen(tensors):
 
 
 def model(weights, **changes):
-    """The description's model with keys of its generator changed."""
+    """Return the description's model with changed keys of its generator."""
     with safe_open(weights, "pt") as file:
-        told = json.loads(file.metadata()["udpm"])["model"]
+        record = json.loads(file.metadata()["udpm"])["model"]
     own = {key: changes.pop(key) for key in ("side", "classes") if key in changes}
-    return {"model": told | own | {"generator": told["generator"] | changes}}
+    return {"model": record | own | {"generator": record["generator"] | changes}}
 
 
 WRONG_WEIGHTS = {
@@ -296,7 +296,7 @@ WRONG_WEIGHTS = {
     "complex": (cast(torch.complex64), {}, "complex64|safetensors|type"),
     "float8": (cast(torch.float8_e4m3fn), {}, "float8|safetensors|type"),
     "a tensor less": (drop, {}, "1 tensors are missing: head.weight"),
-    "a tensor more": (add, {}, "1 tensors are unknown: nobody.weight"),
+    "a tensor more": (add, {}, "1 tensors are unknown: unknown_layer.weight"),
     "another shape": (widen, {}, "1 tensors are of another shape: head.weight (12, 16, 3, 3) for (12, 8, 3, 3)"),
     "blocks without end": (None, {"blocks": 250}, "generator.blocks needs 500, but the tensors have at most"),
     "channels without end": (None, {"channels": 16_384}, "generator.channels needs 32768"),
@@ -310,7 +310,7 @@ WRONG_WEIGHTS = {
 
 @pytest.fixture
 def weights(trained, tmp_path, monkeypatch):
-    """A copy of a finished run's weights, and how to sample them."""
+    """A copy of a finished run's weights, and a configuration to sample them."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "w.safetensors").write_bytes((trained / "weights.safetensors").read_bytes())
     (tmp_path / "sampling.json").write_text('{"count": 4, "threads": 1, "device": "cpu"}')
@@ -318,7 +318,7 @@ def weights(trained, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("case", WRONG_WEIGHTS)
-def test_weights_that_are_none(weights, case, capsys):
+def test_refuses_invalid_weights(weights, case, capsys):
     change, generator, *expected = WRONG_WEIGHTS[case]
     edit_tensors(weights, change, **(model(weights, **generator) if generator else {}))
     for verb in ("sample --config sampling.json --output o.npz", "import --output o.safetensors"):
@@ -329,8 +329,8 @@ def test_weights_that_are_none(weights, case, capsys):
         assert tiny.snapshot(weights.parent) == before
 
 
-def test_weights_that_draw_no_images(weights, capsys):
-    """They are finite, but what the network makes of them is not."""
+def test_refuses_weights_that_produce_no_finite_image(weights, capsys):
+    """The weights are finite, but the network's output is not."""
     edit_tensors(weights, lambda tensors: tensors["ema/head.weight"].fill_(3e38))
     expected = "the network's outputs are not finite"
     for command in (
@@ -344,7 +344,7 @@ def test_weights_that_draw_no_images(weights, capsys):
     ("key", "value"),
     [("iteration", -5), ("iteration", "12"), ("run_seed", 0.5), ("dataset_sha256", "abc"), ("model", None)],
 )
-def test_weights_that_say_nonsense_of_themselves(weights, key, value, capsys):
+def test_refuses_weights_with_an_invalid_description(weights, key, value, capsys):
     edit_tensors(weights, **{key: value})
     expected = "does not describe its model" if key == "model" else f"{key}: "
     command = "sample w.safetensors --config sampling.json --output out.npz"
@@ -352,17 +352,17 @@ def test_weights_that_say_nonsense_of_themselves(weights, key, value, capsys):
 
 
 def forge(run, change=None, iteration=None, inside=None, manifest=None, **description):
-    """Make something else of a run's newest checkpoint, with a manifest that fits."""
+    """Change a run's newest checkpoint and its manifest."""
     path = max((run / "checkpoints").glob("*.safetensors"))
     if iteration is not None or inside is not None:
         description["iteration"] = iteration if inside is None else inside
     edit_tensors(path, change, **description)
-    told = json.loads(path.with_suffix(".json").read_text()) | {"sha256": sha256(path)} | (manifest or {})
+    record = json.loads(path.with_suffix(".json").read_text()) | {"sha256": sha256(path)} | (manifest or {})
     path.with_suffix(".json").unlink()
     if iteration is not None:
-        told["iteration"] = iteration
+        record["iteration"] = iteration
         path = path.rename(path.with_stem(f"{iteration:09d}"))
-    path.with_suffix(".json").write_text(json.dumps(told))
+    path.with_suffix(".json").write_text(json.dumps(record))
 
 
 def all_nan(tensors):
@@ -410,7 +410,7 @@ FORGED = {
 
 
 @pytest.mark.parametrize("case", FORGED)
-def test_forged_checkpoints_are_not_trained_on(digits, trained, tmp_path, case, capsys, monkeypatch):
+def test_refuses_forged_checkpoints(digits, trained, tmp_path, case, capsys, monkeypatch):
     options, expected = FORGED[case]
     shutil.copytree(trained, tmp_path / "run")
     for name in ("weights.safetensors", "complete.json"):
@@ -455,7 +455,7 @@ def store(small_store, tmp_path):
 
 
 def edit_record(path, keep_seal=False, **changes):
-    """Change keys of a JSON record (… removes one); its own digest goes, unless it is to stay."""
+    """Change keys of a JSON record (… removes one); remove its digest unless `keep_seal`."""
     record = json.loads(path.read_text()) | changes
     if not keep_seal:
         record.pop("record_sha256")
@@ -496,7 +496,7 @@ WRONG_STORES = {
 
 
 @pytest.mark.parametrize("case", WRONG_STORES)
-def test_data_set_records_that_are_wrong(store, case, capsys):
+def test_refuses_invalid_records_of_data_sets(store, case, capsys):
     changes, expected = WRONG_STORES[case]
     edit_record(store / "dataset/dataset.json", **changes)
     capsys.readouterr()
@@ -515,13 +515,13 @@ def test_data_set_records_that_are_wrong(store, case, capsys):
         ("cache/cache.json", {"images_checked": 99}),
     ],
 )
-def test_records_that_were_changed_but_could_be_right(store, file, changes, capsys):
+def test_refuses_changed_but_plausible_records(store, file, changes, capsys):
     edit_record(store / file, keep_seal=True, **changes)
     assert tiny.call("info", (store / file).parent, "--check") == 2
     assert f"{file}: was changed since it was written" in capsys.readouterr().err
 
 
-def test_records_from_before_they_had_digests_are_read(store):
+def test_reads_records_without_a_digest(store):
     for file in ("dataset/dataset.json", "cache/cache.json"):
         edit_record(store / file, description="of another time")
     assert len(open_levels(store / "dataset", store / "cache", 2).store.images) == 27
@@ -537,18 +537,18 @@ def test_records_from_before_they_had_digests_are_read(store):
         ({"format": "udpm-cache/0"}, "format: "),
     ],
 )
-def test_cache_records_that_are_wrong(store, changes, expected):
+def test_refuses_invalid_records_of_caches(store, changes, expected):
     edit_record(store / "cache/cache.json", **changes)
     with pytest.raises(UserError, match=re.escape(expected)):
         open_levels(store / "dataset", store / "cache", 2)
 
 
 def samples_in(folder, images, labels, record=(), **arrays):
-    """A sample set of any content, with a record that describes it."""
+    """Write a sample set of any content, with a record that describes it."""
     save_samples(folder / "s.npz", pictures(0, 4), np.arange(4) % 2, {"classes": 2, "nfe": 3, "weights": "ema"})
     np.savez(folder / "s.npz", **{"images": images, "labels": labels} | arrays)
-    told = {"sha256": sha256(folder / "s.npz"), "count": len(images) if np.ndim(images) else 1} | dict(record)
-    edit_record(folder / "s.json", **told)
+    record = {"sha256": sha256(folder / "s.npz"), "count": len(images) if np.ndim(images) else 1} | dict(record)
+    edit_record(folder / "s.json", **record)
     return folder / "s.npz"
 
 
@@ -560,7 +560,7 @@ WRONG_SAMPLES = {
     "floats": ((GOOD / 255, np.zeros(4, int)), "images is float64 (4, 8, 8, 3)"),
     "signed bytes": ((GOOD.astype(np.int8), np.zeros(4, int)), "images is int8"),
     "no images": ((GOOD[:0], np.zeros(0, int), {"count": 0}), "count: input should be greater than 0, got 0"),
-    "no images though four are told": ((GOOD[:0], np.zeros(0, int), {"count": 4}), "images is uint8 (0, 8, 8, 3)"),
+    "no images instead of four": ((GOOD[:0], np.zeros(0, int), {"count": 4}), "images is uint8 (0, 8, 8, 3)"),
     "text for labels": ((GOOD, np.array(list("abcd"))), "labels is <U1 (4,); expected integer (4,)"),
     "NaN labels": ((GOOD, np.full(4, np.nan)), "labels is float64 (4,)"),
     "labels of another number": ((GOOD, np.zeros(3, int)), "labels is int64 (3,)"),
@@ -578,7 +578,7 @@ WRONG_SAMPLES = {
 
 
 @pytest.mark.parametrize("case", WRONG_SAMPLES)
-def test_sample_sets_that_are_none(tmp_path, monkeypatch, case, capsys):
+def test_refuses_invalid_sample_sets(tmp_path, monkeypatch, case, capsys):
     monkeypatch.chdir(tmp_path)
     content, expected = WRONG_SAMPLES[case]
     samples_in(tmp_path, *content)
@@ -672,7 +672,7 @@ def test_any_chain_makes_a_figure_that_fits(tmp_path, count, classes, levels):
         ({"record": {"classes": -1}}, "record: classes: "),
     ],
 )
-def test_chains_that_are_none(tmp_path, monkeypatch, changes, expected, capsys):
+def test_refuses_invalid_chains(tmp_path, monkeypatch, changes, expected, capsys):
     monkeypatch.chdir(tmp_path)
     chain_of(tmp_path / "c.npz", 3, 3, **changes)
     tiny.assert_refused(tmp_path, "figure chain c.npz --output f", expected, capsys)
@@ -690,7 +690,7 @@ def test_chains_that_are_none(tmp_path, monkeypatch, changes, expected, capsys):
         ({"record": {"kind": ["swap"]}}, "format is 'udpm-latents/1'"),
     ],
 )
-def test_latent_space_experiments_that_are_none(tmp_path, monkeypatch, changes, expected, capsys):
+def test_refuses_invalid_latent_space_experiments(tmp_path, monkeypatch, changes, expected, capsys):
     monkeypatch.chdir(tmp_path)
     images = np.zeros((3, 3, 8, 8, 3), np.uint8)
     arrays = {"images": images, "levels": np.ones(1, int), "labels": np.zeros(3, int), "seeds": np.zeros((3, 2), int)}
@@ -700,7 +700,7 @@ def test_latent_space_experiments_that_are_none(tmp_path, monkeypatch, changes, 
     tiny.assert_refused(tmp_path, "figure latents l.npz --output f", expected, capsys)
 
 
-def test_arrays_that_were_changed(tmp_path, capsys):
+def test_refuses_changed_arrays(tmp_path, capsys):
     rewrite(chain_of(tmp_path / "c.npz", 3, 3), digest=True, f_1=np.zeros((3, 3, 8, 8), np.float32))
     assert tiny.call("figure", "chain", tmp_path / "c.npz", "--output", tmp_path / "f") == 2
     assert "c.npz: its content was changed since it was written" in capsys.readouterr().err
@@ -718,7 +718,7 @@ def test_arrays_that_were_changed(tmp_path, capsys):
         ("base", np.zeros(4), "base is float64 (4,)"),
     ],
 )
-def test_noise_that_is_none(weights, name, values, expected, capsys):
+def test_refuses_invalid_noise(weights, name, values, expected, capsys):
     arrays = {"base": np.zeros((4, 3, 16, 16), np.float32)}
     arrays |= {f"eps_{level}": np.zeros((4, 3, 16 >> level, 16 >> level), np.float32) for level in (1, 2, 3)}
     np.savez("noise.npz", **arrays | {name: values})
@@ -765,10 +765,10 @@ def scored(scored_files, tmp_path, monkeypatch):
     return tmp_path
 
 
-def edit_json(path, place, value, keep_seal=False):
-    """Change the value at a place such as "protocol.n"; ... removes it. Its seal goes, unless it is to stay."""
+def edit_json(path, key, value, keep_seal=False):
+    """Change the value of a dotted key such as "protocol.n"; ... removes it. Remove the seal unless `keep_seal`."""
     record = json.loads(path.read_text())
-    *parents, last = place.split(".")
+    *parents, last = key.split(".")
     holder = record
     for parent in parents:
         holder = holder[int(parent) if isinstance(holder, list) else parent]
@@ -786,7 +786,7 @@ READ_BY = {"score": "table score.json --output t", "selection": "figure selectio
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "value"),
+    ("name", "key", "value"),
     [
         ("score", "metrics.frechet_distance.value", 0.5),
         ("score", "metrics.precision.value", 0.123),
@@ -796,13 +796,13 @@ READ_BY = {"score": "table score.json --output t", "selection": "figure selectio
         ("selection", "seed", 7),
     ],
 )
-def test_results_that_were_changed_but_could_be_right(scored, capsys, name, place, value):
-    edit_json(scored / f"{name}.json", place, value, keep_seal=True)
+def test_refuses_changed_but_plausible_results(scored, capsys, name, key, value):
+    edit_json(scored / f"{name}.json", key, value, keep_seal=True)
     tiny.assert_refused(scored, READ_BY[name], "was changed since it was written", capsys)
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "value", "expected"),
+    ("name", "key", "value", "expected"),
     [
         ("score", "metrics.frechet_distance.value", -1.0, "metrics.frechet_distance: must be in 0..inf, got -1"),
         ("score", "metrics.frechet_distance.value", "12", "metrics.frechet_distance.value: input should be"),
@@ -822,19 +822,19 @@ def test_results_that_were_changed_but_could_be_right(scored, capsys, name, plac
         ("selection", "iteration", 20, "20 is selected, but milestone 10 has the least distance"),
     ],
 )
-def test_results_that_are_none(scored, capsys, name, place, value, expected):
-    edit_json(scored / f"{name}.json", place, value)
+def test_refuses_invalid_results(scored, capsys, name, key, value, expected):
+    edit_json(scored / f"{name}.json", key, value)
     tiny.assert_refused(scored, READ_BY[name], expected, capsys)
 
 
-def test_results_from_before_they_had_digests_are_read(scored):
+def test_reads_results_without_a_digest(scored):
     for name, command in READ_BY.items():
         edit_json(scored / f"{name}.json", "comment", "of another time")
         assert tiny.call(*command.split()) == 0
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "value"),
+    ("name", "key", "value"),
     [
         ("10", "subject.run_seed", ...),
         ("10", "subject.nfe", None),
@@ -849,8 +849,8 @@ def test_results_from_before_they_had_digests_are_read(scored):
         ("selection", "protocol.reference.n", ...),
     ],
 )
-def test_what_results_do_not_say_is_unknown(scored, name, place, value):
-    edit_json(scored / f"{name}.json", place, value)
+def test_missing_entries_of_results_are_unknown(scored, name, key, value):
+    edit_json(scored / f"{name}.json", key, value)
     commands = {
         "10": ("table 10.json 20.json --output t",),
         "selection": ("figure selection selection.json --output f",),
@@ -859,16 +859,16 @@ def test_what_results_do_not_say_is_unknown(scored, name, place, value):
         assert not tiny.call(*command.split())
     if name == "selection":
         milestone_table(read_selection(scored / "selection.json")).write(scored / "milestones")
-        assert ("unknown" in (scored / "milestones.md").read_text()) == (place != "protocol.reference.n")
+        assert ("unknown" in (scored / "milestones.md").read_text()) == (key != "protocol.reference.n")
 
 
-def test_a_choice_among_unknown_weights_is_refused(scored, capsys):
+def test_refuses_a_selection_among_unknown_weights(scored, capsys):
     edit_json(scored / "10.json", "subject.weights_sha256", ...)
     command = "select 10.json 20.json --output s.json"
     tiny.assert_refused(scored, command, "10.json: has no subject.weights_sha256", capsys)
 
 
-def test_more_classes_than_any_data_set_has(weights, store, capsys):
+def test_refuses_impossible_numbers_of_classes(weights, store, capsys):
     assert not tiny.call("sample", weights, "--config", "sampling.json", "--output", "few.npz")
     edit_json(weights.parent / "few.json", "classes", 10**9)
     tiny.assert_refused(weights.parent, "export few.npz --output images", "few.json: classes: input should be", capsys)
@@ -880,7 +880,7 @@ def test_more_classes_than_any_data_set_has(weights, store, capsys):
 @pytest.mark.parametrize(
     ("key", "value"), [("iterations", 20_000), ("parameters", {"generator": 3}), ("class_names", ["b", "a"])]
 )
-def test_records_of_finished_runs_that_were_changed_but_could_be_right(trained, digits, tmp_path, capsys, key, value):
+def test_refuses_changed_but_plausible_records_of_finished_runs(trained, digits, tmp_path, capsys, key, value):
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     before = (run / "complete.json").read_text()
     edit_json(run / "complete.json", key, value, keep_seal=True)
@@ -897,7 +897,7 @@ def test_records_of_finished_runs_that_were_changed_but_could_be_right(trained, 
 
 
 @pytest.mark.parametrize("seal", [True, False])
-def test_records_of_extractors_that_were_changed(tmp_path, seal):
+def test_refuses_changed_records_of_extractors(tmp_path, seal):
     torch.jit.save(torch.jit.trace(torch.nn.Flatten(), torch.zeros(2, 3, 8, 8)), str(tmp_path / "e.pt"))
     record = {"format": "udpm-extractor/1", "sha256": sha256(tmp_path / "e.pt"), "name": "e", "side": 8}
     record = sealed(record | {"heldout_accuracy": 0.9}, SEALED)

@@ -1,4 +1,4 @@
-"""Commands end in one line where the system refuses something: standard output, memory, a file."""
+"""Commands end with one line if the system fails them: standard output, memory, a file."""
 
 import errno
 import json
@@ -19,7 +19,7 @@ from udpm.core.errors import UserError
 
 
 def ended(command):
-    """A command of a shell; UDPM stands for the program."""
+    """Run a shell command, in which UDPM is the program."""
     program = f"{sys.executable} -m udpm"
     done = subprocess.run(
         ["bash", "-c", command.replace("UDPM", program)], capture_output=True, text=True, cwd=tiny.ROOT
@@ -32,13 +32,13 @@ def test_standard_output_on_a_full_disk(command):
     assert ended(f"{command} > /dev/full") == (2, "error: standard output: No space left on device\n")
 
 
-def test_a_reader_that_went_away_is_no_news():
+def test_a_closed_pipe_is_no_error():
     assert ended("UDPM --help | true; exit ${PIPESTATUS[0]}") in [(0, ""), (1, "")]
     assert ended("UDPM --help >&-") == (0, "")
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "expected"),
     [
         (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "error: /x/y: Permission denied"),
         (OSError(errno.EMFILE, "Too many open files"), "error: Too many open files"),
@@ -46,7 +46,7 @@ def test_a_reader_that_went_away_is_no_news():
         (RecursionError("maximum recursion depth exceeded"), "error: an input is nested too deep"),
     ],
 )
-def test_what_the_system_refuses_is_one_line(monkeypatch, capsys, error, told):
+def test_reports_system_errors_in_one_line(monkeypatch, capsys, error, expected):
     @click.command()
     def command():
         raise error
@@ -58,10 +58,10 @@ def test_what_the_system_refuses_is_one_line(monkeypatch, capsys, error, told):
     assert stop.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith(told)
+    assert lines[0].startswith(expected)
 
 
-def test_bugs_are_not_hidden(monkeypatch):
+def test_shows_the_traceback_of_a_bug(monkeypatch):
     @click.command()
     def command():
         raise KeyError("x")
@@ -83,19 +83,19 @@ NUMBERS = {
 
 
 @pytest.mark.parametrize("command", NUMBERS)
-def test_numbers_beyond_all_use(tmp_path, capsys, command):
+def test_refuses_absurd_numbers(tmp_path, capsys, command):
     tiny.assert_refused(tmp_path, command.format(tmp_path), f"'{NUMBERS[command]}': ", capsys)
 
 
 @pytest.mark.parametrize("wrong", [{"count": HUGE}, {"threads": 10**9}, {"seed": HUGE}, {"seed": -1}])
-def test_settings_beyond_all_use(wrong):
-    """Options of udpm sample end here, too."""
+def test_refuses_absurd_settings(wrong):
+    """Options of udpm sample are validated here too."""
     (key,) = wrong
     with pytest.raises(UserError, match=f"x: {key}: input should be"):
         validate(Sampling, wrong, "x")
 
 
-def test_a_grid_of_a_million_points(tmp_path, capsys):
+def test_refuses_a_grid_of_a_million_points(tmp_path, capsys):
     shutil.copytree(tiny.ROOT / "config", tmp_path / "config")
     axes = {name: {"key": key, "values": [n / 1000 for n in range(1, 101)]} for name, key in AXES.items()}
     (tmp_path / "config/sweeps/big.yaml").write_text(json.dumps({"base": "digits", "grids": {"g": axes}}))
@@ -111,7 +111,7 @@ REQUEST |= {"reference": "r.npz", "heldout": True, "scoring": {}}
 
 
 @pytest.mark.parametrize("wrong", [{"samples": 3}, {"count": "x"}, {"scoring": []}, {"noise": -1}, {"reference": None}])
-def test_a_score_whose_request_is_none(tmp_path, monkeypatch, wrong):
+def test_refuses_a_score_with_an_invalid_request(tmp_path, monkeypatch, wrong):
     (key,) = wrong
     monkeypatch.setattr("udpm.metrics.protocol.read_score", lambda path: {"request": REQUEST | wrong})
     with pytest.raises(UserError, match=f"a.json: request: {key}: input should be"):
@@ -119,7 +119,7 @@ def test_a_score_whose_request_is_none(tmp_path, monkeypatch, wrong):
 
 
 @pytest.mark.parametrize("wrong", [{"channels": 10**9}, {"blocks": 10**8}, {"channel_multipliers": [1, 10**9]}])
-def test_networks_beyond_all_use(wrong):
+def test_refuses_absurd_networks(wrong):
     (key,) = wrong
     with pytest.raises(UserError, match=rf"x: {key}\S*: input should be less than or equal to"):
         validate(Generator, {"channels": 32, "channel_multipliers": [1, 2]} | wrong, "x")

@@ -1,4 +1,4 @@
-"""No output takes the place of an input or of anybody's file, whatever is typed, and folders are replaced at once."""
+"""An output never replaces an input or a user's file, and folders are replaced atomically."""
 
 import io
 import json
@@ -36,7 +36,7 @@ from udpm.training.state import State
 
 
 def commands():
-    """Every command by the words that call it."""
+    """Return every command by the words that call it."""
     found = {}
     for verb in VERBS:
         command = udpm.get_command(None, verb)
@@ -49,15 +49,16 @@ def commands():
 
 COMMANDS = commands()
 WRITTEN = ("output", "sheet", "table", "best", "features", "run", "chain", "folder", "docs", "usage")
-"""What options that name an output are called. Of options so called, these are read."""
+"""Names of parameters that name an output."""
 READ = {("card", "run")}
+"""Exceptions, which are inputs."""
 
 
 # --- the command tree ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("words", COMMANDS)
-def test_every_path_of_every_command_says_whether_it_is_read_or_written(words):
+def test_every_path_is_declared_as_input_or_output(words):
     command = COMMANDS[words]
     assert isinstance(command, Verb)
     for param in (*command.params, *udpm.params):
@@ -67,7 +68,7 @@ def test_every_path_of_every_command_says_whether_it_is_read_or_written(words):
             assert isinstance(param.type, OutputPath), param.name
 
 
-# Every command with inputs that are there; {} stands for outputs.
+# Every command with existing inputs; {} marks outputs.
 FORMS = {
     "resolve": "digits --config config --output {}",
     "schema": "--config {} --docs {}",
@@ -117,7 +118,7 @@ WITHOUT = {"status", "clean", "sweep status"}
 """Commands that write nothing."""
 
 
-def test_the_commands_that_write_are_tried():
+def test_all_commands_that_write_are_covered():
     writing = {
         words for words, command in COMMANDS.items() if any(isinstance(p.type, OutputPath) for p in command.params)
     }
@@ -158,7 +159,7 @@ def photographs(folder, count=3):
 
 
 def outputs_of(words):
-    """What stands for `{}` in a command, in order: harmless outputs, by their parameters' types."""
+    """Return the parameters that `{}` marks in a command, in order."""
     command = COMMANDS[words]
     kinds_of = {option: param.type for param in command.params for option in param.opts}
     options = [
@@ -184,7 +185,7 @@ PAIRS = [
 ]
 
 
-def test_there_are_enough_pairs():
+def test_enough_pairs_are_covered():
     assert len(PAIRS) >= 60
 
 
@@ -200,8 +201,8 @@ WHY = (
 )
 
 
-def places(kind, source, links):
-    """What may be typed for an output of a kind so that it would harm `source`."""
+def harmful_paths(kind, source, links):
+    """Yield output paths of a kind that would harm `source`."""
     stem = isinstance(kind, OutputStem)
     suffix = next(iter(kind.kinds)) if stem else (getattr(kind, "suffixes", ()) or (source.suffix,))[0]
     (links / f"link{suffix}").symlink_to(source)
@@ -220,11 +221,11 @@ def places(kind, source, links):
 
 @pytest.mark.parametrize(("words", "number", "read"), PAIRS)
 def test_an_input_is_never_an_output(project, tmp_path, monkeypatch, capsys, words, number, read):
-    """Nor is a path in its folder, a link to it, a hard link of it, or the folder around it."""
+    """Nor may an output be in its folder, link to it, be a hard link of it, or be the folder around it."""
     monkeypatch.chdir(project)
     written = outputs_of(words)
     (tmp_path / "links").mkdir()
-    for path in places(written[number], project / read, tmp_path / "links"):
+    for path in harmful_paths(written[number], project / read, tmp_path / "links"):
         given = [harmless(kind, index, tmp_path) for index, kind in enumerate(written)]
         given[number] = path
         arguments = FORMS[words].split()
@@ -238,8 +239,8 @@ def test_an_input_is_never_an_output(project, tmp_path, monkeypatch, capsys, wor
         assert (tiny.snapshot(project), tiny.snapshot(tmp_path)) == before, arguments
 
 
-def test_what_only_a_configuration_names_is_an_input(project, tmp_path, capsys):
-    """A data set's path, an extractor, noise: as options they would be refused, and so they are here."""
+def test_files_named_by_a_configuration_are_inputs(project, tmp_path, capsys):
+    """A data set's path, an extractor and noise are refused as outputs, as if they were options."""
     shutil.copytree(project, tmp_path / "copy")
     here = tmp_path / "copy"
     photos, extractor = here / "photos", here / "x.pt"
@@ -253,7 +254,7 @@ def test_what_only_a_configuration_names_is_an_input(project, tmp_path, capsys):
     imported = tiny.run_config().model_copy(update={"training": "imported", "weights": str(weights)})
     (here / "imported.json").write_text(to_json(imported))
     before = tiny.snapshot(here)
-    for command, told in (
+    for command, expected in (
         (("prepare", here / "set.json", "--output", photos), "contains other files"),
         (("prepare", here / "labelled.json", "--output", here / "labels.csv"), "is a file|which labels reads"),
         (("import", "--run-config", here / "imported.json", "--run", here / "run"), "holds a trained run"),
@@ -267,11 +268,11 @@ def test_what_only_a_configuration_names_is_an_input(project, tmp_path, capsys):
     ):
         assert tiny.call(*command) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert any(part in line for part in told.split("|")), line
+        assert any(part in line for part in expected.split("|")), line
         assert tiny.snapshot(here) == before
 
 
-# --- what is somebody's ----------------------------------------------------------------------------------------------
+# --- users' files ----------------------------------------------------------------------------------------------------
 
 FILES = [
     *("SAMPLES", "SAMPLE_RECORD", "JOINED", "CHAIN", "LATENTS", "REFERENCE", "SCORE", "SELECTION", "BENCH"),
@@ -282,8 +283,8 @@ KINDS |= {f"{name} {suffix}": kind for name in ("FIGURE", "TABLE") for suffix, k
 KINDS |= {f"PAGE {name}": kind for name, kind in kinds.PAGE.items()}
 
 
-def somebodys(folder):
-    """Files of all sorts that udpm did not write."""
+def users_files(folder):
+    """Make files of many kinds that udpm did not write."""
     arrays = {"images": np.zeros((2, 8, 8, 3), np.uint8), "labels": np.zeros(2, np.int64)}
     np.savez(folder / "own.npz", **arrays)
     np.savez(folder / "record.npz", record=np.array('{"format": "mine/1"}'), **arrays)
@@ -307,14 +308,14 @@ def somebodys(folder):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_nobodys_file_is_taken_for_one_of_ours(tmp_path, name):
-    for path in somebodys(tmp_path):
+def test_never_recognizes_a_users_file_as_its_own(tmp_path, name):
+    for path in users_files(tmp_path):
         assert not KINDS[name].made(path), path
         with pytest.raises(UserError, match=f"--output: .*already exists, not a {KINDS[name].what}"):
             guard([Output("--output", path, KINDS[name])], [])
 
 
-def test_a_figures_data_that_were_edited_are_somebodys(project, tmp_path, capsys):
+def test_keeps_edited_data_of_a_figure(project, tmp_path, capsys):
     command = "figure", "curves", project / "run/metrics.jsonl", "--output", tmp_path / "curves"
     assert not tiny.call(*command)
     assert not tiny.call(*command)
@@ -335,7 +336,7 @@ MARKED = {
     "sheet": ({"sheet.png": kinds.SHEET}, "info dataset --sheet {}/sheet.png"),
     "jpeg sheet": ({"sheet.jpg": kinds.SHEET}, "info dataset --sheet {}/sheet.jpg"),
 }
-"""Kinds of the files, the command, and what its files are called but for their suffixes."""
+"""Kinds of the files, the command, and the stem of its files' names."""
 MARKED_OUTPUTS = [
     (name, kind_name) for name, (marked, *_) in MARKED.items() for kind_name in marked if kind_name != ".csv"
 ]
@@ -343,7 +344,7 @@ MARKED_OUTPUTS = [
 
 @pytest.fixture(scope="module")
 def marked(project, tmp_path_factory):
-    """What commands that mark their files wrote: paths by name of the command and of the kind."""
+    """Files of all commands that mark theirs: paths by the names of command and kind."""
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
@@ -357,7 +358,7 @@ def marked(project, tmp_path_factory):
 
 
 def annotated(data):
-    """A picture on which somebody drew, saved with the text that it came with."""
+    """Change a pixel of a picture, and save it with its text chunks."""
     picture = Image.open(io.BytesIO(data))
     text, comment = PngInfo(), picture.info.get("comment")
     for key, value in getattr(picture, "text", {}).items():
@@ -380,7 +381,7 @@ EDITS = {
 
 @pytest.mark.parametrize("edit", EDITS)
 @pytest.mark.parametrize(("name", "kind_name"), MARKED_OUTPUTS)
-def test_what_somebody_edited_is_somebodys(marked, tmp_path, name, kind_name, edit):
+def test_keeps_edited_files(marked, tmp_path, name, kind_name, edit):
     path, kind = marked[name, kind_name], MARKED[name][0][kind_name]
     assert kind.made(path)
     edited = tmp_path / f"edited{path.suffix}"
@@ -396,11 +397,11 @@ ONLY_NEW = {
     "sheet.png": rb"udpm; file SHA-256 [0-9a-f]{64}",
     "sheet.jpg": rb"\nudpm; file SHA-256 [0-9a-f]{64}",
 }
-"""What earlier versions did not write; of tables and figures it is the file's own digest."""
+"""Marks that earlier versions did not write: in tables and figures, the file's own digest."""
 
 
 @pytest.mark.parametrize(("name", "kind_name"), MARKED_OUTPUTS)
-def test_files_of_earlier_versions_are_replaced(marked, tmp_path, name, kind_name):
+def test_replaces_files_of_earlier_versions(marked, tmp_path, name, kind_name):
     path, kind = marked[name, kind_name], MARKED[name][0][kind_name]
     older = tmp_path / f"older{path.suffix}"
     data = re.sub(ONLY_NEW.get(kind_name, rb"; file SHA-256 [0-9a-f]{64}"), b"", path.read_bytes(), count=1)
@@ -414,7 +415,7 @@ def test_files_of_earlier_versions_are_replaced(marked, tmp_path, name, kind_nam
         assert not kind.made(older)
 
 
-def test_notes_with_a_table_in_them_are_kept(project, marked, tmp_path, monkeypatch, capsys):
+def test_keeps_notes_that_contain_a_table(project, marked, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(project)
     (tmp_path / "notes.md").write_text(f"# My notes\n\n{marked['cost', '.md'].read_text()}\nMy conclusions\n")
     (tmp_path / "README.md").write_text(marked["card", "README.md"].read_text() + "\n## My notes\n")
@@ -428,8 +429,8 @@ def test_notes_with_a_table_in_them_are_kept(project, marked, tmp_path, monkeypa
         assert tiny.snapshot(tmp_path) == before
 
 
-def test_marked_pictures_are_whole(marked):
-    """The checksums of a PNG's chunks hold with the digest filled in."""
+def test_marked_pictures_are_valid(marked):
+    """The checksums of a PNG's chunks are right after the digest is filled in."""
     for name, kind_name in (("curves", ".png"), ("sheet", "sheet.png"), ("jpeg sheet", "sheet.jpg")):
         with Image.open(marked[name, kind_name]) as picture:
             picture.verify()
@@ -437,8 +438,8 @@ def test_marked_pictures_are_whole(marked):
             picture.load()
 
 
-def test_a_resolved_configuration_never_replaces_a_runs(project, tmp_path, capsys):
-    """Unless it says the same, byte for byte. Its own samples and scores would tell of what it was not trained with."""
+def test_never_replaces_the_configuration_of_a_run(project, tmp_path, capsys):
+    """Unless it is equal, byte for byte: samples and scores would record another configuration than the run's."""
     given = "resolve", "digits", "--config", project / "config", "--output"
     text = None
     for name in ("complete.json", "checkpoints", "owner.json", "attempts.jsonl", "weights.safetensors", "bundle.json"):
@@ -446,7 +447,7 @@ def test_a_resolved_configuration_never_replaces_a_runs(project, tmp_path, capsy
         run.mkdir()
         assert not tiny.call(*given, run / "config.json")
         text = text or (run / "config.json").read_bytes()
-        # Before there is a run, it may be changed.
+        # It may be changed until the run exists.
         assert not tiny.call(*given, run / "config.json", "--seed", 5)
         assert not tiny.call(*given, run / "config.json")
         (run / name).mkdir() if name == "checkpoints" else (run / name).write_text("{}")
@@ -488,7 +489,7 @@ TWICE = {
 
 @pytest.mark.parametrize("name", TWICE)
 def test_every_command_runs_twice(project, tmp_path, monkeypatch, name):
-    """What it wrote it replaces, and nothing is left besides; it touches nothing that it reads."""
+    """The second run replaces the first one's files, leaves no others, and changes no input."""
     monkeypatch.chdir(project)
     before = tiny.snapshot(project)
     for _ in range(2):
@@ -500,7 +501,7 @@ def test_every_command_runs_twice(project, tmp_path, monkeypatch, name):
     assert tiny.snapshot(project) == before
 
 
-def test_an_extractor_and_its_record_are_replaced(project, tmp_path):
+def test_replaces_an_extractor_and_its_record(project, tmp_path):
     from udpm.data.store import open_store
     from udpm.metrics import classifier
 
@@ -515,7 +516,7 @@ def test_an_extractor_and_its_record_are_replaced(project, tmp_path):
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_of_photographs_is_kept(project, tmp_path, capsys):
+def test_refuses_a_folder_of_photographs(project, tmp_path, capsys):
     photographs(tmp_path / "photos")
     photographs(tmp_path / "more")
     (tmp_path / "set.json").write_text(to_json(DatasetConfig(source="folder", path=str(tmp_path / "photos"), side=8)))
@@ -568,7 +569,7 @@ def replaced_by_link(folder):
 
 
 @pytest.mark.parametrize("made", MADE)
-def test_a_folder_is_replaced_if_nothing_of_anybodys_is_in_it(project, tmp_path, monkeypatch, made):
+def test_replaces_a_folder_without_users_files(project, tmp_path, monkeypatch, made):
     monkeypatch.chdir(project)
     kind, make = MADE[made]
     make(tmp_path / "out")
@@ -591,7 +592,7 @@ def test_a_folder_is_replaced_if_nothing_of_anybodys_is_in_it(project, tmp_path,
 
 
 @pytest.mark.parametrize("made", MADE)
-def test_somebodys_folder_with_names_of_ours_is_kept(project, tmp_path, monkeypatch, made):
+def test_keeps_a_users_folder_with_the_same_names(project, tmp_path, monkeypatch, made):
     monkeypatch.chdir(project)
     kind, make = MADE[made]
     for name in (kind.record, "level_1.npy", "images.npy", folders.CONTENTS):
@@ -604,7 +605,7 @@ def test_somebodys_folder_with_names_of_ours_is_kept(project, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("made", ["data set", "level cache"])
-def test_a_folder_of_an_earlier_version_is_replaced(project, tmp_path, monkeypatch, made):
+def test_replaces_a_folder_of_an_earlier_version(project, tmp_path, monkeypatch, made):
     monkeypatch.chdir(project)
     _, make = MADE[made]
     make(tmp_path / "out")
@@ -620,7 +621,7 @@ def test_a_folder_of_an_earlier_version_is_replaced(project, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("hidden", [".out.work", ".out.partial", ".out.lock"])
-def test_somebodys_hidden_folders_and_files_are_kept(project, tmp_path, monkeypatch, hidden):
+def test_keeps_users_hidden_files_and_folders(project, tmp_path, monkeypatch, hidden):
     monkeypatch.chdir(project)
     for made, (_, make) in MADE.items():
         if (hidden, made == "data set") in ((".out.work", True), (".out.partial", False)):
@@ -637,7 +638,7 @@ def test_somebodys_hidden_folders_and_files_are_kept(project, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("made", MADE)
-def test_a_folder_that_is_a_link_stays_one(project, tmp_path, monkeypatch, made):
+def test_keeps_the_link_to_a_folder(project, tmp_path, monkeypatch, made):
     monkeypatch.chdir(project)
     _, make = MADE[made]
     (tmp_path / "disk").mkdir()
@@ -657,7 +658,7 @@ def test_a_folder_that_is_a_link_stays_one(project, tmp_path, monkeypatch, made)
 
 
 def renames_until_killed(work, number, after):
-    """Do `work` in a child that is killed at its n-th rename, before or after it; whether it was."""
+    """Do `work` in a child, killed before or after its n-th rename; return whether it got that far."""
     child = os.fork()
     if child == 0:
         count = 0
@@ -693,7 +694,7 @@ def wholeness(folder):
 @pytest.mark.parametrize("exchanges", [True, False], ids=["exchange", "two renames"])
 @pytest.mark.parametrize("made", MADE)
 def test_a_kill_at_any_rename_leaves_one_whole_version(project, tmp_path, monkeypatch, made, exchanges):
-    """Before the next run, the old or the new one where folders can be exchanged; after it, the new one alone."""
+    """The old or the new one if folders can be exchanged; after the next run, only the new one."""
     monkeypatch.chdir(project)
     if not exchanges:
         monkeypatch.setattr(folders, "exchange", lambda one, other: False)
@@ -702,7 +703,7 @@ def test_a_kill_at_any_rename_leaves_one_whole_version(project, tmp_path, monkey
     make(old)
     expected = wholeness(old)
     if not kind.exact:
-        # Another version: damaged, so that it is made again.
+        # Damage it, so that it is made again.
         tiny.flip_byte(max(old.glob("*.npy")), 500)
     killed, number = True, 0
     while killed:
@@ -768,13 +769,13 @@ def test_a_kill_at_any_rename_of_a_save_leaves_whole_files(project, tmp_path, mo
             assert tiny.snapshot(tmp_path) == versions[1]
 
 
-def test_a_kill_at_any_rename_of_a_checkpoint_leaves_one_to_go_on_from(tmp_path):
+def test_a_kill_at_any_rename_of_a_checkpoint_leaves_one_to_resume_from(tmp_path):
     state = State.fresh(tiny.run_config(), torch.device("cpu"))
 
     def save(iteration):
         state.iteration = iteration
-        told = {"dataset_sha256": "0" * 64, "processes": [], "origin": None, "run": {}}
-        checkpoint.save_checkpoint(tmp_path, state, told)
+        record = {"dataset_sha256": "0" * 64, "processes": [], "origin": None, "run": {}}
+        checkpoint.save_checkpoint(tmp_path, state, record)
 
     killed, number = True, 0
     while killed:
@@ -785,13 +786,13 @@ def test_a_kill_at_any_rename_of_a_checkpoint_leaves_one_to_go_on_from(tmp_path)
             save(1)
             killed = renames_until_killed(lambda: save(2), number, after)
             manifests = [json.loads(path.read_text()) for path in tmp_path.glob("0*.json")]
-            files = {told["iteration"]: tmp_path / f"{told['iteration']:09d}.safetensors" for told in manifests}
-            assert all(told["sha256"] == sha256(files[told["iteration"]]) for told in manifests)
+            files = {one["iteration"]: tmp_path / f"{one['iteration']:09d}.safetensors" for one in manifests}
+            assert all(one["sha256"] == sha256(files[one["iteration"]]) for one in manifests)
             assert max(files) in ((1, 2) if killed else (2,))
     assert number > 2
 
 
-# --- places that are no place for a file -----------------------------------------------------------------------------
+# --- paths that cannot be written ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -812,16 +813,16 @@ def test_special_files_are_refused(project, tmp_path, capsys, kind):
     }
     names |= {tmp_path: "is a folder"} if kind == "file" else {tmp_path / "file": "is a file"}
     before = sorted(tmp_path.iterdir())
-    for path, told in names.items():
+    for path, expected in names.items():
         assert tiny.call(*command, "--output", path) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert told in line or (kind == "folder" and ("no folder" in line or "is a file" in line)), line
+        assert expected in line or (kind == "folder" and ("no folder" in line or "is a file" in line)), line
         assert sorted(tmp_path.iterdir()) == before
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
     assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
 
 
-def test_a_removed_working_directory_is_told(tmp_path, monkeypatch, capsys):
+def test_reports_a_removed_working_directory(tmp_path, monkeypatch, capsys):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
@@ -835,7 +836,7 @@ def test_a_removed_working_directory_is_told(tmp_path, monkeypatch, capsys):
         assert line == "error: the working directory no longer exists; change to one that does"
 
 
-def test_a_link_to_a_file_is_followed(tmp_path):
+def test_follows_a_link_to_a_file(tmp_path):
     (tmp_path / "disk").mkdir()
     for name in ("there", "absent"):
         (tmp_path / name).symlink_to(tmp_path / "disk" / name)
@@ -872,7 +873,7 @@ def test_side_files_are_outputs_too(project, tmp_path, monkeypatch, capsys):
     for name in ("notes.json", "stem.csv", "stem2.md"):
         (tmp_path / name).write_text('{"mine": 1}')
     weights = "run/weights.safetensors"
-    for command, told in (
+    for command, expected in (
         (
             f"sample {weights} --count 4 --output {{}}/notes.npz",
             "notes.json: already exists, not a sample set's record",
@@ -895,19 +896,19 @@ def test_side_files_are_outputs_too(project, tmp_path, monkeypatch, capsys):
         before = tiny.snapshot(project), tiny.snapshot(tmp_path)
         assert tiny.call(*command.format(tmp_path).split()) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert told in line
+        assert expected in line
         assert (tiny.snapshot(project), tiny.snapshot(tmp_path)) == before
 
 
-def test_a_file_of_usage_grows(tmp_path):
+def test_appends_to_a_file_of_usage(tmp_path):
     for count in (1, 2):
         assert not tiny.call("--usage", tmp_path / "u.jsonl", "resolve", "digits", "--output", tmp_path / "r.json")
         lines = [json.loads(line) for line in (tmp_path / "u.jsonl").read_text().splitlines()]
         assert [line["verb"] for line in lines] == ["resolve"] * count
 
 
-def test_what_is_read_may_lie_next_to_what_is_written(tmp_path):
-    """Folders of results and of runs hold cards, tables and figures; what is read in them stays."""
+def test_outputs_may_be_next_to_inputs(tmp_path):
+    """Folders of results and runs also contain cards, tables and figures; files that are read in them are kept."""
     results = tmp_path / "results"
     (results / "runs/digits/seed0").mkdir(parents=True)
     assert not tiny.call("summary", "digits", "--results", results, "--output", results)
@@ -918,16 +919,16 @@ def test_what_is_read_may_lie_next_to_what_is_written(tmp_path):
     guard([Output("--run", run, kinds.RUN)], [Input("CONFIG", run / "config.json")])
 
 
-def test_schemas_are_written_into_a_configuration_only(tmp_path, capsys):
+def test_writes_schemas_only_into_a_configuration_folder(tmp_path, capsys):
     photographs(tmp_path / "photos")
     shutil.copytree(tiny.ROOT / "config", tmp_path / "config")
     shutil.copytree(tiny.ROOT / "docs", tmp_path / "docs")
-    places = {"--config": tmp_path / "config", "--docs": tmp_path / "docs"}
-    assert not tiny.call("schema", *(word for pair in places.items() for word in pair))
+    harmful_paths = {"--config": tmp_path / "config", "--docs": tmp_path / "docs"}
+    assert not tiny.call("schema", *(word for pair in harmful_paths.items() for word in pair))
     (tmp_path / "README").write_text("mine")
     before = tiny.snapshot(tmp_path)
-    for option in places:
-        given = places | {option: tmp_path / "photos"}
+    for option in harmful_paths:
+        given = harmful_paths | {option: tmp_path / "photos"}
         assert tiny.call("schema", *(word for pair in given.items() for word in pair)) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "photos" in line
@@ -939,12 +940,12 @@ def test_schemas_are_written_into_a_configuration_only(tmp_path, capsys):
     for schema in (*others, begun | {"properties": {"broom": {"type": "string"}}}):
         write_json(path, schema)
         before = tiny.snapshot(tmp_path)
-        assert tiny.call("schema", *(word for pair in places.items() for word in pair)) == 2
+        assert tiny.call("schema", *(word for pair in harmful_paths.items() for word in pair)) == 2
         assert "sweep.schema.json: already exists, not a JSON schema that udpm wrote" in capsys.readouterr().err
         assert tiny.snapshot(tmp_path) == before
 
 
-def test_help_needs_no_guard(capsys):
+def test_help_checks_no_outputs(capsys):
     with pytest.raises(SystemExit) as done:
         main(["prepare", "--help"])
     assert not done.value.code

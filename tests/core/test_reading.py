@@ -1,4 +1,4 @@
-"""Files of any kind and content: read, or refused in one line; never waited for, never more than the limits allow."""
+"""Files of any kind and content are read or refused in one line, without waiting and within limits."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from udpm.training.metrics import Metrics
 
 
 def special(folder):
-    """Something of each kind that is not a regular file, with a part of what is said of it."""
+    """Make a file of each kind that is not regular; return them with a part of the expected error."""
     os.mkfifo(folder / "pipe")
     (folder / "loop").symlink_to("loop")
     (folder / "dangling").symlink_to("nowhere")
@@ -45,13 +45,13 @@ def special(folder):
 
 
 @pytest.mark.parametrize("read", [read_json, lambda path, what: list(read_json_lines(path, what))])
-def test_only_regular_files_are_read(tmp_path, read):
+def test_reads_only_regular_files(tmp_path, read):
     for path, expected in special(tmp_path).items():
         with pytest.raises(UserError, match=f"(?i){expected}"):
             read(path, "score")
 
 
-def test_a_digest_of_a_pipe_is_refused(tmp_path):
+def test_refuses_to_digest_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="it is a pipe, not a file"):
         sha256(tmp_path / "pipe")
@@ -85,7 +85,7 @@ def test_json_is_bounded(case):
     assert str(refused.value).startswith("x.json: not a readable score: ")
 
 
-def test_json_as_editors_write_it(tmp_path):
+def test_reads_json_as_editors_write_it(tmp_path):
     text = '\ufeff{"a": ["ü", "\\ud83d\\ude00", "\\\\u0000", 1e-4, 9223372036854775807]}'
     (tmp_path / "a.json").write_text(text, encoding="utf-8")
     assert read_json(tmp_path / "a.json", "score") == {"a": ["ü", "😀", "\\u0000", 1e-4, 2**63 - 1]}
@@ -94,17 +94,17 @@ def test_json_as_editors_write_it(tmp_path):
         read_json(tmp_path / "b.json", "score")
 
 
-def test_a_file_that_is_too_large_is_not_read(tmp_path):
+def test_refuses_a_file_that_is_too_large(tmp_path):
     with open(tmp_path / "large", "wb") as file:
         file.truncate(2**40)
     with pytest.raises(UserError, match="it has 1099511627776 bytes, more than 1000"):
         read_text(tmp_path / "large", "score", 1000)
-    # Files of the kernel say that their size is 0.
+    # Files of the kernel have size 0.
     with pytest.raises(UserError, match="more than 10"):
         read_text("/proc/self/status", "score", 10)
 
 
-def test_lines_that_cannot_be_read_are_told_from_a_torn_end(tmp_path, monkeypatch):
+def test_distinguishes_unreadable_lines_from_a_torn_end(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "LINE_BYTES", 40)
     path = tmp_path / "lines.jsonl"
     lines = [b'{"a":1}', b"", b"[1]", b'{"b":' + b" " * 100 + b"1}", b"[" * 39, b'{"c":NaN}', b'{"d":2}', b'{"e":']
@@ -138,7 +138,7 @@ OWNERS = [{}, {"token": 1}, {"token": "t", "time": "now"}, {"token": "t", "pid":
 OWNERS += [{"token": "t", "pid": 10**18}, {"token": "t", "host": {}}, {"token": "t", "time": -1.0}]
 
 
-def run_of(folder, name, **files):
+def make_run(folder, name, **files):
     (folder / name).mkdir(parents=True)
     for file, content in files.items():
         text = content if isinstance(content, str) else json.dumps(content)
@@ -147,10 +147,10 @@ def run_of(folder, name, **files):
 
 
 @pytest.mark.parametrize("number", range(len(COMPLETE)))
-def test_a_record_of_a_finished_run_that_is_none(tmp_path, capsys, number):
-    """Every reader of complete.json says so; status tells of the other runs all the same."""
-    broken = run_of(tmp_path / "runs/e", "seed0", complete__json=COMPLETE[number], config__json={})
-    run_of(tmp_path / "runs/e", "seed1", complete__json=tiny.FINISHED, config__json={})
+def test_refuses_an_invalid_record_of_a_finished_run(tmp_path, capsys, number):
+    """Every reader of complete.json reports it; status still shows the other runs."""
+    broken = make_run(tmp_path / "runs/e", "seed0", complete__json=COMPLETE[number], config__json={})
+    make_run(tmp_path / "runs/e", "seed1", complete__json=tiny.FINISHED, config__json={})
     mistakes = {0: 4, 5: 3}.get(number, 1)
     tiny.assert_refused(tmp_path, f"status {broken}", "complete.json: ", capsys, mistakes)
     tiny.assert_refused(tmp_path, f"card {broken} --output {tmp_path}/card.md", "complete.json: ", capsys, mistakes)
@@ -169,16 +169,16 @@ def test_a_record_of_a_finished_run_that_is_none(tmp_path, capsys, number):
 @pytest.mark.parametrize(
     "content", [{"training": 3}, {"training": {"iterations": "x"}}, {"training": {"batch": -1}}, []]
 )
-def test_a_configuration_of_a_run_that_is_none(tmp_path, capsys, content):
-    run = run_of(tmp_path, "run", config__json=content)
+def test_refuses_an_invalid_configuration_of_a_run(tmp_path, capsys, content):
+    run = make_run(tmp_path, "run", config__json=content)
     tiny.assert_refused(tmp_path, f"status {run}", "config.json: ", capsys)
 
 
-def test_lines_that_are_not_metrics(tmp_path, capsys):
+def test_skips_invalid_lines_of_metrics(tmp_path, capsys):
     good = [{"iteration": 1, "seconds": 1.0, "images_per_second": 5.0}, {"iteration": 3, "seconds": 2.0}]
     for line in LINES:
         text = "".join(json.dumps(value) + "\n" for value in (good[0], line, good[1]))
-        run = run_of(tmp_path, "run", config__json={}, metrics__jsonl=text)
+        run = make_run(tmp_path, "run", config__json={}, metrics__jsonl=text)
         assert tiny.call("status", run, "--json") == 0
         assert json.loads(capsys.readouterr().out)[0]["iteration"] == 3
         tiny.assert_refused(tmp_path, f"figure curves {run}/metrics.jsonl --output {run}/f", "line 2 is not", capsys)
@@ -188,23 +188,23 @@ def test_lines_that_are_not_metrics(tmp_path, capsys):
         shutil.rmtree(run)
 
 
-def test_owners_that_are_none(tmp_path, capsys):
+def test_ignores_invalid_owners(tmp_path, capsys):
     for record in OWNERS:
-        run = run_of(tmp_path, "run", owner__json=record, config__json={})
+        run = make_run(tmp_path, "run", owner__json=record, config__json={})
         assert read_owner(run) is None
         assert tiny.call("status", run, "--json") == 0
         assert json.loads(capsys.readouterr().out)[0]["state"] == "waiting"
         shutil.rmtree(run)
 
 
-def test_lines_that_tell_of_no_attempt(tmp_path):
+def test_skips_invalid_lines_of_attempts(tmp_path):
     lines = [{"token": []}, {"token": "a", "began": "x"}, {"token": "a", "ended": 1}, {"ended": "failed", "reason": 3}]
-    run = run_of(tmp_path, "run", attempts__jsonl="".join(json.dumps(line) + "\n" for line in lines))
+    run = make_run(tmp_path, "run", attempts__jsonl="".join(json.dumps(line) + "\n" for line in lines))
     assert failed_twice_identically(run) is None
     assert not any_killed(run)
 
 
-def test_files_that_are_not_named_by_an_iteration(tmp_path):
+def test_ignores_files_not_named_by_an_iteration(tmp_path):
     for name in ("1x", "²", "1", "00000001²", "000000012", "9" * 40, "000000003"):
         (tmp_path / f"{name}.safetensors").touch()
     assert [path.stem for path in checkpoints(tmp_path)] == ["000000003", "000000012"]
@@ -214,7 +214,7 @@ JOURNAL = [{"number": 0}, {}, [], {"number": "0"}, {"refused": {"x": "why"}}, {"
 JOURNAL += [{"number": 7}, {"number": -1}, {"refused": [1]}, {"modes": {"L": "many"}}, {"sha256": None}, {"refused": 3}]
 
 
-def test_lines_that_tell_of_no_chunk(tmp_path):
+def test_skips_invalid_lines_of_chunks(tmp_path):
     header, whole = {"count": 70}, {"number": 0, "inputs": "i", "sha256": "s", "refused": {"3": "why"}, "modes": {}}
     (tmp_path / "rows").touch()
     for change in JOURNAL:

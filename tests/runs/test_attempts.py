@@ -1,4 +1,4 @@
-"""What is recorded of attempts at a run: from their first moment, once for all processes, and told apart by kind."""
+"""Attempts are recorded from their first moment, once for all processes; their failures are compared by kind."""
 
 import errno
 import json
@@ -35,7 +35,7 @@ from udpm.training.trainer import train
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Nobody else is after these folders, and this is no job of a workflow."""
+    """Do not wait for other trainers, and run outside of any workflow or job."""
     monkeypatch.setattr(owners, "SETTLE", 0.01)
     for name in (SERIES, "SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
@@ -55,7 +55,7 @@ def command(digits, folder, config, run="run"):
     return ["train", config, *given]
 
 
-# Before anything can fail
+# Early failures
 
 
 def no_tensorboard(monkeypatch, folder):
@@ -96,7 +96,7 @@ def test_a_mistyped_command_leaves_no_folder(digits, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_an_attempt_that_fails_at_once_is_known(digits, tmp_path, capsys, monkeypatch, name):
+def test_records_an_attempt_that_fails_at_once(digits, tmp_path, capsys, monkeypatch, name):
     changes, broken, reason = FAILURES[name]
     shutil.copytree(digits, tmp_path / "digits")
     if callable(broken):
@@ -123,7 +123,7 @@ def test_an_attempt_that_fails_at_once_is_known(digits, tmp_path, capsys, monkey
     assert not any_killed(run)
 
 
-def test_a_folder_of_nothing_but_failed_attempts_is_trained_into(digits, trained, tmp_path, capsys, monkeypatch):
+def test_trains_in_a_folder_with_only_failed_attempts(digits, trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     config = tiny.write_config(tmp_path, training__device="cuda")
     assert call(*command(digits, tmp_path, config)) == 2
@@ -135,7 +135,7 @@ def test_a_folder_of_nothing_but_failed_attempts_is_trained_into(digits, trained
     tiny.assert_same_weights(tmp_path / "run", trained)
 
 
-def test_an_import_that_fails_is_known(digits, tmp_path, monkeypatch, capsys):
+def test_records_a_failed_import(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.delitem(sys.modules, "udpm.training.trainer")
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -145,7 +145,7 @@ def test_an_import_that_fails_is_known(digits, tmp_path, monkeypatch, capsys):
     assert lines_of(tmp_path / "run")[-1]["reason"].startswith("ModuleNotFoundError: import of torch halted")
 
 
-def test_an_import_of_its_own_that_fails_is_known(digits, tmp_path, monkeypatch):
+def test_records_a_failed_import_of_the_package(digits, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setitem(sys.modules, "udpm.training.trainer", None)
     with pytest.raises(ImportError):
@@ -153,7 +153,7 @@ def test_an_import_of_its_own_that_fails_is_known(digits, tmp_path, monkeypatch)
     assert lines_of(tmp_path / "run")[-1]["reason"].startswith("ModuleNotFoundError: import of udpm.training.trainer")
 
 
-def test_a_process_that_is_killed_before_torch_is_there_is_known(digits, tmp_path, capsys, monkeypatch):
+def test_records_a_process_killed_before_torch_is_imported(digits, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     killed = tmp_path / "killed.py"
     killed.write_text(
@@ -186,10 +186,10 @@ def test_an_attempt_elsewhere_that_has_not_ended(tmp_path, capsys):
     assert re.fullmatch("process 12 on n 1, job 7 began .* days ago and has not recorded an end", found["note"])
 
 
-# Folders that hold something else
+# Folders with something else
 
 
-def test_what_is_finished_is_not_written_to(digits, trained, tmp_path, capsys):
+def test_writes_nothing_to_a_finished_run(digits, trained, tmp_path, capsys):
     shutil.copytree(trained, tmp_path / "run")
     before = tiny.snapshot(tmp_path / "run")
     assert call(*command(digits, tmp_path, tiny.write_config(tmp_path))) == 0
@@ -229,7 +229,7 @@ def orphaned(run):
         ),
     ],
 )
-def test_what_is_somebody_elses_is_not_written_to(digits, trained, tmp_path, capsys, edit, expected):
+def test_writes_nothing_to_another_run(digits, trained, tmp_path, capsys, edit, expected):
     shutil.copytree(trained, tmp_path / "run")
     edit(tmp_path / "run")
     config = tiny.write_config(tmp_path, training__device="cuda")
@@ -245,9 +245,9 @@ SRUN = {"SLURM_JOB_ID": "9", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", 
 
 @pytest.mark.parametrize(("environment", "rank"), [(TORCHRUN, "RANK"), (SRUN, "SLURM_PROCID")])
 @pytest.mark.parametrize("first", [0, 1])
-@pytest.mark.parametrize("told", ["stopped", None])
-def test_of_several_processes_one_tells_of_the_attempt(tmp_path, monkeypatch, environment, rank, first, told):
-    """The other one fails: before or after the first has begun, which only stops, or is killed."""
+@pytest.mark.parametrize("recorded_end", ["stopped", None])
+def test_one_of_several_processes_records_the_attempt(tmp_path, monkeypatch, environment, rank, first, recorded_end):
+    """The other fails, before or after the first has begun, and the first only stops or is killed."""
     monkeypatch.setattr(attempts, "is_dead", lambda record: True)
     config = tiny.run_config(training__processes_per_node=2)
 
@@ -257,17 +257,17 @@ def test_of_several_processes_one_tells_of_the_attempt(tmp_path, monkeypatch, en
 
     def other_process():
         with attempted(tmp_path, config, environment=environment | {rank: "1"}):
-            raise UserError("device: cuda is asked for")
+            raise UserError("device: cuda is not available")
 
     for process in (first_process, other_process) if first == 0 else (other_process, first_process):
         with pytest.raises((StoppedEarly, UserError)):
             process()
     lines = lines_of(tmp_path)
-    if told is None:
+    if recorded_end is None:
         write(tmp_path, *(line for line in lines if line.get("ended") is None))
     assert len([line for line in lines if "began" in line]) == 1
     (attempt,) = read_attempts(tmp_path)
-    assert (attempt.ended, attempt.reason) == ("failed", "device: cuda is asked for")
+    assert (attempt.ended, attempt.reason) == ("failed", "device: cuda is not available")
     assert not any_killed(tmp_path)
 
 
@@ -280,14 +280,14 @@ def test_the_same_launch_twice_is_two_attempts(tmp_path):
     assert failed_twice_identically(tmp_path) == "again"
 
 
-def test_one_process_is_first_whatever_leaks_in(tmp_path):
+def test_a_single_process_ignores_leaked_variables(tmp_path):
     with attempted(tmp_path, tiny.run_config(), environment=TORCHRUN | SRUN | {"RANK": "1", "SLURM_PROCID": "1"}):
         pass
     assert [line.get("ended") for line in lines_of(tmp_path)] == [None, "complete"]
 
 
 @pytest.mark.slow
-def test_torchrun_tells_of_one_attempt(digits, tmp_path):
+def test_torchrun_records_one_attempt(digits, tmp_path):
     config = tiny.write_config(tmp_path, training__processes_per_node=2, training__device="cuda")
     done = subprocess.run(
         [str(part) for part in (*tiny.TORCHRUN, *command(digits, tmp_path, config))],
@@ -304,7 +304,7 @@ def test_torchrun_tells_of_one_attempt(digits, tmp_path):
 
 
 class Elsewhere:
-    """A trainer on another node that is at work in a folder; asked to stop, the one that waits looks around."""
+    """A living trainer on another node, as a request to stop that a waiting trainer checks."""
 
     def __init__(self, run, monkeypatch):
         self.run, self.beat, self.seen = run, 0, []
@@ -333,17 +333,17 @@ class Elsewhere:
         return len(self.seen) == 3
 
 
-def test_one_that_waits_was_not_killed(levels, tmp_path, monkeypatch):
+def test_a_waiting_attempt_was_not_killed(levels, tmp_path, monkeypatch):
     run = tmp_path / "run"
     run.mkdir()
     other = Elsewhere(run, monkeypatch)
     with pytest.raises(StoppedEarly, match="while waiting for a process on elsewhere"):
         train(tiny.run_config(), levels, run, other)
     assert other.seen == [(False, None, 2)] * 3
-    assert [told.ended for told in read_attempts(run)] == ["complete", "stopped"]
+    assert [attempt.ended for attempt in read_attempts(run)] == ["complete", "stopped"]
 
 
-def test_one_that_took_over_may_be_killed(tmp_path):
+def test_an_attempt_that_took_over_may_be_killed(tmp_path):
     (tmp_path / "owner.json").write_text(json.dumps({"token": "other", "host": "elsewhere"}))
     attempt = attempts.Attempt(tmp_path, {"token": "mine"})
     attempt.begin()
@@ -353,7 +353,7 @@ def test_one_that_took_over_may_be_killed(tmp_path):
     assert any_killed(tmp_path)
 
 
-def test_an_owner_that_does_not_move_was_killed(tmp_path, monkeypatch):
+def test_an_owner_without_heartbeat_was_killed(tmp_path, monkeypatch):
     other = Elsewhere(tmp_path, monkeypatch)
     assert not any_killed(tmp_path)
     beats = iter(range(10**6))
@@ -362,7 +362,7 @@ def test_an_owner_that_does_not_move_was_killed(tmp_path, monkeypatch):
     assert any_killed(tmp_path)
 
 
-def test_the_owner_of_the_folder_is_known_by_the_attempt(levels, tmp_path):
+def test_the_owner_and_its_attempt_have_the_same_token(levels, tmp_path):
     seen = []
 
     class Looks:
@@ -374,8 +374,8 @@ def test_the_owner_of_the_folder_is_known_by_the_attempt(levels, tmp_path):
     assert set(seen) == {(lines_of(tmp_path)[0]["token"], False)}
 
 
-def test_room_for_the_end_is_taken_at_the_beginning(tmp_path):
-    """On a disk that is full by then."""
+def test_reserves_space_for_the_end_at_the_beginning(tmp_path):
+    """The disk is full by then."""
     for _ in range(9):
         attempt = attempts.Attempt(tmp_path, {"token": "a"})
         attempt.begin()
@@ -386,7 +386,7 @@ def test_room_for_the_end_is_taken_at_the_beginning(tmp_path):
         assert (tmp_path / FILE).stat().st_size < size + attempts.END
 
 
-def test_an_end_without_a_beginning_says_whose_it_is(tmp_path, monkeypatch):
+def test_an_end_without_a_beginning_identifies_its_process(tmp_path, monkeypatch):
     """The disk was full when the attempt began."""
     plain = attempts._append
     monkeypatch.setattr(attempts, "_append", lambda run, line, room=0: not room and plain(run, line))
@@ -397,7 +397,7 @@ def test_an_end_without_a_beginning_says_whose_it_is(tmp_path, monkeypatch):
     assert failed_twice_identically(tmp_path, job="7") == "no room"
 
 
-def test_a_full_disk_is_one_kind_whichever_file_does_not_fit(levels, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_kind_for_every_file(levels, tmp_path, monkeypatch):
     def full(path):
         if "checkpoints" in str(path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -419,7 +419,7 @@ STOPPED, KILLED, COMPLETE = {"ended": "stopped"}, {}, {"ended": "complete"}
 WAITING = {"waits": True}
 
 
-def told(run, *ends):
+def write_ends(run, *ends):
     lines = []
     for number, end in enumerate(ends):
         token = str(number)
@@ -444,7 +444,7 @@ def told(run, *ends):
         ([A, WAITING, A], True),
         ([A, COMPLETE, A], False),
         ([A, A, STOPPED], False),
-        # Of a version that did not say how far it came.
+        # An earlier version did not record the checkpoint.
         ([A, STOPPED, A], False),
         ([A | {"saved": 20}, STOPPED | {"saved": 20}, A | {"saved": 20}], True),
         ([A | {"saved": 20}, STOPPED | {"saved": 40}, A | {"saved": 40}], False),
@@ -453,32 +453,32 @@ def told(run, *ends):
         ([A | {"saved": 40}, A | {"saved": 20}], True),
     ],
 )
-def test_failed_alike(tmp_path, ends, expected):
-    told(tmp_path, *ends)
+def test_failed_twice_identically(tmp_path, ends, expected):
+    write_ends(tmp_path, *ends)
     assert failed_twice_identically(tmp_path) == (A["reason"] if expected else None)
 
 
-def test_it_is_the_last_reason_that_is_told(tmp_path):
-    told(tmp_path, A, A | {"reason": "no room for 7 bytes in /c"})
+def test_returns_the_last_reason(tmp_path):
+    write_ends(tmp_path, A, A | {"reason": "no room for 7 bytes in /c"})
     assert failed_twice_identically(tmp_path) == "no room for 7 bytes in /c"
 
 
-def test_only_one_series_counts(tmp_path):
-    told(tmp_path, A, A | {"series": "s"}, A, A | {"series": "t"})
+def test_considers_only_one_series(tmp_path):
+    write_ends(tmp_path, A, A | {"series": "s"}, A, A | {"series": "t"})
     assert failed_twice_identically(tmp_path) == A["reason"]
     assert failed_twice_identically(tmp_path, "s") is failed_twice_identically(tmp_path, "t") is None
-    told(tmp_path, A | {"series": "s"}, B, A | {"series": "s"})
+    write_ends(tmp_path, A | {"series": "s"}, B, A | {"series": "s"})
     assert failed_twice_identically(tmp_path) is None
     assert failed_twice_identically(tmp_path, "s") == A["reason"]
 
 
-def test_what_another_job_left_says_nothing(tmp_path):
-    told(tmp_path, A, A | {"job": "7"})
+def test_ignores_attempts_of_another_job(tmp_path):
+    write_ends(tmp_path, A, A | {"job": "7"})
     assert failed_twice_identically(tmp_path, job="7") == A["reason"]
     assert failed_twice_identically(tmp_path, job="8") is None
 
 
-def test_attempts_of_before_and_torn_lines(tmp_path):
+def test_reads_attempts_of_earlier_versions_and_torn_lines(tmp_path):
     for message in ("first", "again", "again"):
         assert failed_twice_identically(tmp_path) is None
         with pytest.raises(UserError), recorded(tmp_path, {"token": message}):
@@ -528,7 +528,7 @@ FULL = "{}: cannot be written: No space left on device"
         ("~/runs/a: gone", "../b/c: gone"),
     ],
 )
-def test_of_one_kind(one, other):
+def test_reasons_of_one_kind(one, other):
     assert kind_of(one) == kind_of(other)
 
 
@@ -545,13 +545,15 @@ def test_of_one_kind(one, other):
         ("KeyError: 'a'", "ValueError: 'a'"),
     ],
 )
-def test_of_two_kinds(one, other):
+def test_reasons_of_two_kinds(one, other):
     assert kind_of(one) != kind_of(other)
 
 
-def test_the_host_makes_no_kind(tmp_path):
+def test_ignores_the_host(tmp_path):
     hosts = ("gpu-a.cluster", "gpu-b.cluster")
-    told(tmp_path, *({"ended": "failed", "reason": f"{host.split('.')[0]}: no GPU", "host": host} for host in hosts))
+    write_ends(
+        tmp_path, *({"ended": "failed", "reason": f"{host.split('.')[0]}: no GPU", "host": host} for host in hosts)
+    )
     assert failed_twice_identically(tmp_path) == "gpu-b: no GPU"
 
 
@@ -588,12 +590,12 @@ def test_reasons_are_one_line():
 # The third attempt
 
 
-def test_the_third_of_a_series_is_refused_and_the_advice_helps(digits, trained, tmp_path, capsys, monkeypatch):
+def test_refuses_the_third_attempt_and_its_advice_helps(digits, trained, tmp_path, capsys, monkeypatch):
     wrong, run = tiny.write_config(tmp_path, training__device="cuda"), tmp_path / "run"
     arguments = command(digits, tmp_path, wrong)
 
     def ends():
-        return [told.ended for told in read_attempts(run)]
+        return [attempt.ended for attempt in read_attempts(run)]
 
     monkeypatch.setenv(SERIES, "one")
     for job in ("1", "2"):
@@ -604,17 +606,17 @@ def test_the_third_of_a_series_is_refused_and_the_advice_helps(digits, trained, 
         f"error: {run}: failed twice for the same reason (device: cuda is not available: PyTorch sees no CUDA device;"
     )
     tiny.assert_refused(tmp_path, " ".join(map(str, arguments)), expected, capsys)
-    # A job that its user put back into the queue.
+    # The user requeued the job.
     monkeypatch.setenv("SLURM_JOB_ID", "2")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert call(*arguments) == 2
     assert ends() == ["failed"] * 3
-    # Another `snakemake` tries twice, too.
+    # Another `snakemake` also tries twice.
     monkeypatch.setenv(SERIES, "two")
     monkeypatch.setenv("SLURM_JOB_ID", "4")
     assert call(*arguments) == 2
     assert ends() == ["failed"] * 4
-    # By hand there is no series; here it was mended.
+    # A start by hand belongs to no series; the cause is fixed.
     monkeypatch.delenv(SERIES)
     assert call(*command(digits, tmp_path, tiny.write_config(tmp_path))) == 0
     assert ends() == [*["failed"] * 4, "complete"]

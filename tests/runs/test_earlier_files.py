@@ -1,4 +1,4 @@
-"""Files that an earlier version wrote: they are read, a score is reproduced, and a run that was stopped is resumed."""
+"""Files of an earlier version can be read, its score reproduced, and its stopped run resumed."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ EARLIER = golden.FOLDER / "earlier"
 
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory):
-    """A copy of the files, next to a store and a cache that this version makes."""
+    """A copy of the files, with a store and a cache made by this version."""
     folder = tmp_path_factory.mktemp("earlier") / "files"
     shutil.copytree(EARLIER, folder)
     assert not tiny.call("prepare", folder / "dataset.json", "--output", folder / "dataset")
@@ -22,7 +22,7 @@ def earlier(tmp_path_factory):
 
 
 def test_a_stopped_run_is_resumed(earlier, capsys):
-    """It ends in the weights of the run that was not stopped, up to another CPU's rounding."""
+    """It ends with the weights of an uninterrupted run, up to another CPU's rounding."""
     run = earlier / "half"
     data = ("--dataset", earlier / "dataset", "--cache", earlier / "cache")
     assert not tiny.call("train", earlier / "run.json", *data, "--run", run)

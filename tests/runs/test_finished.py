@@ -1,4 +1,4 @@
-"""Finished runs: left alone, continued to more iterations, never begun anew over weights that are there."""
+"""Finished runs are kept or extended to more iterations; training never restarts over existing weights."""
 
 import io
 import json
@@ -26,42 +26,42 @@ def longer(iterations=18, **changes):
 
 
 @pytest.fixture(scope="module")
-def at_once(levels, tmp_path_factory):
-    """Weights of a run that was asked for 18 iterations from the beginning."""
+def without_a_break(levels, tmp_path_factory):
+    """Weights of a run configured with 18 iterations from the beginning."""
     folder = tmp_path_factory.mktemp("once") / "run"
     train(longer(), levels, folder, False)
     return (folder / "weights.safetensors").read_bytes()
 
 
-def test_a_finished_run_goes_on_to_more_iterations(levels, run, at_once):
+def test_extends_a_finished_run(levels, run, without_a_break):
     train(longer(), levels, run, False)
-    assert (run / "weights.safetensors").read_bytes() == at_once
+    assert (run / "weights.safetensors").read_bytes() == without_a_break
     assert json.loads((run / "complete.json").read_text())["iterations"] == 18
 
 
-def forget_wish(run):
-    """The configuration of a run that was never asked for more than 12."""
+def withdraw_extension(run):
+    """Restore the configuration of 12 iterations."""
     text = (run / "config.json").read_text()
     (run / "config.json").write_text(text.replace('"iterations": 18', '"iterations": 12'))
     return run
 
 
-def test_stopped_on_its_way_to_more_it_keeps_what_it_had(levels, run, at_once):
+def test_a_stopped_extension_keeps_the_finished_run(levels, run, without_a_break):
     before = {name: (run / name).read_bytes() for name in ("weights.safetensors", "complete.json")}
     with pytest.raises(StoppedEarly):
         train(longer(), levels, run, tiny.StopAfter(3))
     assert {name: (run / name).read_bytes() for name in before} == before
     assert read_status(run).state == "stopped"
-    # Nobody wants more any longer: it is what it was.
+    # With the extension withdrawn, the run is as before.
     train(tiny.run_config(), levels, run, False)
     assert {name: (run / name).read_bytes() for name in before} == before
     with pytest.raises(UserError, match="is of iteration 15, but training ends after 14"):
-        train(longer(14), levels, forget_wish(run), False)
+        train(longer(14), levels, withdraw_extension(run), False)
     train(longer(), levels, run, False)
-    assert (run / "weights.safetensors").read_bytes() == at_once
+    assert (run / "weights.safetensors").read_bytes() == without_a_break
 
 
-def test_killed_between_the_new_weights_and_their_record(levels, run, at_once, monkeypatch):
+def test_killed_between_the_new_weights_and_their_record(levels, run, without_a_break, monkeypatch):
     def killed(path, value):
         if path.name == "complete.json":
             raise KeyboardInterrupt
@@ -76,7 +76,7 @@ def test_killed_between_the_new_weights_and_their_record(levels, run, at_once, m
     monkeypatch.undo()
     assert not (run / "complete.json").exists()
     train(longer(), levels, run, False)
-    assert (run / "weights.safetensors").read_bytes() == at_once
+    assert (run / "weights.safetensors").read_bytes() == without_a_break
 
 
 def clean(run):
@@ -111,17 +111,17 @@ def of_other_images(run):
         (lambda run: (run / "complete.json").write_text("{}"), tiny.run_config(), "complete.json: "),
     ],
 )
-def test_what_would_cost_weights_is_refused(levels, run, edit, config, expected):
+def test_refuses_to_replace_weights(levels, run, edit, config, expected):
     edit(run)
     before = tiny.snapshot(run)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as refused:
         train(config, levels, run, False)
-    assert expected in str(told.value)
-    assert all(str(run) in mistake for mistake in told.value.mistakes)
+    assert expected in str(refused.value)
+    assert all(str(run) in mistake for mistake in refused.value.mistakes)
     assert {path: data for path, data in tiny.snapshot(run).items() if path.name != ".lock"} == before
 
 
-def test_without_checkpoints_it_is_complete(levels, run, capsys):
+def test_a_run_without_checkpoints_is_complete(levels, run, capsys):
     clean(run)
     before = tiny.snapshot(run)
     train(tiny.run_config(training__device="auto", training__log_every=7, dataset__licence="mine"), levels, run, False)
@@ -131,7 +131,7 @@ def test_without_checkpoints_it_is_complete(levels, run, capsys):
 
 @pytest.fixture
 def results(trained, tmp_path):
-    """A folder of results with a finished run, one that is not, and links out of it."""
+    """A folder of results with a finished run, an unfinished one, and links out of it."""
     for name in ("done", "begun"):
         shutil.copytree(trained, tmp_path / f"results/runs/{name}/seed0")
     (tmp_path / "results/runs/begun/seed0/complete.json").unlink()
@@ -145,8 +145,8 @@ def results(trained, tmp_path):
 def test_clean_frees_the_checkpoints_of_finished_runs(results, capsys, levels):
     before = tiny.snapshot(results.parent)
     assert tiny.call("clean", results, "--yes") == 0
-    told = capsys.readouterr().out
-    assert f"{results}/runs/begun/seed0: kept: not finished" in told
+    printed = capsys.readouterr().out
+    assert f"{results}/runs/begun/seed0: kept: not finished" in printed
     gone = before.keys() - tiny.snapshot(results.parent).keys()
     assert {str(path.parent) for path in gone} == {"results/runs/done/seed0/checkpoints"}
     assert {path.name for path in gone} == {
@@ -157,14 +157,14 @@ def test_clean_frees_the_checkpoints_of_finished_runs(results, capsys, levels):
 
 
 def prepared_with(levels, **changes):
-    """The same images by another record."""
+    """Return the same images with another record."""
     return replace(levels, store=replace(levels.store, record=levels.store.record | changes))
 
 
 SPLITS = {"train": [0, 1097], "test": [1097, 1797]}
 
 
-def test_the_same_images_with_other_splits_are_not_trained_on(levels, run):
+def test_refuses_the_same_images_with_other_splits(levels, run):
     other = prepared_with(levels, splits=SPLITS)
     before = tiny.snapshot(run)
     expected = r": was trained on other splits than .*: train had 1297 images, has 1097"
@@ -174,25 +174,25 @@ def test_the_same_images_with_other_splits_are_not_trained_on(levels, run):
         assert tiny.snapshot(run).keys() - before.keys() <= {Path(".lock"), Path("attempts.jsonl")}
 
 
-def test_a_data_set_that_was_prepared_otherwise_is_not_trained_on(levels, tmp_path):
+def test_refuses_a_data_set_prepared_with_another_configuration(levels, tmp_path):
     record = levels.store.record["config"]
     with pytest.raises(UserError, match=r"was not prepared as the run's configuration says .*holdout was 700, is 500"):
         train(tiny.run_config(), prepared_with(levels, config=record | {"holdout": 700}), tmp_path / "run", False)
     assert not (tmp_path / "run").exists()
     for free in ({}, {"licence": "mine", "workers": 3}):
         assert not preparation_changes(levels.store.record | {"config": record | free}, tiny.run_config().dataset)
-    # Of a version with other keys.
+    # A version with other keys.
     assert not preparation_changes({"config": {"old": 1}}, tiny.run_config().dataset)
 
 
 @pytest.mark.parametrize(("answer", "code", "expected"), [("n\n", 0, "nothing removed"), ("", 2, "pass --yes")])
-def test_clean_asks(results, capsys, monkeypatch, answer, code, expected):
+def test_clean_asks_for_confirmation(results, capsys, monkeypatch, answer, code, expected):
     before = tiny.snapshot(results)
     monkeypatch.setattr("sys.stdin", io.StringIO(answer))
     assert (tiny.call("clean", results) or 0) == code
-    told = capsys.readouterr()
-    assert expected in told.out + told.err
-    assert f"{results}/runs/done/seed0: checkpoints, " in told.out
+    printed = capsys.readouterr()
+    assert expected in printed.out + printed.err
+    assert f"{results}/runs/done/seed0: checkpoints, " in printed.out
     assert tiny.snapshot(results) == before
 
 
@@ -223,12 +223,12 @@ def grown(run):
         ),
     ],
 )
-def test_clean_leaves_what_is_not_finished(run, edit, expected, capsys):
+def test_clean_keeps_unfinished_runs(run, edit, expected, capsys):
     edit(run)
     tiny.assert_refused(run, f"clean {run} --yes", expected, capsys)
 
 
-def test_clean_follows_no_link_to_runs(results, tmp_path, capsys):
+def test_clean_follows_no_link(results, tmp_path, capsys):
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked/runs").symlink_to(results / "runs")
     expected = "linked/runs: is a symbolic link, which is not followed"

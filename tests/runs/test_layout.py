@@ -1,4 +1,4 @@
-"""Paths below the folder of results are spelled in one file; commands, reports and rules ask it."""
+"""Only one file spells paths below the folder of results."""
 
 import ast
 import inspect
@@ -17,16 +17,16 @@ FOLDERS = (
 )
 SPELLED = re.compile(rf"(?:^|/)(?:{'|'.join(FOLDERS)})/")
 OTHERS = {
-    # A sample set's and a score's place in a bundle, and files of the configuration.
+    # Samples and scores in a bundle, and files of the configuration.
     "udpm/report/card.py": {"building / 'scores'", "building / 'samples'"},
     "udpm/config/load.py": {"Path(config) / 'sweeps'", "Path(config) / 'datasets'"},
     "udpm/interop/convert.py": {"folder / 'datasets'"},
 }
-"""Folders of these names that are not in the folder of results."""
+"""Folders with these names outside the folder of results."""
 
 
 def spelled(tree):
-    """Expressions of a module that make a path of such a folder; examples in help and documentation are none."""
+    """Find expressions of a module that build such a path, except examples in help and documentation."""
     for node in ast.walk(tree):
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and isinstance(node.right, ast.Constant):
             if isinstance(node.right.value, str) and SPELLED.search(f"{node.right.value}/"):
@@ -53,7 +53,7 @@ def test_no_other_module_spells_a_path_of_results():
     "text",
     ["results / 'runs' / name", "f'{results}/scores/{name}.json'", "results.glob('runs/*')", "run / 'milestones'"],
 )
-def test_a_spelled_path_is_found(text):
+def test_finds_a_spelled_path(text):
     assert list(spelled(ast.parse(text)))
 
 
@@ -64,7 +64,7 @@ def test_no_rule_spells_a_path_of_results():
         assert [line for line in paths if "rules/" not in line and not line.lstrip().startswith(("#", '"""'))] == []
 
 
-def test_patterns_names_and_what_is_found(tmp_path):
+def test_patterns_match_the_paths_they_describe(tmp_path):
     results = Layout("some [where]*")
     assert results.weights() == "some [where]*/runs/{experiment}/seed{seed}/weights.safetensors"
     assert results.samples("_1of3.npz", "two", 5) == "some [where]*/samples/two/seed5_1of3.npz"
@@ -84,7 +84,7 @@ def test_patterns_names_and_what_is_found(tmp_path):
 
 
 def first_arguments():
-    """Methods whose first argument has no default."""
+    """Return the methods whose first argument has no default."""
     methods = inspect.getmembers(Layout, inspect.isfunction)
     return {
         name

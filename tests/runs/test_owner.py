@@ -18,7 +18,7 @@ def quick(monkeypatch):
 
 
 class Clock:
-    """In the place of the module `time`: sleeping takes no time, and nothing else makes it pass."""
+    """Replacement of the module `time`, whose clock only advances while it sleeps, and at once."""
 
     def __init__(self, monkeypatch):
         self.now = 1e9
@@ -34,19 +34,19 @@ class Clock:
 
 
 class NotAsked:
-    """A request to stop that nobody looks at, because nobody waits."""
+    """A request to stop that must not be checked, since there is nothing to wait for."""
 
     def __bool__(self):
         raise AssertionError("waited")
 
 
 def foreign(folder, **changes):
-    """A record that a trainer on another node left."""
+    """Write the record of a trainer on another node."""
     record = {"token": "other", "host": "elsewhere", "pid": 1, "started": "x", "job": "7", "beat": 3} | changes
     (folder / "owner.json").write_text(json.dumps(record))
 
 
-def test_the_record_is_there_while_training_and_gone_after(tmp_path):
+def test_the_record_exists_only_while_training(tmp_path):
     with RunLock(tmp_path, False) as owner:
         first = read_owner(tmp_path)
         assert owner.is_held()
@@ -54,32 +54,32 @@ def test_the_record_is_there_while_training_and_gone_after(tmp_path):
     assert read_owner(tmp_path) is None
 
 
-def test_a_dead_owner_of_this_host_is_followed_at_once(tmp_path):
+def test_replaces_a_dead_owner_on_this_host_at_once(tmp_path):
     foreign(tmp_path, machine=owners._machine(), pid=2**22 + 1)
     with RunLock(tmp_path, NotAsked()) as owner:
         assert owner.is_held()
 
 
-def test_a_number_given_to_another_process_is_not_the_owner(tmp_path):
+def test_recognizes_a_reused_pid(tmp_path):
     # Process 1 of this host is alive, but it did not start when the record says.
     foreign(tmp_path, machine=owners._machine(), pid=1)
     with RunLock(tmp_path, False) as owner:
         assert owner.is_held()
 
 
-def test_a_silent_owner_elsewhere_is_followed_after_a_while(tmp_path, monkeypatch, capsys):
+def test_replaces_a_silent_owner_on_another_host_after_a_while(tmp_path, monkeypatch, capsys):
     foreign(tmp_path)
     clock = Clock(monkeypatch)
     started = clock.now
     with RunLock(tmp_path, False, stale=60) as owner:
         assert owner.is_held()
         assert 60 <= clock.now - started < 65
-    told = capsys.readouterr().err
-    assert "process 1 on elsewhere, job 7 is training here; waiting for it to end" in told
-    assert "taking over" in told
+    printed = capsys.readouterr().err
+    assert "process 1 on elsewhere, job 7 is training here; waiting for it to end" in printed
+    assert "taking over" in printed
 
 
-def test_a_living_owner_is_waited_for(tmp_path, monkeypatch):
+def test_waits_for_a_living_owner(tmp_path, monkeypatch):
     foreign(tmp_path)
     clock = Clock(monkeypatch)
     started = clock.now
@@ -102,11 +102,11 @@ def test_a_living_owner_is_waited_for(tmp_path, monkeypatch):
     assert read_owner(tmp_path)["token"] == "other"
 
 
-def test_one_that_lost_the_folder_knows_and_leaves_the_record_alone(tmp_path):
+def test_a_trainer_that_lost_the_folder_keeps_the_new_record(tmp_path):
     with RunLock(tmp_path, False) as owner:
 
         def stopped_beating():
-            # Again and again: one beat may have been on its way already.
+            # Repeatedly: one heartbeat may have been on its way.
             foreign(tmp_path)
             return not owner._thread.is_alive()
 
@@ -116,7 +116,7 @@ def test_one_that_lost_the_folder_knows_and_leaves_the_record_alone(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "rubbish", "[1]"])
-def test_a_record_that_cannot_be_read_holds_nobody_up(tmp_path, content):
+def test_ignores_an_unreadable_record(tmp_path, content):
     (tmp_path / "owner.json").write_text(content)
     with RunLock(tmp_path, False) as owner:
         assert owner.is_held()
@@ -143,7 +143,7 @@ def test_two_trainers_on_one_folder(digits, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_trainer_that_sleeps_long_enough_loses_the_folder(digits, tmp_path):
+def test_a_suspended_trainer_loses_the_folder(digits, tmp_path):
     config = tiny.write_config(tmp_path, training__iterations=40, training__checkpoint_every=5)
     tiny.udpm(*command(digits, config, tmp_path / "undisturbed"))
     run = tmp_path / "run"
@@ -151,16 +151,16 @@ def test_a_trainer_that_sleeps_long_enough_loses_the_folder(digits, tmp_path):
     first = tiny.start(*command(digits, config, run), program=held.program)
     held.wait(first)
     first.send_signal(signal.SIGSTOP)
-    # As from another node, where nobody can see whether the process lives.
+    # As from another node, which cannot check whether the process is alive.
     record = json.loads((run / "owner.json").read_text())
     (run / "owner.json").write_text(json.dumps(record | {"host": "elsewhere", "machine": "another"}))
     second = tiny.start(*command(digits, config, run, "--stale-after", 1))
     tiny.wait_for(lambda: (read_owner(run) or {}).get("pid") == second.pid or second.poll() is not None)
     held.release()
     first.send_signal(signal.SIGCONT)
-    _, told = first.communicate()
+    _, printed = first.communicate()
     assert first.returncode == 75
-    assert "another trainer took it over; nothing more is written" in told
+    assert "another trainer took it over; nothing more is written" in printed
     assert second.wait() == 0
     tiny.assert_same_weights(run, tmp_path / "undisturbed")
     assert [line["iteration"] for line in tiny.metrics(run)] == [
