@@ -12,8 +12,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from benchmarks.gains import PLAIN
+from udpm.bench.record import read_benchmark
 from udpm.core.errors import UserError
-from udpm.report.benchmarks import read_benchmark
 from udpm.report.figures.style import COLOURS, MARKERS, save
 from udpm.report.table import MISSING, Table
 

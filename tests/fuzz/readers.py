@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from fuzz import mutate
-from udpm.bench.record import read_record
+from udpm.bench.record import read_benchmark
 from udpm.cli import data as info
 from udpm.config import (
     DatasetConfig,
@@ -231,7 +231,8 @@ def _scores(folder):
     (folder / "selection.json").write_text(json.dumps(selection.select([folder / "score.json"])))
     spread = {"median": 1.0, "low": 0.5, "high": 2.0}
     record = {"format": "udpm-bench/1", "of": "sampling", "experiment": "digits", "batch": 8, "device": "cpu"}
-    record |= {"ceilings": {"float32_flops": 1e9}, "images_per_second": spread, "steps_per_second": spread, "rows": []}
+    record |= {"ceilings": {"float32_flops": 1e9, "bfloat16_flops": 1e9, "copy_bytes": 1e9}}
+    record["rows"] = [{"part": "image", "seconds": spread, "cpu_seconds": None, "images_per_second": spread}]
     (folder / "bench.json").write_text(json.dumps(record))
 
 
@@ -470,7 +471,7 @@ def registry(folder):
             lambda f: milestone_table(selection.read_selection(f / "selection.json")).write(f / "table"),
             0.01,
         ),
-        Reader("benchmark", "bench.json", as_json, lambda f: read_record(f / "bench.json")),
+        Reader("benchmark", "bench.json", as_json, lambda f: read_benchmark(f / "bench.json")),
         Reader("weights", f"{RUN}/weights.safetensors", mutate.as_safetensors, _weights, 0.2),
         Reader("safetensors header", f"{RUN}/weights.safetensors", mutate.as_safetensors, _header),
         Reader("checkpoint", str(checkpoint), mutate.as_safetensors, _forged, 0.05),

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from udpm.bench.measure import Timing, spread
+from udpm.config.validation import (
+    Exactly,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Record,
+    read_record,
+)
 from udpm.core import devices, provenance
-from udpm.core.arrays import check_seal
-from udpm.core.errors import UserError
-from udpm.core.reading import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -83,14 +91,70 @@ def record(of: str, device: torch.device, best: dict[str, float], rows: list[dic
     }
 
 
-def read_record(path: str | Path) -> dict[str, Any]:
-    """Read what `udpm bench` wrote.
+class Spread(Record):
+    """Quartiles of repetitions."""
+
+    median: NonNegativeFloat
+    low: NonNegativeFloat
+    high: NonNegativeFloat
+
+
+class Line(Record):
+    """A way of doing a part of the work."""
+
+    part: str
+    way: str = ""
+    seconds: Spread
+    cpu_seconds: Spread | None
+    images_per_second: Spread
+    speedup: Spread | None = None
+    cpu_speedup: Spread | None = None
+    multiply_adds: NonNegativeInt | None = None
+    of_matrix_product: NonNegativeFloat | None = None
+    bytes: NonNegativeInt | None = None
+    of_copy: NonNegativeFloat | None = None
+    peak_bytes: NonNegativeInt | None = None
+
+
+class Gain(Record):
+    """A gain switched over alone."""
+
+    part: str
+    gain: str
+    used: bool
+    seconds_with: Spread
+    seconds_without: Spread
+    speedup: Spread
+    cpu_speedup: Spread | None
+
+
+class Ceilings(Record):
+    """The best that the device reaches."""
+
+    float32_flops: PositiveFloat
+    bfloat16_flops: PositiveFloat
+    copy_bytes: PositiveFloat
+
+
+class Benchmark(Record):
+    """Required content of a record."""
+
+    format: Annotated[str, Exactly(FORMAT)]
+    of: str
+    device: str
+    precision: str | None = None
+    batch: PositiveInt
+    ceilings: Ceilings
+    rows: Annotated[list[Line], Field(min_length=1)]
+    gains: list[Gain] = []
+    images_per_second: PositiveFloat | None = None
+    steps_per_second: PositiveFloat | None = None
+
+
+def read_benchmark(path: str | Path) -> dict[str, Any]:
+    """Read a record of a benchmark, with None or an empty list for what it lacks.
 
     Raises:
         UserError: missing, unreadable, not such a record, or changed since it was written.
     """
-    found = read_json(path, "benchmark record")
-    if found.get("format") != FORMAT:
-        raise UserError(f"{path}: format is {found.get('format')!r}, expected {FORMAT!r}; udpm bench makes it")
-    check_seal(path, found)
-    return found
+    return read_record(Benchmark, path, "benchmark record", remedy="`udpm bench` makes it", fill=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from udpm.bench.record import read_benchmark
 from udpm.config.experiment import RunConfig
 from udpm.config.published_scores import GRADES, SETUPS, PublishedRuntime
 from udpm.core.errors import UserError
@@ -86,9 +87,6 @@ def read_speed(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: missing, unreadable, or not such a record.
     """
-    # It loads matplotlib, which tables do without.
-    from udpm.report.benchmarks import read_benchmark
-
     record = read_benchmark(path)
     if record["steps_per_second"] is None or record["images_per_second"] is None:
         raise UserError(f"{path}: holds no steps at the full side; udpm bench sample measures them")
