@@ -57,7 +57,7 @@ def train(
     Adam updated parameter by parameter and losses read in every step. Ways are measured in turn. LPIPS has random
     weights where images are random.
     """
-    from benchmarks.compare_training import compare_training
+    from benchmarks.training import compare_training
     from udpm.bench.training import Images, for_speed
     from udpm.config import RunConfig, read_resolved
 
@@ -98,7 +98,7 @@ def sample(
     EXPERIMENT is the name of a file in config/experiments/. Networks are freshly initialised. The plain way: float32
     with an FFT and contiguous weights. Ways are measured in turn.
     """
-    from benchmarks.compare_sampling import compare_sampling
+    from benchmarks.sampling import compare_sampling
     from udpm.config import load_experiment, resolve_run
     from udpm.core import devices
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.baseline_training import SwitchedTrainer, TrainingGains
 from benchmarks.gpu.checks import Check, Session
 from benchmarks.gpu.subjects import awake_model, experiment, random_data
+from benchmarks.training import SwitchedTrainer, TrainingGains
 from udpm.bench.measure import BLOCKS, Timing, repeated
 from udpm.bench.record import Work, row
 from udpm.bench.training import Images, bench_training, for_speed, level_shares

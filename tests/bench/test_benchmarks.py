@@ -13,10 +13,10 @@ import torch
 from test_bench import CEILINGS, CPU, FakeGpu, assert_record, assert_spread, parts, quick, single_record  # noqa: F401
 
 from benchmarks.__main__ import main
-from benchmarks.baseline_sampling import SwitchedSampler, sampling_ways
-from benchmarks.baseline_training import SwitchedTrainer, TrainingGains
 from benchmarks.fft import adjoint_by_fft, downsample_by_fft
 from benchmarks.gains import comparison_lines, switches
+from benchmarks.sampling import SwitchedSampler, sampling_ways
+from benchmarks.training import SwitchedTrainer, TrainingGains
 from udpm.bench import measure
 from udpm.bench import record as records
 from udpm.bench.record import Work

@@ -14,7 +14,7 @@ from udpm.metrics.protocol import DRAWING, FEATURES, MEASURING, comparable, desc
 from udpm.metrics.selection import select
 from udpm.report.paper.study import Paper
 from udpm.report.scores import measured, score_table
-from udpm.report.sweep.ranking import ranking_table, read_results
+from udpm.report.sweep.tables import ranking_table, read_results
 
 SUBJECT = {
     **{"kind": "samples", "experiment": "digits", "run_seed": 0, "iteration": 3200, "weights": "ema", "seed": 0},

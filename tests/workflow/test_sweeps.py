@@ -16,7 +16,7 @@ from udpm.config import list_configs, load_experiment, load_sweep, resolve_run, 
 from udpm.core.errors import UserError
 from udpm.core.kinds import EXPERIMENT
 from udpm.report.sweep.figures import draw_heat_map
-from udpm.report.sweep.ranking import best_experiment, ranking_table, read_results
+from udpm.report.sweep.tables import best_experiment, ranking_table, read_results
 from udpm.runs.layout import Layout
 from udpm.runs.status import trained_points
 

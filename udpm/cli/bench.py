@@ -124,7 +124,7 @@ def score(config: Path, extractor: Path | None, side: int, as_json: bool, output
 
     CONFIG is a resolved scoring section (udpm resolve --part scoring). Nothing is kept.
     """
-    from udpm.bench.scoring import bench_extractor, scoring_lines
+    from udpm.bench.inference import bench_extractor, scoring_lines
     from udpm.config import Scoring, read_resolved
     from udpm.core import devices
     from udpm.metrics.extractor import extractor_files, open_extractor
@@ -165,7 +165,7 @@ def sample(
     EXPERIMENT is the name of a file in config/experiments/. Networks are freshly initialized: this needs neither
     weights nor data.
     """
-    from udpm.bench.sampling import bench_sampling, sampling_lines
+    from udpm.bench.inference import bench_sampling, sampling_lines
     from udpm.config import load_experiment, resolve_run
     from udpm.core import devices
 

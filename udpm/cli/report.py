@@ -264,7 +264,7 @@ def plan(sweep: str, config: Path, output: Path | None) -> None:
     With --output the table is also written as STEM.csv, .md, .tex and .html.
     """
     from udpm.config import load_sweep
-    from udpm.report.sweep.plan import plan_table
+    from udpm.report.sweep.tables import plan_table
 
     table = plan_table(load_sweep(sweep, config))
     click.echo(table.markdown() if output is None else table.write(output), nl=False)
@@ -310,7 +310,7 @@ def rank(sweep: str, config: Path, results: Path, output: Path | None, best: Pat
     """
     from udpm.config import load_sweep
     from udpm.core.files import write_text
-    from udpm.report.sweep.ranking import best_experiment, ranking_table, read_results
+    from udpm.report.sweep.tables import best_experiment, ranking_table, read_results
 
     loaded = load_sweep(sweep, config)
     found = read_results(loaded, results)
@@ -330,7 +330,7 @@ def heat(sweep: str, grid: str, config: Path, results: Path, output: Path) -> No
     """Draw a GRID of two axes as a heat map: STEM.svg, STEM.png, and its data as STEM.csv."""
     from udpm.config import load_sweep
     from udpm.report.sweep.figures import draw_heat_map
-    from udpm.report.sweep.ranking import read_results
+    from udpm.report.sweep.tables import read_results
 
     loaded = load_sweep(sweep, config)
     draw_heat_map(loaded, read_results(loaded, results), grid, output)
@@ -351,7 +351,7 @@ def strip(sweep: str, config: Path, results: Path, output: Path) -> None:
     """
     from udpm.config import load_sweep
     from udpm.report.sweep.figures import draw_strip
-    from udpm.report.sweep.ranking import read_results
+    from udpm.report.sweep.tables import read_results
 
     loaded = load_sweep(sweep, config)
     draw_strip(loaded, read_results(loaded, results), results, output)

@@ -1,1 +1,1 @@
-"""Sweeps: plan, ranking, figures."""
+"""Tables and figures of a sweep."""

@@ -1,11 +1,13 @@
-"""How fast images are drawn on this machine, against one step of a network at the full side."""
+"""How fast images are drawn, against one step of a network at the full side; and how fast features are extracted."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from udpm.bench.measure import ceilings, repeated
 from udpm.bench.record import Work, record, row
@@ -13,6 +15,7 @@ from udpm.config.experiment import RunConfig
 from udpm.core import devices
 from udpm.diffusion.sampler import noise_sides, sample
 from udpm.diffusion.schedule import Schedule
+from udpm.metrics.extractor import Extractor
 from udpm.networks.flops import Cost, count_cost
 from udpm.networks.inference import serve
 from udpm.networks.unet import IMAGE_CHANNELS, UNet, build_generator, generator_shape
@@ -78,3 +81,61 @@ def work_of(cost: Cost, schedule: Schedule, batch: int, bfloat16: bool) -> Work:
     """Of a batch; bytes are the weights, which every call reads at least once."""
     read = schedule.levels * cost.generator_parameters * (2 if bfloat16 else 4)
     return Work(batch, cost.total * batch, read, "bfloat16" if bfloat16 else "float32")
+
+
+SECONDS = 3.0
+"""How long each measurement takes, about."""
+
+SEED = 0
+
+
+def bench_extractor(extractor: Extractor, side: int, batch: int) -> dict[str, Any]:
+    """Measure an extractor on images of random bytes.
+
+    Args:
+        extractor: which.
+        side: of the images.
+        batch: images per call.
+
+    Returns:
+        The record. Bytes are those of images, of what the network is fed, of its weights and of its features.
+
+    Raises:
+        UserError: the extractor does not take images of this side.
+    """
+    images = np.random.default_rng(SEED).integers(0, 256, (2 * batch, side, side, 3), dtype=np.uint8)
+    threads, device = torch.get_num_threads(), extractor.device
+    ready = extractor.inputs.prepare(images[:batch], threads)
+    with FlopCounterMode(display=False) as counter:
+        features = extractor.forward(ready)
+    resize = Work(batch, 0, images[:batch].nbytes + ready.nbytes)
+    network = Work(batch, counter.get_total_flops() // 2, ready.nbytes + _size(extractor.module) + features.nbytes)
+    both = Work(2 * batch, 2 * network.multiply_adds, 2 * (resize.bytes + network.bytes))
+    measured = {
+        "resize": (resize, lambda: extractor.inputs.prepare(images[:batch], threads)),
+        "network": (network, lambda: extractor.forward(ready)),
+        "both": (both, lambda: extractor.features(images, batch)),
+    }
+    timings = {name: repeated(call, device, SECONDS) for name, (_, call) in measured.items()}
+    best = ceilings(device)
+    rows = [row(name, "", timings[name], work, best) for name, (work, _) in measured.items()]
+    preprocessing = extractor.inputs.describe()
+    return record(
+        "scoring", device, best, rows, extractor=extractor.name, preprocessing=preprocessing, side=side, batch=batch
+    )
+
+
+def scoring_lines(found: dict[str, Any]) -> list[str]:
+    """What `bench_extractor` found, as text."""
+    return [
+        f"{found['extractor']} on {found['device']}: images of side {found['side']}, batch {found['batch']}",
+        f"  preprocessing {found['preprocessing']}",
+        *(
+            f"  {each['part']:<8} {each['images_per_second']['median']:8.0f} images per second"
+            for each in found["rows"]
+        ),
+    ]
+
+
+def _size(module: torch.nn.Module) -> int:
+    return sum(values.nbytes for values in [*module.parameters(), *module.buffers()])
