@@ -58,13 +58,13 @@ def train(
     weights where images are random.
     """
     from benchmarks.training import compare_training
-    from udpm.bench.training import Images, for_speed
+    from udpm.bench.training import BenchmarkData, for_speed
     from udpm.config import RunConfig, read_resolved
 
     if (dataset is None) != (cache is None):
         raise click.UsageError("--dataset and --cache belong together")
     resolved = for_speed(read_resolved(RunConfig, config), batch, threads, random=dataset is None)
-    found = compare_training(resolved, Images(dataset, cache), repetitions, levels, gains=gains, memory=memory)
+    found = compare_training(resolved, BenchmarkData(dataset, cache), repetitions, levels, gains=gains, memory=memory)
     _show(found, as_json, output)
 
 
@@ -128,9 +128,9 @@ def table(records: tuple[Path, ...]) -> None:
 @click.option("--output", type=OutputStem(kinds.FIGURE), required=True, metavar="STEM", help="Path without suffix.")
 def figure(records: tuple[Path, ...], clock: str, output: Path) -> None:
     """Draw how many times faster than the plain way every way is."""
-    from benchmarks.figure import draw_speeds
+    from benchmarks.figure import plot_speeds
 
-    draw_speeds(records, output, "speedup" if clock == "wall" else "cpu_speedup")
+    plot_speeds(records, output, "speedup" if clock == "wall" else "cpu_speedup")
 
 
 def _show(found: dict[str, Any], as_json: bool, output: Path | None) -> None:

@@ -40,7 +40,7 @@ def render_speeds(paths: Iterable[Path]) -> str:
     return "\n".join(_rendered(read_benchmark(path)) for path in paths)
 
 
-def draw_speeds(paths: Iterable[Path], stem: str | Path, kind: str = "speedup") -> None:
+def plot_speeds(paths: Iterable[Path], stem: str | Path, kind: str = "speedup") -> None:
     """How many times faster than the plain way, a line of panels for each record; next to it gain by gain.
 
     Args:
@@ -63,11 +63,11 @@ def draw_speeds(paths: Iterable[Path], stem: str | Path, kind: str = "speedup") 
         layout="constrained",
     )
     for line, record in zip(grid, records, strict=True):
-        _draw_ways(line[0], record, kind)
+        _plot_ways(line[0], record, kind)
         if columns == 1:
             continue
         if record.get("gains"):
-            _draw_gains(line[1], record, kind)
+            _plot_gains(line[1], record, kind)
         else:
             line[1].set_visible(False)
     figure.supxlabel(f"times faster {KINDS[kind]}: median and quartiles of pairs of one repetition", fontsize=9)
@@ -94,7 +94,7 @@ def _comparison(path: Path, kind: str) -> dict[str, Any]:
     return record
 
 
-def _draw_ways(axes: Axes, record: dict[str, Any], kind: str) -> None:
+def _plot_ways(axes: Axes, record: dict[str, Any], kind: str) -> None:
     """Bars grouped by part of the work, one for each way but the plain one, which is the line at 1."""
     parts = list(dict.fromkeys(each["part"] for each in record["rows"]))
     ways = [way for way in dict.fromkeys(each["way"] for each in record["rows"]) if way != PLAIN]
@@ -127,7 +127,7 @@ def _draw_ways(axes: Axes, record: dict[str, Any], kind: str) -> None:
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=len(ways) + 1)
 
 
-def _draw_gains(axes: Axes, record: dict[str, Any], kind: str) -> None:
+def _plot_gains(axes: Axes, record: dict[str, Any], kind: str) -> None:
     """A line for each gain; hollow where the full way lacks it."""
     names, gains = _gain_names(record), record["gains"]
     parts = list(dict.fromkeys(each["part"] for each in gains))

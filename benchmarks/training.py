@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.fft import downsample_by_fft
 from benchmarks.gains import PLAIN, gain_by_gain
 from udpm.bench.measure import Timing, ceilings, in_turn, peak_bytes, speedup
-from udpm.bench.record import Work, record, row
-from udpm.bench.training import CONFIGURED, MEAN, Images, changed, level_shares, setting, trained
+from udpm.bench.record import Workload, record, row
+from udpm.bench.training import CONFIGURED, MEAN, BenchmarkData, changed, level_shares, setting, trained
 from udpm.config.experiment import RunConfig
 from udpm.core import devices
 from udpm.core.errors import UserError
@@ -227,7 +227,7 @@ FLOAT32 = "float32"
 
 def compare_training(
     config: RunConfig,
-    images: Images,
+    images: BenchmarkData,
     repetitions: int,
     at: list[int] | None = None,
     *,
@@ -274,7 +274,7 @@ def compare_training(
     return found | ({"gains": switched} if gains else {})
 
 
-def iterate_twice(config: RunConfig, images: Images, gains: TrainingGains, level: int) -> None:
+def iterate_twice(config: RunConfig, images: BenchmarkData, gains: TrainingGains, level: int) -> None:
     """Two iterations at a level with some gains; for the memory that they take."""
     training = config.training
     device = devices.configure(training.device, training.threads, tf32=training.tf32)
@@ -323,9 +323,9 @@ def _call(
     return trainer.iterate
 
 
-def _work(config: RunConfig, way: TrainingGains, cost: IterationCost) -> Work:
+def _work(config: RunConfig, way: TrainingGains, cost: IterationCost) -> Workload:
     precision = "bfloat16" if way.bfloat16 else "float32"
-    return Work(config.training.batch, cost.multiply_adds, cost.bytes, precision)
+    return Workload(config.training.batch, cost.multiply_adds, cost.bytes, precision)
 
 
 def _ways(full: TrainingGains) -> dict[str, TrainingGains]:

@@ -16,7 +16,7 @@ from benchmarks.gpu.checks import Check, Session
 from benchmarks.gpu.speed import measured_run
 from benchmarks.gpu.subjects import awake_model
 from udpm.bench.measure import now
-from udpm.bench.training import Images
+from udpm.bench.training import BenchmarkData
 from udpm.networks.inference import Precision
 from udpm.sampling.sampler import Sampler
 from udpm.training.trainer import Trainer
@@ -148,7 +148,7 @@ def _iteration(session: Session, level: int, **changes: Any) -> str:
     shares = [float(other == level) for other in (1, 2, 3)]
     config, lacks = measured_run(session, **changes, training__level_probabilities=shares)
     session.set_up(tf32=True)
-    with Images().opened(config) as levels:
+    with BenchmarkData().opened(config) as levels:
         trainer = Trainer(config, levels, session.device)
         return _profiled(session, f"training, l={level}{way}{lacks}", trainer.iterate)
 

@@ -15,8 +15,8 @@ from benchmarks.gpu.checks import Check, Session
 from benchmarks.gpu.subjects import awake_model, experiment, random_data
 from benchmarks.training import SwitchedTrainer, TrainingGains
 from udpm.bench.measure import BLOCKS, Timing, repeated
-from udpm.bench.record import Work, row
-from udpm.bench.training import Images, bench_training, for_speed, level_shares
+from udpm.bench.record import Workload, row
+from udpm.bench.training import BenchmarkData, bench_training, for_speed, level_shares
 from udpm.config import RunConfig
 from udpm.diffusion.sampler import noise_sides, sample
 from udpm.diffusion.schedule import Schedule
@@ -59,7 +59,7 @@ def _ceilings(session: Session) -> str:
 def _bench(session: Session) -> str:
     """`udpm bench train`."""
     config, lacks = measured_run(session)
-    with Images().opened(config) as levels:
+    with BenchmarkData().opened(config) as levels:
         found = bench_training(config, levels, BENCHED if session.full else 2)
     (each,) = found["rows"]
     session.report.timings.append({"of": "training", "way": f"udpm bench train{lacks}", "record": found})
@@ -91,7 +91,7 @@ def _training(session: Session, way: str, plain: bool = False, **changes: Any) -
     for part, timing, cost in zip(
         parts, [*timings, Timing.mean(timings, shares)], [*costs, IterationCost.mean(costs, shares)], strict=True
     ):
-        work = Work(batch, cost.multiply_adds, cost.bytes, precision)
+        work = Workload(batch, cost.multiply_adds, cost.bytes, precision)
         found = row(part, way + lacks, timing, work, best, batch=batch, gpu_peak_bytes=peak)
         session.report.timings.append({"of": "training", **found})
     return (
@@ -130,7 +130,7 @@ def _sampling(
     peak = torch.cuda.max_memory_allocated() if session.on_gpu else None
     texts = []
     for part, timing, drawn in (("from seed to bytes", whole, images), ("the chain alone", chain, batch)):
-        work = Work(drawn, multiply_adds * drawn, precision=precision)
+        work = Workload(drawn, multiply_adds * drawn, precision=precision)
         found = row(
             part, way_of(precision, graphs, tf32, compiles), timing, work, best, batch=batch, gpu_peak_bytes=peak
         )

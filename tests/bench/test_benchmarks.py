@@ -19,7 +19,7 @@ from benchmarks.sampling import SwitchedSampler, sampling_ways
 from benchmarks.training import SwitchedTrainer, TrainingGains
 from udpm.bench import measure
 from udpm.bench import record as records
-from udpm.bench.record import Work
+from udpm.bench.record import Workload
 from udpm.core.arrays import sealed
 from udpm.core.files import write_json
 from udpm.data.levels import open_levels
@@ -227,7 +227,7 @@ def test_cpu_seconds_of_a_thread_that_waits_for_a_gpu_mean_nothing(tmp_path, mon
     found = measure.speedup(timings["slow"], timings["fast"])
     assert found["speedup"]["count"] == 2
     assert found["cpu_speedup"] is None
-    ways = {name: records.row("batch", name, timings[name], Work(1, 9, 9), CEILINGS) | found for name in timings}
+    ways = {name: records.row("batch", name, timings[name], Workload(1, 9, 9), CEILINGS) | found for name in timings}
     record = single_record() | {"rows": list(ways.values())}
     assert "CPU" not in comparison_lines(record)[-1]
     (tmp_path / "gpu.json").write_text(json.dumps(record))

@@ -180,7 +180,7 @@ def test_figures_name_classes(tmp_path, monkeypatch):
     save_samples(tmp_path / "s.npz", images, np.arange(6) % 3, record)
     drawn = []
     monkeypatch.setattr(pictures, "save", lambda figure, stem, data: drawn.append(figure))
-    pictures.draw_samples(tmp_path / "s.npz", tmp_path / "f")
+    pictures.plot_samples(tmp_path / "s.npz", tmp_path / "f")
     assert [text.get_text() for text in drawn[0].axes[0].get_yticklabels()] == PETS
 
 

@@ -55,8 +55,8 @@ from udpm.networks.weights import load_model
 from udpm.report import scores as tables
 from udpm.report.card import model_card
 from udpm.report.figures.curves import milestone_table, read_metrics
-from udpm.report.figures.latents import draw_latents
-from udpm.report.figures.samples import draw_chain
+from udpm.report.figures.latents import plot_latents
+from udpm.report.figures.samples import plot_chain
 from udpm.runs.attempts import any_killed, failed_twice_identically
 from udpm.runs.lock import read_owner
 from udpm.runs.status import read_status, statuses_json
@@ -265,13 +265,13 @@ def _samples(folder, file="samples.npz"):
 def _chain(folder, draw=False):
     load_arrays(folder / "chain.npz", "chain", "udpm sample --chain")
     if draw:
-        draw_chain(folder / "chain.npz", folder / "figure")
+        plot_chain(folder / "chain.npz", folder / "figure")
 
 
 def _latents(folder, draw=False):
     load_arrays(folder / "latents.npz", "latent-space experiment", "udpm latents")
     if draw:
-        draw_latents(folder / "latents.npz", folder / "figure")
+        plot_latents(folder / "latents.npz", folder / "figure")
 
 
 def _reference(folder):

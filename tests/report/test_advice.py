@@ -13,9 +13,9 @@ from scored import fid, results
 
 from udpm.config.published_scores import load_published
 from udpm.report.paper.entries import differences
-from udpm.report.paper.study import Paper
+from udpm.report.paper.study import StudyReport
 from udpm.report.paper.tables import Shown, setup_table
-from udpm.report.scores import measured
+from udpm.report.scores import summarize_scores
 
 PLAIN = re.compile(r"`snakemake (--profile slurm )?(\w+) --config experiments=([\w.-]+)`")
 ADVICE = re.compile(r"(?:`([^`]+)` (in|as) (config/experiments/[\w.-]+\.yaml), then )?" + PLAIN.pattern)
@@ -72,8 +72,8 @@ def test_all_advice_is_followed(study, case):
     values, expected = CASES[case]
     values = yaml.safe_dump({"extends": "digits"} | values)
     Path("config/experiments/two.yaml").write_text(values)
-    page = Paper("results", "config", ["two"]).write_summary(study)
-    table = Paper("results", "config").write("digits", "table")
+    page = StudyReport("results", "config", ["two"]).write_summary(study)
+    table = StudyReport("results", "config").write("digits", "table")
     assert expected in page
     assert page.count("`snakemake all") + page.count("`snakemake --profile") == len(PLAIN.findall(page))
     found = {*ADVICE.findall(page), *ADVICE.findall(table)}
@@ -87,9 +87,9 @@ def test_all_advice_is_followed(study, case):
 
 def test_an_experiment_that_was_scored_before_is_not_missing(study):
     Path("config/experiments/two.yaml").write_text("extends: digits\n")
-    assert "digits: is not in this study" in Paper("results", "config", ["two"]).write_summary(study)
+    assert "digits: is not in this study" in StudyReport("results", "config", ["two"]).write_summary(study)
     results(study / "results", seed0=fid(18.0, "digits", selection=None, classes=10))
-    page = Paper("results", "config", ["two"]).write_summary(study)
+    page = StudyReport("results", "config", ["two"]).write_summary(study)
     assert "digits: is not in this study" not in page
     assert "cifar10: is not in this study" in page
 
@@ -134,11 +134,11 @@ def test_the_card_of_imported_weights_says_what_is_known(study, trained):
 
 def test_what_is_known_of_one_row_is_not_claimed_of_all(study):
     for name in ("peers", "table1", "table2"):
-        text = Paper("results", "config").write(name, "table")
+        text = StudyReport("results", "config").write(name, "table")
         stated = "Published protocol, as far as it is stated: metric FID, N 50000, extractor inception; of UDPM alone"
         assert f"{stated} checkpoint best, weights ema; not stated" in text
         row = next(row for row in load_published(name).rows if row.experiments)
         other = fid(experiment=row.experiments[0], selection=None, weights="raw")
-        (last,) = measured([other | {"experiment": row.experiments[0]}], row.experiments[0], 600_000)
+        (last,) = summarize_scores([other | {"experiment": row.experiments[0]}], row.experiments[0], 600_000)
         why = differences(load_published(name).protocol, row, last)
         assert {"checkpoint last, published best", "weights raw, published ema"} <= set(why)

@@ -12,8 +12,8 @@ from udpm.config import load_sweep
 from udpm.core.errors import UserError
 from udpm.metrics.protocol import DRAWING, FEATURES, MEASURING, comparable, describe
 from udpm.metrics.selection import select
-from udpm.report.paper.study import Paper
-from udpm.report.scores import measured, score_table
+from udpm.report.paper.study import StudyReport
+from udpm.report.scores import score_table, summarize_scores
 from udpm.report.sweep.tables import ranking_table, read_results
 
 SUBJECT = {
@@ -87,9 +87,9 @@ def test_scores_that_differ_in_any_part_of_their_protocol_are_never_averaged(key
     ]
     # Means over seeds, as in the paper's tables, the summary and the trade-off.
     read = [score | {"experiment": "digits"} for score in (plain, changed(other, {"subject": {"run_seed": 1}}))]
-    assert [entry.mean for entry in measured(read, "digits")] in ([4.0, 6.0], [6.0, 4.0])
+    assert [entry.mean for entry in summarize_scores(read, "digits")] in ([4.0, 6.0], [6.0, 4.0])
     scores("digits", CHANGES[key])
-    Paper("results", "config", ["digits"]).write("digits", tmp_path / "t")
+    StudyReport("results", "config", ["digits"]).write("digits", tmp_path / "t")
     assert "5.00" not in (tmp_path / "t.md").read_text()
     # Columns of the score table share a scale; N and what was drawn stand in the table.
     headings = list(score_table(scores("digits", CHANGES[key])).shown)
@@ -111,7 +111,7 @@ def test_scores_that_differ_in_any_part_of_their_protocol_are_never_averaged(key
 
 def test_scores_that_agree_are_averaged_by_all(scores, tmp_path):
     scores("digits", {})
-    text = Paper("results", "config", ["digits"]).write("digits", tmp_path / "t")
+    text = StudyReport("results", "config", ["digits"]).write("digits", tmp_path / "t")
     assert "5.00 ± 1.41 (2 seeds)" in text
     assert f"digits, last checkpoint, training seeds 0, 1: {describe(a_score(4.0))}." in text
     sweep = {"base": "digits", "seeds": [0, 1], "points": {"p": {}}}
@@ -124,7 +124,7 @@ def test_scores_that_agree_are_averaged_by_all(scores, tmp_path):
 
 def test_runs_of_another_length_are_not_averaged():
     read = [a_score(4.0, experiment="digits"), a_score(6.0, run_seed=1, iteration=20)]
-    assert len(measured([score | {"experiment": "digits"} for score in read], "digits")) == 2
+    assert len(summarize_scores([score | {"experiment": "digits"} for score in read], "digits")) == 2
 
 
 def test_points_of_a_sweep_compare_though_their_images_are_drawn_differently(scores, tmp_path):

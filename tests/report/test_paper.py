@@ -30,8 +30,8 @@ from udpm.metrics.precision_recall import nearest_images
 from udpm.networks.flops import count_cost
 from udpm.report.figures.style import LARGEST
 from udpm.report.paper.entries import entries, verdict
-from udpm.report.paper.study import Paper
-from udpm.report.scores import measured
+from udpm.report.paper.study import StudyReport
+from udpm.report.scores import summarize_scores
 from udpm.sampling.generate import draw_samples
 
 CONFIG = tiny.ROOT / "config"
@@ -40,7 +40,7 @@ SUFFIXES = (".csv", ".md", ".tex", ".html")
 
 def table1(folder, **scores):
     """The row of UDPM in the csv of Table 1: by checkpoint."""
-    Paper(results(folder, **scores), CONFIG).write("table1", folder / "t")
+    StudyReport(results(folder, **scores), CONFIG).write("table1", folder / "t")
     rows = pd.read_csv(folder / "t.csv", keep_default_na=False)
     return {row["checkpoint"]: row for _, row in rows[rows["experiment"] == "cifar10"].iterrows()}
 
@@ -117,7 +117,7 @@ def test_what_a_table_states_of_mode_and_reference_is_compared():
     row = table.rows[-1]
     stated = table.protocol.model_copy(update={"preprocessing": "legacy", "split": "test"})
     score = fid() | {"experiment": "cifar10"}
-    found = measured([score], "cifar10")[0]
+    found = summarize_scores([score], "cifar10")[0]
     assert verdict(table, row, found)[0] == "reproduced"
     word, why = verdict(table.model_copy(update={"protocol": stated}), row, found)
     assert word == "not comparable"
@@ -131,7 +131,7 @@ def test_mean_and_spread_over_seeds_and_a_missing_one(tmp_path):
     path = config / "experiments/cifar10.yaml"
     path.write_text(path.read_text().replace("seeds: [0]", "seeds: [0, 1, 2]"))
     folder = results(tmp_path, seed0_best=fid(6.0), seed1_best=fid(8.0, seed=1), seed0=fid(7.0, selection=None))
-    markdown = Paper(folder, config).write("table1", tmp_path / "t")
+    markdown = StudyReport(folder, config).write("table1", tmp_path / "t")
     ours = next(line for line in markdown.splitlines() if line.startswith("| UDPM"))
     assert "7.00 ± 1.41 (2 seeds)" in ours
     assert "best: reproduced" in ours
@@ -141,7 +141,7 @@ def test_mean_and_spread_over_seeds_and_a_missing_one(tmp_path):
 
 def test_scores_of_two_protocols_share_no_mean(tmp_path):
     other = fid(20.0, seed=1, n=10_000, label="FID-10k")
-    Paper(results(tmp_path, seed0_best=fid(), seed1_best=other), CONFIG).write("table1", tmp_path / "t")
+    StudyReport(results(tmp_path, seed0_best=fid(), seed1_best=other), CONFIG).write("table1", tmp_path / "t")
     ours = [line for line in (tmp_path / "t.md").read_text().splitlines() if line.startswith("| UDPM")]
     assert len(ours) == 2
     assert any("20.00 FID-10k" in line and "not comparable" in line for line in ours)
@@ -265,7 +265,7 @@ def test_bad_input(tmp_path, capsys):
     path = results(tmp_path, seed0=fid()) / "scores/cifar10/seed0.json"
     path.write_text("{")
     with pytest.raises(UserError, match=r"seed0\.json: not a readable score"):
-        Paper(tmp_path, CONFIG).write("table1", tmp_path / "t")
+        StudyReport(tmp_path, CONFIG).write("table1", tmp_path / "t")
 
 
 @pytest.fixture(scope="module")

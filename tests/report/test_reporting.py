@@ -10,9 +10,9 @@ from PIL import Image
 
 from udpm.config import Sampling, to_json
 from udpm.core.errors import UserError
-from udpm.report.figures.curves import draw_curves, read_metrics
-from udpm.report.figures.samples import draw_chain, draw_samples
-from udpm.report.figures.schedule import draw_run_schedule
+from udpm.report.figures.curves import plot_curves, read_metrics
+from udpm.report.figures.samples import plot_chain, plot_samples
+from udpm.report.figures.schedule import plot_run_schedule
 from udpm.report.figures.style import LARGEST
 from udpm.report.scores import score_table
 from udpm.sampling.generate import draw_samples as sample
@@ -112,10 +112,10 @@ def drawn(trained, tmp_path_factory):
 
 
 FIGURES = {
-    "samples": (draw_samples, "samples.npz"),
-    "chain": (draw_chain, "chain.npz"),
-    "curves": (draw_curves, "metrics.jsonl"),
-    "schedule": (draw_run_schedule, "run.json"),
+    "samples": (plot_samples, "samples.npz"),
+    "chain": (plot_chain, "chain.npz"),
+    "curves": (plot_curves, "metrics.jsonl"),
+    "schedule": (plot_run_schedule, "run.json"),
 }
 
 

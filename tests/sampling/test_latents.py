@@ -24,7 +24,7 @@ from udpm.data.npz import load_arrays, save_arrays
 from udpm.diffusion.sampler import Latent, interpolate, join, mix
 from udpm.networks.unet import build_generator
 from udpm.networks.weights import load_model, save_weights
-from udpm.report.figures.latents import draw_latents
+from udpm.report.figures.latents import plot_latents
 from udpm.report.figures.style import LARGEST
 from udpm.sampling.latents import EXPERIMENTS, explore_latents, pca, perturb, principal_components, swap
 from udpm.sampling.latents import interpolate_four as interpolated
@@ -285,7 +285,7 @@ def test_the_batch_does_not_matter(explored, trained, tmp_path):
 def test_figures(explored, tmp_path):
     kind, path = explored
     for name in ("a", "b"):
-        draw_latents(path, tmp_path / name)
+        plot_latents(path, tmp_path / name)
     for suffix in (".svg", ".png", ".csv"):
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
     with Image.open(tmp_path / "a.png") as image:
@@ -330,7 +330,7 @@ def crowded(kind):
 @pytest.mark.parametrize("kind", EXPERIMENTS)
 def test_figures_never_outgrow_the_report(kind, tmp_path):
     save_arrays(tmp_path / "a.npz", *crowded(kind))
-    draw_latents(tmp_path / "a.npz", tmp_path / "figure")
+    plot_latents(tmp_path / "a.npz", tmp_path / "figure")
     with Image.open(tmp_path / "figure.png") as image:
         assert max(image.size) <= LARGEST
 
@@ -346,7 +346,7 @@ def test_figures_of_nothing(tmp_path):
         "other.npz": "format is 'udpm-reference/1', expected 'udpm-latents/1'",
     }.items():
         with pytest.raises(UserError, match=expected) as error:
-            draw_latents(tmp_path / name, tmp_path / "figure")
+            plot_latents(tmp_path / name, tmp_path / "figure")
         assert "\n" not in str(error.value)
     assert not list(tmp_path.glob("figure*"))
 

@@ -15,7 +15,7 @@ from udpm.cli import main
 from udpm.config import list_configs, load_experiment, load_sweep, resolve_run, to_json
 from udpm.core.errors import UserError
 from udpm.core.kinds import EXPERIMENT
-from udpm.report.sweep.figures import draw_heat_map
+from udpm.report.sweep.figures import plot_heat_map
 from udpm.report.sweep.tables import best_experiment, ranking_table, read_results
 from udpm.runs.layout import Layout
 from udpm.runs.status import trained_points
@@ -337,12 +337,12 @@ def test_a_heat_map_with_a_cell_missing(config, tmp_path):
     write(config, grids={"g": GRID})
     score(tmp_path, "alpha3-0.1_weight-by-level", 0, 3.0)
     sweep = load_sweep("mine", config)
-    draw_heat_map(sweep, read_results(sweep, tmp_path), "g", tmp_path / "heat")
+    plot_heat_map(sweep, read_results(sweep, tmp_path), "g", tmp_path / "heat")
     table = pd.read_csv(tmp_path / "heat.csv")
     assert list(table.columns[:3]) == ["alpha3", "weight", "point"]
     assert list(table["frechet_distance"].notna()) == [False, False, False, True]
     first = {suffix: (tmp_path / f"heat.{suffix}").read_bytes() for suffix in ("svg", "png", "csv")}
-    draw_heat_map(sweep, read_results(sweep, tmp_path), "g", tmp_path / "heat")
+    plot_heat_map(sweep, read_results(sweep, tmp_path), "g", tmp_path / "heat")
     assert first == {suffix: (tmp_path / f"heat.{suffix}").read_bytes() for suffix in first}
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from udpm.bench.measure import BLOCKS, Timing, repeated
-from udpm.bench.record import Work, row
+from udpm.bench.record import Workload, row
 from udpm.config.dataset import DatasetConfig
 from udpm.core.errors import UserError
 from udpm.data import fill
@@ -50,7 +50,7 @@ def bench_feeding(side: int, batch: int, device: torch.device, best: dict[str, f
             for level in range(1, LEVELS + 1):
                 timing = repeated(_caller(feed, level), device, SECONDS)
                 values = batch * 3 * (side >> (level - 1)) ** 2
-                work = Work(batch, 0, values * (4 + levels.sums[level - 1].itemsize))
+                work = Workload(batch, 0, values * (4 + levels.sums[level - 1].itemsize))
                 rows.append(row(f"l = {level}", residence, timing, work, best, float32_bytes=4 * values))
     return rows
 
@@ -139,11 +139,11 @@ def bench_preparation(
         whole = {count: _time_whole(work, source, count, limit) for count in sorted({1, workers})}
     moved = {"read": stored, "write": 3 * side**2}
     rows = [
-        row(stage, PREPARATION, timing, Work(1, 0, moved.get(stage, 0)), best, mean_seconds=fmean(timing.wall))
+        row(stage, PREPARATION, timing, Workload(1, 0, moved.get(stage, 0)), best, mean_seconds=fmean(timing.wall))
         for stage, timing in stages.items()
     ]
     rows += [
-        row("whole", f"{count} process{'es' if count > 1 else ''}", timing, Work(1, 0, sum(moved.values())), best)
+        row("whole", f"{count} process{'es' if count > 1 else ''}", timing, Workload(1, 0, sum(moved.values())), best)
         for count, timing in whole.items()
     ]
     return {"path": path, "side": side, "images": len(source.names), "refused": refused, "rows": rows}

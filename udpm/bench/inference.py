@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from udpm.bench.measure import ceilings, repeated
-from udpm.bench.record import Work, record, row
+from udpm.bench.record import Workload, record, row
 from udpm.config.experiment import RunConfig
 from udpm.core import devices
 from udpm.diffusion.sampler import noise_sides, sample
@@ -47,7 +47,7 @@ def bench_sampling(config: RunConfig, device: torch.device, batch: int, seconds:
     with torch.inference_mode():
         chain = repeated(lambda: sample(schedule, network, images, noises, labels), device, seconds)
         step = repeated(lambda: full(images, 0.5, labels), device, seconds)
-    step_work = Work(batch, cost.full_side * batch, 4 * cost.full_side_parameters)
+    step_work = Workload(batch, cost.full_side * batch, 4 * cost.full_side_parameters)
     rows = [
         row("image", "float32", chain, work_of(cost, schedule, batch, bfloat16=False), best),
         row("full-side step", "float32", step, step_work, best),
@@ -77,10 +77,10 @@ def sampling_lines(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def work_of(cost: Cost, schedule: Schedule, batch: int, bfloat16: bool) -> Work:
+def work_of(cost: Cost, schedule: Schedule, batch: int, bfloat16: bool) -> Workload:
     """Of a batch; bytes are the weights, which every call reads at least once."""
     read = schedule.levels * cost.generator_parameters * (2 if bfloat16 else 4)
-    return Work(batch, cost.total * batch, read, "bfloat16" if bfloat16 else "float32")
+    return Workload(batch, cost.total * batch, read, "bfloat16" if bfloat16 else "float32")
 
 
 SECONDS = 3.0
@@ -108,9 +108,9 @@ def bench_extractor(extractor: Extractor, side: int, batch: int) -> dict[str, An
     ready = extractor.inputs.prepare(images[:batch], threads)
     with FlopCounterMode(display=False) as counter:
         features = extractor.forward(ready)
-    resize = Work(batch, 0, images[:batch].nbytes + ready.nbytes)
-    network = Work(batch, counter.get_total_flops() // 2, ready.nbytes + _size(extractor.module) + features.nbytes)
-    both = Work(2 * batch, 2 * network.multiply_adds, 2 * (resize.bytes + network.bytes))
+    resize = Workload(batch, 0, images[:batch].nbytes + ready.nbytes)
+    network = Workload(batch, counter.get_total_flops() // 2, ready.nbytes + _size(extractor.module) + features.nbytes)
+    both = Workload(2 * batch, 2 * network.multiply_adds, 2 * (resize.bytes + network.bytes))
     measured = {
         "resize": (resize, lambda: extractor.inputs.prepare(images[:batch], threads)),
         "network": (network, lambda: extractor.forward(ready)),

@@ -27,7 +27,7 @@ FORMAT = "udpm-bench/1"
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """What one call does, counted.
 
     Attributes:
@@ -43,7 +43,7 @@ class Work:
     precision: str = "float32"
 
 
-def row(part: str, way: str, timing: Timing, work: Work, best: dict[str, float], **more: Any) -> dict[str, Any]:
+def row(part: str, way: str, timing: Timing, work: Workload, best: dict[str, float], **more: Any) -> dict[str, Any]:
     """A line of a record: what one call took and did, and its share of what the device reaches at best.
 
     Args:

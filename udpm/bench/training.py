@@ -13,7 +13,7 @@ import torch
 
 from udpm.bench.data import random_levels
 from udpm.bench.measure import BLOCKS, Timing, ceilings, now
-from udpm.bench.record import Work, record, row
+from udpm.bench.record import Workload, record, row
 from udpm.config.experiment import RunConfig
 from udpm.config.training import Training
 from udpm.core import devices
@@ -30,7 +30,7 @@ CONFIGURED, MEAN = "as configured", "mean"
 
 
 @dataclass(frozen=True)
-class Images:
+class BenchmarkData:
     """What to train on for speed: a prepared data set with its cache, or random images where these are None."""
 
     dataset: Path | None = None
@@ -106,7 +106,7 @@ def bench_training(config: RunConfig, levels: Levels, iterations: int) -> dict[s
     for block in range(blocks):
         timing.measure(trainer.iterate, device, (block + 1) * iterations // blocks - block * iterations // blocks)
     cost = iteration_cost(config, trainer.perceptual)
-    work = Work(training.batch, cost.multiply_adds, cost.bytes, training.precision)
+    work = Workload(training.batch, cost.multiply_adds, cost.bytes, training.precision)
     best = ceilings(device)
     return record(
         "training",

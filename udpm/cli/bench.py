@@ -101,13 +101,13 @@ def train(
     CONFIG is a run's resolved configuration (udpm resolve). With random images LPIPS has random weights too. Nothing is
     kept.
     """
-    from udpm.bench.training import Images, bench_training, for_speed, training_lines
+    from udpm.bench.training import BenchmarkData, bench_training, for_speed, training_lines
     from udpm.config import RunConfig, read_resolved
 
     if (dataset is None) != (cache is None):
         raise click.UsageError("--dataset and --cache go together")
     resolved = for_speed(read_resolved(RunConfig, config), batch, threads, random=dataset is None)
-    with Images(dataset, cache).opened(resolved) as opened:
+    with BenchmarkData(dataset, cache).opened(resolved) as opened:
         _report(bench_training(resolved, opened, iterations), training_lines, as_json, output)
 
 

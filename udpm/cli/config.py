@@ -290,12 +290,12 @@ def schedule_command(
             click.get_current_context(),
         )
     from udpm.diffusion.schedule import Schedule
-    from udpm.report.figures.schedule import draw_schedule, readable_schedule, schedule_table, schedule_warning
+    from udpm.report.figures.schedule import plot_schedule, readable_schedule, schedule_table, schedule_warning
 
     side, mean_square, source = _images(asked, dataset)
     table = schedule_table(Schedule.from_config(asked.process), side, mean_square)
     if output is not None:
-        draw_schedule(table, asked.name, output)
+        plot_schedule(table, asked.name, output)
     click.echo(readable_schedule(table, source), nl=False)
     warning = schedule_warning(table)
     if warning is not None:

@@ -65,12 +65,12 @@ def paper_command(
     still rendered, and the exit code is 2.
     """
     from udpm.config.published_scores import table_names
-    from udpm.report.paper.study import Paper
+    from udpm.report.paper.study import StudyReport
 
     names = tables or table_names(config)
     stems = {name: output / name for name in names}
     check(writes=[file for stem in stems.values() for file in OutputStem(kinds.TABLE).outputs("--output", stem, {})])
-    paper = Paper(results, config, experiments)
+    paper = StudyReport(results, config, experiments)
     wrong = False
     for name, stem in stems.items():
         try:
@@ -92,9 +92,9 @@ def summary_command(experiments: tuple[str, ...], results: Path, config: Path, o
 
     Each EXPERIMENT is the name of a file in config/experiments/. Writes summary.md and the same page as overview.html.
     """
-    from udpm.report.paper.study import Paper
+    from udpm.report.paper.study import StudyReport
 
-    click.echo(Paper(results, config, experiments).write_summary(output), nl=False)
+    click.echo(StudyReport(results, config, experiments).write_summary(output), nl=False)
 
 
 @click.command(
@@ -128,9 +128,9 @@ def figure_command() -> None:
 @FIGURE
 def samples(source: Path, output: Path) -> None:
     """Draw the first images of a sample set, one row per class."""
-    from udpm.report.figures.samples import draw_samples
+    from udpm.report.figures.samples import plot_samples
 
-    draw_samples(source, output)
+    plot_samples(source, output)
 
 
 @figure_command.command(
@@ -140,9 +140,9 @@ def samples(source: Path, output: Path) -> None:
 @FIGURE
 def chain(source: Path, output: Path) -> None:
     """Draw the way from noise to image: states and network outputs of one image per class."""
-    from udpm.report.figures.samples import draw_chain
+    from udpm.report.figures.samples import plot_chain
 
-    draw_chain(source, output)
+    plot_chain(source, output)
 
 
 @figure_command.command(
@@ -152,9 +152,9 @@ def chain(source: Path, output: Path) -> None:
 @FIGURE
 def curves(source: Path, output: Path) -> None:
     """Plot training losses by level, also of a run that is still training."""
-    from udpm.report.figures.curves import draw_curves
+    from udpm.report.figures.curves import plot_curves
 
-    draw_curves(source, output)
+    plot_curves(source, output)
 
 
 @figure_command.command(epilog="Example: udpm figure selection selection.json --output figures/selection")
@@ -162,9 +162,9 @@ def curves(source: Path, output: Path) -> None:
 @FIGURE
 def selection(source: Path, output: Path) -> None:
     """Plot the Fréchet distance of a run's milestones and mark the chosen one."""
-    from udpm.report.figures.curves import draw_selection
+    from udpm.report.figures.curves import plot_selection
 
-    draw_selection(source, output)
+    plot_selection(source, output)
 
 
 @figure_command.command(
@@ -174,9 +174,9 @@ def selection(source: Path, output: Path) -> None:
 @FIGURE
 def schedule(source: Path, output: Path) -> None:
     """Plot signal, noise and their ratio at every level of a run's schedule."""
-    from udpm.report.figures.schedule import draw_run_schedule
+    from udpm.report.figures.schedule import plot_run_schedule
 
-    draw_run_schedule(source, output)
+    plot_run_schedule(source, output)
 
 
 @figure_command.command(
@@ -188,9 +188,9 @@ def schedule(source: Path, output: Path) -> None:
 @FIGURE
 def forward(source: Path, dataset: Path, output: Path) -> None:
     """Draw the forward process of a run's schedule: a training image of each class, and its state at every level."""
-    from udpm.report.figures.samples import draw_forward_process
+    from udpm.report.figures.samples import plot_forward_process
 
-    draw_forward_process(source, dataset, output)
+    plot_forward_process(source, dataset, output)
 
 
 @figure_command.command(
@@ -200,9 +200,9 @@ def forward(source: Path, dataset: Path, output: Path) -> None:
 @FIGURE
 def latents(source: Path, output: Path) -> None:
     """Draw the images of a latent-space experiment with labelled rows and columns."""
-    from udpm.report.figures.latents import draw_latents
+    from udpm.report.figures.latents import plot_latents
 
-    draw_latents(source, output)
+    plot_latents(source, output)
 
 
 @figure_command.command(epilog="Example: udpm figure tradeoff --results results --output figures/tradeoff")
@@ -211,9 +211,9 @@ def latents(source: Path, output: Path) -> None:
 @FIGURE
 def tradeoff(results: Path, config: Path, output: Path) -> None:
     """Plot FID against multiply-adds: published points of the paper and its peers, and measured ones."""
-    from udpm.report.paper.study import Paper
+    from udpm.report.paper.study import StudyReport
 
-    Paper(results, config).draw_tradeoff(output)
+    StudyReport(results, config).plot_tradeoff(output)
 
 
 @figure_command.command(
@@ -226,9 +226,9 @@ def tradeoff(results: Path, config: Path, output: Path) -> None:
 @FIGURE
 def neighbours(source: Path, dataset: Path, columns: int, output: Path) -> None:
     """Draw samples above their nearest training images, with the distances of held-out images for comparison."""
-    from udpm.report.figures.samples import draw_neighbours
+    from udpm.report.figures.samples import plot_neighbours
 
-    draw_neighbours(source, dataset, output, columns)
+    plot_neighbours(source, dataset, output, columns)
 
 
 def _reporting(draw: Callable[..., None]) -> Callable[..., None]:
@@ -329,11 +329,11 @@ def rank(sweep: str, config: Path, results: Path, output: Path | None, best: Pat
 def heat(sweep: str, grid: str, config: Path, results: Path, output: Path) -> None:
     """Draw a GRID of two axes as a heat map: STEM.svg, STEM.png, and its data as STEM.csv."""
     from udpm.config import load_sweep
-    from udpm.report.sweep.figures import draw_heat_map
+    from udpm.report.sweep.figures import plot_heat_map
     from udpm.report.sweep.tables import read_results
 
     loaded = load_sweep(sweep, config)
-    draw_heat_map(loaded, read_results(loaded, results), grid, output)
+    plot_heat_map(loaded, read_results(loaded, results), grid, output)
 
 
 @sweep_command.command(
@@ -350,8 +350,8 @@ def strip(sweep: str, config: Path, results: Path, output: Path) -> None:
     only the best are shown.
     """
     from udpm.config import load_sweep
-    from udpm.report.sweep.figures import draw_strip
+    from udpm.report.sweep.figures import plot_sample_strip
     from udpm.report.sweep.tables import read_results
 
     loaded = load_sweep(sweep, config)
-    draw_strip(loaded, read_results(loaded, results), results, output)
+    plot_sample_strip(loaded, read_results(loaded, results), results, output)

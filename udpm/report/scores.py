@@ -19,7 +19,7 @@ LAST, BEST, MILESTONE, GIVEN = "last", "best", "milestone", "given"
 
 
 @dataclass(frozen=True)
-class Measured:
+class ScoreSummary:
     """One experiment's Fréchet distance, measured in one way.
 
     Attributes:
@@ -49,7 +49,7 @@ class Measured:
         """Standard deviation over training seeds; of one seed there is none."""
         return stdev(self.values.values()) if len(self.values) > 1 else None
 
-    def show(self) -> str:
+    def __str__(self) -> str:
         """Mean, spread, and the number of seeds where there are several."""
         if self.spread is None:
             return f"{self.mean:.2f}"
@@ -67,7 +67,9 @@ def score_files(results: str | Path, experiments: Iterable[str]) -> list[Path]:
     return [path for name in experiments for path in layout.found(layout.scores("*", name))]
 
 
-def measured(scores: Sequence[dict[str, Any]], experiment: str, iterations: int | None = None) -> list[Measured]:
+def summarize_scores(
+    scores: Sequence[dict[str, Any]], experiment: str, iterations: int | None = None
+) -> list[ScoreSummary]:
     """What was measured of an experiment's runs, one entry for each checkpoint and way of measuring.
 
     Args:
@@ -84,7 +86,7 @@ def measured(scores: Sequence[dict[str, Any]], experiment: str, iterations: int 
             length = None if which == BEST else subject.get("iteration")
             groups.setdefault((which, length, comparable(score)), []).append(score)
     return [
-        Measured(
+        ScoreSummary(
             experiment,
             which,
             {

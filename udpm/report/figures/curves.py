@@ -16,7 +16,7 @@ from udpm.core.errors import UserError
 from udpm.metrics.protocol import features_words, run_words
 from udpm.metrics.selection import read_selection
 from udpm.report.figures.style import COLOURS, MARKERS, save
-from udpm.report.scores import measured
+from udpm.report.scores import summarize_scores
 from udpm.report.table import MISSING, Table
 from udpm.runs.records import read_metrics_lines
 
@@ -49,7 +49,7 @@ def read_metrics(path: str | Path) -> pd.DataFrame:
     return pd.DataFrame([rows[iteration] for iteration in sorted(rows)])
 
 
-def draw_curves(path: str | Path, stem: str | Path) -> None:
+def plot_curves(path: str | Path, stem: str | Path) -> None:
     """Losses over iterations, a panel for each kind, a line for each level.
 
     Raises:
@@ -117,7 +117,7 @@ def milestone_table(selection: dict[str, Any]) -> Table:
     return Table(pd.DataFrame(rows), [note], "Milestones", full)
 
 
-def draw_selection(path: str | Path, stem: str | Path) -> None:
+def plot_selection(path: str | Path, stem: str | Path) -> None:
     """Fréchet distance over iterations, with the selected milestone marked.
 
     Raises:
@@ -169,14 +169,14 @@ def tradeoff_points(
                 points.setdefault(
                     (row.dataset, row.method, row.nfe, row.value), base | {"fid": row.value, "kind": "published"} | said
                 )
-            for found in (found for name in row.experiments for found in measured(scores, name)):
+            for found in (found for name in row.experiments for found in summarize_scores(scores, name)):
                 if found.label == table.protocol.metric:
                     own = {"fid": found.mean, "kind": "measured", "checkpoint": found.checkpoint}
                     points.setdefault((found.experiment, found.checkpoint, found.mean), base | own)
     return pd.DataFrame(list(points.values()), columns=COLUMNS).astype({"nfe": "Int64"})
 
 
-def draw_tradeoff(points: pd.DataFrame, stem: str | Path) -> None:
+def plot_tradeoff(points: pd.DataFrame, stem: str | Path) -> None:
     """A panel for each data set; hollow marks are published, filled ones measured here.
 
     Args:

@@ -102,7 +102,7 @@ class Content(NamedTuple):
     data: pd.DataFrame
 
 
-def draw_latents(path: str | Path, stem: str | Path) -> None:
+def plot_latents(path: str | Path, stem: str | Path) -> None:
     """The images of one latent-space experiment.
 
     Raises:

@@ -26,7 +26,7 @@ from udpm.diffusion.sampler import seeded
 from udpm.diffusion.schedule import Schedule
 from udpm.metrics.precision_recall import nearest_images
 from udpm.metrics.protocol import calls_words, class_words, run_words, weights_words
-from udpm.report.figures.style import COLOURS, bare, draw_row, save, tile
+from udpm.report.figures.style import COLOURS, bare, plot_row, save, tile
 from udpm.sampling.sample_set import SampleSet, load_samples
 
 COLUMNS = 12
@@ -46,7 +46,7 @@ class ChainRecord(Record):
     scale: PositiveFloat = 2
 
 
-def draw_samples(path: str | Path, stem: str | Path) -> None:
+def plot_samples(path: str | Path, stem: str | Path) -> None:
     """The first images of a sample set, one row for each class; an unlabelled set fills rows in order.
 
     Raises:
@@ -65,7 +65,7 @@ def draw_samples(path: str | Path, stem: str | Path) -> None:
     figure, grid = plt.subplots(1, parts, figsize=size, squeeze=False, layout="constrained")
     for part, axes in enumerate(grid[0]):
         some = slice(part * rows, (part + 1) * rows)
-        _draw_part(axes, [samples.images[numbers] for numbers in shown[some]], names[some], rows, columns)
+        _plot_part(axes, [samples.images[numbers] for numbers in shown[some]], names[some], rows, columns)
     if names:
         grid[0, 0].set_ylabel("class asked for")
     flat = [number for numbers in shown for number in numbers]
@@ -74,7 +74,7 @@ def draw_samples(path: str | Path, stem: str | Path) -> None:
     save(figure, stem, pd.DataFrame({"number": flat, "label": samples.labels[flat]}))
 
 
-def _draw_part(axes: Axes, images: list[np.ndarray], names: list[str], rows: int, columns: int) -> None:
+def _plot_part(axes: Axes, images: list[np.ndarray], names: list[str], rows: int, columns: int) -> None:
     """Draw rows of images, (n, h, w, 3) each, into a grid of `rows` by `columns`."""
     height, width = images[0].shape[1:3]
     gap = max(1, width // 16)
@@ -94,7 +94,7 @@ def _left_out(samples: SampleSet, shown: list[int]) -> list[str]:
     return [f"{len(shown)} of {held} images{some} are shown"]
 
 
-def draw_chain(path: str | Path, stem: str | Path) -> None:
+def plot_chain(path: str | Path, stem: str | Path) -> None:
     """From noise to image: for every level the state that went in and the output that came out.
 
     Raises:
@@ -114,7 +114,7 @@ def draw_chain(path: str | Path, stem: str | Path) -> None:
     for cells, (kind, level) in zip(grid, names, strict=True):
         values = arrays[f"{kind}_{level}"]
         picture, caption = _shown(values, kind, level, scale)
-        draw_row(cells, picture[:count].transpose(0, 2, 3, 1), caption)
+        plot_row(cells, picture[:count].transpose(0, 2, 3, 1), caption)
         rows.append({"row": f"{kind}_{level}", "side": values.shape[-1], "mean": values.mean(), "std": values.std()})
     for axes, label in zip(grid[0], labels[:count] if classes else (), strict=False):
         axes.set_title(class_words(record, label), fontsize=9 if cell > ROOMY else 7)
@@ -180,7 +180,7 @@ NEAREST_CELL, NEAREST_MARGINS, SMALL = 0.66, (1.0, 0.0), 0.5
 """Inches; the last is the side of a cell from which on the number above it has room."""
 
 
-def draw_neighbours(samples: str | Path, dataset: str | Path, stem: str | Path, columns: int = 12) -> None:
+def plot_neighbours(samples: str | Path, dataset: str | Path, stem: str | Path, columns: int = 12) -> None:
     """The samples nearest to training images, those images, and the distances of samples and of held-out images.
 
     A model that copies has samples nearer to training images than new images of the same kind are: the ratio of the
@@ -232,7 +232,7 @@ def _unseen(store: Store, training: np.ndarray) -> np.ndarray:
 def _pictures(figure: SubFigure, rows: list[np.ndarray], distances: np.ndarray) -> None:
     grid = figure.subplots(len(rows), len(distances), squeeze=False)
     for cells, images, caption in zip(grid, rows, ("sample", "nearest\ntraining\nimage"), strict=True):
-        draw_row(cells, images, caption)
+        plot_row(cells, images, caption)
     small = tile(len(distances), 1, NEAREST_CELL, NEAREST_MARGINS) < SMALL
     for axes, distance in zip(grid[0], distances, strict=True):
         axes.set_title(f"{distance:.{2 if small else 3}f}", fontsize=6 if small else 8)
@@ -272,7 +272,7 @@ SEED = 0
 """Of the noise, which is a function of it and of the image's number."""
 
 
-def draw_forward_process(config: str | Path, dataset: str | Path, stem: str | Path) -> None:
+def plot_forward_process(config: str | Path, dataset: str | Path, stem: str | Path) -> None:
     """A training image of each class, and its states x_1 … x_L of one draw of the noise.
 
     Args:
@@ -298,7 +298,7 @@ def draw_forward_process(config: str | Path, dataset: str | Path, stem: str | Pa
     for level, (row, pictures) in enumerate(zip(grid, shown, strict=True)):
         side = pictures.shape[1]
         ratio = f"\nSNR {schedule.snr(level):.2g}" if level else ""
-        draw_row(row, pictures, f"x{_subscript(level)}\n{side}×{side}{ratio}")
+        plot_row(row, pictures, f"x{_subscript(level)}\n{side}×{side}{ratio}")
     for axes, name in zip(grid[0], names, strict=True):
         axes.set_title(name)
     some = f", {len(numbers)} of {store.classes} classes" if len(numbers) < store.classes else ""

@@ -106,7 +106,7 @@ def schedule_warning(table: pd.DataFrame) -> str | None:
     )
 
 
-def draw_schedule(table: pd.DataFrame, name: str, stem: str | Path) -> None:
+def plot_schedule(table: pd.DataFrame, name: str, stem: str | Path) -> None:
     """Signal, noise and their ratio at every level, with the whole table as the data behind it.
 
     Args:
@@ -131,7 +131,7 @@ def draw_schedule(table: pd.DataFrame, name: str, stem: str | Path) -> None:
     save(figure, stem, table)
 
 
-def draw_run_schedule(path: str | Path, stem: str | Path) -> None:
+def plot_run_schedule(path: str | Path, stem: str | Path) -> None:
     """The figure of a run's schedule.
 
     Args:
@@ -143,7 +143,7 @@ def draw_run_schedule(path: str | Path, stem: str | Path) -> None:
     """
     config = read_resolved(RunConfig, path)
     table = schedule_table(Schedule.from_config(config.process), config.dataset.side)
-    draw_schedule(table, config.experiment, stem)
+    plot_schedule(table, config.experiment, stem)
 
 
 def _row(schedule: Schedule, side: int, level: int, mean_square: float) -> dict[str, float]:

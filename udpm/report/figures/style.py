@@ -69,7 +69,7 @@ def bare(axes: Axes) -> None:
         spine.set_visible(False)
 
 
-def draw_row(cells: Sequence[Axes], images: Iterable[np.ndarray], caption: str) -> None:
+def plot_row(cells: Sequence[Axes], images: Iterable[np.ndarray], caption: str) -> None:
     """Draw images, (h, w, 3) each, into a row of axes, with a caption on the left."""
     for axes, image in zip(cells, images, strict=True):
         axes.imshow(image, interpolation="nearest")

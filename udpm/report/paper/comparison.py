@@ -24,7 +24,7 @@ from udpm.report.paper.entries import (
     entries,
     verdict,
 )
-from udpm.report.scores import BEST, LAST, Measured
+from udpm.report.scores import BEST, LAST, ScoreSummary
 from udpm.report.table import MISSING, Table
 
 TARGET = "paper_tables"
@@ -102,7 +102,7 @@ class _Rows:
             return [self._full(entry, None, entry.last)]
         return [self._full(entry, LAST, entry.last), self._full(entry, BEST, entry.best)]
 
-    def _full(self, entry: Entry, which: str | None, found: Measured | None) -> dict[str, Any]:
+    def _full(self, entry: Entry, which: str | None, found: ScoreSummary | None) -> dict[str, Any]:
         row, known = entry.row, facts(found.score) if found else {}
         word, why = verdict(self._table, row, found) if entry.experiment else ("", "")
         missing = entry.experiment is not None and found is None
@@ -168,9 +168,9 @@ class _Rows:
             text += self._mark(f"{entry.experiment}: {said}")
         return text
 
-    def _value(self, found: Measured) -> str:
+    def _value(self, found: ScoreSummary) -> str:
         """The number; with its name where it is not what the column says."""
-        return found.show() if found.label == self._table.protocol.metric else f"{found.show()} {found.label}"
+        return str(found) if found.label == self._table.protocol.metric else f"{found} {found.label}"
 
     def _verdicts(self, entry: Entry) -> str:
         if entry.experiment is None or entry.row.value is None:

@@ -15,11 +15,11 @@ from udpm.config.points import split_name
 from udpm.config.published_scores import Protocol, PublishedTable, Row
 from udpm.config.training import Training
 from udpm.metrics.protocol import comparable, facts
-from udpm.report.scores import BEST, LAST, Measured, measured
+from udpm.report.scores import BEST, LAST, ScoreSummary, summarize_scores
 
 NOT_RUN, NOT_SCORED, NOT_COMPARABLE = "not run", "not scored", "not comparable"
 REPRODUCED, BETTER, NOT_REPRODUCED = "reproduced", "better", "not reproduced"
-YARDSTICKS = {"heldout": "held-out images (floor)", "noise": "noise (ceiling)"}
+BASELINES = {"heldout": "held-out images (floor)", "noise": "noise (ceiling)"}
 UNSTATED = {"preprocessing": "mode", "split": "reference split"}
 """Parts of a protocol that a source may leave open, in words."""
 
@@ -38,8 +38,8 @@ class Entry:
 
     row: Row
     experiment: str | None = None
-    last: Measured | None = None
-    best: Measured | None = None
+    last: ScoreSummary | None = None
+    best: ScoreSummary | None = None
     title: str = ""
 
 
@@ -57,10 +57,10 @@ def entries(
     for row in _ordered(table):
         found += [entry for name in row.experiments for entry in _entries_of(row, name, scores, experiments.get(name))]
         found += [] if row.experiments else [Entry(row)]
-    return found + _yardstick_entries(table, scores)
+    return found + _baseline_entries(table, scores)
 
 
-def differences(protocol: Protocol, row: Row, found: Measured) -> list[str]:
+def differences(protocol: Protocol, row: Row, found: ScoreSummary) -> list[str]:
     """Why a measured score does not compare with a published one: all that both state and that differs."""
     known, reference = facts(found.score), found.score["protocol"]["reference"]
     stated = [
@@ -83,7 +83,7 @@ def differences(protocol: Protocol, row: Row, found: Measured) -> list[str]:
     return differ + ([] if known["guidance"] in (None, 1) else [f"guidance {known['guidance']:g}"])
 
 
-def verdict(table: PublishedTable, row: Row, found: Measured | None) -> tuple[str, str]:
+def verdict(table: PublishedTable, row: Row, found: ScoreSummary | None) -> tuple[str, str]:
     """What a measured score says of the published one, and why; empty where nothing has been published.
 
     The mean over seeds is compared: within tolerance × published score of the published score it is reproduced, below
@@ -113,8 +113,8 @@ def _ordered(table: PublishedTable) -> list[Row]:
 def _entries_of(row: Row, name: str, scores: Sequence[dict[str, Any]], config: Experiment | None) -> list[Entry]:
     """An experiment's lines: last and best side by side where they were measured in one way."""
     iterations = config.training.iterations if config is not None and config.training != "imported" else None
-    ways: dict[tuple[Any, ...], dict[str, Measured]] = {}
-    for found in measured(scores, name, iterations):
+    ways: dict[tuple[Any, ...], dict[str, ScoreSummary]] = {}
+    for found in summarize_scores(scores, name, iterations):
         place = BEST if found.checkpoint == BEST else LAST
         key: tuple[Any, ...] = comparable(found.score)
         # Milestones and given weights stand in the column of the last checkpoint; their footnote says what they are.
@@ -124,18 +124,18 @@ def _entries_of(row: Row, name: str, scores: Sequence[dict[str, Any]], config: E
     return [Entry(row, name, pair.get(LAST), pair.get(BEST)) for pair in ways.values()] or [Entry(row, name)]
 
 
-def _yardstick_entries(table: PublishedTable, scores: Sequence[dict[str, Any]]) -> list[Entry]:
+def _baseline_entries(table: PublishedTable, scores: Sequence[dict[str, Any]]) -> list[Entry]:
     """Lines of what scores are read against, where it was measured for an experiment of the table."""
     lines: dict[tuple, Entry] = {}
     for score in scores:
         kind, name = score["subject"]["kind"], score["experiment"]
         value = score["metrics"]["frechet_distance"]["value"]
-        if kind not in YARDSTICKS or name not in table.experiments or value is None:
+        if kind not in BASELINES or name not in table.experiments or value is None:
             continue
         dataset = next(row.dataset for row in table.rows if name in row.experiments)
-        row = Row(method=YARDSTICKS[kind], dataset=dataset)
+        row = Row(method=BASELINES[kind], dataset=dataset)
         lines.setdefault(
-            (kind, value), Entry(row, None, Measured(name, LAST, {0: value}, score), title=YARDSTICKS[kind])
+            (kind, value), Entry(row, None, ScoreSummary(name, LAST, {0: value}, score), title=BASELINES[kind])
         )
     return list(lines.values())
 

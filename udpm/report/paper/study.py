@@ -27,9 +27,9 @@ from udpm.core.kinds import PAGE_TITLE, mark, seal_text
 from udpm.metrics.protocol import FEATURES, comparable, read_scores
 from udpm.networks.flops import Cost, count_cost
 from udpm.report.paper.comparison import comparison_table
-from udpm.report.paper.entries import NOT_RUN, NOT_SCORED, YARDSTICKS, advice, another_with_best, command, verdict
+from udpm.report.paper.entries import BASELINES, NOT_RUN, NOT_SCORED, advice, another_with_best, command, verdict
 from udpm.report.paper.tables import Shown, read_speed, runtime_table, setup_table
-from udpm.report.scores import BEST, Measured, measured, score_files
+from udpm.report.scores import BEST, ScoreSummary, score_files, summarize_scores
 from udpm.report.table import MISSING, Table, html_page
 from udpm.runs.layout import Layout
 from udpm.runs.records import COMPLETE, read_complete
@@ -45,7 +45,7 @@ WHERE = [
 """Beside the page, in the folder of results."""
 
 
-class Paper:
+class StudyReport:
     """The tables, and what they are made from.
 
     Args:
@@ -69,17 +69,17 @@ class Paper:
         """
         return self._table(name).write(stem)
 
-    def draw_tradeoff(self, stem: str | Path) -> None:
+    def plot_tradeoff(self, stem: str | Path) -> None:
         """Draw FID against multiply-adds as ``STEM.svg``, ``.png`` and ``.csv``.
 
         Raises:
             UserError: a published file or a score that cannot be read.
         """
         # Matplotlib takes a second to load, and tables do without.
-        from udpm.report.figures.curves import draw_tradeoff, tradeoff_points
+        from udpm.report.figures.curves import plot_tradeoff, tradeoff_points
 
         tables = [load_published(name, self._config) for name in published_names(self._config)]
-        draw_tradeoff(tradeoff_points(tables, load_runtime(self._config), self.scores()), stem)
+        plot_tradeoff(tradeoff_points(tables, load_runtime(self._config), self.scores()), stem)
 
     def write_summary(self, folder: Path) -> str:
         """Write ``summary.md`` and ``overview.html`` on the experiments that were asked for.
@@ -193,7 +193,7 @@ def _summarize(
         others: experiments that the tables name and the study does not; None where the configuration cannot be read.
     """
     runs, broken = _runs(results, experiments)
-    found = {name: measured(scores, name, _iterations(config)) for name, config in experiments.items()}
+    found = {name: summarize_scores(scores, name, _iterations(config)) for name, config in experiments.items()}
     nothing, problems = pd.DataFrame(), [*broken, *unreadable]
     return [
         Table(*_headlines(experiments, found, scores, tables), "Headline numbers"),
@@ -220,22 +220,22 @@ def _runs(
 
 def _headlines(
     experiments: dict[str, Experiment],
-    found: dict[str, list[Measured]],
+    found: dict[str, list[ScoreSummary]],
     scores: list[dict[str, Any]],
     tables: list[PublishedTable],
 ) -> tuple[pd.DataFrame, list[str]]:
     rows, notes = [], []
     for name in experiments:
         state = NOT_SCORED if experiments[name].scoring is None else NOT_RUN
-        entries: list[Measured | None] = [*found[name]] or [None]
+        entries: list[ScoreSummary | None] = [*found[name]] or [None]
         for entry in entries:
-            floors = {kind: _yardstick(scores, name, kind, entry) for kind in YARDSTICKS}
+            floors = {kind: _baseline(scores, name, kind, entry) for kind in BASELINES}
             rows.append(
                 {
                     "experiment": name,
                     "checkpoint": MISSING if entry is None else entry.checkpoint,
                     "score": MISSING if entry is None else entry.label,
-                    "measured": state if entry is None else entry.show(),
+                    "measured": state if entry is None else str(entry),
                     "N": MISSING if entry is None else str(entry.score["protocol"]["n"]),
                     "held-out (floor)": floors["heldout"],
                     "noise (ceiling)": floors["noise"],
@@ -251,7 +251,9 @@ def _headlines(
     return pd.DataFrame(rows), list(dict.fromkeys(notes))
 
 
-def _against_the_paper(name: str, entry: Measured | None, tables: list[PublishedTable], state: str) -> dict[str, str]:
+def _against_the_paper(
+    name: str, entry: ScoreSummary | None, tables: list[PublishedTable], state: str
+) -> dict[str, str]:
     for table in tables:
         for row in table.rows:
             if name in row.experiments and row.value is not None:
@@ -260,7 +262,7 @@ def _against_the_paper(name: str, entry: Measured | None, tables: list[Published
     return {"published": "none", "verdict": MISSING}
 
 
-def _yardstick(scores: list[dict[str, Any]], name: str, kind: str, entry: Measured | None) -> str:
+def _baseline(scores: list[dict[str, Any]], name: str, kind: str, entry: ScoreSummary | None) -> str:
     """The score of held-out images or noise; next to a measured one, that in the same features."""
     values = [
         score["metrics"]["frechet_distance"]["value"]
@@ -294,7 +296,7 @@ def _what_ran(
 def _missing(
     runs: dict[tuple[str, int], dict[str, Any] | None],
     experiments: dict[str, Experiment],
-    found: dict[str, list[Measured]],
+    found: dict[str, list[ScoreSummary]],
 ) -> list[str]:
     """What the study lists and is not there, each with what makes it."""
     notes = [

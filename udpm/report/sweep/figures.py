@@ -99,7 +99,7 @@ def _write_values(axes: Axes, shown, values: np.ndarray, pattern: str) -> None:
         axes.text(column, row, pattern.format(value), ha="center", va="center", color="white" if dark else "black")
 
 
-def draw_heat_map(loaded: LoadedSweep, found: list[Result], grid: str, stem: str | Path) -> None:
+def plot_heat_map(loaded: LoadedSweep, found: list[Result], grid: str, stem: str | Path) -> None:
     """A grid of two axes: mean over seeds at every point, the best outlined; points without a score stay empty.
 
     Raises:
@@ -149,7 +149,7 @@ SMALL, LINE = 6.5, 38
 
 
 @dataclass(frozen=True)
-class Row:
+class StripRow:
     """A point of the strip.
 
     Attributes:
@@ -172,7 +172,7 @@ class Row:
         return self.samples is not None and self.samples.record.get("classes", 0) > 0
 
 
-def draw_strip(loaded: LoadedSweep, found: list[Result], results: Path, stem: str | Path) -> None:
+def plot_sample_strip(loaded: LoadedSweep, found: list[Result], results: Path, stem: str | Path) -> None:
     """Draw the same images of every point, in the sweep's order; of many points the best.
 
     Args:
@@ -193,8 +193,8 @@ def draw_strip(loaded: LoadedSweep, found: list[Result], results: Path, stem: st
     bare(axes)
     remarks = [_remark(row, rows, numbers, labels) for row in rows]
     for place, (row, remark) in enumerate(zip(rows, remarks, strict=True)):
-        _draw_images(axes, row, place, numbers)
-        _draw_words(axes, row, place, remark)
+        _plot_images(axes, row, place, numbers)
+        _plot_words(axes, row, place, remark)
         axes.text(len(numbers) + 0.1, place + 0.5, _score(row.result, metric), va="center")
     axes.text(len(numbers) + 0.1, -0.15, named.replace(" (", "\n("), va="bottom")
     record = next((row.samples.record for row in rows if row.samples is not None and row.has_classes), {})
@@ -208,7 +208,7 @@ def draw_strip(loaded: LoadedSweep, found: list[Result], results: Path, stem: st
     save(figure, stem, pd.DataFrame([_data(row, metric, remark, numbers, labels) for row, remark in told]))
 
 
-def _row(result: Result, name: str, results: Path) -> Row:
+def _row(result: Result, name: str, results: Path) -> StripRow:
     experiment = result.resolved.experiment
     seed = experiment.seeds[0]
     samples, why = None, ""
@@ -217,10 +217,10 @@ def _row(result: Result, name: str, results: Path) -> Row:
         samples = load_samples(Layout(results).sample_record(name, seed))
     except UserError as error:
         why = str(error)
-    return Row(result, seed, samples, why, experiment.process.levels)
+    return StripRow(result, seed, samples, why, experiment.process.levels)
 
 
-def _columns(rows: list[Row]) -> tuple[list[int], list[int]]:
+def _columns(rows: list[StripRow]) -> tuple[list[int], list[int]]:
     """Numbers of the images shown, and their classes: the first of each class; no classes where no point has any."""
     asked = next((row.samples.labels for row in rows if row.samples is not None and row.has_classes), None)
     if asked is None:
@@ -230,7 +230,7 @@ def _columns(rows: list[Row]) -> tuple[list[int], list[int]]:
     return firsts[:COLUMNS].tolist(), labels[:COLUMNS].tolist()
 
 
-def _remark(row: Row, rows: list[Row], numbers: list[int], labels: list[int]) -> str:
+def _remark(row: StripRow, rows: list[StripRow], numbers: list[int], labels: list[int]) -> str:
     """What a row's images do not share with the columns, which are those of the first row that has images."""
     if row.samples is None:
         return ""
@@ -245,12 +245,12 @@ def _remark(row: Row, rows: list[Row], numbers: list[int], labels: list[int]) ->
     return ", ".join(remarks)
 
 
-def _there(row: Row, numbers: Iterable[int]) -> list[int]:
+def _there(row: StripRow, numbers: Iterable[int]) -> list[int]:
     count = 0 if row.samples is None else len(row.samples.images)
     return [number for number in numbers if number < count]
 
 
-def _draw_images(axes: Axes, row: Row, place: int, numbers: list[int]) -> None:
+def _plot_images(axes: Axes, row: StripRow, place: int, numbers: list[int]) -> None:
     there = _there(row, numbers)
     for column, number in enumerate(numbers):
         extent = (column, column + SHARE, place + SHARE, place)
@@ -261,7 +261,7 @@ def _draw_images(axes: Axes, row: Row, place: int, numbers: list[int]) -> None:
             axes.text(column + SHARE / 2, place + SHARE / 2, "missing", ha="center", va="center", fontsize=SMALL)
 
 
-def _draw_words(axes: Axes, row: Row, place: int, remark: str) -> None:
+def _plot_words(axes: Axes, row: StripRow, place: int, remark: str) -> None:
     point = row.result.resolved.point
     # Beside the name of a grid's point its changes would say the same once more.
     changes = "" if point.grid else point.changes_text.replace('"', "")
@@ -276,10 +276,10 @@ def _score(result: Result, metric: str) -> str:
     if result.rank is None:
         return MISSING
     count = len(result.values(metric))
-    return f"{result.show(metric)}\n{count} of {len(result.resolved.experiment.seeds)} seeds"
+    return f"{result.format(metric)}\n{count} of {len(result.resolved.experiment.seeds)} seeds"
 
 
-def _data(row: Row, metric: str, remark: str, numbers: list[int], labels: list[int]) -> dict[str, Any]:
+def _data(row: StripRow, metric: str, remark: str, numbers: list[int], labels: list[int]) -> dict[str, Any]:
     result = row.result
     return {
         "point": result.name,

@@ -194,7 +194,7 @@ class Result:
         return [key for number, key in enumerate(BETWEEN_SEEDS) if len({way[number] for way in ways}) > 1]
 
     @property
-    def measured(self) -> tuple | None:
+    def protocol(self) -> tuple | None:
         """What other points must share to be compared; None of a point without a mean."""
         first = next(iter(self.scores.values()), None)
         return None if first is None or self.differing else comparable(first, BETWEEN_POINTS)
@@ -219,7 +219,7 @@ class Result:
         values = self.values(metric).values()
         return statistics.stdev(values) if len(values) > 1 and not self.differing else None
 
-    def show(self, metric: str) -> str:
+    def format(self, metric: str) -> str:
         """Mean ± spread, as far as there are."""
         mean, spread, pattern = self.mean(metric), self.spread(metric), PATTERNS[metric]
         if mean is None:
@@ -230,10 +230,10 @@ class Result:
 def read_results(loaded: LoadedSweep, results: Path) -> list[Result]:
     """Scores of all points, best first; points without a value, or measured in another way than most, come last."""
     found = [_read_point(resolved, name, results) for name, resolved in loaded.points.items()]
-    ways = Counter(result.measured for result in found if result.measured is not None)
+    ways = Counter(result.protocol for result in found if result.protocol is not None)
     usual = max(ways, key=ways.__getitem__, default=None)
     metric, sign = loaded.sweep.rank_by, -1 if loaded.sweep.falls else 1
-    ranked = [result for result in found if result.mean(metric) is not None and result.measured == usual]
+    ranked = [result for result in found if result.mean(metric) is not None and result.protocol == usual]
     ranked.sort(key=lambda result: sign * (result.mean(metric) or 0.0))
     for rank, result in enumerate(ranked, start=1):
         result.rank = rank
@@ -280,7 +280,7 @@ def ranking_table(loaded: LoadedSweep, found: list[Result]) -> Table:
                 "point": result.name,
                 "changes of the base": point.changes_text or MISSING,
                 "seeds": f"{len(seeds) - len(result.missing)} of {len(seeds)}",
-                **{label_of(found, metric): result.show(metric) for metric in metrics},
+                **{label_of(found, metric): result.format(metric) for metric in metrics},
             }
         )
     table = pd.DataFrame(full).astype({"rank": "Int64"})
@@ -342,7 +342,7 @@ def best_experiment(loaded: LoadedSweep, found: list[Result]) -> str:
     values = {"extends": loaded.sweep.base, "description": said, **best.resolved.overrides}
     return seal_text(
         f"# yaml-language-server: $schema=../schema/experiment.schema.json\n# {mark()}\n"
-        f"# {best.label(metric) or metric} {best.show(metric)}. Copy this file to config/experiments/NAME.yaml to "
+        f"# {best.label(metric) or metric} {best.format(metric)}. Copy this file to config/experiments/NAME.yaml to "
         f"run it at the length of {loaded.sweep.base}:\n"
         "# snakemake --config experiments=NAME\n"
         + yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True, width=1000)
