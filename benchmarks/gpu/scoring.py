@@ -8,10 +8,9 @@ import torch
 from benchmarks.gpu.checks import Check, Session, expect
 from benchmarks.gpu.subjects import difference
 from udpm.core.files import sha256
-from udpm.metrics.classifier import Classifier
+from udpm.metrics.distances import precision_recall
 from udpm.metrics.extractor import load_extractor
-from udpm.metrics.inception import Inputs
-from udpm.metrics.precision_recall import precision_recall
+from udpm.metrics.extractor_networks import Classifier, Inputs
 
 POINTS, WIDTH, NEIGHBOURS = 3000, 64, 3
 SIDE, IMAGES, BATCH = 16, 500, 64

@@ -22,8 +22,7 @@ from udpm.core.files import sha256
 from udpm.data.levels import open_levels
 from udpm.data.npz import save_arrays
 from udpm.data.store import open_store
-from udpm.metrics.extractor import SEALED, load_extractor
-from udpm.metrics.features import extract
+from udpm.metrics.extractor import SEALED, extract, load_extractor
 from udpm.metrics.reference import check_statistics, load_reference
 from udpm.metrics.selection import read_selection
 from udpm.report.figures.curves import milestone_table

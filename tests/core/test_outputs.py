@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import stat
+import zipfile
 from pathlib import Path
 
 import click
@@ -29,8 +30,7 @@ from udpm.data.prepare import prepare
 from udpm.metrics.score import FORMAT as SCORE_FORMAT
 from udpm.networks.weights import read_tensors, write_tensors
 from udpm.report.card import bundle_run
-from udpm.sampling.export import export_images
-from udpm.sampling.sample_set import load_samples, save_samples
+from udpm.sampling.sample_set import export_images, load_samples, save_samples
 from udpm.training import checkpoint
 from udpm.training.state import State
 
@@ -503,14 +503,20 @@ def test_every_command_runs_twice(project, tmp_path, monkeypatch, name):
 
 def test_replaces_an_extractor_and_its_record(project, tmp_path):
     from udpm.data.store import open_store
-    from udpm.metrics import classifier
+    from udpm.metrics import extractor_networks
 
     store = open_store(project / "dataset")
-    network = classifier.Classifier(store.side, store.classes)
+    network = extractor_networks.Classifier(store.side, store.classes)
     for _ in range(2):
         guard([Output("--output", tmp_path / "e.pt", kinds.EXTRACTOR)], [])
         guard([Output("--output", tmp_path / "e.json", kinds.EXTRACTOR_RECORD)], [])
-        classifier._write(network, store, 0, 0.5, 3, tmp_path / "e.pt")
+        extractor_networks._write(network, store, 0, 0.5, 3, tmp_path / "e.pt")
+
+
+def test_an_extractor_of_an_earlier_version_is_replaced(tmp_path):
+    with zipfile.ZipFile(tmp_path / "e.pt", "w") as archive:
+        archive.writestr("archive/code/__torch__/udpm/scoring/classifier.py", "")
+    guard([Output("--output", tmp_path / "e.pt", kinds.EXTRACTOR)], [])
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------

@@ -49,7 +49,8 @@ from udpm.diffusion.schedule import Schedule
 from udpm.interop.checkpoint import read_weights
 from udpm.interop.command_line import parse_command
 from udpm.interop.flags import read_flags, to_experiment
-from udpm.metrics import features, reference, selection
+from udpm.metrics import extractor as extractors
+from udpm.metrics import reference, selection
 from udpm.metrics.extractor import load_extractor
 from udpm.networks.weights import load_model
 from udpm.report import scores as tables
@@ -60,8 +61,7 @@ from udpm.report.figures.samples import plot_chain
 from udpm.runs.attempts import any_killed, failed_twice_identically
 from udpm.runs.lock import read_owner
 from udpm.runs.status import read_status, statuses_json
-from udpm.sampling.generate import draw_samples
-from udpm.sampling.latents import explore_latents
+from udpm.sampling.generate import draw_samples, explore_latents
 from udpm.sampling.sample_set import join_shards, load_samples
 from udpm.sampling.sampler import stored
 from udpm.training.checkpoint import checkpoints, resume
@@ -520,4 +520,4 @@ def registry(folder):
 
 
 def _kept(folder, path):
-    return features._kept(folder / path.name, KEPT)
+    return extractors._kept(folder / path.name, KEPT)

@@ -21,11 +21,9 @@ from udpm.core.download import INCEPTION, PublishedFile, fetch
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
 from udpm.metrics import extractor as extractors
-from udpm.metrics import features as passes
 from udpm.metrics.distances import frechet_distance, statistics
-from udpm.metrics.extractor import load_extractor, open_extractor
-from udpm.metrics.features import extract
-from udpm.metrics.inception import Inputs
+from udpm.metrics.extractor import extract, load_extractor, open_extractor
+from udpm.metrics.extractor_networks import Inputs
 from udpm.metrics.reference import load_reference
 from udpm.metrics.score import frechet_label
 from udpm.sampling.sample_set import save_samples
@@ -165,7 +163,7 @@ def test_a_failed_download_leaves_nothing(server, tmp_path, wrong):
 
 
 def test_a_killed_feature_pass_goes_on_where_it_was(project, monkeypatch):
-    monkeypatch.setattr(passes, "PART", 10)
+    monkeypatch.setattr(extractors, "PART", 10)
     network, images = load_extractor("x.pt", CPU), pictures(0, 40)
     seen = []
 

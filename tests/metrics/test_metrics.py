@@ -14,7 +14,7 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from udpm.core.arrays import derive_seed
 from udpm.core.devices import patch_torchvision
 from udpm.core.errors import UserError
-from udpm.metrics import precision_recall as module
+from udpm.metrics import distances as module
 from udpm.metrics.distances import (
     class_agreement,
     class_distances,
@@ -22,9 +22,9 @@ from udpm.metrics.distances import (
     frechet_distance,
     inception_score,
     kernel_distance,
+    precision_recall,
     statistics,
 )
-from udpm.metrics.precision_recall import precision_recall
 
 
 def features(seed, count, width, shift=0.0):
@@ -158,7 +158,7 @@ def test_the_frechet_distance_of_inceptions_width(count, tolerance):
 @pytest.mark.soak
 def test_precision_and_recall_of_inceptions_width_stay_within_2_gib():
     code = (
-        "import resource, numpy as np, torch; from udpm.metrics.precision_recall import precision_recall; "
+        "import resource, numpy as np, torch; from udpm.metrics.distances import precision_recall; "
         "draw = np.random.default_rng(0).standard_normal; "
         "real, drawn = (draw((10_000, 2048), dtype=np.float32) for _ in range(2)); precision_recall(real, drawn, 3); "
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"

@@ -18,10 +18,9 @@ from udpm.core.devices import patch_torchvision
 from udpm.core.errors import UserError
 from udpm.data.store import open_store
 from udpm.metrics import score as scores
-from udpm.metrics.classifier import train_classifier
-from udpm.metrics.distances import frechet_distance, statistics
+from udpm.metrics.distances import frechet_distance, nearest_distances, precision_recall, statistics
 from udpm.metrics.extractor import load_extractor
-from udpm.metrics.precision_recall import nearest_distances, precision_recall
+from udpm.metrics.extractor_networks import train_classifier
 from udpm.metrics.reference import load_reference, write_reference
 from udpm.sampling.sample_set import SampleSet
 

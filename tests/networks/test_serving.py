@@ -18,7 +18,7 @@ from udpm.diffusion.schedule import Schedule
 from udpm.networks.inference import Graphs, compiled, serve
 from udpm.networks.unet import UNet, UNetShape
 from udpm.networks.weights import load_model
-from udpm.sampling import export
+from udpm.sampling import sample_set
 from udpm.sampling.sample_set import load_samples, save_samples
 from udpm.sampling.sampler import Sampler
 from udpm.training.losses import loss_weights
@@ -228,11 +228,11 @@ def test_the_record_says_what_was_compiled(trained, tmp_path, monkeypatch):
 
 
 def exported(folder, monkeypatch, per_process):
-    monkeypatch.setattr(export, "PER_PROCESS", per_process)
-    monkeypatch.setattr(export, "AT_ONCE", 7)
-    monkeypatch.setattr(export.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(sample_set, "PER_PROCESS", per_process)
+    monkeypatch.setattr(sample_set, "AT_ONCE", 7)
+    monkeypatch.setattr(sample_set.os, "sched_getaffinity", lambda _: {0, 1})
     target = folder / f"files-{per_process}"
-    export.export_images(folder / "a.npz", target, "classes", "png")
+    sample_set.export_images(folder / "a.npz", target, "classes", "png")
     return tiny.snapshot(target)
 
 
@@ -249,10 +249,10 @@ def test_what_another_process_cannot_write_is_one_line(tmp_path, monkeypatch):
     # A file name longer than any file system takes fails where it is written.
     images = np.zeros((40, 8, 8, 3), dtype=np.uint8)
     save_samples(tmp_path / "a.npz", images, np.zeros(40, np.int64), {"classes": 0})
-    monkeypatch.setattr(export, "PER_PROCESS", 10)
-    monkeypatch.setattr(export.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(sample_set, "PER_PROCESS", 10)
+    monkeypatch.setattr(sample_set.os, "sched_getaffinity", lambda _: {0, 1})
     with pytest.raises(UserError, match="cannot be written: File name too long"):
-        export.export_images(tmp_path / "a.npz", tmp_path / "files", "flat", f"{'x' * 300}.png")
+        sample_set.export_images(tmp_path / "a.npz", tmp_path / "files", "flat", f"{'x' * 300}.png")
     assert {path.name for path in tmp_path.iterdir()} == {"a.npz", "a.json"}
 
 

@@ -26,7 +26,7 @@ from udpm.config.published_scores import load_published, load_runtime, published
 from udpm.config.schema import json_schema
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
-from udpm.metrics.precision_recall import nearest_images
+from udpm.metrics.distances import nearest_images
 from udpm.networks.flops import count_cost
 from udpm.report.figures.style import LARGEST
 from udpm.report.paper.entries import entries, verdict

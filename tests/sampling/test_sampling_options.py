@@ -20,7 +20,7 @@ from udpm.diffusion.schedule import Schedule
 from udpm.networks.layers import NO_LABEL
 from udpm.networks.unet import build_generator
 from udpm.networks.weights import load_model, save_weights
-from udpm.sampling import export
+from udpm.sampling import sample_set as sets
 from udpm.sampling.sample_set import load_samples, save_samples
 from udpm.sampling.sampler import Sampler
 
@@ -246,7 +246,7 @@ def test_a_folder_is_replaced_by_a_whole_one_only(samples, tmp_path, monkeypatch
     assert tiny.call(*command) == 0
     before = tiny.snapshot(folder)
     capsys.readouterr()
-    write, written = export._write, []
+    write, written = sets._write, []
 
     def full_disk(image, path):
         if len(written) == 3:
@@ -255,7 +255,7 @@ def test_a_folder_is_replaced_by_a_whole_one_only(samples, tmp_path, monkeypatch
         write(image, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(export, "_write", full_disk)
+        patch.setattr(sets, "_write", full_disk)
         assert tiny.call(*command) == 2
     assert capsys.readouterr().err == f"error: {folder}: cannot be written: No space left on device\n"
     assert tiny.snapshot(folder) == before

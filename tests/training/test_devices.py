@@ -18,8 +18,7 @@ from udpm.core.distributed import Agreement, RankInfo, detect_ranks, process_gro
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.progress import prefetch
 from udpm.diffusion.schedule import Schedule
-from udpm.metrics import features
-from udpm.metrics.extractor import Extractor
+from udpm.metrics.extractor import Extractor, extract
 from udpm.metrics.protocol import comparable, sampling_words, used_tf32
 from udpm.metrics.selection import select
 from udpm.networks.discriminator import batch_deviation
@@ -29,8 +28,7 @@ from udpm.networks.weights import load_model
 from udpm.sampling.sampler import Sampler
 from udpm.training import checkpoint
 from udpm.training.batch import Prefetcher
-from udpm.training.losses import discriminator_losses
-from udpm.training.lpips import load_lpips
+from udpm.training.losses import discriminator_losses, load_lpips
 from udpm.training.state import State
 from udpm.training.trainer import Trainer, train
 
@@ -507,7 +505,7 @@ def test_features_of_a_gpu_with_tf32_are_not_taken_for_float32s(tmp_path, visibl
     monkeypatch.setattr(Extractor, "features", lambda *_: calls.append(1) or np.zeros((2, 3), np.float32))
     for tf32 in (True, False, False, True):
         monkeypatch.setattr(devices, "uses_tf32", lambda device, tf32=tf32: tf32)
-        features.extract(images, extractor, 2, tmp_path / "kept")
+        extract(images, extractor, 2, tmp_path / "kept")
     assert len(calls) == 2
 
 

@@ -176,7 +176,7 @@ def export_command(
     if target is None or (folder is not None and output is not None):
         raise click.UsageError("give the folder to write to either as FOLDER or as --output", context)
     if not source.is_dir():
-        from udpm.sampling.export import export_images
+        from udpm.sampling.sample_set import export_images
 
         count = export_images(source, target, layout, image_format)
         click.echo(f"{target}: {count} files")
@@ -306,7 +306,7 @@ def _explore(kind: str, source: Path, config: Path | None, output: Path, **value
     from udpm.config import Latents, Sampling, read_resolved
     from udpm.config.validation import validate
     from udpm.core.devices import as_user_errors
-    from udpm.sampling.latents import explore_latents
+    from udpm.sampling.generate import explore_latents
 
     section = Latents() if config is None else read_resolved(Latents, config)
     given = {key: value for key, value in values.items() if value is not None}

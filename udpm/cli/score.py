@@ -28,7 +28,7 @@ def extractor_command(dataset: Path, output: Path, seed: int, threads: int) -> N
     """
     from udpm.core import devices
     from udpm.data.store import open_store
-    from udpm.metrics.classifier import train_classifier
+    from udpm.metrics.extractor_networks import train_classifier
 
     devices.configure("cpu", threads)
     accuracy = train_classifier(open_store(dataset), seed, output)

@@ -18,9 +18,8 @@ from udpm.data.external import left_out_of
 from udpm.data.npz import load_arrays, read_npz, save_arrays
 from udpm.data.store import Store
 from udpm.metrics.distances import statistics
-from udpm.metrics.extractor import Extractor
-from udpm.metrics.features import Images, extract
-from udpm.metrics.inception import Inputs
+from udpm.metrics.extractor import Extractor, Images, extract
+from udpm.metrics.extractor_networks import Inputs
 
 FORMAT = "udpm-reference/1"
 

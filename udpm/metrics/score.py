@@ -21,11 +21,11 @@ from udpm.metrics.distances import (
     frechet_distance,
     inception_score,
     kernel_distance,
+    nearest_distances,
+    precision_recall,
     statistics,
 )
-from udpm.metrics.extractor import Extractor
-from udpm.metrics.features import Images, extract
-from udpm.metrics.precision_recall import nearest_distances, precision_recall
+from udpm.metrics.extractor import Extractor, Images, extract
 from udpm.metrics.protocol import FORMAT
 from udpm.metrics.reference import Reference
 from udpm.metrics.selection import chosen_as

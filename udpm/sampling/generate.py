@@ -1,16 +1,25 @@
-"""A configured sample set, and the chains behind its first images."""
+"""What is drawn from a run's weights: sample sets, chains, and latent-space experiments (paper, section 4).
+
+Levels stand in the order in which sampling uses their maps: coarsest first.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from udpm.config.evaluation import Sampling
+from udpm.config.evaluation import Latents, Sampling
 from udpm.core import devices, provenance
+from udpm.core.arrays import derive_seed
+from udpm.core.devices import to_bytes
 from udpm.core.errors import UserError
 from udpm.data.npz import save_arrays
+from udpm.diffusion.sampler import Latent, interpolate, mix
 from udpm.networks.weights import Model, load_model
 from udpm.runs.layout import milestone
 from udpm.sampling.sample_set import save_samples
@@ -151,3 +160,200 @@ def _write_chain(sampler: Sampler, labels: np.ndarray, source: int | NoiseSource
     if not all(np.isfinite(values).all() for values in joined.values()):
         raise UserError(NOT_FINITE)
     save_arrays(path, {"labels": labels.clip(0), **joined}, record)
+
+
+LATENTS_FORMAT = "udpm-latents/1"
+DEFAULT_LABELS = 4
+
+Arrays = dict[str, np.ndarray]
+
+
+def explore_latents(weights: Path, kind: str, config: Latents, sampling: Sampling, output: Path) -> int:
+    """Run one experiment and write its images, its axes and its record as one .npz.
+
+    Args:
+        weights: a run's weight file.
+        kind: a key of EXPERIMENTS.
+        config: what is shown.
+        sampling: how it is drawn: posterior, guidance, weights, iteration, batch, device, precision, TF32, threads, and
+            how the network is called.
+        output: .npz.
+
+    Returns:
+        The number of images.
+
+    Raises:
+        UserError: weights missing or damaged, or a configuration that does not fit the model.
+    """
+    device = devices.configure(sampling.device, sampling.threads, tf32=sampling.tf32)
+    if sampling.iteration is not None:
+        weights = kept_weights(weights, sampling.iteration)
+    model = load_model(weights, sampling.weights, device)
+    sampler = configured(model, sampling)
+    arrays = EXPERIMENTS[kind](sampler, config)
+    record = {
+        "format": LATENTS_FORMAT,
+        "kind": kind,
+        **model.record,
+        "classes": sampler.classes,
+        "posterior": sampling.posterior,
+        "guidance": sampling.guidance,
+        "precision": sampling.precision,
+        "tf32": devices.uses_tf32(device),
+        "nfe": sampler.nfe,
+        "latents": config.model_dump(mode="json"),
+        "device": devices.describe(device),
+        "provenance": provenance.record(),
+    }
+    save_arrays(output, arrays, record)
+    return math.prod(arrays["images"].shape[:-3])
+
+
+def perturb(sampler: Sampler, config: Latents) -> Arrays:
+    """One map replaced little by little, ε_l ← mix(ε_l, ε'_l, g); z and the other maps stay.
+
+    A row for each class; without classes, for each of the four seeds.
+
+    Returns:
+        images (L, R, S, N, N, 3) uint8; levels (L,); strengths (L, S), the g of each; labels, seeds (R,).
+    """
+    seeds = config.seeds[:1] if sampler.classes else config.seeds
+    rows = [(label, seed) for label in _labels(sampler, config) for seed in seeds]
+    strongest = _strongest(sampler.schedule.levels, config)
+    levels = _levels(sampler)
+    strengths = np.stack([np.linspace(1, strongest[level - 1], config.strengths) for level in levels])
+    latents, labels = [], []
+    for level, shares in zip(levels, strengths, strict=True):
+        for label, seed in rows:
+            latent = sampler.latent(seed)
+            other = _another(latent, level, seed)
+            latents += [latent.replaced(level, mix(latent.noise(level), other, keep)) for keep in shares]
+            labels += [label] * len(shares)
+    images = _grid(sampler.decode(latents, labels), len(levels), len(rows), config.strengths)
+    return {"images": images, "levels": np.array(levels), "strengths": strengths, **_named(rows)}
+
+
+def swap(sampler: Sampler, config: Latents) -> Arrays:
+    """Latent A, then B with its l-th map taken from A for every l, then B.
+
+    A row for each class; without classes, for the first two seeds and for the other two.
+
+    Returns:
+        images (R, L + 2, N, N, 3) uint8; levels (L,) of the columns between; labels (R,); seeds (R, 2) of A and B.
+    """
+    pairs = [config.seeds[:2]] if sampler.classes else [config.seeds[:2], config.seeds[2:]]
+    rows = [(label, pair) for label in _labels(sampler, config) for pair in pairs]
+    levels = _levels(sampler)
+    latents, labels = [], []
+    for label, pair in rows:
+        first, second = map(sampler.latent, pair)
+        latents += [first, *(second.replaced(level, first.noise(level)) for level in levels), second]
+        labels += [label] * (len(levels) + 2)
+    images = _grid(sampler.decode(latents, labels), len(rows), len(levels) + 2)
+    return {"images": images, "levels": np.array(levels), **_named(rows)}
+
+
+def interpolate_four(sampler: Sampler, config: Latents) -> Arrays:
+    """Four latents at the corners of a grid, ε(i, j) = mix(mix(ε¹, ε², δ_j), mix(ε³, ε⁴, δ_j), η_i), all maps at once.
+
+    Returns:
+        images (G, G, N, N, 3) uint8; across (G,), δ of the columns; down (G,), η of the rows; labels (1,); seeds (4,).
+    """
+    label = _labels(sampler, config)[0]
+    corners = [sampler.latent(seed) for seed in config.seeds]
+    shares = np.linspace(0, 1, config.grid)
+    latents = [interpolate(corners, across, down) for down in shares for across in shares]
+    images = _grid(sampler.decode(latents, [label] * len(latents)), config.grid, config.grid)
+    axes = {"across": shares, "down": shares}
+    return {"images": images, **axes, "labels": np.array([label]), "seeds": np.array(config.seeds)}
+
+
+def pca(sampler: Sampler, config: Latents) -> Arrays:
+    """Principal components of images that differ in one map, mix(ε_l, ε'_i, g) for i = 0, 1, …; the rest stays.
+
+    Returns:
+        images (L, n, N, N, 3) uint8; mean (L, N, N, 3) and components (L, K, N, N, 3), float32, of the images in
+        [-1, 1] before they were rounded; explained (L, K), shares of the variance; levels (L,); labels, seeds (1,).
+    """
+    label, seed = _labels(sampler, config)[0], config.seeds[0]
+    latent, levels = sampler.latent(seed), _levels(sampler)
+    found: dict[str, list[np.ndarray]] = {"images": [], "mean": [], "components": [], "explained": []}
+    for level in levels:
+        others = (_another(latent, level, seed, number) for number in range(config.pca_images))
+        latents = [latent.replaced(level, mix(latent.noise(level), other, config.pca_keep)) for other in others]
+        images = sampler.decode(latents, [label] * len(latents)).clamp(-1, 1)
+        parts = principal_components(images.permute(0, 2, 3, 1).numpy(), config.pca_components)
+        for name, value in zip(found, (to_bytes(images), *parts), strict=True):
+            found[name].append(value)
+    arrays = {name: np.stack(values) for name, values in found.items()}
+    return {**arrays, "levels": np.array(levels), "labels": np.array([label]), "seeds": np.array([seed])}
+
+
+EXPERIMENTS: dict[str, Callable[[Sampler, Latents], Arrays]] = {
+    "perturb": perturb,
+    "swap": swap,
+    "interpolate": interpolate_four,
+    "pca": pca,
+}
+
+
+def principal_components(images: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, leading principal components and their shares of the variance.
+
+    A component's sign is arbitrary: its largest entry is made positive.
+
+    Args:
+        images: (n, …) float.
+        count: K < n.
+
+    Returns:
+        mean (…) float32; components (K, …) float32, orthonormal, first the one that explains most; shares (K,) float64.
+    """
+    flat = images.reshape(len(images), -1).astype(np.float64)
+    mean = flat.mean(axis=0)
+    _, singular, components = np.linalg.svd(flat - mean, full_matrices=False)
+    components = components[:count]
+    largest = np.abs(components).argmax(axis=1)
+    components *= np.sign(components[np.arange(len(components)), largest])[:, None]
+    total = (singular**2).sum()
+    shares = singular[:count] ** 2 / total if total else np.zeros(len(components))
+    shape = images.shape[1:]
+    return mean.reshape(shape).astype(np.float32), components.reshape(-1, *shape).astype(np.float32), shares
+
+
+def _levels(sampler: Sampler) -> list[int]:
+    return list(range(sampler.schedule.levels, 0, -1))
+
+
+def _labels(sampler: Sampler, config: Latents) -> list[int]:
+    """The classes asked for; one, without effect, if unconditional."""
+    if config.labels:
+        return sampler.class_numbers(config.labels).tolist()
+    return list(range(min(DEFAULT_LABELS, sampler.classes))) or [0]
+
+
+def _strongest(levels: int, config: Latents) -> list[float]:
+    """The share that each level's strongest perturbation keeps, l = 1 first."""
+    given = config.strongest
+    if given is None:
+        return [0.0, *[0.1] * (levels - 2), 0.8][:levels]
+    if len(given) != levels:
+        raise UserError(f"strongest: has {len(given)} values, but the model has {levels} levels; give one for each")
+    return given
+
+
+def _another(latent: Latent, level: int, seed: int, number: int = 0) -> torch.Tensor:
+    """ε'_l, one of many independent draws beside a seed's own ε_l."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "perturbation", level, number))
+    return torch.randn(latent.noise(level).shape, generator=generator)
+
+
+def _grid(images: torch.Tensor, *shape: int) -> np.ndarray:
+    """(n, 3, N, N) in [-1, 1] as bytes, (*shape, N, N, 3)."""
+    drawn = to_bytes(images)
+    return drawn.reshape(*shape, *drawn.shape[1:])
+
+
+def _named(rows: list[tuple]) -> Arrays:
+    labels, seeds = zip(*rows, strict=True)
+    return {"labels": np.array(labels), "seeds": np.array(seeds)}

@@ -26,8 +26,7 @@ from udpm.runs.records import is_run
 from udpm.runs.status import read_status
 from udpm.training.batch import TrainingBatch, players_at
 from udpm.training.checkpoint import KEPT
-from udpm.training.losses import LossWeights, discriminator_losses, generator_losses, loss_weights
-from udpm.training.lpips import Perceptual
+from udpm.training.losses import LossWeights, Perceptual, discriminator_losses, generator_losses, loss_weights
 
 GB, MB = 1e9, 1e6
 WARN_ABOVE_BYTES = 1e9

@@ -1,23 +1,96 @@
-"""The losses of the discriminator's and the generator's step, each at one level.
+"""The losses of the discriminator's and the generator's step, each at one level, and LPIPS.
 
 No I/O and no random draws: noise comes in with the batch.
 """
 
 from __future__ import annotations
 
+import io
+import sys
+import warnings
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from udpm.config.experiment import RunConfig
+from udpm.core.devices import patch_torchvision
+from udpm.core.errors import UserError
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.layers import NO_LABEL, without_autocast
 from udpm.training.batch import TrainingBatch
 
+
+class Perceptual(nn.Module):
+    """LPIPS with a free exponent: Σ over layers of the mean over positions of w·|φ(a) - φ(b)|^p.
+
+    φ are unit-normalised features, w ≥ 0 the package's learned weights; p = 2 is LPIPS (Zhang et al. 2018).
+
+    Args:
+        lpips: the package's frozen model.
+        exponent: p.
+    """
+
+    def __init__(self, lpips: nn.Module, exponent: float) -> None:
+        super().__init__()
+        # The package has no types.
+        self.lpips: Any = lpips
+        self.exponent = exponent
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Two (B, 3, h, w) images in [-1, 1] to (B,) float32 distances; gradients flow to `output` alone.
+
+        Always in float32: of two images that differ little, bfloat16 sees mostly its own rounding.
+        """
+        output, target = output.float(), target.float()
+        with without_autocast(output.device):
+            with torch.no_grad():
+                wanted = self._features(target)
+            layers = zip(self._features(output), wanted, self.lpips.lins, strict=True)
+            distances = [weigh((a - b).abs() ** self.exponent).mean(dim=(1, 2, 3)) for a, b, weigh in layers]
+            return torch.stack(distances).sum(dim=0)
+
+    def _features(self, image: torch.Tensor) -> list[torch.Tensor]:
+        from lpips import normalize_tensor
+
+        return [normalize_tensor(feature) for feature in self.lpips.net(self.lpips.scaling_layer(image))]
+
+
+def load_lpips(network: str, exponent: float, device: torch.device) -> Perceptual:
+    """LPIPS over VGG-16, frozen, in eval mode.
+
+    Args:
+        network: "vgg" (ImageNet weights, which torchvision keeps under TORCH_HOME) or "vgg-random" (untrained).
+        exponent: on the feature differences.
+        device: where it runs.
+
+    Raises:
+        UserError: the lpips extra is not installed, or the weights can neither be found nor downloaded.
+    """
+    patch_torchvision()
+    try:
+        import lpips
+    except ImportError:
+        raise UserError("losses.lpips_weight: above 0 needs the lpips extra: pip install 'udpm[lpips]'") from None
+    try:
+        # A download shows its progress to whoever looks at it; in a log it would be lines and lines.
+        shown = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+        with warnings.catch_warnings(), shown:
+            warnings.simplefilter("ignore", UserWarning)
+            model = lpips.LPIPS(net="vgg", pnet_rand=network == "vgg-random", verbose=False)
+    except OSError as error:
+        raise UserError(
+            f"losses.lpips_weight: VGG-16's weights cannot be downloaded ({error}); put vgg16-397923af.pth into "
+            f"{torch.hub.get_dir()}/checkpoints"
+        ) from None
+    return Perceptual(model, exponent).requires_grad_(False).eval().to(device)
+
+
 Network = Callable[..., torch.Tensor]
-Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)

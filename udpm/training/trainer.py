@@ -32,11 +32,16 @@ from udpm.training.batch import (
     seed_dropout,
 )
 from udpm.training.graphs import RecordedPasses, recorder_for
-from udpm.training.losses import LossWeights, discriminator_losses, generator_losses, loss_weights
-from udpm.training.lpips import Perceptual, load_lpips
-from udpm.training.metrics import Metrics, NotFinite
+from udpm.training.losses import (
+    LossWeights,
+    Perceptual,
+    discriminator_losses,
+    generator_losses,
+    load_lpips,
+    loss_weights,
+)
+from udpm.training.metrics import Metrics, NotFinite, writer_class
 from udpm.training.state import State
-from udpm.training.tensorboard import writer_class
 from udpm.training.writer import RunWriter
 
 Losses = dict[str, torch.Tensor]

@@ -24,7 +24,7 @@ from udpm.data.store import Store, open_store
 from udpm.diffusion.process import step
 from udpm.diffusion.sampler import seeded
 from udpm.diffusion.schedule import Schedule
-from udpm.metrics.precision_recall import nearest_images
+from udpm.metrics.distances import nearest_images
 from udpm.metrics.protocol import calls_words, class_words, run_words, weights_words
 from udpm.report.figures.style import COLOURS, bare, plot_row, save, tile
 from udpm.sampling.sample_set import SampleSet, load_samples
