@@ -62,6 +62,8 @@ class Session:
         gc.collect()
         if self.on_gpu:
             torch.cuda.synchronize()
+            # Every stream on which a product ran has kept a workspace.
+            getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 

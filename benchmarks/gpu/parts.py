@@ -1,8 +1,8 @@
-"""All checks in order: correctness, then speed, then profiles, then slower settings."""
+"""All checks in order: correctness and memory, then speed, then other settings, profiles and what has to compile."""
 
 from __future__ import annotations
 
-from benchmarks.gpu import machine, numbers, processes, profiling, sampling, scoring, speed, training
+from benchmarks.gpu import machine, memory, numbers, processes, profiling, sampling, scoring, speed, training
 from benchmarks.gpu.checks import Check
 
 PARTS: dict[str, list[Check]] = {
@@ -11,8 +11,11 @@ PARTS: dict[str, list[Check]] = {
     "training": training.CHECKS,
     "sampling": sampling.CHECKS,
     "scoring": scoring.CHECKS,
-    "processes": processes.CHECKS,
+    "memory": memory.CHECKS,
     "speed": speed.FIRST,
-    "profile": profiling.CHECKS,
+    "processes": processes.CHECKS,
     "variants": speed.LATER,
+    "profile": profiling.CHECKS,
+    "compile": speed.COMPILED,
+    "more": speed.MORE,
 }

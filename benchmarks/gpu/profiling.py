@@ -21,8 +21,8 @@ from udpm.networks.inference import Precision
 from udpm.sampling.sampler import Sampler
 from udpm.training.trainer import Trainer
 
-CALLS, WARM = 3, 4
-UNDISTURBED = 10
+CALLS, WARM = 2, 3
+UNDISTURBED = 4
 TOP = 15
 BUSY = ("kernel", "gpu_memcpy", "gpu_memset")
 """Categories of a trace's events in which the GPU is at work."""
@@ -164,8 +164,11 @@ def _drawing(session: Session, batch: int, precision: Precision, graphs: bool) -
 
 GRAPHS = {"training__cuda_graphs": True}
 CHECKS = [
-    *(Check("profile", f"an iteration of training at l={level}", partial(_iteration, level=level)) for level in (1, 3)),
-    Check("profile", "an iteration of training at l=3, recorded", partial(_iteration, level=3, **GRAPHS)),
+    *(
+        Check("profile", f"an iteration of training at l={level}{more}", partial(_iteration, level=level, **changes))
+        for more, changes in ((", recorded", GRAPHS), ("", {}))
+        for level in (1, 3)
+    ),
     *(
         Check(
             "profile",

@@ -11,26 +11,31 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.checks import Check, Session
+from benchmarks.gpu.checks import Check, Session, Skipped
 from benchmarks.gpu.subjects import awake_model, experiment, random_data
 from benchmarks.training import SwitchedTrainer, TrainingGains
-from udpm.bench.measure import BLOCKS, Timing, repeated
+from udpm.bench.measure import BLOCKS, Timing, now
 from udpm.bench.record import Workload, row
 from udpm.bench.training import BenchmarkData, bench_training, for_speed, level_shares
 from udpm.config import RunConfig
-from udpm.diffusion.sampler import noise_sides, sample
+from udpm.diffusion.sampler import Network, noise_sides, sample
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.flops import count_cost
-from udpm.networks.inference import Precision, serve
+from udpm.networks.inference import Precision
 from udpm.networks.weights import Model
 from udpm.sampling.sampler import Sampler
 from udpm.training.estimate import IterationCost, IterationCounter
 from udpm.training.trainer import Trainer
 
-ITERATIONS, WARM = 6, 8
-"""Iterations of a timed block, and before the first one, in which kernels are loaded and passes recorded."""
-BENCHED = 30
-SECONDS = 1.5
+WARM = 3
+"""Calls before those that are timed, in which kernels are loaded and passes recorded."""
+BENCHED = 20
+SECONDS = 1.0
+"""Of all repetitions of a call together, about."""
+MOST = 20
+"""Calls of a repetition."""
+COMPILING = 60.0
+"""Seconds that must be left to begin to compile the networks of a training; it may take longer."""
 BATCHES_AT_ONCE = {1: 20, 25: 8, 250: 4, 1000: 2}
 """Batches that one timed call draws, by size: enough that noise is prepared while the device is at work."""
 
@@ -75,14 +80,10 @@ def _training(session: Session, way: str, plain: bool = False, **changes: Any) -
     levels = random_data(session.folder / "speed", config)
     trainer = SwitchedTrainer(config, levels, device, TrainingGains() if plain else TrainingGains.configured(config))
     costs = _costs(session, config, trainer)
-    iterations, warm = (ITERATIONS, WARM) if session.full else (1, 1)
     timings, texts = [], []
     for level in range(1, config.process.levels + 1):
         trainer.at_level(level)
-        _iterate(trainer, warm)
-        timings.append(Timing())
-        for _ in range(BLOCKS if session.full else 1):
-            timings[-1].measure(trainer.iterate, device, iterations)
+        timings.append(_timed(session, trainer.iterate))
         texts.append(f"{1e3 * statistics.median(timings[-1].wall):.1f}")
     shares, batch = level_shares(config), config.training.batch
     parts = [*(f"l = {level}" for level in range(1, len(timings) + 1)), "mean"]
@@ -108,13 +109,48 @@ def _costs(session: Session, config: RunConfig, trainer: Trainer) -> list[Iterat
     return session.kept["costs"]
 
 
-def _iterate(trainer: Trainer, iterations: int) -> None:
-    for _ in range(iterations):
-        trainer.iterate()
+def _timed(session: Session, call: Callable[[], object]) -> Timing:
+    """Time repetitions of as many calls as fill the time; within one, the device is not waited for."""
+    for _ in range(WARM if session.full else 1):
+        call()
+    one, timing = Timing(), Timing()
+    one.measure(call, session.device)
+    calls = max(1, min(MOST, round(SECONDS / BLOCKS / one.wall[0]))) if session.full else 1
+    for _ in range(BLOCKS if session.full else 1):
+        timing.measure(call, session.device, calls)
+    return timing
+
+
+def _compiled(session: Session) -> str:
+    """Compile both networks for the finest level, and time iterations there."""
+    if session.seconds_left < COMPILING:
+        raise Skipped(f"compiling takes minutes, and {session.seconds_left:.0f} s are left; give --budget more")
+    config, lacks = measured_run(session, training__compile=True, training__level_probabilities=[1, 0, 0])
+    best, device = session.ceilings, session.set_up(tf32=True)
+    levels = random_data(session.folder / "speed", config)
+    trainer = SwitchedTrainer(config, levels, device, TrainingGains.configured(config))
+    first = Timing()
+    first.measure(trainer.iterate, device)
+    timing, batch = _timed(session, trainer.iterate), config.training.batch
+    peak = torch.cuda.max_memory_allocated() if session.on_gpu else None
+    cost = _costs(session, config, trainer)[0]
+    work = Workload(batch, cost.multiply_adds, cost.bytes, config.training.precision)
+    found = row("l = 1", f"compiled{lacks}", timing, work, best, batch=batch, gpu_peak_bytes=peak)
+    session.report.timings.append({"of": "training", "first_seconds": first.wall[0], **found})
+    return (
+        f"{1e3 * statistics.median(timing.wall):.1f} ms an iteration at l = 1, batch {batch}{lacks}; the first one "
+        f"took {first.wall[0]:.0f} s; {(peak or 0) / 2**30:.1f} GiB"
+    )
 
 
 def _sampling(
-    session: Session, batch: int, precision: Precision, graphs: bool, tf32: bool = False, compiles: bool = False
+    session: Session,
+    batch: int,
+    precision: Precision,
+    graphs: bool,
+    tf32: bool = False,
+    compiles: bool = False,
+    contiguous: bool = False,
 ) -> str:
     """Time sampling from a seed to bytes, as `udpm sample` does it, and the chain alone."""
     config, model, multiply_adds = _subject(session)
@@ -124,22 +160,26 @@ def _sampling(
     # Weights are prepared in place.
     own = replace(model, generator=deepcopy(model.generator))
     sampler, images = Sampler(own, batch=batch, precision=precision, graphs=graphs, compiles=compiles), batch * count
-    seconds = SECONDS if session.full else 0.0
-    whole = repeated(lambda: sampler.sample(images), device, seconds)
-    chain = repeated(_chain(config, model, batch, precision, graphs, compiles), device, seconds)
+    if contiguous:
+        # Nothing has been recorded yet.
+        own.generator.to(memory_format=torch.contiguous_format)
+    began = now(device)
+    sampler.sample(images)
+    first = now(device) - began
+    whole = _timed(session, lambda: sampler.sample(images))
+    chain = _timed(session, _chain(config, sampler._network, batch, device))
     peak = torch.cuda.max_memory_allocated() if session.on_gpu else None
     texts = []
     for part, timing, drawn in (("from seed to bytes", whole, images), ("the chain alone", chain, batch)):
         work = Workload(drawn, multiply_adds * drawn, precision=precision)
-        found = row(
-            part, way_of(precision, graphs, tf32, compiles), timing, work, best, batch=batch, gpu_peak_bytes=peak
-        )
-        session.report.timings.append({"of": "sampling", **found})
+        way = way_of(precision, graphs, tf32, compiles, contiguous)
+        found = row(part, way, timing, work, best, batch=batch, gpu_peak_bytes=peak)
+        session.report.timings.append({"of": "sampling", "first_seconds": first, **found})
         texts.append(
             f"{found['images_per_second']['median']:.0f} images/s {part}, "
             f"{100 * found['of_matrix_product']:.1f} % of products"
         )
-    return "; ".join(texts)
+    return "; ".join([*texts, f"the first call took {first:.1f} s"])
 
 
 def _subject(session: Session) -> tuple[RunConfig, Model, int]:
@@ -150,13 +190,9 @@ def _subject(session: Session) -> tuple[RunConfig, Model, int]:
     return session.kept["drawn"]
 
 
-def _chain(
-    config: RunConfig, model: Model, batch: int, precision: Precision, graphs: bool, compiles: bool
-) -> Callable[[], object]:
+def _chain(config: RunConfig, network: Network, batch: int, device: torch.device) -> Callable[[], object]:
     """A chain whose noise is on the device, and whose images stay there."""
     schedule, side = Schedule.from_config(config.process), config.dataset.side
-    device = next(model.generator.parameters()).device
-    network = serve(deepcopy(model.generator), precision, graphs=graphs, compiles=compiles)
     base, *noises = [torch.randn(batch, 3, size, size, device=device) for size in (side, *noise_sides(schedule, side))]
     labels = torch.zeros(batch, dtype=torch.int64, device=device)
 
@@ -167,23 +203,17 @@ def _chain(
     return call
 
 
-def way_of(precision: str, graphs: bool, tf32: bool, compiles: bool) -> str:
+def way_of(precision: str, graphs: bool, tf32: bool, compiles: bool, contiguous: bool = False) -> str:
     """A way of drawing in words."""
-    return f"{precision}{', TF32' if tf32 else ''}{', graphs' if graphs else ''}{', compiled' if compiles else ''}"
+    switches = {"TF32": tf32, "graphs": graphs, "compiled": compiles, "contiguous": contiguous}
+    return ", ".join([precision, *(name for name, on in switches.items() if on)])
 
 
 def _drawn(
-    part: str,
-    batch: int,
-    precision: Precision,
-    *,
-    graphs: bool = False,
-    tf32: bool = False,
-    compiles: bool = False,
+    part: str, batch: int, precision: Precision, *, graphs: bool = False, tf32: bool = False, **more: bool
 ) -> Check:
-    name = f"sampling cifar10, batch {batch}: {way_of(precision, graphs, tf32, compiles)}"
-    run = partial(_sampling, batch=batch, precision=precision, graphs=graphs, tf32=tf32, compiles=compiles)
-    return Check(part, name, run)
+    name = f"sampling cifar10, batch {batch}: {way_of(precision, graphs, tf32, **{'compiles': False} | more)}"
+    return Check(part, name, partial(_sampling, batch=batch, precision=precision, graphs=graphs, tf32=tf32, **more))
 
 
 def _trained(part: str, way: str, **changes: Any) -> Check:
@@ -203,20 +233,24 @@ FIRST = [
     _drawn("speed", 1, "float32", tf32=True),
 ]
 LATER = [
+    _trained("variants", "channels last, recorded", training__channels_last=True, training__cuda_graphs=True),
+    _drawn("variants", 250, "bfloat16", graphs=True, contiguous=True),
     _drawn("variants", 1000, "bfloat16", graphs=True),
-    _trained("variants", "recorded, workers 2", training__cuda_graphs=True, training__workers=2),
-    _drawn("variants", 250, "bfloat16", compiles=True),
+    _drawn("variants", 1000, "bfloat16", graphs=True, contiguous=True),
+    _trained("variants", "float32 with TF32, recorded", **FLOAT32, training__cuda_graphs=True),
     _drawn("variants", 25, "bfloat16", graphs=True),
     _drawn("variants", 250, "float32", tf32=True, graphs=True),
-    _trained("variants", "float32 with TF32, recorded", **FLOAT32, training__cuda_graphs=True),
-    _trained("variants", "channels last, recorded", training__channels_last=True, training__cuda_graphs=True),
-    _drawn("variants", 1, "bfloat16"),
-    _drawn("variants", 1, "float32", graphs=True),
-    _drawn("variants", 250, "float32"),
-    Check("variants", "udpm bench train cifar10", _bench),
-    _trained("variants", "workers 2", training__workers=2),
+    _drawn("variants", 1, "bfloat16", graphs=True, contiguous=True),
     _trained("variants", "channels last", training__channels_last=True),
-    _trained("variants", "float32 with TF32", **FLOAT32),
-    _drawn("variants", 1000, "float32", tf32=True),
-    _trained("variants", "compiled", training__compile=True),
+]
+COMPILED = [
+    _drawn("compile", 250, "bfloat16", compiles=True),
+    Check("compile", "training cifar10: compiled, l = 1", _compiled),
+]
+MORE = [
+    Check("more", "udpm bench train cifar10", _bench),
+    _trained("more", "recorded, workers 2", training__cuda_graphs=True, training__workers=2),
+    _trained("more", "float32 with TF32", **FLOAT32),
+    _drawn("more", 250, "float32"),
+    _drawn("more", 1, "float32", graphs=True),
 ]

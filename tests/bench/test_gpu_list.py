@@ -40,6 +40,8 @@ LONG = {
     speed._sampling: pytest.mark.slow,
     speed._training: pytest.mark.slow,
     speed._bench: pytest.mark.soak,
+    # Compiling takes minutes.
+    speed._compiled: pytest.mark.soak,
     processes._together: pytest.mark.soak,
 }
 

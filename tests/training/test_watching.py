@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -377,6 +378,9 @@ def test_a_dry_run_of_the_paper_says_what_it_takes(tmp_path, capsys):
     assert "generator ncsnpp 57.74 M parameters, discriminator 18.95 M" in found["networks"]
     assert "milestones 60 × 0.23 GB = 13.86 GB, one every 10000" in found["disk"]
     assert found["memory"].startswith("1.46 GB for the state")
+    assert found["GPU"].startswith("about 6.9")
+    assert "in the discriminator's step at l = 1 for 64 images at once" in found["GPU"]
+    assert re.search(r"that fit: \d+ on 24 GB, \d+ on 40 GB, \d+ on 80 GB$", found["GPU"])
     assert "without LPIPS" in found["arithmetic"]
 
 

@@ -91,7 +91,7 @@ def _describe(config, dataset: Path | None, cache: Path | None, run: Path | None
     levels = open_levels(dataset, cache, config.process.levels) if dataset and cache else None
     if config.training == "imported":
         raise UserError(f"{config.experiment}: training is imported; nothing to train")
-    from udpm.training.estimate import describe_run
+    from udpm.training.dryrun import describe_run
 
     click.echo(describe_run(config, levels, run), nl=False)
 

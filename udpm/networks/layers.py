@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -125,8 +125,8 @@ class FourierFeatures(nn.Module):
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """Disable autocast on a device."""
-    # The meta device, used to count multiply-adds, has no autocast.
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    # The meta device, used for estimates, has no autocast; the CPU's is the switch of what stands in for it there.
+    return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
 
 
 def sinusoids(time: torch.Tensor, count: int, *, endpoint: bool = False) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Resources that a run takes: memory for its state, disk, arithmetic; and what a dry run prints."""
+"""Resources that a run takes: memory for its state, disk, arithmetic."""
 
 from __future__ import annotations
 
@@ -15,17 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from udpm.config.experiment import RunConfig
-from udpm.core import devices
-from udpm.data.levels import Levels
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.discriminator import build_discriminator
 from udpm.networks.flops import parameters
 from udpm.networks.unet import IMAGE_CHANNELS, build_generator
-from udpm.runs.config_guard import check_config
-from udpm.runs.records import is_run
-from udpm.runs.status import read_status
 from udpm.training.batch import TrainingBatch, players_at
-from udpm.training.checkpoint import KEPT
 from udpm.training.losses import LossWeights, Perceptual, discriminator_losses, generator_losses, loss_weights
 
 GB, MB = 1e9, 1e6
@@ -213,21 +207,28 @@ class IterationCounter:
         return self._known[level, weights, players]
 
     def _step(self, player: str, level: int, weights: LossWeights) -> int:
+        with _Flops() as counted:
+            self.forward(player, level, weights, self._config.training.batch).backward()
+        return counted.flops // 2
+
+    def forward(self, player: str, level: int, weights: LossWeights, batch: int) -> torch.Tensor:
+        """Compute the loss that a player's step minimises, of a batch of a size, without values."""
         generator, discriminator = self._generator, self._discriminator
         generator.train(player == "generator")
         if discriminator is not None:
             discriminator.train(player == "discriminator").requires_grad_(player == "discriminator")
-        batch = self._batch(level, weights)
-        with _Flops() as counted:
-            if player == "discriminator" and discriminator is not None:
-                losses = discriminator_losses(generator, discriminator, self._schedule, weights, batch)
-            else:
-                losses = generator_losses(generator, discriminator, self._perceptual, self._schedule, weights, batch)
-            losses["total"].backward()
-        return counted.flops // 2
+        given = self._batch(level, weights, batch)
+        if player == "discriminator" and discriminator is not None:
+            return discriminator_losses(generator, discriminator, self._schedule, weights, given)["total"]
+        return generator_losses(generator, discriminator, self._perceptual, self._schedule, weights, given)["total"]
 
-    def _batch(self, level: int, weights: LossWeights) -> TrainingBatch:
-        side, batch = self._config.dataset.side >> (level - 1), self._config.training.batch
+    def parameters(self, player: str) -> list[nn.Parameter]:
+        """Return a player's parameters, without values."""
+        network = self._generator if player == "generator" else self._discriminator
+        return list(network.parameters()) if network is not None else []
+
+    def _batch(self, level: int, weights: LossWeights, batch: int) -> TrainingBatch:
+        side = self._config.dataset.side >> (level - 1)
         with torch.device("meta"):
             target = torch.empty(batch, IMAGE_CHANNELS, side, side)
             noise = torch.empty(batch, IMAGE_CHANNELS, side // 2, side // 2)
@@ -279,114 +280,3 @@ def _size(network: nn.Module | None) -> int:
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def describe_run(config: RunConfig, levels: Levels | None, run: Path | None) -> str:
-    """Configuration, networks, memory, disk, arithmetic and devices, as lines to read.
-
-    Args:
-        config: of the run, which trains.
-        levels: the data set and its caches, if there.
-        run: the run's folder, if known.
-
-    Raises:
-        UserError: the folder holds a run of another configuration.
-    """
-    iterations = _describe_iterations(config, levels)
-    needs = estimate_resources(config, iterations)
-    lines = {
-        "run": f"{config.experiment}, seed {config.seed}{_describe_standing(config, run)}",
-        "data": _describe_data(config, levels),
-        "process": f"{config.process.levels} levels, alphas {config.process.alphas}, sigmas {config.process.sigmas}",
-        "networks": _describe_networks(config, needs),
-        "losses": _describe_losses(config),
-        "training": _describe_training(config, iterations),
-        "memory": (
-            f"{format_bytes(needs.state)} for the state on each device: weights {format_bytes(needs.weights)}, "
-            f"gradients {format_bytes(needs.gradients)}, Adam {format_bytes(needs.moments)}, averages "
-            f"{format_bytes(needs.averages)}; what the networks keep of a batch comes on top and is not estimated"
-        ),
-        "disk": _describe_disk(config, needs),
-        "devices": f"{devices.found()} here; training.device: {config.training.device}",
-        "arithmetic": _describe_arithmetic(config),
-    }
-    return "".join(f"{name:<11}{text}\n" for name, text in lines.items())
-
-
-def _describe_iterations(config: RunConfig, levels: Levels | None) -> int:
-    if levels is None:
-        return config.training.iterations
-    split = levels.store.split("train")
-    return config.training.ends_at(split.stop - split.start)
-
-
-def _describe_standing(config: RunConfig, run: Path | None) -> str:
-    if run is None:
-        return ""
-    if not is_run(run):
-        return f"; {run} is new"
-    check_config(run, config, allow_world_size_change=False, writes=False)
-    standing = read_status(run)
-    at = "" if standing.checkpoint is None else f", last checkpoint {standing.checkpoint}"
-    return f"; {run} is {standing.state}{at}"
-
-
-def _describe_data(config: RunConfig, levels: Levels | None) -> str:
-    side, classes = config.dataset.side, config.classes
-    told = f"{config.dataset_name}, {side}×{side}, {f'{classes} classes' if classes else 'no labels'}"
-    if levels is None:
-        return told
-    split = levels.store.split("train")
-    return f"{told}, {split.stop - split.start} training images"
-
-
-def _describe_networks(config: RunConfig, needs: ResourceEstimate) -> str:
-    section, counts = config.generator, needs.parameters
-    told = f"generator {section.family} {counts['generator'] / 1e6:.2f} M parameters"
-    if "discriminator" in counts:
-        told += f", discriminator {counts['discriminator'] / 1e6:.2f} M"
-    return told + f"; averages {', '.join(config.training.averages) or 'none'}"
-
-
-def _describe_losses(config: RunConfig) -> str:
-    losses = config.losses
-    keys = {
-        losses.reconstruction: "reconstruction_weight",
-        "LPIPS": "lpips_weight",
-        "adversarial": "adversarial_weight",
-    }
-    parts = {name: config.per_level(f"losses.{key}") for name, key in (keys | {"R1": "r1_gamma"}).items()}
-    return ", ".join(f"{name} {values}" for name, values in parts.items() if any(values))
-
-
-def _describe_training(config: RunConfig, iterations: int) -> str:
-    training = config.training
-    share = training.batch // training.processes
-    told = f"{iterations} iterations of {training.batch} images"
-    if training.processes > 1:
-        told += (
-            f": {share} for each of {training.processes} processes ({training.nodes} × {training.processes_per_node})"
-        )
-    if training.accumulate > 1:
-        told += f", in {training.accumulate} parts"
-    switches = {"TF32": training.tf32, "channels last": training.channels_last, "compiled": training.compile}
-    switches["CUDA graphs"] = training.cuda_graphs
-    return ", ".join(
-        [told, f"rate {training.learning_rate:g}", training.precision, *(k for k, on in switches.items() if on)]
-    )
-
-
-def _describe_disk(config: RunConfig, needs: ResourceEstimate) -> str:
-    told = f"checkpoints {format_total(KEPT, needs.checkpoint)}, one more during a save; "
-    if needs.milestones:
-        told += (
-            f"milestones {format_total(needs.milestones, needs.milestone)}, one every {config.training.keep_every}; "
-        )
-    return told + f"weights at the end {format_bytes(needs.final)}"
-
-
-def _describe_arithmetic(config: RunConfig) -> str:
-    text = f"{iteration_cost(config).multiply_adds / 1e9:.4g} G multiply-adds per iteration"
-    if any(config.per_level("losses.lpips_weight")):
-        text += " without LPIPS"
-    return f"{text}; udpm bench train measures how long it takes"

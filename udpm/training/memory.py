@@ -1,0 +1,226 @@
+"""Memory that a training takes on a GPU, counted on tensors without values.
+
+Each step runs on the meta device, whose tensors have shapes, types and storages but no contents. Storages are followed
+from the operation that makes them until nothing refers to them any more, as PyTorch's allocator does.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from udpm.config.experiment import RunConfig
+from udpm.training.batch import players_at
+from udpm.training.estimate import IterationCounter, estimate_resources
+from udpm.training.losses import LossWeights, Perceptual, loss_weights
+
+CARDS = (24, 40, 80)
+"""Memory of common GPUs in GB."""
+USABLE = 0.9
+"""Share of a GPU's memory that an estimate may fill; the rest is for fragments, workspaces of libraries, and errors."""
+CONTEXT = 1e9
+"""Bytes of a CUDA context and its libraries, which PyTorch's own count leaves out."""
+BLOCK = 512
+"""Bytes that PyTorch's allocator rounds up to."""
+GROUP = 4
+"""Multiple that batches are rounded down to, for the discriminator's groups."""
+TERMS = {"discriminator": ("r1", "noise", "dropout"), "generator": ("lpips", "adversarial", "noise")}
+"""Fields of `LossWeights` that add to what a player's step keeps."""
+
+
+@dataclass(frozen=True)
+class BatchMemory:
+    """Memory of a training on each device, in bytes.
+
+    Attributes:
+        state: weights, gradients, moments and averages; with recorded passes, their gradients.
+        perceptual: weights of LPIPS.
+        batch: images that a device works on at once: its share of the batch, or a part of it where it accumulates.
+        kept: the most that the networks keep of these images at any time.
+        level: of the step in which they do.
+        player: who takes that step.
+        per_image: what each further image adds.
+    """
+
+    state: int
+    perceptual: int
+    batch: int
+    kept: int
+    level: int
+    player: str
+    per_image: float
+
+    @property
+    def total(self) -> int:
+        """Peak of all together."""
+        return self.state + self.perceptual + self.kept
+
+    def largest_batch(self, gigabytes: float) -> int:
+        """Return how many images at once fit into a GPU of this size; 0 if the state alone does not."""
+        room = USABLE * gigabytes * 1e9 - CONTEXT - self.total
+        batch = int(self.batch + room / self.per_image)
+        return max(0, batch // GROUP * GROUP if batch >= GROUP else batch)
+
+
+def estimate_memory(config: RunConfig, perceptual: Perceptual | None = None, batch: int | None = None) -> BatchMemory:
+    """Return what a training takes on each device.
+
+    Images that are kept on the device (`training.data`) are not included, and neither is what torch.compile saves.
+
+    Args:
+        config: of a run that trains.
+        perceptual: LPIPS; without it, its features are left out.
+        batch: images at once; default: as configured.
+    """
+    training = config.training
+    batch = batch or training.batch // training.processes // training.accumulate
+    steps = _Steps(config, perceptual)
+    kept, level, player = max((steps.peak(player, level, batch), level, player) for player, level in steps.largest())
+    needs = estimate_resources(config, training.iterations)
+    # Each recording has gradients of its own.
+    recorded = (config.process.levels - 1) * needs.gradients if training.cuda_graphs else 0
+    return BatchMemory(
+        state=needs.state + recorded,
+        perceptual=_bytes(perceptual.parameters()) if perceptual is not None else 0,
+        batch=batch,
+        kept=kept,
+        level=level,
+        player=player,
+        per_image=(steps.peak(player, level, batch + GROUP) - kept) / GROUP,
+    )
+
+
+class _Steps:
+    """Steps of a run's players, in an iteration in which everything applies."""
+
+    def __init__(self, config: RunConfig, perceptual: Perceptual | None) -> None:
+        self._config, self._counter = config, IterationCounter(config, perceptual)
+        start, every = config.losses.adversarial_start, config.training.discriminator_every * config.losses.r1_every
+        iteration = -(-start // every) * every
+        self.players = players_at(config, iteration)
+        self._weights = [weights.at(iteration) for weights in loss_weights(config)]
+        if perceptual is None:
+            self._weights = [replace(weights, lpips=0.0) for weights in self._weights]
+
+    def largest(self) -> list[tuple[str, int]]:
+        """Return players and levels, without levels that do no more than a finer one."""
+        found: list[tuple[str, int]] = []
+        for player in self.players:
+            finer: list[set[str]] = []
+            for level, weights in enumerate(self._weights, start=1):
+                terms = {name for name in TERMS[player] if getattr(weights, name) > 0}
+                if not any(terms <= other for other in finer):
+                    found.append((player, level))
+                finer.append(terms)
+        return found
+
+    def peak(self, player: str, level: int, batch: int) -> int:
+        """Return the bytes that a step adds to the state at most; gradients count as part of the state."""
+        weights = self._weights[level - 1]
+        parameters = self._counter.parameters(player)
+        for parameter in parameters:
+            parameter.grad = None
+        peak = 0
+        # Parts after the first one find gradients to add to.
+        for _ in range(min(self._config.training.accumulate, 2)):
+            before = _bytes(parameter.grad for parameter in parameters if parameter.grad is not None)
+            with LiveBytes() as counted:
+                self._forward(player, level, weights, batch).backward()
+            peak = max(peak, before + counted.peak)
+        own = _bytes(parameter.grad for parameter in parameters if parameter.grad is not None)
+        for parameter in parameters:
+            parameter.grad = None
+        return max(0, peak - own)
+
+    def _forward(self, player: str, level: int, weights: LossWeights, batch: int) -> torch.Tensor:
+        enabled = self._config.training.precision == "bfloat16"
+        with AsOnGPU(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            return self._counter.forward(player, level, weights, batch)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Follows the storages of the tensors that operations make in its context.
+
+    Attributes:
+        live: bytes of those that still exist.
+        peak: the most at any time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        given = {id(value.untyped_storage()) for value in _tensors((args, kwargs))}
+        for value in _tensors(found):
+            storage = value.untyped_storage()
+            known = self._known.get(id(storage))
+            if id(storage) not in given and (known is None or known() is not storage):
+                size = -(-storage.nbytes() // BLOCK) * BLOCK
+                self._known[id(storage)] = weakref.ref(storage)
+                weakref.finalize(storage, self._free, size)
+                self.live += size
+        self.peak = max(self.peak, self.live)
+        return found
+
+    def _free(self, size: int) -> None:
+        self.live -= size
+
+
+LOWER = {"conv2d", "conv_transpose2d", "linear", "matmul", "bmm"}
+"""Functions whose inputs CUDA's autocast converts to bfloat16."""
+FULL = {"group_norm", "softplus", "l1_loss", "mse_loss", "pow", "__pow__", "interpolate"}
+"""Functions whose inputs it converts to float32."""
+
+
+class AsOnGPU(TorchFunctionMode):
+    """Lets tensors on the meta device keep what they would keep on a GPU.
+
+    Applies autocast's rules for CUDA, for the functions that networks and losses call, while autocast is enabled for
+    the CPU (the meta device has none); takes the fused attention and dropout.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cast: dict[int, torch.Tensor] = {}
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs, name = kwargs or {}, getattr(function, "__name__", "")
+        if torch.is_autocast_enabled("cpu") and name in LOWER | FULL:
+            kind = torch.bfloat16 if name in LOWER else torch.float32
+            args, kwargs = tree_map(lambda value: self._to(value, kind), (args, kwargs))
+        if name == "scaled_dot_product_attention":
+            return torch.ops.aten._scaled_dot_product_efficient_attention(*args, None, torch.is_grad_enabled())[0]
+        if name == "dropout":
+            value, probability, training = (*args, *kwargs.values())[:3]
+            return torch.native_dropout(value, probability, training)[0] if training and probability else value
+        return function(*args, **kwargs)
+
+    def _to(self, value: Any, kind: torch.dtype) -> Any:
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.dtype == kind:
+            return value
+        if not (value.is_leaf and value.requires_grad and kind == torch.bfloat16):
+            return value.to(kind)
+        # A weight is converted once in each pass, and kept until its end.
+        if id(value) not in self._cast:
+            self._cast[id(value)] = value.to(kind)
+        return self._cast[id(value)]
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
