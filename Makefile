@@ -1,12 +1,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Where config/config.yaml has everything made; in quotes wherever a shell reads it.
+# The folder of results of config/config.yaml; quote it in shell commands.
 RESULTS := $$($(BIN)/python -c 'import os; from pathlib import Path; from udpm.config import load_study; \
   from udpm.config.validation import read_yaml; file = Path("config/config.yaml"); \
   print(os.path.abspath(load_study(read_yaml(file), str(file)).results))')
 
-# Hundreds of processes start below; each would compile anew what it imports.
+# Hundreds of processes start below; each would compile its imports again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo lint test test-fast gpu test-slurm soak fuzz
@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml envs/constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c envs/constraints.txt -e '.[all,dev]'
 	touch $@
 
-# The whole pipeline on the embedded data set; what is up to date is not redone. The report is moved to its place:
+# The whole pipeline on the embedded data set; results that are up to date are not made again. The report is moved:
 # Snakemake would replace a $NAME in its path.
 demo: install
 	$(BIN)/python -m snakemake --quiet rules
@@ -42,7 +42,7 @@ test-fast: install
 test: test-fast
 	$(BIN)/python -m pytest -m "slow and not soak and not slurm" -n 2 --dist loadfile
 
-# What only a machine with a GPU can show, in 8 minutes: checks, speed and profile, as a table and as JSON. With
+# Checks, speed and profile of a GPU in 8 minutes, as a table and as JSON. With
 # `make gpu GPU_PYTHON=python3` nothing is installed: any Python with the packages that `udpm train` needs will do.
 GPU_PYTHON ?= $(BIN)/python
 GPU_OUTPUT ?= results/gpu.json
@@ -50,16 +50,16 @@ gpu: $(if $(filter undefined file,$(origin GPU_PYTHON)),install)
 	$(GPU_PYTHON) -m benchmarks.gpu --output $(GPU_OUTPUT)
 
 # The workflow on live SLURMs, started for the tests, one for each of two workers; installs Debian's packages of SLURM
-# where that may be. Most of the time is waiting, so two of them pay off on two cores.
+# if it may. Most of the time is waiting, so two workers pay off on two cores.
 test-slurm: install
 	tests/slurm/install.sh
 	$(BIN)/python -m pytest tests/slurm -m slurm -n 2
 
-# What takes longer than every change should have to wait for.
+# Tests that take too long to run after every change.
 soak: install
 	$(BIN)/python -m pytest -m "soak and not slurm"
 
-# Many mutated inputs for every reader of a file, and a table of what became of them; FUZZ=1000 for fewer.
+# Many mutated inputs for every reader of a file, and a table of the outcomes; FUZZ=1000 for fewer.
 FUZZ ?= 20000
 fuzz: install
 	cd tests && PYTHONPATH=helpers ../$(BIN)/python -m fuzz --inputs $(FUZZ)

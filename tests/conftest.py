@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Fixtures and hooks for all tests."""
 
 import os
 
@@ -14,22 +14,22 @@ from udpm.data.levels import open_levels, write_cache
 from udpm.data.prepare import prepare
 from udpm.training.trainer import train
 
-# On a busy machine an example may take any time.
+# No deadline, since the machine may be busy.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
 ON_GPU = "gpu"
-"""What `pytest -m` is given to run the tests that need a GPU."""
+"""The value of `pytest -m` that runs the tests that need a GPU."""
 
 
 def pytest_configure(config):
-    """Hide GPUs from all tests but those that need one: the same bytes after a restart are promised on CPUs only."""
+    """Hide GPUs from tests that do not need one, since only CPUs guarantee the same bytes after a restart."""
     if config.option.markexpr != ON_GPU:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_runtest_setup(item):
-    """Skip, by name, what needs a GPU where there is none or it is hidden."""
+    """Skip tests that need a GPU if none is visible."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a GPU and `pytest -m gpu`")
 

@@ -18,7 +18,7 @@ NO_TORCH = [folder for folder, allowed in FOLDERS if allowed.endswith("; no torc
 
 
 def module_of(path):
-    """A file's dotted name; the workflow's modules are imported by their bare names, but stand here in their folder."""
+    """Return the dotted name of a file; modules of the workflow, imported by bare name, get the prefix `workflow.`."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -27,7 +27,7 @@ MODULES = {module_of(path): tree for path, tree in TREES.items()}
 
 
 def imported(nodes):
-    """The modules that import statements name, of the package, the workflow and others."""
+    """Yield the modules that import statements name."""
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -38,7 +38,7 @@ def imported(nodes):
 
 
 def imports(module, *, lazy):
-    """What a module imports, under the names of `MODULES`; with `lazy`, inside functions and for annotations, too."""
+    """Return the imports of a module as names of `MODULES`; with `lazy`, also those in functions and annotations."""
     tree = MODULES[module]
     found = set(imported(ast.walk(tree) if lazy else at_import(tree.body)))
     if module.startswith("workflow."):
@@ -47,7 +47,7 @@ def imports(module, *, lazy):
 
 
 def at_import(body):
-    """The statements that run when a module is imported: not in functions, nor for type checkers only."""
+    """Yield the statements that run on import, without functions and blocks for type checkers."""
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
@@ -59,7 +59,7 @@ def at_import(body):
 
 
 def folder_of(module):
-    """The folder whose line holds for a module; None for the package's own top."""
+    """Return the folder of docs/code.md that a module belongs to; None for the top of the package."""
     top, *rest = module.split(".")
     if top == "workflow":
         return top
@@ -67,7 +67,7 @@ def folder_of(module):
 
 
 def defined(body):
-    """Names of functions, classes and constants, and of their members with a dot."""
+    """Yield the names of functions and classes, and of members with a dot."""
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name
@@ -125,7 +125,7 @@ def test_no_module_imports_itself_through_others():
 
 @pytest.mark.parametrize("folder", NO_TORCH)
 def test_importing_it_imports_no_torch(folder):
-    """`udpm --help`, planning and every rule would pay seconds for it."""
+    """It would cost `udpm --help`, planning and every rule seconds."""
     left = [module for module in MODULES if folder_of(module) == folder]
     seen = {module: [module] for module in left}
     while left:

@@ -1,4 +1,4 @@
-"""Compare the request of one job with the partitions that it may go to."""
+"""Compare the resources that a job requests with the partitions that it may go to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from udpm.config import source_file
 
 PROFILE = "slurm/config.yaml"
 HOURS = 1.0
-"""Wall time of jobs of all other rules: `default-resources` of the profile."""
+"""Wall time of jobs whose experiment sets none: `default-resources` of the profile."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,11 @@ class Request:
             cpus = gpus * number("cpus_per_gpu")
         memory = cpus * number("mem_mb_per_cpu") or number("mem_mb")
         partition = asked.get("slurm_partition")
-        return cls(
-            None if partition in (None, "") else str(partition), number("runtime"), memory, cpus, gpus, model, nodes
-        )
+        return cls(str(partition) if partition else None, number("runtime"), memory, cpus, gpus, model, nodes)
 
 
 def _gpus(asked: dict[str, Any], nodes: int) -> tuple[int, str | None]:
-    """Read GPUs for each node and their type from resources."""
+    """Return the number of GPUs for each node, and their type."""
     for entry in str(asked.get("gres") or "").split(","):
         name, *words = entry.split(":")
         if name == "gpu":
@@ -85,8 +83,8 @@ class Comparison:
         named = asked.partition or (self._partitions[0].name if self._partitions else "")
         self._of = "here" if self._any else f"of partition {named}"
         self._name = "any partition" if self._any else f"partition {named}"
-        section = SECTIONS.get(self._rule)
-        self._section = section if section and hasattr(job.wildcards, "experiment") else ""
+        self._kinds = [kind for partition in self._partitions for kind in partition.nodes]
+        self._section = SECTIONS.get(self._rule, "") if hasattr(job.wildcards, "experiment") else ""
 
     def mistakes(self) -> list[tuple[str, str | None]]:
         """Return (line, requester) for each mistake; a requester only if many jobs may make the same one."""
@@ -96,7 +94,7 @@ class Comparison:
             where = source_of("partition")
             if asked.partition != self._plan.cluster.partition:
                 where = f"{PROFILE}: slurm_partition of {self._rule}"
-            return [(f"{where}: there is no {unknown[0]} here; there are: {', '.join(self.site.partitions)}", None)]
+            return [(f"{where}: {unknown[0]} not found; this cluster has: {', '.join(self.site.partitions)}", None)]
         found = [self._memory(), self._cpus(), self._model() or self._gpus(), self._nodes()]
         mistakes: list[tuple[str, str | None]] = [(mistake, None) for mistake in found if mistake]
         if time := self._time():
@@ -104,16 +102,15 @@ class Comparison:
         together = None if mistakes else self._together()
         return [(together, None)] if together else mistakes
 
-    def _kinds(self):
-        return [kind for partition in self._partitions for kind in partition.nodes]
+    def _takes(self) -> str:
+        return "no partition here takes jobs of more than" if self._any else f"{self._name} takes jobs of at most"
 
     def _time(self) -> tuple[str, str | None] | None:
         asked, cluster = self._asked, self._plan.cluster
         longest = max(partition.minutes for partition in self._partitions)
         if asked.minutes <= longest:
             return None
-        takes = "no partition here takes jobs of more than" if self._any else f"{self._name} takes jobs of at most"
-        takes = f"{takes} {_lasting(longest)}"
+        takes = f"{self._takes()} {_lasting(longest)}"
         own = asked.partition == cluster.partition
         if own and asked.minutes == cluster.minutes(self._hours()):
             # Rounded down, so that a job of that time fits.
@@ -124,7 +121,7 @@ class Comparison:
         return f"{PROFILE}: {of}, but {takes}; set its runtime in set-resources", None
 
     def _hours(self) -> float:
-        """Hours that the job's rule requests before max_hours cuts them."""
+        """Return the hours that the job would request without max_hours."""
         if self._section and self._rule in FIGURE_RULES:
             return self._plan.experiment(self._job.wildcards).resources.figure_hours
         return self._resources.hours if self._section else HOURS
@@ -134,20 +131,18 @@ class Comparison:
         return f"{self._rule} of {name}" if name else self._rule
 
     def _memory(self) -> str | None:
-        asked = self._asked.memory_mb
-        most = max((kind.memory_mb for kind in self._kinds()), default=math.inf)
-        if asked <= most:
-            return None
-        return f"{self._memory_key()}, but no node {self._of} has more than {_gb(most)} GB{self._others()}"
+        most = max((kind.memory_mb for kind in self._kinds), default=math.inf)
+        return None if self._asked.memory_mb <= most else self._too_much(self._memory_key(), f"{_gb(most)} GB")
 
     def _cpus(self) -> str | None:
-        most = max((kind.cpus for kind in self._kinds()), default=math.inf)
-        if self._asked.cpus <= most:
-            return None
-        return f"{self._cpus_key()}, but no node {self._of} has more than {most}{self._others()}"
+        most = max((kind.cpus for kind in self._kinds), default=math.inf)
+        return None if self._asked.cpus <= most else self._too_much(self._cpus_key(), f"{most}")
+
+    def _too_much(self, key: str, most: str) -> str:
+        return f"{key}, but no node {self._of} has more than {most}{self._others()}"
 
     def _model(self) -> str | None:
-        model, kinds = self._asked.gpu_model, self._kinds()
+        model, kinds = self._asked.gpu_model, self._kinds
         if model is None or not kinds or any(kind.gpus_of(model) for kind in kinds):
             return None
         types = sorted({name for kind in kinds for name in kind.gpus})
@@ -161,7 +156,7 @@ class Comparison:
         return f"{where}: {model}, but {self._name} {there}{self._others()}"
 
     def _gpus(self) -> str | None:
-        asked, kinds = self._asked, self._kinds()
+        asked, kinds = self._asked, self._kinds
         most = max((kind.gpus_of(asked.gpu_model) for kind in kinds), default=math.inf)
         if not asked.gpus or asked.gpus <= most:
             return None
@@ -169,22 +164,21 @@ class Comparison:
             none = "no partition here has GPUs" if self._any else f"{self._name} has no GPUs"
             return f"{self._gpus_key()}, but {none}{self._others()}"
         of_type = f" of type {asked.gpu_model}" if asked.gpu_model else ""
-        return f"{self._gpus_key()}, but no node {self._of} has more than {most}{of_type}{self._others()}"
+        return self._too_much(self._gpus_key(), f"{most}{of_type}")
 
     def _nodes(self) -> str | None:
         asked, partitions = self._asked.nodes, self._partitions
         there = max(sum(kind.count for kind in partition.nodes) or math.inf for partition in partitions)
         most = max(partition.max_nodes for partition in partitions)
         if asked > most:
-            takes = "no partition here takes jobs of more than" if self._any else f"{self._name} takes jobs of at most"
-            return f"{self._nodes_key()}, but {takes} {most:g} {_plural(most, 'node')}{self._others()}"
+            return f"{self._nodes_key()}, but {self._takes()} {most:g} {_plural(most, 'node')}{self._others()}"
         if asked > there:
             has = "no partition here has more than" if self._any else f"{self._name} has only"
             return f"{self._nodes_key()}, but {has} {there:g}{self._others()}"
         return None
 
     def _together(self) -> str | None:
-        """Each part of the request can be satisfied, but no node satisfies all of them."""
+        """Return the mistake if each part of the request can be satisfied, but no node satisfies all of them."""
         asked = self._asked
         if any(self._has(partition) for partition in self._partitions):
             return None
@@ -195,12 +189,12 @@ class Comparison:
             each.append(f"{asked.gpus} {_plural(asked.gpus, 'GPU')}{model}")
         if self._any and asked.minutes:
             each.append(_lasting(asked.minutes))
-        wanted = f"{', '.join(each[:-1])} and {each[-1]}" if len(each) > 1 else each[0]
+        request = f"{', '.join(each[:-1])} and {each[-1]}" if len(each) > 1 else each[0]
         who = f"{self._place()}: {self._rule}" if self._section else f"{PROFILE}: {self._rule}"
         if asked.nodes == 1:
-            return f"{who} asks for {wanted} on one node, but no node {self._of} has all of that{self._others()}"
+            return f"{who} requests {request} on one node, but no node {self._of} has all of that{self._others()}"
         lacks = "no partition here has" if self._any else f"{self._name} does not have"
-        return f"{who} asks for {wanted} on each of {asked.nodes} nodes, but {lacks} so many such nodes{self._others()}"
+        return f"{who} requests {request} on each of {asked.nodes} nodes, but {lacks} enough such nodes{self._others()}"
 
     def _has(self, partition: Partition) -> bool:
         asked = self._asked
@@ -211,17 +205,14 @@ class Comparison:
         names = [name for name, partition in self.site.partitions.items() if partition.nodes and self._has(partition)]
         return f" ({'this partition has' if len(names) == 1 else 'these have'} it: {', '.join(names)})" if names else ""
 
-    # Keys that a request comes from: the experiment's if its value is the one requested, else the profile's.
+    # The key that a value of the request comes from: of the experiment if it has that value, else of the profile.
 
     def _place(self) -> str:
         name, sweep = self._job.wildcards.experiment, self._plan.sweep
-        # Points of a sweep mostly request what their base does: report it once, not a thousand times.
-        if (
-            sweep
-            and name in sweep.loaded.points
-            and self._resources == getattr(sweep.loaded.base.resources, self._section)
-        ):
-            name = sweep.loaded.sweep.base
+        if sweep and name in sweep.loaded.points:
+            # Most points request what their base does: report it once, not a thousand times.
+            same = self._resources == getattr(sweep.loaded.base.resources, self._section)
+            name = sweep.loaded.sweep.base if same else name
         return source_file(name, CONFIG)
 
     @property

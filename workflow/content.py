@@ -1,4 +1,4 @@
-"""What is up to date: what files hold decides it. No time of a file makes a job run again, or keeps it from it."""
+"""Decide which outputs are up to date from the contents of files, never from their times."""
 
 from __future__ import annotations
 
@@ -18,27 +18,26 @@ from udpm.runs.config_guard import MUTABLE_KEYS
 from udpm.runs.layout import Layout, milestone
 
 ANYWHERE = Layout("results:")
-"""Names of results in the records, which go with the folder of results wherever it is copied."""
+"""Paths as the records name them, so that the folder of results may be moved or copied."""
 RECORDS = tuple(f"{folder}/" for folder in (ANYWHERE.configs, ANYWHERE.runs, ANYWHERE.datasets))
-"""Folders of records of which not every word counts."""
+"""Folders of JSON files of which only some keys count."""
 NOT_COUNTED = ("usage", "figure", "extra")
-"""Params that change nothing, or follow from the files and wildcards of their job."""
+"""Params that do not change a result, or follow from the files and wildcards of their job."""
 TRAINING = "train_model"
-"""A rule that runs again only where `Content.forced` says so: training itself resumes from what is there."""
+"""This rule runs again only for outputs in `Content.forced`: training itself resumes from its checkpoints."""
 KEPT = (TRAINING, "import_weights", "prepare_dataset", "cache_levels", "export_images", "write_card")
-"""Rules whose outputs are removed neither before their job runs again nor after it failed: they may be worth days, be
-the only copy, or hold what somebody added. Their commands replace them as a whole, or refuse to."""
+"""Rules whose outputs Snakemake must not delete, neither before a job reruns nor after it fails: they may have taken
+days, be the only copy, or contain a user's edits. Their commands replace outputs atomically, or refuse to."""
 
 
 class Content:
-    """What each job's outputs were made from: digests of its inputs, and its parameters.
+    """A record of what each job's outputs were made from: digests of its inputs, and its parameters.
 
-    Jobs are Snakemake's. An output without a record is taken as it is, and from then on its inputs are remembered.
+    An output without an entry counts as current, and gets an entry.
 
     Args:
-        results: folder of everything that is made.
-        resolved: says whether a resolved configuration is the one that is wanted; None of any other file, or one that
-            is not there.
+        results: folder of all results.
+        resolved: returns whether a file holds the current resolved configuration; None for all other files.
 
     Attributes:
         digests: of files.
@@ -54,11 +53,11 @@ class Content:
         self._prefix = re.compile(rf"(?<![\w./-]){re.escape(results)}(?=/)")
 
     def stale(self, jobs: Iterable[Any], remember: bool) -> set[str]:
-        """Outputs of the jobs that must run again although all their outputs are there.
+        """Return the first outputs of jobs that must run again although all their outputs exist.
 
         Args:
-            jobs: all that the targets depend on.
-            remember: whether to write down what outputs without a record seem to be made from.
+            jobs: Snakemake's, all that the targets depend on.
+            remember: whether to write entries for outputs that have none.
         """
         found: set[str] = set()
         new: dict[str, Any] = {}
@@ -74,7 +73,7 @@ class Content:
         return found
 
     def note(self, job: Any) -> None:
-        """Remember what a job that succeeded made its outputs from."""
+        """Write the entry of a job that succeeded."""
         if job.output:
             self._write({self._key(job): self._made_from(job)})
             self.digests.save()
@@ -93,34 +92,35 @@ class Content:
             new[key] = self._made_from(job)
             return True
         now = self._made_from(job)
-        # An input that is not there is no reason: it is made if something that is needed wants it.
+        # A missing input is no reason to run again: it is made if a job that runs needs it.
         missing = {name for name, identity in now["from"].items() if identity is None}
-        before = {name: identity for name, identity in recorded["from"].items() if name not in missing}
-        return recorded["with"] == now["with"] and before == {
-            name: identity for name, identity in now["from"].items() if name not in missing
-        }
+        before, after = (
+            {name: identity for name, identity in entry["from"].items() if name not in missing}
+            for entry in (recorded, now)
+        )
+        return recorded["with"] == now["with"] and before == after
 
     def _names_others(self, job: Any) -> bool:
-        """Whether an output's own record names other weights, images, reference or extractor than the job has."""
-        record = _said(next((str(output) for output in job.output if str(output).endswith(".json")), ""))
+        """Return whether an output's record names other weights, images, reference or extractor than the job has."""
+        record = _read_record(next((str(output) for output in job.output if str(output).endswith(".json")), ""))
         subject, protocol = _part(record, "subject"), _part(record, "protocol")
         for path in map(str, job.input):
-            told: Any = None
+            recorded: Any = None
             if path.endswith(".safetensors"):
-                told = record.get("weights_sha256")
-                path = self._weights(path, record.get("iteration"), told)
+                recorded = record.get("weights_sha256")
+                path = self._weights(path, record.get("iteration"), recorded)
             elif path.endswith(".pt"):
-                told = _part(protocol, "extractor").get("sha256")
+                recorded = _part(protocol, "extractor").get("sha256")
             elif self._name(path).startswith(f"{ANYWHERE.references}/"):
-                told = _part(protocol, "reference").get("sha256")
+                recorded = _part(protocol, "reference").get("sha256")
             elif self._name(path).startswith(f"{ANYWHERE.sample_sets}/") and path.endswith(".npz"):
-                told = subject.get("samples_sha256")
-            if told is not None and Path(path).is_file() and self.digests(path) != told:
+                recorded = subject.get("samples_sha256")
+            if recorded is not None and Path(path).is_file() and self.digests(path) != recorded:
                 return True
         return False
 
     def _weights(self, path: str, iteration: Any, digest: Any) -> str:
-        """A run's weights, or those that it kept of an iteration, if these have the digest."""
+        """Return a run's weights, or its milestone of an iteration if that has the digest."""
         if not isinstance(iteration, int):
             return path
         kept = milestone(Path(path).parent, iteration)
@@ -142,11 +142,11 @@ class Content:
         return self._name(str(job.output[0]))
 
     def _name(self, text: str) -> str:
-        """Text in which the folder of results has the same name wherever it lies."""
+        """Replace the folder of results in a text by the name it has in the records."""
         return self._prefix.sub("results:", text)
 
     def identity(self, path: str) -> str | None:
-        """What a file is to those who read it; of records without words and times. None where it is not there."""
+        """Return the digest of what matters in a file; None if the file does not exist."""
         if not Path(path).is_file():
             return None
         try:
@@ -155,26 +155,27 @@ class Content:
                 return _digest(_essence(read_json(path, "record"), Path(path).name))
             return self.digests(path)
         except UserError:
-            # Whoever reads it tells what is wrong with it.
+            # The job that reads it reports why.
             return "cannot be read"
 
     def _write(self, new: dict[str, Any]) -> None:
         self._made |= new
-        text = "".join(json.dumps({"made": key, **made}) + "\n" for key, made in new.items())
-        # Without a record an output is taken as it is.
+        # A study may go without its entries.
         with suppress(OSError, UserError):
             if new:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                append(self._path, text)
+                append(self._path, _as_lines(new))
                 self._lines += len(new)
             if self._lines > 4 * len(self._made) + 100:
-                write_text(
-                    self._path, "".join(json.dumps({"made": key, **made}) + "\n" for key, made in self._made.items())
-                )
+                write_text(self._path, _as_lines(self._made))
                 self._lines = len(self._made)
 
 
-def _said(path: str) -> dict[str, Any]:
+def _as_lines(made: dict[str, Any]) -> str:
+    return "".join(json.dumps({"made": key, **entry}) + "\n" for key, entry in made.items())
+
+
+def _read_record(path: str) -> dict[str, Any]:
     try:
         return read_json(path, "record") if path else {}
     except UserError:
@@ -187,7 +188,7 @@ def _part(record: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _essence(record: dict[str, Any], name: str) -> dict[str, Any]:
-    """The part of a record that others are made from."""
+    """Return the part of a record that other results depend on."""
     if name == "dataset.json":
         return {key: record.get(key) for key in ("sha256", "splits", "classes", "class_names")}
     if name == "complete.json":
@@ -196,7 +197,7 @@ def _essence(record: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def without_mutable_keys(values: dict[str, Any]) -> dict[str, Any]:
-    """A resolved configuration of a run or a data set without the keys that nothing is made from."""
+    """Return a resolved configuration of a run or data set without the keys that no result depends on."""
     if "dataset_name" not in values:
         own = {key.partition(".")[2] for key in MUTABLE_KEYS if key.startswith("dataset.")}
         return {key: value for key, value in values.items() if key not in own} if "source" in values else values
@@ -228,13 +229,12 @@ def _read(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def install(content: Content | None, workflow: Any) -> None:
-    """Let content decide in Snakemake what runs again, and keep the outputs of the rules that are to be kept.
+    """Make Snakemake decide by content what runs again, and keep the outputs of the rules in `KEPT`.
 
-    Snakemake 9 compares times whatever `rerun-triggers` says, and has no other way to put a decision of one's own in
-    their place.
+    Snakemake 9 compares times in spite of `rerun-triggers`, and offers no hook to decide otherwise.
 
     Args:
-        content: None in the processes that run single jobs, which have nothing to decide.
+        content: None in the processes that run single jobs, which decide nothing.
         workflow: Snakemake's.
     """
     from snakemake.dag import DAG
@@ -267,8 +267,8 @@ def install(content: Content | None, workflow: Any) -> None:
         if content is not None and not error:
             content.note(self)
         if content is None and error:
-            # Snakemake has removed the marks of incomplete files, but not the files of some rules. In a group, the main
-            # process would take this job for finished.
+            # Snakemake has removed the marks of incomplete files, but not the files of rules in KEPT. In a group, the
+            # main process would take this job for finished.
             self.dag.workflow.persistence.started(self)
 
     _IOFile.is_newer = is_newer

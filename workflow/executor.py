@@ -1,4 +1,4 @@
-"""Snakemake's executor for SLURM, with patience and limits that its plugin (2.8) lacks."""
+"""The SLURM plugin's executor (2.8), but more patient with SLURM, and less with jobs that cannot succeed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,24 +41,24 @@ LIMIT = re.compile(r"\b(?!\w*Submit)\w+(Limit|PerJob|PerUser|Minutes)\b")
 SAYS_WHY = re.compile(r"^(error: |Error: |Traceback )", re.MULTILINE)
 """Matches the log of a command that printed why it failed, so it was not killed."""
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
-"""States of jobs that are over."""
+"""States of jobs that have ended."""
 OWN_JOB = os.environ.get("SLURM_JOB_ID")
 """The SLURM job that `snakemake` itself runs in. The plugin deletes the variable later."""
 SHORTEST, LONGEST = 5.0, 60.0
-"""Seconds between two tries to submit: they grow."""
+"""Seconds between two tries to submit; they grow."""
 
 
 class Executor(plugin.Executor):
     """The plugin's executor, but:
 
     - a submission waits while SLURM is down or the user has too many jobs, and uses no attempt;
-    - jobs that SLURM refuses for good, and trainings that fail twice for the same reason, are not retried;
+    - jobs that SLURM refuses permanently, and trainings that fail twice for the same reason, are not retried;
     - short jobs start Snakemake once, not twice;
     - job states are polled often after a change, and rarely while nothing changes.
 
     Attributes:
         patience: seconds that submissions wait for SLURM.
-        alike: returns why a training's SLURM job failed if the attempt before it failed alike, else None.
+        alike: returns why a training's SLURM job failed if the attempt before failed for the same reason, else None.
         killed: called with each job that was killed while it ran.
         states: queries job states.
     """
@@ -112,15 +113,15 @@ class Executor(plugin.Executor):
 
     def _waits(self, refusal: str) -> bool:
         """Wait before the next try. Return False if waiting is useless."""
-        # One clock for all submissions: otherwise each job would wait the full time, one after another.
+        # All submissions share one clock; otherwise each job in turn would wait for the full time.
         now, first = time.monotonic(), self._refused_since is None
         since = now if self._refused_since is None else self._refused_since
         waited = now - since
         if FULL.search(_plain(refusal)):
-            # Passes when one of the user's jobs ends, however long that takes. Without one, others fill the account.
+            # Ends with one of the user's jobs, however long that takes. Without any, other users fill the account.
             what, passes = "SLURM takes no more jobs for now", waited < self.patience or has_queued()
         elif _plain(refusal) != refusal and not LIMIT.search(_plain(refusal)):
-            # SLURM uses this message for limits of all kinds. It may mean the number of jobs if the user has some.
+            # SLURM uses this message for all limits. If the user has jobs, it may mean their number.
             what, passes = "SLURM takes no more jobs for now", waited < self.patience and has_queued()
         else:
             what, passes = "SLURM does not answer", waited < self.patience and DOWN.search(refusal) is not None
@@ -140,7 +141,7 @@ class Executor(plugin.Executor):
         comment = f"{kind}_{job.name}" + (f"_wildcards_{wildcards}" if wildcards else "")
         answer = ask(("squeue", "--noheader", f"--name={self.run_uuid}", "--format=%i|%k"))
         rows = [line.strip().partition("|") for line in answer.lines]
-        found = next((number for number, _, told in rows if told == comment and number not in self._submitted), None)
+        found = next((number for number, _, text in rows if text == comment and number not in self._submitted), None)
         if found is not None:
             log = self.slurm_logdir / f"{kind}_{job.name}" / wildcards / f"{found}.log"
             submitted = SubmittedJobInfo(job, external_jobid=found, aux={"slurm_logfile": log})
@@ -148,7 +149,7 @@ class Executor(plugin.Executor):
         return found is not None
 
     def get_account_arg(self, job):
-        """Yield the account option; empty for SLURM's default. The plugin would query the database for each job."""
+        """Yield the account option; empty for SLURM's default. (The plugin queries the database for each job.)"""
         account = re.split(r"[,\s]+", str(job.resources.get("slurm_account") or "").strip())[0]
         yield f" -A {shlex.quote(account)}" if account else ""
 
@@ -166,20 +167,20 @@ class Executor(plugin.Executor):
         return getattr(self._current, "cpus", "all")
 
     def additional_general_args(self) -> str:
-        """Return how the job's Snakemake runs its rules: trainings as job steps, as only steps get the `--signal`."""
-        # With one job at a time, the members of a group take turns.
+        """Return options of the job's Snakemake: trainings run as job steps, since only steps get the `--signal`."""
+        # --jobs 1: members of a group run one after another.
         return super().additional_general_args() if self._current.step else "--executor local --jobs 1 --keep-going"
 
     # The jobs' states, in the thread that looks at them.
 
     def report_job_error(self, job_info, msg=None, **kwargs) -> None:
-        """Report a failed job, after deciding about its next attempt."""
+        """Report a failed job, after deciding whether and how to retry it."""
         state = self.states.last.get(job_info.external_jobid or "")
         unfinished = [job for job in _members(job_info.job) if not (job_info.job.is_group() and has_outputs(job))]
         silent = state == "FAILED" and not any(map(_says_why, unfinished))
         for job in unfinished:
             if job.rule.name == TRAINING:
-                # Only attempts of this `snakemake` call count: after a fix, a new call starts fresh.
+                # Only attempts of this `snakemake` call count, so that a new call after a fix may retry.
                 reason = self.alike(job, job_info.external_jobid) if job.attempt > 1 else None
                 if reason is not None:
                     NO_RETRY.add(job)
@@ -189,7 +190,7 @@ class Executor(plugin.Executor):
         super().report_job_error(job_info, msg=msg, **kwargs)
 
     async def sleep(self) -> None:
-        """Wait for the next poll: briefly after a change, then longer and longer."""
+        """Wait for the next poll, with increasing pauses while nothing changes."""
         with self.lock:
             active = {job.external_jobid for job in self.active_jobs}
         least = self.workflow.executor_settings.init_seconds_before_status_checks
@@ -223,21 +224,21 @@ class Executor(plugin.Executor):
         super().cancel_jobs(list(known.values()))
 
     def shutdown(self) -> None:
-        """End."""
+        """Stop waiting and shut down."""
         self._over.set()
         super().shutdown()
 
 
 NO_RETRY: set[Any] = set()
-"""Jobs that are not retried even if they have attempts left."""
+"""Jobs that are not retried, even with attempts left."""
 
 
 def install(plan: Experiments, jobs: Jobs) -> None:
     """Replace the plugin's executor.
 
     Args:
-        plan: the experiments, and how long to wait for SLURM.
-        jobs: which jobs are local; records which were killed.
+        plan: the experiments and the cluster's configuration.
+        jobs: knows which jobs are local; records which were killed.
     """
 
     def alike(job, slurm: str | None) -> str | None:
@@ -265,21 +266,19 @@ def _shown(job) -> str:
 def _says_why(job) -> bool:
     """Return whether the log of a job contains the reason of its failure."""
     for path in map(Path, job.log):
-        try:
+        with suppress(OSError):
             if SAYS_WHY.search(path.read_text(errors="replace")[-20_000:]):
                 return True
-        except OSError:
-            continue
     return False
 
 
 def _plain(refusal: str) -> str:
-    """Return a refusal without the phrase that SLURM adds for limits of all kinds."""
+    """Return a refusal without the phrase that SLURM adds for all limits."""
     return refusal.replace("job submit limit, user's size and/or time limits", "")
 
 
 def has_queued() -> bool:
     """Return whether the user has jobs in the queue other than the one that this process runs in."""
     answer = ask(("squeue", "--noheader", "--format=%i", f"--user={getpass.getuser()}"))
-    # If squeue fails, there may be some.
+    # If squeue fails, assume so.
     return answer.trouble is not None or bool({line.strip() for line in answer.lines} - {OWN_JOB})

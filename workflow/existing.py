@@ -1,9 +1,10 @@
-"""What planning finds of earlier work: what must be made again, and what may not be, since it would cost a training."""
+"""Check existing data sets and runs: which must be made again, and which must not, since trainings depend on them."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ INVENTORY = "source.jsonl"
 
 
 class Existing:
-    """Prepared data sets and runs, as far as the plan needs them.
+    """Check the prepared data sets and runs that the plan uses.
 
     Args:
-        plan: the study's.
-        content: told what must be made again.
+        plan: the experiments.
+        content: collects outputs that must be made again.
     """
 
     def __init__(self, plan: Experiments, content: Content) -> None:
@@ -33,11 +34,11 @@ class Existing:
 
     @one_line
     def check(self) -> None:
-        """Compare what is there with the configuration and with what it was made from.
+        """Compare existing results with the configuration and with what they were made from.
 
         Raises:
-            SystemExit: going on would mix other images, weights or settings into a run, or cost a finished one its
-                weights; told in one line, code 2.
+            SystemExit: other images, weights or settings would be mixed into a run, or a finished one would lose its
+                weights; reported in one line, code 2.
         """
         for name in sorted({experiment.dataset for experiment in self._plan.known.values()}):
             self._images[name] = self._check_dataset(name)
@@ -45,7 +46,7 @@ class Existing:
         self._content.digests.save()
 
     def _check_dataset(self, name: str) -> dict[str, Any] | None:
-        """The record of a prepared data set that can be used as it is, or None."""
+        """Return the record of a prepared data set; None if it must be prepared again."""
         path, config = Path(self._layout.dataset_record(name)), self._plan.dataset_config(name)
         if path.exists():
             folder, record = path.parent, read_prepared(path)
@@ -54,24 +55,24 @@ class Existing:
             if trained is not None:
                 raise UserError(
                     f"data set {name}: {changed} since it was prepared, and {trained} was trained on it; undo the "
-                    f"change, give what is new a name of its own (a file in {CONFIG}/datasets, and an experiment), or "
+                    f"change, give the new images another name (a file in {CONFIG}/datasets, and an experiment), or "
                     f"delete {folder} and {trained}"
                 )
             changed = changed or self._damage(folder, record)
             if changed is None:
                 _compare_counts(name, record, config)
                 return record
-            print(f"data set {name}: {changed} since it was prepared: it is prepared again", file=sys.stderr)
+            print(f"data set {name}: {changed} since it was prepared: preparing it again", file=sys.stderr)
             self._content.forced.add(self._layout.dataset_record(name))
         self._rewrite(self._layout.dataset_config(name), config)
         return None
 
     def _source_changes(self, folder: Path, record: dict[str, Any], config: DatasetConfig) -> str | None:
-        """How a data set's configuration or source differ from what was prepared."""
+        """Describe how a data set's configuration or source differ from what was prepared."""
         changed = preparation_changes(record, config)
         if changed or INVENTORY not in record.get("files", {}):
             return "; ".join(changed.values()) or None
-        # Not for data sets of a package: it imports what reads images.
+        # Imported here, because it imports image libraries, which embedded data sets do not need.
         from udpm.data.open import difference, inventory_now, read_inventory
 
         before, now = read_inventory(folder), inventory_now(config, self._content.digests)
@@ -85,7 +86,7 @@ class Existing:
         return None
 
     def _trained_on(self, dataset: str) -> Iterator[Path]:
-        """Folders of runs that were trained on a data set, also of other experiments than the plan's."""
+        """Yield the folders of runs trained on a data set, including runs of experiments outside the plan."""
         for path in self._layout.found(f"{self._layout.run('*', '*')}/config.json"):
             begun = (path.parent / COMPLETE).exists() or (path.parent / WEIGHTS).exists() or has_checkpoint(path.parent)
             if begun and read_json(path, "resolved configuration").get("dataset_name") == dataset:
@@ -113,18 +114,18 @@ class Existing:
             self._rewrite(path, run)
 
     def _check_imported(self, folder: Path, run: RunConfig) -> None:
-        """Weights that were changed since they were imported, there or here, are imported again."""
+        """Import weights again if they have changed since, in their source or in the run."""
         check_import(folder)
         try:
             record = read_completion(folder, self._content.digests)
         except UserError:
             record = None
-        its_own = record and (record["experiment"], record["seed"]) == (run.experiment, run.seed)
-        if not its_own or self._has_other_weights(folder, run):
+        is_own = record and (record["experiment"], record["seed"]) == (run.experiment, run.seed)
+        if not is_own or self._has_other_weights(folder, run):
             self._content.forced.add(str(folder / WEIGHTS))
 
     def _check_start(self, folder: Path, run: RunConfig) -> None:
-        """Weights that a run started from must still be those."""
+        """Check that the weights that a run started from have not changed."""
         if self._has_other_weights(folder, run):
             raise UserError(
                 f"{source_file(run.experiment, CONFIG)}: weights: {run.weights} has changed since {folder} started "
@@ -132,7 +133,7 @@ class Existing:
             )
 
     def _has_other_weights(self, folder: Path, run: RunConfig) -> bool:
-        """Whether the weights that a configuration names are others than those that a finished run is made of."""
+        """Return whether a configuration names other weights than a finished run was made from."""
         if run.weights is None or not (folder / COMPLETE).exists():
             return False
         origin = read_complete(folder).get("origin") or {}
@@ -142,24 +143,22 @@ class Existing:
     @staticmethod
     def _end(run: RunConfig, record: dict[str, Any] | None) -> int:
         if record is None or not run.training.epochs:
-            # Without its images, a run of so many passes is taken to have ended where it did.
+            # The end of a run of N passes over the images is unknown without them, so any end is accepted.
             return 0 if run.training.epochs else run.training.iterations
         start, stop = record["splits"]["train"]
         return run.training.ends_at(stop - start)
 
     def _rewrite(self, path: str, config: DatasetConfig | RunConfig) -> None:
-        """Have a resolved configuration written again, for a job that is still to run, if any key changed."""
+        """Have an existing resolved configuration written again if any key has changed, for the jobs still to run."""
         if Path(path).exists():
-            try:
-                same = Path(path).read_bytes() == to_json(config).encode()
-            except OSError:
-                same = False
-            if not same:
-                self._content.forced.add(path)
+            with suppress(OSError):
+                if Path(path).read_bytes() == to_json(config).encode():
+                    return
+            self._content.forced.add(path)
 
 
 def _compare_counts(name: str, record: dict[str, Any], config: DatasetConfig) -> None:
-    """Say it where a prepared data set has not as many images as its configuration has come to expect."""
+    """Warn if a prepared data set does not have the number of images that its configuration expects."""
     for split, expected in {"train": config.expected_count, "test": config.expected_test_count}.items():
         start, stop = record.get("splits", {}).get(split, (0, 0))
         if expected is not None and stop - start != expected:

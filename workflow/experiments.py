@@ -40,14 +40,14 @@ BASELINES = ("heldout", "noise")
 
 
 def one_line(function):
-    """Make a function end the process with one line and code 2 on a mistake in the configuration."""
+    """Make a function report a UserError in one line and end the process with code 2."""
 
     @wraps(function)
     def wrapped(*arguments, **options):
         try:
             return function(*arguments, **options)
         except UserError as error:
-            # Not Snakemake's WorkflowError, which adds the lines of code that the mistake passed through.
+            # Snakemake's WorkflowError would add lines of code.
             print("\n".join(f"error: {mistake}" for mistake in error.mistakes), file=sys.stderr)
             sys.exit(EXIT_USER_ERROR)
 
@@ -55,7 +55,7 @@ def one_line(function):
 
 
 class Experiments:
-    """The experiments that are asked for, their seeds and data sets.
+    """The experiments to run, their seeds and data sets.
 
     Args:
         config: Snakemake's merged configuration.
@@ -63,12 +63,12 @@ class Experiments:
 
     Attributes:
         layout: paths below the folder of results.
-        experiments: those of the study, by name.
+        experiments: by name.
         known: these, and the points of the sweep.
-        finished: (experiment, seed) of runs that need no more training, filled in by `Existing`.
+        finished: (experiment, seed) of runs that need no more training; filled by `Existing`.
 
     Raises:
-        SystemExit: a mistake, reported in one line that names file, key and what would be right; code 2.
+        SystemExit: the configuration is invalid; code 2.
     """
 
     @one_line
@@ -82,12 +82,12 @@ class Experiments:
         self.experiments = {name: load_experiment(name, CONFIG) for name in study.experiments}
         self.sweep = Sweep(study.sweep, study.results) if study.sweep else None
         self.finished: set[tuple[str, int]] = set()
-        # A sweep's points are experiments like any other, but the targets `all` and `figures` leave them out.
+        # Rules treat points as experiments; the targets `all` and `figures` leave them out.
         self.known = self.experiments | (self.sweep.experiments if self.sweep else {})
         self.each_run(self._check)
 
     def each_run(self, check: Callable[[str, int], None]) -> None:
-        """Call a check that raises UserError with (experiment, seed) of all runs, those of the sweep too."""
+        """Call a check, which raises UserError, with experiment and seed of all runs, the sweep's included."""
         for name, seed in self.runs():
             check(name, seed)
         if self.sweep:
@@ -99,17 +99,17 @@ class Experiments:
 
     # By name.
 
-    def pattern(self, wanted: Callable[[str], bool] = lambda name: True) -> str:
-        """Return a regular expression that matches the names of all experiments that are wanted."""
-        names = [name for name in self.known if wanted(name)]
+    def pattern(self, condition: Callable[[str], bool] = lambda name: True) -> str:
+        """Return a regular expression that matches the names of all experiments that meet a condition."""
+        names = [name for name in self.known if condition(name)]
         points = set(self.sweep.loaded.points) if self.sweep else set()
         if self.sweep is None or not points or not points.issubset(names):
             return any_of(names)
-        # Not a choice of all names: matching a thousand of them takes Snakemake half of its time.
+        # Matching against a list of a thousand names would take half of Snakemake's time.
         return "|".join(filter(None, (any_of(set(names) - points, none=""), self.sweep.any_point)))
 
     def is_imported(self, name: str) -> bool:
-        """Return whether an experiment takes given weights instead of training."""
+        """Return whether an experiment uses given weights instead of training."""
         return self.known[name].training == "imported"
 
     def is_scored(self, name: str) -> bool:
@@ -121,22 +121,22 @@ class Experiments:
         return self.known[name].sampling.shards > 1
 
     def has_published_reference(self, name: str) -> bool:
-        """Return whether an experiment's reference statistics are a file that others published, and its own."""
+        """Return whether an experiment uses a published file of reference statistics, and no other experiment's."""
         return self.scoring(name, "reference") is not None and self.scored_as(name) == name
 
     def scoring(self, name: str, key: str) -> Any:
-        """Return a value of an experiment's scoring; None if nothing is scored."""
+        """Return a value of an experiment's scoring section; None without scoring."""
         return getattr(self.known[name].scoring, key, None)
 
     def trained_as(self, name: str, seed: int) -> str:
-        """Return the experiment whose run is used: points that differ only in what comes after training share one."""
+        """Return the experiment whose run is used: points that differ only after training share one."""
         return self.sweep.trained.get((name, seed), name) if self.sweep else name
 
     def scored_as(self, name: str) -> str:
-        """Return the experiment whose scoring and reference are used: points mostly share those of their base."""
+        """Return the experiment whose scoring section and reference are used: mostly the base of a point."""
         return self.sweep.scored.get(name, name) if self.sweep else name
 
-    @cache  # noqa: B019 - one of these lives as long as the process
+    @cache  # noqa: B019 - the object lives as long as the process
     def run(self, name: str, seed: int) -> RunConfig:
         """Return a run's resolved configuration."""
         if self.sweep and (name, seed) in self.sweep.runs:
@@ -151,12 +151,12 @@ class Experiments:
 
     @cache  # noqa: B019
     def facts(self, dataset: str) -> DatasetFacts:
-        """Return what is known of a data set before any job starts."""
+        """Return the facts about a data set."""
         return look_up(self.dataset_config(dataset), Path(self.layout.dataset_record(dataset)))
 
     @one_line
     def baselines(self, name: str) -> tuple[str, ...]:
-        """Return the baselines that an experiment is compared with: held-out images need a test split."""
+        """Return an experiment's baselines: held-out images (the floor, if there is a test split) and noise."""
         if not self.is_scored(name):
             return ()
         return BASELINES if self.facts(self.experiments[name].dataset).has_test else BASELINES[1:]
@@ -174,20 +174,18 @@ class Experiments:
     # Checks.
 
     def _check(self, name: str, seed: int) -> None:
-        """Find before any job starts what would stop one."""
+        """Check a run for everything that would stop one of its jobs."""
         self.run(name, seed)
         experiment = self.known[name]
         self._check_files(name)
         self._check_labels(name)
         self._check_milestones(name, seed)
         if not self.is_imported(name) and experiment.training.nodes > 1 and not self._has_scheduler:
-            raise UserError(
-                f"{source_file(name, CONFIG)}: training.nodes: several nodes need a scheduler: snakemake --profile "
-                "slurm"
-            )
+            where = f"{source_file(name, CONFIG)}: training.nodes"
+            raise UserError(f"{where}: several nodes need a scheduler: snakemake --profile slurm")
 
     def _check_files(self, name: str) -> None:
-        """Check that all files exist that an experiment names and nothing makes."""
+        """Check that the files that an experiment names exist, unless the workflow makes them."""
         experiment = self.known[name]
         given = {
             "weights": experiment.weights,
@@ -201,33 +199,33 @@ class Experiments:
             given["scoring.extractor"] = extractor
         for key, file in given.items():
             if file is not None and not Path(file).exists():
-                raise UserError(f"{source_file(name, CONFIG)}: {key}: {file} is not there")
+                raise UserError(f"{source_file(name, CONFIG)}: {key}: {file} not found")
 
     def extractor(self, name: str) -> str:
-        """Return the TorchScript file of the feature extractor that a scored experiment is scored with."""
+        """Return the TorchScript file of a scored experiment's feature extractor."""
         extractor = self.scoring(name, "extractor")
         if extractor == "digits":
             return self.layout.extractor(self.known[name].dataset)
         return f"{self.scoring(name, 'inception_folder')}/{INCEPTION.name}" if extractor == "inception" else extractor
 
     def _check_milestones(self, name: str, seed: int) -> None:
-        """Check that a finished run has the milestones to choose from, or what was made of them."""
-        run, wanted = Path(self.layout.run(name, seed)), self.known[name].candidates
-        if not wanted or not (run / COMPLETE).exists():
+        """Check that a finished run has the milestones that selection chooses from, or their samples or scores."""
+        run, candidates = Path(self.layout.run(name, seed)), self.known[name].candidates
+        if not candidates or not (run / COMPLETE).exists():
             return
         done = read_complete(run).get("iterations") or 0
-        for iteration in (iteration for iteration in wanted if iteration <= done):
+        for iteration in (iteration for iteration in candidates if iteration <= done):
             kept = milestone(run, iteration)
             samples = self.layout.milestone_samples(".npz", name, seed, iteration)
             found = (kept, Path(samples), Path(self.layout.milestone_scores(name, seed, iteration)))
             if not any(path.exists() for path in found):
                 raise UserError(
-                    f"{source_file(name, CONFIG)}: selection: {run} is finished, but {kept} is not there; leave "
+                    f"{source_file(name, CONFIG)}: selection: {run} is finished, but {kept} was not found; leave "
                     "selection out, or give the experiment a new name, so that it is trained again and keeps milestones"
                 )
 
     def _check_labels(self, name: str) -> None:
-        """Check that classes asked for by name are the data set's, where its names are known."""
+        """Check class names in `labels` against the data set's, if these are known."""
         experiment = self.known[name]
         for key, labels in (("sampling", experiment.sampling.labels), ("latents", experiment.latents.labels)):
             if isinstance(labels, list) and any(isinstance(label, str) for label in labels):
@@ -237,7 +235,7 @@ class Experiments:
 
     @one_line
     def report_missing_floors(self) -> None:
-        """Print which data sets give no held-out floor, and why."""
+        """Print the data sets without a held-out floor, and why."""
         for dataset in sorted({self.experiments[name].dataset for name in self.experiments if self.is_scored(name)}):
             has_test = self.facts(dataset).has_test
             if has_test is None:
@@ -251,25 +249,25 @@ class Experiments:
     # Resolved configurations.
 
     def is_resolved(self, path: str) -> bool | None:
-        """Return whether a file holds the resolved configuration that is wanted, except for keys without influence.
+        """Return whether a file holds the current resolved configuration, except for keys that no result depends on.
 
         Returns:
-            None for a file that is no such configuration, or does not exist.
+            None if the file is no resolved configuration, or does not exist.
         """
-        wanted = self._resolved(path)
-        if wanted is None or not Path(path).is_file():
+        current = self._resolved(path)
+        if current is None or not Path(path).is_file():
             return None
         try:
-            if Path(path).read_bytes() == to_json(wanted).encode():
+            if Path(path).read_bytes() == to_json(current).encode():
                 return True
-            earlier = read_resolved(type(wanted), path)
+            earlier = read_resolved(type(current), path)
         except (OSError, UserError):
             return False
-        free = MUTABLE_KEYS if isinstance(wanted, RunConfig) else set()
-        return not differences(earlier, wanted, mutable_keys("dataset") if isinstance(wanted, DatasetConfig) else free)
+        mutable = {RunConfig: MUTABLE_KEYS, DatasetConfig: mutable_keys("dataset")}.get(type(current), set())
+        return not differences(earlier, current, mutable)
 
     def _resolved(self, path: str) -> Section | None:
-        """Return the configuration that belongs into a file of results."""
+        """Return the configuration that belongs in a file of results; None for other files."""
         start = f"{self.layout.configs}/"
         folder, _, name = path.removeprefix(start).removesuffix(".json").rpartition("/")
         if not path.startswith(start) or "/" in folder:
@@ -286,14 +284,14 @@ class Sweep:
 
     Args:
         name: of the sweep.
-        results: folder of everything that is made.
+        results: folder of all results.
 
     Attributes:
         loaded: the sweep.
-        experiments: the points, and the base, by their names as experiments.
+        experiments: the points and the base, by name as experiments.
         runs: configurations by (experiment, seed).
         trained: by (experiment, seed), the point whose run is used.
-        scored: by point, the experiment whose scoring and reference are used.
+        scored: by point, the experiment whose scoring section and reference are used.
 
     Raises:
         UserError: the sweep or a point is invalid.
@@ -312,13 +310,10 @@ class Sweep:
         return rf"{re.escape(self.name)}\.[^/]+"
 
     def check(self, check_run: Callable[[str, int], None]) -> None:
-        """Find all that stands in the way of the runs.
-
-        Args:
-            check_run: raises UserError if a run is impossible.
+        """Call a check with experiment and seed of every run.
 
         Raises:
-            UserError: a run is impossible; says how many more there are.
+            UserError: the first mistake, and the number of all others.
         """
         mistakes = []
         for name, seed in self.runs:
@@ -332,7 +327,7 @@ class Sweep:
 
 
 class Prepared(Record):
-    """What planning reads of a prepared data set's record."""
+    """The part of a prepared data set's record that planning reads."""
 
     sha256: str | None = None
     files: dict[str, str] = {}
@@ -342,7 +337,7 @@ class Prepared(Record):
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """Facts about a data set.
+    """Facts about a data set that are known before any job starts.
 
     Attributes:
         has_test: whether it has a test split; None if unknown.
@@ -354,7 +349,7 @@ class DatasetFacts:
 
 
 def look_up(config: DatasetConfig, record_file: Path) -> DatasetFacts:
-    """Look up a data set in its prepared record, else in its source; download nothing and read no image.
+    """Look up a data set in its prepared record, else in its source, without downloads and without reading images.
 
     Raises:
         UserError: the source exists but cannot be used.
@@ -377,7 +372,7 @@ def look_up(config: DatasetConfig, record_file: Path) -> DatasetFacts:
 
 
 def read_prepared(path: Path) -> dict[str, Any]:
-    """Read the record of a prepared data set, as far as planning needs it; the commands check it whole.
+    """Read the record of a prepared data set; check only the part that planning reads.
 
     Raises:
         UserError: missing, unreadable, or not such a record.
@@ -388,5 +383,5 @@ def read_prepared(path: Path) -> dict[str, Any]:
 
 
 def any_of(names: Iterable[str], none: str = "(?!)") -> str:
-    """Return a regular expression that matches any of the names; of none: what no text matches."""
+    """Return a regular expression that matches any of the names; without names, `none`, which matches nothing."""
     return "|".join(sorted({re.escape(name) for name in names})) or none

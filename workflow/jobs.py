@@ -1,6 +1,6 @@
-"""What jobs request from a scheduler, and which of them share one of its jobs.
+"""The resources that jobs request from a scheduler, and the groups of jobs that share one SLURM job.
 
-A job requests what its experiment says, as far as the cluster grants it. Small jobs run in groups, since starting a
+An experiment sets its jobs' resources; config/cluster.yaml limits them. Small jobs run in groups, since starting a
 SLURM job takes longer than most of them. Members of a group run one after another. Outputs of finished members are kept
 if others fail, and are not made again.
 """
@@ -40,9 +40,9 @@ SECTIONS = {
     "score_best": "scoring",
     "render_neighbours": "scoring",
 }
-"""By rule, the section of `resources` that says what its jobs ask for."""
+"""By rule, the section of `resources` that its jobs use."""
 FIGURE_RULES = {"sample_chain", "explore_latents", "render_neighbours"}
-"""Rules of which a job makes what one figure shows: they have `resources.figure_hours`."""
+"""Rules whose jobs make the contents of one figure, and take `resources.figure_hours`."""
 
 GROUPED = {
     "prepare_dataset": ("data", "dataset"),
@@ -59,8 +59,8 @@ GROUPED = {
     "sample_best": ("best", "experiment", "seed"),
     "score_best": ("best", "experiment", "seed"),
 }
-"""Kind of group and shared wildcards by rule, in the order of dependencies. Trainings never share a job, nor do shards
-of a sample set, which should run at the same time."""
+"""Kind of group and shared wildcards by rule, in the order of dependencies. Trainings run alone, and so do shards of a
+sample set, which should run at the same time."""
 
 PER_MEMBER = {"runtime", "mem", "mem_mb", "mem_mib", "disk", "disk_mb", "disk_mib", "tmpdir", "cpus_per_task", "_cores"}
 """Resources that may differ between members; all others must be equal."""
@@ -74,16 +74,16 @@ class Jobs:
 
     Args:
         plan: the experiments.
-        cluster: what it grants.
+        cluster: its limits.
         has_scheduler: whether jobs go to a scheduler.
 
     Attributes:
-        max_memory: megabytes of the largest node: no job asks for more.
-        training: of a run's training.
+        max_memory: returns the megabytes of the largest node, the most that a job requests.
+        training: resources of training a run.
         sampling: of drawing images.
         scoring: of passes of the feature extractor.
-        figures: of drawing what one figure shows.
-        neighbours: of looking for the nearest training images, which one figure shows.
+        figures: of drawing the images of one figure.
+        neighbours: of the figure of nearest training images.
     """
 
     def __init__(self, plan: Experiments, cluster: ClusterConfig, has_scheduler: bool) -> None:
@@ -108,8 +108,7 @@ class Jobs:
         self.neighbours = self.scoring | {"runtime": self._figure_minutes, **self.cpus(1)}
 
     def cpus(self, threads: Callable[..., int] | int) -> dict[str, Any]:
-        """Return the request of a rule with that many `threads`, which Snakemake cuts to the CPUs of its own host: a
-        login node may have one or two."""
+        """Return a request for CPUs. Snakemake reduces `threads` to the CPUs of its host, often a small login node."""
         return {"cpus_per_task": threads} if self._has_scheduler else {}
 
     def sampling_threads(self, wildcards) -> int:
@@ -121,13 +120,13 @@ class Jobs:
         return self._plan.scoring(wildcards.experiment, "threads")
 
     def training_threads(self, wildcards) -> int:
-        """Return the CPU threads of a run: of all its processes on one node, or of each of those on several."""
+        """Return the CPU threads of a run: of all processes on one node, or of each process on several nodes."""
         training = self._plan.training(wildcards)
         each = training.threads + training.workers
         return each if training.nodes > 1 else training.processes_per_node * each
 
     def training_command(self, wildcards) -> Arguments:
-        """Return how a run is started: as one process, as several on one node, or on several nodes."""
+        """Return the shell function, with arguments, that starts a run: one process, several, or several nodes."""
         training = self._plan.training(wildcards)
         if training.nodes > 1:
             threads = training.threads + training.workers
@@ -135,16 +134,16 @@ class Jobs:
         return Arguments("udpm") if training.processes == 1 else Arguments("ranks", training.processes)
 
     def preparation_threads(self, wildcards) -> int:
-        """Return the cores that preparing a data set is given: as many as its configuration has workers, else one."""
+        """Return the CPU threads of preparing a data set: one for each worker."""
         return self._plan.dataset_config(wildcards.dataset).workers or 1
 
     def is_local(self, rule: str, wildcards) -> bool:
-        """Whether a job runs next to `snakemake` because its experiment says so."""
+        """Return whether an experiment makes a job run next to `snakemake`, not on a node."""
         section = SECTIONS.get(rule, "training")
         return section != "training" and getattr(self._asked(wildcards), section).local
 
     def note_killed(self, wildcards) -> None:
-        """Remember that a job was killed while it ran: its next attempt gets twice the memory."""
+        """Double the memory of the next attempt of a job that was killed."""
         self._killed.add(_key(wildcards))
 
     def _figure_minutes(self, wildcards) -> int:
@@ -158,7 +157,7 @@ class Jobs:
 
     def _training_memory(self, wildcards, attempt) -> int:
         once = round(self._asked(wildcards).training.memory_gb * MEGABYTES)
-        # Whoever was killed may have run out of memory; one that was stopped by its wall time had enough.
+        # A killed attempt may have run out of memory; one that reached its wall time had enough.
         if attempt > 1 and any_killed(Path(self._plan.layout.run(wildcards.experiment, wildcards.seed))):
             return self._twice(once)
         return once
@@ -176,7 +175,7 @@ class Jobs:
         return None if self._several_nodes(wildcards) else self._gpus_per_node(wildcards) or None
 
     def _training_gres(self, wildcards) -> str | None:
-        # `gpu` is a number for the whole job, which a scheduler may spread unevenly over nodes; this is one for each.
+        # `gpu` is a number for the whole job, and a scheduler may spread it unevenly; `gres` is a number for each node.
         count = self._gpus_per_node(wildcards)
         if not count or not self._several_nodes(wildcards):
             return None
@@ -187,7 +186,7 @@ class Jobs:
         return each if self._several_nodes(wildcards) and each > 1 else None
 
     def _tasks(self, wildcards) -> int | None:
-        # The plugin takes tasks_per_node only above 1, and only one of the two.
+        # The plugin accepts tasks_per_node only above 1, and never both.
         training = self._plan.training(wildcards)
         return training.processes if self._several_nodes(wildcards) and training.processes_per_node == 1 else None
 
@@ -198,7 +197,7 @@ class Jobs:
         def gpus(wildcards) -> int | None:
             count = asked(wildcards).gpus
             if count is None:
-                # The extractor takes a GPU where there is one.
+                # The extractor has no `device`: it uses a GPU if it finds one.
                 device = getattr(getattr(self._plan.experiment(wildcards), section), "device", "auto")
                 count = int(device != "cpu")
             return count or None
@@ -222,12 +221,9 @@ def _key(wildcards) -> frozenset[tuple[str, str]]:
 
 
 def limit_retries(workflow: Any) -> None:
-    """Leave the profile's `retries` to training, which resumes where it was stopped.
+    """Apply the profile's `retries` to training alone, which resumes from checkpoints.
 
-    All other jobs get one at most, since their scheduler may have ended the first attempt, and local ones none.
-
-    Args:
-        workflow: Snakemake's.
+    Other jobs get at most one retry, since the scheduler may have ended the first attempt; local jobs get none.
     """
     from snakemake.jobs import Job
 
@@ -254,7 +250,7 @@ def group_jobs(jobs: Iterable[Any], longest: Callable[[str | None], int]) -> dic
 
     Args:
         jobs: all jobs that will run.
-        longest: returns the longest time in minutes that a partition allows. Groups that take longer are split.
+        longest: returns the time limit of a partition in minutes. Groups that take longer are split.
     """
     found: dict[tuple[str, frozenset], set[Any]] = defaultdict(set)
     for job in jobs:
@@ -287,26 +283,22 @@ def _chunks(members: Iterable[Any], longest: Callable[[str | None], int]) -> lis
 
 def group_resources(jobs: Iterable[Any]) -> dict[str, Any]:
     """Return the resources of a group: the sum of its members' times, and the maximum of everything else."""
-    asked = [{key: value for key, value in job.resources.items() if _is_known(value)} for job in jobs]
-    found: dict[str, Any] = {}
-    for resources in asked:
-        for key, value in resources.items():
-            found[key] = max(found[key], value) if isinstance(found.get(key), int) else value
-    found["runtime"] = sum(resources.get("runtime", 0) for resources in asked)
-    return found | {"_nodes": 1}
-
-
-def _is_known(value: Any) -> bool:
     from snakemake.common.tbdstring import TBDString
 
-    return not isinstance(value, TBDString)
+    # A TBDString stands for a value that is not known yet.
+    known = [{key: value for key, value in job.resources.items() if not isinstance(value, TBDString)} for job in jobs]
+    found: dict[str, Any] = {}
+    for resources in known:
+        for key, value in resources.items():
+            found[key] = max(found[key], value) if isinstance(found.get(key), int) else value
+    return found | {"runtime": sum(resources.get("runtime", 0) for resources in known), "_nodes": 1}
 
 
 def install_groups(longest: Callable[[str | None], int]) -> None:
     """Make Snakemake's main process group jobs, and keep the outputs of finished members if a group fails.
 
     Args:
-        longest: returns the longest time in minutes that a partition allows.
+        longest: returns the time limit of a partition in minutes.
     """
     from snakemake.dag import DAG
     from snakemake.jobs import GroupJob, Job
@@ -320,7 +312,7 @@ def install_groups(longest: Callable[[str | None], int]) -> None:
         for job in jobs:
             job.group = None
         with warnings.catch_warnings():
-            # Snakemake cannot determine the sizes of inputs here, and warns about it. They are not needed.
+            # Snakemake warns that it does not know the sizes of inputs; no resource depends on them.
             warnings.simplefilter("ignore", RuntimeWarning)
             found = group_jobs(jobs, longest)
         for name, members in found.items():
@@ -342,12 +334,12 @@ def install_groups(longest: Callable[[str | None], int]) -> None:
     async def keep_finished(self, *arguments, error=False, **options):
         ran = self in submitted or self in FINISHED
         submitted.discard(self)
-        if error and ran and has_outputs(self) and (self in FINISHED or not await _is_marked(self)):
-            error = False
-            FINISHED.add(self)
-        else:
-            FINISHED.discard(self)
-        await postprocess(self, *arguments, error=error, **options)
+        finished = error and ran and has_outputs(self)
+        if finished and self not in FINISHED:
+            # Outputs of a member that has not finished are still marked as incomplete.
+            finished = not await self.dag.workflow.persistence.incomplete(self)
+        (FINISHED.add if finished else FINISHED.discard)(self)
+        await postprocess(self, *arguments, error=error and not finished, **options)
 
     def unfinished(self):
         return [spec for job in self.jobs if job not in FINISHED for spec in job.get_target_spec()] or targets(self)
@@ -363,11 +355,6 @@ def install_groups(longest: Callable[[str | None], int]) -> None:
     GroupJob.register = register
     GroupJob.get_target_spec = unfinished
     GroupJob.log_error = log_unfinished
-
-
-async def _is_marked(job: Any) -> bool:
-    """Return whether any output of a job is still marked as incomplete, so that the job has not finished."""
-    return bool(await job.dag.workflow.persistence.incomplete(job))
 
 
 def has_outputs(job: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Compare what jobs request with what SLURM grants, before any job starts and in dry runs too."""
+"""Check jobs against the limits of SLURM before any job starts, and in dry runs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from slurm_site import Site
 from udpm.core.errors import UserError, first_line
 
 OTHER_CLUSTER = ("cluster", "clusters", "slurm_cluster")
-"""Resources that send a job to another cluster, of which nothing is known here."""
+"""Resources that send a job to another cluster, whose limits are unknown here."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of the plugin, from the profile or the command line; None if not given."""
+    """Options of the plugin, from the profile or the command line."""
 
     array_jobs: str | None = None
     status_command: str | None = None
@@ -34,19 +34,19 @@ class Options:
 
     @property
     def has_scheduler(self) -> bool:
-        """Whether jobs go to a scheduler: SLURM, or another one that a copy of the profile names."""
+        """True if jobs go to a scheduler: SLURM, or another one that a copy of the profile names."""
         return self.executor not in (None, "local", "dryrun", "touch")
 
 
 def read_options() -> Options:
-    """Read the plugin's options. Snakemake itself does not keep them in a dry run."""
+    """Read the plugin's options from the command line, since Snakemake drops them in a dry run."""
     from snakemake.cli import parse_args
 
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
             _, options = parse_args(sys.argv[1:])
     except (SystemExit, Exception):
-        # Not started by its command line.
+        # Not started from the command line.
         return Options()
     values = {name: getattr(options, f"slurm_{name}", None) for name in Options.__dataclass_fields__}
     values["executor"] = options.executor
@@ -58,35 +58,35 @@ def read_options() -> Options:
 
 @one_line
 def check_config_values(values: Iterable[str]) -> None:
-    """Find out before any job is submitted whether the jobs would get what ``--config`` says.
+    """Refuse values of ``--config`` that would change on their way to a job.
 
     Args:
-        values: its KEY=VALUE. Snakemake gives them to the shell of a node as Python writes them, which a shell reads as
-            they are only where nothing has to be escaped.
+        values: as KEY=VALUE. Snakemake passes Python's repr of them to a node's shell, which reads it unchanged only if
+            nothing is escaped.
     """
     for text in values:
         if repr(text) != f"'{text}'":
             where = f"put it into {CONFIG}/config.yaml"
-            raise UserError(f"--config {text!r}: jobs on nodes would not get this value as it is; {where}")
+            raise UserError(f"--config {text!r}: this value would reach jobs on nodes changed; {where}")
 
 
-def check_before_jobs(plan: Experiments, jobs: Jobs, said: Options, workflow: Any) -> Limits:
-    """Check all jobs that will be submitted, before the first job of any kind starts.
+def check_before_jobs(plan: Experiments, jobs: Jobs, options: Options, workflow: Any) -> Limits:
+    """Make Snakemake check all jobs to submit, before the first job of any kind starts.
 
     Mistakes end the process: one line for each, exit code 2.
 
     Args:
         plan: the experiments.
-        jobs: knows which of them are local.
-        said: what the profile and the command line say.
+        jobs: knows which jobs are local.
+        options: of the plugin.
         workflow: Snakemake's.
 
     Returns:
-        What was compared, for further questions about the site.
+        The limits, for further queries.
     """
     from snakemake.scheduling.job_scheduler import JobScheduler
 
-    limits = Limits(plan, Site(), said)
+    limits = Limits(plan, Site(), options)
     prepare = JobScheduler.__init__
 
     @one_line
@@ -96,7 +96,7 @@ def check_before_jobs(plan: Experiments, jobs: Jobs, said: Options, workflow: An
         for note in limits.check(found, workflow.dryrun, workflow.resource_settings.nodes, submitted):
             print(f"note: {note}", file=sys.stderr)
 
-    # At this point all jobs are known and none has started. Inside the DAG's coroutines resources cannot be evaluated.
+    # Here all jobs are known and none has started. Resources cannot be evaluated inside the DAG's coroutines.
     def check_then_prepare(self, workflow, *arguments, **options):
         # With --executor local nothing is submitted.
         if not workflow.touch and (workflow.dryrun or not workflow.local_exec):
@@ -108,13 +108,13 @@ def check_before_jobs(plan: Experiments, jobs: Jobs, said: Options, workflow: An
 
 
 def is_local(job: Any, jobs: Jobs, workflow: Any) -> bool:
-    """Whether a job runs next to `snakemake`. Job.is_local cannot be used: in a dry run it is true of every job."""
+    """Return whether a job runs next to `snakemake`. `Job.is_local` is true for every job of a dry run."""
     rule = job.rule
     return rule.name in workflow._localrules or rule.norun or jobs.is_local(rule.name, job.wildcards)
 
 
 class Limits:
-    """Find jobs that SLURM would never start, and everything else that would end the study.
+    """The limits of SLURM, to find jobs that it would refuse or never start.
 
     Args:
         plan: the experiments and the cluster's configuration.
@@ -132,7 +132,7 @@ class Limits:
             jobs: the jobs to submit.
             dry_run: whether this is a dry run.
             most: `jobs` of the profile, the number of jobs in the queue at a time.
-            submitted: number of SLURM jobs; less than that of jobs where these are grouped.
+            submitted: number of SLURM jobs; fewer than `jobs` because of groups.
 
         Returns:
             Notes to print.
@@ -174,7 +174,7 @@ class Limits:
 
     def _check_accounting(self) -> Iterable[str]:
         trouble = self.site.accounting_trouble or ""
-        # A database that does not answer may come back; one that does not exist never will.
+        # A database that does not answer may come back; a missing one will not.
         if self._options.status_command != "squeue" and ("sacct not found" in trouble or "is disabled" in trouble):
             yield f"{PROFILE}: sacct cannot report how jobs end ({trouble}); set slurm-status-command: squeue"
 
@@ -197,8 +197,8 @@ class Limits:
             return
         for name in names:
             if name not in self.site.partitions:
-                there = ", ".join(self.site.partitions)
-                yield f"slurm-partition-config: {path}: there is no {name} here; there are: {there}"
+                partitions = ", ".join(self.site.partitions)
+                yield f"slurm-partition-config: {path}: {name} not found; this cluster has: {partitions}"
 
     def mistakes(self, jobs: Iterable[Any]) -> list[str]:
         """Return one line for each request that no node can satisfy."""
@@ -230,7 +230,8 @@ class Limits:
                 f"{source_of('partition')}: {self._plan.cluster.partition}: all jobs go there, so "
                 f"slurm-partition-config ({self._options.partition_config}) has no effect; leave one of them out"
             )
-        queued = self.max_jobs()
+        cluster = self._plan.cluster
+        queued = self.site.max_jobs(cluster.account, cluster.partition, self._options.qos)
         if queued is not None and most is not None and queued < min(most, submitted):
             notes.append(
                 f"SLURM takes at most {queued} jobs of yours at a time (MaxSubmit): of {submitted} jobs, {queued} will"
@@ -239,14 +240,9 @@ class Limits:
         return notes
 
     def longest(self, partition: str | None) -> int:
-        """Return the minutes of the longest job that a partition takes; None: the site's default."""
+        """Return the time limit of a partition in minutes; None: of the site's default."""
         granted = [found.minutes for found in self.site.candidates(partition, bool(self._options.partition_config))]
         return int(min(self._plan.cluster.minutes(self._plan.cluster.max_hours), max(granted, default=math.inf)))
-
-    def max_jobs(self) -> int | None:
-        """Return how many jobs SLURM accepts into the queue at a time; None if unlimited or unknown."""
-        cluster = self._plan.cluster
-        return self.site.max_jobs(cluster.account, cluster.partition, self._options.qos)
 
 
 def has_gpus() -> bool:

@@ -4,8 +4,8 @@ The plugin queries the states of all jobs at once (`query_job_status`). It misre
 translates:
 
 - "CANCELLED by 1000": it knows only "CANCELLED", and waits for such a job forever;
-- NODE_FAIL of a job that SLURM requeued: it excludes the job's nodes from all later submissions, under the name
-  "None assigned" if the job has no nodes at that moment, and `sbatch` refuses that name;
+- NODE_FAIL of a job that SLURM requeued: it excludes the job's nodes from all later submissions; if it has no nodes
+  yet, the plugin excludes "None assigned", which `sbatch` refuses;
 - PREEMPTED of a job that SLURM cancelled: it waits for the job forever;
 - no answer, while slurmctld or slurmdbd is down: it forgets all jobs.
 
@@ -57,7 +57,7 @@ class States:
 
     Args:
         ask: the plugin's function: (command, logger) -> (state by job, seconds), or (None, None) if the command fails.
-        run: runs a command of SLURM's.
+        run: runs a SLURM command.
         say: prints a line for the user.
 
     Attributes:
@@ -76,7 +76,7 @@ class States:
         self.last: dict[str, str] = {}
 
     async def query(self, command: str, logger: Any) -> tuple[dict[str, str], float]:
-        """Return states by job, as the plugin understands them. Empty if SLURM is down: then no job changes.
+        """Return states by job, as the plugin understands them; empty if SLURM is down.
 
         Args:
             command: prints the states.
@@ -95,7 +95,7 @@ class States:
         if waiting or lost:
             queued = await self._queue()
             for job in lost:
-                # Either SLURM requeued it, or it is over.
+                # If it is not in the queue, it has ended.
                 states[job] = "REQUEUED" if queued is None or job in queued else "FAILED"
             self._report_stuck(queued or {}, set(waiting))
         return states, seconds or 0.0
@@ -124,7 +124,7 @@ def print_note(text: str) -> None:
 
 
 def guard_report() -> None:
-    """Write the report if possible; ignore its failures."""
+    """Make the plugin's efficiency report fail silently, and end in bounded time."""
     import snakemake_executor_plugin_slurm as plugin
 
     create = plugin.create_efficiency_report

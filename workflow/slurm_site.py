@@ -1,4 +1,4 @@
-"""Read what SLURM grants at this site, from SLURM's own commands, once and in bounded time."""
+"""Read the limits of this site from SLURM's commands, once and in bounded time."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import subprocess
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 NEEDED = ("sbatch", "sinfo", "squeue")
-"""Commands that submitting jobs needs."""
+"""Commands that submit and watch jobs."""
 PATIENCE = 20.0
 """Seconds that one command may take."""
 MAX_OUTPUT = 64 * 1024**2
 """Bytes of a command's output that are read."""
-# One line for each kind of node of each partition: --exact keeps nodes apart that differ in what is printed, and a
-# format without widths cuts nothing off.
+# Prints one line for each kind of node of each partition: --exact does not merge nodes whose values differ, and fields
+# without a width are not truncated.
 SINFO = ("sinfo", "--all", "--exact", "--noheader", "--format=%P|%a|%l|%s|%D|%c|%m|%G")
 ASSOCIATIONS = "cluster,account,partition,maxsubmitjobs,grpsubmitjobs,qos,defaultqos"
 QUALITIES = "name,maxsubmitjobsperuser,grpsubmitjobs"
@@ -80,11 +80,11 @@ class Partition:
 
 @dataclass(frozen=True)
 class Answer:
-    """Output of a command of SLURM's.
+    """The output of a SLURM command.
 
     Attributes:
         lines: of its output; empty if it failed.
-        trouble: why it failed, in one line; None if it did not.
+        trouble: the reason of its failure in one line; None if it succeeded.
     """
 
     lines: tuple[str, ...] = ()
@@ -92,7 +92,7 @@ class Answer:
 
 
 class Site:
-    """What SLURM grants at this site. Commands run when an answer is first needed, and only once."""
+    """The limits of this site. Commands run when an answer is first needed, and only once."""
 
     @cached_property
     def missing(self) -> list[str]:
@@ -115,14 +115,14 @@ class Site:
 
     @property
     def trouble(self) -> str | None:
-        """Why the partitions are unknown, in one line; None if they are known."""
+        """The reason, in one line, why partitions are unknown; None if they are known."""
         if self.partitions:
             return None
         return self._answers["nodes"].trouble or "sinfo names no partition"
 
     @property
     def accounting_trouble(self) -> str | None:
-        """Why sacct does not report how jobs ended; None if it does."""
+        """The reason why sacct does not report how jobs ended; None if it does."""
         return self._answers["accounting"].trouble
 
     @cached_property
@@ -180,18 +180,16 @@ class Site:
             return None
         rows = [row for row in self._associations if account is None or row[1].lower() == account.lower()]
         rows = [row for row in rows if row[2] in ("", partition)] or rows
-        limits = [_count(text) for row in rows for text in row[3:5]]
+        limits = [_limit(text) for row in rows for text in row[3:5]]
         names: set[str | None] = {qos} if qos else {_quality(row[5], row[6]) for row in rows}
-        names |= {self._partition_settings.get(name.name, {}).get("QoS") for name in self.candidates(partition)[:1]}
+        settings = read_settings(self._answers["partitions"].lines)
+        names |= {settings.get(found.name, {}).get("QoS") for found in self.candidates(partition)[:1]}
         for line in self._answers["qualities"].lines:
             name, *numbers = line.split("|")
             if name in names:
-                limits += [_count(text) for text in numbers]
-        return min((limit for limit in limits if limit is not None), default=None)
-
-    @cached_property
-    def _partition_settings(self) -> dict[str, dict[str, str]]:
-        return read_settings(self._answers["partitions"].lines)
+                limits += map(_limit, numbers)
+        smallest = min(limits, default=math.inf)
+        return None if smallest == math.inf else int(smallest)
 
 
 def read_partitions(sinfo: Iterable[str], scontrol: Iterable[str] = ()) -> dict[str, Partition]:
@@ -212,7 +210,7 @@ def read_partitions(sinfo: Iterable[str], scontrol: Iterable[str] = ()) -> dict[
         limits = settings.get(name, {})
         nodes = _nodes(of_nodes, limits)
         if earlier := found.get(name):
-            found[name] = Partition(**{**vars(earlier), "nodes": earlier.nodes + nodes})
+            found[name] = replace(earlier, nodes=earlier.nodes + nodes)
             continue
         max_nodes = min(_limit(sizes.rpartition("-")[2]), _limit(limits.get("MaxNodes", "")))
         found[name] = Partition(name, minutes_of(time), max_nodes, is_default, state, nodes)
@@ -260,21 +258,15 @@ def minutes_of(time: str) -> float:
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time.strip())
     if match is None:
         return math.inf
-    days, first, second, third = (None if part is None else int(part) for part in match.groups())
-    if days is not None or third is not None:
-        seconds = (first or 0) * 3600 + (second or 0) * 60 + (third or 0)
-    else:
-        seconds = (first or 0) * 60 + (second or 0)
-    return ((days or 0) * 86400 + seconds) // 60
+    days, first, second, third = (int(part or 0) for part in match.groups())
+    if match[1] is not None or match[4] is not None:
+        return days * 1440 + first * 60 + second + third // 60
+    return first + second // 60
 
 
 def _limit(text: str) -> float:
     """Parse a limit; infinite if it is missing, "n/a" or UNLIMITED."""
-    return int(text) if text.isdecimal() else math.inf
-
-
-def _count(text: str) -> int | None:
-    return int(text) if text.strip().isdecimal() else None
+    return int(text) if text.strip().isdecimal() else math.inf
 
 
 def _quality(listed: str, default: str) -> str:
@@ -283,7 +275,7 @@ def _quality(listed: str, default: str) -> str:
 
 
 def ask(command: tuple[str, ...], seconds: float = PATIENCE) -> Answer:
-    """Run a command of SLURM's and return its output, or why there is none."""
+    """Run a SLURM command and return its output, or the reason of its failure."""
     name = command[0]
     if shutil.which(name) is None:
         return Answer(trouble=f"{name} not found in PATH")
@@ -294,12 +286,7 @@ def ask(command: tuple[str, ...], seconds: float = PATIENCE) -> Answer:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         try:
             process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=errors,
-                env=environment,
-                start_new_session=True,
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, env=environment, start_new_session=True
             )
         except OSError as error:
             return Answer(trouble=f"{name}: {error.strerror or error}")

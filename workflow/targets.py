@@ -367,13 +367,10 @@ def drawn(stem: str, caption: str, category: str = "Figures", **labels: str) -> 
 
 
 def tabled(stem: str, caption: str, category: str, readable: dict[str, str], full: dict[str, str]) -> list[Any]:
-    """Return the files of a table as outputs of a rule; the report shows the first two.
+    """Return the files of a table as outputs of a rule, as `drawn` does for figures.
 
     Args:
-        stem: their path without suffix.
-        caption: path of its explanation, relative to the rule's file.
-        category: in the report.
-        readable: labels of the rounded table.
+        readable: labels of the rounded table in the report.
         full: labels of the table in full precision.
     """
     from snakemake.io import multiext, report

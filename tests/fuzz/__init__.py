@@ -1,1 +1,1 @@
-"""Mutated inputs for every reader of a file: none may end in anything but a result or a UserError, late or large."""
+"""Mutated inputs for every reader of a file: each must give a result or a UserError, in bounded time and memory."""

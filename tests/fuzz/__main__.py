@@ -1,11 +1,11 @@
-"""``python -m fuzz``, in the folder tests: many inputs for every reader, and a table of what became of them."""
+"""``python -m fuzz``, in the folder tests: many inputs for every reader, and a table of the outcomes."""
 
 import argparse
 import os
 import sys
 import tempfile
 
-# Before numpy and torch are loaded: threads of theirs do not survive that the process is copied.
+# Before importing numpy and torch: their threads do not survive a fork.
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 from fuzz.harness import HEAD, fuzz, row

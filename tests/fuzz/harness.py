@@ -1,4 +1,4 @@
-"""Runs mutated inputs in a process of their own: each within five seconds and a GiB, whatever becomes of it."""
+"""Run mutated inputs in child processes; each input may take five seconds and a GiB."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from fuzz.readers import make_inputs, registry
 from udpm.core.errors import UserError
 
 SECONDS = 5.0
-"""Of the processor: a machine may be busy with something else."""
+"""CPU time, which does not depend on the load of the machine."""
 SILENT = 60.0
 """Seconds after which a process that waits, or that no signal reaches, is killed."""
 GIB = 2**30
@@ -23,14 +23,14 @@ GIB = 2**30
 
 @dataclass
 class Result:
-    """What became of a reader's inputs.
+    """The outcomes of a reader's inputs.
 
     Attributes:
-        accepted, refused: how many were.
+        accepted, refused: numbers of inputs.
         slowest: seconds of the slowest.
-        grown: bytes by which the process grew at most during one reader's inputs.
-        findings: by what they are, the first input's file.
-        counts: by what they are, how many.
+        grown: largest growth of the process in bytes.
+        findings: the file of the first input, by kind of finding.
+        counts: the number of findings by kind.
     """
 
     accepted: int = 0
@@ -44,30 +44,30 @@ class Result:
     def inputs(self):
         return self.accepted + self.refused + sum(self.counts.values())
 
-    def add(self, told):
-        """Add what a process wrote."""
-        self.accepted += told["accepted"]
-        self.refused += told["refused"]
-        self.slowest = max(self.slowest, told["slowest"])
-        self.grown = max(self.grown, told["grown"])
-        for what, path in told["findings"].items():
+    def add(self, outcome):
+        """Add the outcome that a process wrote."""
+        self.accepted += outcome["accepted"]
+        self.refused += outcome["refused"]
+        self.slowest = max(self.slowest, outcome["slowest"])
+        self.grown = max(self.grown, outcome["grown"])
+        for what, path in outcome["findings"].items():
             self.findings.setdefault(what, path)
-        self.counts.update(told["counts"])
+        self.counts.update(outcome["counts"])
 
 
 class Late(BaseException):
-    """An input took too long; no reader catches it."""
+    """Raised if an input takes too long; no reader catches it."""
 
 
 def fuzz(names, inputs, seed, kept, folder):
-    """Names of readers and their results, one after the other.
+    """Yield names of readers and their results.
 
     Args:
-        names: of the readers; none for all.
-        inputs: for each reader whose share is 1.
-        seed: of the mutations: the same inputs again.
-        kept: folder for inputs that find something.
-        folder: of valid files, which are made if it is not there.
+        names: of the readers; empty: all.
+        inputs: number for each reader whose share is 1.
+        seed: of the mutations; the same seed gives the same inputs.
+        kept: folder for inputs with findings.
+        folder: of valid files; made if it does not exist.
     """
     kept = Path(kept).resolve()
     kept.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def fuzz(names, inputs, seed, kept, folder):
     unknown = set(names) - set(readers)
     if unknown:
         raise SystemExit(f"no such reader: {', '.join(unknown)}; there are: {', '.join(readers)}")
-    # What cannot be read as it was made would find nothing; and libraries are loaded here, once.
+    # Check that valid files can be read. This also loads libraries once.
     for name in names or readers:
         readers[name].call(folder)
     for name in names or readers:
@@ -89,14 +89,14 @@ def fuzz(names, inputs, seed, kept, folder):
 
 
 def _run(folder, reader, count, seed, kept, result):
-    """All inputs of one reader, in as many processes as it takes."""
+    """Run all inputs of one reader, in a new process after each crash."""
     original = (folder / reader.file).read_bytes()
     first = 0
     while first < count:
         said, mark = folder / "said", folder / "place"
         for path in (said, mark):
             path.unlink(missing_ok=True)
-        # A copy of this process has all libraries loaded; to start one takes seconds.
+        # A fork has all libraries loaded; a new process would take seconds.
         process = os.fork()
         if not process:
             _work(folder, reader, range(first, count), seed, kept, said, mark)
@@ -115,7 +115,7 @@ def _run(folder, reader, count, seed, kept, result):
 
 
 def _watched(process, mark):
-    """Wait for a process; why it did not end well, or None."""
+    """Wait for a process; return why it failed, or None."""
     seen, since = None, time.monotonic()
     while True:
         ended, status = os.waitpid(process, os.WNOHANG)
@@ -137,7 +137,7 @@ def _input(reader, original, seed, number):
 
 
 def _work(folder, reader, numbers, seed, kept, said, mark):
-    """A process of its own: call a reader with inputs of so many numbers; does not return."""
+    """In a child process: call a reader with inputs of these numbers. Does not return."""
     try:
         silence = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):
@@ -158,7 +158,7 @@ def _call_all(folder, reader, numbers, seed, kept, out, mark):
     resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + 4 * GIB, hard))
     Path("/proc/self/clear_refs").write_text("5")
     before, place = _memory("VmRSS"), os.open(mark, os.O_WRONLY | os.O_CREAT)
-    told = _nothing()
+    outcome = _nothing()
     for number in numbers:
         os.pwrite(place, str(number).encode(), 0)
         data = _input(reader, original, seed, number)
@@ -168,35 +168,35 @@ def _call_all(folder, reader, numbers, seed, kept, out, mark):
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             reader.call(folder)
-            told["accepted"] += 1
+            outcome["accepted"] += 1
         except UserError as error:
-            told["refused"] += 1
+            outcome["refused"] += 1
             if not str(error).strip():
                 what = "a refusal without a word"
         except OSError:
-            # What the system refuses, such as a name too long, every command ends on in one line.
-            told["refused"] += 1
+            # Commands report errors of the system, such as a name too long, in one line.
+            outcome["refused"] += 1
         except Late:
             what = f"more than {SECONDS:g} s"
         except BaseException as error:
             what = _where(error)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
-        told["slowest"] = max(told["slowest"], time.process_time() - began)
+        outcome["slowest"] = max(outcome["slowest"], time.process_time() - began)
         grown = _memory("VmHWM") - before
-        if grown > GIB and told["grown"] <= GIB:
+        if grown > GIB and outcome["grown"] <= GIB:
             what = what or "more than 1 GiB"
-        told["grown"] = max(told["grown"], grown)
+        outcome["grown"] = max(outcome["grown"], grown)
         if what is not None:
-            if what not in told["findings"]:
+            if what not in outcome["findings"]:
                 name = f"{reader.name.replace('/', '-')}-{number}"
                 (kept / name).write_bytes(data)
-                told["findings"][what] = name
-            told["counts"][what] = told["counts"].get(what, 0) + 1
+                outcome["findings"][what] = name
+            outcome["counts"][what] = outcome["counts"].get(what, 0) + 1
         if number % 500 == 499:
-            print(json.dumps(told), file=out, flush=True)
-            told = _nothing() | {"grown": told["grown"]}
-    print(json.dumps(told), file=out, flush=True)
+            print(json.dumps(outcome), file=out, flush=True)
+            outcome = _nothing() | {"grown": outcome["grown"]}
+    print(json.dumps(outcome), file=out, flush=True)
 
 
 def _nothing():
@@ -208,7 +208,7 @@ def _late(number, frame):
 
 
 def _where(error):
-    """An exception and the line of the program that it came through last."""
+    """Describe an exception and the last line of the program that it passed through."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/udpm/" in frame.filename]
     at = f" at {frames[-1].filename.rpartition('/udpm/')[2]}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{at}: {str(error)[:80]}" if not at else f"{type(error).__name__}{at}"
@@ -225,7 +225,7 @@ HEAD = "| reader | inputs | accepted | refused | slowest (s) | grown (MiB) | fin
 
 
 def row(name, result):
-    """A line of markdown."""
+    """Return a line of markdown."""
     found = "; ".join(f"{what} ({result.counts[what]}×, {path})" for what, path in result.findings.items())
     return (
         f"| {name} | {result.inputs} | {result.accepted} | {result.refused} | {result.slowest:.2f} | "

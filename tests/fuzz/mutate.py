@@ -19,7 +19,7 @@ HOSTILE = [10**30, -(10**30), 10**5000, float("nan"), float("inf"), -float("inf"
 
 
 def value(rng):
-    """Something that a value may be replaced by."""
+    """Return a replacement for a value."""
     kind = rng.random()
     if kind < 0.35:
         return rng.choice(NUMBERS)
@@ -34,13 +34,13 @@ def value(rng):
 
 
 def values(rng, tree):
-    """A tree of dicts and lists with some values, keys or elements changed."""
+    """Return a tree of dicts and lists with some values, keys or elements changed."""
     tree = copy.deepcopy(tree)
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
         holder, key = _place(rng, tree)
         if holder is None:
             return value(rng)
-        # An integer of 5000 digits, once it is there, is no number that can be changed any more.
+        # An integer of 5000 digits cannot be changed again.
         with suppress(OverflowError, ValueError):
             _change(rng, holder, key)
     return tree
@@ -77,7 +77,7 @@ def _change(rng, holder, key):
 
 
 def octets(rng, data):
-    """Bytes with some flipped, cut, doubled, overwritten or put in."""
+    """Return bytes with some flipped, cut, doubled, overwritten or inserted."""
     data = bytearray(data)
     for _ in range(rng.choice([1, 1, 2, 4, 16])):
         place = rng.randrange(len(data) + 1)
@@ -103,12 +103,12 @@ def octets(rng, data):
 
 
 def head(rng, data, size=400):
-    """Bytes with changes among the first, where headers are."""
+    """Return bytes with changes among the first, where headers are."""
     return octets(rng, data[:size]) + data[size:]
 
 
 def text(rng, data):
-    """Text as bytes, with pieces of syntax put in, or changed as bytes."""
+    """Return text as bytes, with inserted pieces of syntax, or changed as bytes."""
     if rng.random() < 0.4:
         return octets(rng, data)
     pieces = [
@@ -139,21 +139,21 @@ def text(rng, data):
 
 
 def as_json(rng, data):
-    """A JSON file with changed values, or changed text."""
+    """Return a JSON file with changed values, or changed text."""
     if rng.random() < 0.2:
         return text(rng, data)
     return dumped(values(rng, json.loads(data)))
 
 
 def as_sealed(rng, data):
-    """A JSON record, mostly as in files of older versions, whose values are not held against a digest."""
+    """Return a JSON record, mostly without a digest, as in files of older versions."""
     if rng.random() < 0.2:
         return as_json(rng, data)
     return as_json(rng, dumped({key: value for key, value in json.loads(data).items() if key != SEAL}))
 
 
 def dumped(tree):
-    """JSON of whatever a mutation made, twice its keys included."""
+    """Return JSON of a mutated value, sometimes with duplicate keys."""
     import sys
 
     limit = sys.get_int_max_str_digits()
@@ -165,11 +165,11 @@ def dumped(tree):
 
 
 def as_yaml(rng, data):
-    """A YAML file with changed values, or changed text."""
+    """Return a YAML file with changed values, or changed text."""
     if rng.random() < 0.35:
         return text(rng, data)
     tree = values(rng, yaml.safe_load(data))
-    # JSON is YAML, but for what yaml cannot say in it.
+    # JSON is YAML, except for values that YAML cannot express.
     return dumped(tree) if rng.random() < 0.5 else _yaml(tree)
 
 
@@ -181,7 +181,7 @@ def _yaml(tree):
 
 
 def as_lines(rng, data):
-    """JSON lines with one changed, or torn, or doubled."""
+    """Return JSON lines with one changed, torn or doubled."""
     lines = data.split(b"\n")
     place = rng.randrange(len(lines))
     kind = rng.random()
@@ -197,17 +197,17 @@ def as_lines(rng, data):
 
 
 def as_npz(rng, data):
-    """An .npz with changed arrays, headers or record, or changed bytes."""
+    """Return an .npz with changed arrays, headers or record, or changed bytes."""
     kind = rng.random()
     if kind < 0.25:
         return octets(rng, data)
     with zipfile.ZipFile(io.BytesIO(data)) as file:
         members = {name: file.read(name) for name in file.namelist()}
     if "record.npy" in members and rng.random() < 0.8:
-        # As in files of older versions, whose values are not held against a digest.
-        told = json.loads(str(np.load(io.BytesIO(members["record.npy"]))))
-        told.pop("content_sha256", None)
-        members["record.npy"] = _npy(np.array(json.dumps(told)))
+        # As in files of older versions, which have no digest.
+        record = json.loads(str(np.load(io.BytesIO(members["record.npy"]))))
+        record.pop("content_sha256", None)
+        members["record.npy"] = _npy(np.array(json.dumps(record)))
     name = rng.choice(list(members))
     if kind < 0.4:
         members[name] = head(rng, members[name], 128)
@@ -220,14 +220,14 @@ def as_npz(rng, data):
     elif kind < 0.85:
         members[name] = _header(rng, members[name])
     elif "record.npy" in members:
-        told = json.loads(str(np.load(io.BytesIO(members["record.npy"]))))
-        told = dumped(values(rng, told) if rng.random() < 0.9 else value(rng)).decode("utf-8", "replace")
-        members["record.npy"] = _npy(np.array(told))
+        record = json.loads(str(np.load(io.BytesIO(members["record.npy"]))))
+        record = dumped(values(rng, record) if rng.random() < 0.9 else value(rng)).decode("utf-8", "replace")
+        members["record.npy"] = _npy(np.array(record))
     return archive(members, rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))
 
 
 def archive(members, method=zipfile.ZIP_DEFLATED):
-    """Bytes of a .zip."""
+    """Return the bytes of a .zip."""
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", method) as file:
         for name, content in members.items():
@@ -236,7 +236,7 @@ def archive(members, method=zipfile.ZIP_DEFLATED):
 
 
 def as_npy(rng, data):
-    """An .npy with a changed array, header or bytes."""
+    """Return an .npy with a changed array, header or bytes."""
     kind = rng.random()
     if kind < 0.4:
         return head(rng, data, 128)
@@ -279,14 +279,14 @@ def _header(rng, data):
     )
     kind = rng.choice(["'<f8'", "'|u1'", "'|O'", "'<U0'", "[('a','<f8')]", "'<m8'", "'<i8'", "3", "'V8'"])
     order = rng.choice(["True", "False", "2", "None"])
-    told = f"{{'descr': {kind}, 'fortran_order': {order}, 'shape': {shape}}}\n".encode()
+    text = f"{{'descr': {kind}, 'fortran_order': {order}, 'shape': {shape}}}\n".encode()
     version = rng.choice([1, 1, 2, 3, 9])
-    length = struct.pack("<H" if version == 1 else "<I", len(told))
-    return b"\x93NUMPY" + bytes([version, 0]) + length + told + data[128:]
+    length = struct.pack("<H" if version == 1 else "<I", len(text))
+    return b"\x93NUMPY" + bytes([version, 0]) + length + text + data[128:]
 
 
 def as_safetensors(rng, data):
-    """A safetensors file with a changed header, description, or bytes."""
+    """Return a safetensors file with a changed header, description or bytes."""
     length = int.from_bytes(data[:8], "little")
     kind, header, rest = rng.random(), json.loads(data[8 : 8 + length]), data[8 + length :]
     if kind < 0.2:
@@ -294,8 +294,8 @@ def as_safetensors(rng, data):
     if kind < 0.3:
         return octets(rng, data)
     if kind < 0.6 and "udpm" in header.get("__metadata__", {}):
-        told = values(rng, json.loads(header["__metadata__"]["udpm"]))
-        header["__metadata__"]["udpm"] = dumped(told).decode("utf-8", "replace")
+        record = values(rng, json.loads(header["__metadata__"]["udpm"]))
+        header["__metadata__"]["udpm"] = dumped(record).decode("utf-8", "replace")
     elif kind < 0.7:
         # Values of the tensors: NaN, infinity, zeros.
         place = rng.randrange(max(1, len(rest) // 4)) * 4
@@ -305,12 +305,12 @@ def as_safetensors(rng, data):
         header[name] = values(rng, header[name])
     else:
         header = values(rng, header)
-    told = dumped(header)
-    return len(told).to_bytes(8, "little") + told + rest
+    text = dumped(header)
+    return len(text).to_bytes(8, "little") + text + rest
 
 
 def as_zip(rng, data):
-    """A .zip with changed members, names or bytes."""
+    """Return a .zip with changed members, names or bytes."""
     kind = rng.random()
     if kind < 0.6:
         tail = max(0, len(data) - 400)
@@ -328,7 +328,7 @@ def as_zip(rng, data):
 
 
 def as_words(rng, data):
-    """A command line with changed words."""
+    """Return a command line with changed words."""
     words = data.decode().split(" ")
     for _ in range(rng.choice([1, 1, 2, 4])):
         place = rng.randrange(len(words))

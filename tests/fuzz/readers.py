@@ -1,4 +1,4 @@
-"""Every kind of file that the program reads: a valid one, how it is mutated, and what reads it."""
+"""Every kind of file that the program reads: a valid file, its mutation, and its reader."""
 
 import json
 import shutil
@@ -81,9 +81,9 @@ class Reader:
     Attributes:
         name: of the kind.
         file: a valid one, below the folder of inputs.
-        mutate: from a source of randomness and its bytes to other bytes.
-        call: reads it, and does with it what commands do; given the folder.
-        share: of the inputs that others get; what takes long gets fewer.
+        mutate: function of a random generator and the bytes that returns other bytes.
+        call: function of the folder that reads and uses the file as commands do.
+        share: fraction of the usual number of inputs; smaller for slow readers.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Reader:
 
 
 def make_inputs(folder):
-    """Valid files of every kind, all below one folder."""
+    """Write valid files of every kind below one folder."""
     devices.configure("cpu", 1)
     shutil.copytree(tiny.ROOT / "config", folder / "config")
     prepare(tiny.run_config().dataset, folder / "dataset")
@@ -158,7 +158,7 @@ def _images(folder):
 
 
 def _labelled(folder, image):
-    """Images with label files of every kind."""
+    """Write images with label files of every kind."""
     labels = {f"{number // 2:05d}/img{number:08d}.png": number % 2 for number in range(4)}
     for name in labels:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -237,7 +237,7 @@ def _scores(folder):
 
 
 def _described(path):
-    """As udpm info shows it."""
+    """Describe a file as `udpm info` does."""
     return json.dumps(info._describe(path), indent=2, ensure_ascii=False, allow_nan=False).encode()
 
 
@@ -319,24 +319,24 @@ def _header(folder):
 def _checkpoint(folder):
     config = tiny.run_config()
     state = State.fresh(config, CPU)
-    resume(folder / RUN / "checkpoints", state, config.training.iterations, lambda path, told: None)
+    resume(folder / RUN / "checkpoints", state, config.training.iterations, lambda path, reason: None)
 
 
 def _forged(folder):
-    """A checkpoint whose manifest was made to fit."""
+    """Read a checkpoint whose manifest has a matching digest."""
     _with_digest(checkpoints(folder / RUN / "checkpoints")[-1], lambda: _checkpoint(folder))
 
 
 def _forged_samples(folder):
-    """A sample set whose record was made to fit."""
+    """Read a sample set whose record has a matching digest."""
     _with_digest(folder / "samples.npz", lambda: _samples(folder))
 
 
 def _with_digest(path, call):
     record = path.with_suffix(".json")
     text = record.read_text()
-    told = {key: value for key, value in json.loads(text).items() if key != SEAL}
-    record.write_text(json.dumps(told | {"sha256": sha256(path)}))
+    values = {key: value for key, value in json.loads(text).items() if key != SEAL}
+    record.write_text(json.dumps(values | {"sha256": sha256(path)}))
     try:
         call()
     finally:
@@ -413,7 +413,7 @@ RUN = "runs/digits/seed0"
 
 
 def registry(folder):
-    """All readers; some names of valid files depend on what was made."""
+    """Return all readers; the names of some valid files depend on the folder."""
     kept = next(folder.glob("kept.*"))
     checkpoint = checkpoints(folder / RUN / "checkpoints")[-1].relative_to(folder)
     as_json, as_yaml, as_npz, as_npy, octets, sealed = (

@@ -1,4 +1,4 @@
-"""The workflow as a user calls it."""
+"""Call the workflow as a user does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vectors measured on the published code, and how close is close enough."""
+"""Vectors measured on the published code, and tolerances."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parents[1] / "golden"
 
 
 def load(name):
-    """All tensors of a golden file, and its configuration in the published key names."""
+    """Return all tensors of a golden file, and its configuration under the published key names."""
     with safe_open(FOLDER / f"{name}.safetensors", "pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["config"])  # noqa: SIM118
 

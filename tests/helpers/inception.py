@@ -1,4 +1,4 @@
-"""A stand-in for Inception: the TorchScript file's name, interface and sizes, with a network that costs nothing."""
+"""A fake Inception: the name, interface and sizes of the TorchScript file, with a tiny network."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import nn
 
 
 class Layers(nn.Module):
-    """(N, 3, 299, 299) in [-1, 1] to (N, 2048), fixed by a seed."""
+    """Map (N, 3, 299, 299) in [-1, 1] to (N, 2048), with weights from a seed."""
 
     def __init__(self):
         super().__init__()
@@ -17,7 +17,7 @@ class Layers(nn.Module):
 
 
 class StandIn(nn.Module):
-    """What `inception-2015-12-05.pt` offers: `layers`, `output`, and resizing inside `forward`."""
+    """The interface of `inception-2015-12-05.pt`: `layers`, `output`, and resizing inside `forward`."""
 
     def __init__(self):
         super().__init__()
@@ -25,7 +25,7 @@ class StandIn(nn.Module):
         self.output = nn.Linear(2048, 1008)
 
     def forward(self, img, return_features: bool = False):
-        # As the published file does it: bilinear, the first pixels' corners (not their middles) on each other.
+        # As in the published file: bilinear, with aligned corners of the first pixels (not centres).
         shift = [1 / img.shape[3] - 1 / 299, 1 / img.shape[2] - 1 / 299]
         place = torch.tensor([[1.0, 0.0, shift[0]], [0.0, 1.0, shift[1]]], dtype=img.dtype, device=img.device)
         grid = F.affine_grid(place.expand(len(img), 2, 3), [len(img), 3, 299, 299], align_corners=False)
@@ -37,7 +37,7 @@ class StandIn(nn.Module):
 
 
 def write(folder):
-    """Write the stand-in into a weights folder and return its path."""
+    """Write the fake network into a weights folder and return its path."""
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "inception-2015-12-05.pt"

@@ -1,4 +1,4 @@
-"""Photographs as a source of images, and what happens to them."""
+"""Photographs as a source of images, and changes of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def picture(path, value):
 
 
 def replace_keeping_times(path, data):
-    """Other bytes in a file, with its times as they were."""
+    """Replace the bytes of a file, but keep its times."""
     status = path.stat()
     path.write_bytes(data)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))

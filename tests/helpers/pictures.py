@@ -1,4 +1,4 @@
-"""Image files of every kind, and CIFAR-10 batches as they are published, for tests."""
+"""Image files of every kind, and CIFAR-10 batches as published, for tests."""
 
 import io
 import pickle
@@ -23,7 +23,7 @@ def encoded(image, kind="PNG", **options):
 
 
 def tree(folder, splits=("train", "test"), count=3, side=20):
-    """PNGs of classes a and b, with a space, a line break and a byte that is no UTF-8 in the names."""
+    """Write PNGs of classes a and b, with a space, a line break and a byte that is not UTF-8 in their names."""
     for number, split in enumerate(splits):
         for label, name in enumerate((b"a", b"b")):
             place = bytes(folder) + b"/" + split.encode() + b"/" + name
@@ -36,7 +36,7 @@ def tree(folder, splits=("train", "test"), count=3, side=20):
 
 
 def zipped(path, members, method=zipfile.ZIP_DEFLATED):
-    """A .zip of {name: content}."""
+    """Write a .zip of {name: content}."""
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
@@ -44,7 +44,7 @@ def zipped(path, members, method=zipfile.ZIP_DEFLATED):
 
 
 def bomb(width=60_000, height=60_000):
-    """A PNG of some hundred bytes that claims 3.6 gigapixels."""
+    """Write a PNG of some hundred bytes that claims 3.6 gigapixels."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -76,7 +76,7 @@ class Python2Pickler(pickle._Pickler):
 
 
 def python_batch(images, labels):
-    """A batch of python form: pixels as rows of three planes."""
+    """Return a batch in python form: pixels as rows of three planes."""
     data = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(len(images), -1)
     buffer = io.BytesIO()
     names = [b"x_s_%06d.png" % number for number in range(len(images))]
@@ -91,7 +91,7 @@ def binary_batch(images, labels):
 
 
 def cifar(folder, form, count=12):
-    """Fake official batches of 6 × `count` images: form python or binary, folder or archive (python.tar, …)."""
+    """Write fake official batches of 6 × `count` images: form python or binary, folder or archive (python.tar, …)."""
     kind, _, archive = form.partition(".")
     make, suffix, name = {
         "python": (python_batch, "", "cifar-10-batches-py"),

@@ -6,7 +6,7 @@ import json
 
 
 def fid(value=6.9, experiment="cifar10", seed=0, **changes):
-    """A score as `udpm score` writes it, of the paper's protocol and the best milestone; changes go by their keys."""
+    """Return a score as `udpm score` writes it, of the paper's protocol and the best milestone, with changed keys."""
     subject = {"kind": "samples", "experiment": experiment, "run_seed": seed, "iteration": 590_000, "weights": "ema"}
     subject |= {
         "seed": 0,

@@ -35,18 +35,18 @@ PATIENCE = 240
 
 
 class WrongEnd(Exception):
-    """Training ended in another way than it should."""
+    """Training ended in an unexpected way."""
 
 
 @dataclass
 class Kill:
-    """A signal, and what came of it."""
+    """A signal and its effect."""
 
     number: signal.Signals
     seconds: float
     iteration: int
     codes: list[int]
-    told: list[str]
+    printed: list[str]
 
     def __str__(self):
         ended = ", ".join(map(str, self.codes))
@@ -54,12 +54,12 @@ class Kill:
 
 
 class Soak:
-    """One configuration, trained undisturbed once and then killed as often as asked.
+    """One configuration, trained once undisturbed, then killed repeatedly.
 
     Args:
-        folder: for everything that is written.
-        digits: a folder with the prepared digits.
-        processes: that train together, started as srun does.
+        folder: for all files.
+        digits: folder of the prepared digits.
+        processes: number of processes that train one model, started as by srun.
     """
 
     def __init__(self, folder, digits, processes=1, **changes):
@@ -74,7 +74,7 @@ class Soak:
         self.seconds = time.monotonic() - started
 
     def start(self, run):
-        """Processes that train in a folder."""
+        """Start processes that train in a folder."""
         self.jobs += 1
         given = {"SLURM_JOB_ID": str(self.jobs), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": str(self.processes)}
         processes = []
@@ -90,15 +90,15 @@ class Soak:
 
     def finish(self, run):
         """Train to the end."""
-        codes, told = ended(self.start(run))
+        codes, printed = ended(self.start(run))
         if any(codes):
-            raise WrongEnd(f"exit codes {codes}: {told}")
+            raise WrongEnd(f"exit codes {codes}: {printed}")
 
     def kills(self, count, number, moment):
-        """So many kills, of one training after the other; each is brought to its end and compared.
+        """Kill one training after another; finish and compare each.
 
         Args:
-            count: of the kills.
+            count: number of kills.
             number: the signal.
             moment: waits for one, given the processes, the run's folder and the time the processes were started.
         """
@@ -114,17 +114,17 @@ class Soak:
                 if struck:
                     for process in processes:
                         process.send_signal(number)
-                kill.codes, kill.told = codes, told = ended(processes)
-                # One process may have ended just before the signal came to it.
+                kill.codes, kill.printed = codes, printed = ended(processes)
+                # One process may have ended just before the signal.
                 if not set(codes) <= ({0, good} if struck else {0}):
-                    raise WrongEnd(f"{kill}: {told}")
+                    raise WrongEnd(f"{kill}: {printed}")
                 if struck:
                     count -= 1
                     yield kill
             self.compare(run)
 
     def compare(self, run):
-        """Weights and milestones against the undisturbed run's; nothing of a killed process may be left."""
+        """Compare weights and milestones with the undisturbed run's, and check that no temporary file remains."""
         for path in ["weights.safetensors", *(f"milestones/{iteration:09d}.safetensors" for iteration in (10, 20))]:
             found, expected = (tiny.tensors(folder / path) for folder in (run, self.undisturbed))
             different = [key for key in expected if key not in found or not torch.equal(found[key], expected[key])]
@@ -140,13 +140,13 @@ class Soak:
 
 
 def ended(processes):
-    """Exit codes of processes, and what each said on stderr."""
-    told = [process.communicate(timeout=PATIENCE)[1] for process in processes]
-    return [process.returncode for process in processes], told
+    """Return exit codes of processes, and the stderr of each."""
+    printed = [process.communicate(timeout=PATIENCE)[1] for process in processes]
+    return [process.returncode for process in processes], printed
 
 
 def reached(run):
-    """The last iteration that a run's metrics tell of."""
+    """Return the last iteration in a run's metrics."""
     try:
         return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["iteration"]
     except (OSError, IndexError, ValueError):
@@ -154,12 +154,12 @@ def reached(run):
 
 
 def listens(process):
-    """Whether a process handles SIGTERM by now. Before, its interpreter is starting, and a signal just ends it."""
+    """Return whether a process handles SIGTERM. While its interpreter starts, the signal ends it."""
     return _has(process, "SigCgt:", signal.SIGTERM)
 
 
 def _has(process, field, number):
-    """Whether a signal is in one of the sets that proc(5) shows of a process."""
+    """Return whether a signal is in one of a process's sets of proc(5)."""
     try:
         status = Path(f"/proc/{process.pid}/status").read_text()
         (found,) = [line.split()[1] for line in status.splitlines() if line.startswith(field)]
@@ -169,13 +169,13 @@ def _has(process, field, number):
 
 
 def waiting(processes, condition):
-    """Wait until a condition holds, or a process ended."""
+    """Wait until a condition holds, or a process ends."""
     while not condition() and all(process.poll() is None for process in processes):
         time.sleep(0.001)
 
 
 def at_random(rng, number, seconds):
-    """Any moment of so many seconds; with SIGTERM, not before it is heard."""
+    """Wait for a random part of a number of seconds; with SIGTERM, at least until it is handled."""
 
     def moment(processes, _run, started):
         due = started + rng.uniform(0, seconds)
@@ -186,7 +186,7 @@ def at_random(rng, number, seconds):
 
 
 def at_start(rng, seconds):
-    """Soon after signals are heard: before the first iteration."""
+    """Wait until shortly after signals are handled, before the first iteration."""
 
     def moment(processes, _run, _started):
         waiting(processes, lambda: all(map(listens, processes)))
@@ -197,7 +197,7 @@ def at_start(rng, seconds):
 
 
 def in_a_save(rng, most):
-    """While a checkpoint's file is being written, one of the first few."""
+    """Wait until one of the first checkpoints is being written."""
 
     def moment(processes, run, _started):
         for _ in range(rng.randint(1, most)):

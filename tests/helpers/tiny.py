@@ -17,7 +17,7 @@ from udpm.config.load import resolve_run, to_json, validate
 PROVENANCE = {"versions": {"udpm": "1"}, "commit": None, "machine": "x"}
 FINISHED = {"experiment": "a", "seed": 0, "iterations": 9, "weights_sha256": "0" * 64, "provenance": PROVENANCE}
 ROOT = Path(__file__).parents[2]
-# Two processes that train together; "--" because torchrun would take --run for an option of its own.
+# Two processes that train one model. torchrun would parse --run as an abbreviated option, hence "--".
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 TORCHRUN += ["--nproc-per-node", "2", "-m", "--", "udpm"]
 
@@ -36,7 +36,7 @@ SMALL = {
 
 
 def run_config(**changes):
-    """The digits experiment, made small; changes are dotted keys with "__" for the dots."""
+    """Return the digits experiment, made small; changes are dotted keys with "__" for the dots."""
     values = resolve_run("digits", 0, ROOT / "config").model_dump()
     for key, value in (SMALL | {key.replace("__", "."): value for key, value in changes.items()}).items():
         section = values
@@ -80,15 +80,15 @@ def start(*arguments, program=("-m", "udpm"), **options):
 
 
 class Held:
-    """A udpm that waits before a call, so that a test may act in the midst of its work on any machine.
+    """A udpm that waits before a call, so that a test can act at that point on any machine.
 
     Args:
-        folder: for what it writes.
+        folder: for its files.
         method: before which it waits, "module:Class.name".
         when: Python that says before which call, of `self` and `calls`, the number of earlier ones.
 
     Attributes:
-        program: to start in the place of ``-m udpm``.
+        program: to start instead of ``-m udpm``.
     """
 
     def __init__(self, folder, method, when):
@@ -98,7 +98,7 @@ class Held:
         self.program[0].write_text(
             "import os, sys, time\n"
             "from pathlib import Path\n"
-            # Workers that are spawned import this file, too.
+            # Spawned workers import this file too.
             "if __name__ == '__main__':\n"
             f"    from {module} import {owner}\n"
             f"    plain, folder, calls = {owner}.{name}, Path({str(folder)!r}), 0\n"
@@ -117,20 +117,20 @@ class Held:
 
     @classmethod
     def before_iteration(cls, folder, iteration):
-        """A training that waits before an iteration, counted from 0."""
+        """Return a training that waits before an iteration, counted from 0."""
         return cls(folder, "udpm.training.trainer:Trainer.iterate", f"self.state.iteration == {iteration}")
 
     def wait(self, *processes):
-        """Until all of them are there."""
+        """Wait until all processes have reached the call."""
         wait_for(lambda: all((self.folder / f"held-{process.pid}").exists() for process in processes), *processes)
 
     def release(self):
-        """Let them go on."""
+        """Let the processes continue."""
         (self.folder / "go-on").touch()
 
 
 def wait_for(condition, *processes, seconds=550):
-    """Wait until a condition holds; fails when one of the processes ends before, or after far more than it can take."""
+    """Wait until a condition holds; fail if one of the processes ends before, or after a long time."""
     deadline = time.monotonic() + seconds
     while not condition():
         for process in processes:
@@ -140,7 +140,7 @@ def wait_for(condition, *processes, seconds=550):
 
 
 def metrics(run):
-    """Lines of metrics.jsonl without what depends on the clock."""
+    """Return the lines of metrics.jsonl without values that depend on the clock."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [
         {key: value for key, value in line.items() if key not in {"seconds", "images_per_second", "memory_gib"}}
@@ -149,13 +149,13 @@ def metrics(run):
 
 
 def snapshot(folder, but=()):
-    """Every file below a folder with its bytes, but those of some names."""
+    """Return the bytes of every file below a folder, except files of some names."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in but]
     return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
 def assert_refused(folder, command, expected, capsys, mistakes=1):
-    """A udpm command ends with code 2 and a line for each mistake, and leaves every byte of a folder as it was."""
+    """Check that a udpm command ends with code 2 and a line for each mistake, and changes no byte of a folder."""
     before = snapshot(folder)
     capsys.readouterr()
     assert call(*command.split()) == 2
@@ -181,7 +181,7 @@ def cut(path):
 
 
 class StopAfter:
-    """Asks to stop after a number of iterations."""
+    """A stop request after a number of iterations."""
 
     def __init__(self, iterations):
         self.left = iterations
@@ -210,7 +210,7 @@ def assert_same_weights(run, other):
 
 
 def as_published(model):
-    """A generator's weights under the published names, with the filters that the published code stores."""
+    """Return a generator's weights under the published names, with the filters that the published code stores."""
     from udpm.interop.architecture import generator_names
     from udpm.networks.unet import build_generator
 

@@ -1,7 +1,7 @@
 """A real SLURM on this host: two nodes of two fake GPUs each, accounting, everything in one folder and on free ports.
 
-Nothing is read from or written to /etc/slurm, so it does no harm beside a real one. The daemons end with the process
-that started them, however that ends. Run as a program, it keeps a cluster up until Ctrl-C, to try things on.
+It does not touch /etc/slurm, so it may run next to a real SLURM. The daemons end with the process that started them,
+even if that is killed. Run as a program, it keeps a cluster up until Ctrl-C, for experiments.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ LogFile={folder}/slurmdbd.log
 
 
 def missing() -> list[str]:
-    """Programs that a cluster needs and that are not there."""
+    """Return the programs of a cluster that are not installed."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     return [name for name in PROGRAMS if shutil.which(name, path=path) is None]
 
@@ -102,8 +102,8 @@ class Cluster:
     """A live SLURM; use as a context manager.
 
     Args:
-        folder: of its own, short (sockets have a length limit); made and removed.
-        accounting: whether there is a database that sacct can ask.
+        folder: a short path (sockets have a length limit); made and removed.
+        accounting: whether to run a database for sacct.
 
     Attributes:
         environment: variables with which SLURM's commands reach this cluster.
@@ -162,7 +162,7 @@ class Cluster:
             )
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
-        """End a daemon by a signal, and wait for its end; the jobs that it started live on."""
+        """End a daemon by a signal and wait for its end; its jobs live on."""
         daemon = self._daemons.pop(name)
         daemon.send_signal(number)
         try:
@@ -172,7 +172,7 @@ class Cluster:
             daemon.wait()
 
     def ask(self, *command: str) -> str:
-        """What a SLURM command prints.
+        """Return the output of a SLURM command.
 
         Raises:
             subprocess.CalledProcessError: it failed.
@@ -211,7 +211,7 @@ class Cluster:
         for name, text in texts.items():
             (self.folder / name).write_text(text)
         (self.folder / "slurmdbd.conf").chmod(0o600)
-        # Inside a job, Snakemake strips SLURM_* variables from what it starts: commands would look in /etc/slurm.
+        # Inside a job, Snakemake removes SLURM_* variables, so that commands would look in /etc/slurm.
         for name in COMMANDS:
             wrapper = self.folder / "bin" / name
             command = shutil.which(name, path=self.environment["PATH"])
@@ -224,14 +224,14 @@ class Cluster:
         (munge / "key").chmod(0o400)
         files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
         options = [f"--{option}={munge / name}" for option, name in files.items()]
-        # --force: the folder's parents need not be as strict as munge wants them.
+        # --force: accept permissions of the parent folders that munge would refuse.
         self.start("munged", "munged", "--foreground", "--force", *options)
         self._wait("munge", (munge / "socket").exists)
 
     def _start_accounting(self) -> None:
         database, user = self.folder / "db", getpass.getuser()
         self.environment["MYSQL_UNIX_PORT"] = f"{database}/socket"
-        # In a folder that they share, one server removes the temporary tables of others when it starts.
+        # In a shared folder, a server would remove the temporary tables of others when it starts.
         (database / "tmp").mkdir()
         environment = self.environment | {"TMPDIR": f"{database}/tmp"}
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment, "timeout": 300}
@@ -261,12 +261,12 @@ class Cluster:
             time.sleep(0.2)
 
     def _told(self) -> str:
-        """The ends of all logs."""
+        """Return the ends of all logs."""
         logs = sorted([*self.folder.glob("*.log"), *self.folder.glob("*.out")])
         return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-600:]}" for log in logs if log.stat().st_size)
 
     def _kill_leftovers(self) -> None:
-        """Kill what the jobs of this cluster left behind: whatever has its configuration in its environment."""
+        """Kill all processes with this cluster's configuration in their environment."""
         mark = f"SLURM_CONF={self.folder}/slurm.conf".encode()
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
@@ -275,9 +275,9 @@ class Cluster:
 
 
 def claim_ports() -> tuple[socket.socket, tuple[int, int, int]]:
-    """Ports that nobody listens on: of the controller, of the database, and the first of the nodes'.
+    """Reserve free ports; return the socket that holds them, and the ports of controller, database and first node.
 
-    The port before them is bound and never used: while the socket is open, no other cluster is given any of these, even
+    The port before them is bound and never used: while the socket is open, no other cluster gets any of these, even
     if its daemons start at the same moment.
     """
     needed = 1 + 2 + len(NODES)

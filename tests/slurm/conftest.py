@@ -24,11 +24,11 @@ from udpm.core.files import sha256
 SOURCES = ("config", "workflow", "slurm", "envs")
 PYTHON = Path(sys.executable)
 LIVE = ROOT / "tests" / "slurm"
-# Seconds after which something does not come any more, however busy the machine.
+# Seconds to wait for an event, even on a busy machine.
 PATIENCE = 600
-# What of the profile is made quicker: looks at jobs more often than one would on a cluster that others use.
+# Changes that make the profile faster: it polls jobs more often than a shared cluster would tolerate.
 QUICK = {"slurm-init-seconds-before-status-checks": 2, "seconds-between-status-checks": 2, "latency-wait": 5}
-# Files whose tests share a study: one worker of pytest-xdist runs them all.
+# Files whose tests share a study: one worker of pytest-xdist runs each file.
 SHARING = ("test_cluster.py", "test_cluster_targets.py")
 TARGET = "results/runs/{name}/seed0/complete.json"
 TRAINING = """\
@@ -41,10 +41,10 @@ TWO_NODES = "nodes: 2, processes_per_node: 1"
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config, items):
-    """Mark all tests here, and say loudly what is not tested."""
+    """Mark all tests here, and report loudly if SLURM is not tested."""
     for item in _here(items):
         item.add_marker("slurm")
-        # Most submit a whole DAG of jobs, which takes its time on a busy machine.
+        # Most submit a whole DAG of jobs, which is slow on a busy machine.
         item.add_marker(pytest.mark.timeout(1800))
     yield
     lacking, selected = missing(), _here(items)
@@ -62,7 +62,7 @@ def _here(items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Give each test to the worker that is free; those of a file whose tests share a study, all to one."""
+    """Give each test to a free worker, and all tests of a file that share a study to one."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
@@ -82,7 +82,7 @@ def cluster():
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
-    """Make a folder by a function of it, or take the one that another worker of pytest-xdist made."""
+    """Make a folder with a function, or take the one that another worker of pytest-xdist made."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
@@ -102,7 +102,7 @@ def once(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def prepared(once):
-    """A copy of the project in which digits are prepared and cached, to start training from at once."""
+    """A copy of the project with prepared and cached digits, ready for training."""
 
     def make(folder):
         copy_sources(folder)
@@ -118,7 +118,7 @@ def prepared(once):
 
 @pytest.fixture(scope="session")
 def undisturbed(prepared, once):
-    """SHA-256 of the weights of a training that nothing happens to, by number of iterations and keys of training."""
+    """SHA-256 of the weights of an undisturbed training, by number of iterations and keys of training."""
 
     def weights(iterations=150, more="flip: false"):
         def make(folder):
@@ -141,7 +141,7 @@ def undisturbed(prepared, once):
 
 @pytest.fixture
 def study(cluster, prepared, tmp_path):
-    """A copy of the project, digits prepared, on the live cluster."""
+    """A copy of the project, with prepared digits, on the live cluster."""
     yield from copied(prepared, tmp_path / "study", cluster)
 
 
@@ -152,7 +152,7 @@ def shared_study(cluster, prepared, tmp_path_factory):
 
 
 def copied(prepared, folder, cluster):
-    """A study in a folder, until it is not needed any more."""
+    """A study in a folder, ended afterwards."""
     shutil.copytree(prepared, folder, symlinks=True, ignore=shutil.ignore_patterns(".snakemake"))
     live = Study(folder, cluster)
     yield live
@@ -160,7 +160,7 @@ def copied(prepared, folder, cluster):
 
 
 def copy_sources(folder):
-    """What a clone holds, with a quicker profile."""
+    """Copy the sources, with a faster profile."""
     for name in SOURCES:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     profile = folder / "slurm" / "config.yaml"
@@ -172,21 +172,21 @@ def copy_sources(folder):
 
 
 def write_experiment(folder, name, text):
-    """Make an experiment, and the only one of the study."""
+    """Write an experiment, the only one of the study."""
     (folder / "config/experiments" / f"{name}.yaml").write_text(text)
     (folder / "config/config.yaml").write_text(f"experiments: [{name}]\n")
     return load_experiment(name, folder / "config")
 
 
 def write_training(folder, name="steady", iterations=150, more="flip: false", hours=1, memory=2, gpus=0):
-    """Make a training to disturb, the only one of the study; returns the file that ends it."""
+    """Write a training to disturb, the only experiment of the study; return its completion record."""
     given = {"iterations": iterations, "more": more, "hours": hours, "memory": memory, "gpus": gpus}
     write_experiment(folder, name, TRAINING.format(**given))
     return TARGET.format(name=name)
 
 
 def check(study, expected):
-    """The run ended as if nothing had happened, and nobody wrote between two lines of another."""
+    """Check that the run ended as if undisturbed, and that its files have no interleaved lines."""
     record = json.loads((study.run / "complete.json").read_text())
     found = sha256(study.run / "weights.safetensors")
     assert record["weights_sha256"] == found
@@ -202,12 +202,12 @@ def _options(folder, environment):
 
 
 class Study:
-    """The project on a cluster, as its user sees it."""
+    """The project on a cluster, as a user sees it."""
 
     def __init__(self, folder, cluster):
         self.folder, self.cluster = folder, cluster
         self.environment = cluster.environment | {
-            # On many clusters homes cannot be written on the nodes.
+            # On many clusters, homes are read-only on the nodes.
             "HOME": "/proc/nowhere",
             "PYTHONPATH": str(ROOT),
             "UDPM_ACCOUNT": ACCOUNT,
@@ -216,25 +216,25 @@ class Study:
         self._running = []
 
     def experiment(self, name, text):
-        """Make an experiment, and the only one of the study."""
+        """Write an experiment, the only one of the study."""
         return write_experiment(self.folder, name, text)
 
     def training(self, **given):
-        """The same of this study (see `write_training`)."""
+        """Write a training to disturb (see `write_training`)."""
         return write_training(self.folder, **given)
 
     def snakemake(self, *arguments, **environment):
-        """`snakemake --profile slurm`, to its end."""
+        """Run `snakemake --profile slurm` to its end."""
         command = [PYTHON.parent / "snakemake", "--profile", "slurm", *arguments]
         return subprocess.run(command, **_options(self.folder, self.environment | environment))
 
-    def typed(self, command):
-        """A command line to its end, as the user of an activated environment types it."""
+    def shell(self, command):
+        """Run a command line to its end, as a user types it in an activated environment."""
         path = {"PATH": f"{PYTHON.parent}:{self.environment['PATH']}"}
         return subprocess.run(shlex.split(command), **_options(self.folder, self.environment | path))
 
     def start(self, *arguments, **environment):
-        """The same as `snakemake`, running."""
+        """Start `snakemake --profile slurm`."""
         with open(self.folder / f"snakemake{len(self._running)}.log", "wb") as log:
             process = subprocess.Popen(
                 [PYTHON.parent / "snakemake", "--profile", "slurm", *arguments],
@@ -246,16 +246,16 @@ class Study:
         self._running.append(process)
         return process
 
-    def said(self):
-        """All that was printed by those that were started."""
+    def output(self):
+        """Return the output of all started processes."""
         return "".join(log.read_text() for log in sorted(self.folder.glob("snakemake*.log")))
 
     def finish(self, process):
-        """Wait for a started one to end well."""
-        assert process.wait(PATIENCE) == 0, self.said()[-6000:] + self.training_log()
+        """Wait for a started process to succeed."""
+        assert process.wait(PATIENCE) == 0, self.output()[-6000:] + self.training_log()
 
     def end(self):
-        """Stop what is still running, and its jobs."""
+        """Stop running processes and their jobs."""
         for process in self._running:
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
@@ -269,38 +269,38 @@ class Study:
         return next((self.folder / "results/runs").glob("*/seed0"))
 
     def lines(self):
-        """What training has told so far."""
+        """Return the metrics of the training so far."""
         try:
             return [json.loads(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]
         except (OSError, StopIteration, ValueError):
             return []
 
     def iteration(self):
-        """How far training is."""
+        """Return the last iteration of the training."""
         return max((line["iteration"] for line in self.lines()), default=0)
 
     def wait_for(self, iteration):
-        """Wait until training has come so far."""
-        until(f"iteration {iteration}", lambda: self.iteration() >= iteration, told=self.said)
+        """Wait until training reaches an iteration."""
+        until(f"iteration {iteration}", lambda: self.iteration() >= iteration, output=self.output)
 
     @contextmanager
-    def held(self, iteration):
-        """Freeze training at about an iteration: however fast it is, it does not end before something is done to it.
+    def frozen(self, iteration):
+        """Freeze training at about an iteration, so that it cannot end before it is disturbed.
 
-        Yields the process that trains.
+        Yields the training process.
         """
         self.wait_for(iteration)
         process = json.loads((self.run / "owner.json").read_text())["pid"]
         os.kill(process, signal.SIGSTOP)
         try:
-            until("training to stand still", lambda: status(process)["State"].startswith("T"))
+            until("training to freeze", lambda: status(process)["State"].startswith("T"))
             yield process
         finally:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGCONT)
 
     def attempts(self):
-        """How each attempt at the run ended; None of one that did not say."""
+        """Return how each attempt at the run ended; None for an attempt without a record of its end."""
         try:
             lines = [json.loads(line) for line in (self.run / "attempts.jsonl").read_text().splitlines()]
         except (OSError, StopIteration):
@@ -309,25 +309,25 @@ class Study:
         return [ends.get(line["token"]) for line in lines if "began" in line]
 
     def jobs(self):
-        """SLURM's jobs in the queue."""
+        """Return the SLURM jobs in the queue."""
         return self.cluster.ask("squeue", "-h", "-o", "%i").split()
 
     def states(self):
-        """By job, what accounting says became of it."""
+        """Return the states of jobs from accounting."""
         rows = self.cluster.ask("sacct", "-nPX", "-D", "-o", "jobid,state").splitlines()
         return [tuple(row.split("|")) for row in rows]
 
     def job_output(self):
-        """What jobs printed that were submitted without a file for it."""
+        """Return the output of jobs that were submitted without an output file."""
         return "".join(path.read_text()[-4000:] for path in self.folder.glob("slurm-*.out"))
 
     def training_log(self):
-        """The logs of training jobs."""
+        """Return the logs of training jobs."""
         return "".join(path.read_text()[-2000:] for path in (self.folder / "results/logs/train_model").glob("*"))
 
 
 def rules_of(comment, known):
-    """The rules that a SLURM job runs, by its comment; several of a group, which is named after them.
+    """Return the rules that a SLURM job runs, from its comment; for a group, several.
 
     Args:
         comment: of the job.
@@ -338,23 +338,23 @@ def rules_of(comment, known):
 
 
 def status(process):
-    """What the kernel says of a process."""
+    """Return the fields of /proc/PID/status."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return {key: value.strip() for key, value in (line.split(":", 1) for line in lines)}
 
 
 def signalled(process):
-    """Whether SLURM told a frozen process to end: by SIGTERM, which waits for it to thaw or has thawed it already."""
+    """Return whether a frozen process got SIGTERM: the signal is pending, or has thawed the process."""
     try:
-        told = status(process)
+        found = status(process)
     except OSError:
         return True
-    return not told["State"].startswith("T") or bool(int(told["ShdPnd"], 16) >> (signal.SIGTERM - 1) & 1)
+    return not found["State"].startswith("T") or bool(int(found["ShdPnd"], 16) >> (signal.SIGTERM - 1) & 1)
 
 
-def until(what, ready, seconds=PATIENCE, told=lambda: ""):
+def until(what, ready, seconds=PATIENCE, output=lambda: ""):
     """Wait for something, or fail."""
     deadline = time.monotonic() + seconds
     while not ready():
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain: {what}\n{told()[-4000:]}"
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain: {what}\n{output()[-4000:]}"
         time.sleep(0.3)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what the test cluster needs (Debian's packages), where it is not there. Starts nothing.
+# Installs missing programs of the test cluster from Debian's packages. Starts nothing.
 set -eu
 PATH="$PATH:/usr/sbin:/sbin"
 missing=""
@@ -7,12 +7,12 @@ for program in slurmctld slurmd slurmdbd sbatch munged mariadbd setpriv; do
   command -v "$program" >/dev/null || missing="$missing $program"
 done
 [ -n "$missing" ] || exit 0
-echo "not here:$missing"
+echo "missing:$missing"
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
   echo "install SLURM (slurmctld slurmd slurmdbd slurm-client), munge and mariadb-server, then call this again" >&2
   exit 1
 fi
-# Packages start their services on installation; these must not, and a file that says so stays away afterwards.
+# Packages start their services on installation; this file prevents it and is removed afterwards.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
   printf '#!/bin/sh\nexit 101\n' > "$policy"

@@ -1,4 +1,4 @@
-"""`snakemake --profile slurm` on a live SLURM: the whole DAG, what its jobs ask for, and mistakes."""
+"""`snakemake --profile slurm` on a live SLURM: the whole DAG, requests of its jobs, and mistakes."""
 
 import os
 import re
@@ -92,19 +92,19 @@ RULE = re.compile(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", re.MULTILINE)
 
 
 def asked_for(planned):
-    """By rule and experiment, the resources that a dry run shows of a job, and the number of such jobs."""
+    """Return the resources and the number of jobs in a dry run, by rule and experiment."""
     found = {}
     for name, text in RULE.findall(planned):
-        told = dict(part.split("=", 1) for part in re.search(r"resources: (.*)", text)[1].split(", ") if "=" in part)
+        fields = dict(part.split("=", 1) for part in re.search(r"resources: (.*)", text)[1].split(", ") if "=" in part)
         wildcards = re.search(r"wildcards: (.*)", text)
         experiment = re.search(r"experiment=(\w+)", wildcards[1]) if wildcards else None
         key = name, experiment and experiment[1]
-        found[key] = told | {"jobs": found.get(key, {}).get("jobs", 0) + 1}
+        found[key] = fields | {"jobs": found.get(key, {}).get("jobs", 0) + 1}
     return found
 
 
 def test_jobs_ask_for_what_the_configuration_says(whole):
-    """A group asks for the time of all its members, and of all else for what one of them needs most."""
+    """A group requests the sum of its members' times, and the maximum of everything else."""
     planned = asked_for(whole.planned)
     columns = "comment,reqcpus,reqmem,reqtres,timelimitraw,reqnodes,account,partition,state"
     rows = [row.split("|") for row in whole.cluster.ask("sacct", "-nPX", "-S", whole.began, "-o", columns).splitlines()]
@@ -120,20 +120,20 @@ def test_jobs_ask_for_what_the_configuration_says(whole):
         assert int(cpus) == max(int(member["cpus_per_task"]) for member in members) * tasks, comment
         assert int(minutes) == sum(times), comment
         assert int(nodes) == max(int(member.get("nodes", 1)) for member in members), comment
-        # Asked for on each node; accounting sums them up.
+        # Requested on each node; accounting adds them up.
         assert memory == f"{max(int(member['mem_mb']) for member in members) * int(nodes)}M", comment
         assert (re.search(r"gres/gpu=(\d+)", tres) or [0, "0"])[1] == gpus, comment
         assert (account, partition, state) == ("lab", "gpu", "COMPLETED"), comment
         seen.update(rules)
     assert {"prepare_dataset", "compute_reference", "sample_images"} <= seen.keys()
-    # Shards are there to run at the same time; what a run is followed by is one job.
+    # Shards run at the same time; all jobs after a run form one group.
     assert (seen["train_model"], seen["sample_shard"]) == (2, 4)
     assert seen["explore_latents"] == seen["score_samples"] == 2
     assert not {"render_table", "resolve_run", "join_shards"} & seen.keys()
 
 
 def test_the_default_profile_leaves_the_slurm_profile_alone(study):
-    """workflow/profiles/default is always read, and its keys win."""
+    """Snakemake always reads workflow/profiles/default, and its keys win."""
     study.experiment("smoke", "extends: digits-smoke\nresources: {training: {hours: 3, memory_gb: 2.5}}\n")
     planned = study.snakemake("-n")
     asked = asked_for(planned.stdout)
@@ -146,8 +146,8 @@ def test_the_default_profile_leaves_the_slurm_profile_alone(study):
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({"UDPM_ACCOUNT": "nobody"}, "account: nobody is not one of yours; these are: lab"),
-        ({"UDPM_PARTITION": "gpus"}, "partition: there is no gpus here; there are: gpu, polite, rude, short"),
+        ({"UDPM_ACCOUNT": "other"}, "account: other is not one of yours; these are: lab"),
+        ({"UDPM_PARTITION": "gpus"}, "partition: gpus not found; this cluster has: gpu, polite, rude, short"),
         ({"UDPM_PARTITION": "short"}, "max_hours: 24, but partition short takes jobs of at most 30 minutes"),
         ({"UDPM_MAX_HOURS": "never"}, "environment variable UDPM_MAX_HOURS: max_hours: input should be a valid number"),
     ],
@@ -164,7 +164,7 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_submitted(study, variables
 def test_two_at_once(study):
     study.experiment("slow", "extends: digits-smoke\ntraining: {iterations: 100000}\n")
     first = study.start("results/runs/slow/seed0/complete.json")
-    until("a job", study.jobs, told=study.said)
+    until("a job", study.jobs, output=study.output)
     second = study.snakemake("results/runs/slow/seed0/complete.json")
     assert second.returncode != 0
     assert "Directory cannot be locked" in second.stderr
@@ -172,7 +172,7 @@ def test_two_at_once(study):
 
 
 def test_without_several_nodes(study):
-    """A run over several nodes is refused where there is no scheduler."""
+    """A run over several nodes is refused without a scheduler."""
     study.experiment("two", TWO_NODES)
     done = subprocess.run(
         [f"{sys.prefix}/bin/snakemake", "-n"], cwd=study.folder, capture_output=True, text=True, env=os.environ

@@ -1,4 +1,4 @@
-"""`snakemake --profile slurm` in a job of its own, where a login node allows no long programs."""
+"""`snakemake --profile slurm` inside a SLURM job, for login nodes that allow no long programs."""
 
 import re
 import shlex
@@ -12,14 +12,14 @@ ITERATIONS = 60
 
 
 def documented():
-    """The command of docs/cluster.md, for a partition whose jobs end after four hours, waiting for the job's end."""
+    """Return the command of docs/cluster.md, for a partition with a limit of four hours; it waits for the job."""
     (command,) = CONTROLLER.findall((ROOT / "docs/cluster.md").read_text())
     return command.replace("--time=7-0", "--wait --time=4:00:00")
 
 
 @pytest.mark.parametrize("kind", ["sbatch", "salloc"])
 def test_snakemake_runs_in_a_job(study, undisturbed, kind):
-    """Its job holds a CPU of the cluster; the variables of that job mean nothing to those that it submits."""
+    """Its job occupies a CPU; the jobs that it submits ignore the variables of that job."""
     target = study.training(iterations=ITERATIONS, more="flip: false, threads: 2")
     before = dict(study.states())
     if kind == "sbatch":
@@ -27,7 +27,7 @@ def test_snakemake_runs_in_a_job(study, undisturbed, kind):
         command = [*words, f"{wrapped} {target}"]
     else:
         command = shlex.split(f"salloc --time=4:00:00 --mem=4G --cpus-per-task=1 snakemake --profile slurm {target}")
-    done = study.typed(shlex.join(command))
+    done = study.shell(shlex.join(command))
     assert done.returncode == 0, done.stderr[-6000:] + study.job_output() + study.training_log()
     rows = study.cluster.ask("sacct", "-nPX", "-o", "jobid,comment,reqcpus,state").splitlines()
     (training,) = [row.split("|") for row in rows if row.split("|")[0] not in before and "train_model" in row]

@@ -1,4 +1,4 @@
-"""What a site's limits and faults turn into wrong jobs or a dead study: here into a finished one, or one line."""
+"""Limits and faults of a site: the study finishes, or ends with one line."""
 
 import getpass
 import subprocess
@@ -10,8 +10,8 @@ EXTRACTOR = "results/extractors/digits.pt"
 
 
 @pytest.fixture
-def asked(study):
-    """What jobs that were submitted since asked for, by what they are: their CPUs and memory."""
+def submitted(study):
+    """Return comment, CPUs, memory and minutes of the jobs submitted since."""
     before = {job for job, _ in study.states()}
 
     def found():
@@ -21,18 +21,18 @@ def asked(study):
     return found
 
 
-def test_cpus_are_the_experiments_and_time_the_partitions(study, asked):
-    """`snakemake` on one CPU of a login node, a partition of half an hour, and scoring that stays on the login node."""
+def test_cpus_are_the_experiments_and_time_the_partitions(study, submitted):
+    """`snakemake` has one CPU, the partition half an hour; scoring stays on the login node."""
     study.experiment("smoke", "extends: digits-smoke\nresources: {scoring: {local: true}}\n")
     command = ["taskset", "-c", "0", PYTHON.parent / "snakemake", "--profile", "slurm", "results/references/smoke.npz"]
     environment = study.environment | {"UDPM_PARTITION": "short", "UDPM_MAX_HOURS": "0.5"}
     done = subprocess.run(command, cwd=study.folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-6000:]
-    assert asked() == [["rule_train_extractor_wildcards_digits", "2", "8000M", "30"]]
+    assert submitted() == [["rule_train_extractor_wildcards_digits", "2", "8000M", "30"]]
     assert (study.folder / "results/references/smoke.npz").exists()
 
 
-def test_a_limit_on_jobs_in_the_queue(study, asked):
+def test_a_limit_on_jobs_in_the_queue(study, submitted):
     study.experiment("smoke", "extends: digits-smoke\nseeds: [0, 1, 2]\ntraining: {iterations: 5, warmup: 0}\n")
     limit = ["sacctmgr", "-i", "modify", "user", "where", f"name={getpass.getuser()}", "account=lab", "set"]
     study.cluster.ask(*limit, "MaxSubmitJobs=1")
@@ -44,54 +44,54 @@ def test_a_limit_on_jobs_in_the_queue(study, asked):
     assert "SLURM takes at most 1 jobs of yours at a time" in done.stderr
     assert "SLURM takes no more jobs for now" in done.stderr
     assert "Trying to restart" not in done.stderr
-    assert len(asked()) == 3
+    assert len(submitted()) == 3
 
 
-def test_slurm_is_down_when_a_job_is_submitted(study, asked):
+def test_slurm_is_down_when_a_job_is_submitted(study, submitted):
     study.cluster.kill("slurmctld")
     running = study.start(EXTRACTOR)
-    until("a refusal", lambda: "SLURM does not answer" in study.said(), told=study.said)
+    until("a refusal", lambda: "SLURM does not answer" in study.output(), output=study.output)
     study.cluster.start("slurmctld", "slurmctld", "-D")
     study.finish(running)
-    assert "SLURM takes jobs again" in study.said()
-    assert "Trying to restart" not in study.said()
-    assert len(asked()) == 1
+    assert "SLURM takes jobs again" in study.output()
+    assert "Trying to restart" not in study.output()
+    assert len(submitted()) == 1
 
 
-def test_a_training_without_its_gpu_is_tried_twice(study, asked):
-    """SLURM gives it a GPU that CUDA does not find."""
+def test_a_training_without_its_gpu_is_tried_twice(study, submitted):
+    """SLURM grants a GPU that CUDA does not find."""
     study.training(more="device: cuda", gpus=1)
     done = study.snakemake("results/runs/steady/seed0/complete.json")
     assert done.returncode != 0
     assert study.attempts() == ["failed", "failed"]
     assert done.stderr.count("failed twice for the same reason, so it is not retried") == 1
-    assert len(asked()) == 2
-    told = study.typed("udpm status --results results")
-    assert "failed" in told.stdout
-    assert "cuda" in told.stdout
+    assert len(submitted()) == 2
+    status = study.shell("udpm status --results results")
+    assert "failed" in status.stdout
+    assert "cuda" in status.stdout
 
 
-def test_what_slurm_refuses_is_not_tried_again(study, asked):
+def test_what_slurm_refuses_is_not_tried_again(study, submitted):
     target = study.training()
     done = study.snakemake(target, "--set-resources", "train_model:constraint=nosuchfeature")
     assert done.returncode != 0
     assert done.stderr.count("SLURM sbatch failed") == 1
-    assert asked() == []
+    assert submitted() == []
 
 
-def test_an_attempt_that_never_began_asks_for_no_more_memory(study, asked):
+def test_an_attempt_that_never_began_asks_for_no_more_memory(study, submitted):
     cluster = study.cluster
     cluster.ask("sbatch", "-A", "lab", "-p", "gpu", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 600")
     running = study.start(EXTRACTOR)
     for number in (1, 2):
-        until("a job that waits", lambda number=number: len(asked()) == 1 + number, told=study.said)
+        until("a job that waits", lambda number=number: len(submitted()) == 1 + number, output=study.output)
         job = max(study.jobs(), key=int)
         study.cluster.ask("scancel", *([job] if number == 1 else set(study.jobs()) - {job}))
     study.finish(running)
-    assert [memory for rule, _, memory, _ in asked() if rule.startswith("rule_")] == ["8000M", "8000M"]
+    assert [memory for rule, _, memory, _ in submitted() if rule.startswith("rule_")] == ["8000M", "8000M"]
 
 
-def test_a_member_of_a_group_that_fails_costs_the_others_nothing(study, asked):
+def test_a_member_of_a_group_that_fails_costs_the_others_nothing(study, submitted):
     study.experiment("smoke", "extends: digits-smoke\ntraining: {iterations: 5, warmup: 0}\n")
     broken = study.folder / "results/figures/smoke/seed0/neighbours.svg"
     (broken / "notes").mkdir(parents=True)
@@ -105,8 +105,8 @@ def test_a_member_of_a_group_that_fails_costs_the_others_nothing(study, asked):
     second = study.snakemake(*targets)
     assert second.returncode == 0, second.stderr[-6000:]
     assert [path.read_bytes() for path in made] == before
-    jobs = [comment for comment, *_ in asked() if not comment.startswith("rule_train")]
-    # All, then twice what was left: an attempt, and when the cause was gone.
+    jobs = [comment for comment, *_ in submitted() if not comment.startswith("rule_train")]
+    # All jobs; then the rest twice: in a retry, and after the cause was removed.
     assert [job.partition("-smoke-0_")[2] for job in jobs[:2]] == [
         "explore_latents_render_neighbours_sample_images"
     ] * 2

@@ -1,4 +1,4 @@
-"""`paper_tables`, `sweep` and `figures` on a live SLURM: what is submitted, and every file that they make."""
+"""`paper_tables`, `sweep` and `figures` on a live SLURM: submitted jobs, and every file that they make."""
 
 import re
 from collections import Counter
@@ -15,9 +15,9 @@ TABLE = ("csv", "md", "tex", "html")
 
 
 def submitted(study, command):
-    """Type a command; by rule, how many of its jobs SLURM got, alone or in a group: all that are not local."""
+    """Run a command; return the number of submitted jobs by rule, alone or in a group."""
     known = {job for job, _ in study.states()}
-    done = study.typed(command)
+    done = study.shell(command)
     assert done.returncode == 0, done.stderr[-6000:] + study.training_log()
     rows = [line.split("|") for line in study.cluster.ask("sacct", "-nPX", "-o", "jobid,comment,state").splitlines()]
     new = [(comment, state) for job, comment, state in rows if job not in known]
@@ -28,8 +28,8 @@ def submitted(study, command):
     return jobs
 
 
-def there(folder, stem, kinds):
-    """Whether a table or figure is there in all its forms."""
+def complete(folder, stem, kinds):
+    """Return whether a table or figure exists in all its formats."""
     return all((folder / f"{stem}.{kind}").stat().st_size for kind in kinds)
 
 
@@ -38,7 +38,7 @@ def test_paper_tables(shared_study):
     assert jobs["train_model"] == jobs["measure_speed"] == 1
     folder = shared_study.folder / "results/tables/paper"
     for name in table_names(shared_study.folder / "config"):
-        assert there(folder, name, TABLE), name
+        assert complete(folder, name, TABLE), name
     for table, names in (("table1", ["cifar10"]), ("table2", ["ffhq64", "afhqv2"])):
         ours = pd.read_csv(folder / f"{table}.csv").dropna(subset="experiment")
         assert ours["experiment"].tolist() == [name for name in names for _ in ("last", "best")]
@@ -49,7 +49,7 @@ def test_paper_tables(shared_study):
             assert f"To fill: `{command}`." in (folder / f"{table}.md").read_text()
         for kind in ("md", "tex"):
             assert (folder / f"{table}.{kind}").read_text().count("not run [") == 2 * len(names)
-    # The digits keep no milestones, of which one could be the best.
+    # The digits keep no milestones to select from.
     assert pd.read_csv(folder / "digits.csv").dropna(subset="experiment")["state"].tolist() == ["not run", "none"]
     runtime = pd.read_csv(folder / "runtime.csv").set_index("what")
     assert runtime.loc["smoke", "images_per_second"] > 0
@@ -62,11 +62,11 @@ def test_sweep(shared_study):
     config = shared_study.folder / "config"
     points = [point.point.name for point in load_sweep("schedules-smoke", config).points.values()]
     assert jobs["sample_images"] == jobs["score_samples"] == len(points)
-    # The point that only samples in another way needs no training of its own.
+    # The point that differs in sampling alone shares a training.
     assert jobs["train_model"] == len(points) - 1
     folder = shared_study.folder / "results/sweeps/schedules-smoke"
     for stem, kinds in (("plan", TABLE), ("ranking", TABLE), ("heat_end", IMAGE), ("strip", IMAGE)):
-        assert there(folder, stem, kinds), stem
+        assert complete(folder, stem, kinds), stem
     tables = {stem: pd.read_csv(folder / f"{stem}.csv") for stem in ("plan", "ranking", "heat_end", "strip")}
     for stem, expected in (("plan", points), ("ranking", points), ("heat_end", points[1:]), ("strip", points)):
         assert sorted(tables[stem]["point"]) == sorted(expected)
@@ -84,9 +84,9 @@ def test_figures(shared_study):
     latents = [f"latents_{kind}" for kind in ("perturb", "swap", "interpolate", "pca")]
     run = [f"smoke/seed0/{kind}" for kind in ("samples", "chain", "neighbours", "curves", *latents)]
     expected = ["smoke/schedule", "smoke/forward", *run, "paper/tradeoff"]
-    # Of the study's experiments: a sweep's points have their strip.
+    # Figures of the study's experiments; points of a sweep have their strip.
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png")) == sorted(
         f"{x}.png" for x in expected
     )
     for stem in expected:
-        assert there(folder, stem, IMAGE), stem
+        assert complete(folder, stem, IMAGE), stem

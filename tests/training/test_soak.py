@@ -43,7 +43,7 @@ def test_sigterm_at_the_start_and_in_a_save(single):
     kills = list(single.kills(5, signal.SIGTERM, lambda *given: next(moments)(*given)))
     assert [kill.codes for kill in kills] == [[75]] * 5
     for kill in kills:
-        *_, last = kill.told[0].splitlines()
+        *_, last = kill.printed[0].splitlines()
         assert last.startswith("stopped on SIGTERM at iteration ")
         assert last.endswith(" of 20, state saved: run the same command again")
 

@@ -1,4 +1,4 @@
-"""What is up to date: planning looks at what files hold, never at their times, and lets nothing cost a finished run."""
+"""Planning compares contents of files, never times, and protects finished runs."""
 
 import asyncio
 import json
@@ -76,7 +76,7 @@ def study(tmp_path, monkeypatch, trained, digits):
 
 
 def write_configs():
-    """Resolved configurations, as the workflow's first jobs write them."""
+    """Write resolved configurations as the workflow's first jobs do."""
     plan = Experiments({"experiments": ["digits"]}, False)
     for name, config in {
         "digits/seed0": plan.run("digits", 0),
@@ -89,12 +89,12 @@ def write_configs():
 
 
 def job(rule, inputs, outputs, **params):
-    """What of Snakemake's jobs is looked at."""
+    """The attributes of a Snakemake job that planning reads."""
     return SimpleNamespace(rule=SimpleNamespace(name=rule), input=inputs, output=outputs, params=params)
 
 
 def jobs():
-    """Those before and after training."""
+    """Return the jobs before and after training."""
     configs, data = "results/configs", "results/datasets/digits/dataset.json"
     weights = [f"{RUN}/weights.safetensors", f"{RUN}/complete.json"]
     return [
@@ -113,7 +113,7 @@ def jobs():
 
 
 def made(study):
-    """Make what the jobs make, and have it remembered."""
+    """Make the outputs of the jobs and their records."""
     for path in ("results/figures/schedule.png", "results/samples/s.npz", "results/scores/s.json", "own.pt"):
         (study / path).parent.mkdir(parents=True, exist_ok=True)
         (study / path).write_text(path)
@@ -123,7 +123,7 @@ def made(study):
 
 
 def planned(results="results"):
-    """Outputs that a plan has made again."""
+    """Return the outputs that a plan would make again."""
     plan = Experiments({"experiments": ["digits"], "results": results}, False)
     content = Content(results, plan.is_resolved)
     Existing(plan, content).check()
@@ -131,7 +131,7 @@ def planned(results="results"):
 
 
 def refused(capsys):
-    """The one line that a plan ends with."""
+    """Return the one line that a plan ends with."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         planned()
@@ -173,7 +173,7 @@ def test_results_copied_without_times_and_records(study):
     shutil.rmtree("results")
     os.rename("copy", "results")
     assert planned() == set()
-    # Even then a configuration that is another is noticed.
+    # A changed configuration is still noticed.
     shutil.rmtree("results/content")
     assert planned() == set()
     edit(study / "config/experiments/digits.yaml", sampling__count=7)
@@ -190,7 +190,7 @@ def test_results_copied_without_times_and_records(study):
         ("results/datasets/digits/labels.npy", {"datasets/digits/dataset.json"}),
     ],
 )
-def test_what_depends_on_other_content_is_made_again(study, path, expected):
+def test_outputs_of_changed_content_are_made_again(study, path, expected):
     made(study)
     data = bytearray((study / path).read_bytes())
     data[-1] ^= 1
@@ -206,7 +206,7 @@ def test_a_parameter_that_changed(study):
     assert content.stale([jobs()[-1]], remember=False) == set()
 
 
-def test_outputs_without_a_record_are_remembered_as_they_are(study):
+def test_outputs_without_an_entry_count_as_current(study):
     made(study)
     shutil.rmtree("results/content")
     Content("results").stale(jobs(), remember=True)
@@ -214,7 +214,7 @@ def test_outputs_without_a_record_are_remembered_as_they_are(study):
     assert planned() == {"scores/s.json"}
 
 
-def test_damaged_records_are_passed_over(study):
+def test_damaged_records_are_ignored(study):
     made(study)
     path = study / "results/content/made_from.jsonl"
     path.write_bytes(b'{"made": 1}\n[[[[\n\xff\n{"made": "x", "from": [], "with": 3}\n' + path.read_bytes()[:-30])
@@ -224,7 +224,7 @@ def test_damaged_records_are_passed_over(study):
     assert planned() == {"scores/s.json"}
 
 
-def test_more_iterations_are_made_of_what_is_there(study, capsys):
+def test_more_iterations_continue_a_finished_run(study, capsys):
     made(study)
     edit(study / "config/experiments/digits.yaml", training__iterations=18)
     assert planned() == {"configs/digits/seed0.json", "runs/digits/seed0/weights.safetensors"}
@@ -252,11 +252,13 @@ def test_other_weights_in_a_run_are_refused(study, capsys):
     assert "weights.safetensors: is not what the run ended with" in refused(capsys)
 
 
-def test_other_images_than_a_run_was_trained_on(study, capsys):
+def test_refuses_other_images_than_a_run_was_trained_on(study, capsys):
     made(study)
     edit(study / "config/datasets/digits.yaml", holdout=400)
-    told = refused(capsys)
-    assert "data set digits: holdout was 500, is 400 since it was prepared, and results/runs/digits/seed0 was" in told
+    printed = refused(capsys)
+    assert (
+        "data set digits: holdout was 500, is 400 since it was prepared, and results/runs/digits/seed0 was" in printed
+    )
     edit(study / "config/datasets/digits.yaml", holdout=500)
     record = json.loads((study / "results/datasets/digits/dataset.json").read_text())
     (study / "results/datasets/digits/dataset.json").write_text(json.dumps(record | {"sha256": "0" * 64}))
@@ -265,7 +267,7 @@ def test_other_images_than_a_run_was_trained_on(study, capsys):
 
 @pytest.fixture
 def own_images(study, photographs):
-    """The study on images of its own, which are prepared."""
+    """The study on a folder of images, which are prepared."""
     source, _, config = photographs
     path = study / "config/datasets/own.yaml"
     path.write_text(yaml.safe_dump(config.model_dump()))
@@ -290,15 +292,15 @@ def test_a_source_that_changed(own_images, study, capsys, edit_source, expected)
     Existing(plan, content).check()
     assert content.forced == ({"results/datasets/own/dataset.json"} if edit_source else set())
     assert expected in capsys.readouterr().err
-    # Of any experiment, also of one that the plan does not know.
+    # Runs of experiments outside the plan count too.
     run = study / "results/runs/other/seed3"
     run.mkdir(parents=True)
     (run / "config.json").write_text('{"dataset_name": "own"}')
     (run / "weights.safetensors").write_text("")
     if edit_source:
-        told = refused(capsys)
-        assert expected in told
-        assert "results/runs/other/seed3 was trained on it" in told
+        printed = refused(capsys)
+        assert expected in printed
+        assert "results/runs/other/seed3 was trained on it" in printed
     else:
         Existing(plan, content).check()
 
@@ -310,7 +312,7 @@ def test_a_source_that_moved(own_images, study, tmp_path):
     plan = Experiments({"experiments": ["digits"]}, False)
     content = Content("results", plan.is_resolved)
     Existing(plan, content).check()
-    # The run, which is still to begin, gets the new path.
+    # The run has not begun, so it gets the new path.
     assert content.forced == {"results/configs/digits/seed0.json"}
 
 
@@ -343,7 +345,7 @@ def test_imported_weights_that_changed(study, trained, changed):
     assert f"{RUN}/weights.safetensors".removeprefix("results/") in planned()
 
 
-def test_imported_and_trained_weights_never_take_the_place_of_one_another(study, trained, capsys):
+def test_imported_and_trained_weights_never_replace_each_other(study, trained, capsys):
     made(study)
     before = tiny.snapshot(study / RUN)
     shutil.copy(trained / "weights.safetensors", "start.safetensors")
@@ -374,8 +376,8 @@ def say(path, record):
 
 
 @pytest.mark.parametrize("changed", [None, "samples", "reference", "extractor", "weights"])
-def test_outputs_without_a_record_are_held_against_what_they_say_of_themselves(study, changed):
-    """Made by hand, or copied without results/content: a score of other images is no score of these."""
+def test_outputs_without_an_entry_are_compared_with_their_own_record(study, changed):
+    """Such outputs are made by hand or copied without results/content. A score of other images must not count."""
     files = {"samples": "results/samples/digits/seed0.npz", "reference": "results/references/digits.npz"}
     files |= {"extractor": "own.pt", "weights": f"{RUN}/weights.safetensors"}
     for name in ("samples", "reference", "extractor"):
@@ -396,7 +398,7 @@ def test_outputs_without_a_record_are_held_against_what_they_say_of_themselves(s
     assert Content("results").stale([drawn, scored], remember=True) == expected
 
 
-def test_samples_of_a_milestone_are_not_held_against_the_last_weights(study):
+def test_samples_of_a_milestone_are_not_compared_with_the_last_weights(study):
     kept = study / RUN / "milestones/000000006.safetensors"
     kept.parent.mkdir(exist_ok=True)
     kept.write_text("weights")
@@ -412,7 +414,7 @@ def test_a_run_that_lost_its_configuration_is_known_by_its_weights(study, capsys
     before = tiny.snapshot(study / RUN)
     (study / RUN / "config.json").unlink()
     assert planned() == set()
-    # Having started from other weights makes it no import.
+    # A run that started from other weights is not an import.
     record = json.loads((study / RUN / "complete.json").read_text())
     started = {key: value for key, value in record.items() if key != "record_sha256"} | {"origin": {"kind": "udpm"}}
     say(study / RUN / "complete.json", started)
@@ -432,7 +434,7 @@ def test_a_run_that_lost_its_configuration_is_known_by_its_weights(study, capsys
     assert before[Path("weights.safetensors")] == (study / RUN / "weights.safetensors").read_bytes()
 
 
-def test_imported_weights_of_another_experiment_are_imported_anew(study, trained):
+def test_imported_weights_of_another_experiment_are_imported_again(study, trained):
     shutil.copy(trained / "weights.safetensors", "start.safetensors")
     edit(study / "config/experiments/digits.yaml", training="imported", weights="start.safetensors")
     shutil.rmtree(study / RUN)
@@ -447,8 +449,8 @@ def test_imported_weights_of_another_experiment_are_imported_anew(study, trained
 
 
 @pytest.mark.parametrize("rule", [*KEPT, "render_table"])
-def test_what_snakemake_may_remove(rule, monkeypatch):
-    """Neither before a job nor after a failed one does a run, a data set or a folder of images go."""
+def test_outputs_that_snakemake_must_not_remove(rule, monkeypatch):
+    """A run, a data set and a folder of images stay, before a job and after it fails."""
     import snakemake.api  # noqa: F401  its other modules cannot be the first
     from snakemake.dag import DAG
     from snakemake.io import _IOFile
@@ -471,7 +473,7 @@ def test_what_snakemake_may_remove(rule, monkeypatch):
 
 
 @pytest.mark.parametrize("changes", [{"files": [1]}, {"splits": [1]}, {"splits": {"train": ["0", 1]}}, {"sha256": 3}])
-def test_records_of_data_sets_that_are_none_end_planning_in_one_line(study, changes, capsys):
+def test_a_broken_data_set_record_is_reported_in_one_line(study, changes, capsys):
     path = study / "results/datasets/digits/dataset.json"
     say(path, json.loads(path.read_text()) | changes)
     assert f"dataset.json: {next(iter(changes))}" in refused(capsys)

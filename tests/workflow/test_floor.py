@@ -1,4 +1,4 @@
-"""What is planned from the images that are there: the held-out floor, and labels by name."""
+"""Facts about a data set at planning: the held-out floor, and labels by name."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ EXPERIMENT = {"extends": "digits", "dataset": "mine", "latents": {"labels": []}}
 
 @pytest.fixture
 def planned(tmp_path, monkeypatch, capsys):
-    """Plans an experiment on images/; gives its baselines, and what was said."""
+    """Plan an experiment on images/; return its baselines, and stderr."""
     for kind in ("experiments/digits", "datasets/digits"):
         target = tmp_path / "config" / f"{kind}.yaml"
         target.parent.mkdir(parents=True)
@@ -36,20 +36,20 @@ def planned(tmp_path, monkeypatch, capsys):
     return plan
 
 
-def test_the_floor_is_planned_where_there_are_held_out_images(planned):
-    baselines, told = planned()
+def test_held_out_images_give_a_floor(planned):
+    baselines, printed = planned()
     assert baselines == ("noise",)
-    assert told.startswith("note: data set mine: no held-out floor is scored: its images were not found")
+    assert printed.startswith("note: data set mine: no held-out floor is scored: its images were not found")
     assert planned({"holdout": 1})[0] == planned({"expected_test_count": 1})[0] == ("heldout", "noise")
     tree(Path("images"))
     assert planned() == (("heldout", "noise"), "")
     prepare(load_dataset("mine"), "results/datasets/mine")
     shutil.rmtree("images/test")
-    # The prepared data set is what is scored.
+    # The prepared data set counts, not its source.
     assert planned() == (("heldout", "noise"), "")
-    baselines, told = planned({"on_error": "skip"})
+    baselines, printed = planned({"on_error": "skip"})
     assert baselines == ("noise",)
-    assert told == (
+    assert printed == (
         "note: data set mine: no held-out floor is scored: it has no test split; holdout: N keeps N images out of "
         "training\n"
     )
@@ -69,6 +69,6 @@ def test_labels_are_names_of_the_images_classes(planned, capsys):
         with pytest.raises(SystemExit) as stop:
             planned(**{key: {"labels": ["c"]}})
         assert stop.value.code == 2
-        told = capsys.readouterr().err
-        assert f"some.yaml: {key}.labels: no class is called 'c'; the classes are a, b" in told
-        assert len(told.splitlines()) == 1
+        printed = capsys.readouterr().err
+        assert f"some.yaml: {key}.labels: no class is called 'c'; the classes are a, b" in printed
+        assert len(printed.splitlines()) == 1

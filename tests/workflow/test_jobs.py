@@ -1,4 +1,4 @@
-"""What jobs ask for, shards of a sample set, and what a command used: all that needs no scheduler."""
+"""Resources of jobs, shards of a sample set, and usage of a command, without a scheduler."""
 
 import json
 import os
@@ -53,13 +53,13 @@ def test_cluster_from_file_and_environment(tmp_path):
 )
 def test_a_mistake_names_file_or_variable(tmp_path, text, environment, expected):
     (tmp_path / "cluster.yaml").write_text(text or "max_hours: 1\n")
-    with pytest.raises(UserError, match=r"^[^\n]+$") as told:
+    with pytest.raises(UserError, match=r"^[^\n]+$") as printed:
         load_cluster(tmp_path, environment)
-    assert expected in str(told.value)
+    assert expected in str(printed.value)
 
 
-@pytest.mark.parametrize("value", ["it's $(touch PWNED)", "back\\slash", "b\tell"])
-def test_what_a_node_would_not_get_as_it_is_is_refused(tmp_path, monkeypatch, capsys, value):
+@pytest.mark.parametrize("value", ["it's $(touch PWNED)", "back\\slash", "a\tb"])
+def test_refuses_values_that_would_reach_a_node_changed(tmp_path, monkeypatch, capsys, value):
     monkeypatch.chdir(tmp_path)
     asked(tmp_path)
     from limits import check_config_values
@@ -76,7 +76,7 @@ class Wildcards:
 
 
 def asked(study, training=(), resources=None, environment=None, attempt=1):
-    """What the training rule's functions say, of an experiment of these keys; as Snakemake calls them."""
+    """Return the resources of the training rule for an experiment with these keys, as Snakemake evaluates them."""
     from inspect import signature
 
     from experiments import Experiments
@@ -123,12 +123,12 @@ def test_several_nodes(tmp_path, monkeypatch):
     assert not {"gpu", "gres", "tasks_per_node"} & set(found)
 
 
-def test_memory_grows_after_a_death_and_not_after_a_stop(tmp_path, monkeypatch):
+def test_memory_grows_after_a_kill_but_not_after_a_stop(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "results/runs/some/seed0"
     resources = {"training": {"memory_gb": 2}}
     assert asked(tmp_path, resources=resources)["mem_mb"] == 2000
-    # Its job never began: SLURM refused it.
+    # The job never began, since SLURM refused it.
     assert asked(tmp_path, resources=resources, attempt=2)["mem_mb"] == 2000
     run.mkdir(parents=True)
     with pytest.raises(StoppedEarly), recorded(run, {"token": "a"}):
@@ -184,7 +184,7 @@ def test_the_set_is_the_same_in_any_number_of_shards(shards, count):
         (["1of2.npz", "damaged.npz"], "does not describe damaged.npz; draw the sample set again"),
     ],
 )
-def test_shards_that_do_not_belong_together(shards, trained, tmp_path, capsys, arguments, expected):
+def test_refuses_shards_of_different_sets(shards, trained, tmp_path, capsys, arguments, expected):
     config = Sampling(count=22, batch=5, seed=1, device="cpu", threads=1)
     if "other.npz" in arguments:
         draw_samples(trained / "weights.safetensors", config, shards / "other.npz", shard=(2, 2))
@@ -194,9 +194,9 @@ def test_shards_that_do_not_belong_together(shards, trained, tmp_path, capsys, a
         tiny.flip_byte(shards / "damaged.npz", 400)
     before = tiny.snapshot(shards)
     assert call("join", *(shards / name for name in arguments), "--output", shards / "set.json") == 2
-    told = capsys.readouterr().err.strip()
-    assert expected in told
-    assert "\n" not in told
+    printed = capsys.readouterr().err.strip()
+    assert expected in printed
+    assert "\n" not in printed
     assert tiny.snapshot(shards) == before
 
 
@@ -205,7 +205,7 @@ def test_more_shards_than_batches():
         validate(Sampling, {"count": 10, "batch": 5, "shards": 3}, "sampling")
 
 
-def test_what_a_command_used(trained, tmp_path):
+def test_usage_of_a_command(trained, tmp_path):
     weights = trained / "weights.safetensors"
     tiny.udpm("--usage", tmp_path / "u.jsonl", "sample", weights, "--count", 6, "--output", tmp_path / "a.npz")
     (line,) = [json.loads(text) for text in (tmp_path / "u.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""What SLURM grants, as its commands tell it, and what jobs ask for in vain: no live SLURM needed."""
+"""The limits of a site from the output of SLURM's commands, and requests beyond them, without a live SLURM."""
 
 import json
 import math
@@ -34,7 +34,7 @@ gpu|up|4:00:00|1-4|2|32|190000|gpu:v100:2
 big|up|infinite|1-infinite|1|256|4000000+|gpu:1
 old|drain|30:00|1|0|0|0|(null)
 """
-"""A site as sinfo tells it: kinds of nodes that differ, a limit on nodes, a partition without nodes."""
+"""Output of sinfo: different kinds of nodes, a limit on nodes, a partition without nodes."""
 
 
 @pytest.mark.parametrize(
@@ -97,12 +97,12 @@ def test_partitions():
     assert [kind.cpus for kind in found["gpu"].nodes] == [24, 24]
     assert found["gpu"].nodes[0].gpus == {"a100": 4}
     assert found["old"].state == "drain"
-    # Something else than was asked for is no partition.
+    # Unexpected output is no partition.
     assert read_partitions(["CLUSTER: a", "", "gpu|up", "|up|1:00|1|1|1|1|"]) == {}
 
 
-class Told(Site):
-    """A site of which everything is known beforehand."""
+class KnownSite(Site):
+    """A site with given answers."""
 
     def __init__(self, sinfo=SITE, **answers):
         self.__dict__["missing"] = []
@@ -126,14 +126,14 @@ class Told(Site):
         (None, {"minutes": 1441}, False),
     ],
 )
-def test_what_fits(partition, asked, fits):
-    assert any(candidate.has(**asked) for candidate in Told().candidates(partition)) is fits
+def test_a_request_fits_or_not(partition, asked, fits):
+    assert any(candidate.has(**asked) for candidate in KnownSite().candidates(partition)) is fits
 
 
 def test_the_largest_node():
-    assert Told().max_memory(None) == 515_000
-    assert Told().max_memory("gpu,big") == 4_000_000
-    assert Told().max_memory("nowhere") == math.inf
+    assert KnownSite().max_memory(None) == 515_000
+    assert KnownSite().max_memory("gpu,big") == 4_000_000
+    assert KnownSite().max_memory("nowhere") == math.inf
 
 
 NORMAL = "normal||\nlong|9|\nheavy|40|30\n"
@@ -145,7 +145,7 @@ NORMAL = "normal||\nlong|9|\nheavy|40|30\n"
         ("here|lab||||normal|", {}, "associations,limits", None),
         ("here|lab||50||normal|", {}, "associations,limits", 50),
         ("here|lab||50||normal|", {}, "associations,limits,qos,safe", 50),
-        # SLURM is told of a limit, and does not hold to it.
+        # The site has a limit, but does not enforce it.
         ("here|lab||50||normal|", {}, "associations", None),
         ("here|lab||50||normal|", {}, "none", None),
         ("here|lab||50|20|normal|", {}, "limits", 20),
@@ -157,24 +157,24 @@ NORMAL = "normal||\nlong|9|\nheavy|40|30\n"
         ("here|lab||50||normal|\nhere|lab|gpu|8||normal|", {"partition": "gpu"}, "limits", 8),
         ("here|lab||50||normal|\nhere|lab|gpu|8||normal|", {"partition": "cpu"}, "limits", 50),
         ("there|lab||5||normal|\nhere|lab||50||normal|", {}, "limits", 50),
-        ("not what was asked for", {}, "limits", None),
+        ("unexpected output", {}, "limits", None),
         ("", {}, None, None),
     ],
 )
 def test_jobs_that_the_queue_takes(associations, given, enforced, most):
     settings = "ClusterName             = here\n" + (f"AccountingStorageEnforce = {enforced}\n" if enforced else "")
-    site = Told(associations=associations, qualities=NORMAL, settings=settings)
+    site = KnownSite(associations=associations, qualities=NORMAL, settings=settings)
     assert site.max_jobs(**given) == most
 
 
 def test_the_quality_of_service_of_a_partition_counts():
-    site = Told(partitions="PartitionName=gpu QoS=long\n", qualities=NORMAL, associations="here|lab||||normal|")
+    site = KnownSite(partitions="PartitionName=gpu QoS=long\n", qualities=NORMAL, associations="here|lab||||normal|")
     assert site.max_jobs(partition="gpu") == 9
     assert site.max_jobs(partition="cpu") is None
 
 
 def program(folder, name, text):
-    """A program, first on PATH where a test puts its folder there."""
+    """Write a program into a folder that a test may put first on PATH."""
     path = folder / name
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
@@ -199,26 +199,26 @@ def test_a_command_that_does_not_answer(tmp_path, monkeypatch, text, trouble):
     assert time.monotonic() - began < 60
 
 
-def test_a_command_that_is_not_there(tmp_path, monkeypatch):
+def test_a_command_not_in_path(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert ask(("sinfo",)).trouble == "sinfo not found in PATH"
     assert Site().missing == ["sbatch", "sinfo", "squeue"]
     assert Site().trouble == "sinfo not found in PATH"
 
 
-def test_variables_do_not_change_what_is_asked(tmp_path, monkeypatch):
+def test_environment_variables_do_not_change_queries(tmp_path, monkeypatch):
     program(tmp_path, "sinfo", 'printf "%s\\n" "a${SINFO_PARTITION}" "$1"')
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("SINFO_PARTITION", "gpu")
     assert ask(("sinfo", "x y")).lines == ("a", "x y")
 
 
-# What jobs ask for.
+# Requests of jobs.
 
 
 @pytest.fixture
 def plan(tmp_path, monkeypatch):
-    """A plan of one experiment of the keys that are given."""
+    """Plan one experiment with the given keys."""
     shutil.copytree(ROOT / "config", tmp_path / "config")
     monkeypatch.chdir(tmp_path)
 
@@ -233,7 +233,7 @@ def plan(tmp_path, monkeypatch):
 
 
 def job(rule="train_model", threads=1, wildcards=None, **resources):
-    """What of Snakemake's jobs is looked at."""
+    """The attributes of a Snakemake job that are compared."""
     named = SimpleNamespace(**({"experiment": "some", "seed": "0"} if wildcards is None else wildcards))
     return SimpleNamespace(
         rule=SimpleNamespace(name=rule),
@@ -257,7 +257,7 @@ def job(rule="train_model", threads=1, wildcards=None, **resources):
         ({"cpus_per_task": -1, "runtime": None, "mem_mb": "<TBD>"}, (0, 0, 1, 0, None, 1)),
     ],
 )
-def test_what_a_job_asks_for(resources, expected):
+def test_request_of_a_job(resources, expected):
     asked = Request.of(job(threads=3, **resources))
     assert (asked.minutes, asked.memory_mb, asked.cpus, asked.gpus, asked.gpu_model, asked.nodes) == expected
 
@@ -351,19 +351,19 @@ THREADS = {"training": {"threads": 16, "workers": 4, "processes_per_node": 4}}
             {},
             {"gpu": 2, "gpu_model": "v100", "mem_mb": 300_000},
             HERE
-            + "train_model asks for 1 CPU, 300 GB and 2 GPUs of type v100 on one node, but no node of partition gpu "
+            + "train_model requests 1 CPU, 300 GB and 2 GPUs of type v100 on one node, but no node of partition gpu "
             "has all of that",
         ),
         (
             {},
             {"nodes": 3, "gres": "gpu:v100:2"},
-            HERE + "train_model asks for 1 CPU and 2 GPUs of type v100 on each of 3 nodes, but partition gpu does not "
-            "have so many such nodes",
+            HERE + "train_model requests 1 CPU and 2 GPUs of type v100 on each of 3 nodes, but partition gpu does not "
+            "have enough such nodes",
         ),
         (
             {},
             {"slurm_partition": "gpus"},
-            "slurm/config.yaml: slurm_partition of train_model: there is no gpus here; there are: cpu, gpu, big, old",
+            "slurm/config.yaml: slurm_partition of train_model: gpus not found; this cluster has: cpu, gpu, big, old",
         ),
         ({}, {"slurm_partition": "gpu,big", "runtime": 9999}, None),
         (
@@ -373,7 +373,7 @@ THREADS = {"training": {"threads": 16, "workers": 4, "processes_per_node": 4}}
         ),
         ({}, {"slurm_partition": "old", "runtime": 30, "mem_mb": 10**9}, None),
         ({}, {"slurm_partition": "gpu", "clusters": "elsewhere", "runtime": 9999}, None),
-        # The partition of jobs that name none is the site's default.
+        # Jobs without a partition go to the site's default.
         ({}, {"slurm_partition": None, "runtime": 1440, "mem_mb": 515_000}, None),
         (
             {},
@@ -382,8 +382,8 @@ THREADS = {"training": {"threads": 16, "workers": 4, "processes_per_node": 4}}
         ),
     ],
 )
-def test_what_is_asked_for_in_vain(plan, values, asked, expected):
-    found = Limits(plan(values), Told(), Options()).mistakes([job(**asked)])
+def test_mistakes_of_requests(plan, values, asked, expected):
+    found = Limits(plan(values), KnownSite(), Options()).mistakes([job(**asked)])
     assert [expected in line for line in found] == [True] * (expected is not None), found
 
 
@@ -397,13 +397,13 @@ def test_what_is_asked_for_in_vain(plan, values, asked, expected):
         ({"nodes": 101}, "training.nodes: 101, but no partition here has more than 100"),
         (
             {"gpu": 2, "gpu_model": "a100", "runtime": 241},
-            "train_model asks for 1 CPU, 2 GPUs of type a100 and 4.02 hours on one node, but no node here has",
+            "train_model requests 1 CPU, 2 GPUs of type a100 and 4.02 hours on one node, but no node here has",
         ),
     ],
 )
 @pytest.mark.parametrize("how", ["a file of partitions", "no default"])
 def test_one_of_all_partitions(plan, asked, expected, how):
-    site = Told(SITE.replace("*", "") if how == "no default" else SITE)
+    site = KnownSite(SITE.replace("*", "") if how == "no default" else SITE)
     given = Options(partition_config="partitions.yaml") if how != "no default" else Options()
     found = Limits(plan(), site, given).mistakes([job(slurm_partition=None, **asked)])
     assert [expected in line for line in found] == [True] * (expected is not None), found
@@ -414,7 +414,7 @@ def test_a_partition_that_takes_shorter_jobs(plan):
     made = plan({"resources": {"training": {"hours": 20}}}, "partition: gpu\nmax_hours: 12\n")
     for name in ("digits", "digits-smoke", "cifar10"):
         made.known[name] = made.known["some"]
-    found = Limits(made, Told(), Options()).mistakes(
+    found = Limits(made, KnownSite(), Options()).mistakes(
         [job(wildcards=name, runtime=720) for name in names] + [job("train_extractor", wildcards={}, runtime=60)]
     )
     assert found == [
@@ -425,8 +425,8 @@ def test_a_partition_that_takes_shorter_jobs(plan):
 
 
 @pytest.mark.parametrize("longest", ["20:00", "1", "1:30:00", "1-00:00:00", "7:01:00"])
-def test_the_hours_that_are_told_are_granted(plan, longest):
-    site = Told(f"gpu|up|{longest}|1-infinite|1|8|9000|(null)")
+def test_the_hours_in_the_message_are_granted(plan, longest):
+    site = KnownSite(f"gpu|up|{longest}|1-infinite|1|8|9000|(null)")
 
     def mistakes(max_hours):
         made = plan({"resources": {"training": {"hours": 30}}}, "partition: gpu\n", UDPM_MAX_HOURS=str(max_hours))
@@ -445,7 +445,7 @@ def test_the_hours_that_are_told_are_granted(plan, longest):
 def test_the_type_of_gpu_of_the_cluster(plan):
     made = plan({}, "partition: gpu\ngpu_model: A100\n")
     asked = [job(rule, gpu=1, gpu_model="A100") for rule in ("train_model", "sample_images", "score_samples")]
-    assert Limits(made, Told(), Options()).mistakes(asked) == [
+    assert Limits(made, KnownSite(), Options()).mistakes(asked) == [
         "config/cluster.yaml: gpu_model: A100, but partition gpu has a100, v100"
     ]
 
@@ -456,7 +456,7 @@ def test_seeds_and_shards_make_one_mistake(plan):
         for seed in range(3)
         for part in range(9)
     ]
-    assert len(Limits(plan(MEMORY), Told(), Options()).mistakes(asked)) == 1
+    assert len(Limits(plan(MEMORY), KnownSite(), Options()).mistakes(asked)) == 1
 
 
 def test_points_of_a_sweep_make_one_mistake(plan):
@@ -467,12 +467,12 @@ def test_points_of_a_sweep_make_one_mistake(plan):
     made = Experiments({"experiments": ["some"], "sweep": "many"}, True)
     asked = [job(wildcards={"experiment": name, "seed": "0"}, mem_mb=500_000) for name in made.sweep.loaded.points]
     assert len(asked) == 3
-    (found,) = Limits(made, Told(), Options()).mistakes(asked)
+    (found,) = Limits(made, KnownSite(), Options()).mistakes(asked)
     assert found.startswith(HERE + "resources.training.memory_gb: 500")
 
 
-def told(limits, jobs, dry_run=False, most=100):
-    """Notes, or the mistakes that a check ends with."""
+def outcome(limits, jobs, dry_run=False, most=100):
+    """Return the notes of a check, or the mistakes that it ends with."""
     try:
         return "note", limits.check(jobs, dry_run, most, len(jobs))
     except UserError as error:
@@ -487,56 +487,62 @@ NO_SACCT = Answer(trouble="sacct not found in PATH")
 @pytest.mark.parametrize(
     ("site", "given", "jobs", "kind", "expected"),
     [
-        (Told(), Options(), [job()], "note", []),
-        (Told(), Options(array_jobs="all"), [], "error", ["slurm-array-jobs: leave it out"]),
-        (Told(accounting=DISABLED), Options(), [job()], "error", ["is disabled); set slurm-status-command: squeue"]),
-        (Told(accounting=DISABLED), Options(status_command="sacct"), [job()], "error", ["status-command: squeue"]),
+        (KnownSite(), Options(), [job()], "note", []),
+        (KnownSite(), Options(array_jobs="all"), [], "error", ["slurm-array-jobs: leave it out"]),
         (
-            Told(accounting=NO_SACCT),
+            KnownSite(accounting=DISABLED),
+            Options(),
+            [job()],
+            "error",
+            ["is disabled); set slurm-status-command: squeue"],
+        ),
+        (KnownSite(accounting=DISABLED), Options(status_command="sacct"), [job()], "error", ["status-command: squeue"]),
+        (
+            KnownSite(accounting=NO_SACCT),
             Options(),
             [job()],
             "error",
             ["sacct not found in PATH); set slurm-status-command"],
         ),
-        (Told(accounting=DISABLED), Options(status_command="squeue"), [job()], "note", []),
-        (Told(accounting=DISABLED), Options(), [], "note", []),
-        (Told(accounting=AWAY), Options(), [job()], "note", []),
+        (KnownSite(accounting=DISABLED), Options(status_command="squeue"), [job()], "note", []),
+        (KnownSite(accounting=DISABLED), Options(), [], "note", []),
+        (KnownSite(accounting=AWAY), Options(), [job()], "note", []),
         (
-            Told("", nodes=Answer(trouble="sinfo: no")),
+            KnownSite("", nodes=Answer(trouble="sinfo: no")),
             Options(),
             [job()],
             "note",
             ["is not known (sinfo: no); jobs are submitted"],
         ),
-        (Told(""), Options(), [job()], "note", ["(sinfo names no partition)"]),
+        (KnownSite(""), Options(), [job()], "note", ["(sinfo names no partition)"]),
         (
-            Told(),
+            KnownSite(),
             Options(),
             [job(slurm_partition="old")],
             "note",
             ["partition old takes no jobs at present (sinfo: drain)"],
         ),
         (
-            Told(accounting=DISABLED, associations="here|other||||normal|"),
+            KnownSite(accounting=DISABLED, associations="here|other||||normal|"),
             Options(),
             [job(runtime=999), job(gpu=9)],
             "error",
             ["account: lab is not one of yours; these are: other", "gpu of train_model", "runtime of", "sacct cannot"],
         ),
-        (Told(associations="here|LAB||||normal|"), Options(), [job()], "note", []),
+        (KnownSite(associations="here|LAB||||normal|"), Options(), [job()], "note", []),
         (
-            Told(associations="here|lab||5||normal|"),
+            KnownSite(associations="here|lab||5||normal|"),
             Options(),
             [job()] * 9,
             "note",
             ["SLURM takes at most 5 jobs of yours at a time (MaxSubmit): of 9 jobs, 5 will be in the queue at once"],
         ),
-        (Told(associations="here|lab||5||normal|"), Options(), [job()] * 5, "note", []),
-        (Told(associations="here|lab||500||normal|"), Options(), [job()] * 900, "note", []),
+        (KnownSite(associations="here|lab||5||normal|"), Options(), [job()] * 5, "note", []),
+        (KnownSite(associations="here|lab||500||normal|"), Options(), [job()] * 900, "note", []),
     ],
 )
-def test_what_is_told_before_the_first_job(plan, site, given, jobs, kind, expected):
-    found = told(Limits(plan({}, "account: lab\n"), site, given), jobs)
+def test_messages_before_the_first_job(plan, site, given, jobs, kind, expected):
+    found = outcome(Limits(plan({}, "account: lab\n"), site, given), jobs)
     assert found[0] == kind
     assert len(found[1]) == len(expected)
     for line, part in zip(sorted(found[1]), sorted(expected), strict=True):
@@ -550,20 +556,20 @@ def test_without_slurm(plan, monkeypatch, gpus):
     monkeypatch.setattr(limits, "has_gpus", lambda: gpus)
     alone = "snakemake --resources gpu=1" if gpus else "snakemake"
     compared = Limits(plan(), site, Options())
-    (note,) = told(compared, [job()], dry_run=True)[1]
+    (note,) = outcome(compared, [job()], dry_run=True)[1]
     assert note == (
         "SLURM's commands (sbatch, sinfo, squeue) not found in PATH: this is the plan, but it cannot run here; "
         f"without SLURM: {alone}"
     )
-    kind, (mistake,) = told(compared, [job()])
+    kind, (mistake,) = outcome(compared, [job()])
     assert kind == "error"
     assert mistake.endswith(f"run everything on this machine: {alone}")
-    # What runs beside `snakemake` needs none.
-    assert told(compared, []) == ("note", [])
+    # Local jobs need no SLURM.
+    assert outcome(compared, []) == ("note", [])
 
 
 def choice(**asked):
-    """The partition that the plugin chooses for a job, of the example file."""
+    """Return the partition of the example file that the plugin chooses for a job."""
     import snakemake_executor_plugin_slurm as plugin
 
     quiet = SimpleNamespace(**dict.fromkeys(("info", "debug", "warning"), lambda text: None))
@@ -588,7 +594,7 @@ def test_the_example_of_several_partitions():
         (
             "partitions: {cpu: {}, gpus: {max_gpu: 4}}",
             "max_hours: 1\n",
-            ("error", ["p.yaml: there is no gpus here; there"]),
+            ("error", ["p.yaml: gpus not found; this cluster has"]),
         ),
         ("partitions: {cpu: {max_gpus: 4}}", "max_hours: 1\n", ("error", ["max_gpus"])),
         ("partitions: [cpu]", "max_hours: 1\n", ("error", ["p.yaml: 'partitions' section"])),
@@ -603,12 +609,12 @@ def test_the_example_of_several_partitions():
 def test_a_file_of_partitions(plan, text, cluster, expected):
     made = plan({}, cluster)
     Path("p.yaml").write_text(text)
-    kind, lines = told(Limits(made, Told(), Options(partition_config="p.yaml")), [job()])
+    kind, lines = outcome(Limits(made, KnownSite(), Options(partition_config="p.yaml")), [job()])
     assert kind == expected[0]
     assert [part in line for line, part in zip(lines, expected[1], strict=True)] == [True] * len(expected[1])
 
 
-def test_rules_ask_for_what_their_section_says():
+def test_rules_request_the_resources_of_their_section():
     found = {}
     for path in (ROOT / "workflow/rules").glob("*.smk"):
         for text in re.split(r"^(?=rule |use rule )", path.read_text(), flags=re.M)[1:]:
@@ -640,12 +646,12 @@ def test_the_profile_and_the_command_line(tmp_path, monkeypatch):
     assert limits.read_options() == Options()
 
 
-# The report at the end.
+# The efficiency report.
 
 
 @pytest.fixture
 def report(monkeypatch):
-    """Writes the plugin's report, with the logger that is given, and returns what the logger was told."""
+    """Write the plugin's report, and return the lines that it logged."""
     import slurm_patches
     import snakemake_executor_plugin_slurm as plugin
 
@@ -682,7 +688,7 @@ ROW = "1|udpm_1|rule_a|00:10:00|00:00:01|1|2||4G\n1.0|python||00:10:00|00:00:01|
     ],
     ids=["a report", "disabled", "nothing", "bars", "no step", "no sacct"],
 )
-def test_no_report_costs_a_finished_study(tmp_path, monkeypatch, report, text, written):
+def test_a_failing_report_does_not_fail_a_finished_study(tmp_path, monkeypatch, report, text, written):
     if text:
         program(tmp_path, "sacct", text)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin" if text else str(tmp_path / "nothing"))
@@ -700,7 +706,7 @@ def test_a_report_is_not_waited_for(tmp_path, monkeypatch, report):
     assert report(tmp_path / "reports") == []
 
 
-# Through the door.
+# The whole command.
 
 SLURM = re.compile(r"s(batch|info|queue|acct|acctmgr|control|cancel|run|share|diag|alloc)")
 DOOR = {
@@ -715,8 +721,8 @@ DOOR = {
 
 
 @pytest.fixture(scope="module")
-def elsewhere(tmp_path_factory):
-    """A folder with all programs of this machine but SLURM's."""
+def path_without_slurm(tmp_path_factory):
+    """A folder with all programs of this machine except SLURM's."""
     folder = tmp_path_factory.mktemp("bin")
     for place in ("/usr/local/bin", "/usr/bin", "/bin"):
         for path in Path(place).iterdir():
@@ -726,8 +732,8 @@ def elsewhere(tmp_path_factory):
 
 
 @pytest.fixture
-def door(tmp_path, elsewhere):
-    """`snakemake --profile slurm` in a clone, where SLURM's programs answer, or are not there."""
+def run_profile(tmp_path, path_without_slurm):
+    """Run `snakemake --profile slurm` in a clone, with fake SLURM programs or without any."""
     for name in ("config", "workflow", "slurm", "envs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
 
@@ -737,7 +743,7 @@ def door(tmp_path, elsewhere):
             for name, text in DOOR.items():
                 program(tmp_path / "bin", name, text)
         command = [Path(sys.executable).parent / "snakemake", "--profile", "slurm", *arguments]
-        given = os.environ | {"PATH": f"{tmp_path}/bin:{elsewhere}", "PYTHONPATH": str(ROOT)} | environment
+        given = os.environ | {"PATH": f"{tmp_path}/bin:{path_without_slurm}", "PYTHONPATH": str(ROOT)} | environment
         return subprocess.run(command, cwd=tmp_path, env=given, capture_output=True, text=True, timeout=300)
 
     return snakemake
@@ -748,16 +754,16 @@ def errors(done):
 
 
 @pytest.mark.slow
-def test_nothing_starts_without_slurm(door, tmp_path):
+def test_nothing_starts_without_slurm(run_profile, tmp_path):
     (tmp_path / "config/cluster.yaml").write_text("account: 0123\nmax_hours: 0.2\n")
-    done = door("-n", "--config", "experiments=[digits-smoke,digits]", slurm=False)
+    done = run_profile("-n", "--config", "experiments=[digits-smoke,digits]", slurm=False)
     assert done.returncode == 0, done.stderr
     assert "note: SLURM's commands (sbatch, sinfo, squeue) not found in PATH: this is the plan" in done.stderr
-    # No job asks for more than max_hours, whatever its rule.
+    # max_hours limits jobs of every rule.
     runtimes = [int(minutes) for minutes in re.findall(r"resources: .*\bruntime=(\d+)", done.stdout)]
     assert set(runtimes) == {12}
     assert done.stdout.count("slurm_account=0123,") == len(runtimes) > 40
-    done = door("--config", "experiments=digits-smoke", slurm=False)
+    done = run_profile("--config", "experiments=digits-smoke", slurm=False)
     assert done.returncode == 2
     assert len(errors(done)) == 1
     assert "not found in PATH; start it on a cluster's login node, or run everything on this machine" in errors(done)[0]
@@ -766,12 +772,12 @@ def test_nothing_starts_without_slurm(door, tmp_path):
 
 
 @pytest.mark.slow
-def test_all_mistakes_are_told_before_anything_starts(door, tmp_path):
+def test_all_mistakes_are_reported_before_anything_starts(run_profile, tmp_path):
     keys = {"extends": "digits-smoke", "resources": {"training": {"memory_gb": 600}, "sampling": {"gpus": 9}}}
     (tmp_path / "config/experiments/some.yaml").write_text(json.dumps(keys))
     with open(tmp_path / "slurm/config.yaml", "a") as file:
         file.write("  prepare_dataset: {slurm_partition: old, runtime: 31}\n")
-    done = door("--config", "experiments=some", UDPM_ACCOUNT="123", UDPM_PARTITION="gpu", UDPM_GPU_MODEL="h100")
+    done = run_profile("--config", "experiments=some", UDPM_ACCOUNT="123", UDPM_PARTITION="gpu", UDPM_GPU_MODEL="h100")
     assert done.returncode == 2
     assert [line.removeprefix("error: ") for line in errors(done)] == [
         "environment variable UDPM_ACCOUNT: account: 123 is not one of yours; these are: 0123",
@@ -787,9 +793,9 @@ def test_all_mistakes_are_told_before_anything_starts(door, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_sbatch_is_given(door, tmp_path):
+def test_options_of_sbatch(run_profile, tmp_path):
     quick = ("--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1")
-    done = door("results/datasets/digits/dataset.json", *quick, UDPM_ACCOUNT="0123", UDPM_MAX_HOURS="0.75")
+    done = run_profile("results/datasets/digits/dataset.json", *quick, UDPM_ACCOUNT="0123", UDPM_MAX_HOURS="0.75")
     assert done.returncode == 1
     words = (tmp_path / "submitted.txt").read_text().splitlines()
     given = {word: words[words.index(word) + 1] for word in ("-A", "-p", "-t")}
@@ -798,13 +804,13 @@ def test_what_sbatch_is_given(door, tmp_path):
 
 
 @pytest.mark.slow
-def test_cpus_are_the_experiments_on_a_host_of_one(door, tmp_path):
+def test_cpus_are_the_experiments_on_a_host_of_one(run_profile, tmp_path):
     keys = {"extends": "digits-smoke", "training": {"threads": 6, "workers": 2}, "sampling": {"threads": 5}}
     (tmp_path / "config/experiments/some.yaml").write_text(json.dumps(keys))
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     try:
-        done = door("-n", "--config", "experiments=some")
+        done = run_profile("-n", "--config", "experiments=some")
     finally:
         os.sched_setaffinity(0, before)
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from tiny import ROOT
 from udpm.core.files import sha256
 
 MODES = ("clean", "legacy_tensorflow", "legacy_pytorch")
-# Paths that the file system allows. A shell that read them would leave files called PWNED.
+# Paths that the file system allows. A shell that evaluated them would leave files called PWNED.
 FOLDER = "-w e'i\"ghts $(touch PWNED)"
 WEIGHTS = "we'ights $(touch PWNED) <name> #.safetensors"
 NETWORK = "x$(touch PWNED);touch PWNED.pt"
@@ -26,7 +26,7 @@ STATISTICS = "-the'irs $(touch PWNED) & `touch PWNED`.npz"
 
 @pytest.fixture
 def study(tmp_path, trained):
-    """A copy of the project's sources with an experiment for each mode and a stand-in for Inception."""
+    """A copy of the project's sources with an experiment for each mode and a fake Inception."""
     shutil.copy(trained / "weights.safetensors", tmp_path / WEIGHTS)
     for name in SOURCES:
         shutil.copytree(ROOT / name, tmp_path / name)
@@ -76,7 +76,7 @@ def test_missing_weights_are_fetched_before_anything_needs_them(study):
 
 @pytest.fixture
 def published(tmp_path, trained):
-    """A copy of the project's sources with an experiment that is scored against others' statistics."""
+    """A copy of the project's sources with an experiment that is scored against published statistics."""
     for name in SOURCES:
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(trained / "weights.safetensors", tmp_path / WEIGHTS)
@@ -124,13 +124,13 @@ def test_scores_against_published_statistics(published):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"reference": "no.npz"}, "published.yaml: scoring.reference: no.npz is not there"),
+        ({"reference": "no.npz"}, "published.yaml: scoring.reference: no.npz not found"),
         ({"extractor": "digits"}, "scoring.reference: published statistics cannot belong to the digits extractor"),
         ({"reference_flips": True}, "scoring.reference_flips: applies to the data set's statistics"),
         ({"reference_split": "test"}, "scoring.reference_split: applies to the data set's statistics"),
     ],
 )
-def test_published_statistics_that_cannot_be_used(published, changes, expected):
+def test_refuses_unusable_published_statistics(published, changes, expected):
     configure(published, **changes)
     before = tiny.snapshot(published)
     done = snakemake("-n", *PUBLISHED, cwd=published)

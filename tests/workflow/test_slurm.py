@@ -1,4 +1,4 @@
-"""What Snakemake's executor for SLURM is made to do: without a SLURM. `make test-slurm` does it on a live one."""
+"""The executor for SLURM and its patches, without SLURM; `make test-slurm` tests them on a live one."""
 
 import asyncio
 import os
@@ -26,14 +26,14 @@ from slurm_site import Answer  # noqa: E402
 
 
 class Member(SimpleNamespace):
-    """A job as far as groups look at it."""
+    """The attributes of a job that groups read."""
 
     def __hash__(self):
         return id(self)
 
 
 class Answers:
-    """SLURM's answers, one after the other, and what was said to the user."""
+    """Answers of SLURM in order, and the lines printed for the user."""
 
     def __init__(self, *states, queue=""):
         self.states, self.queue, self.said = list(states), queue, []
@@ -62,7 +62,7 @@ class Answers:
         ("PREEMPTED", "", "FAILED"),
     ],
 )
-def test_states_are_told_in_the_plugins_words(state, queue, expected):
+def test_states_are_translated_for_the_plugin(state, queue, expected):
     answers = Answers({"7": state}, queue=queue)
     assert answers.look() == {"7": expected}
     assert answers.asked.last == {"7": state.split()[0]}
@@ -75,7 +75,7 @@ def test_no_answer_is_no_state():
 
 
 @pytest.mark.parametrize("reason", sorted(STUCK))
-def test_what_a_job_waits_for_in_vain_is_told_once(reason):
+def test_a_stuck_job_is_reported_once(reason):
     answers = Answers(*[{"7": "PENDING"}] * 3, queue=f"7|{reason}\n8|Priority\n9|{reason}\n")
     for _ in range(3):
         assert answers.look() == {"7": "PENDING"}
@@ -87,14 +87,14 @@ def test_what_a_job_waits_for_in_vain_is_told_once(reason):
 @pytest.mark.parametrize(
     "reason", ["Priority", "Resources", "None", "QOSMaxJobsPerUserLimit", "Dependency", "BeginTime"]
 )
-def test_what_passes_is_not_told(reason):
+def test_a_passing_reason_is_not_reported(reason):
     answers = Answers({"7": "PENDING"}, queue=f"7|{reason}\n")
     answers.look()
     assert answers.said == []
 
 
 def plugin_alone(states, failed):
-    """The plugin's own look at one active job, "7"."""
+    """Poll the states of one active job, "7", with the plugin alone."""
     executor = object.__new__(plugin.Executor)
     settings = SimpleNamespace(
         init_seconds_before_status_checks=1, status_attempts=1, requeue=True, status_command="sacct"
@@ -128,14 +128,14 @@ class _Free:
 
 @pytest.fixture
 def tools(monkeypatch):
-    """`sacct` that says of which nodes a job has none any more."""
+    """Make `sacct` available to the plugin; it reports no nodes for a job."""
     monkeypatch.setattr(plugin, "is_query_tool_available", lambda name: True)
     monkeypatch.setattr(plugin, "get_min_job_age", lambda: 300)
     monkeypatch.setattr(plugin.subprocess, "check_output", lambda *a, **b: "None assigned\n")
 
 
-def test_the_plugin_still_needs_what_is_done_to_it(monkeypatch, tools):
-    """If this fails, the plugin has been mended: shorten workflow/slurm_patches.py."""
+def test_the_plugin_still_needs_the_patches(monkeypatch, tools):
+    """If this fails, the plugin is fixed: shorten workflow/slurm_patches.py."""
     for states, check in (
         ({"7": "CANCELLED by 0"}, lambda executor, left, failed: left and not failed),
         ({"7": "NODE_FAIL"}, lambda executor, left, failed: executor._failed_nodes == {"None assigned"}),
@@ -149,15 +149,15 @@ def test_the_plugin_still_needs_what_is_done_to_it(monkeypatch, tools):
 
 
 def test_the_plugin_still_fails_without_a_report(monkeypatch, tmp_path):
-    """If this fails, the plugin has been mended: `slurm_patches.guard_report` may go, and its bound in pyproject."""
+    """If this fails, the plugin is fixed: remove `slurm_patches.guard_report` and the bound in pyproject.toml."""
     monkeypatch.setenv("PATH", str(tmp_path))
     logger = SimpleNamespace(**dict.fromkeys(("debug", "info", "warning", "error"), lambda *a, **b: None))
     with pytest.raises(Exception, match=r".+"):
         plugin.create_efficiency_report(e_threshold=0.8, run_uuid="u", e_report_path=tmp_path, logger=logger)
 
 
-def test_no_other_plugin_than_the_one_that_is_corrected_is_installed():
-    """Corrections of one minor version are for no other: who raises the bound looks at all of them."""
+def test_the_installed_plugin_is_the_patched_version():
+    """The patches are for one minor version. Review all of them when raising the bound."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (bounds,) = (text for text in project["optional-dependencies"]["workflow"] if "slurm" in text)
     (lower, upper) = re.search(r">=([\d.]+),<([\d.]+)$", bounds).groups()
@@ -168,7 +168,7 @@ def test_no_other_plugin_than_the_one_that_is_corrected_is_installed():
     assert version("snakemake-executor-plugin-slurm").startswith(f"{corrected}.")
 
 
-def test_with_it_no_job_is_lost_and_no_node_is_excluded(monkeypatch, tools):
+def test_the_patches_lose_no_job_and_exclude_no_node(monkeypatch, tools):
     def queued(command):
         return Answer(("7|None",))
 
@@ -205,7 +205,7 @@ REFUSED = [
 
 
 class Submitting:
-    """An executor whose `sbatch` says the given things, and takes the job after them; time passes as it waits."""
+    """An executor whose `sbatch` fails with the given messages, then accepts the job; waiting advances the clock."""
 
     def __init__(self, monkeypatch, answers, queued=False, patience=1800, known=""):
         self.now, self.failed, self.submitted, self.waited, self.said = 0.0, [], [], [], []
@@ -276,12 +276,12 @@ def test_a_submission_waits_as_long_as_the_users_own_jobs_fill_the_queue(monkeyp
 
 @pytest.mark.parametrize("queued", [True, False])
 @pytest.mark.parametrize("message", REFUSED)
-def test_what_slurm_refuses_is_not_tried_again(monkeypatch, message, queued):
+def test_a_refused_job_is_not_retried(monkeypatch, message, queued):
     done = Submitting(monkeypatch, [message] * 3, queued=queued)
     assert (done.submitted, len(done.failed), done.hopeless, done.waited) == ([], 1, True, [])
 
 
-def test_a_policy_that_is_not_named_may_be_the_number_of_jobs(monkeypatch):
+def test_an_unnamed_limit_may_be_the_number_of_jobs(monkeypatch):
     message = (
         "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's "
     )
@@ -292,14 +292,14 @@ def test_a_policy_that_is_not_named_may_be_the_number_of_jobs(monkeypatch):
     assert (len(taken.submitted), taken.failed) == (1, [])
 
 
-def test_a_job_that_slurm_took_without_saying_so_is_not_submitted_twice(monkeypatch):
+def test_a_job_accepted_by_a_failing_sbatch_is_not_submitted_twice(monkeypatch):
     known = "5|rule_other\n6|rule_sample_images_wildcards_some_0\n8|rule_sample_images_wildcards_some_0\n"
     done = Submitting(monkeypatch, DOWN * 9, known=known)
     assert ([job.external_jobid for job in done.submitted], len(done.waited), done.failed) == (["8"], 1, [])
 
 
 def failing(monkeypatch, tmp_path, rule, state, log, attempt=1, reason=None):
-    """What becomes of a job that failed: (whether it is hopeless, whether it is taken for killed)."""
+    """Fail a job; return whether it is excluded from retries, and whether it counts as killed."""
     job = Member(
         is_group=lambda: False,
         rule=SimpleNamespace(name=rule),
@@ -339,7 +339,7 @@ def test_memory_grows_only_after_a_job_that_began_and_was_killed(monkeypatch, tm
     assert failing(monkeypatch, tmp_path, "sample_images", state, log) == (False, expected)
 
 
-def test_a_training_that_failed_twice_alike_is_over(monkeypatch, tmp_path):
+def test_a_training_that_failed_twice_alike_is_not_retried(monkeypatch, tmp_path):
     assert failing(monkeypatch, tmp_path, "train_model", "FAILED", "", 2, "disk full") == (True, False)
     assert failing(monkeypatch, tmp_path, "train_model", "FAILED", "", 1, "disk full") == (False, False)
     assert failing(monkeypatch, tmp_path, "train_model", "FAILED", "", 2, None) == (False, False)
@@ -352,11 +352,11 @@ def member(rule, local=False, experiment="some", **resources):
 
 
 def longest(partition):
-    """Minutes of the longest job."""
+    """Return the time limit in minutes."""
     return {"short": 30}.get(partition, 600)
 
 
-def test_small_jobs_of_a_run_are_one():
+def test_small_jobs_of_a_run_share_a_group():
     jobs = [member(rule) for rule in ("sample_images", "score_samples", "render_neighbours", *["explore_latents"] * 4)]
     alone = [member("train_model"), member("train_extractor"), member("sample_shard"), member("sample_shard")]
     others = [member("score_samples", experiment="other"), member("explore_latents", experiment="other")]
@@ -364,7 +364,7 @@ def test_small_jobs_of_a_run_are_one():
     assert {name: len(members) for name, members in found.items()} == {"run-some-0": 7, "run-other-0": 2}
 
 
-def test_jobs_that_want_other_nodes_are_not_put_together():
+def test_jobs_for_different_nodes_are_not_grouped():
     same = [member("sample_images"), member("explore_latents", mem_mb=9000, runtime=99, cpus_per_task=4)]
     for difference in ({"gpu": 1}, {"slurm_partition": "cpu"}, {"slurm_extra": "x"}, {"nodes": 2}):
         found = groups.group_jobs([*same, member("score_samples", **difference)], longest)
@@ -372,7 +372,7 @@ def test_jobs_that_want_other_nodes_are_not_put_together():
     assert groups.group_jobs([member("sample_images"), member("score_samples", local=True)], longest) == {}
 
 
-def test_a_group_asks_for_the_time_of_all_and_the_most_of_any():
+def test_a_group_requests_the_sum_of_times_and_the_maximum_of_the_rest():
     jobs = [
         member("sample_images", gpu=1, gpu_model="a100"),
         member("explore_latents", mem_mb=9000, cpus_per_task=4, gpu=1),
@@ -381,8 +381,8 @@ def test_a_group_asks_for_the_time_of_all_and_the_most_of_any():
     assert groups.group_resources(jobs) == expected | {"runtime": 20, "_nodes": 1}
 
 
-def test_a_group_takes_no_longer_than_its_partition_grants():
-    """In the order of what members need from each other, so that no part waits for a later one."""
+def test_a_group_fits_into_the_time_limit_of_its_partition():
+    """Parts follow the order of dependencies, so that none waits for a later one."""
     rules = [
         "score_samples",
         "explore_latents",
@@ -402,7 +402,7 @@ def test_a_group_takes_no_longer_than_its_partition_grants():
 
 @pytest.mark.slow
 def test_members_of_a_group_take_turns(tmp_path):
-    """The options that a job's Snakemake gets, with more CPUs than any member takes."""
+    """The options of a job's Snakemake allow one job at a time, in spite of enough CPUs for more."""
     executor = object.__new__(ours.Executor)
     executor._current = SimpleNamespace(step=False)
     for name in ("config", "workflow"):

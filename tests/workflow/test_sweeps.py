@@ -1,4 +1,4 @@
-"""Sweeps: files to points, what a mistake says, what runs share, what a dry run plans, and once to the ranking."""
+"""Sweeps: points, messages about mistakes, shared runs, dry runs, and one whole sweep up to its ranking."""
 
 import json
 import shutil
@@ -131,7 +131,7 @@ MISTAKES = {
         },
         f"{POINT}, without its budget: sampling.iteration: 5 is not kept",
     ),
-    "level that is not there": (
+    "unknown level": (
         {"points": {"p": {"process.sigmas[4]": 1}}},
         "sigmas[4]: no such level; levels are 1 to 3",
     ),
@@ -180,9 +180,9 @@ def test_a_mistake_is_one_line(case, config, capsys):
     write(config, **values)
     (config / "experiments/mine.taken.yaml").write_text("extends: digits\n")
     assert call("sweep", "status", "mine") == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert expected in told, told
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert expected in printed, printed
 
 
 @pytest.mark.parametrize(
@@ -201,9 +201,9 @@ def test_a_mistake_is_one_line(case, config, capsys):
 def test_a_mistake_in_the_command_is_one_line(command, expected, config, capsys):
     (config.parent / "results").mkdir()
     assert call(*command.split()) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert expected in told
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert expected in printed
 
 
 def test_points_that_differ_after_training_share_a_run(config, tmp_path):
@@ -214,7 +214,7 @@ def test_points_that_differ_after_training_share_a_run(config, tmp_path):
         ("mine.b", 0): "mine.a",
         ("mine.c", 0): "mine.c",
     }
-    # A run that is there is used when another such point stands before it; one of another configuration is not.
+    # An existing run is used even if an earlier point could share its training; one of another configuration is not.
     for name, run in (("mine.a", sweep.runs["mine.c", 0]), ("mine.b", sweep.runs["mine.b", 0])):
         folder = Path(Layout(tmp_path).run(name, 0))
         folder.mkdir(parents=True)
@@ -252,12 +252,12 @@ def test_status_names_the_key(config, capsys):
     ]
 
 
-def test_the_plan_tells_schedules_and_hours(config, capsys):
+def test_the_plan_shows_schedules_and_hours(config, capsys):
     write(config, points={"a": {"process.alphas[3]": 0.5}, "b": {}, "c": {"sampling.posterior": "exact"}}, seeds=[0, 1])
     assert not call("sweep", "plan", "mine", "--output", "plan")
-    told = capsys.readouterr().out
-    assert "a: the last state x_L and what sampling starts from may differ" in told
-    assert "3 points of digits, 4 trainings" in told
+    printed = capsys.readouterr().out
+    assert "a: the last state x_L and what sampling starts from may differ" in printed
+    assert "3 points of digits, 4 trainings" in printed
     table = pd.read_csv("plan.csv").set_index("point")
     assert list(table["trainings"]) == [2, 2, 0]
     run, seconds = resolve_run("digits", 0, config), table["device_hours"] * 3600
@@ -294,7 +294,7 @@ def test_ranking_with_a_seed_missing(config, tmp_path):
     assert "c: not ranked, since it was not measured as most points were." in ranking_table(sweep, found).markdown()
 
 
-def test_ranking_by_what_should_be_great(config, tmp_path):
+def test_ranking_by_a_metric_that_should_be_high(config, tmp_path):
     write(config, points={"a": {}, "b": {"losses.r1_gamma": 1}}, rank_by="class_agreement")
     score(tmp_path, "a", 0, 1.0, agreement=0.5)
     score(tmp_path, "b", 0, 2.0, agreement=0.9)
@@ -360,7 +360,7 @@ def tree(config):
 
 
 def jobs(done):
-    """Numbers of jobs by rule."""
+    """Return the number of jobs by rule."""
     lines = [line.split() for line in done.stdout.splitlines()]
     return {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
 
@@ -377,7 +377,7 @@ def test_dry_run_of_every_sweep(tree, name):
     assert f"sweep {name}: {len(sweep.points)} points, {len(sweep.runs)} runs: {len(sweep.runs)} new" in done.stderr
 
 
-def test_a_sweep_is_asked_for_by_name(tree):
+def test_a_sweep_needs_a_name(tree):
     for given, expected in (
         ((), "sweep: is missing"),
         (("--config", "sweep=smoke"), "sweeps/smoke.yaml: no such file"),
@@ -402,7 +402,7 @@ def test_a_sweep_to_its_ranking_and_one_point_more(tree):
         assert (folder / name).stat().st_size
     assert "Nothing to be done" in snakemake(tree, "-n", *given).stdout
 
-    # The best point, copied to the experiments, is one of full length.
+    # The best point, copied to the experiments, trains at full length.
     shutil.copy(folder / "best.yaml", tree / "config/experiments/best.yaml")
     done = snakemake(tree, "-n", "--config", "experiments=best")
     assert done.returncode == 0, done.stderr
@@ -423,7 +423,7 @@ def test_a_sweep_to_its_ranking_and_one_point_more(tree):
     assert "prepare_dataset" not in planned
     assert "draw_heat_map" not in planned
 
-    # A point that changed is refused by its key, and sampling alone is done again without training.
+    # A changed point is refused by its key; a change of sampling does not train again.
     path.write_text(text.replace("iterations: 30", "iterations: 29"))
     done = snakemake(tree, "-n", *given)
     assert done.returncode == 2

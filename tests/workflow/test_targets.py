@@ -1,4 +1,4 @@
-"""Which tests each target of the Makefile runs: those on a live SLURM take long, and have one of their own."""
+"""The tests that each target of the Makefile runs: those on a live SLURM take long and have a separate target."""
 
 import shlex
 import subprocess
@@ -11,7 +11,7 @@ OTHERS = ("slow", "soak", "gpu")
 
 
 def expressions(target):
-    """What `pytest -m` is given by a target, each time it calls pytest."""
+    """Return the values of `pytest -m` in a target, one for each call."""
     lines = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     calls = [words for words in map(shlex.split, lines.replace("\\\n", "").splitlines()) if "pytest" in words]
     return [words[words.index("-m", words.index("pytest")) + 1] for words in calls]
@@ -23,7 +23,7 @@ def selects(expression, marks):
 
 @pytest.mark.parametrize("target", ["test", "soak"])
 def test_no_other_target_runs_live_tests(target):
-    """Whatever else a live test is marked with."""
+    """Other marks of a live test make no difference."""
     found = expressions(target)
     assert found
     for others in chain.from_iterable(combinations(OTHERS, number) for number in range(len(OTHERS) + 1)):

@@ -1,4 +1,4 @@
-"""The DAG: clean by every checker, dry runs of all that ships, and once for real."""
+"""The DAG: linters, dry runs of everything shipped, and one real run."""
 
 import ast
 import csv
@@ -23,7 +23,7 @@ from tiny import ROOT
 
 from udpm.config import list_configs
 
-# A name that the file system allows. A shell that read it would leave files called PWNED.
+# A name that the file system allows. A shell that evaluated it would leave files called PWNED.
 RESULTS = "-r \"my\" $(touch PWNED) `touch PWNED`; touch PWNED & 'R' *?[a-z] #~\u00fc\\n|\t!\r$HOME<name>"
 
 
@@ -42,7 +42,7 @@ def test_dry_run_of_everything_shipped(tmp_path, profile):
     given = ("--config", f"experiments=[{names}]", f"results={tmp_path}/results")
     done = snakemake("-n", *profile, *given)
     assert done.returncode == 0, done.stderr
-    # One training per experiment; their data sets shared between them are prepared once.
+    # One training per experiment; data sets that they share are prepared once.
     jobs = {
         line.split()[0]: int(line.split()[1])
         for line in done.stdout.splitlines()
@@ -80,14 +80,14 @@ PLANNING = sorted(path.stem for path in (ROOT / "workflow").glob("*.py"))
     ids=["commands", "workflow"],
 )
 def test_imports_are_light(modules, heavy):
-    """Neither `udpm --help` nor planning may pay for torch."""
+    """Neither `udpm --help` nor planning imports torch."""
     code = f"import sys; sys.path.insert(0, {str(ROOT / 'workflow')!r}); import {', '.join(modules)}\n"
     done = run(sys.executable, "-c", f"{code}sys.exit(sorted({heavy!r} & set(sys.modules)) or 0)")
     assert done.returncode == 0, done.stderr
 
 
 def shell_lines(path):
-    """What a rule file gives a shell: the texts of its `shell:` directives."""
+    """Return the texts of the `shell:` directives of a rule file."""
     with open(path, "rb") as handle:
         tokens = [token for token in tokenize.tokenize(handle.readline) if token.type not in SILENT]
     for index, token in enumerate(tokens[:-1]):
@@ -105,7 +105,7 @@ RULES = [ROOT / "workflow/Snakefile", *sorted((ROOT / "workflow/rules").glob("*.
 
 
 @pytest.mark.parametrize("path", RULES, ids=lambda path: path.name)
-def test_all_that_a_shell_gets_is_quoted(path):
+def test_every_value_in_a_shell_command_is_quoted(path):
     for line in shell_lines(path):
         for _, name, form, _ in string.Formatter().parse(line):
             assert name is None or form == "q", f"{path.name}: {{{name}}} is not quoted in: {line}"
@@ -169,14 +169,14 @@ def test_several_processes_train_together(study):
 
 
 @pytest.mark.slow
-def test_nothing_is_done_twice(study):
+def test_nothing_runs_twice(study):
     done = snakemake(cwd=study)
     assert done.returncode == 0
     assert "Nothing to be done" in done.stdout + done.stderr
 
 
 @pytest.mark.slow
-def test_only_what_changed_is_redone(study):
+def test_only_changed_results_are_made_again(study):
     path = study / "config/experiments/digits-smoke.yaml"
     before = path.read_text()
     try:
@@ -206,7 +206,7 @@ def test_report(study):
     assert "scores.html" in report
     for category in ("Overview", "Scores", "Figures"):
         assert f'"{category}"' in report
-    # It opens where there is no network.
+    # It opens without a network.
     assert not re.search(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//", report)
     assert "@import url(http" not in report
 
@@ -231,7 +231,7 @@ def test_a_changed_run_is_refused_before_anything_is_lost(study):
 
 
 def planned(folder):
-    """How often a dry run has each rule's job."""
+    """Return the number of jobs of each rule in a dry run."""
     done = snakemake("-n", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
@@ -240,7 +240,7 @@ def planned(folder):
 
 @pytest.fixture(scope="module")
 def clone(study, tmp_path_factory):
-    """Another copy of the sources with results that were copied without times, and nothing of Snakemake's."""
+    """Another copy of the sources, with results copied without times and without .snakemake."""
     folder = tmp_path_factory.mktemp("clone")
     for name in SOURCES:
         shutil.copytree(study / name, folder / name)
@@ -277,8 +277,8 @@ def test_another_extractor_is_noticed_with_its_times_kept(clone):
 
 
 @pytest.mark.soak
-def test_a_finished_run_is_trained_on_and_killed_meanwhile(clone):
-    """It keeps what it had until it ends in the weights of a run that was asked for as many at once."""
+def test_a_finished_run_survives_a_kill_while_it_trains_on(clone):
+    """It keeps its results until the end, and ends with the weights of a run of that length."""
     path = clone / "config/experiments/digits-smoke.yaml"
     path.write_text(path.read_text().replace("iterations: 40", "iterations: 60"))
     run = clone / RESULTS / "runs/digits-smoke/seed0"
@@ -306,7 +306,7 @@ def test_a_finished_run_is_trained_on_and_killed_meanwhile(clone):
 
 
 @pytest.mark.slow
-def test_words_about_a_data_set_rerun_nothing(study):
+def test_a_new_description_of_a_data_set_reruns_nothing(study):
     path = study / "config/datasets/digits.yaml"
     text = path.read_text()
     try:
@@ -322,8 +322,8 @@ UNLABELLED |= {"discriminator": {"class_conditional": False}}
 
 
 @pytest.fixture
-def told(tmp_path, monkeypatch, capsys):
-    """What planning says of an experiment `two` of these values: its one line, or nothing; nothing runs."""
+def plan_error(tmp_path, monkeypatch, capsys):
+    """Plan an experiment `two` with these values; return the line that planning prints, if any."""
     shutil.copytree(ROOT / "config", tmp_path / "config")
     (tmp_path / "config/datasets/plain.yaml").write_text(PLAIN)
     (tmp_path / "config/datasets/trained.yaml").write_text("source: digits\nside: 16\nclasses: 10\n")
@@ -345,13 +345,13 @@ def told(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"training": "imported", "weights": "nowhere.pt"}, "two.yaml: weights: nowhere.pt is not there"),
-        ({"sampling": {"noise": "nowhere.npz"}}, "two.yaml: sampling.noise: nowhere.npz is not there"),
+        ({"training": "imported", "weights": "nowhere.pt"}, "two.yaml: weights: nowhere.pt not found"),
+        ({"sampling": {"noise": "nowhere.npz"}}, "two.yaml: sampling.noise: nowhere.npz not found"),
         ({"training": {"nodes": 2}}, "training.nodes: several nodes need a scheduler: snakemake --profile slurm"),
-        ({"scoring": {"extractor": "no.pt"}}, "two.yaml: scoring.extractor: no.pt is not there"),
+        ({"scoring": {"extractor": "no.pt"}}, "two.yaml: scoring.extractor: no.pt not found"),
         (
             {"scoring": {"extractor": "inception", "download": False, "inception_folder": "w"}},
-            "scoring.download: false, but scoring.inception_folder: w/inception-2015-12-05.pt is not there",
+            "scoring.download: false, but scoring.inception_folder: w/inception-2015-12-05.pt not found",
         ),
         (UNLABELLED, "two.yaml: scoring.extractor: digits is a classifier, but data set plain has no classes"),
         ({"dataset": "trained", "scoring": {"reference_split": "test"}}, "scoring.reference_split: test, but data set"),
@@ -360,40 +360,40 @@ def told(tmp_path, monkeypatch, capsys):
         ({"scoring": None, "training": {"keep_every": 400}, "selection": {}}, "selection: needs scores, but"),
     ],
 )
-def test_what_would_stop_a_job_is_found_before_it(told, values, expected):
-    assert expected in told(values)
+def test_mistakes_are_found_before_any_job(plan_error, values, expected):
+    assert expected in plan_error(values)
 
 
 @pytest.mark.parametrize(
     "values", [{}, UNLABELLED | {"scoring": None}, {"sampling": {"count": 1}, "scoring": None}, {"scoring": None}]
 )
-def test_what_would_stop_none_is_not_refused(told, values):
-    assert told(values) == ""
+def test_harmless_values_are_accepted(plan_error, values):
+    assert plan_error(values) == ""
 
 
-def test_milestones_that_a_finished_run_did_not_keep(told):
+def test_milestones_that_a_finished_run_did_not_keep(plan_error):
     values = {"training": {"iterations": 60, "keep_every": 20}, "selection": {}}
     run = Path("results/runs/two/seed0")
     run.mkdir(parents=True)
-    assert told(values) == ""
+    assert plan_error(values) == ""
     record = {"format": "udpm-run/1", "experiment": "two", "seed": 0, "iterations": 40, "weights_sha256": "0" * 64}
     provenance = {"versions": {}, "commit": None, "machine": ""}
     (run / "complete.json").write_text(json.dumps(record | {"provenance": provenance}))
-    expected = "two.yaml: selection: {0} is finished, but {0}/milestones/0000000{1}.safetensors is not there"
-    assert expected.format(run, 20) in told(values)
+    expected = "two.yaml: selection: {0} is finished, but {0}/milestones/0000000{1}.safetensors was not found"
+    assert expected.format(run, 20) in plan_error(values)
     (run / "milestones").mkdir()
     (run / "milestones/000000020.safetensors").touch()
-    assert expected.format(run, 40) in told(values)
+    assert expected.format(run, 40) in plan_error(values)
     scored = Path("results/selection/two/seed0/scores/40.json")
     scored.parent.mkdir(parents=True)
     scored.touch()
-    # What it is to be trained for beyond its end, it will keep.
-    assert told(values) == ""
+    # Milestones beyond its end will be kept when it trains on.
+    assert plan_error(values) == ""
 
 
-def test_a_file_is_no_folder_of_results(told):
+def test_a_file_is_no_folder_of_results(plan_error):
     Path("results").touch()
-    assert told({}) == "error: config/config.yaml (or --config): results: results is not a folder\n"
+    assert plan_error({}) == "error: config/config.yaml (or --config): results: results is not a folder\n"
 
 
 def test_an_experiment_that_is_not_scored(tmp_path):

@@ -1,5 +1,5 @@
-# Resolved configurations: small complete files, the only configuration that later jobs read. They are rewritten when
-# a key that something is made from has another value than theirs, so that an edit elsewhere reruns nothing.
+# Resolved configurations: small complete files, the only configuration that later jobs read. They are rewritten only if
+# a key that results depend on changes, so that other edits rerun nothing.
 
 
 rule resolve_run:
@@ -40,7 +40,7 @@ rule resolve_dataset:
         "udpm resolve --dataset {wildcards.dataset:q} --output {output:q} > {log:q} 2>&1"
 
 
-# Work in progress lies next to the store, undeclared, so that a retry resumes where the job before it was stopped.
+# Work in progress next to the store is not declared as output, so that a retry resumes it.
 rule prepare_dataset:
     """Read, check and resize the images of a data set, once."""
     input:

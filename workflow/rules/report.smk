@@ -43,8 +43,8 @@ rule count_cost:
         "udpm cost {params.experiments:q} --output {params.stem:q} > {log:q} 2>&1"
 
 
-# Figures of a run by name: what the report calls them, what they are drawn from, params that say so (content.py counts
-# them), and what the command is given if not the first input.
+# Figures of a run by name: title in the report, input, params that name the command's input (content.py counts them),
+# and the command's argument if it is not the first input.
 RUN_FIGURES = {
     "samples": ("samples", INPUTS.samples, {"samples": INPUTS.sample_set}, None),
     "chain": ("denoising chain", LAYOUT.samples("_chain.npz"), {}, None),
@@ -100,8 +100,6 @@ rule render_latents:
         ),
     log:
         LAYOUT.log("render_latents/{experiment}_seed{seed}_{kind}"),
-    wildcard_constraints:
-        kind="|".join(LATENTS),
     conda:
         "../../envs/udpm.yaml"
     params:
@@ -183,8 +181,8 @@ rule render_neighbours:
         "udpm figure neighbours --dataset {params.dataset:q} --output {params.stem:q} -- {params.samples:q} > {log:q} 2>&1"
 
 
-# Of the study's experiments all is made that the paper's tables need; what the study does not list is shown as far as it
-# exists, and as "not run" where it does not.
+# The workflow makes all results of the study's experiments that the tables need; of other experiments it shows what
+# exists, and "not run" otherwise.
 rule render_paper_table:
     """Show published numbers next to measured ones."""
     input:
@@ -212,7 +210,7 @@ rule render_paper_table:
         "udpm paper {wildcards.table:q} --results {params.results:q} {params.experiments:q} --output {params.folder:q} > {log:q} 2>&1"
 
 
-# Freshly initialised networks: needs neither weights nor data.
+# Uses freshly initialised networks: needs neither weights nor data.
 rule measure_speed:
     """Measure how fast an experiment's networks sample on this device."""
     input:
@@ -254,9 +252,9 @@ rule render_tradeoff:
         "udpm figure tradeoff --results {params.results:q} --output {params.stem:q} > {log:q} 2>&1"
 
 
-# Made of the study's run records and of all scores that the tables take: what does not exist is listed as missing.
+# Reads the study's run records and all scores of the tables, and lists those that are missing.
 rule summarize:
-    """Write one page on what ran, on what, the headline numbers, and what is missing."""
+    """Write a page on the study: runs, hardware, main numbers, and missing results."""
     input:
         runs=PAPER.runs,
         scores=PAPER.all_scores,
@@ -265,7 +263,7 @@ rule summarize:
             LAYOUT.overview,
             caption="../report/overview.rst",
             category="Overview",
-            labels={"page": "what ran, and what came of it"},
+            labels={"page": "what ran, and its results"},
         ),
         LAYOUT.summary,
     log:
@@ -300,9 +298,9 @@ rule write_card:
         "udpm card {params.scores:q} --output {output:q} -- {params.run:q} > {log:q} 2>&1"
 
 
-# First of all jobs, since it needs none of them: schedules and hours can be read before anything trains.
+# Runs before all other jobs, so that schedules and hours can be read before anything trains.
 rule plan_sweep:
-    """Write the plan of a sweep."""
+    """Write the plan of a sweep: schedules and hours of its points."""
     output:
         report(
             LAYOUT.sweep("plan.html"),

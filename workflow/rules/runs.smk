@@ -1,5 +1,5 @@
-# Checkpoints and metrics.jsonl, which training resumes from, are not declared: Snakemake deletes declared outputs before
-# it retries a job (but these: content.py). A finished run has no inputs: nothing that is made again concerns it.
+# Checkpoints and metrics.jsonl, which training resumes from, are not declared, since Snakemake deletes declared outputs
+# before it retries a job (except those of KEPT in content.py). A finished run has no inputs, so that none can rerun it.
 rule train_model:
     """Train a model, or resume its training."""
     input:
@@ -35,7 +35,7 @@ rule train_model:
 
 
 rule import_weights:
-    """Make a run of given weights: `training: imported`."""
+    """Make a run from given weights (`training: imported`)."""
     input:
         config=LAYOUT.run_config(),
         weights=INPUTS.given_weights,
@@ -100,8 +100,7 @@ use rule sample_images as sample_shard with:
         extra=lambda wildcards: ["--shard", f"{wildcards.part}/{wildcards.parts}"],
 
 
-# Milestones are training's undeclared files: what depends on them depends on the run's final weights, and their
-# iterations are the configuration's.
+# Milestones are not declared as outputs of training: jobs that read them depend on the run's final weights instead.
 use rule sample_images as sample_milestone with:
     input:
         weights=LAYOUT.weights(),
@@ -141,7 +140,7 @@ use rule sample_images as sample_best with:
 
 
 rule sample_chain:
-    """Draw the images whose denoising chain is shown, where samples are drawn in shards."""
+    """Draw the images of the figure of denoising chains, for runs whose samples are drawn in shards."""
     input:
         weights=INPUTS.weights,
         config=LAYOUT.section("sampling"),
@@ -162,7 +161,7 @@ rule sample_chain:
 
 
 rule join_shards:
-    """Write the record of a sample set whose images stay in shards."""
+    """Write the record of a sample set in shards."""
     input:
         INPUTS.shards,
     output:
@@ -207,8 +206,6 @@ rule explore_latents:
         LAYOUT.log("explore_latents/{experiment}_seed{seed}_{kind}"),
     benchmark:
         LAYOUT.benchmark("explore_latents/{experiment}_seed{seed}_{kind}")
-    wildcard_constraints:
-        kind="|".join(LATENTS),
     conda:
         "../../envs/udpm.yaml"
     threads: JOBS.sampling_threads

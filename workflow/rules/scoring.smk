@@ -1,5 +1,5 @@
 rule train_extractor:
-    """Train the classifier in whose features images of a data set are compared."""
+    """Train the classifier whose features score the images of a data set."""
     input:
         LAYOUT.dataset_record(),
     output:
@@ -21,8 +21,8 @@ rule train_extractor:
         "udpm --usage {params.usage:q} extractor --threads 2 --output {output.network:q} -- {params.dataset:q} > {log:q} 2>&1"
 
 
-# Local rules: nodes that compute seldom have a network. A file that exists is left as it is. One rule for each folder,
-# not a wildcard: a path in the name of a log could lead out of the folder of logs.
+# Local rules, since compute nodes seldom have a network. An existing file is only checked. One rule for each folder, not
+# a wildcard: a path in the name of a log could lead out of the folder of logs.
 for number, (folder, options) in enumerate(INPUTS.inception_folders().items(), 1):
 
     rule:
@@ -75,7 +75,7 @@ ruleorder: import_reference > compute_reference
 
 
 rule import_reference:
-    """Take statistics that others published: `scoring.reference`."""
+    """Import published statistics (`scoring.reference`)."""
     input:
         statistics=lambda wildcards: PLAN.experiment(wildcards).scoring.reference,
         config=LAYOUT.section("scoring"),
@@ -176,7 +176,7 @@ use rule score_samples as score_best with:
 
 
 rule score_baseline:
-    """Score what numbers are compared with: real images that training never saw (floor), or noise (ceiling)."""
+    """Score the baselines: real images that training never saw (floor), or noise (ceiling)."""
     input:
         reference=LAYOUT.reference(),
         dataset=INPUTS.dataset_record,
@@ -205,9 +205,8 @@ rule score_baseline:
         " --output {output:q} > {log:q} 2>&1"
 
 
-# The milestone of least Fréchet distance, in addition to the end of training.
 rule select_checkpoint:
-    """Choose the best milestone of a run."""
+    """Choose the milestone of least Fréchet distance of a run."""
     input:
         INPUTS.milestone_scores,
     output:
