@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
+from unittest import mock
+
 import numpy as np
 import torch
 
 from benchmarks.gpu.checks import Check, Session, expect
 from benchmarks.gpu.subjects import difference
 from udpm.core.files import sha256
+from udpm.metrics import distances
 from udpm.metrics.distances import precision_recall
 from udpm.metrics.extractor import load_extractor
 from udpm.metrics.extractor_networks import Classifier, Inputs
@@ -15,6 +20,8 @@ from udpm.metrics.extractor_networks import Classifier, Inputs
 POINTS, WIDTH, NEIGHBOURS = 3000, 64, 3
 SIDE, IMAGES, BATCH = 16, 500, 64
 FEATURES = 1e-4
+NEAREST = (2048, 16384)
+"""Images whose nearest ones are looked for, and among how many."""
 
 
 def _precision_recall(session: Session) -> str:
@@ -47,7 +54,28 @@ def _extractor(session: Session) -> str:
     return expect(max(off) <= FEATURES, f"{told}; file {sha256(path)[:8]}")
 
 
+def _nearest(session: Session) -> str:
+    """Time one thread of the host, with each kind of product that it has."""
+    count, bank = NEAREST if session.full else (64, 128)
+    draw = np.random.default_rng(0)
+    images, others = (draw.integers(0, 256, (size, 32, 32, 3), dtype=np.uint8) for size in (count, bank))
+    torch.set_num_threads(1)
+    found, texts = [], []
+    for int8 in (False, True) if distances.has_int8_products() else (False,):
+        with mock.patch.object(distances, "has_int8_products", partial(bool, int8)):
+            began = time.perf_counter()
+            found.append(distances.nearest_images(images, others))
+            seconds = time.perf_counter() - began
+        scaled = seconds * 50_000 / count * 50_000 / bank
+        way = "int8" if int8 else "float32"
+        session.report.timings.append({"of": "nearest images", "way": way, "seconds": seconds, "scaled": scaled})
+        texts.append(f"{way} {scaled:.0f} s")
+    same = all(np.array_equal(one, other) for pair in found for one, other in zip(pair, found[0], strict=True))
+    return expect(same, f"of 50 000 images among 50 000, scaled from {count} × {bank}: {', '.join(texts)}")
+
+
 CHECKS = [
     Check("scoring", "precision and recall equal the CPU's", _precision_recall),
     Check("scoring", "a TorchScript extractor's features match the CPU's", _extractor),
+    Check("scoring", "nearest images on one core of the host", _nearest),
 ]

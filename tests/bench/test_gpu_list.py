@@ -73,11 +73,11 @@ def test_the_program(tmp_path, capsys):
     assert program.main(["--output", str(output), "--device", "cpu", "--only", "scoring", "machine"]) == 0
     record = json.loads(output.read_text())
     assert record.keys() == {"format", "device", "versions", "commit", "machine", "checks", "timings", "profile"}
-    assert [row["part"] for row in record["checks"]] == [*["machine"] * 3, *["scoring"] * 2]
+    assert [row["part"] for row in record["checks"]] == [*["machine"] * 3, *["scoring"] * 3]
     text = capsys.readouterr().out
     # Each as soon as it is known, then the table.
     assert text.count("precision and recall equal the CPU's") == 2
-    assert re.search(r"\n4 passed, 0 failed, 1 skipped; \d+ s\n$", text)
+    assert re.search(r"\n5 passed, 0 failed, 1 skipped; \d+ s\n$", text)
 
 
 def test_the_runs_of_a_gpu_are_valid(tmp_path):

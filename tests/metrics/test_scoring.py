@@ -17,6 +17,7 @@ from udpm.core import devices
 from udpm.core.devices import patch_torchvision
 from udpm.core.errors import UserError
 from udpm.data.store import open_store
+from udpm.metrics import distances
 from udpm.metrics import score as scores
 from udpm.metrics.distances import frechet_distance, nearest_distances, precision_recall, statistics
 from udpm.metrics.extractor import load_extractor
@@ -75,7 +76,9 @@ def test_precision_and_recall_need_more_points_than_neighbours():
         precision_recall(features(0), features(1, count=3), 3)
 
 
-def test_nearest_distances_by_brute_force():
+@pytest.mark.parametrize("int8", [False, True])
+def test_nearest_distances_by_brute_force(monkeypatch, int8):
+    monkeypatch.setattr(distances, "has_int8_products", lambda: int8)
     generator = np.random.default_rng(0)
     images, bank = (generator.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8) for count in (7, 11))
     expected = [min(np.sqrt((((a / 255.0) - (b / 255.0)) ** 2).mean()) for b in bank) for a in images]
@@ -83,6 +86,25 @@ def test_nearest_distances_by_brute_force():
     assert nearest_distances(bank, bank).max() == 0
     black, white = np.zeros((1, 4, 4, 3), np.uint8), np.full((1, 4, 4, 3), 255, np.uint8)
     assert nearest_distances(black, white) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(("side", "blocks"), [(32, (70, 30, 40)), (4, (3, 2, 2))])
+def test_nearest_images_are_exact(monkeypatch, int8, side, blocks):
+    """At side 32 float32 would round a sum over all bytes; here extreme bytes make sums as large as they get."""
+    for name, value in zip(("IMAGES", "ROWS", "COLUMNS"), blocks, strict=True):
+        monkeypatch.setattr(distances, name, value)
+    monkeypatch.setattr(distances, "has_int8_products", lambda: int8)
+    generator = np.random.default_rng(0)
+    shape = (100, side, side, 3)
+    bank = generator.choice(np.array([0, 1, 255], np.uint8), shape, p=(0.9, 0.05, 0.05))
+    images = bank[generator.permutation(100)][:80].copy()
+    images[:, 0, 0] ^= 1
+    rows = [values.reshape(len(values), -1).astype(np.int64) for values in (images, bank)]
+    squares = ((rows[0][:, None] - rows[1]) ** 2).sum(axis=2)
+    numbers, found = distances.nearest_images(images, bank)
+    np.testing.assert_array_equal(numbers, squares.argmin(axis=1))
+    np.testing.assert_array_equal(found, np.sqrt(squares.min(axis=1).astype(float)) / (255 * np.sqrt(rows[0].shape[1])))
 
 
 @pytest.fixture(scope="module")
