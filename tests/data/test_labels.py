@@ -797,7 +797,7 @@ def test_what_is_used_of_what_is_said(tmp_path):
 
 @pytest.mark.parametrize("classes", [1, 5, 11])
 def test_sources_that_bring_labels_along_know_their_number(classes):
-    with pytest.raises(UserError, match=f"classes: source digits has 10, got {classes}; set 10, or 0 to ignore labels"):
+    with pytest.raises(UserError, match=f"classes: source digits has 10, got {classes}; set 10, or 0 for none"):
         validate(DatasetConfig, {"source": "digits", "side": 16, "classes": classes}, "d")
 
 

@@ -406,7 +406,7 @@ BAD = {
     "weights of another hash": (
         lambda f: (inception.write(f / "w"), rescored(f, extractor="inception", inception_folder="w")),
         REFERENCE_LINE,
-        "w/inception-2015-12-05.pt: its SHA-256 is",
+        "w/inception-2015-12-05.pt: has SHA-256",
     ),
     "weights that are not there, offline": (
         lambda f: rescored(f, extractor="inception", inception_folder="w", download=False),

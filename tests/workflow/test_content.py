@@ -353,17 +353,17 @@ def test_imported_and_trained_weights_never_replace_each_other(study, trained, c
     text = experiment.read_text()
     edit(experiment, training="imported", weights="start.safetensors")
     write_configs()
-    assert "holds a trained run, not imported weights" in refused(capsys)
+    assert "holds a trained run; give" in refused(capsys)
     importing = ("import", "--run-config", "results/configs/digits/seed0.json", "--run", RUN)
     assert tiny.call(*importing) == 2
-    assert "holds a trained run, not imported weights" in capsys.readouterr().err
+    assert "holds a trained run; give" in capsys.readouterr().err
     assert tiny.snapshot(study / RUN) == before
     shutil.rmtree(study / RUN)
     assert not tiny.call(*importing)
     before = tiny.snapshot(study / RUN)
     experiment.write_text(text)
     write_configs()
-    assert "holds imported weights, which training would replace" in refused(capsys)
+    assert "holds imported weights; give" in refused(capsys)
     data = ("--dataset", "results/datasets/digits", "--cache", "results/caches/digits")
     assert tiny.call("train", "results/configs/digits/seed0.json", *data, "--run", RUN) == 2
     assert "holds imported weights" in capsys.readouterr().err
@@ -422,7 +422,7 @@ def test_a_run_that_lost_its_configuration_is_known_by_its_weights(study, capsys
     say(study / RUN / "complete.json", record)
     edit(study / "config/experiments/digits.yaml", training="imported", weights="start.safetensors")
     shutil.copy(study / RUN / "weights.safetensors", "start.safetensors")
-    assert "holds a trained run, not imported weights" in refused(capsys)
+    assert "holds a trained run; give" in refused(capsys)
     shutil.copy(ROOT / "config/experiments/digits.yaml", study / "config/experiments")
     small = {key.replace(".", "__"): value for key, value in tiny.SMALL.items()}
     edit(study / "config/experiments/digits.yaml", **small | {"training__learning_rate": 0.5})

@@ -126,8 +126,8 @@ def test_scores_against_published_statistics(published):
     [
         ({"reference": "no.npz"}, "published.yaml: scoring.reference: no.npz not found"),
         ({"extractor": "digits"}, "scoring.reference: published statistics cannot belong to the digits extractor"),
-        ({"reference_flips": True}, "scoring.reference_flips: applies to the data set's statistics"),
-        ({"reference_split": "test"}, "scoring.reference_split: applies to the data set's statistics"),
+        ({"reference_flips": True}, "scoring.reference_flips: is about the data set's statistics"),
+        ({"reference_split": "test"}, "scoring.reference_split: is about the data set's statistics"),
     ],
 )
 def test_refuses_unusable_published_statistics(published, changes, expected):

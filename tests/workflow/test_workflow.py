@@ -353,7 +353,7 @@ def plan_error(tmp_path, monkeypatch, capsys):
             {"scoring": {"extractor": "inception", "download": False, "inception_folder": "w"}},
             "scoring.download: false, but scoring.inception_folder: w/inception-2015-12-05.pt not found",
         ),
-        (UNLABELLED, "two.yaml: scoring.extractor: digits is a classifier, but data set plain has no classes"),
+        (UNLABELLED, "two.yaml: scoring.extractor: digits needs classes, but data set plain has none"),
         ({"dataset": "trained", "scoring": {"reference_split": "test"}}, "scoring.reference_split: test, but data set"),
         ({"scoring": {"ranges": 7}}, "scoring.ranges: cannot split sampling.count, 1000, into 7 equal ranges"),
         ({"sampling": {"count": 1}}, "scoring.ranges: cannot split sampling.count, 1, into 1 equal ranges of 2"),

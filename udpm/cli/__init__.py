@@ -33,47 +33,51 @@ FITTING = {
 }
 """File in a run's folder that matches an argument or a command, by its name."""
 # Help lines are here, not in the modules, so that `udpm --help` imports none of them.
-VERBS = {
-    "resolve": "Validate a configuration and write it with all defaults.",
-    "schema": "Write the JSON schemas of the configuration files.",
-    "fetch": "Download weights and data sets in advance.",
-    "prepare": "Convert a source of images to a checked, memory-mapped store.",
-    "cache": "Write the downsampled levels of a prepared data set.",
-    "train": "Train a model, or resume its training.",
-    "status": "Show the status of training runs.",
-    "clean": "Remove checkpoints of finished runs.",
-    "sample": "Sample images from trained weights.",
-    "join": "Join shards to a sample set.",
-    "export": "Write a sample set as image files.",
-    "latents": "Explore what each noise map of a model's latent controls.",
-    "extractor": "Train the small classifier whose features score digits.",
-    "reference": "Compute feature statistics of a data set, to score against.",
-    "score": "Score a sample set or a baseline against a reference.",
-    "select": "Choose a run's best milestone by its score.",
-    "table": "Render scores as a table (csv, md, tex, html).",
-    "paper": "Render the paper's tables with published and measured numbers.",
-    "summary": "Summarize on one page what ran, its results, and what is missing.",
-    "card": "Write a run's model card.",
-    "figure": "Render a figure (svg, png, and csv of its data).",
-    "schedule": "Show the numbers of a noise schedule, and how well sampling starts.",
-    "sweep": "Plan, watch and rank a sweep of experiments.",
-    "cost": "Count the multiply-adds and parameters of an image.",
-    "import": "Import published checkpoints, configurations and command lines.",
-    "bench": "Measure speed on this machine.",
-    "info": "Describe a file or folder made by udpm.",
-}
-
-
 MODULES = {
-    "config": ("resolve", "schema", "import", "schedule", "cost"),
-    "data": ("fetch", "prepare", "cache", "info"),
-    "train": ("train", "status", "clean"),
-    "sample": ("sample", "join", "export", "latents"),
-    "score": ("extractor", "reference", "score", "select"),
-    "report": ("table", "paper", "summary", "card", "figure", "sweep"),
-    "bench": ("bench",),
+    "config": {
+        "resolve": "Validate a configuration and write it with all defaults.",
+        "schema": "Write the JSON schemas of the configuration files.",
+        "import": "Import published checkpoints, configurations and command lines.",
+        "schedule": "Show the numbers of a noise schedule, and how well sampling starts.",
+        "cost": "Count the multiply-adds and parameters of an image.",
+    },
+    "data": {
+        "fetch": "Download weights and data sets in advance.",
+        "prepare": "Convert a source of images to a checked, memory-mapped store.",
+        "cache": "Write the downsampled levels of a prepared data set.",
+        "info": "Describe a file or folder made by udpm.",
+    },
+    "train": {
+        "train": "Train a model, or resume its training.",
+        "status": "Show the status of training runs.",
+        "clean": "Remove checkpoints of finished runs.",
+    },
+    "sample": {
+        "sample": "Sample images from trained weights.",
+        "join": "Join shards to a sample set.",
+        "export": "Write a sample set as image files.",
+        "latents": "Explore what each noise map of a model's latent controls.",
+    },
+    "score": {
+        "extractor": "Train the small classifier whose features score digits.",
+        "reference": "Compute feature statistics of a data set, to score against.",
+        "score": "Score a sample set or a baseline against a reference.",
+        "select": "Choose a run's best milestone by its score.",
+    },
+    "report": {
+        "table": "Render scores as a table (csv, md, tex, html).",
+        "paper": "Render the paper's tables with published and measured numbers.",
+        "summary": "Summarize on one page what ran, its results, and what is missing.",
+        "card": "Write a run's model card.",
+        "figure": "Render a figure (svg, png, and csv of its data).",
+        "sweep": "Plan, watch and rank a sweep of experiments.",
+    },
+    "bench": {
+        "bench": "Measure speed on this machine.",
+    },
 }
-"""Verbs of each module."""
+"""Verbs of each module, with their help."""
+VERBS = {verb: text for verbs in MODULES.values() for verb, text in verbs.items()}
 
 
 class _Verbs(Group):

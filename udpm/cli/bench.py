@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from udpm.cli.options import ANY, CONFIG, FILE, FOLDER, OutputFile, Verbs, Whole, check
-from udpm.core import kinds
+from udpm.cli.options import ANY, CONFIG_FOLDER, FILE, FOLDER, OutputFile, Verbs, Whole, check
+from udpm.core import devices, kinds
+from udpm.core.files import write_json
 
 SIDES = ("8", "16", "32", "64", "128", "256")
 """Sides that three levels of a cache can halve."""
@@ -61,7 +62,6 @@ def data(
     )
     from udpm.bench.measure import ceilings
     from udpm.bench.record import record
-    from udpm.core import devices
 
     where = devices.configure(device, threads)
     # Open the images first: measuring the ceilings takes seconds, and the path may be wrong.
@@ -126,7 +126,6 @@ def score(config: Path, extractor: Path | None, side: int, as_json: bool, output
     """
     from udpm.bench.inference import bench_extractor, scoring_lines
     from udpm.config import Scoring, read_resolved
-    from udpm.core import devices
     from udpm.metrics.extractor import extractor_files, open_extractor
 
     scoring = read_resolved(Scoring, config)
@@ -137,12 +136,8 @@ def score(config: Path, extractor: Path | None, side: int, as_json: bool, output
 
 @bench_command.command(epilog="Example: udpm bench sample cifar10 --output results/speed/cifar10.json")
 @click.argument("experiment")
-@click.option("--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration.")
-@click.option(
-    "--batch",
-    type=Whole(1),
-    help="Images per call; default: the experiment's, at most 16 on a CPU.",
-)
+@CONFIG_FOLDER
+@click.option("--batch", type=Whole(1), help="Images per call; default: the experiment's, at most 16 on a CPU.")
 @click.option("--seconds", type=click.FloatRange(0), default=5.0, show_default=True, help="Approximate duration.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: the experiment's.")
 @click.option(
@@ -167,7 +162,6 @@ def sample(
     """
     from udpm.bench.inference import bench_sampling, sampling_lines
     from udpm.config import load_experiment, resolve_run
-    from udpm.core import devices
 
     settings = load_experiment(experiment, config)
     how = settings.sampling
@@ -182,7 +176,6 @@ def _report(
 ) -> None:
     """Write a record if an output is given, and print it as JSON or text."""
     from udpm.core.arrays import sealed
-    from udpm.core.files import write_json
 
     found = sealed(found)
     if output is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from udpm.cli.options import (
-    CONFIG,
+    CONFIG_FOLDER,
     FILE,
     FOLDER,
     Numbers,
@@ -23,9 +23,11 @@ from udpm.cli.options import (
     check,
 )
 from udpm.core import kinds
-from udpm.core.files import leading
+from udpm.core.errors import UserError
+from udpm.core.files import leading, write_json, write_text
 from udpm.core.kinds import FileKind
 from udpm.core.outputs import Output
+from udpm.core.reading import read_text
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -44,7 +46,6 @@ def _is_resolved(path: Path) -> bool:
     import json
 
     from udpm.config import DatasetConfig, Latents, RunConfig, Sampling, Scoring
-    from udpm.core.files import leading
 
     try:
         text = leading(path).decode()
@@ -63,8 +64,6 @@ def _check_claim(output: Path, text: str) -> None:
     Raises:
         UserError: the output is a run's config.json with another content.
     """
-    from udpm.core.errors import UserError
-
     target = Path(os.path.realpath(output))
     others = [name for name in OF_A_RUN if os.path.lexists(target.parent / name)]
     if target.name == "config.json" and others and target.exists() and target.read_text(encoding="utf-8") != text:
@@ -84,7 +83,7 @@ RESOLVED = FileKind("resolved configuration", _is_resolved)
 @click.option("--dataset", metavar="NAME", help="Resolve this data set instead of an experiment.")
 @click.option("--part", type=click.Choice(PARTS), default="run", show_default=True, help="Which part to write.")
 @click.option("--seed", type=Whole(0, 2**63 - 1), default=0, show_default=True, help="Training seed, for part run.")
-@click.option("--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration.")
+@CONFIG_FOLDER
 @click.option("--output", type=OutputFile(RESOLVED), help="File to write; default: print it.")
 def resolve_command(
     experiment: str | None, dataset: str | None, part: str, seed: int, config: Path, output: Path | None
@@ -97,8 +96,6 @@ def resolve_command(
     if (experiment is None) == (dataset is None):
         raise click.UsageError("give either an EXPERIMENT or --dataset NAME", click.get_current_context())
     from udpm.config import load_dataset, load_experiment, resolve_run, source_file, to_json
-    from udpm.core.errors import UserError
-    from udpm.core.files import write_text
 
     resolved: BaseModel | None
     if experiment is None:
@@ -141,8 +138,6 @@ def schema_command(config: Path, docs: Path) -> None:
     flags.
     """
     from udpm.config.schema import FILES, FLAGS, KEYS, insert, json_schema, key_reference
-    from udpm.core.files import write_json, write_text
-    from udpm.core.reading import read_text
     from udpm.interop.flags import flag_table
 
     manuals = ((config / "README.md", KEYS, key_reference()), (docs / "published-code.md", FLAGS, flag_table()))
@@ -166,9 +161,7 @@ def schema_command(config: Path, docs: Path) -> None:
 @click.option("--name", help="Also write this experiment (and its data set, unless --dataset names one).")
 @click.option("--dataset", help="An existing data set, for --name.")
 @click.option(
-    "--gpus",
-    type=Whole(1),
-    help="Number of GPUs that batch_per_GPU refers to; default: that of torchrun, else 1.",
+    "--gpus", type=Whole(1), help="Number of GPUs that batch_per_GPU refers to; default: that of torchrun, else 1."
 )
 @click.option("--alphas", type=Numbers(float), help="The schedule, l = 1 first: 0.5,0.2,1e-3.")
 @click.option("--sigmas", type=Numbers(float), help="The schedule, l = 1 first: 0.1,0.2,0.3.")
@@ -224,8 +217,6 @@ def import_command(
 
 def _import_run(checkpoints: tuple[Path, ...], run_config: Path | None, run: Path | None) -> None:
     from udpm.config import RunConfig, read_resolved
-    from udpm.core.errors import UserError
-    from udpm.core.outputs import Output
     from udpm.interop.convert import import_weights
     from udpm.runs.config_guard import check_import
 
@@ -254,7 +245,7 @@ class Asked(NamedTuple):
 
 @click.command(cls=Verb, epilog="Example: udpm schedule --alphas 0.5,0.2,1e-3 --sigmas 0.1,0.2,0.3 --side 32")
 @click.argument("experiment", required=False)
-@click.option("--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration.")
+@CONFIG_FOLDER
 @click.option("--alphas", type=Numbers(float), help="Instead of an experiment: α for each level, l = 1 first.")
 @click.option("--sigmas", type=Numbers(float), help="With --alphas: σ for each level, l = 1 first.")
 @click.option("--side", type=Whole(1), help=f"With --alphas: N; default: the data set's, else {SIDE}.")
@@ -312,7 +303,6 @@ def _experiment(name: str, config: Path) -> Asked:
 def _typed(alphas: list[float], sigmas: list[float], side: int | None, normalization: str | None) -> Asked:
     from udpm.config import Process
     from udpm.config.validation import validate
-    from udpm.core.errors import UserError
 
     if len(alphas) != len(sigmas):
         raise UserError(f"--alphas has {len(alphas)} values, --sigmas {len(sigmas)}; give one of each per level")
@@ -329,8 +319,6 @@ def _typed(alphas: list[float], sigmas: list[float], side: int | None, normaliza
 
 def _images(asked: Asked, dataset: Path | None) -> tuple[int, float, str]:
     """Return N, m₂, and a description of the source of m₂."""
-    from udpm.core.errors import UserError
-
     store = None
     if dataset is not None:
         from udpm.data.store import open_store
@@ -352,7 +340,7 @@ def _images(asked: Asked, dataset: Path | None) -> tuple[int, float, str]:
 
 @click.command(cls=Verb, epilog="Example: udpm cost cifar10 ffhq64 --output results/tables/cost")
 @click.argument("experiments", nargs=-1, required=True, metavar="EXPERIMENT...")
-@click.option("--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration.")
+@CONFIG_FOLDER
 @click.option(
     "--output", type=OutputStem(kinds.TABLE), metavar="STEM", help="Also write STEM.csv, .md, .tex and .html."
 )

@@ -9,6 +9,11 @@ import click
 
 from udpm.cli.options import ANY, FILE, FOLDER, OutputFile, OutputFolder, OutputPlace, Verb, Whole, check
 from udpm.core import kinds
+from udpm.core.containers import read_header
+from udpm.core.errors import UserError
+from udpm.core.files import expanded
+from udpm.core.processes import StopRequest
+from udpm.core.reading import read_json
 
 FILES = ("inception", "vgg", "cifar10")
 
@@ -63,12 +68,9 @@ def prepare_command(config: Path, output: Path, workers: int | None) -> None:
     CONFIG is a data set's resolved configuration (udpm resolve --dataset NAME). The same command resumes an interrupted
     preparation; a finished one is left unchanged.
     """
-    from udpm.core.processes import StopRequest
-
     stop = StopRequest.install()
 
     from udpm.config import DatasetConfig, read_resolved
-    from udpm.core.files import expanded
     from udpm.data.prepare import prepare
 
     resolved = read_resolved(DatasetConfig, config)
@@ -108,8 +110,6 @@ def info_command(path: Path, sheet: Path | None, check: bool) -> None:
     chain, a latent-space experiment, or a published checkpoint (.pt). For a data set, the output includes the images
     per class, mean and standard deviation (0..255, training split).
     """
-    from udpm.core.errors import UserError
-
     if (sheet or check) and not _is_prepared(path):
         raise UserError(f"{path}: --sheet is for a data set, --check for a data set or a level cache")
     if check:
@@ -129,7 +129,6 @@ def _is_prepared(path: Path) -> bool:
 
 
 def _check(path: Path) -> None:
-    from udpm.core.errors import UserError
     from udpm.data.levels import read_cache_record
     from udpm.data.store import check_files, open_store
     from udpm.data.summary import differences
@@ -144,8 +143,6 @@ def _check(path: Path) -> None:
 
 
 def _describe(path: Path) -> dict:
-    from udpm.core.errors import UserError
-    from udpm.core.reading import read_json
 
     if (path / "dataset.json").exists():
         from udpm.data.store import open_store
@@ -159,7 +156,8 @@ def _describe(path: Path) -> dict:
                 return read_json(path / name, "record")
         raise UserError(f"{path}: not a folder made by udpm; expected a data set, a level cache or a run")
     if path.suffix == ".safetensors":
-        return _safetensors(path)
+        header = read_header(path)
+        return {**header.description, "tensors": len(header.shapes)}
     if path.suffix == ".pt" and not path.with_suffix(".json").exists():
         from udpm.interop.checkpoint import read_weights
 
@@ -173,27 +171,8 @@ def _describe(path: Path) -> dict:
 
 def _side_record(path: Path) -> dict:
     """Read the record with the same name and suffix .json."""
-    from udpm.core.errors import UserError
-    from udpm.core.reading import read_json
-
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     if not path.with_suffix(".json").exists():
         raise UserError(f"{path}: not a file made by udpm")
     return read_json(path.with_suffix(".json"), "record")
-
-
-def _safetensors(path: Path) -> dict:
-    from safetensors import SafetensorError, safe_open
-
-    from udpm.core.errors import UserError
-
-    try:
-        with safe_open(path, "np") as file:
-            description = json.loads((file.metadata() or {}).get("udpm", "{}"))
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not a readable safetensors file: {error}") from None
-    return {**description, "tensors": len(shapes)}

@@ -92,6 +92,13 @@ CONFIG = InputPath(files=False, holds=_config_holds)
 RESULTS = InputPath(files=False, holds=_results_hold)
 RUN = InputPath(files=False, holds=_run_holds)
 
+CONFIG_FOLDER = click.option(
+    "--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration."
+)
+RESULTS_FOLDER = click.option(
+    "--results", type=RESULTS, default="results", show_default=True, help="Folder of the results."
+)
+
 
 class OutputPath(click.Path):
     """An output path. `Verb` checks it against all inputs and existing files before any work."""
@@ -105,8 +112,6 @@ class OutputFile(OutputPath):
     """One file.
 
     Args:
-        kind: kind of the file.
-        suffixes: allowed suffixes; none: any.
         sides: kinds of additional files with the same name, by suffix.
     """
 

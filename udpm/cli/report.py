@@ -10,16 +10,23 @@ from typing import Any
 
 import click
 
-from udpm.cli.options import CONFIG, FILE, FOLDER, RESULTS, RUN, OutputFile, OutputPlace, OutputStem, Verb, Verbs, check
+from udpm.cli.options import (
+    CONFIG_FOLDER,
+    FILE,
+    FOLDER,
+    RESULTS_FOLDER,
+    RUN,
+    OutputFile,
+    OutputPlace,
+    OutputStem,
+    Verb,
+    Verbs,
+    check,
+)
 from udpm.core import kinds
 from udpm.core.errors import EXIT_USER_ERROR, UserError
+from udpm.core.files import write_text
 
-CONFIG_FOLDER = click.option(
-    "--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration."
-)
-RESULTS_FOLDER = click.option(
-    "--results", type=RESULTS, default="results", show_default=True, help="Folder of the results."
-)
 FIGURE = click.option(
     "--output", type=OutputStem(kinds.FIGURE), required=True, metavar="STEM", help="Path without suffix."
 )
@@ -111,7 +118,6 @@ def card_command(run: Path, scores: tuple[Path, ...], output: Path) -> None:
     The card has the format of Hugging Face's model cards. A score of another run, or of weights that the run no longer
     has, is refused. An edited card is never replaced.
     """
-    from udpm.core.files import write_text
     from udpm.report.card import model_card
 
     write_text(output, model_card(run, scores))
@@ -123,9 +129,29 @@ def figure_command() -> None:
     """Render a figure as STEM.svg and STEM.png, and its data as STEM.csv."""
 
 
-@figure_command.command(epilog="Example: udpm figure samples results/samples/digits/seed0.npz --output figures/samples")
-@click.argument("source", type=FILE)
-@FIGURE
+SOURCE = click.argument("source", type=FILE)
+
+
+def _drawing(example: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a command of `udpm figure` from a function that draws; it prints the files it wrote."""
+
+    def decorate(draw: Callable[..., None]) -> click.Command:
+        @figure_command.command(epilog=f"Example: udpm figure {example}")
+        @FIGURE
+        @wraps(draw)
+        def command(output: Path, **given: Any) -> None:
+            draw(output=output, **given)
+            with open(f"{output}.png", "rb") as file:
+                width, height = struct.unpack(">II", file.read(24)[16:])
+            click.echo(f"{output}.png: {width}×{height} pixels; also .svg, and .csv of the data")
+
+        return command
+
+    return decorate
+
+
+@_drawing("samples results/samples/digits/seed0.npz --output figures/samples")
+@SOURCE
 def samples(source: Path, output: Path) -> None:
     """Draw the first images of a sample set, one row per class."""
     from udpm.report.figures.samples import plot_samples
@@ -133,11 +159,8 @@ def samples(source: Path, output: Path) -> None:
     plot_samples(source, output)
 
 
-@figure_command.command(
-    epilog="Example: udpm figure chain results/samples/digits/seed0_chain.npz --output figures/chain"
-)
-@click.argument("source", type=FILE)
-@FIGURE
+@_drawing("chain results/samples/digits/seed0_chain.npz --output figures/chain")
+@SOURCE
 def chain(source: Path, output: Path) -> None:
     """Draw the way from noise to image: states and network outputs of one image per class."""
     from udpm.report.figures.samples import plot_chain
@@ -145,11 +168,8 @@ def chain(source: Path, output: Path) -> None:
     plot_chain(source, output)
 
 
-@figure_command.command(
-    epilog="Example: udpm figure curves results/runs/digits/seed0/metrics.jsonl --output figures/curves"
-)
-@click.argument("source", type=FILE)
-@FIGURE
+@_drawing("curves results/runs/digits/seed0/metrics.jsonl --output figures/curves")
+@SOURCE
 def curves(source: Path, output: Path) -> None:
     """Plot training losses by level, also of a run that is still training."""
     from udpm.report.figures.curves import plot_curves
@@ -157,9 +177,8 @@ def curves(source: Path, output: Path) -> None:
     plot_curves(source, output)
 
 
-@figure_command.command(epilog="Example: udpm figure selection selection.json --output figures/selection")
-@click.argument("source", type=FILE)
-@FIGURE
+@_drawing("selection selection.json --output figures/selection")
+@SOURCE
 def selection(source: Path, output: Path) -> None:
     """Plot the Fréchet distance of a run's milestones and mark the chosen one."""
     from udpm.report.figures.curves import plot_selection
@@ -167,11 +186,8 @@ def selection(source: Path, output: Path) -> None:
     plot_selection(source, output)
 
 
-@figure_command.command(
-    epilog="Example: udpm figure schedule results/configs/digits/seed0.json --output figures/schedule"
-)
-@click.argument("source", type=FILE)
-@FIGURE
+@_drawing("schedule results/configs/digits/seed0.json --output figures/schedule")
+@SOURCE
 def schedule(source: Path, output: Path) -> None:
     """Plot signal, noise and their ratio at every level of a run's schedule."""
     from udpm.report.figures.schedule import plot_run_schedule
@@ -179,13 +195,9 @@ def schedule(source: Path, output: Path) -> None:
     plot_run_schedule(source, output)
 
 
-@figure_command.command(
-    epilog="Example: udpm figure forward results/configs/digits/seed0.json --dataset results/datasets/digits "
-    "--output figures/forward"
-)
-@click.argument("source", type=FILE)
+@_drawing("forward results/configs/digits/seed0.json --dataset results/datasets/digits --output figures/forward")
+@SOURCE
 @click.option("--dataset", type=FOLDER, required=True, help="Prepared data set that the run is trained on.")
-@FIGURE
 def forward(source: Path, dataset: Path, output: Path) -> None:
     """Draw the forward process of a run's schedule: a training image of each class, and its state at every level."""
     from udpm.report.figures.samples import plot_forward_process
@@ -193,11 +205,8 @@ def forward(source: Path, dataset: Path, output: Path) -> None:
     plot_forward_process(source, dataset, output)
 
 
-@figure_command.command(
-    epilog="Example: udpm figure latents results/latents/digits/seed0/swap.npz --output figures/swap"
-)
-@click.argument("source", type=FILE)
-@FIGURE
+@_drawing("latents results/latents/digits/seed0/swap.npz --output figures/swap")
+@SOURCE
 def latents(source: Path, output: Path) -> None:
     """Draw the images of a latent-space experiment with labelled rows and columns."""
     from udpm.report.figures.latents import plot_latents
@@ -205,10 +214,9 @@ def latents(source: Path, output: Path) -> None:
     plot_latents(source, output)
 
 
-@figure_command.command(epilog="Example: udpm figure tradeoff --results results --output figures/tradeoff")
+@_drawing("tradeoff --results results --output figures/tradeoff")
 @RESULTS_FOLDER
 @CONFIG_FOLDER
-@FIGURE
 def tradeoff(results: Path, config: Path, output: Path) -> None:
     """Plot FID against multiply-adds: published points of the paper and its peers, and measured ones."""
     from udpm.report.paper.study import StudyReport
@@ -216,37 +224,15 @@ def tradeoff(results: Path, config: Path, output: Path) -> None:
     StudyReport(results, config).plot_tradeoff(output)
 
 
-@figure_command.command(
-    epilog="Example: udpm figure neighbours results/samples/digits/seed0.npz --dataset results/datasets/digits "
-    "--output figures/neighbours"
-)
-@click.argument("source", type=FILE)
+@_drawing("neighbours results/samples/digits/seed0.npz --dataset results/datasets/digits --output figures/neighbours")
+@SOURCE
 @click.option("--dataset", type=FOLDER, required=True, help="Prepared data set that the model was trained on.")
 @click.option("--columns", type=click.IntRange(1, 24), default=12, show_default=True, help="Number of samples.")
-@FIGURE
 def neighbours(source: Path, dataset: Path, columns: int, output: Path) -> None:
     """Draw samples above their nearest training images, with the distances of held-out images for comparison."""
     from udpm.report.figures.samples import plot_neighbours
 
     plot_neighbours(source, dataset, output, columns)
-
-
-def _reporting(draw: Callable[..., None]) -> Callable[..., None]:
-    """Make a drawing command print the files it wrote."""
-
-    @wraps(draw)
-    def command(output: Path, **given: Any) -> None:
-        draw(output=output, **given)
-        with open(f"{output}.png", "rb") as file:
-            width, height = struct.unpack(">II", file.read(24)[16:])
-        click.echo(f"{output}.png: {width}×{height} pixels; also .svg, and .csv of the data")
-
-    return command
-
-
-for _drawing in figure_command.commands.values():
-    if _drawing.callback is not None:
-        _drawing.callback = _reporting(_drawing.callback)
 
 
 @click.group(cls=Verbs)
@@ -264,7 +250,7 @@ def plan(sweep: str, config: Path, output: Path | None) -> None:
     With --output the table is also written as STEM.csv, .md, .tex and .html.
     """
     from udpm.config import load_sweep
-    from udpm.report.sweep.tables import plan_table
+    from udpm.report.sweep.plan import plan_table
 
     table = plan_table(load_sweep(sweep, config))
     click.echo(table.markdown() if output is None else table.write(output), nl=False)
@@ -309,8 +295,7 @@ def rank(sweep: str, config: Path, results: Path, output: Path | None, best: Pat
     With --output the table is also written as STEM.csv, .md, .tex and .html.
     """
     from udpm.config import load_sweep
-    from udpm.core.files import write_text
-    from udpm.report.sweep.tables import best_experiment, ranking_table, read_results
+    from udpm.report.sweep.ranking import best_experiment, ranking_table, read_results
 
     loaded = load_sweep(sweep, config)
     found = read_results(loaded, results)
@@ -330,7 +315,7 @@ def heat(sweep: str, grid: str, config: Path, results: Path, output: Path) -> No
     """Draw a GRID of two axes as a heat map: STEM.svg, STEM.png, and its data as STEM.csv."""
     from udpm.config import load_sweep
     from udpm.report.sweep.figures import plot_heat_map
-    from udpm.report.sweep.tables import read_results
+    from udpm.report.sweep.ranking import read_results
 
     loaded = load_sweep(sweep, config)
     plot_heat_map(loaded, read_results(loaded, results), grid, output)
@@ -351,7 +336,7 @@ def strip(sweep: str, config: Path, results: Path, output: Path) -> None:
     """
     from udpm.config import load_sweep
     from udpm.report.sweep.figures import plot_sample_strip
-    from udpm.report.sweep.tables import read_results
+    from udpm.report.sweep.ranking import read_results
 
     loaded = load_sweep(sweep, config)
     plot_sample_strip(loaded, read_results(loaded, results), results, output)

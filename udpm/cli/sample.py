@@ -24,6 +24,7 @@ from udpm.cli.options import (
     check,
 )
 from udpm.core import kinds
+from udpm.core.devices import as_user_errors
 
 CASUAL_COUNT = 64
 
@@ -94,7 +95,6 @@ def sample_command(
     """
     from udpm.config import Sampling, read_resolved
     from udpm.config.validation import validate
-    from udpm.core.devices import as_user_errors
     from udpm.metrics.selection import check_selected, read_selection
     from udpm.runs.layout import milestone
     from udpm.sampling.generate import draw_samples, kept_weights
@@ -199,13 +199,7 @@ SHARED = (
     ),
 )
 HOW = (
-    click.option(
-        "--weights",
-        type=str,
-        default="ema",
-        show_default=True,
-        help="ema, raw, or another average.",
-    ),
+    click.option("--weights", type=str, default="ema", show_default=True, help="ema, raw, or another average."),
     click.option(
         "--posterior",
         type=click.Choice(["scalar", "exact"]),
@@ -305,7 +299,6 @@ def pca(**given: Any) -> None:
 def _explore(kind: str, source: Path, config: Path | None, output: Path, **values: Any) -> None:
     from udpm.config import Latents, Sampling, read_resolved
     from udpm.config.validation import validate
-    from udpm.core.devices import as_user_errors
     from udpm.sampling.generate import explore_latents
 
     section = Latents() if config is None else read_resolved(Latents, config)

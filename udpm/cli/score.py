@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from udpm.cli.options import ANY, FILE, FOLDER, MOST_IMAGES, OutputFile, OutputFolder, OutputStem, Verb, Whole, check
-from udpm.core import kinds
+from udpm.core import devices, kinds
+from udpm.core.errors import UserError
+from udpm.core.files import write_json
 
 
 @click.command(cls=Verb, epilog="Example: udpm extractor results/datasets/digits --output results/extractors/digits.pt")
@@ -26,7 +28,6 @@ def extractor_command(dataset: Path, output: Path, seed: int, threads: int) -> N
 
     It is trained on the training split of DATASET; its record has its accuracy on the test split.
     """
-    from udpm.core import devices
     from udpm.data.store import open_store
     from udpm.metrics.extractor_networks import train_classifier
 
@@ -72,7 +73,6 @@ def reference_command(
     have no kernel distance, precision or recall.
     """
     from udpm.config import Scoring, read_resolved
-    from udpm.core import devices
     from udpm.data.external import open_images
     from udpm.data.store import RECORD, open_store
     from udpm.metrics import reference
@@ -86,15 +86,11 @@ def reference_command(
     if published:
         reference.import_reference(source, network, output)
     elif (source / RECORD).exists():
-        store = open_store(source)
-        reference.write_reference(
-            store, scoring.reference_split, network, scoring.batch, output, flips=flips, cache=features
-        )
+        store, split = open_store(source), scoring.reference_split
+        reference.write_reference(store, split, network, scoring.batch, output, flips=flips, cache=features)
     else:
-        images = open_images(source, count)
-        reference.write_image_reference(
-            images, source.stem, network, scoring.batch, output, flips=flips, cache=features
-        )
+        images, name = open_images(source, count), source.stem
+        reference.write_image_reference(images, name, network, scoring.batch, output, flips=flips, cache=features)
     click.echo(f"{output}: {_contents(output)}")
 
 
@@ -143,7 +139,6 @@ def score_command(again: Path | None, features: Path | None, output: Path, **giv
     The score records how it was made; `udpm score --again` recomputes it if none of its files changed.
     """
     from udpm.core.arrays import sealed
-    from udpm.core.files import write_json
     from udpm.metrics.protocol import SEALED
 
     request = _requested(given) if again is None else _remembered(again, given)
@@ -180,7 +175,6 @@ def _requested(given: dict[str, Any]) -> dict[str, Any]:
 def _remembered(path: Path, given: dict[str, Any]) -> dict[str, Any]:
     """Read the request of an existing score."""
     from udpm.config.validation import validate
-    from udpm.core.errors import UserError
     from udpm.metrics.protocol import Request, read_score
 
     if any(given.values()):
@@ -205,8 +199,6 @@ def _check_named(request: dict[str, Any]) -> None:
 def _score(request: dict[str, Any], features: Path | None) -> dict[str, Any]:
     from udpm.config import Scoring
     from udpm.config.validation import validate
-    from udpm.core import devices
-    from udpm.core.errors import UserError
     from udpm.data.external import open_images
     from udpm.data.store import open_store
     from udpm.metrics import score as scores
@@ -232,7 +224,6 @@ def _score(request: dict[str, Any], features: Path | None) -> dict[str, Any]:
 
 def _check_same(path: Path, found: dict[str, Any]) -> None:
     """Check that no input has changed since the score was made."""
-    from udpm.core.errors import UserError
     from udpm.metrics.protocol import read_score
 
     before = read_score(path)
@@ -261,7 +252,6 @@ def select_command(scores: tuple[Path, ...], output: Path, table: Path | None) -
     sample --selection`, and score those with `udpm score --selection`.
     """
     from udpm.core.arrays import sealed
-    from udpm.core.files import write_json
     from udpm.metrics.selection import select
 
     selection = select(scores)

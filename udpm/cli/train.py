@@ -8,6 +8,7 @@ import click
 
 from udpm.cli.options import FILE, FOLDER, RESULTS, OutputFolder, Verb, check
 from udpm.core import kinds
+from udpm.core.errors import UserError
 from udpm.core.processes import StopRequest
 
 
@@ -85,7 +86,6 @@ def _given(name: str, value: Path | None) -> Path:
 
 
 def _describe(config, dataset: Path | None, cache: Path | None, run: Path | None) -> None:
-    from udpm.core.errors import UserError
     from udpm.data.levels import open_levels
 
     levels = open_levels(dataset, cache, config.process.levels) if dataset and cache else None
@@ -112,7 +112,6 @@ def status_command(runs: tuple[Path, ...], results: Path | None, as_json: bool) 
     complete  the weights exist
     unreadable  one of its files cannot be read; other runs are still shown
     """
-    from udpm.core.errors import UserError
     from udpm.runs.layout import Layout
     from udpm.runs.records import is_run
     from udpm.runs.status import read_status, read_statuses, render_statuses, statuses_json
@@ -142,7 +141,6 @@ def clean_command(folders: tuple[Path, ...], yes: bool) -> None:
 
     A run without checkpoints stays complete, but can no longer be extended to more iterations.
     """
-    from udpm.core.errors import UserError
     from udpm.runs.cleaning import Leftovers, find_runs, leftovers, remove
 
     found: list[Leftovers] = []

@@ -19,31 +19,22 @@ from udpm.config.load import (
     source_file,
     to_json,
 )
-from udpm.config.model import Discriminator, Generator, ModelConfig, Process
-from udpm.config.points import LoadedSweep, Point, Resolved
-from udpm.config.study import ClusterConfig, Study, Sweep
-from udpm.config.training import Losses, Training
+from udpm.config.model import Generator, ModelConfig, Process
+from udpm.config.study import ClusterConfig, Study
 from udpm.config.validation import list_configs
 
 __all__ = [
     "ClusterConfig",
     "DatasetConfig",
-    "Discriminator",
     "Experiment",
     "Generator",
     "Latents",
-    "LoadedSweep",
-    "Losses",
     "ModelConfig",
-    "Point",
     "Process",
-    "Resolved",
     "RunConfig",
     "Sampling",
     "Scoring",
     "Study",
-    "Sweep",
-    "Training",
     "list_configs",
     "load_cluster",
     "load_dataset",

@@ -26,8 +26,6 @@ def class_number(label: int | str, names: Sequence[str], classes: int, where: st
 
     Args:
         label: name or number.
-        names: of the classes; empty if unknown.
-        classes: number of classes.
         where: option or key that the label came from, for the error.
 
     Raises:
@@ -39,9 +37,8 @@ def class_number(label: int | str, names: Sequence[str], classes: int, where: st
     plain = not any(name.isdecimal() for name in names)
     if text.isdecimal() and (plain or list(names) == [str(number) for number in range(classes)]):
         if int(text[:18]) >= classes:
-            raise UserError(
-                f"{where}: must be in 0..{classes - 1}, got {text[:18]}{_list_names(names) if plain else ''}"
-            )
+            hint = _list_names(names) if plain else ""
+            raise UserError(f"{where}: must be in 0..{classes - 1}, got {text[:18]}{hint}")
         return int(text)
     if not names:
         raise UserError(f"{where}: the class names are unknown; expected numbers 0..{classes - 1}, got {text!r}")
@@ -68,8 +65,6 @@ def class_folders(names: Sequence[str], classes: int, taken: Iterable[str] = ())
     """Return folder names for classes: their names without unsafe characters, or all numbers if those would collide.
 
     Args:
-        names: of the classes; empty if unknown.
-        classes: number of classes.
         taken: names already used in the same folder.
     """
     folders = [_UNSAFE.sub("_", name) or str(number) for number, name in enumerate(names)]
@@ -101,7 +96,7 @@ class SplitFolders(Section):
     """Images kept out of training."""
 
     @check
-    def _apart(self) -> SplitFolders:
+    def _apart(self) -> None:
         taken: list[tuple[str, ...]] = []
         for split, folders in self.folders.items():
             for name in folders:
@@ -111,7 +106,6 @@ class SplitFolders(Section):
                 if any(parts[: len(other)] == other[: len(parts)] for other in taken):
                     raise ValueError(f"{split}: {name!r} and another folder share images")
                 taken.append(parts)
-        return self
 
     @property
     def folders(self) -> dict[str, list[str]]:
@@ -180,29 +174,24 @@ class DatasetConfig(Section):
     requests this many cores."""
 
     @check
-    def _path_where_needed(self) -> DatasetConfig:
+    def _path_where_needed(self) -> None:
         if self.source == "digits" and self.path is not None:
             raise ValueError("path: source digits does not take one; leave it out")
         if self.source != "digits" and self.path is None:
             raise ValueError(f"path: is missing; source {self.source} needs the folder that holds the data")
         if self.source == "cifar10" and self.side > CIFAR_SIDE:
             raise ValueError(f"side: must be at most {CIFAR_SIDE}, the side of CIFAR-10's images, got {self.side}")
-        return self
 
     @check
-    def _labels_where_they_are(self) -> DatasetConfig:
+    def _labels_where_they_are(self) -> None:
         own = len(OWN_CLASSES.get(self.source, []))
         if own and self.classes not in (0, own):
-            raise ValueError(
-                f"classes: source {self.source} has {own}, got {self.classes}; set {own}, or 0 to ignore labels"
-            )
+            raise ValueError(f"classes: source {self.source} has {own}, got {self.classes}; set {own}, or 0 for none")
         for key in ("labels", "splits"):
             if own and getattr(self, key) is not None:
                 raise ValueError(f"{key}: only for source folder, but source is {self.source}; leave it out")
         if self.labels is not None and not self.classes:
             raise ValueError("labels: set, but classes is 0, which means unlabelled; set the number of classes too")
         if self.labels not in (None, LABELLED_FOLDERS) and not self.labels.lower().endswith(LABEL_SUFFIXES):
-            raise ValueError(
-                f"labels: must be {LABELLED_FOLDERS} or a file {', '.join(LABEL_SUFFIXES)}, got {self.labels!r}"
-            )
-        return self
+            suffixes = ", ".join(LABEL_SUFFIXES)
+            raise ValueError(f"labels: must be {LABELLED_FOLDERS} or a file {suffixes}, got {self.labels!r}")

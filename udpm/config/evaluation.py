@@ -70,20 +70,18 @@ class Sampling(Section):
     """CPU threads of the sampling process."""
 
     @check
-    def _one_way_of_calling(self) -> Sampling:
+    def _one_way_of_calling(self) -> None:
         if self.compile and self.cuda_graphs:
             raise ValueError("cuda_graphs: compile already uses CUDA graphs; leave one of the two out")
-        return self
 
     @check
-    def _shards_hold_batches(self) -> Sampling:
+    def _shards_hold_batches(self) -> None:
         batches = -(-self.count // self.batch)
         if self.shards > batches:
             raise ValueError(
                 f"shards: must be at most {batches}, the number of batches of {self.batch} in {self.count} images, "
                 f"got {self.shards}"
             )
-        return self
 
 
 class Latents(Section):
@@ -109,13 +107,12 @@ class Latents(Section):
     """Fraction g of one level's map that these images share; 0: independent maps."""
 
     @check
-    def _enough_images_for_the_components(self) -> Latents:
+    def _enough_images_for_the_components(self) -> None:
         if self.pca_components >= self.pca_images:
             raise ValueError(
                 f"pca_components: {self.pca_components} need at least {self.pca_components + 1} images, "
                 f"but pca_images is {self.pca_images}"
             )
-        return self
 
 
 class Scoring(Section):
@@ -166,9 +163,9 @@ class Scoring(Section):
     """CPU threads of the scoring process."""
 
     @check
-    def _published_statistics_stand_alone(self) -> Scoring:
+    def _published_statistics_stand_alone(self) -> None:
         if self.reference is None:
-            return self
+            return
         if self.extractor == "digits":
             raise ValueError(
                 "reference: published statistics cannot belong to the digits extractor, which is trained here; set "
@@ -176,10 +173,7 @@ class Scoring(Section):
             )
         if self.reference_flips or self.reference_split != "train":
             key = "reference_flips" if self.reference_flips else "reference_split"
-            raise ValueError(
-                f"{key}: applies to the data set's statistics, but reference names published ones; leave one out"
-            )
-        return self
+            raise ValueError(f"{key}: is about the data set's statistics, but reference names others; leave one out")
 
 
 class Selection(Section):

@@ -12,12 +12,7 @@ from udpm.config.evaluation import Latents, Sampling, Scoring, Selection
 from udpm.config.model import Discriminator, Generator, ModelConfig, Process, check_fit
 from udpm.config.study import Resources
 from udpm.config.training import Losses, Training, TrainingOrImported
-from udpm.config.validation import (
-    Section,
-    Seed,
-    WorkflowPath,
-    check,
-)
+from udpm.config.validation import Section, Seed, WorkflowPath, check
 
 
 class Experiment(Section):
@@ -70,7 +65,7 @@ class Experiment(Section):
         return None if self.scoring is None else self.scoring.model_copy(update={"ranges": 1})
 
     @check
-    def _lists_have_one_value_per_level(self) -> Experiment:
+    def _lists_have_one_value_per_level(self) -> None:
         wrong = [
             f"{path}: has {len(value)} values, but process.levels is {self.process.levels}; "
             "give one value, or one for each level"
@@ -79,32 +74,28 @@ class Experiment(Section):
         ]
         if wrong:
             raise ValueError("\n".join(wrong))
-        return self
 
     @check
-    def _discriminator_where_needed(self) -> Experiment:
+    def _discriminator_where_needed(self) -> None:
         if self.discriminator is None and any(_as_list(self.losses.adversarial_weight, 1)):
             raise ValueError("discriminator: is missing, but losses.adversarial_weight is above 0")
-        return self
 
     @check
-    def _probabilities_sum_to_one(self) -> Experiment:
+    def _probabilities_sum_to_one(self) -> None:
         probabilities = None if self.training == "imported" else self.training.level_probabilities
         if probabilities is not None and not math.isclose(sum(probabilities), 1, abs_tol=1e-6):
             raise ValueError(f"training.level_probabilities: must sum to 1, but sum to {sum(probabilities):g}")
-        return self
 
     @check
-    def _imported_weights_have_a_file(self) -> Experiment:
+    def _imported_weights_have_a_file(self) -> None:
         if self.training == "imported":
             if self.weights is None:
                 raise ValueError("weights: is missing, but training is imported; name the file")
             if len(self.seeds) > 1:
                 raise ValueError(f"seeds: imported weights are a single run, got {len(self.seeds)} seeds; keep one")
-        return self
 
     @check
-    def _sampling_fits_the_model(self) -> Experiment:
+    def _sampling_fits_the_model(self) -> None:
         sampling, training = self.sampling, self.training
         if sampling.guidance != 1 and not self.generator.label_dropout:
             raise ValueError("sampling.guidance: needs a generator trained with label_dropout above 0")
@@ -115,16 +106,14 @@ class Experiment(Section):
         if sampling.labels == "none" and not self.generator.label_dropout:
             raise ValueError("sampling.labels: none needs a generator trained with label_dropout above 0")
         if isinstance(training, Training) and sampling.weights not in training.kept_weights:
-            raise ValueError(
-                f"sampling.weights: {sampling.weights} is not kept; training keeps {', '.join(training.kept_weights)}"
-            )
-        return self
+            kept = ", ".join(training.kept_weights)
+            raise ValueError(f"sampling.weights: {sampling.weights} is not kept; training keeps {kept}")
 
     @check
-    def _sampled_milestone_is_kept(self) -> Experiment:
+    def _sampled_milestone_is_kept(self) -> None:
         iteration, training = self.sampling.iteration, self.training
         if iteration is None:
-            return self
+            return
         if not isinstance(training, Training):
             raise ValueError("sampling.iteration: imported weights have no milestones; leave it out")
         if not training.keep_every or iteration % training.keep_every or iteration > training.iterations:
@@ -134,25 +123,23 @@ class Experiment(Section):
             )
         if self.sampling.weights == "raw" and training.averages:
             raise ValueError("sampling.weights: raw, but milestones keep only averages; use ema")
-        return self
 
     @check
-    def _scores_can_be_measured(self) -> Experiment:
+    def _scores_can_be_measured(self) -> None:
         scoring, count = self.scoring, self.sampling.count
         if scoring is None:
-            return self
+            return
         if count % scoring.ranges or count < 2 * scoring.ranges:
             raise ValueError(
                 f"scoring.ranges: cannot split sampling.count, {count}, into {scoring.ranges} equal ranges of 2 or "
                 "more; change one of the two, or set scoring: null"
             )
-        return self
 
     @check
-    def _selection_has_milestones(self) -> Experiment:
+    def _selection_has_milestones(self) -> None:
         selection, training = self.selection, self.training
         if selection is None:
-            return self
+            return
         if self.scoring is None:
             raise ValueError("selection: needs scores, but scoring is null; leave one out")
         if not isinstance(training, Training):
@@ -171,13 +158,12 @@ class Experiment(Section):
                 )
         if training.epochs and not selection.milestones:
             raise ValueError("selection.milestones: is missing; training.epochs may end before the last milestone")
-        return self
 
     @check
-    def _selection_is_independent(self) -> Experiment:
+    def _selection_is_independent(self) -> None:
         selection, sampling, training = self.selection, self.sampling, self.training
         if selection is None or not isinstance(training, Training):
-            return self
+            return
         if selection.seed == sampling.seed:
             raise ValueError(
                 f"selection.seed: {selection.seed} is also sampling.seed; use another, so that the reported score is "
@@ -189,29 +175,25 @@ class Experiment(Section):
             raise ValueError("sampling.iteration: samples one milestone, but selection samples the best; leave one out")
         if sampling.weights == "raw" and training.averages:
             raise ValueError("sampling.weights: raw, but milestones keep only averages; use ema")
-        return self
 
     @check
-    def _latents_fit_the_model(self) -> Experiment:
+    def _latents_fit_the_model(self) -> None:
         if self.latents.labels and not self.generator.class_conditional:
             raise ValueError("latents.labels: the generator is not class_conditional; leave them out")
-        return self
 
     @check
-    def _gpus_are_one_for_each_process(self) -> Experiment:
+    def _gpus_are_one_for_each_process(self) -> None:
         gpus, training = self.resources.training.gpus_per_node, self.training
         if isinstance(training, Training) and gpus not in (None, 0, training.processes_per_node):
             raise ValueError(
                 f"resources.training.gpus_per_node: {gpus}, but training.processes_per_node is "
                 f"{training.processes_per_node}; each process takes one GPU, or gpus_per_node is 0"
             )
-        return self
 
     @check
-    def _seeds_differ(self) -> Experiment:
+    def _seeds_differ(self) -> None:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: duplicate seed in {self.seeds}")
-        return self
 
 
 class RunConfig(Section):
@@ -232,20 +214,18 @@ class RunConfig(Section):
     weights: str | None
 
     @check
-    def _network_fits(self) -> RunConfig:
+    def _network_fits(self) -> None:
         check_fit(self.dataset.side, self.process, self.generator, f"data set {self.dataset_name}")
-        return self
 
     @check
-    def _classes_where_conditional(self) -> RunConfig:
+    def _classes_where_conditional(self) -> None:
         for key in ("generator", "discriminator"):
             section = getattr(self, key)
             if section is not None and section.class_conditional and self.dataset.classes < 2:
                 raise ValueError(f"{key}.class_conditional: true, but data set {self.dataset_name} has no classes")
-        return self
 
     @check
-    def _lpips_takes_the_image(self) -> RunConfig:
+    def _lpips_takes_the_image(self) -> None:
         for level, weight in enumerate(self.per_level("losses.lpips_weight"), start=1):
             side = self.dataset.side >> (level - 1)
             if weight > 0 and side < 16:
@@ -253,7 +233,6 @@ class RunConfig(Section):
                     f"losses.lpips_weight: {weight:g} at level {level}, whose images have side {side}; "
                     "LPIPS-VGG needs at least 16, so it must be 0 there"
                 )
-        return self
 
     @property
     def classes(self) -> int:

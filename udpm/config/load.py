@@ -47,7 +47,6 @@ def load_experiment(name: str, config: str | Path = "config") -> Experiment:
 
     Args:
         name: of a file, or SWEEP.POINT.
-        config: folder of the configuration.
 
     Raises:
         UserError: missing file, circular `extends`, or an invalid value.
@@ -233,18 +232,14 @@ def _check_scoring(name: str, dataset: DatasetConfig, scoring: Scoring, where: s
     if scoring.extractor == "digits":
         others = "use inception or a TorchScript file, or set scoring: null"
         if dataset.classes < 2:
-            raise UserError(
-                f"{where}: scoring.extractor: digits is a classifier, but data set {name} has no classes; {others}"
-            )
+            raise UserError(f"{where}: scoring.extractor: digits needs classes, but data set {name} has none; {others}")
         if dataset.side % CLASSIFIER_SIDES:
             raise UserError(
                 f"{where}: scoring.extractor: digits needs images whose side is a multiple of {CLASSIFIER_SIDES}, but "
                 f"data set {name} has side {dataset.side}; {others}"
             )
     if scoring.reference_split == "test" and dataset.source == "digits" and not dataset.holdout:
-        raise UserError(
-            f"{where}: scoring.reference_split: test, but data set {name} has no test split; set its holdout"
-        )
+        raise UserError(f"{where}: scoring.reference_split: test, but data set {name} has no test split; set holdout")
 
 
 def read_resolved(model: type[Model], path: str | Path) -> Model:

@@ -30,7 +30,7 @@ class Process(Section):
     """Normalize the 2×2 box of H by its l2 norm (taps 1/2, H Hᵀ = I) or by its sum (taps 1/4, the plain average)."""
 
     @check
-    def _one_value_per_level(self) -> Process:
+    def _one_value_per_level(self) -> None:
         counts = {key: len(getattr(self, key)) for key in ("alphas", "sigmas")}
         wrong = [
             f"{key}: has {count} values, but levels is {self.levels}; give one for each level"
@@ -39,7 +39,6 @@ class Process(Section):
         ]
         if wrong:
             raise ValueError("\n".join(wrong))
-        return self
 
 
 class Generator(Section):
@@ -64,10 +63,9 @@ class Generator(Section):
     """Probability of dropping a label in training, which allows unlabelled and guided sampling."""
 
     @check
-    def _labels_to_drop(self) -> Generator:
+    def _labels_to_drop(self) -> None:
         if self.label_dropout and not self.class_conditional:
             raise ValueError("label_dropout: above 0, but class_conditional is false")
-        return self
 
 
 class ModelConfig(Section):
@@ -81,9 +79,8 @@ class ModelConfig(Section):
     generator: Generator
 
     @check
-    def _network_fits(self) -> ModelConfig:
+    def _network_fits(self) -> None:
         check_fit(self.side, self.process, self.generator, "these images")
-        return self
 
 
 def check_fit(side: int, process: Process, generator: Generator, images: str) -> None:
@@ -175,7 +172,7 @@ class Discriminator(Section):
     paper."""
 
     @check
-    def _widths_can_be_normalized(self) -> Discriminator:
+    def _widths_can_be_normalized(self) -> None:
         for doubled in range(10):
             width = min(WIDEST, self.channels * 2**doubled)
             if width % normalized_groups(width):
@@ -183,4 +180,3 @@ class Discriminator(Section):
                     f"channels: {self.channels} gives maps of {width} channels, which {normalized_groups(width)} "
                     "groups of a normalisation do not divide; a multiple of 4 does"
                 )
-        return self

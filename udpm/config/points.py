@@ -62,7 +62,6 @@ class Resolved:
     """A point with its validated experiment.
 
     Attributes:
-        point: the point.
         experiment: its experiment, with the budget.
         overrides: values that an experiment extending the base needs to be this point without the budget.
     """
@@ -77,7 +76,6 @@ class LoadedSweep:
     """A sweep with all its points.
 
     Attributes:
-        name: name of the sweep.
         sweep: content of its file.
         base: the base experiment.
         points: points by experiment name.
@@ -123,11 +121,6 @@ class LoadedSweep:
 def points_of(name: str, sweep: Sweep, where: str) -> dict[str, Point]:
     """Return all points by name: explicit ones, then those of the grids.
 
-    Args:
-        name: name of the sweep.
-        sweep: the sweep.
-        where: names its file in errors.
-
     Raises:
         UserError: a duplicate name, or an unknown key.
     """
@@ -149,10 +142,7 @@ def resolve_point(point: Point, base: dict[str, Any], seeds: list[int] | None, w
     """Build a point's experiment, and check that it is also valid at the base's length.
 
     Args:
-        point: the point.
         base: values of the base experiment.
-        seeds: seeds of the sweep; None for the base's.
-        where: names the sweep's file in errors.
 
     Raises:
         UserError: an invalid value.

@@ -89,10 +89,9 @@ class Row(Section):
     multiply-adds of an image are then known, and the number appears in the figure of cost."""
 
     @check
-    def _number_has_an_origin(self) -> Row:
+    def _number_has_an_origin(self) -> None:
         if self.value is not None and (self.standing is None or self.source is None):
             raise ValueError(f"value: {self.value} needs a standing (A, B or C) and a source")
-        return self
 
 
 class PublishedTable(Section):
@@ -115,12 +114,11 @@ class PublishedTable(Section):
     """The numbers."""
 
     @check
-    def _sources_are_there(self) -> PublishedTable:
+    def _sources_are_there(self) -> None:
         for index, row in enumerate(self.rows):
             if row.source is not None and row.source not in self.sources:
                 known = ", ".join(self.sources) or "none"
                 raise ValueError(f"rows[{index}].source: {row.source} is not among the sources ({known})")
-        return self
 
     @property
     def experiments(self) -> list[str]:

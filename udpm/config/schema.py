@@ -78,12 +78,6 @@ def key_reference() -> str:
 def insert(path: Path, document: str, name: str, text: str) -> str:
     """Replace the text between the markers of `name` in a document.
 
-    Args:
-        path: path of the document, for the error.
-        document: its text.
-        name: name of the markers.
-        text: text to put between them.
-
     Raises:
         UserError: the markers are missing.
     """

@@ -90,7 +90,7 @@ class Axis(Section):
     …}."""
 
     @check
-    def _values_have_names(self) -> Axis:
+    def _values_have_names(self) -> None:
         if not self.values:
             raise ValueError("values: empty; give at least one")
         for value in self.values if isinstance(self.values, list) else ():
@@ -106,7 +106,6 @@ class Axis(Section):
         for name, value in self.values.items() if isinstance(self.values, dict) and self.key is None else ():
             if not isinstance(value, dict):
                 raise ValueError(f"values.{name}: must be {{key: value}} if the axis has no key, got {value!r}")
-        return self
 
     @property
     def labels(self) -> list[str]:
@@ -144,7 +143,7 @@ class Sweep(Section):
     """Assumed speed of one device in training and sampling, for the plan's device-hours: half its FLOP/s."""
 
     @check
-    def _names_can_be_used(self) -> Sweep:
+    def _names_can_be_used(self) -> None:
         if not (self.points or self.grids):
             raise ValueError("points: is missing; a sweep needs points or grids")
         named: dict[str, Iterable[str]] = {"points": self.points, "grids": self.grids}
@@ -156,12 +155,10 @@ class Sweep(Section):
         for grid, axes in self.grids.items():
             if not axes:
                 raise ValueError(f"grids.{grid}: no axes; give at least one")
-        count = len(self.points) + sum(
-            math.prod(len(axis.labels) for axis in axes.values()) for axes in self.grids.values()
-        )
+        sizes = [math.prod(len(axis.labels) for axis in axes.values()) for axes in self.grids.values()]
+        count = len(self.points) + sum(sizes)
         if count > MOST_POINTS:
             raise ValueError(f"grids: {count} points, more than {MOST_POINTS}; split them into several sweeps")
-        return self
 
     @property
     def heat_maps(self) -> list[str]:

@@ -157,22 +157,20 @@ class Training(Section):
         return self.nodes * self.processes_per_node
 
     @check
-    def _averages_differ(self) -> Training:
+    def _averages_differ(self) -> None:
         decays = [self.ema_decay, *self.more_ema_decays]
         if len(set(decays)) < len(decays) or not all(repr(decay).startswith("0.") for decay in self.more_ema_decays):
             raise ValueError(
                 f"more_ema_decays: must be at least 0.0001 and differ from each other and from ema_decay, got {decays}"
             )
-        return self
 
     @check
-    def _one_way_of_calling(self) -> Training:
+    def _one_way_of_calling(self) -> None:
         if self.compile and self.cuda_graphs:
             raise ValueError("cuda_graphs: cannot record compiled networks; leave compile or cuda_graphs out")
-        return self
 
     @check
-    def _batch_divides(self) -> Training:
+    def _batch_divides(self) -> None:
         parts = self.processes * self.accumulate
         if self.batch % parts:
             near = sorted({max(parts, self.batch // parts * parts), (self.batch // parts + 1) * parts})
@@ -180,7 +178,6 @@ class Training(Section):
                 f"batch: cannot split {self.batch} images over {self.processes} processes in {self.accumulate} "
                 f"parts each; use {' or '.join(map(str, near))}"
             )
-        return self
 
 
 if TYPE_CHECKING:

@@ -77,9 +77,8 @@ class _Loader(yaml.SafeLoader):
         except (ValueError, KeyError, IndexError, OverflowError):
             # Tagged or matched as a number, but not one.
             kind = node.tag.removeprefix(_TAG)
-            raise ConstructorError(
-                None, None, f"{str(node.value)[:40]!r} is not of type {kind}", node.start_mark
-            ) from None
+            reason = f"{str(node.value)[:40]!r} is not of type {kind}"
+            raise ConstructorError(None, None, reason, node.start_mark) from None
         if isinstance(value, int) and value not in INTEGERS:
             raise ConstructorError(None, None, "integer does not fit in 64 bits", node.start_mark)
         if isinstance(value, str) and (found := NO_TEXT.search(value)):
@@ -186,7 +185,6 @@ def read_record(
 
     Args:
         model: required content; its key `format` says which one is expected (`Exactly`).
-        path: the file.
         what: what the file should be, for errors ("score").
         sealed: keys that its digest covers; None: all.
         remedy: what to do about another format, for the error.

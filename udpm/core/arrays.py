@@ -26,7 +26,6 @@ def check_array(
 
     Args:
         where: file and array, for the error ("a.npz: images").
-        values: the array.
         kind: np.uint8, np.floating, …: a type or a family of types.
         shape: a size for each axis; a name stands for any size above 0, and for the same one wherever it occurs.
         sizes: known sizes by name; new ones are added.
@@ -52,8 +51,6 @@ def check_arrays(
     """Check type and shape of each array of a file; a name in several shapes stands for one size.
 
     Args:
-        path: of the file, for the error.
-        arrays: by name.
         expected: type and shape by name, as for `check_array`.
 
     Raises:
@@ -73,7 +70,6 @@ def image_grid(
 
     Args:
         rows: images of each row, (h, w, 3) uint8, all of one size; a row may hold fewer than `columns`.
-        columns: of the grid.
         gap: pixels between images.
         factor: by which each side of an image is enlarged.
 
@@ -108,11 +104,6 @@ def sealed(record: Mapping[str, Any], keys: Collection[str] | None = None) -> di
 
 def check_seal(path: str | os.PathLike, record: Mapping[str, Any], keys: Collection[str] | None = None) -> None:
     """Check that a record is unchanged since it was written; a record of an older version, without a digest, passes.
-
-    Args:
-        path: of the record, for the error.
-        record: its content.
-        keys: as for `sealed`.
 
     Raises:
         UserError: it was changed.

@@ -33,9 +33,6 @@ class Members:
     A key is offset, compressed size, size, method (-1: encrypted) and CRC-32. Every member is within the file, and no
     two share bytes.
 
-    Args:
-        file: the archive.
-
     Raises:
         zipfile.BadZipFile: on iterating, not an archive, or its directory is damaged.
     """
@@ -145,7 +142,6 @@ def check_archive(path: str | os.PathLike, what: str) -> None:
 
     Args:
         path: the file. A file that is no .zip, as older versions of PyTorch wrote, is not checked.
-        what: the expected kind of file, for the error.
 
     Raises:
         UserError: missing, not a regular file, or a .zip that is damaged or unpacks to more than the limits allow.
@@ -217,16 +213,12 @@ def read_header(path: str | os.PathLike) -> Header:
 
 def _header_text(file: BinaryIO, path: str) -> tuple[bytes, int]:
     """Return the header, and the number of bytes after it."""
-    size = os.fstat(file.fileno()).st_size
+    size, what = os.fstat(file.fileno()).st_size, f"{path}: not a readable safetensors file: its header"
     length = int.from_bytes(file.read(LENGTH_BYTES), "little")
     if size < LENGTH_BYTES or length > size - LENGTH_BYTES:
-        raise UserError(
-            f"{path}: not a readable safetensors file: its header claims {length} bytes, but the file has {size}"
-        )
+        raise UserError(f"{what} claims {length} bytes, but the file has {size}")
     if length > HEADER_BYTES:
-        raise UserError(
-            f"{path}: not a readable safetensors file: its header has {length} bytes, more than {HEADER_BYTES}"
-        )
+        raise UserError(f"{what} has {length} bytes, more than {HEADER_BYTES}")
     return file.read(length), size - LENGTH_BYTES - length
 
 

@@ -56,10 +56,6 @@ def detect_ranks(world: int, environment: Mapping[str, str] = os.environ) -> Ran
     The configuration sets the number of processes. With one, the environment is ignored: variables may leak in from a
     login node or an enclosing job.
 
-    Args:
-        world: number of processes in the configuration.
-        environment: variables.
-
     Raises:
         UserError: started with another number of processes.
     """
@@ -75,12 +71,7 @@ def detect_ranks(world: int, environment: Mapping[str, str] = os.environ) -> Ran
 
 
 def launched(world: int, environment: Mapping[str, str] = os.environ) -> RankInfo | None:
-    """Return the rank that torchrun or srun assigned to this process; None if neither started it.
-
-    Args:
-        world: number of processes in the configuration; with one, the environment is ignored.
-        environment: variables.
-    """
+    """Return the rank that torchrun or srun assigned to this process; None if neither started it."""
     if world == 1:
         return RankInfo()
     if "TORCHELASTIC_RUN_ID" in environment:
@@ -105,11 +96,7 @@ def start_of(ranks: RankInfo, environment: Mapping[str, str] = os.environ) -> st
 
 @contextmanager
 def process_group(
-    ranks: RankInfo,
-    backend: str,
-    folder: Path,
-    stop: StopRequest | bool = False,
-    device: torch.device | str = "cpu",
+    ranks: RankInfo, backend: str, folder: Path, stop: StopRequest | bool = False, device: torch.device | str = "cpu"
 ) -> Iterator[None]:
     """Connect all processes while the context is open; does nothing for a single one.
 
@@ -117,11 +104,7 @@ def process_group(
     folder for the others.
 
     Args:
-        ranks: of this process.
-        backend: "nccl" or "gloo".
         folder: the run's folder, visible to all processes.
-        stop: checked while waiting for the others.
-        device: that this process trains on.
 
     Raises:
         UserError: the backend is missing or does not work, or the others did not connect.
@@ -188,11 +171,7 @@ def _leave(*, failed: bool) -> None:
 
 
 class Agreement:
-    """Joint decisions of all processes, over a CPU connection so that no device has to synchronize.
-
-    Args:
-        ranks: of this process.
-    """
+    """Joint decisions of all processes, over a CPU connection so that no device has to synchronize."""
 
     def __init__(self, ranks: RankInfo) -> None:
         self._group = None

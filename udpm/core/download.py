@@ -57,8 +57,6 @@ def fetch(file: PublishedFile, folder: str | Path, *, download: bool = True) -> 
     """Return the path of a published file in a folder, after downloading it if missing. Always checks its digest.
 
     Args:
-        file: to fetch.
-        folder: that contains it, or that it is downloaded to.
         download: allow downloading; `OFFLINE` forbids it too.
 
     Raises:
@@ -70,9 +68,7 @@ def fetch(file: PublishedFile, folder: str | Path, *, download: bool = True) -> 
             raise UserError(f"{path}: not found, and downloads are switched off; {_by_hand(file, path)}")
         _download(file, path)
     elif (found := sha256(path)) != file.sha256:
-        raise UserError(
-            f"{path}: its SHA-256 is {found}, expected {file.sha256}; remove it, and {_by_hand(file, path)}"
-        )
+        raise UserError(f"{path}: has SHA-256 {found}, expected {file.sha256}; remove it, and {_by_hand(file, path)}")
     return path
 
 

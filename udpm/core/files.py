@@ -25,10 +25,6 @@ _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
 def expanded(path: str, key: str) -> Path:
     """Expand `~`, `$NAME` and `${NAME}` in a path, unless it exists literally.
 
-    Args:
-        path: as written in the configuration.
-        key: of the configuration, for the error.
-
     Raises:
         UserError: a variable is not set, or a user does not exist.
     """
@@ -178,10 +174,6 @@ def sha256(path: str | os.PathLike) -> str:
 @contextmanager
 def exclusive(path: str | Path, doing: str) -> Iterator[None]:
     """Keep other processes from writing `path` meanwhile, with a lock file next to it that ends with its holder.
-
-    Args:
-        path: file or folder being written.
-        doing: for the error, e.g. "preparing this data set".
 
     Raises:
         UserError: another process holds the lock, the folder cannot be written, or a user's file has the lock's name.

@@ -97,7 +97,6 @@ def atomic_folder(path: str | os.PathLike, kind: FolderKind) -> Iterator[Path]:
 
     Args:
         path: the folder, or a link to it. An existing one is replaced only if it is empty or of this kind.
-        kind: its kind.
 
     Raises:
         UserError: the folder cannot be written or the disk is full, it contains something else, or another process is
@@ -130,8 +129,6 @@ class Workplace:
     It survives a kill, and `open` then continues from it: one version of the folder is complete at all times.
 
     Args:
-        folder: the folder.
-        path: of the workplace, on the same disk.
         new: name of the next version in it.
         old: name of the previous version in it, if the disk cannot exchange two folders.
         known: names of further files in it, which are removed with it.

@@ -272,10 +272,8 @@ def _begins_as_card(path: Path) -> bool:
 
 
 def _is_older_card(path: Path) -> bool:
-    last = _last_section(path)
-    return leading(path).startswith(b"---\nlibrary_name: udpm\n") and bool(
-        re.fullmatch(rb"Provenance\n\nCommit [^\n]*\n", last)
-    )
+    ends_as_card = re.fullmatch(rb"Provenance\n\nCommit [^\n]*\n", _last_section(path)) is not None
+    return ends_as_card and leading(path).startswith(b"---\nlibrary_name: udpm\n")
 
 
 def _is_older_summary(path: Path) -> bool:

@@ -86,11 +86,7 @@ def guard(outputs: Iterable[Output], inputs: Iterable[Input]) -> None:
 
 
 class _Location:
-    """Identity of a path on disk, the same for links, hard links and names that differ only in case.
-
-    Args:
-        path: of a file or folder, which may be missing.
-    """
+    """Identity of a path on disk, the same for links, hard links and names that differ only in case."""
 
     def __init__(self, path: Path) -> None:
         self.real = Path(os.path.realpath(path))
@@ -166,10 +162,7 @@ def _check_kind(output: Output) -> None:
         except UserError as error:
             raise UserError(f"{output.option}: {error}") from None
     elif isinstance(kind, KeptFolder) and location.is_dir():
-        others = kind.foreign(location)
-        if others:
-            raise _refuse(
-                output, f"contains other files ({', '.join(others[:3])}), not a {kind.what}; choose another folder"
-            )
+        if others := ", ".join(kind.foreign(location)[:3]):
+            raise _refuse(output, f"contains other files ({others}), not a {kind.what}; choose another folder")
     elif isinstance(kind, FileKind) and location.exists() and location.stat().st_size and not kind.made(location):
         raise _refuse(output, f"already exists, not a {kind.what} that udpm wrote; choose another file, or delete it")

@@ -63,9 +63,6 @@ def use_private_cache_dirs(environment: MutableMapping[str, str] = os.environ) -
     By default the libraries use the home folder, which nodes often cannot write, and names in /tmp that another user's
     job on the same node may own. Variables that are already set stay, except a TMPDIR that leaked from the login node
     and does not exist here.
-
-    Args:
-        environment: variables, changed in place.
     """
     if "SLURM_JOB_ID" not in environment:
         return

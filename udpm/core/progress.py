@@ -29,7 +29,6 @@ class Progress:
     """Show progress, rate and remaining time: as a bar on a terminal, else as a line every ten seconds.
 
     Args:
-        total: number of items.
         doing: the work, e.g. "prepare".
         unit: an item, e.g. "image".
         initial: number of items that an earlier attempt finished.
@@ -82,7 +81,6 @@ def prefetch(
 
     Args:
         function: called with one item after the other.
-        items: its arguments.
         depth: number of results to compute ahead, >= 1.
         begin: called first in the thread.
     """
@@ -94,9 +92,6 @@ def map_ordered(pool: Executor, function: Callable[[Item], Made], items: Iterabl
     """Yield a function's results in order, computed by a pool. Cancel the rest after an error, or if closed early.
 
     Args:
-        pool: threads or processes.
-        function: called with every item.
-        items: its arguments.
         depth: number of results to compute ahead, >= 1.
     """
     left = iter(items)

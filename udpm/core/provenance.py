@@ -60,12 +60,6 @@ class Digests:
             self._new[name] = (before, digest)
         return digest
 
-    def forget(self, path: str | os.PathLike) -> None:
-        """Forget a file's digest, so that the next call reads it again."""
-        name = os.path.abspath(os.fsdecode(path))
-        self._new.pop(name, None)
-        self._known.pop(name, None)
-
     def save(self) -> None:
         """Store new digests. Digests that cannot be written are computed again next time."""
         settled = time.time_ns() - SETTLED
@@ -170,10 +164,6 @@ def measured(path: Path, verb: str) -> Iterator[None]:
     """Append this process's usage to a file when the context ends, also after an error: one line per attempt.
 
     Only rank 0 writes. GPU numbers are null without a GPU; utilization is also null if nvidia-ml-py is not installed.
-
-    Args:
-        path: .jsonl.
-        verb: the command.
     """
     busy: list[float] = []
     began, ended = time.monotonic(), threading.Event()

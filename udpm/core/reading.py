@@ -44,7 +44,6 @@ def opened(path: str | os.PathLike, what: str, limit: int | None = None) -> Iter
     """Open a regular file for reading bytes. Refuses a pipe, device, socket or folder without waiting for it.
 
     Args:
-        path: the file.
         what: the expected kind of file, for the error ("dataset record").
         limit: largest size in bytes; None: any.
 
@@ -67,16 +66,6 @@ def opened(path: str | os.PathLike, what: str, limit: int | None = None) -> Iter
             yield file
         except OSError as error:
             raise UserError(f"{path}: not a readable {what}: {error.strerror or error}") from None
-
-
-def check_readable(path: str | os.PathLike, what: str, limit: int | None = None) -> None:
-    """Check that a file can be opened, before a library opens it by name.
-
-    Raises:
-        UserError: as `opened`.
-    """
-    with opened(path, what, limit):
-        pass
 
 
 def read_bytes(path: str | os.PathLike, what: str, limit: int) -> bytes:
@@ -106,9 +95,7 @@ def read_json(path: str | os.PathLike, what: str, limit: int = JSON_BYTES) -> di
     """Read a JSON object.
 
     Args:
-        path: the file.
         what: the expected kind of file, for the error ("dataset record").
-        limit: largest size in bytes.
 
     Raises:
         UserError: missing, unreadable, or not a JSON object.
@@ -137,13 +124,8 @@ def parse_json(data: bytes | str, where: str, limit: int = JSON_BYTES) -> Any:
     if values > limit // JSON_BYTES_PER_VALUE:
         raise UserError(f"{where}: it contains more than {limit // JSON_BYTES_PER_VALUE} values")
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_object,
-            parse_int=_integer,
-            parse_float=_finite,
-            parse_constant=_constant,
-        )
+        parse: dict[str, Any] = {"parse_int": _integer, "parse_float": _finite, "parse_constant": _constant}
+        value = json.loads(text, object_pairs_hook=_object, **parse)
         _check_depth(value)
         if _ESCAPED.search(text) or NO_TEXT.search(text):
             _check_text(value)
@@ -158,8 +140,6 @@ def read_json_lines(path: str | os.PathLike, what: str, tail: int | None = None)
     """Yield the objects of a file of JSON lines, in order, with one line in memory at a time.
 
     Args:
-        path: the file.
-        what: the expected kind of file, for the error.
         tail: read only this many bytes at the end; the line in which they begin counts as unreadable.
 
     Yields:

@@ -148,9 +148,6 @@ def recorded(
 
     Args:
         run: the run's folder; must exist.
-        record: see `Attempt`.
-        rank: see `Attempt`.
-        start: see `Attempt`.
         begins: record the beginning now. If false, the caller calls `Attempt.begin`; nothing is recorded without it.
     """
     attempt = Attempt(run, record, rank, start)
@@ -243,7 +240,6 @@ def failed_twice_identically(run: Path, series: str | None = None, job: str | No
     between them, or if an attempt between them was killed or completed.
 
     Args:
-        run: the run's folder.
         series: consider only attempts of this series (`SERIES`); None: all of them.
         job: SLURM job that the last attempt must belong to; None: any. A job that never started recorded nothing, so
             older lines say nothing about it.
@@ -310,10 +306,7 @@ def _read(run: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def attempted(
-    run: Path,
-    config: RunConfig,
-    allow_world_size_change: bool = False,
-    environment: Mapping[str, str] = os.environ,
+    run: Path, config: RunConfig, allow_world_size_change: bool = False, environment: Mapping[str, str] = os.environ
 ) -> Iterator[Attempt]:
     """Record an attempt at a run from its first moment to its end. Creates the run's folder.
 
@@ -322,9 +315,6 @@ def attempted(
     command should leave no folder.
 
     Args:
-        run: the run's folder.
-        config: of the run.
-        allow_world_size_change: see `check_config`.
         environment: variables; those of the launcher and `SERIES` are read.
 
     Raises:

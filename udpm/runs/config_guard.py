@@ -58,8 +58,6 @@ def check_config(run: Path, config: RunConfig, allow_world_size_change: bool, *,
     """Check that the run's folder is new or belongs to this configuration, and record the configuration in it.
 
     Args:
-        run: the run's folder.
-        config: of the run.
         allow_world_size_change: accept another number of processes than before.
         writes: write ``config.json``; if false, only check.
 
@@ -102,9 +100,7 @@ def check_import(run: Path) -> None:
         UserError: it holds a trained run.
     """
     if (run / "config.json").exists() or "run" in weights_description(run / WEIGHTS):
-        raise UserError(
-            f"{run}: holds a trained run, not imported weights; give the experiment a new name, or delete the folder"
-        )
+        raise UserError(f"{run}: holds a trained run; give the experiment a new name, or delete the folder")
 
 
 def _earlier(run: Path) -> RunConfig | None:
@@ -120,10 +116,7 @@ def _earlier(run: Path) -> RunConfig | None:
     if "run" in description:
         return validate(RunConfig, description["run"], f"{weights}: run")
     if description.get("origin"):
-        raise UserError(
-            f"{run}: holds imported weights, which training would replace; give the experiment a new name, or delete "
-            "the folder"
-        )
+        raise UserError(f"{run}: holds imported weights; give the experiment a new name, or delete the folder")
     return None
 
 

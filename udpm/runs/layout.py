@@ -12,6 +12,9 @@ READ = (
 )
 """Folders that commands or the workflow read. Tables, figures and pages are only written."""
 
+EXPERIMENT, SEED, DATASET, ITERATION = "{experiment}", "{seed}", "{dataset}", "{iteration}"
+"""Wildcards of Snakemake."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -19,9 +22,6 @@ class Layout:
 
     Without arguments, a method returns a pattern with Snakemake's wildcards, such as ``{experiment}``, for rules. With
     "*" as an argument, it returns a pattern for `found`.
-
-    Args:
-        results: the folder.
     """
 
     results: str | Path
@@ -37,15 +37,15 @@ class Layout:
         """Folder of all resolved configurations."""
         return f"{self.results}/configs"
 
-    def run_config(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
+    def run_config(self, experiment: str = EXPERIMENT, seed: int | str = SEED) -> str:
         """Configuration of a run."""
         return f"{self.configs}/{experiment}/seed{seed}.json"
 
-    def section(self, section: str = "{section}", experiment: str = "{experiment}") -> str:
+    def section(self, section: str = "{section}", experiment: str = EXPERIMENT) -> str:
         """One section of an experiment's configuration."""
         return f"{self.configs}/{experiment}/{section}.json"
 
-    def dataset_config(self, dataset: str = "{dataset}") -> str:
+    def dataset_config(self, dataset: str = DATASET) -> str:
         """Configuration of a data set."""
         return f"{self.configs}/datasets/{dataset}.json"
 
@@ -56,23 +56,23 @@ class Layout:
         """Folder of all prepared data sets."""
         return f"{self.results}/datasets"
 
-    def dataset(self, dataset: str = "{dataset}") -> str:
+    def dataset(self, dataset: str = DATASET) -> str:
         """Folder of a prepared data set."""
         return f"{self.datasets}/{dataset}"
 
-    def dataset_record(self, dataset: str = "{dataset}") -> str:
+    def dataset_record(self, dataset: str = DATASET) -> str:
         """Record of a prepared data set."""
         return f"{self.dataset(dataset)}/dataset.json"
 
-    def cache(self, dataset: str = "{dataset}") -> str:
+    def cache(self, dataset: str = DATASET) -> str:
         """Folder of a data set's level cache."""
         return f"{self.results}/caches/{dataset}"
 
-    def cache_record(self, dataset: str = "{dataset}") -> str:
+    def cache_record(self, dataset: str = DATASET) -> str:
         """Record of a level cache."""
         return f"{self.cache(dataset)}/cache.json"
 
-    def extractor(self, dataset: str = "{dataset}", suffix: str = ".pt") -> str:
+    def extractor(self, dataset: str = DATASET, suffix: str = ".pt") -> str:
         """Classifier of a data set, or its record (.json)."""
         return f"{self.results}/extractors/{dataset}{suffix}"
 
@@ -81,7 +81,7 @@ class Layout:
         """Folder of all reference statistics."""
         return f"{self.results}/references"
 
-    def reference(self, experiment: str = "{experiment}") -> str:
+    def reference(self, experiment: str = EXPERIMENT) -> str:
         """Reference statistics of an experiment."""
         return f"{self.references}/{experiment}.npz"
 
@@ -97,23 +97,23 @@ class Layout:
         """Folder of all runs."""
         return f"{self.results}/runs"
 
-    def run(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
+    def run(self, experiment: str = EXPERIMENT, seed: int | str = SEED) -> str:
         """Folder of a run."""
         return f"{self.runs}/{experiment}/seed{seed}"
 
-    def weights(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
+    def weights(self, experiment: str = EXPERIMENT, seed: int | str = SEED) -> str:
         """Final weights of a run."""
         return f"{self.run(experiment, seed)}/weights.safetensors"
 
-    def completion(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
+    def completion(self, experiment: str = EXPERIMENT, seed: int | str = SEED) -> str:
         """Record of a finished run."""
         return f"{self.run(experiment, seed)}/complete.json"
 
-    def metrics(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
+    def metrics(self, experiment: str = EXPERIMENT, seed: int | str = SEED) -> str:
         """Metrics of training, a line for each interval."""
         return f"{self.run(experiment, seed)}/metrics.jsonl"
 
-    def card(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
+    def card(self, experiment: str = EXPERIMENT, seed: int | str = SEED) -> str:
         """Model card of a run."""
         return f"{self.run(experiment, seed)}/{CARD}"
 
@@ -124,51 +124,47 @@ class Layout:
         """Folder of all sample sets."""
         return f"{self.results}/samples"
 
-    def samples(self, suffix: str, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
+    def samples(self, suffix: str, experiment: str = EXPERIMENT, seed: int | str = SEED) -> str:
         """A file of a run's sample set: ``.npz``, ``.json``, a shard ``_1of3.npz``, ``_chain.npz``, ``_best.npz``."""
         return f"{self.sample_sets}/{experiment}/seed{seed}{suffix}"
 
-    def sample_record(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
+    def sample_record(self, experiment: str = EXPERIMENT, seed: int | str = SEED) -> str:
         """Record of a run's sample set, in one file or in shards."""
         return self.samples(".json", experiment, seed)
 
-    def images(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
+    def images(self, experiment: str = EXPERIMENT, seed: int | str = SEED) -> str:
         """Folder of a run's samples as image files."""
         return f"{self.results}/images/{experiment}/seed{seed}"
 
-    def latents(self, experiment: str = "{experiment}", seed: int | str = "{seed}", kind: str = "{kind}") -> str:
+    def latents(self, experiment: str = EXPERIMENT, seed: int | str = SEED, kind: str = "{kind}") -> str:
         """Latent-space experiment of a run."""
         return f"{self.results}/latents/{experiment}/seed{seed}/{kind}.npz"
 
-    def scores(self, subject: str, experiment: str = "{experiment}") -> str:
+    def scores(self, subject: str, experiment: str = EXPERIMENT) -> str:
         """Scores of one subject: ``seedN``, ``seedN_best``, ``heldout`` or ``noise``."""
         return f"{self.results}/scores/{experiment}/{subject}.json"
 
-    def selection(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
+    def selection(self, experiment: str = EXPERIMENT, seed: int | str = SEED) -> str:
         """Folder of the selection of a run's best milestone."""
         return f"{self.results}/selection/{experiment}/seed{seed}"
 
-    def choice(self, experiment: str = "{experiment}", seed: int | str = "{seed}") -> str:
+    def choice(self, experiment: str = EXPERIMENT, seed: int | str = SEED) -> str:
         """Record of the selection of a run's best milestone."""
         return f"{self.selection(experiment, seed)}/selection.json"
 
     def milestone_samples(
-        self,
-        suffix: str,
-        experiment: str = "{experiment}",
-        seed: int | str = "{seed}",
-        iteration: int | str = "{iteration}",
+        self, suffix: str, experiment: str = EXPERIMENT, seed: int | str = SEED, iteration: int | str = ITERATION
     ) -> str:
         """A file of a milestone's sample set: ``.npz`` or ``.json``."""
         return f"{self.selection(experiment, seed)}/samples/{iteration}{suffix}"
 
     def milestone_scores(
-        self, experiment: str = "{experiment}", seed: int | str = "{seed}", iteration: int | str = "{iteration}"
+        self, experiment: str = EXPERIMENT, seed: int | str = SEED, iteration: int | str = ITERATION
     ) -> str:
         """Scores of a milestone."""
         return f"{self.selection(experiment, seed)}/scores/{iteration}.json"
 
-    def speed(self, experiment: str = "{experiment}") -> str:
+    def speed(self, experiment: str = EXPERIMENT) -> str:
         """Measured speed of an experiment's sampling."""
         return f"{self.results}/speed/{experiment}.json"
 

@@ -149,7 +149,6 @@ def read_metrics_lines(path: Path, tail: int | None = None) -> Iterator[dict[str
     """Yield the lines of ``metrics.jsonl``; None for an invalid line.
 
     Args:
-        path: the file.
         tail: read only this many bytes at its end; None: all.
 
     Raises:
@@ -196,10 +195,7 @@ def is_finished(run: Path, iterations: int, dataset_sha256: str | None, digest: 
     """Return whether a run completed this many iterations on these images, and its weights are unchanged since.
 
     Args:
-        run: the run's folder.
-        iterations: total to complete.
         dataset_sha256: identity of the images; None if unknown.
-        digest: computes the SHA-256 of a file.
 
     Raises:
         UserError: training here would replace weights that cannot be reproduced, or that are not the run's.
@@ -252,7 +248,6 @@ def may_be_finished(run: Path, training: Any) -> bool:
     """Return whether a run may have no iterations left, without reading the data set.
 
     Args:
-        run: the run's folder.
         training: section of its configuration. With `epochs` the length depends on the data set, so any run that
             completed may be finished.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,9 +92,7 @@ def read_status(run: Path) -> RunStatus:
         UserError: the folder is no run's, or its records cannot be read.
     """
     if not is_run(run):
-        raise UserError(
-            f"{run}: not a run's folder; expected one that contains config.json, such as results/runs/digits/seed0"
-        )
+        raise UserError(f"{run}: not a run's folder, which contains config.json, such as results/runs/digits/seed0")
     now, lines, owner = time.time(), _last_lines(run / "metrics.jsonl"), read_owner(run)
     training = read_run_length(run)
     done = {"iteration": lines[-1]["iteration"] if lines else None, "iterations": training.get("iterations")}
@@ -124,10 +122,16 @@ def read_status(run: Path) -> RunStatus:
 
 def render_statuses(statuses: list[RunStatus]) -> str:
     """Format a table with a row for each run."""
-    rows = [COLUMNS, *(_row(status) for status in statuses)]
-    used = [column for column in range(len(COLUMNS)) if any(row[column] for row in rows[1:])]
-    widths = {column: max(len(row[column]) for row in rows) for column in used}
-    return "".join("  ".join(row[column].ljust(widths[column]) for column in used).rstrip() + "\n" for row in rows)
+    rows = [_row(status) for status in statuses]
+    used = [column for column in range(len(COLUMNS)) if any(row[column] for row in rows)]
+    return _aligned([[row[column] for column in used] for row in (COLUMNS, *rows)])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Format rows of equal length as lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
+    return "".join(line.rstrip() + "\n" for line in lines)
 
 
 def statuses_json(statuses: list[RunStatus]) -> str:
@@ -292,10 +296,7 @@ def render_points(statuses: list[PointStatus]) -> str:
     """Format a table with a row for each point and seed."""
     rows = [("point", "seed", "state", "note")]
     rows += [(status.point, str(status.seed), status.state, status.note) for status in statuses]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)] + [0]
-    return "".join(
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows
-    )
+    return _aligned(rows)
 
 
 def summarize_points(name: str, statuses: list[PointStatus]) -> str:
