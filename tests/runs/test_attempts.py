@@ -19,7 +19,7 @@ from udpm.core.errors import StoppedEarly, UserError
 from udpm.runs import attempts
 from udpm.runs import lock as owners
 from udpm.runs.attempts import (
-    FILE,
+    ATTEMPTS,
     SERIES,
     any_killed,
     attempted,
@@ -42,12 +42,12 @@ def quick(monkeypatch):
 
 
 def lines_of(run):
-    return [json.loads(line) for line in (run / FILE).read_text().splitlines()]
+    return [json.loads(line) for line in (run / ATTEMPTS).read_text().splitlines()]
 
 
 def write(run, *lines):
     run.mkdir(parents=True, exist_ok=True)
-    (run / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / ATTEMPTS).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def command(digits, folder, config, run="run"):
@@ -107,7 +107,7 @@ def test_records_an_attempt_that_fails_at_once(digits, tmp_path, capsys, monkeyp
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     assert call(*command(tmp_path / "digits", tmp_path, config)) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
-    assert [path.name for path in run.iterdir() if path.name != "config.json"] == [FILE]
+    assert [path.name for path in run.iterdir() if path.name != "config.json"] == [ATTEMPTS]
     began, ended = lines_of(run)
     assert (began["token"], began["job"]) == (ended["token"], "77")
     assert ended["ended"] == "failed"
@@ -379,11 +379,11 @@ def test_reserves_space_for_the_end_at_the_beginning(tmp_path):
     for _ in range(9):
         attempt = attempts.Attempt(tmp_path, {"token": "a"})
         attempt.begin()
-        size = (tmp_path / FILE).stat().st_size
+        size = (tmp_path / ATTEMPTS).stat().st_size
         assert size % attempts.BLOCK
         assert -size % attempts.BLOCK >= attempts.END - 1
         attempt.end("failed", "x" * 5000)
-        assert (tmp_path / FILE).stat().st_size < size + attempts.END
+        assert (tmp_path / ATTEMPTS).stat().st_size < size + attempts.END
 
 
 def test_an_end_without_a_beginning_identifies_its_process(tmp_path, monkeypatch):
@@ -485,7 +485,7 @@ def test_reads_attempts_of_earlier_versions_and_torn_lines(tmp_path):
             raise UserError(message)
     assert failed_twice_identically(tmp_path) == "again"
     assert not any_killed(tmp_path)
-    with open(tmp_path / FILE, "a") as file:
+    with open(tmp_path / ATTEMPTS, "a") as file:
         file.write('{"token": "torn", "beg')
     with recorded(tmp_path, {"token": "last"}):
         assert any_killed(tmp_path)
@@ -495,7 +495,7 @@ def test_reads_attempts_of_earlier_versions_and_torn_lines(tmp_path):
 @pytest.mark.parametrize("lines", [None, "", "rubbish\n", '{"token": "a", "ended": "failed", "reason": "x"}\n'])
 def test_a_run_that_was_never_started_was_not_killed(tmp_path, lines):
     if lines is not None:
-        (tmp_path / FILE).write_text(lines)
+        (tmp_path / ATTEMPTS).write_text(lines)
     assert not any_killed(tmp_path)
     assert not any_killed(tmp_path / "missing")
 

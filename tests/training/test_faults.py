@@ -16,7 +16,7 @@ from udpm.core import devices
 from udpm.core.containers import read_header
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.runs import lock as owners
-from udpm.runs.attempts import FILE
+from udpm.runs.attempts import ATTEMPTS
 from udpm.runs.lock import RunLock, read_owner
 from udpm.training import checkpoint
 from udpm.training.checkpoint import checkpoints
@@ -109,10 +109,10 @@ def test_a_checkpoint_cut_anywhere_is_passed_over(run, capsys):
 def test_if_all_are_torn_nothing_is_changed(digits, run, tmp_path, capsys, tear):
     for path in checkpoints(run / "checkpoints"):
         TEARS[tear](path)
-    before = tiny.snapshot(run, but=[FILE])
+    before = tiny.snapshot(run, but=[ATTEMPTS])
     line = fails(digits, tiny.write_config(tmp_path), run, capsys)
     assert line.endswith("none of its 2 checkpoints can be read; delete the folder to start anew")
-    assert tiny.snapshot(run, but=[FILE]) == before
+    assert tiny.snapshot(run, but=[ATTEMPTS]) == before
 
 
 def test_a_first_save_that_was_interrupted_is_no_checkpoint(levels, trained, tmp_path, capsys):
@@ -145,9 +145,9 @@ def test_a_checkpoint_of_another_run_is_refused(digits, levels, run, tmp_path, c
     images = "0" * 64 if "dataset" in changes else levels.store.digest
     description = {"dataset_sha256": images, "run": config.model_dump(mode="json"), "processes": [], "origin": None}
     checkpoint.save_checkpoint(run / "checkpoints", state, description)
-    before = tiny.snapshot(run, but=[FILE])
+    before = tiny.snapshot(run, but=[ATTEMPTS])
     assert expected in fails(digits, tiny.write_config(tmp_path), run, capsys)
-    assert tiny.snapshot(run, but=[FILE]) == before
+    assert tiny.snapshot(run, but=[ATTEMPTS]) == before
 
 
 # --- disks -----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import udpm
 from udpm.core import devices
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.networks.weights import load_model
-from udpm.runs.attempts import FILE
+from udpm.runs.attempts import ATTEMPTS
 from udpm.training.batch import TrainingBatch
 from udpm.training.checkpoint import checkpoints
 from udpm.training.trainer import Trainer, train
@@ -163,10 +163,10 @@ def test_without_any_readable_checkpoint_it_stops(levels, tmp_path):
         train(config, levels, tmp_path, tiny.StopAfter(2))
     for path in checkpoints(tmp_path / "checkpoints"):
         path.write_bytes(b"rubbish")
-    before = tiny.snapshot(tmp_path, but=[FILE])
+    before = tiny.snapshot(tmp_path, but=[ATTEMPTS])
     with pytest.raises(UserError, match="none of its 1 checkpoints can be read"):
         train(config, levels, tmp_path, False)
-    assert tiny.snapshot(tmp_path, but=[FILE]) == before
+    assert tiny.snapshot(tmp_path, but=[ATTEMPTS]) == before
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(levels, tmp_path):

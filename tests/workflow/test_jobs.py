@@ -14,7 +14,7 @@ from udpm.config import Sampling, load_cluster
 from udpm.config.validation import validate
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.processes import use_private_cache_dirs
-from udpm.runs.attempts import FILE, recorded
+from udpm.runs.attempts import ATTEMPTS, recorded
 from udpm.sampling.generate import draw_samples, shard_numbers
 from udpm.sampling.sample_set import load_samples
 
@@ -134,7 +134,7 @@ def test_memory_grows_after_a_kill_but_not_after_a_stop(tmp_path, monkeypatch):
     with pytest.raises(StoppedEarly), recorded(run, {"token": "a"}):
         raise StoppedEarly("its time was up")
     assert asked(tmp_path, resources=resources, attempt=2)["mem_mb"] == 2000
-    with open(run / FILE, "a") as file:
+    with open(run / ATTEMPTS, "a") as file:
         file.write('{"token": "b", "began": 1}\n')
     assert asked(tmp_path, resources=resources, attempt=3)["mem_mb"] == 4000
 

@@ -120,14 +120,12 @@ class OutputFile(OutputPath):
         self.kind, self.suffixes, self.sides = kind, suffixes, sides or {}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Convert to a path and check its suffix."""
         path: Any = super().convert(value, param, ctx)
         if self.suffixes and path.suffix.lower() not in self.suffixes:
             self.fail(f"{path} must end in {' or '.join(self.suffixes)}", param, ctx)
         return path
 
     def outputs(self, option: str, path: Path, params: dict[str, Any]) -> Iterator[Output]:
-        """Yield the file and those with the same name."""
         yield Output(option, path, self.kind)
         for suffix, kind in self.sides.items():
             yield Output(f"{option} ({suffix})", path.with_suffix(suffix), kind)
@@ -145,7 +143,6 @@ class OutputStem(OutputPath):
         self.kinds = kinds
 
     def outputs(self, option: str, path: Path, params: dict[str, Any]) -> Iterator[Output]:
-        """Yield the files."""
         for suffix, kind in self.kinds.items():
             yield Output(option, Path(f"{path}{suffix}"), kind)
 
@@ -162,7 +159,6 @@ class OutputFolder(OutputPath):
         self.kind = kind
 
     def outputs(self, option: str, path: Path, params: dict[str, Any]) -> Iterator[Output]:
-        """Yield the folder."""
         yield Output(option, path, self.kind(params) if callable(self.kind) else self.kind)
 
 
@@ -179,7 +175,6 @@ class OutputPlace(OutputPath):
         self.kinds = kinds or {}
 
     def outputs(self, option: str, path: Path, params: dict[str, Any]) -> Iterator[Output]:
-        """Yield the folder and the files."""
         yield Output(option, path, None)
         for name, kind in self.kinds.items():
             yield Output(option, path / name, kind)
@@ -256,7 +251,6 @@ class Classes(click.ParamType):
         self.words = words
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str | list[str]:
-        """Return one of the words, or the list."""
         if isinstance(value, list) or value in self.words:
             return value
         try:
@@ -282,7 +276,6 @@ class Numbers(click.ParamType):
         self.number = number
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list:
-        """Return the list."""
         if isinstance(value, list):
             return value
         try:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from udpm.config.experiment import RunConfig
 from udpm.core import provenance
@@ -85,7 +85,6 @@ def kind_of(reason: str, host: str | None = None) -> str:
     return " ".join(reason.split())
 
 
-FILE = ATTEMPTS
 SERIES = "UDPM_SERIES"
 """Environment variable that identifies one invocation of `snakemake`; its retries share it."""
 BLOCK, END, LONGEST = 4096, 2048, 1000
@@ -259,8 +258,8 @@ def _repeated_failure(run: Path, series: str | None = None) -> PastAttempt | Non
         return None
     for attempt in reversed(row):
         if attempt.ended == "failed":
-            same = _kind(attempt) == _kind(last)
-            return last if same and not _saved_between(attempt, last) else None
+            progressed = attempt.saved is not None and (last.saved or 0) > attempt.saved
+            return last if _kind(attempt) == _kind(last) and not progressed else None
         if not (attempt.waits or (attempt.ended == "stopped" and attempt.saved is not None)):
             return None
     return None
@@ -270,18 +269,17 @@ def _kind(attempt: PastAttempt) -> str:
     return kind_of(attempt.reason, attempt.record.get("host"))
 
 
-def _saved_between(earlier: PastAttempt, later: PastAttempt) -> bool:
-    return earlier.saved is not None and later.saved is not None and later.saved > earlier.saved
-
-
 def _append(run: Path, line: dict[str, Any], room: int = 0) -> bool:
     """Append a line, and return whether that worked.
 
     Keeps at least `room` bytes of its last block free, so that the next line fits even if the disk fills up.
     """
     # A full disk is reported when a checkpoint is saved.
-    with suppress(OSError), open(run / FILE, "a+b") as file:
-        torn = file.tell() > 0 and not _ends_a_line(file)
+    with suppress(OSError), open(run / ATTEMPTS, "a+b") as file:
+        torn = False
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
         text = ("\n" * torn + json.dumps(line, ensure_ascii=False)).encode()
         left = -(file.tell() + len(text) + 1) % BLOCK
         file.write(text + b" " * (left + 1 if left < room else 0) + b"\n")
@@ -291,15 +289,10 @@ def _append(run: Path, line: dict[str, Any], room: int = 0) -> bool:
     return False
 
 
-def _ends_a_line(file: BinaryIO) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
-
-
 def _read(run: Path) -> list[dict[str, Any]]:
     # An unreadable file counts as no attempts: it must not end this one.
     with suppress(UserError):
-        lines = read_json_lines(run / FILE, "record of attempts")
+        lines = read_json_lines(run / ATTEMPTS, "record of attempts")
         return [line for line in lines if line is not None and is_valid(AttemptLine, line)]
     return []
 
@@ -351,14 +344,12 @@ def make_folder(run: Path) -> None:
 def _check_series(run: Path, who: dict[str, Any], series: str | None) -> None:
     """Refuse a third attempt after two that failed for the same reason, unless the user requeued the failed job."""
     last = _repeated_failure(run, series) if series else None
-    if last is None or _requeued(last.record, who):
+    if last is None:
+        return
+    before = last.record
+    if who["job"] is not None and before.get("job") == who["job"] and before.get("attempt") != who["attempt"]:
         return
     raise UserError(
         f"{run}: failed twice for the same reason ({last.reason}); fix the cause, then run snakemake again, or udpm "
         "train by hand, to retry"
     )
-
-
-def _requeued(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    same = now["job"] is not None and before.get("job") == now["job"]
-    return same and before.get("attempt") != now["attempt"]

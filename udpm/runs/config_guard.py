@@ -70,7 +70,8 @@ def check_config(run: Path, config: RunConfig, allow_world_size_change: bool, *,
     if earlier is not None:
         free = MUTABLE_KEYS | WORLD_SIZE_KEYS if allow_world_size_change else MUTABLE_KEYS
         changed = run_changes(earlier, config, free)
-        if changed.keys() == {ITERATIONS} and _ended_at(run) == config.training.iterations:
+        shorter = changed.keys() == {ITERATIONS} and (run / COMPLETE).exists()
+        if shorter and read_complete(run).get("iterations") == config.training.iterations:
             # The run was extended, and the extension withdrawn: the files of its first end are still valid.
             return
         if changed:
@@ -127,20 +128,13 @@ def _is_text(path: Path, text: str) -> bool:
         return False
 
 
-def _ended_at(run: Path) -> int | None:
-    return read_complete(run).get("iterations") if (run / COMPLETE).exists() else None
-
-
 def run_changes(earlier: RunConfig, now: RunConfig, free: set[str]) -> dict[str, str]:
     """Return, by key, the differences that make a configuration another run's, ignoring the keys in `free`."""
     changed = differences(earlier, now, free)
-    if ITERATIONS in changed and _grows(earlier.training, now.training):
-        del changed[ITERATIONS]
+    trained = "imported" not in (earlier.training, now.training)
+    if trained and now.training.iterations > earlier.training.iterations:
+        changed.pop(ITERATIONS, None)
     return changed
-
-
-def _grows(earlier, now) -> bool:
-    return "imported" not in (earlier, now) and now.iterations > earlier.iterations
 
 
 def differences(earlier: Section, now: Section, free: set[str]) -> dict[str, str]:
