@@ -62,7 +62,7 @@ def train(
     from udpm.config import RunConfig, read_resolved
 
     if (dataset is None) != (cache is None):
-        raise click.UsageError("--dataset and --cache belong together")
+        raise click.UsageError("--dataset and --cache go together")
     resolved = for_speed(read_resolved(RunConfig, config), batch, threads, random=dataset is None)
     found = compare_training(resolved, BenchmarkData(dataset, cache), repetitions, levels, gains=gains, memory=memory)
     _show(found, as_json, output)
