@@ -132,15 +132,15 @@ def figure_command() -> None:
 SOURCE = click.argument("source", type=FILE)
 
 
-def _drawing(example: str) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a command of `udpm figure` from a function that draws; it prints the files it wrote."""
+def _plotting(example: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a command of `udpm figure` from a function that plots; it prints the files it wrote."""
 
-    def decorate(draw: Callable[..., None]) -> click.Command:
+    def decorate(plot: Callable[..., None]) -> click.Command:
         @figure_command.command(epilog=f"Example: udpm figure {example}")
         @FIGURE
-        @wraps(draw)
+        @wraps(plot)
         def command(output: Path, **given: Any) -> None:
-            draw(output=output, **given)
+            plot(output=output, **given)
             with open(f"{output}.png", "rb") as file:
                 width, height = struct.unpack(">II", file.read(24)[16:])
             click.echo(f"{output}.png: {width}×{height} pixels; also .svg, and .csv of the data")
@@ -150,7 +150,7 @@ def _drawing(example: str) -> Callable[[Callable[..., None]], click.Command]:
     return decorate
 
 
-@_drawing("samples results/samples/digits/seed0.npz --output figures/samples")
+@_plotting("samples results/samples/digits/seed0.npz --output figures/samples")
 @SOURCE
 def samples(source: Path, output: Path) -> None:
     """Draw the first images of a sample set, one row per class."""
@@ -159,7 +159,7 @@ def samples(source: Path, output: Path) -> None:
     plot_samples(source, output)
 
 
-@_drawing("chain results/samples/digits/seed0_chain.npz --output figures/chain")
+@_plotting("chain results/samples/digits/seed0_chain.npz --output figures/chain")
 @SOURCE
 def chain(source: Path, output: Path) -> None:
     """Draw the way from noise to image: states and network outputs of one image per class."""
@@ -168,7 +168,7 @@ def chain(source: Path, output: Path) -> None:
     plot_chain(source, output)
 
 
-@_drawing("curves results/runs/digits/seed0/metrics.jsonl --output figures/curves")
+@_plotting("curves results/runs/digits/seed0/metrics.jsonl --output figures/curves")
 @SOURCE
 def curves(source: Path, output: Path) -> None:
     """Plot training losses by level, also of a run that is still training."""
@@ -177,7 +177,7 @@ def curves(source: Path, output: Path) -> None:
     plot_curves(source, output)
 
 
-@_drawing("selection selection.json --output figures/selection")
+@_plotting("selection selection.json --output figures/selection")
 @SOURCE
 def selection(source: Path, output: Path) -> None:
     """Plot the Fréchet distance of a run's milestones and mark the chosen one."""
@@ -186,7 +186,7 @@ def selection(source: Path, output: Path) -> None:
     plot_selection(source, output)
 
 
-@_drawing("schedule results/configs/digits/seed0.json --output figures/schedule")
+@_plotting("schedule results/configs/digits/seed0.json --output figures/schedule")
 @SOURCE
 def schedule(source: Path, output: Path) -> None:
     """Plot signal, noise and their ratio at every level of a run's schedule."""
@@ -195,7 +195,7 @@ def schedule(source: Path, output: Path) -> None:
     plot_run_schedule(source, output)
 
 
-@_drawing("forward results/configs/digits/seed0.json --dataset results/datasets/digits --output figures/forward")
+@_plotting("forward results/configs/digits/seed0.json --dataset results/datasets/digits --output figures/forward")
 @SOURCE
 @click.option("--dataset", type=FOLDER, required=True, help="Prepared data set that the run is trained on.")
 def forward(source: Path, dataset: Path, output: Path) -> None:
@@ -205,7 +205,7 @@ def forward(source: Path, dataset: Path, output: Path) -> None:
     plot_forward_process(source, dataset, output)
 
 
-@_drawing("latents results/latents/digits/seed0/swap.npz --output figures/swap")
+@_plotting("latents results/latents/digits/seed0/swap.npz --output figures/swap")
 @SOURCE
 def latents(source: Path, output: Path) -> None:
     """Draw the images of a latent-space experiment with labelled rows and columns."""
@@ -214,7 +214,7 @@ def latents(source: Path, output: Path) -> None:
     plot_latents(source, output)
 
 
-@_drawing("tradeoff --results results --output figures/tradeoff")
+@_plotting("tradeoff --results results --output figures/tradeoff")
 @RESULTS_FOLDER
 @CONFIG_FOLDER
 def tradeoff(results: Path, config: Path, output: Path) -> None:
@@ -224,7 +224,7 @@ def tradeoff(results: Path, config: Path, output: Path) -> None:
     StudyReport(results, config).plot_tradeoff(output)
 
 
-@_drawing("neighbours results/samples/digits/seed0.npz --dataset results/datasets/digits --output figures/neighbours")
+@_plotting("neighbours results/samples/digits/seed0.npz --dataset results/datasets/digits --output figures/neighbours")
 @SOURCE
 @click.option("--dataset", type=FOLDER, required=True, help="Prepared data set that the model was trained on.")
 @click.option("--columns", type=click.IntRange(1, 24), default=12, show_default=True, help="Number of samples.")
@@ -250,7 +250,7 @@ def plan(sweep: str, config: Path, output: Path | None) -> None:
     With --output the table is also written as STEM.csv, .md, .tex and .html.
     """
     from udpm.config import load_sweep
-    from udpm.report.sweep.plan import plan_table
+    from udpm.report.sweep.tables import plan_table
 
     table = plan_table(load_sweep(sweep, config))
     click.echo(table.markdown() if output is None else table.write(output), nl=False)
@@ -295,7 +295,7 @@ def rank(sweep: str, config: Path, results: Path, output: Path | None, best: Pat
     With --output the table is also written as STEM.csv, .md, .tex and .html.
     """
     from udpm.config import load_sweep
-    from udpm.report.sweep.ranking import best_experiment, ranking_table, read_results
+    from udpm.report.sweep.tables import best_experiment, ranking_table, read_results
 
     loaded = load_sweep(sweep, config)
     found = read_results(loaded, results)
@@ -315,7 +315,7 @@ def heat(sweep: str, grid: str, config: Path, results: Path, output: Path) -> No
     """Draw a GRID of two axes as a heat map: STEM.svg, STEM.png, and its data as STEM.csv."""
     from udpm.config import load_sweep
     from udpm.report.sweep.figures import plot_heat_map
-    from udpm.report.sweep.ranking import read_results
+    from udpm.report.sweep.tables import read_results
 
     loaded = load_sweep(sweep, config)
     plot_heat_map(loaded, read_results(loaded, results), grid, output)
@@ -336,7 +336,7 @@ def strip(sweep: str, config: Path, results: Path, output: Path) -> None:
     """
     from udpm.config import load_sweep
     from udpm.report.sweep.figures import plot_sample_strip
-    from udpm.report.sweep.ranking import read_results
+    from udpm.report.sweep.tables import read_results
 
     loaded = load_sweep(sweep, config)
     plot_sample_strip(loaded, read_results(loaded, results), results, output)
