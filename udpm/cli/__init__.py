@@ -22,7 +22,6 @@ from udpm.core import kinds
 from udpm.core.devices import as_user_errors
 from udpm.core.errors import EXIT_STOPPED_EARLY, EXIT_USER_ERROR, StoppedEarly, UserError, first_line
 from udpm.core.identify import what_is, with_kind
-from udpm.core.processes import use_private_cache_dirs
 
 WRONG_CHOICE = re.compile(r"'([^']*)' is not one of")
 WRONG_PLACE = re.compile(r"(?:File|Directory|Path) '(.*)' is a (directory|file)")
@@ -120,7 +119,11 @@ def main(arguments: list[str] | None = None) -> None:
     # OpenMP reads it when torch loads it. Threads that spin while waiting take the core from other processes and from
     # each other: training next to one busy process was four times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    use_private_cache_dirs()
+    if "SLURM_JOB_ID" in os.environ:
+        # Slow to import.
+        from udpm.core.processes import use_private_cache_dirs
+
+        use_private_cache_dirs()
     try:
         with as_user_errors():
             done = udpm.main(arguments, prog_name="udpm", standalone_mode=False)

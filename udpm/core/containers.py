@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import pickletools
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -158,6 +157,8 @@ def check_archive(path: str | os.PathLike, what: str) -> None:
 
 def _check_pickles(file: BinaryIO) -> None:
     """Scan an archive's pickles without building anything: PyTorch allocates whatever a length claims."""
+    import pickletools
+
     name = "directory"
     try:
         with zipfile.ZipFile(file) as archive:

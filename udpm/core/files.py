@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-import socket
 import stat
 import threading
 from collections.abc import Iterator
@@ -81,7 +80,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 def _suffix() -> str:
     # Includes the host: processes in different containers may have the same PID.
-    return f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}"
+    return f"{TEMPORARY}{os.uname().nodename}-{os.getpid()}"
 
 
 def through_links(path: str | os.PathLike) -> Path:
@@ -178,7 +177,7 @@ def exclusive(path: str | Path, doing: str) -> Iterator[None]:
     Raises:
         UserError: another process holds the lock, the folder cannot be written, or a user's file has the lock's name.
     """
-    # Takes a sixth of the time of `udpm --help`.
+    # Slow to import, and `udpm --help` imports this module.
     from filelock import FileLock, Timeout
 
     path = Path(path)

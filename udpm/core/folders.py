@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fnmatch
 import os
@@ -194,6 +193,8 @@ class Workplace:
 
 def exchange(one: Path, other: Path) -> bool:
     """Exchange two folders or files of one disk atomically; return False if the system or the disk cannot."""
+    import ctypes
+
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError):
