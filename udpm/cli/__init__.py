@@ -71,9 +71,7 @@ MODULES = {
         "figure": "Render a figure (svg, png, and csv of its data).",
         "sweep": "Plan, watch and rank a sweep of experiments.",
     },
-    "bench": {
-        "bench": "Measure speed on this machine.",
-    },
+    "bench": {"bench": "Measure speed on this machine."},
 }
 """Verbs of each module, with their help."""
 VERBS = {verb: text for verbs in MODULES.values() for verb, text in verbs.items()}
@@ -96,7 +94,9 @@ class _Verbs(Group):
             formatter.write_dl(list(VERBS.items()))
 
 
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(
+    cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120, "show_default": True}
+)
 @click.version_option(__version__, prog_name="udpm")
 @click.option(
     "--usage", type=OutputFile(kinds.USAGE), help="Append the command's time, memory and GPU use to this .jsonl file."

@@ -29,12 +29,12 @@ def bench_command() -> None:
 
 @bench_command.command(epilog="Example: udpm bench data resources/ffhq.zip --side 64")
 @click.argument("images", type=ANY, required=False)
-@click.option("--side", type=click.Choice(SIDES), default="32", show_default=True, help="Side of the prepared images.")
+@click.option("--side", type=click.Choice(SIDES), default="32", help="Side of the prepared images.")
 @click.option("--workers", type=Whole(1, 1024), help="Processes that decode and resize; default: one for each core.")
-@click.option("--limit", type=Whole(1), default=20000, show_default=True, help="Largest number of images to prepare.")
-@click.option("--batch", type=Whole(1), default=64, show_default=True, help="Images per training batch.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--threads", type=Whole(1, 1024), default=1, show_default=True, help="CPU threads for feeding.")
+@click.option("--limit", type=Whole(1), default=20000, help="Largest number of images to prepare.")
+@click.option("--batch", type=Whole(1), default=64, help="Images per training batch.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--threads", type=Whole(1, 1024), default=1, help="CPU threads for feeding.")
 @JSON
 @OUTPUT
 def data(
@@ -81,7 +81,7 @@ def data(
 @click.argument("config", type=FILE)
 @click.option("--dataset", type=FOLDER, help="Prepared data set; default: random images.")
 @click.option("--cache", type=FOLDER, help="Its level cache.")
-@click.option("--iterations", type=Whole(1), default=50, show_default=True, help="Iterations to measure.")
+@click.option("--iterations", type=Whole(1), default=50, help="Iterations to measure.")
 @click.option("--batch", type=Whole(1), help="Images per iteration; default: the configuration's.")
 @THREADS
 @JSON
@@ -116,7 +116,7 @@ def train(
 )
 @click.argument("config", type=FILE)
 @click.option("--extractor", type=FILE, help="TorchScript file, executed as a program; default: the configuration's.")
-@click.option("--side", type=Whole(1), default=32, show_default=True, help="Side of the images.")
+@click.option("--side", type=Whole(1), default=32, help="Side of the images.")
 @JSON
 @OUTPUT
 def score(config: Path, extractor: Path | None, side: int, as_json: bool, output: Path | None) -> None:
@@ -138,7 +138,7 @@ def score(config: Path, extractor: Path | None, side: int, as_json: bool, output
 @click.argument("experiment")
 @CONFIG_FOLDER
 @click.option("--batch", type=Whole(1), help="Images per call; default: the experiment's, at most 16 on a CPU.")
-@click.option("--seconds", type=click.FloatRange(0), default=5.0, show_default=True, help="Approximate duration.")
+@click.option("--seconds", type=click.FloatRange(0), default=5.0, help="Approximate duration.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: the experiment's.")
 @click.option(
     "--output", type=OutputFile(kinds.BENCH), help="Also write the record, .json; the paper's run-time table reads it."

@@ -81,8 +81,8 @@ RESOLVED = FileKind("resolved configuration", _is_resolved)
 )
 @click.argument("experiment", required=False)
 @click.option("--dataset", metavar="NAME", help="Resolve this data set instead of an experiment.")
-@click.option("--part", type=click.Choice(PARTS), default="run", show_default=True, help="Which part to write.")
-@click.option("--seed", type=Whole(0, 2**63 - 1), default=0, show_default=True, help="Training seed, for part run.")
+@click.option("--part", type=click.Choice(PARTS), default="run", help="Which part to write.")
+@click.option("--seed", type=Whole(0, 2**63 - 1), default=0, help="Training seed, for part run.")
 @CONFIG_FOLDER
 @click.option("--output", type=OutputFile(RESOLVED), help="File to write; default: print it.")
 def resolve_command(
@@ -129,8 +129,8 @@ SCHEMA = FileKind("JSON schema", _is_schema)
 
 
 @click.command(cls=Verb, epilog="Example: udpm schema")
-@click.option("--config", type=OutputPlace(), default="config", show_default=True, help="Folder of the configuration.")
-@click.option("--docs", type=OutputPlace(), default="docs", show_default=True, help="Folder of the documentation.")
+@click.option("--config", type=OutputPlace(), default="config", help="Folder of the configuration.")
+@click.option("--docs", type=OutputPlace(), default="docs", help="Folder of the documentation.")
 def schema_command(config: Path, docs: Path) -> None:
     """Regenerate the files that depend on the configuration models: run it after changing one.
 
@@ -167,7 +167,7 @@ def schema_command(config: Path, docs: Path) -> None:
 @click.option("--sigmas", type=Numbers(float), help="The schedule, l = 1 first: 0.1,0.2,0.3.")
 @click.option("--normalization", type=click.Choice(["norm", "sum"]), help="Normalization of H's box; default: norm.")
 @click.option("--classes", type=Whole(2, 100_000), help="Number of classes, if label dropout hides it.")
-@click.option("--folder", type=OutputPlace(), default="config", show_default=True, help="Folder of the configuration.")
+@click.option("--folder", type=OutputPlace(), default="config", help="Folder of the configuration.")
 @click.option(
     "--run-config", type=FILE, help="Instead of all of these: a run's resolved configuration, which names its weights."
 )

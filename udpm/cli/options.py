@@ -92,12 +92,8 @@ CONFIG = InputPath(files=False, holds=_config_holds)
 RESULTS = InputPath(files=False, holds=_results_hold)
 RUN = InputPath(files=False, holds=_run_holds)
 
-CONFIG_FOLDER = click.option(
-    "--config", type=CONFIG, default="config", show_default=True, help="Folder of the configuration."
-)
-RESULTS_FOLDER = click.option(
-    "--results", type=RESULTS, default="results", show_default=True, help="Folder of the results."
-)
+CONFIG_FOLDER = click.option("--config", type=CONFIG, default="config", help="Folder of the configuration.")
+RESULTS_FOLDER = click.option("--results", type=RESULTS, default="results", help="Folder of the results.")
 
 
 class OutputPath(click.Path):

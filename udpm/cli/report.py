@@ -227,7 +227,7 @@ def tradeoff(results: Path, config: Path, output: Path) -> None:
 @_plotting("neighbours results/samples/digits/seed0.npz --dataset results/datasets/digits --output figures/neighbours")
 @SOURCE
 @click.option("--dataset", type=FOLDER, required=True, help="Prepared data set that the model was trained on.")
-@click.option("--columns", type=click.IntRange(1, 24), default=12, show_default=True, help="Number of samples.")
+@click.option("--columns", type=click.IntRange(1, 24), default=12, help="Number of samples.")
 def neighbours(source: Path, dataset: Path, columns: int, output: Path) -> None:
     """Draw samples above their nearest training images, with the distances of held-out images for comparison."""
     from udpm.report.figures.samples import plot_neighbours

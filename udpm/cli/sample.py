@@ -152,7 +152,6 @@ EXPORT = OutputFolder(lambda given: kinds.BUNDLE if given["source"].is_dir() els
     "--layout",
     type=click.Choice(["flat", "classes"]),
     default="flat",
-    show_default=True,
     help="All files in one folder, or one folder per class.",
 )
 @click.option(
@@ -160,7 +159,6 @@ EXPORT = OutputFolder(lambda given: kinds.BUNDLE if given["source"].is_dir() els
     "image_format",
     type=click.Choice(["png", "jpg"]),
     default="png",
-    show_default=True,
     help="png is lossless; jpg is smaller but unsuitable for scores.",
 )
 @click.pass_context
@@ -199,27 +197,22 @@ SHARED = (
     ),
 )
 HOW = (
-    click.option("--weights", type=str, default="ema", show_default=True, help="ema, raw, or another average."),
+    click.option("--weights", type=str, default="ema", help="ema, raw, or another average."),
     click.option(
         "--posterior",
         type=click.Choice(["scalar", "exact"]),
         default="scalar",
-        show_default=True,
         help="Covariance of the steps between levels.",
     ),
-    click.option("--guidance", type=float, default=1.0, show_default=True, help="w of classifier-free guidance."),
+    click.option("--guidance", type=float, default=1.0, help="w of classifier-free guidance."),
     click.option("--iteration", type=Whole(1), help="Weights kept at this iteration of training."),
-    click.option("--batch", type=Whole(1), default=250, show_default=True, help="Images per network call."),
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+    click.option("--batch", type=Whole(1), default=250, help="Images per network call."),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto"),
     click.option(
-        "--precision",
-        type=click.Choice(["float32", "bfloat16"]),
-        default="float32",
-        show_default=True,
-        help="Precision of the network.",
+        "--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", help="Precision of the network."
     ),
     click.option("--tf32", is_flag=True, help="On GPUs, compute float32 products with TF32 inputs."),
-    click.option("--threads", type=Whole(1, 1024), default=2, show_default=True, help="CPU threads."),
+    click.option("--threads", type=Whole(1, 1024), default=2, help="CPU threads."),
 )
 # Options that are keys of the section `sampling`.
 SAMPLING = ("weights", "iteration", "posterior", "guidance", "batch", "device", "precision", "tf32", "threads")

@@ -21,8 +21,8 @@ from udpm.core.files import write_json
     required=True,
     help="TorchScript file; its record is written next to it, .json.",
 )
-@click.option("--seed", type=Whole(0, 2**63 - 1), default=0, show_default=True, help="Training seed.")
-@click.option("--threads", type=Whole(1, 1024), default=2, show_default=True, help="CPU threads.")
+@click.option("--seed", type=Whole(0, 2**63 - 1), default=0, help="Training seed.")
+@click.option("--threads", type=Whole(1, 1024), default=2, help="CPU threads.")
 def extractor_command(dataset: Path, output: Path, seed: int, threads: int) -> None:
     """Train the small classifier whose features score digits.
 

@@ -32,7 +32,6 @@ from udpm.core.processes import StopRequest
     "--stale-after",
     type=click.FloatRange(0, min_open=True),
     default=60,
-    show_default=True,
     help="Seconds without a heartbeat after which another trainer in the folder counts as dead.",
 )
 def train_command(

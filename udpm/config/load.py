@@ -26,7 +26,6 @@ CLASSIFIER_SIDES = 4
 LONGEST_CHAIN = 32
 """Longest chain of files that extend each other."""
 
-
 RESOLVED = {
     "RunConfig": ("a run's resolved configuration", "EXPERIMENT --output run.json"),
     "Sampling": ("a resolved sampling section", "EXPERIMENT --part sampling --output sampling.json"),

@@ -20,7 +20,6 @@ from udpm.config.validation import (
 
 DecayFactor = Annotated[float, Field(gt=0, le=1)]
 
-
 LpipsExponent = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 
 

@@ -340,7 +340,6 @@ AnyPath = Annotated[str, AfterValidator(_a_path)]
 WorkflowPath = Annotated[AnyPath, AfterValidator(_a_workflow_path)]
 """A path that may be an input or output of a rule."""
 
-
 Check = TypeVar("Check", bound=Callable[[Any], Any])
 
 

@@ -45,7 +45,6 @@ CIFAR10 = PublishedFile(
     "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
 )
 
-
 OFFLINE = "UDPM_OFFLINE"
 """Environment variable that forbids downloads if set to any value."""
 
