@@ -98,9 +98,7 @@ class _Verbs(Group):
     cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120, "show_default": True}
 )
 @click.version_option(__version__, prog_name="udpm")
-@click.option(
-    "--usage", type=OutputFile(kinds.USAGE), help="Append the command's time, memory and GPU use to this .jsonl file."
-)
+@click.option("--usage", type=OutputFile(kinds.USAGE), help="Append time, memory and GPU use to this .jsonl file.")
 def udpm(usage: Path | None) -> None:
     """Train, sample, score and report Upsampling Diffusion Probabilistic Models.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from udpm.cli.options import ANY, CONFIG_FOLDER, FILE, FOLDER, OutputFile, Verbs, Whole, check
+from udpm.cli.options import ANY, CONFIG_FOLDER, FILE, FOLDER, OutputFile, Verbs, Whole, check, usage_error
 from udpm.core import devices, kinds
 from udpm.core.files import write_json
 
@@ -105,15 +105,13 @@ def train(
     from udpm.config import RunConfig, read_resolved
 
     if (dataset is None) != (cache is None):
-        raise click.UsageError("--dataset and --cache go together")
+        raise usage_error("--dataset and --cache go together")
     resolved = for_speed(read_resolved(RunConfig, config), batch, threads, random=dataset is None)
     with BenchmarkData(dataset, cache).opened(resolved) as opened:
         _report(bench_training(resolved, opened, iterations), training_lines, as_json, output)
 
 
-@bench_command.command(
-    epilog="Example: udpm bench score results/configs/digits/scoring.json --extractor x.pt --side 32"
-)
+@bench_command.command(epilog="Example: udpm bench score results/configs/digits/scoring.json --extractor x.pt")
 @click.argument("config", type=FILE)
 @click.option("--extractor", type=FILE, help="TorchScript file, executed as a program; default: the configuration's.")
 @click.option("--side", type=Whole(1), default=32, help="Side of the images.")
@@ -140,9 +138,7 @@ def score(config: Path, extractor: Path | None, side: int, as_json: bool, output
 @click.option("--batch", type=Whole(1), help="Images per call; default: the experiment's, at most 16 on a CPU.")
 @click.option("--seconds", type=click.FloatRange(0), default=5.0, help="Approximate duration.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: the experiment's.")
-@click.option(
-    "--output", type=OutputFile(kinds.BENCH), help="Also write the record, .json; the paper's run-time table reads it."
-)
+@click.option("--output", type=OutputFile(kinds.BENCH), help="Also write the record, .json, for the run-time table.")
 @THREADS
 @JSON
 def sample(

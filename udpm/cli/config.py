@@ -21,6 +21,7 @@ from udpm.cli.options import (
     Verb,
     Whole,
     check,
+    usage_error,
 )
 from udpm.core import kinds
 from udpm.core.errors import UserError
@@ -76,9 +77,7 @@ def _check_claim(output: Path, text: str) -> None:
 RESOLVED = FileKind("resolved configuration", _is_resolved)
 
 
-@click.command(
-    cls=Verb, epilog="Example: udpm resolve digits --part run --seed 0 --output results/configs/digits/seed0.json"
-)
+@click.command(cls=Verb, epilog="Example: udpm resolve digits --seed 0 --output results/configs/digits/seed0.json")
 @click.argument("experiment", required=False)
 @click.option("--dataset", metavar="NAME", help="Resolve this data set instead of an experiment.")
 @click.option("--part", type=click.Choice(PARTS), default="run", help="Which part to write.")
@@ -94,7 +93,7 @@ def resolve_command(
     run that has begun is never replaced by another configuration.
     """
     if (experiment is None) == (dataset is None):
-        raise click.UsageError("give either an EXPERIMENT or --dataset NAME", click.get_current_context())
+        raise usage_error("give either an EXPERIMENT or --dataset NAME")
     from udpm.config import load_dataset, load_experiment, resolve_run, source_file, to_json
 
     resolved: BaseModel | None
@@ -152,7 +151,7 @@ def schema_command(config: Path, docs: Path) -> None:
 
 
 @click.command(
-    cls=Verb, name="import", epilog="Example: udpm import model_ema_state_cifar.pt --output resources/cifar.safetensors"
+    cls=Verb, name="import", epilog="Example: udpm import model_ema_state_cifar.pt --output cifar.safetensors"
 )
 @click.argument("checkpoints", type=FILE, nargs=-1)
 @click.option("--config", "flags_file", type=FILE, help="A published config_SUFFIX.json.")
@@ -160,17 +159,13 @@ def schema_command(config: Path, docs: Path) -> None:
 @click.option("--output", type=OutputFile(kinds.IMPORTED, ".safetensors"), help="Weight file to write, .safetensors.")
 @click.option("--name", help="Also write this experiment (and its data set, unless --dataset names one).")
 @click.option("--dataset", help="An existing data set, for --name.")
-@click.option(
-    "--gpus", type=Whole(1), help="Number of GPUs that batch_per_GPU refers to; default: that of torchrun, else 1."
-)
+@click.option("--gpus", type=Whole(1), help="GPUs that batch_per_GPU refers to; default: that of torchrun, else 1.")
 @click.option("--alphas", type=Numbers(float), help="The schedule, l = 1 first: 0.5,0.2,1e-3.")
 @click.option("--sigmas", type=Numbers(float), help="The schedule, l = 1 first: 0.1,0.2,0.3.")
 @click.option("--normalization", type=click.Choice(["norm", "sum"]), help="Normalization of H's box; default: norm.")
 @click.option("--classes", type=Whole(2, 100_000), help="Number of classes, if label dropout hides it.")
 @click.option("--folder", type=OutputPlace(), default="config", help="Folder of the configuration.")
-@click.option(
-    "--run-config", type=FILE, help="Instead of all of these: a run's resolved configuration, which names its weights."
-)
+@click.option("--run-config", type=FILE, help="Instead of all of these: the configuration of a run with its weights.")
 @click.option("--run", type=OutputFolder(kinds.RUN), help="That run's folder.")
 def import_command(
     checkpoints: tuple[Path, ...],
@@ -198,17 +193,17 @@ def import_command(
         _import_run(checkpoints, run_config, run)
         return
     if (dataset is not None or gpus is not None) and name is None:
-        raise click.UsageError("--dataset and --gpus are for the experiment of --name", click.get_current_context())
+        raise usage_error("--dataset and --gpus are for the experiment of --name")
     if not checkpoints and (output is not None or alphas is not None or normalization is not None):
-        raise click.UsageError("--output and the schedule's options need CHECKPOINTS", click.get_current_context())
+        raise usage_error("--output and the schedule's options need CHECKPOINTS")
     if not checkpoints and name is None:
-        raise click.UsageError("give CHECKPOINTS, or --name with --config or --command", click.get_current_context())
+        raise usage_error("give CHECKPOINTS, or --name with --config or --command")
     from udpm.interop import convert
 
     if command_line == "-":
         command_line = sys.stdin.read()
     if (alphas is None) != (sigmas is None):
-        raise click.UsageError("--alphas and --sigmas go together", click.get_current_context())
+        raise usage_error("--alphas and --sigmas go together")
     described = convert.describe(flags_file, command_line, name or "imported", dataset, gpus)
     schedule = convert.ScheduleOptions(alphas, sigmas, normalization)
     for line in convert.convert_checkpoint(list(checkpoints), described, schedule, classes, output, name, folder):
@@ -221,7 +216,7 @@ def _import_run(checkpoints: tuple[Path, ...], run_config: Path | None, run: Pat
     from udpm.runs.config_guard import check_import
 
     if checkpoints or run_config is None or run is None:
-        raise click.UsageError("--run-config and --run go together, without CHECKPOINTS", click.get_current_context())
+        raise usage_error("--run-config and --run go together, without CHECKPOINTS")
     config = read_resolved(RunConfig, run_config)
     if config.training != "imported":
         raise UserError(f"{run_config}: training: is not imported; use `udpm train` for this run")
@@ -253,9 +248,7 @@ class Asked(NamedTuple):
     "--normalization", type=click.Choice(NORMALIZATIONS), help="With --alphas: normalization of H's box; default: norm."
 )
 @click.option("--dataset", type=FOLDER, help="Prepared data set, for bounds valid for its training split.")
-@click.option(
-    "--output", type=OutputStem(kinds.FIGURE), metavar="STEM", help="Also write STEM.csv, STEM.svg and STEM.png."
-)
+@click.option("--output", type=OutputStem(kinds.FIGURE), metavar="STEM", help="Also write STEM.csv, .svg and .png.")
 def schedule_command(
     experiment: str | None,
     config: Path,
@@ -276,10 +269,7 @@ def schedule_command(
     elif experiment is not None and all(value is None for value in (alphas, sigmas, side, normalization)):
         asked = _experiment(experiment, config)
     else:
-        raise click.UsageError(
-            "give either an EXPERIMENT, or --alphas and --sigmas (with --side and --normalization)",
-            click.get_current_context(),
-        )
+        raise usage_error("give either an EXPERIMENT, or --alphas and --sigmas (with --side and --normalization)")
     from udpm.diffusion.schedule import Schedule
     from udpm.report.figures.schedule import plot_schedule, readable_schedule, schedule_table, schedule_warning
 
@@ -341,9 +331,7 @@ def _images(asked: Asked, dataset: Path | None) -> tuple[int, float, str]:
 @click.command(cls=Verb, epilog="Example: udpm cost cifar10 ffhq64 --output results/tables/cost")
 @click.argument("experiments", nargs=-1, required=True, metavar="EXPERIMENT...")
 @CONFIG_FOLDER
-@click.option(
-    "--output", type=OutputStem(kinds.TABLE), metavar="STEM", help="Also write STEM.csv, .md, .tex and .html."
-)
+@click.option("--output", type=OutputStem(kinds.TABLE), metavar="STEM", help="Also write STEM.csv, .md, .tex, .html.")
 def cost_command(experiments: tuple[str, ...], config: Path, output: Path | None) -> None:
     """Count the multiply-adds and parameters of an image, and those of a network at the full side.
 

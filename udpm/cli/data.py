@@ -55,12 +55,7 @@ def _default_folder(file: str) -> Path:
     cls=Verb, epilog="Example: udpm prepare results/configs/datasets/digits.json --output results/datasets/digits"
 )
 @click.argument("config", type=FILE)
-@click.option(
-    "--output",
-    type=OutputFolder(kinds.DATASET),
-    required=True,
-    help="Folder of the store; replaced once the new one is complete.",
-)
+@click.option("--output", type=OutputFolder(kinds.DATASET), required=True, help="Folder to replace by the new store.")
 @click.option("--workers", type=Whole(1, 1024), help="Processes that decode and resize; default: one per core.")
 def prepare_command(config: Path, output: Path, workers: int | None) -> None:
     """Convert a source of images to a checked, memory-mapped store.
@@ -81,12 +76,7 @@ def prepare_command(config: Path, output: Path, workers: int | None) -> None:
 
 @click.command(cls=Verb, epilog="Example: udpm cache results/datasets/digits --output results/caches/digits")
 @click.argument("dataset", type=FOLDER)
-@click.option(
-    "--output",
-    type=OutputFolder(kinds.CACHE),
-    required=True,
-    help="Folder of the cache; replaced once the new one is complete.",
-)
+@click.option("--output", type=OutputFolder(kinds.CACHE), required=True, help="Folder to replace by the new cache.")
 def cache_command(dataset: Path, output: Path) -> None:
     """Write the downsampled levels of a prepared data set, as exact integer block sums."""
     from udpm.data.levels import write_cache
@@ -100,7 +90,7 @@ def cache_command(dataset: Path, output: Path) -> None:
 @click.option(
     "--sheet",
     type=OutputFile(kinds.SHEET, ".png", ".jpg", ".jpeg"),
-    help="Also draw a contact sheet of a data set (.png or .jpg).",
+    help="Also draw a data set's contact sheet (.png, .jpg).",
 )
 @click.option("--check", is_flag=True, help="Compare all bytes of a data set or cache with its record.")
 def info_command(path: Path, sheet: Path | None, check: bool) -> None:
@@ -166,11 +156,6 @@ def _describe(path: Path) -> dict:
         from udpm.data.npz import load_arrays
 
         return load_arrays(path, "file with a record", "udpm reference, sample --chain or latents")[1]
-    return _side_record(path)
-
-
-def _side_record(path: Path) -> dict:
-    """Read the record with the same name and suffix .json."""
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     if not path.with_suffix(".json").exists():

@@ -16,6 +16,11 @@ from udpm.core.outputs import Input, Output, guard, nothing
 from udpm.runs import layout
 
 
+def usage_error(message: str) -> click.UsageError:
+    """Return an error that names the running command and its help."""
+    return click.UsageError(message, click.get_current_context())
+
+
 class Group(click.Group):
     """A group that reports mistakes like all other commands."""
 

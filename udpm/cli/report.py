@@ -47,15 +47,8 @@ def table_command(scores: tuple[Path, ...], output: Path) -> None:
 @click.argument("tables", nargs=-1, metavar="[TABLE]...")
 @RESULTS_FOLDER
 @CONFIG_FOLDER
-@click.option(
-    "--experiment",
-    "experiments",
-    multiple=True,
-    help="Add this experiment to the set-up and run-time tables; repeatable.",
-)
-@click.option(
-    "--output", type=OutputPlace(), required=True, help="Folder of the tables: TABLE.csv, .md, .tex and .html."
-)
+@click.option("--experiment", "experiments", multiple=True, help="Experiment to add to set-up and run-time tables.")
+@click.option("--output", type=OutputPlace(), required=True, help="Folder of the tables: TABLE.csv, .md, .tex, .html.")
 @click.pass_context
 def paper_command(
     context: click.Context,
@@ -284,11 +277,7 @@ def status(sweep: str, config: Path, results: Path) -> None:
 @CONFIG_FOLDER
 @RESULTS_FOLDER
 @TABLE
-@click.option(
-    "--best",
-    type=OutputFile(kinds.EXPERIMENT),
-    help="Also write the best point as an experiment, at the base's length.",
-)
+@click.option("--best", type=OutputFile(kinds.EXPERIMENT), help="Also write the best point at the base's length.")
 def rank(sweep: str, config: Path, results: Path, output: Path | None, best: Path | None) -> None:
     """Rank all points scored so far, and list missing scores.
 
@@ -321,9 +310,7 @@ def heat(sweep: str, grid: str, config: Path, results: Path, output: Path) -> No
     plot_heat_map(loaded, read_results(loaded, results), grid, output)
 
 
-@sweep_command.command(
-    epilog="Example: udpm sweep strip ablations-digits --output results/sweeps/ablations-digits/strip"
-)
+@sweep_command.command(epilog="Example: udpm sweep strip ablations-digits --output results/sweeps/strip")
 @click.argument("sweep")
 @CONFIG_FOLDER
 @RESULTS_FOLDER

@@ -22,6 +22,7 @@ from udpm.cli.options import (
     Verbs,
     Whole,
     check,
+    usage_error,
 )
 from udpm.core import kinds
 from udpm.core.devices import as_user_errors
@@ -36,21 +37,15 @@ def _shard(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
     return int(found[1]), int(found[2])
 
 
-@click.command(
-    cls=Verb, epilog="Example: udpm sample weights.safetensors --count 100 --labels 3,5 --output threes-and-fives.npz"
-)
+@click.command(cls=Verb, epilog="Example: udpm sample weights.safetensors --count 100 --labels 3,5 --output digits.npz")
 @click.argument("weights", type=FILE)
-@click.option(
-    "--config", type=FILE, help="Resolved sampling section (udpm resolve --part sampling); options override it."
-)
+@click.option("--config", type=FILE, help="Sampling section (udpm resolve --part sampling); options override it.")
 @click.option(
     "--output",
     type=OutputFile(kinds.SAMPLES, ".npz", sides={".json": kinds.SAMPLE_RECORD}),
     help="The sample set, .npz; its record is written next to it, .json.",
 )
-@click.option(
-    "--chain", type=OutputFile(kinds.CHAIN, ".npz"), help="Also write the sampling chain of one image per class, .npz."
-)
+@click.option("--chain", type=OutputFile(kinds.CHAIN, ".npz"), help="Also write the chain of one image per class.")
 @click.option("--shard", callback=_shard, help="Sample one part: 2/4 is the second of four. udpm join combines them.")
 @click.option("--count", type=int, help=f"Number of images; default without --config: {CASUAL_COUNT}.")
 @click.option("--batch", type=int, help="Images per network call; does not change the images.")
@@ -70,9 +65,7 @@ def _shard(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 @click.option("--intermediate/--no-intermediate", default=None, help="Also keep every level's output, at full side.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Device to run on.")
 @click.option(
-    "--precision",
-    type=click.Choice(["float32", "bfloat16"]),
-    help="Precision of the network; the chain is always float32.",
+    "--precision", type=click.Choice(["float32", "bfloat16"]), help="Precision of the network, not of the chain."
 )
 @click.option("--tf32/--no-tf32", default=None, help="On GPUs, compute float32 products with TF32 inputs.")
 @click.option("--compile/--no-compile", default=None, help="Compile the network: slow to start, then faster.")
@@ -100,10 +93,10 @@ def sample_command(
     from udpm.sampling.generate import draw_samples, kept_weights
 
     if output is None and chain is None:
-        raise click.UsageError("Missing option '--output'.", click.get_current_context())
+        raise usage_error("Missing option '--output'.")
     if selection is not None:
         if options["iteration"] is not None:
-            raise click.UsageError("give either --iteration or --selection", click.get_current_context())
+            raise usage_error("give either --iteration or --selection")
         chosen = read_selection(selection)
         options["iteration"] = chosen["iteration"]
     values = {"count": CASUAL_COUNT} if config is None else read_resolved(Sampling, config).model_dump()
@@ -152,7 +145,7 @@ EXPORT = OutputFolder(lambda given: kinds.BUNDLE if given["source"].is_dir() els
     "--layout",
     type=click.Choice(["flat", "classes"]),
     default="flat",
-    help="All files in one folder, or one folder per class.",
+    help="One folder for all files, or one per class.",
 )
 @click.option(
     "--format",
@@ -172,7 +165,7 @@ def export_command(
     """
     target = folder or output
     if target is None or (folder is not None and output is not None):
-        raise click.UsageError("give the folder to write to either as FOLDER or as --output", context)
+        raise usage_error("give the folder to write to either as FOLDER or as --output")
     if not source.is_dir():
         from udpm.sampling.sample_set import export_images
 
@@ -181,7 +174,7 @@ def export_command(
         return
     for name in ("layout", "image_format"):
         if context.get_parameter_source(name) != ParameterSource.DEFAULT:
-            raise click.UsageError("--layout and --format are for sample sets, not for runs", context)
+            raise usage_error("--layout and --format are for sample sets, not for runs")
     from udpm.report.card import bundle_run
 
     click.echo(f"{target}: {', '.join(bundle_run(source, target))}")
@@ -192,24 +185,19 @@ SHARED = (
     click.option("--config", type=FILE, help="Resolved latents section (udpm resolve --part latents)."),
     click.option("--output", type=OutputFile(kinds.LATENTS), required=True, help="Images, axes and record, .npz."),
     click.option("--seeds", type=Numbers(int), metavar="N,N,N,N", help="Seeds of the four latents."),
-    click.option(
-        "--labels", type=Classes(), metavar="CLASS,…", help="Classes to show, by name or number; names take precedence."
-    ),
+    click.option("--labels", type=Classes(), metavar="CLASS,…", help="Classes to show, by name, else by number."),
 )
 HOW = (
     click.option("--weights", type=str, default="ema", help="ema, raw, or another average."),
     click.option(
-        "--posterior",
-        type=click.Choice(["scalar", "exact"]),
-        default="scalar",
-        help="Covariance of the steps between levels.",
+        "--posterior", type=click.Choice(["scalar", "exact"]), default="scalar", help="Covariance of the steps."
     ),
     click.option("--guidance", type=float, default=1.0, help="w of classifier-free guidance."),
     click.option("--iteration", type=Whole(1), help="Weights kept at this iteration of training."),
     click.option("--batch", type=Whole(1), default=250, help="Images per network call."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto"),
     click.option(
-        "--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", help="Precision of the network."
+        "--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", help="Network precision."
     ),
     click.option("--tf32", is_flag=True, help="On GPUs, compute float32 products with TF32 inputs."),
     click.option("--threads", type=Whole(1, 1024), default=2, help="CPU threads."),

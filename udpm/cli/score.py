@@ -7,7 +7,19 @@ from typing import Any
 
 import click
 
-from udpm.cli.options import ANY, FILE, FOLDER, MOST_IMAGES, OutputFile, OutputFolder, OutputStem, Verb, Whole, check
+from udpm.cli.options import (
+    ANY,
+    FILE,
+    FOLDER,
+    MOST_IMAGES,
+    OutputFile,
+    OutputFolder,
+    OutputStem,
+    Verb,
+    Whole,
+    check,
+    usage_error,
+)
 from udpm.core import devices, kinds
 from udpm.core.errors import UserError
 from udpm.core.files import write_json
@@ -47,15 +59,8 @@ def extractor_command(dataset: Path, output: Path, seed: int, threads: int) -> N
 @click.option("--count", type=Whole(2, MOST_IMAGES), metavar="N", help="Use N images of a plain folder; default: all.")
 @click.option("--flips", is_flag=True, help="Add every mirror image, overriding the configuration.")
 @click.option("--import", "published", is_flag=True, help="SOURCE is an .npz of published statistics, mu and sigma.")
-@click.option(
-    "--features", type=OutputFolder(kinds.FEATURES), help="Folder that caches features, so that no pass is repeated."
-)
-@click.option(
-    "--output",
-    type=OutputFile(kinds.REFERENCE),
-    required=True,
-    help="The reference, .npz with mu, sigma, features, record.",
-)
+@click.option("--features", type=OutputFolder(kinds.FEATURES), help="Folder that caches features for later passes.")
+@click.option("--output", type=OutputFile(kinds.REFERENCE), required=True, help="The reference, .npz.")
 def reference_command(
     source: Path,
     extractor: Path | None,
@@ -122,16 +127,12 @@ PATHS = ("samples", "images", "selection", "reference", "extractor", "dataset")
 @click.option("--noise", type=Whole(2, MOST_IMAGES), metavar="N", help="Score N images of noise, the upper baseline.")
 @click.option("--selection", type=FILE, help="What chose the milestone that --samples are of (.json of udpm select).")
 @click.option("--again", type=FILE, help="Recompute this score; needs only --output.")
-@click.option(
-    "--count", type=Whole(2, MOST_IMAGES), metavar="N", help="Score N of --samples or --images; default: all."
-)
+@click.option("--count", type=Whole(2, MOST_IMAGES), metavar="N", help="Score only N of --samples or --images.")
 @click.option("--reference", type=FILE, help="Reference to measure against (.npz of udpm reference).")
 @click.option("--extractor", type=FILE, help="TorchScript file, executed as a program; default: the configuration's.")
 @click.option("--dataset", type=FOLDER, help="The reference's prepared data set; optional with --images.")
 @click.option("--config", type=FILE, help="Resolved scoring section (udpm resolve --part scoring).")
-@click.option(
-    "--features", type=OutputFolder(kinds.FEATURES), help="Folder that caches features, so that no pass is repeated."
-)
+@click.option("--features", type=OutputFolder(kinds.FEATURES), help="Folder that caches features for later passes.")
 @click.option("--output", type=OutputFile(kinds.SCORE), required=True, help="The score, .json.")
 def score_command(again: Path | None, features: Path | None, output: Path, **given: Any) -> None:
     """Score a sample set, other images or a baseline: exactly one of --samples, --images, --heldout and --noise.
@@ -154,17 +155,16 @@ def score_command(again: Path | None, features: Path | None, output: Path, **giv
 
 def _requested(given: dict[str, Any]) -> dict[str, Any]:
     """Build the complete request: paths as text, and the scoring section instead of its file."""
-    context = click.get_current_context()
     if sum(bool(given[name]) for name in SUBJECTS) != 1:
-        raise click.UsageError("give exactly one of --samples, --images, --heldout, --noise and --again", context)
+        raise usage_error("give exactly one of --samples, --images, --heldout, --noise and --again")
     if given["count"] and not (given["samples"] or given["images"]):
-        raise click.UsageError("--count is for --samples and --images", context)
+        raise usage_error("--count is for --samples and --images")
     if given["selection"] and not given["samples"]:
-        raise click.UsageError("--selection is for --samples", context)
+        raise usage_error("--selection is for --samples")
     needed = ("reference", "config") if given["images"] else ("reference", "config", "dataset")
     for name in needed:
         if given[name] is None:
-            raise click.UsageError(f"--{name} is missing", context)
+            raise usage_error(f"--{name} is missing")
     from udpm.config import Scoring, read_resolved
 
     paths = {name: None if given[name] is None else str(given[name]) for name in PATHS}
@@ -178,7 +178,7 @@ def _remembered(path: Path, given: dict[str, Any]) -> dict[str, Any]:
     from udpm.metrics.protocol import Request, read_score
 
     if any(given.values()):
-        raise click.UsageError("--again allows only --output and --features", click.get_current_context())
+        raise usage_error("--again allows only --output and --features")
     request = read_score(path).get("request")
     if not isinstance(request, dict) or {*PATHS, "heldout", "noise", "count", "scoring"} - set(request):
         raise UserError(f"{path}: does not record how it was made; score the images again")

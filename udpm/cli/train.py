@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import FILE, FOLDER, RESULTS, OutputFolder, Verb, check
+from udpm.cli.options import FILE, FOLDER, RESULTS, OutputFolder, Verb, check, usage_error
 from udpm.core import kinds
 from udpm.core.errors import UserError
 from udpm.core.processes import StopRequest
@@ -20,11 +20,7 @@ from udpm.core.processes import StopRequest
 @click.argument("config", type=FILE)
 @click.option("--dataset", type=FOLDER, help="Prepared data set.  [required except for a dry run]")
 @click.option("--cache", type=FOLDER, help="Its level cache.  [required except for a dry run]")
-@click.option(
-    "--run",
-    type=OutputFolder(kinds.RUN),
-    help="The run's folder: checkpoints, metrics.jsonl, weights.  [required except for a dry run]",
-)
+@click.option("--run", type=OutputFolder(kinds.RUN), help="The run's folder.  [required except for a dry run]")
 @click.option("--dry-run", is_flag=True, help="Show what would be trained and its cost; write nothing.")
 @click.option("--max-minutes", type=click.FloatRange(0), help="Save the state and exit with code 75 after this time.")
 @click.option("--allow-world-size-change", is_flag=True, help="Resume a run with another number of processes.")
@@ -80,7 +76,7 @@ def train_command(
 
 def _given(name: str, value: Path | None) -> Path:
     if value is None:
-        raise click.UsageError(f"Missing option '{name}'.", click.get_current_context())
+        raise usage_error(f"Missing option '{name}'.")
     return value
 
 
@@ -122,7 +118,7 @@ def status_command(runs: tuple[Path, ...], results: Path | None, as_json: bool) 
             raise UserError(f"{results}: no runs found; expected folders like {Layout(results).run('digits', 0)}")
         found += in_results
     if not found:
-        raise click.UsageError("give RUN folders, or --results", click.get_current_context())
+        raise usage_error("give RUN folders, or --results")
     different = list(dict.fromkeys(found))
     statuses = read_statuses(different) if len(different) > 1 else [read_status(different[0])]
     click.echo(statuses_json(statuses) if as_json else render_statuses(statuses), nl=False)

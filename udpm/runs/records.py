@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
@@ -24,7 +24,6 @@ SEALED = (
     *("dataset_sha256", "dataset_splits", "class_names", "weights_sha256"),
 )
 """Keys that the digest of ``complete.json`` covers: all that are shown or that decisions depend on."""
-Kind = TypeVar("Kind", bound=Record)
 
 
 class Provenance(Record):
