@@ -55,7 +55,7 @@ def _default_folder(file: str) -> Path:
     cls=Verb, epilog="Example: udpm prepare results/configs/datasets/digits.json --output results/datasets/digits"
 )
 @click.argument("config", type=FILE)
-@click.option("--output", type=OutputFolder(kinds.DATASET), required=True, help="Folder to replace by the new store.")
+@click.option("--output", type=OutputFolder(kinds.DATASET), required=True, help="Folder of the store, replaced whole.")
 @click.option("--workers", type=Whole(1, 1024), help="Processes that decode and resize; default: one per core.")
 def prepare_command(config: Path, output: Path, workers: int | None) -> None:
     """Convert a source of images to a checked, memory-mapped store.
@@ -76,7 +76,7 @@ def prepare_command(config: Path, output: Path, workers: int | None) -> None:
 
 @click.command(cls=Verb, epilog="Example: udpm cache results/datasets/digits --output results/caches/digits")
 @click.argument("dataset", type=FOLDER)
-@click.option("--output", type=OutputFolder(kinds.CACHE), required=True, help="Folder to replace by the new cache.")
+@click.option("--output", type=OutputFolder(kinds.CACHE), required=True, help="Folder of the cache, replaced whole.")
 def cache_command(dataset: Path, output: Path) -> None:
     """Write the downsampled levels of a prepared data set, as exact integer block sums."""
     from udpm.data.levels import write_cache

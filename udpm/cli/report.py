@@ -47,7 +47,7 @@ def table_command(scores: tuple[Path, ...], output: Path) -> None:
 @click.argument("tables", nargs=-1, metavar="[TABLE]...")
 @RESULTS_FOLDER
 @CONFIG_FOLDER
-@click.option("--experiment", "experiments", multiple=True, help="Experiment to add to set-up and run-time tables.")
+@click.option("--experiment", "experiments", multiple=True, help="Add to set-up and run-time tables; repeatable.")
 @click.option("--output", type=OutputPlace(), required=True, help="Folder of the tables: TABLE.csv, .md, .tex, .html.")
 @click.pass_context
 def paper_command(
@@ -277,7 +277,9 @@ def status(sweep: str, config: Path, results: Path) -> None:
 @CONFIG_FOLDER
 @RESULTS_FOLDER
 @TABLE
-@click.option("--best", type=OutputFile(kinds.EXPERIMENT), help="Also write the best point at the base's length.")
+@click.option(
+    "--best", type=OutputFile(kinds.EXPERIMENT), help="Also write the best point as a full-length experiment."
+)
 def rank(sweep: str, config: Path, results: Path, output: Path | None, best: Path | None) -> None:
     """Rank all points scored so far, and list missing scores.
 
