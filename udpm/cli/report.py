@@ -277,9 +277,7 @@ def status(sweep: str, config: Path, results: Path) -> None:
 @CONFIG_FOLDER
 @RESULTS_FOLDER
 @TABLE
-@click.option(
-    "--best", type=OutputFile(kinds.EXPERIMENT), help="Also write the best point as a full-length experiment."
-)
+@click.option("--best", type=OutputFile(kinds.EXPERIMENT), help="Also write the best point as a full experiment.")
 def rank(sweep: str, config: Path, results: Path, output: Path | None, best: Path | None) -> None:
     """Rank all points scored so far, and list missing scores.
 
