@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from udpm.cli import VERBS, main, udpm
-from udpm.cli.options import InputPath, OutputFile, OutputFolder, OutputPath, OutputPlace, OutputStem, Verb
+from udpm.cli.options import InputPath, OutputFile, OutputFolder, OutputPath, OutputStem, SharedFolder, Verb
 from udpm.config import DatasetConfig, Latents, Sampling, Scoring, to_json
 from udpm.core import folders, kinds
 from udpm.core.errors import UserError
@@ -179,7 +179,7 @@ PAIRS = [
     (words, number, word)
     for words, form in FORMS.items()
     for number, kind in enumerate(outputs_of(words))
-    if not isinstance(kind, OutputPlace)
+    if not isinstance(kind, SharedFolder)
     for word in form.split()
     if (Path(word).suffix or word in ("photos", "dataset", "cache", "run", "config")) and not word.startswith("-")
 ]

@@ -16,8 +16,8 @@ from udpm.cli.options import (
     Numbers,
     OutputFile,
     OutputFolder,
-    OutputPlace,
     OutputStem,
+    SharedFolder,
     Verb,
     Whole,
     check,
@@ -128,8 +128,8 @@ SCHEMA = FileKind("JSON schema", _is_schema)
 
 
 @click.command(cls=Verb, epilog="Example: udpm schema")
-@click.option("--config", type=OutputPlace(), default="config", help="Folder of the configuration.")
-@click.option("--docs", type=OutputPlace(), default="docs", help="Folder of the documentation.")
+@click.option("--config", type=SharedFolder(), default="config", help="Folder of the configuration.")
+@click.option("--docs", type=SharedFolder(), default="docs", help="Folder of the documentation.")
 def schema_command(config: Path, docs: Path) -> None:
     """Regenerate the files that depend on the configuration models: run it after changing one.
 
@@ -164,7 +164,7 @@ def schema_command(config: Path, docs: Path) -> None:
 @click.option("--sigmas", type=Numbers(float), help="The schedule, l = 1 first: 0.1,0.2,0.3.")
 @click.option("--normalization", type=click.Choice(["norm", "sum"]), help="Normalization of H's box; default: norm.")
 @click.option("--classes", type=Whole(2, 100_000), help="Number of classes, if label dropout hides it.")
-@click.option("--folder", type=OutputPlace(), default="config", help="Folder of the configuration.")
+@click.option("--folder", type=SharedFolder(), default="config", help="Folder of the configuration.")
 @click.option("--run-config", type=FILE, help="Instead of all of these: the configuration of a run with its weights.")
 @click.option("--run", type=OutputFolder(kinds.RUN), help="That run's folder.")
 def import_command(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from udpm.cli.options import ANY, FILE, FOLDER, OutputFile, OutputFolder, OutputPlace, Verb, Whole, check
+from udpm.cli.options import ANY, FILE, FOLDER, OutputFile, OutputFolder, SharedFolder, Verb, Whole, check
 from udpm.core import kinds
 from udpm.core.containers import read_header
 from udpm.core.errors import UserError
@@ -22,7 +22,7 @@ FILES = ("inception", "vgg", "cifar10")
 @click.argument("file", type=click.Choice(FILES))
 @click.option(
     "--folder",
-    type=OutputPlace(),
+    type=SharedFolder(),
     help="Folder to write to; default: resources/weights (inception), torchvision's (vgg), resources/cifar10.",
 )
 @click.option("--sha256", metavar="HEX", help="Required SHA-256; default: the published file's.")

@@ -163,7 +163,7 @@ class OutputFolder(OutputPath):
         yield Output(option, path, self.kind(params) if callable(self.kind) else self.kind)
 
 
-class OutputPlace(OutputPath):
+class SharedFolder(OutputPath):
     """A folder in which a command writes files with certain names and leaves all others unchanged.
 
     Args:

@@ -17,8 +17,8 @@ from udpm.cli.options import (
     RESULTS_FOLDER,
     RUN,
     OutputFile,
-    OutputPlace,
     OutputStem,
+    SharedFolder,
     Verb,
     Verbs,
     check,
@@ -48,7 +48,7 @@ def table_command(scores: tuple[Path, ...], output: Path) -> None:
 @RESULTS_FOLDER
 @CONFIG_FOLDER
 @click.option("--experiment", "experiments", multiple=True, help="Add to set-up and run-time tables; repeatable.")
-@click.option("--output", type=OutputPlace(), required=True, help="Folder of the tables: TABLE.csv, .md, .tex, .html.")
+@click.option("--output", type=SharedFolder(), required=True, help="Folder of the tables: TABLE.csv, .md, .tex, .html.")
 @click.pass_context
 def paper_command(
     context: click.Context,
@@ -86,7 +86,7 @@ def paper_command(
 @click.argument("experiments", nargs=-1, required=True, metavar="EXPERIMENT...")
 @RESULTS_FOLDER
 @CONFIG_FOLDER
-@click.option("--output", type=OutputPlace(kinds.PAGE), required=True, help="Folder of summary.md and overview.html.")
+@click.option("--output", type=SharedFolder(kinds.PAGE), required=True, help="Folder of summary.md and overview.html.")
 def summary_command(experiments: tuple[str, ...], results: Path, config: Path, output: Path) -> None:
     """Summarize on one page what ran, on which data, the main numbers with their protocol, and what is missing.
 

@@ -106,7 +106,7 @@ def atomic_folder(path: str | os.PathLike, kind: FolderKind) -> Iterator[Path]:
     check_folder(path, kind)
     target = through_links(path)
     with exclusive(target, kind.making):
-        work = Workplace(target, target.with_name(f".{target.name}.work"))
+        work = WorkFolder(target, target.with_name(f".{target.name}.work"))
         try:
             work.open()
             work.new.mkdir()
@@ -122,7 +122,7 @@ def atomic_folder(path: str | os.PathLike, kind: FolderKind) -> Iterator[Path]:
             work.remove()
 
 
-class Workplace:
+class WorkFolder:
     """A hidden folder in which the next version of a folder is built. Use it under the folder's lock.
 
     It survives a kill, and `open` then continues from it: one version of the folder is complete at all times.
@@ -157,7 +157,7 @@ class Workplace:
         (self.path / MARK).touch()
 
     def publish(self) -> None:
-        """Sync the next version's files and exchange it with the folder. The workplace keeps the previous version."""
+        """Sync the next version's files and exchange it with the folder. The work folder keeps the previous version."""
         for path in (*self.new.rglob("*"), self.new):
             sync(path)
         if not self.folder.exists():

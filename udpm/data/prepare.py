@@ -22,7 +22,7 @@ from udpm.core import provenance
 from udpm.core.arrays import sealed
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import exclusive, sha256, through_links, write_json
-from udpm.core.folders import Workplace, check_folder, list_contents
+from udpm.core.folders import WorkFolder, check_folder, list_contents
 from udpm.core.kinds import DATASET
 from udpm.core.processes import StopRequest
 from udpm.core.progress import Progress
@@ -130,8 +130,8 @@ class _Job:
         return self._work.new
 
     @property
-    def _work(self) -> Workplace:
-        return Workplace(self.folder, self.partial, "store", "replaced", (self.rows.name, self.journal.name))
+    def _work(self) -> WorkFolder:
+        return WorkFolder(self.folder, self.partial, "store", "replaced", (self.rows.name, self.journal.name))
 
     @property
     def header(self) -> dict[str, Any]:
