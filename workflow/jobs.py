@@ -94,12 +94,7 @@ class Jobs:
             "runtime": lambda wildcards: cluster.minutes(self._asked(wildcards).training.hours),
             "mem_mb": self._training_memory,
             "nodes": lambda wildcards: plan.training(wildcards).nodes,
-            "gpu": self._training_gpus,
-            "gpu_model": lambda wildcards: cluster.gpu_model if self._training_gpus(wildcards) else None,
-            "gres": self._training_gres,
-            "mpi": lambda wildcards: "srun" if self._several_nodes(wildcards) else None,
-            "tasks": self._tasks,
-            "tasks_per_node": self._tasks_per_node,
+            **{key: self._placement(key) for key in ("gpu", "gpu_model", "gres", "mpi", "tasks", "tasks_per_node")},
             **self.cpus(self.training_threads),
         }
         self.sampling = self._on_one_node("sampling")
@@ -152,9 +147,6 @@ class Jobs:
     def _asked(self, wildcards):
         return self._plan.experiment(wildcards).resources
 
-    def _several_nodes(self, wildcards) -> bool:
-        return self._plan.training(wildcards).nodes > 1
-
     def _training_memory(self, wildcards, attempt) -> int:
         once = round(self._asked(wildcards).training.memory_gb * MEGABYTES)
         # A killed attempt may have run out of memory; one that reached its wall time had enough.
@@ -165,30 +157,24 @@ class Jobs:
     def _twice(self, megabytes: int) -> int:
         return int(max(megabytes, min(2 * megabytes, self.max_memory())))
 
-    def _gpus_per_node(self, wildcards) -> int:
-        training, asked = self._plan.training(wildcards), self._asked(wildcards).training.gpus_per_node
-        if asked is None:
-            return 0 if training.device == "cpu" else training.processes_per_node
-        return asked
+    def _placement(self, key: str) -> Callable:
+        """Return the function of one resource that places a training's GPUs and processes on its nodes."""
 
-    def _training_gpus(self, wildcards) -> int | None:
-        return None if self._several_nodes(wildcards) else self._gpus_per_node(wildcards) or None
+        def place(wildcards) -> int | str | None:
+            training, gpus = self._plan.training(wildcards), self._asked(wildcards).training.gpus_per_node
+            each = training.processes_per_node
+            if gpus is None:
+                gpus = 0 if training.device == "cpu" else each
+            model = self._cluster.gpu_model if gpus else None
+            if training.nodes == 1:
+                return {"gpu": gpus or None, "gpu_model": model}.get(key)
+            # `gpu` is a number for the whole job, and a scheduler may spread it unevenly; `gres` is one for each node.
+            gres = ":".join(["gpu", *([model] if model else []), str(gpus)]) if gpus else None
+            # The plugin accepts tasks_per_node only above 1, and never both.
+            tasks = {"tasks": training.processes} if each == 1 else {"tasks_per_node": each}
+            return {"gres": gres, "mpi": "srun", **tasks}.get(key)
 
-    def _training_gres(self, wildcards) -> str | None:
-        # `gpu` is a number for the whole job, and a scheduler may spread it unevenly; `gres` is a number for each node.
-        count = self._gpus_per_node(wildcards)
-        if not count or not self._several_nodes(wildcards):
-            return None
-        return ":".join(["gpu", *([self._cluster.gpu_model] if self._cluster.gpu_model else []), str(count)])
-
-    def _tasks_per_node(self, wildcards) -> int | None:
-        each = self._plan.training(wildcards).processes_per_node
-        return each if self._several_nodes(wildcards) and each > 1 else None
-
-    def _tasks(self, wildcards) -> int | None:
-        # The plugin accepts tasks_per_node only above 1, and never both.
-        training = self._plan.training(wildcards)
-        return training.processes if self._several_nodes(wildcards) and training.processes_per_node == 1 else None
+        return place
 
     def _on_one_node(self, section: str) -> dict[str, Callable]:
         def asked(wildcards) -> JobResources:
