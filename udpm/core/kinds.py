@@ -146,12 +146,12 @@ LARGEST_LIST = 1 << 20
 
 def _json(what: str, name: str, *, key: str | None = None, without: str | None = None) -> FileKind:
     """A JSON file whose first key states its format, with or without another key at the top level."""
-    begins = re.compile(rb'\s*\{\s*"format":\s*"' + name.encode() + b"/")
+    begins = rb'\s*\{\s*"format":\s*"' + name.encode() + b"/"
 
     def made(path: Path) -> bool:
         text = leading(path)
         has = [f'\n  "{other}": '.encode() in text for other in (key, without) if other]
-        return begins.match(text) is not None and has in ([], [key is not None])
+        return re.match(begins, text) is not None and has in ([], [key is not None])
 
     return FileKind(what, made)
 
@@ -236,11 +236,10 @@ def unedited(begins: bytes, older: Callable[[Path], bool]) -> Callable[[Path], b
         begins: pattern of the beginning of such a file.
         older: recognizes the files of earlier versions, which have no digest.
     """
-    pattern = re.compile(begins)
 
     def made(path: Path) -> bool:
         if is_sealed(path):
-            return pattern.match(leading(path)) is not None and is_unedited(path)
+            return re.match(begins, leading(path)) is not None and is_unedited(path)
         return older(path)
 
     return made
