@@ -136,7 +136,7 @@ def clean_command(folders: tuple[Path, ...], yes: bool) -> None:
 
     A run without checkpoints stays complete, but can no longer be extended to more iterations.
     """
-    from udpm.runs.cleaning import Leftovers, find_runs, leftovers, remove
+    from udpm.runs.records import Leftovers, find_runs, leftovers, remove_leftovers
 
     found: list[Leftovers] = []
     for folder in folders:
@@ -159,7 +159,7 @@ def clean_command(folders: tuple[Path, ...], yes: bool) -> None:
         click.echo("nothing removed")
         return
     for one in found:
-        remove(one)
+        remove_leftovers(one)
     click.echo(f"removed {_megabytes(total)}")
 
 

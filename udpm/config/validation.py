@@ -383,3 +383,12 @@ class Record(BaseModel):
     """Required content of a record that this program wrote: strict types, finite numbers; other keys are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def is_valid(model: type[Record], values: Any) -> bool:
+    """Return whether values are a valid record of this model."""
+    try:
+        model.model_validate(values)
+    except ValidationError:
+        return False
+    return True

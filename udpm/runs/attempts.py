@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from udpm.config.experiment import RunConfig
+from udpm.config.validation import is_valid
 from udpm.core import provenance
 from udpm.core.devices import as_user_errors
 from udpm.core.distributed import RankInfo, launched, start_of
@@ -21,7 +22,7 @@ from udpm.core.errors import StoppedEarly, UserError, first_line
 from udpm.core.reading import read_json_lines
 from udpm.runs.config_guard import check_config
 from udpm.runs.lock import identity, is_at_work, is_dead, is_here, read_owner
-from udpm.runs.records import ATTEMPTS, AttemptLine, is_valid, last_saved, may_be_finished
+from udpm.runs.records import ATTEMPTS, AttemptLine, last_saved, may_be_finished
 
 NO_ROOM = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
 """Messages of a full disk: the same kind of failure for every file."""

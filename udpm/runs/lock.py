@@ -14,13 +14,15 @@ import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from udpm.config.validation import NonNegativeFloat, NonNegativeInt, Record, is_valid
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import write_json
 from udpm.core.processes import StopRequest
 from udpm.core.reading import read_json
-from udpm.runs.records import OwnerRecord, is_valid
 
 RECORD = "owner.json"
 OWNER_BYTES = 2**16
@@ -31,6 +33,21 @@ STALE_SECONDS = 60.0
 READINGS = 3
 SETTLE = 0.5
 """Seconds after writing the record at which it must still be this process's."""
+
+
+class OwnerRecord(Record):
+    """``owner.json``: the process that is training."""
+
+    token: str
+    host: str | None = None
+    machine: str | None = None
+    pid: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    started: str | None = None
+    job: str | None = None
+    attempt: str | None = None
+    since: NonNegativeFloat | None = None
+    beat: NonNegativeInt = 0
+    time: NonNegativeFloat = 0.0
 
 
 class RunLock:

@@ -1,24 +1,31 @@
-"""Schemas of the files in a run's folder, and whether the run is finished. Imports no torch."""
+"""Schemas of the files in a run's folder, whether it is finished, and which files can go. Imports no torch."""
 
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
-from udpm.config.validation import NonNegativeFloat, NonNegativeInt, Record, SplitRanges, completed, validate
+from udpm.config.validation import NonNegativeFloat, NonNegativeInt, Record, SplitRanges, completed, is_valid, validate
 from udpm.core.arrays import check_seal
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
 from udpm.core.reading import read_json, read_json_lines
+from udpm.runs.layout import Layout
+from udpm.runs.lock import is_dead, read_owner
 
 COMPLETE, ATTEMPTS = "complete.json", "attempts.jsonl"
+WEIGHTS, CHECKPOINTS = "weights.safetensors", "checkpoints"
 RUN_FILES = ("config.json", "owner.json", COMPLETE, ATTEMPTS)
 """Files that mark a folder as a run's."""
 ITERATION = re.compile(r"[0-9]{9,18}")
+CHECKPOINT_FILE = re.compile(r"[0-9]{9,18}\.(?:safetensors|json)|\..+\.tmp-.+")
+"""Names of checkpoints, of their manifests, and of temporary files that a killed process left."""
 SEALED = (
     *("format", "experiment", "seed", "iterations", "seconds", "parameters", "device", "processes", "origin"),
     *("dataset_sha256", "dataset_splits", "class_names", "weights_sha256"),
@@ -89,21 +96,6 @@ class AttemptLine(Record):
     started: str | None = None
     job: str | None = None
     attempt: str | None = None
-
-
-class OwnerRecord(Record):
-    """``owner.json``: the process that is training."""
-
-    token: str
-    host: str | None = None
-    machine: str | None = None
-    pid: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    started: str | None = None
-    job: str | None = None
-    attempt: str | None = None
-    since: NonNegativeFloat | None = None
-    beat: NonNegativeInt = 0
-    time: NonNegativeFloat = 0.0
 
 
 class _Training(Record):
@@ -178,18 +170,6 @@ def iteration_of(path: Path) -> int:
     return int(path.stem)
 
 
-def is_valid(model: type[Record], values: Any) -> bool:
-    """Return whether values are a valid record of this model."""
-    try:
-        model.model_validate(values)
-    except ValidationError:
-        return False
-    return True
-
-
-WEIGHTS, CHECKPOINTS = "weights.safetensors", "checkpoints"
-
-
 def is_finished(run: Path, iterations: int, dataset_sha256: str | None, digest: Callable[[Path], str] = sha256) -> bool:
     """Return whether a run completed this many iterations on these images, and its weights are unchanged since.
 
@@ -262,3 +242,101 @@ def has_checkpoint(run: Path) -> bool:
     """Return whether training could resume from a checkpoint: one exists together with its manifest."""
     manifests = (run / CHECKPOINTS).glob("[0-9]*.json")
     return any(manifest.with_suffix(".safetensors").is_file() for manifest in manifests)
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """Files of one run that can be removed.
+
+    Attributes:
+        run: its folder.
+        files: to remove.
+        size: their total size in bytes.
+        kept: why the run's checkpoints must stay; empty if they can go, or if none exist.
+    """
+
+    run: Path
+    files: list[Path]
+    size: int
+    kept: str = ""
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Return the run's folder itself, or all runs of a folder of results. Symbolic links are not followed.
+
+    Raises:
+        UserError: the folder is neither.
+    """
+    if is_run(folder):
+        return [folder]
+    runs = Path(Layout(folder).runs)
+    if runs.is_symlink():
+        raise UserError(f"{runs}: is a symbolic link, which is not followed; pass the folder that it points to")
+    found = [run for name in _folders(runs) for run in _folders(name) if is_run(run)]
+    if not found:
+        raise UserError(
+            f"{folder}: neither a run's folder nor a folder of results with runs; expected one like "
+            "results/runs/digits/seed0, or results"
+        )
+    return found
+
+
+def leftovers(run: Path) -> Leftovers:
+    """Return the files of a run that can be removed: none unless its files prove that it is finished.
+
+    Raises:
+        UserError: its records cannot be read.
+    """
+    kept = _why_kept(run)
+    folder = run / CHECKPOINTS
+    if kept or not folder.is_dir():
+        return Leftovers(run, [], 0, kept)
+    if folder.is_symlink():
+        return Leftovers(run, [], 0, f"{CHECKPOINTS} is a symbolic link, which is not followed")
+    files, size = [], 0
+    for path in sorted(folder.iterdir()):
+        status = path.lstat()
+        if CHECKPOINT_FILE.fullmatch(path.name) and stat.S_ISREG(status.st_mode):
+            files.append(path)
+            size += status.st_size
+    return Leftovers(run, files, size)
+
+
+def remove_leftovers(found: Leftovers) -> None:
+    """Remove the files found by `leftovers`, and the folder of checkpoints if that leaves it empty.
+
+    Raises:
+        UserError: a file cannot be removed.
+    """
+    try:
+        for path in found.files:
+            path.unlink(missing_ok=True)
+        folder = found.run / CHECKPOINTS
+        if found.files and not any(folder.iterdir()):
+            folder.rmdir()
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be removed: {error.strerror}") from None
+
+
+def _why_kept(run: Path) -> str:
+    owner = read_owner(run)
+    if owner is not None and not is_dead(owner):
+        return "a trainer is running"
+    if not (run / COMPLETE).exists() or not (run / WEIGHTS).exists():
+        return "not finished: training resumes from its checkpoints"
+    try:
+        record = read_completion(run)
+    except UserError as error:
+        return str(error).removeprefix(f"{run}/")
+    if record is None:
+        return "its weights were removed just now"
+    length = read_run_length(run)
+    if not length.get("epochs") and (length.get("iterations") or 0) > (record.get("iterations") or 0):
+        return f"being extended from {record['iterations'] or 0} to {length['iterations']} iterations"
+    return ""
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    """Yield the folders in a folder, sorted. Symbolic links are not followed."""
+    if folder.is_dir() and not folder.is_symlink():
+        yield from sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
