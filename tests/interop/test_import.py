@@ -355,7 +355,7 @@ CASES = {
     "samples and chain in one place": (
         lambda f: run("import", "model_ema_state_x.pt", "--output", "ours.safetensors"),
         "sample ours.safetensors --output a.npz --chain a.npz",
-        "--chain: a.npz: is what --output writes",
+        "--chain: a.npz: is also the output of --output",
     ),
     "no state dict": (lambda f: torch.save({"epoch": 3}, "bad.pt"), IMPORT, "not a published checkpoint"),
     "another network": (
