@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from udpm.diffusion.process import marginal
-from udpm.diffusion.sampler import Network, Step
+from udpm.diffusion.sampler import Network, SamplingStep
 from udpm.diffusion.schedule import Schedule, coefficients
 
 
@@ -30,15 +30,15 @@ def sample_by_fft(
     base: torch.Tensor,
     noises: list[torch.Tensor],
     labels: torch.Tensor | None = None,
-) -> list[Step]:
+) -> list[SamplingStep]:
     """The chain with the scalar posterior; see `udpm.diffusion.sampler.sample`."""
 
     coarsest = downsample_by_fft(base, schedule.scale, schedule.levels)
     state = marginal(schedule, coarsest, schedule.levels, noises[0])
-    steps: list[Step] = []
+    steps: list[SamplingStep] = []
     for level, noise in zip(range(schedule.levels, 0, -1), [*noises[1:], None], strict=True):
         output = network(state, schedule.time(level), labels)
-        steps.append(Step(level, state, output))
+        steps.append(SamplingStep(level, state, output))
         if noise is not None:
             numbers = coefficients(schedule, level, "scalar")
             seen = numbers.state * adjoint_by_fft(state, schedule.scale) + numbers.output * output

@@ -17,7 +17,7 @@ from udpm.bench.measure import ceilings, in_turn, peak_bytes, speedup
 from udpm.bench.record import record, row
 from udpm.config.experiment import RunConfig
 from udpm.core import devices
-from udpm.diffusion.sampler import Latent, Step
+from udpm.diffusion.sampler import Latent, SamplingStep
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.flops import count_cost
 from udpm.networks.unet import build_generator
@@ -84,13 +84,13 @@ class SwitchedSampler(Sampler):
             model.generator.to(memory_format=torch.contiguous_format)
         self.gains = gains
 
-    def _chain(self, latent: Latent, labels: np.ndarray) -> list[Step]:
+    def _chain(self, latent: Latent, labels: np.ndarray) -> list[SamplingStep]:
         if self.gains.inference_mode:
             return self._by_operator(latent, labels)
         with torch.inference_mode(False), torch.no_grad():
             return self._by_operator(latent, labels)
 
-    def _by_operator(self, latent: Latent, labels: np.ndarray) -> list[Step]:
+    def _by_operator(self, latent: Latent, labels: np.ndarray) -> list[SamplingStep]:
         if self.gains.pooling:
             return super()._chain(latent, labels)
         return sample_by_fft(self.schedule, self._network, *self._fed(latent, labels))

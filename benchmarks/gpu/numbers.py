@@ -15,7 +15,7 @@ from udpm.diffusion.process import adjoint, downsample, posterior, project
 from udpm.diffusion.sampler import noise_sides, sample
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.discriminator import build_discriminator
-from udpm.networks.inference import Precision, serve
+from udpm.networks.inference import Precision, prepare_for_inference
 from udpm.networks.unet import UNet, UNetShape
 
 FAMILIES = ("ncsnpp", "ddpmpp", "adm")
@@ -62,7 +62,7 @@ def _f(session: Session, family: str, precision: Precision) -> str:
     """Compare outputs of a network at every side with the CPU's float32 outputs."""
     # Heads of adm have 64 channels, and attention twice as many as the network's width.
     expected = _network(family, 64 if session.full else 32 if family == "adm" else 8)
-    found = serve(deepcopy(expected).to(session.device), precision)
+    found = prepare_for_inference(deepcopy(expected).to(session.device), precision)
     limit, differences = FLOAT32 if precision == "float32" else BFLOAT16, []
     for level, side in enumerate(SIDES, start=1):
         x, labels = _inputs(side, level)

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.gpu.checks import Check, Session, expect
 from benchmarks.gpu.subjects import awake_model, difference
-from udpm.networks.inference import Graphs, Precision, Recording
+from udpm.networks.inference import CUDAGraphRunner, Precision, Recording
 from udpm.networks.weights import Model
 from udpm.sampling.generate import shard_numbers
 from udpm.sampling.sampler import Sampler
@@ -37,7 +37,7 @@ def _sampler(
     own = replace(model, generator=deepcopy(model.generator))
     sampler = Sampler(own, batch=BATCH, guidance=guidance, precision=precision, graphs=graphs)
     if graphs and not session.on_gpu:
-        sampler._network = Graphs(sampler._network, _rerun)
+        sampler._network = CUDAGraphRunner(sampler._network, _rerun)
     return sampler
 
 

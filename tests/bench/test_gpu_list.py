@@ -23,7 +23,7 @@ from benchmarks.gpu.checks import GPU, TWO_GPUS, Check, Session, run_checks
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.report import Report
 from udpm.core import devices
-from udpm.networks.inference import serve
+from udpm.networks.inference import prepare_for_inference
 from udpm.training import state, trainer
 
 EVERYTHING = [check for part in PARTS.values() for check in part]
@@ -207,10 +207,10 @@ def test_moments_in_another_layout_are_found(session, monkeypatch):
 
 def test_other_numbers_are_found(session, monkeypatch):
     def rounded(network, precision):
-        exact = serve(network, precision)
+        exact = prepare_for_inference(network, precision)
         return lambda *inputs: exact(*inputs) * (1 + 1e-3)
 
-    monkeypatch.setattr(numbers, "serve", rounded)
+    monkeypatch.setattr(numbers, "prepare_for_inference", rounded)
     assert "differ by 1.0e-03" in failed(session, numbers.CHECKS, ["ncsnpp", "float32"])
 
 

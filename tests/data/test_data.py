@@ -173,7 +173,7 @@ def test_a_truncated_store_is_refused(digits, tmp_path):
 
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_where_the_images_are_kept_does_not_matter(digits, level):
-    mapped, resident = (batches(digits, flip=True, residence=kind) for kind in ("memory", "device"))
+    mapped, resident = (batches(digits, flip=True, location=kind) for kind in ("memory", "device"))
     assert resident.resident
     assert not mapped.resident
     for iteration in (0, 13, 40):

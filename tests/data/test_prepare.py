@@ -642,13 +642,13 @@ def test_a_file_size_limit_is_told_in_one_line(many, tmp_path):
 
 def test_a_worker_that_is_killed_is_no_loss(many, tmp_path, monkeypatch):
     def with_a_kill(*given):
-        for outcome in fill.do_chunks(*given):
+        for outcome in fill.process_chunks(*given):
             for child in multiprocessing.active_children():
                 child.kill()
             yield outcome
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "do_chunks", with_a_kill)
+        patch.setattr(preparation, "process_chunks", with_a_kill)
         with pytest.raises(StoppedEarly, match="a worker was killed"):
             prepare(folder_config(many / "many.zip"), tmp_path / "store", workers=2)
     prepare(folder_config(many / "many.zip"), tmp_path / "store", workers=1)
@@ -678,13 +678,13 @@ def test_a_worker_that_is_killed_when_told_to_stop_is_a_stop(many, tmp_path, mon
     stop = StopRequest()
 
     def with_a_kill(*given):
-        for outcome in fill.do_chunks(*given):
+        for outcome in fill.process_chunks(*given):
             stop._remember(signal.SIGTERM, None)
             for child in multiprocessing.active_children():
                 child.kill()
             yield outcome
 
-    monkeypatch.setattr(preparation, "do_chunks", with_a_kill)
+    monkeypatch.setattr(preparation, "process_chunks", with_a_kill)
     with pytest.raises(StoppedEarly, match=r"stopped on SIGTERM with .* prepared and kept"):
         prepare(folder_config(many / "many.zip"), tmp_path / "store", workers=2, stop=stop)
 

@@ -84,8 +84,8 @@ def test_posterior_has_the_closed_forms_moments(scale, form, level):
     operator = torch.stack([downsample(image, scale).flatten() for image in torch.eye(16).double().view(-1, 1, 4, 4)])
     gram = torch.eye(16).double() if form == "scalar" else operator @ operator.T
     covariance = torch.linalg.inv(alpha**2 / sigma**2 * gram + torch.eye(16).double() / prior**2)
-    pull = alpha / sigma**2 * adjoint(state, scale) + schedule.alpha_bar(level - 1) / prior**2 * output
-    mean = (pull.reshape(3, 16) @ covariance).reshape(1, 3, 4, 4)
+    natural_mean = alpha / sigma**2 * adjoint(state, scale) + schedule.alpha_bar(level - 1) / prior**2 * output
+    mean = (natural_mean.reshape(3, 16) @ covariance).reshape(1, 3, 4, 4)
     found = posterior(schedule, state, output, level, form)
     torch.testing.assert_close(found.mean, mean)
     drawn = (found.draw(images(count, 4, 2)) - mean)[:, 0].reshape(count, 16)

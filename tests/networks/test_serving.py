@@ -15,7 +15,7 @@ from udpm.core import devices
 from udpm.core.errors import UserError
 from udpm.core.progress import delay_by_one, prefetch
 from udpm.diffusion.schedule import Schedule
-from udpm.networks.inference import Graphs, compiled, serve
+from udpm.networks.inference import CUDAGraphRunner, compile_network, prepare_for_inference
 from udpm.networks.unet import UNet, UNetShape
 from udpm.networks.weights import load_model
 from udpm.sampling import sample_set
@@ -65,7 +65,7 @@ class Recorder:
 @torch.inference_mode()
 def test_one_recording_for_each_shape_serves_all_inputs():
     f, recorder = network(), Recorder()
-    graphs = Graphs(f, recorder)
+    graphs = CUDAGraphRunner(f, recorder)
     cases = [(*inputs(side, seed), moment) for seed in range(3) for side, moment in ((2, 0.9), (4, 0.5), (8, 0.1))]
     found = [graphs(x, moment, labels) for x, labels, moment in cases]
     assert recorder.calls == 3
@@ -77,7 +77,7 @@ def test_one_recording_for_each_shape_serves_all_inputs():
 @torch.inference_mode()
 def test_layout_and_labels_have_their_own_recordings():
     f, recorder = UNet(UNetShape("ddpmpp", 8, 8, (1,), 1)).eval(), Recorder()
-    graphs, (x, labels) = Graphs(f, recorder), inputs(4)
+    graphs, (x, labels) = CUDAGraphRunner(f, recorder), inputs(4)
     for given in ((x, 0.5), (x.to(memory_format=torch.channels_last), 0.5), (x, 0.5, labels), (x[:1], 0.5), (x, 0.2)):
         assert torch.equal(graphs(*given), f(*given))
     assert recorder.calls == 4
@@ -86,7 +86,7 @@ def test_layout_and_labels_have_their_own_recordings():
 def test_recorded_chains_are_the_eager_ones(trained):
     eager, recorded = (Sampler(load_model(trained / "weights.safetensors"), batch=4) for _ in range(2))
     recorder = Recorder()
-    recorded._network = Graphs(recorded._network, recorder)
+    recorded._network = CUDAGraphRunner(recorded._network, recorder)
     labels = eager.balanced_labels(10)
     expected, found = (list(sampler.chains(labels, 3)) for sampler in (eager, recorded))
     assert recorder.calls == 3
@@ -98,7 +98,7 @@ def test_recorded_chains_are_the_eager_ones(trained):
 
 def test_graphs_have_no_effect_on_a_cpu():
     f = network()
-    assert serve(f, graphs=True) is f
+    assert prepare_for_inference(f, graphs=True) is f
 
 
 def test_one_way_of_calling():
@@ -138,7 +138,7 @@ def test_training_does_not_wait_for_the_gpu(levels):
 @torch.inference_mode()
 def test_a_compiled_network_gives_the_eager_outputs():
     f = network()
-    fast, kept = serve(f, compiles=True), []
+    fast, kept = prepare_for_inference(f, compiles=True), []
     for side, moment in ((2, 0.75), (4, 0.25)):
         for seed in range(2):
             x, labels = inputs(side, seed)
@@ -150,7 +150,7 @@ def test_a_compiled_network_gives_the_eager_outputs():
 def test_without_a_compiler_one_line_says_so(monkeypatch):
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
-    call = compiled(lambda x: x.sin() * 2 + 1, "sampling.compile")
+    call = compile_network(lambda x: x.sin() * 2 + 1, "sampling.compile")
     with pytest.raises(UserError) as caught:
         call(torch.ones(64))
     assert str(caught.value) == (
@@ -215,7 +215,7 @@ def test_images_are_those_of_the_chains(trained):
 
 def test_the_record_says_what_was_compiled(trained, tmp_path, monkeypatch):
     # Compiling takes a minute, and what is recorded does not depend on it.
-    monkeypatch.setattr("udpm.networks.inference.compiled", lambda function, key, **options: function)
+    monkeypatch.setattr("udpm.networks.inference.compile_network", lambda function, key, **options: function)
     for name, way in (("a", "--cuda-graphs"), ("b", "--compile")):
         assert tiny.call("sample", trained / "weights.safetensors", "--count", 2, way, "--threads", 1,
                          "--output", tmp_path / f"{name}.npz") == 0  # fmt: skip

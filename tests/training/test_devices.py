@@ -22,7 +22,7 @@ from udpm.metrics.extractor import Extractor, extract
 from udpm.metrics.protocol import comparable, sampling_words, used_tf32
 from udpm.metrics.selection import select
 from udpm.networks.discriminator import batch_deviation
-from udpm.networks.inference import compiled
+from udpm.networks.inference import compile_network
 from udpm.networks.layers import SelfAttention
 from udpm.networks.weights import load_model
 from udpm.sampling.sampler import Sampler
@@ -308,7 +308,7 @@ def test_a_compiler_is_not_to_blame_for_memory(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
     with pytest.raises(torch.OutOfMemoryError):
-        compiled(torch.nn.Identity(), "sampling.compile")(torch.zeros(1))
+        compile_network(torch.nn.Identity(), "sampling.compile")(torch.zeros(1))
 
 
 @pytest.mark.parametrize("command", ["sample", "latents swap"])
@@ -537,7 +537,7 @@ def test_latents_are_decoded_in_one_size_where_each_is_compiled(trained, monkeyp
         return model.generator(x, *rest)
 
     # Compiling takes a minute, and the sizes do not depend on it.
-    monkeypatch.setattr("udpm.sampling.sampler.serve", lambda *_, **__: network)
+    monkeypatch.setattr("udpm.sampling.sampler.prepare_for_inference", lambda *_, **__: network)
     sampler = Sampler(model, batch=4, compiles=compiles)
     latents = [sampler.latent(seed) for seed in range(6)]
     found = sampler.decode(latents, [0] * 6)

@@ -45,13 +45,13 @@ def bench_feeding(side: int, batch: int, device: torch.device, best: dict[str, f
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         levels = random_levels(Path(folder), side, LEVELS, IMAGES)
-        for residence in ("memory", "device"):
-            feed = Batches(levels, 2, batch, 0, flip=True, device=device, residence=residence)
+        for location in ("memory", "device"):
+            feed = Batches(levels, 2, batch, 0, flip=True, device=device, location=location)
             for level in range(1, LEVELS + 1):
                 timing = repeated(_caller(feed, level), device, SECONDS)
                 values = batch * 3 * (side >> (level - 1)) ** 2
                 work = Workload(batch, 0, values * (4 + levels.sums[level - 1].itemsize))
-                rows.append(row(f"l = {level}", residence, timing, work, best, float32_bytes=4 * values))
+                rows.append(row(f"l = {level}", location, timing, work, best, float32_bytes=4 * values))
     return rows
 
 
@@ -202,7 +202,7 @@ def _time_whole(work: fill.Work, source: Source, workers: int, limit: int) -> Ti
     """
     some: Iterator[fill.Chunk] = itertools.islice(fill.chunks(source), max(2, limit // fill.CHUNK))
     stamps = [(0, _clocks())]
-    for outcome in fill.do_chunks(work, some, workers, False):
+    for outcome in fill.process_chunks(work, some, workers, False):
         stamps.append((stamps[-1][0] + sum(outcome.modes.values()) + len(outcome.refused), _clocks()))
     stamps = stamps[1:] if workers > 1 and len(stamps) > LEAST_CHUNKS else stamps
     bounds = np.unique(np.linspace(0, len(stamps) - 1, BLOCKS + 1).astype(int))

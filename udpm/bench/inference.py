@@ -17,7 +17,7 @@ from udpm.diffusion.sampler import noise_sides, sample
 from udpm.diffusion.schedule import Schedule
 from udpm.metrics.extractor import Extractor
 from udpm.networks.flops import Cost, count_cost
-from udpm.networks.inference import serve
+from udpm.networks.inference import prepare_for_inference
 from udpm.networks.unet import IMAGE_CHANNELS, UNet, build_generator, generator_shape
 
 
@@ -42,8 +42,8 @@ def bench_sampling(config: RunConfig, device: torch.device, batch: int, seconds:
     noises = [torch.randn(batch, IMAGE_CHANNELS, part, part, device=device) for part in noise_sides(schedule, side)]
     images = torch.randn(batch, IMAGE_CHANNELS, side, side, device=device)
     labels = torch.zeros(batch, dtype=torch.int64, device=device) if config.model.classes else None
-    network = serve(generator)
-    full = serve(UNet(replace(shape, side=side, upscale=1)).eval().to(device))
+    network = prepare_for_inference(generator)
+    full = prepare_for_inference(UNet(replace(shape, side=side, upscale=1)).eval().to(device))
     with torch.inference_mode():
         chain = repeated(lambda: sample(schedule, network, images, noises, labels), device, seconds)
         step = repeated(lambda: full(images, 0.5, labels), device, seconds)

@@ -51,12 +51,12 @@ class Batches:
 
     Attributes:
         kind: "python" or "binary".
-        place: their folder or archive.
+        path: their folder or archive.
         identity: says which bytes they are, once they have been looked at.
     """
 
     kind: str
-    place: Path
+    path: Path
     identity: str = ""
     parallel: bool = False
     _loaded: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
@@ -69,7 +69,7 @@ class Batches:
     @property
     def files(self) -> list[Path]:
         """The files that hold the batches: themselves, or their archive."""
-        return [self.place / name for name in self.names] if self.place.is_dir() else [self.place]
+        return [self.path / name for name in self.names] if self.path.is_dir() else [self.path]
 
     def content(self, name: str) -> bytes:
         """The bytes of one batch file.
@@ -77,11 +77,11 @@ class Batches:
         Raises:
             UserError: missing or unreadable.
         """
-        if self.place.is_dir():
-            if not (self.place / name).exists():
-                raise UserError(f"{self.place}: has no {name}; unpack or download it again")
-            return read_bytes(self.place / name, "batch of CIFAR-10", BATCH_BYTES)
-        with opened(self.place, "archive of CIFAR-10") as packed:
+        if self.path.is_dir():
+            if not (self.path / name).exists():
+                raise UserError(f"{self.path}: has no {name}; unpack or download it again")
+            return read_bytes(self.path / name, "batch of CIFAR-10", BATCH_BYTES)
+        with opened(self.path, "archive of CIFAR-10") as packed:
             try:
                 # As a stream: to look a name up, the library would first unpack everything, and then begin anew.
                 stream: Any = _Bounded(gzip.GzipFile(fileobj=packed))
@@ -92,10 +92,10 @@ class Batches:
                         raise ValueError(f"{name} is not a file")
                     return file.read()
             except StopIteration:
-                raise UserError(f"{self.place}: has no {name}; unpack or download it again") from None
+                raise UserError(f"{self.path}: has no {name}; unpack or download it again") from None
             # What damaged bytes make these libraries raise is up to them.
             except Exception as error:
-                raise UserError(f"{self.place}: cannot be read: {error}") from None
+                raise UserError(f"{self.path}: cannot be read: {error}") from None
 
     def parsed(self, name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
         """Images (n, 32, 32, 3) uint8 and labels (n,) int64 of one batch file.
@@ -110,7 +110,7 @@ class Batches:
             if len(planes) != len(labels) or labels.min() < 0 or labels.max() >= len(CLASSES):
                 raise ValueError("labels do not fit the images")
         except Exception as error:
-            raise UserError(f"{self.place}/{name}: not a {self.kind} batch of CIFAR-10: {error}") from None
+            raise UserError(f"{self.path}/{name}: not a {self.kind} batch of CIFAR-10: {error}") from None
         return planes.transpose(0, 2, 3, 1), labels
 
     def load(self, name: bytes, key: np.ndarray) -> np.ndarray:
@@ -132,11 +132,11 @@ def open_cifar10(config: DatasetConfig) -> Source:
     path = expanded(config.path, "path")
     batches = find_batches(path) or _downloaded(path)
     sums, labels = {}, []
-    if batches.kind == "binary" and batches.place.is_file():
-        sums[batches.place.name] = _checked_sum(batches.place, "", _file_sum(batches.place), config)
+    if batches.kind == "binary" and batches.path.is_file():
+        sums[batches.path.name] = _checked_sum(batches.path, "", _file_sum(batches.path), config)
     for name in batches.names:
         content = batches.content(name)
-        sums[name] = _checked_sum(batches.place, name, hashlib.md5(content).hexdigest(), config)
+        sums[name] = _checked_sum(batches.path, name, hashlib.md5(content).hexdigest(), config)
         labels.append(batches.parsed(name, content)[1])
     counts = [len(found) for found in labels]
     return Source(
@@ -145,17 +145,17 @@ def open_cifar10(config: DatasetConfig) -> Source:
         keys=np.array([(batch, row) for batch, n in enumerate(counts) for row in range(n)], dtype=np.int64),
         labels=np.concatenate(labels),
         class_names=CLASSES,
-        reader=Batches(batches.kind, batches.place, identity=" ".join(sums.values())),
+        reader=Batches(batches.kind, batches.path, identity=" ".join(sums.values())),
         notes={"labels": "the batches", "batches": batches.kind, "md5": sums, "md5_checked": _verdict(batches, config)},
     )
 
 
 def find_batches(path: Path) -> Batches | None:
     """Batches at `path` or just below it: python before binary, folders before archives."""
-    for place in (0, 1):
+    for index in (0, 1):
         for kind, form in FORMS.items():
-            for found in (path, path / form[place]):
-                if found.name == form[place] and found.exists():
+            for found in (path, path / form[index]):
+                if found.name == form[index] and found.exists():
                     return Batches(kind, found)
     return None
 
@@ -178,11 +178,11 @@ def _downloaded(path: Path) -> Batches:
     return Batches("python", path / FORMS["python"][0])
 
 
-def _checked_sum(place: Path, name: str, found: str, config: DatasetConfig) -> str:
+def _checked_sum(path: Path, name: str, found: str, config: DatasetConfig) -> str:
     """The sum `found`, unless it should be another one."""
-    official = MD5.get(name or place.name, found)
+    official = MD5.get(name or path.name, found)
     if config.check_md5 and found != official:
-        where = place / name if name else place
+        where = path / name if name else path
         raise UserError(
             f"{where}: its MD5 is {found}, the official file's is {official}; download it again, or set "
             "check_md5: false to use it as it is"
@@ -193,7 +193,7 @@ def _checked_sum(place: Path, name: str, found: str, config: DatasetConfig) -> s
 def _verdict(batches: Batches, config: DatasetConfig) -> str:
     if not config.check_md5:
         return "no: check_md5 is false"
-    if batches.kind == "binary" and batches.place.is_dir():
+    if batches.kind == "binary" and batches.path.is_dir():
         return "no: of the binary batches only the archive's sum is published; their structure was checked"
     return "yes"
 

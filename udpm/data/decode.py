@@ -178,12 +178,12 @@ def _without_texts(content: bytes) -> bytes:
     """A PNG without texts and colour profile: Pillow gives an image up where one of them unpacks to a megabyte."""
     if not content.startswith(PNG_SIGNATURE):
         return content
-    kept, place = [PNG_SIGNATURE], len(PNG_SIGNATURE)
-    while place + 12 <= len(content):
-        end = place + 12 + int.from_bytes(content[place : place + 4], "big")
-        if content[place + 4 : place + 8] not in PNG_TEXTS:
-            kept.append(content[place:end])
-        place = end
+    kept, start = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while start + 12 <= len(content):
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        if content[start + 4 : start + 8] not in PNG_TEXTS:
+            kept.append(content[start:end])
+        start = end
     return b"".join(kept)
 
 

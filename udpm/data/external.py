@@ -24,7 +24,7 @@ of them, the only array is taken."""
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageFiles:
     """Image files, read and decoded by the slice; all have one size.
 
     Attributes:
@@ -74,7 +74,7 @@ class Pictures:
         return _decode(self.root, name, content)
 
 
-def open_images(path: str | Path, count: int | None = None) -> np.ndarray | Pictures:
+def open_images(path: str | Path, count: int | None = None) -> np.ndarray | ImageFiles:
     """The images of a folder, .zip or .npz: an array or something to be sliced like one, (n, h, w, 3) uint8.
 
     Args:
@@ -85,7 +85,7 @@ def open_images(path: str | Path, count: int | None = None) -> np.ndarray | Pict
         UserError: not there, empty, fewer than asked for, or no images.
     """
     path = expanded(str(path), "images")
-    found = _array(path) if path.suffix.lower() == ".npz" and not path.is_dir() else _pictures(path)
+    found = _array(path) if path.suffix.lower() == ".npz" and not path.is_dir() else _image_files(path)
     if count is None or count == len(found):
         return found
     if count > len(found):
@@ -104,7 +104,7 @@ def left_out_of(images: object) -> dict[str, dict[str, int]]:
     return {"left_out": left_out} if left_out else {}
 
 
-def _pictures(path: Path) -> Pictures:
+def _image_files(path: Path) -> ImageFiles:
     limits = Preprocessing(1)
     found = list_images(path, limits.max_file_bytes)
     name, left_out = found.names[0], found.left_out()
@@ -115,7 +115,7 @@ def _pictures(path: Path) -> Pictures:
         raise UserError(f"{path}: {shown(name)} {refusal}") from None
     if left_out:
         print(f"{path}: {len(found.names)} images; left out: {told_counts(left_out)}", file=sys.stderr)
-    return Pictures(path, found.names, found.keys, found.reader, (len(found.names), *first.shape), left_out)
+    return ImageFiles(path, found.names, found.keys, found.reader, (len(found.names), *first.shape), left_out)
 
 
 def _decode(root: Path, name: bytes, content: bytes) -> np.ndarray:

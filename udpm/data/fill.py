@@ -182,7 +182,7 @@ class Work:
     recipe: Preprocessing
     rows: Path
 
-    def do(self, chunk: Chunk) -> Outcome:
+    def process_chunk(self, chunk: Chunk) -> Outcome:
         """Decode, resize and write a chunk's images.
 
         Raises:
@@ -217,7 +217,7 @@ def chunks(source: Source) -> Iterator[Chunk]:
         yield Chunk(number, source.names[start : start + CHUNK], source.keys[start : start + CHUNK])
 
 
-def do_chunks(work: Work, todo: Iterable[Chunk], workers: int, stop: StopRequest | bool) -> Iterator[Outcome]:
+def process_chunks(work: Work, todo: Iterable[Chunk], workers: int, stop: StopRequest | bool) -> Iterator[Outcome]:
     """Do chunks, in this process or in so many others; outcomes come in any order.
 
     After a request to stop, what is in hand is still finished.
@@ -230,26 +230,26 @@ def do_chunks(work: Work, todo: Iterable[Chunk], workers: int, stop: StopRequest
 
     Raises:
         StoppedEarly: a worker was killed.
-        UserError, OSError: as `Work.do`.
+        UserError, OSError: as `Work.process_chunk`.
     """
     if workers > 1:
         yield from _in_processes(work, iter(todo), workers, stop)
         return
     for chunk in todo:
-        yield work.do(chunk)
+        yield work.process_chunk(chunk)
         if stop:
             return
 
 
 def _in_processes(work: Work, todo: Iterator[Chunk], workers: int, stop: StopRequest | bool) -> Iterator[Outcome]:
-    pool = ProcessPoolExecutor(workers, SPAWN, initializer=_begin, initargs=(work,))
+    pool = ProcessPoolExecutor(workers, SPAWN, initializer=_init_worker, initargs=(work,))
     try:
         pending: set[Future[Outcome]] = set()
         stopping = False
         while True:
             if not stopping:
                 # Enough in hand that no worker waits, and no more: memory and the time to stop depend on it.
-                pending |= {pool.submit(_do, chunk) for chunk in islice(todo, 3 * workers - len(pending))}
+                pending |= {pool.submit(_process_chunk, chunk) for chunk in islice(todo, 3 * workers - len(pending))}
             if not pending:
                 return
             done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -268,12 +268,12 @@ def _in_processes(work: Work, todo: Iterator[Chunk], workers: int, stop: StopReq
 _work: Work | None = None
 
 
-def _begin(work: Work) -> None:
+def _init_worker(work: Work) -> None:
     global _work
     _work = work
     init_worker()
 
 
-def _do(chunk: Chunk) -> Outcome:
+def _process_chunk(chunk: Chunk) -> Outcome:
     assert _work is not None
-    return _work.do(chunk)
+    return _work.process_chunk(chunk)

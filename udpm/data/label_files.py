@@ -65,8 +65,8 @@ def refuse_files_elsewhere(listing: Listing) -> None:
         )
 
 
-def _may_hold_labels(place: bytes) -> bool:
-    base = place.rpartition(b"/")[2].lower()
+def _may_hold_labels(path: bytes) -> bool:
+    base = path.rpartition(b"/")[2].lower()
     stem, _, suffix = os.fsdecode(base).rpartition(".")
     if base in USUAL_FILES or f".{suffix}" not in LABEL_SUFFIXES + TABLE_SUFFIXES:
         return base in USUAL_FILES
@@ -97,9 +97,9 @@ class LabelFile:
         return [] if self.name is None else [tidy(self.name)[: -len(tidy(self.name).rpartition(b"/")[2])]]
 
 
-def check_unread(listing: Listing, places: list[bytes], layout: Layout, names: list[bytes]) -> None:
+def check_unread(listing: Listing, paths: list[bytes], layout: Layout, names: list[bytes]) -> None:
     """Check label files that are not used for columns of splits; what cannot be read of them is skipped."""
-    index = {place: number for number, place in enumerate(places)} if names else {}
+    index = {path: number for number, path in enumerate(paths)} if names else {}
     for name in names:
         columns = Columns(layout)
         with suppress(UserError):
@@ -173,21 +173,23 @@ def _json(where: str, text: str, needed: tuple[str, ...]) -> Iterator[Entry]:
     if not isinstance(labels, list):
         raise UserError(f'{where}: labels must be a list of ["NAME", 0] or null, found {_kind(labels)}')
     for number, entry in enumerate(labels):
-        place = f"labels[{number}]"
+        position = f"labels[{number}]"
         if not isinstance(entry, list) or len(entry) != 2:
-            raise UserError(f'{where}: {place} must be ["NAME", 0], found {shown_value(entry)}')
-        yield place, dict(zip((FILE_NAME, LABEL), entry, strict=True))
+            raise UserError(f'{where}: {position} must be ["NAME", 0], found {shown_value(entry)}')
+        yield position, dict(zip((FILE_NAME, LABEL), entry, strict=True))
 
 
 def _json_lines(where: str, text: str, needed: tuple[str, ...]) -> Iterator[Entry]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        place = f"line {number}"
-        entry = parse_json(line, f"{where}: {place}: not readable as JSON")
+        position = f"line {number}"
+        entry = parse_json(line, f"{where}: {position}: not readable as JSON")
         if not isinstance(entry, dict) or not all(key in entry for key in needed):
-            raise UserError(f'{where}: {place} must be {{"{FILE_NAME}": …, "{LABEL}": …}}, found {shown_value(entry)}')
-        yield place, entry
+            raise UserError(
+                f'{where}: {position} must be {{"{FILE_NAME}": …, "{LABEL}": …}}, found {shown_value(entry)}'
+            )
+        yield position, entry
 
 
 def _csv(where: str, text: str, needed: tuple[str, ...]) -> Iterator[Entry]:
@@ -200,10 +202,10 @@ def _csv(where: str, text: str, needed: tuple[str, ...]) -> Iterator[Entry]:
         for row in rows:
             if not row:
                 continue
-            place = f"line {rows.line_num}"
+            position = f"line {rows.line_num}"
             if len(row) != len(header):
-                raise UserError(f"{where}: {place} has {len(row)} values for {len(header)} columns")
-            yield place, dict(zip(header, row, strict=True))
+                raise UserError(f"{where}: {position} has {len(row)} values for {len(header)} columns")
+            yield position, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise UserError(f"{where}: line {rows.line_num}: not readable as csv: {error}") from None
 

@@ -61,12 +61,12 @@ class Labels:
     unused: tuple[str, ...] = ()
 
 
-def label_images(listing: Listing, places: list[bytes], layout: Layout, config: DatasetConfig) -> Labels:
+def label_images(listing: Listing, paths: list[bytes], layout: Layout, config: DatasetConfig) -> Labels:
     """Labels of all images in the order of the splits.
 
     Args:
         listing: of all files.
-        places: the images' names, folders separated by slashes.
+        paths: the images' names, folders separated by slashes.
         layout: their splits.
         config: of the data set.
 
@@ -82,14 +82,14 @@ def label_images(listing: Listing, places: list[bytes], layout: Layout, config: 
     elif config.labels == LABELLED_FOLDERS or (config.labels is None and not nearby):
         if config.labels is None:
             refuse_files_elsewhere(listing)
-        labels = _of_folders(listing, places, order, layout, config)
+        labels = _of_folders(listing, paths, order, layout, config)
     else:
         files = chosen_files(listing, layout, config, nearby)
-        labels = labels_of_files(places, order, layout, config, files)
+        labels = labels_of_files(paths, order, layout, config, files)
     # A .json has no columns.
     unread = [name for name in chain(*nearby) if name not in labels.used and not name.lower().endswith(b".json")]
     if config.splits is None:
-        check_unread(listing, places, layout, unread)
+        check_unread(listing, paths, layout, unread)
     if config.classes:
         _check_classes(listing.root, layout, config, labels)
     return labels
@@ -108,13 +108,13 @@ def _check_classes(root: Path, layout: Layout, config: DatasetConfig, labels: La
 
 
 def _of_folders(
-    listing: Listing, places: list[bytes], order: np.ndarray, layout: Layout, config: DatasetConfig
+    listing: Listing, paths: list[bytes], order: np.ndarray, layout: Layout, config: DatasetConfig
 ) -> Labels:
     """The class of an image is the first folder below its split, or below what is around all of them."""
-    root, names = listing.root, [_below(places[i], layout.below) for i in order]
+    root, names = listing.root, [_below(paths[i], layout.below) for i in order]
     around = unwrapped(names) if config.classes > 1 else b""
     names = [name[len(around) :] for name in names]
-    outside = [places[i] for i, name in zip(order, names, strict=True) if b"/" not in name]
+    outside = [paths[i] for i, name in zip(order, names, strict=True) if b"/" not in name]
     if outside:
         where = f"{shown(outside[0])} and {len(outside) - 1} more are" if outside[1:] else f"{shown(outside[0])} is"
         raise UserError(
@@ -140,16 +140,16 @@ def _of_folders(
     return Labels(labels, [shown(os.fsencode(name)) for name in found], "class folders")
 
 
-def _below(place: bytes, folders: list[bytes]) -> bytes:
-    return next(place[len(folder) :] for folder in folders if place.startswith(folder))
+def _below(path: bytes, folders: list[bytes]) -> bytes:
+    return next(path[len(folder) :] for folder in folders if path.startswith(folder))
 
 
 def _check_others(listing: Listing, folders: list[bytes], found: set[str]) -> None:
     """A class whose images are all of a kind that is not read would be dropped as a whole."""
     for name in listing.others:
-        place = tidy(name)
-        if place.lower().endswith(OTHER_PICTURES) and place.startswith(tuple(folders)):
-            top, slash, _ = _below(place, folders).partition(b"/")
+        path = tidy(name)
+        if path.lower().endswith(OTHER_PICTURES) and path.startswith(tuple(folders)):
+            top, slash, _ = _below(path, folders).partition(b"/")
             if slash and os.fsdecode(top) not in found:
                 raise UserError(
                     f"{listing.root}: {shown(name)} is of a kind that is not read, and its folder {shown(top)}/ holds "
@@ -197,11 +197,11 @@ def natural(names: Iterable[str]) -> list[str]:
 
 
 def labels_of_files(
-    places: list[bytes], order: np.ndarray, layout: Layout, config: DatasetConfig, files: list[LabelFile]
+    paths: list[bytes], order: np.ndarray, layout: Layout, config: DatasetConfig, files: list[LabelFile]
 ) -> Labels:
     """Label images by label files: every image must be listed once."""
-    found = _found(files, places, layout, config)
-    bare = [places[i] for i in order if i not in found]
+    found = _found(files, paths, layout, config)
+    bare = [paths[i] for i in order if i not in found]
     if bare:
         sources = ", ".join(file.where for file in files)
         more = f" and {len(bare) - 1} more" if bare[1:] else ""
@@ -213,10 +213,10 @@ def labels_of_files(
 
 
 def _found(
-    files: list[LabelFile], places: list[bytes], layout: Layout, config: DatasetConfig
+    files: list[LabelFile], paths: list[bytes], layout: Layout, config: DatasetConfig
 ) -> dict[int, tuple[str, int | str]]:
     """The label of each image that the files name, and where it is."""
-    index = {place: number for number, place in enumerate(places)}
+    index = {path: number for number, path in enumerate(paths)}
     found: dict[int, tuple[str, int | str]] = {}
     written: dict[int | str, tuple[str, str]] = {}
     for file in files:

@@ -65,11 +65,11 @@ class Layout:
         return [folder for folders in self.folders.values() for folder in folders] or [self.roots[-1]]
 
 
-def arrange(places: list[bytes], others: list[bytes], config: DatasetConfig, root: Path) -> Layout:
+def arrange(paths: list[bytes], others: list[bytes], config: DatasetConfig, root: Path) -> Layout:
     """Find the splits of a tree.
 
     Args:
-        places: the images' names, folders separated by slashes.
+        paths: the images' names, folders separated by slashes.
         others: names of the other files.
         config: of the data set.
         root: of the tree, for errors.
@@ -78,10 +78,10 @@ def arrange(places: list[bytes], others: list[bytes], config: DatasetConfig, roo
         UserError: names that can be read in several ways, no training images, or too many to be held out.
     """
     if isinstance(config.splits, SplitFolders):
-        return _named(places, config, root)
-    roots = _roots(places, config)
+        return _named(paths, config, root)
+    roots = _roots(paths, config)
     inside = roots[-1]
-    tops = Counter(_top(name, inside) for name in places)
+    tops = Counter(_top(name, inside) for name in paths)
     found: dict[str, list[bytes]] = {}
     if config.splits is None:
         for top in sorted(top for top in tops if top):
@@ -89,14 +89,14 @@ def arrange(places: list[bytes], others: list[bytes], config: DatasetConfig, roo
                 found.setdefault(split, []).append(top)
     if not found:
         if config.splits is None:
-            _refuse_alike(sorted(top for top in tops if top), places, inside, root)
-            _refuse_splits_below(places, inside, root)
+            _refuse_alike(sorted(top for top in tops if top), paths, inside, root)
+            _refuse_splits_below(paths, inside, root)
             _refuse_lists(others, root)
-        return Layout(roots, _held_out(np.arange(len(places)), config, root), {}, {})
+        return Layout(roots, _held_out(np.arange(len(paths)), config, root), {}, {})
     _check_found(found, tops, config, root)
     test = found.get("test") or found.get("val") or []
     folders = {"train": [inside + top + b"/" for top in found["train"]], "test": [inside + top + b"/" for top in test]}
-    return _split(places, config, root, roots, folders)
+    return _split(paths, config, root, roots, folders)
 
 
 def split_of(name: bytes) -> str | None:
@@ -170,11 +170,11 @@ def unwrapped(names: list[bytes]) -> bytes:
         prefix = inner
 
 
-def _roots(places: list[bytes], config: DatasetConfig) -> list[bytes]:
+def _roots(paths: list[bytes], config: DatasetConfig) -> list[bytes]:
     """The root and the single folders around everything, which are neither a split nor the only class."""
     roots = [b""]
-    around = unwrapped(places)
-    if config.classes == 1 and not any(split_of(_top(name, around)) for name in places):
+    around = unwrapped(paths)
+    if config.classes == 1 and not any(split_of(_top(name, around)) for name in paths):
         around = b""
     for part in around.split(b"/")[:-1]:
         if config.splits is None and split_of(part):
@@ -210,7 +210,7 @@ def _check_found(found: dict[str, list[bytes]], tops: Counter, config: DatasetCo
         )
 
 
-def _refuse_alike(tops: list[bytes], places: list[bytes], inside: bytes, root: Path) -> None:
+def _refuse_alike(tops: list[bytes], paths: list[bytes], inside: bytes, root: Path) -> None:
     """Refuse folders such as seg_train and seg_test: taken for classes, test images would be trained on."""
     found = alike(tops)
     if not found:
@@ -219,7 +219,7 @@ def _refuse_alike(tops: list[bytes], places: list[bytes], inside: bytes, root: P
     if "train" not in found:
         found, test = {"train": [], **found}, []
     wanted = [
-        f"{split}: {_choice([_innermost(top, places, inside) for top in folders])}"
+        f"{split}: {_choice([_innermost(top, paths, inside) for top in folders])}"
         for split, folders in (("train", found["train"]), ("test", test))
     ]
     names = sorted(name for folders in found.values() for name in folders)
@@ -229,10 +229,10 @@ def _refuse_alike(tops: list[bytes], places: list[bytes], inside: bytes, root: P
     )
 
 
-def _innermost(top: bytes, places: list[bytes], inside: bytes) -> bytes:
+def _innermost(top: bytes, paths: list[bytes], inside: bytes) -> bytes:
     """The innermost folder of a split where an archive nests one of the same name in it: seg_train/seg_train."""
     outer, folder = split_word(os.fsdecode(top)), top + b"/"
-    below = [name[len(inside + folder) :] for name in places if name.startswith(inside + folder)]
+    below = [name[len(inside + folder) :] for name in paths if name.startswith(inside + folder)]
     for part in unwrapped(below).split(b"/")[:-1]:
         word = split_word(os.fsdecode(part))
         if word is None or outer is None or word.split != outer.split:
@@ -253,11 +253,11 @@ def _choice(folders: list[bytes], most: int = 4) -> str:
     return names[0] if len(folders) == 1 else f"[{', '.join(names + more)}]"
 
 
-def _refuse_splits_below(places: list[bytes], inside: bytes, root: Path) -> None:
+def _refuse_splits_below(paths: list[bytes], inside: bytes, root: Path) -> None:
     """Folders of classes that hold folders of splits: their test images must not become training images."""
     kinds: dict[str, bytes] = {}
     below: dict[bytes, set[bytes]] = defaultdict(set)
-    for folder in sorted({name[len(inside) :].rpartition(b"/")[0] for name in places}):
+    for folder in sorted({name[len(inside) :].rpartition(b"/")[0] for name in paths}):
         parts = folder.split(b"/")
         for depth in range(1, len(parts)):
             below[b"/".join(parts[:depth])].add(parts[depth])
@@ -276,14 +276,14 @@ def _refuse_splits_below(places: list[bytes], inside: bytes, root: Path) -> None
 def _refuse_lists(others: list[bytes], root: Path) -> None:
     """Refuse files that may list the images of splits: train.txt and test.txt, or partition.csv."""
     stems: dict[bytes, dict[bytes, bytes]] = defaultdict(dict)
-    for place in others:
-        folder, _, base = place.rpartition(b"/")
+    for path in others:
+        folder, _, base = path.rpartition(b"/")
         stem, _, suffix = base.rpartition(b".")
         if suffix.lower() in LISTS:
-            stems[folder][stem] = place
+            stems[folder][stem] = path
     for named in stems.values():
         found = [named[stem] for members in alike(named).values() for stem in members]
-        found += [place for stem, place in named.items() if _LIST.search(stem)]
+        found += [path for stem, path in named.items() if _LIST.search(stem)]
         if found := sorted(set(found)):
             raise UserError(
                 f"{root}: {', '.join(map(shown, found[:3]))} look like lists of splits, which are not read; sort the "
@@ -296,34 +296,34 @@ def _told(names: list[bytes], most: int = 3) -> str:
     return ", ".join(shown_names) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _named(places: list[bytes], config: DatasetConfig, root: Path) -> Layout:
+def _named(paths: list[bytes], config: DatasetConfig, root: Path) -> Layout:
     """The splits whose folders the configuration names, from the root or from inside a folder around everything."""
     assert isinstance(config.splits, SplitFolders)
     wanted = {
         split: [PurePosixPath(name).as_posix().encode() + b"/" for name in names]
         for split, names in config.splits.folders.items()
     }
-    around = [part + b"/" for part in unwrapped(places).split(b"/")[:-1]]
+    around = [part + b"/" for part in unwrapped(paths).split(b"/")[:-1]]
     roots = list(accumulate(around, initial=b""))
-    while len(roots) > 1 and not any(name.startswith(roots[-1] + wanted["train"][0]) for name in places):
+    while len(roots) > 1 and not any(name.startswith(roots[-1] + wanted["train"][0]) for name in paths):
         roots.pop()
     folders = {split: [roots[-1] + folder for folder in names] for split, names in wanted.items()}
     for split, names in folders.items():
         for name in names:
-            if not any(place.startswith(name) for place in places):
+            if not any(path.startswith(name) for path in paths):
                 raise UserError(f"{root}: splits.{split}: no image is in {shown(name)}")
-    return _split(places, config, root, roots, folders)
+    return _split(paths, config, root, roots, folders)
 
 
 def _split(
-    places: list[bytes], config: DatasetConfig, root: Path, roots: list[bytes], folders: dict[str, list[bytes]]
+    paths: list[bytes], config: DatasetConfig, root: Path, roots: list[bytes], folders: dict[str, list[bytes]]
 ) -> Layout:
     """Images of given folders; those elsewhere are counted."""
     found: dict[str, list[int]] = {"train": [], "test": []}
     left_out: Counter[str] = Counter()
     inside = roots[-1]
     of = [(folder, split) for split, names in folders.items() for folder in names]
-    for index, name in enumerate(places):
+    for index, name in enumerate(paths):
         split = next((split for folder, split in of if name.startswith(folder)), None)
         if split is not None:
             found[split].append(index)

@@ -13,9 +13,9 @@ from udpm.core.arrays import derive_seed
 from udpm.core.devices import to_device
 from udpm.data.levels import Levels, decoding_table
 
-Residence = Literal["auto", "device", "memory"]
+DataLocation = Literal["auto", "device", "memory"]
 LARGEST_SHARE = 0.25
-"""Of a device's free memory that images may take when the residence is left open."""
+"""Of a device's free memory that images may take when the location is left open."""
 Fetch = Callable[[np.ndarray, int], torch.Tensor]
 """Block sums of some images at a level, (n, h, w, 3) integers on the device."""
 
@@ -25,7 +25,7 @@ class Batches:
 
     The k-th image that training sees is element k mod N of epoch k div N's permutation; both follow from the seed, so
     the position in the data is the iteration itself. Epochs run on without dropping a last batch. Neither the
-    residence nor the number of ranks changes an image or its place in the global batch.
+    location nor the number of ranks changes an image or its position in the global batch.
 
     Args:
         levels: the data set with its caches.
@@ -34,7 +34,7 @@ class Batches:
         seed: the run's.
         flip: whether images are mirrored at random.
         device: where batches go.
-        residence: where the images are kept: on the device, memory-mapped, or the first if they fit easily.
+        location: where the images are kept: on the device, memory-mapped, or the first if they fit easily.
         rank: which part of each global batch is given out.
         world: number of parts; divides `batch`.
     """
@@ -48,7 +48,7 @@ class Batches:
         *,
         flip: bool,
         device: torch.device,
-        residence: Residence = "auto",
+        location: DataLocation = "auto",
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -60,7 +60,7 @@ class Batches:
         self.part = slice(rank * share, (rank + 1) * share)
         self._tables = [torch.from_numpy(decoding_table(level, scale)).to(device) for level in range(len(levels.sums))]
         self._order = lru_cache(maxsize=2)(self._permutation)
-        self.resident = residence == "device" or (residence == "auto" and _fits(levels, split, device))
+        self.resident = location == "device" or (location == "auto" and _fits(levels, split, device))
         self._fetch: Fetch = _resident(levels, split, device) if self.resident else _mapped(levels, device)
 
     def iterations_in(self, epochs: int) -> int:
@@ -89,8 +89,8 @@ class Batches:
         return values, to_device(torch.from_numpy(self._levels.store.labels[indices]), self._device)
 
     def _index(self, position: int) -> int:
-        epoch, place = divmod(position, self._count)
-        return self._first + int(self._order(epoch)[place])
+        epoch, index = divmod(position, self._count)
+        return self._first + int(self._order(epoch)[index])
 
     def _permutation(self, epoch: int) -> np.ndarray:
         generator = np.random.Generator(np.random.PCG64(derive_seed(self._seed, "order", epoch)))

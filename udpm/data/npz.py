@@ -138,13 +138,13 @@ def _read_member(file: BinaryIO, name: str, key: tuple[int, ...]) -> np.ndarray:
     member = _Member(file, key)
     header = _header(member, key[2], f"array {name}")
     flat = np.empty(header.values_bytes, np.uint8)
-    view, place = memoryview(flat), 0
-    while place < len(flat):
-        part = member.read(min(_BLOCK, len(flat) - place))
+    view, filled = memoryview(flat), 0
+    while filled < len(flat):
+        part = member.read(min(_BLOCK, len(flat) - filled))
         if not part:
             raise Damaged(f"array {name} is cut short")
-        view[place : place + len(part)] = part
-        place += len(part)
+        view[filled : filled + len(part)] = part
+        filled += len(part)
     member.check(name)
     return header.shaped(flat.view(header.dtype))
 

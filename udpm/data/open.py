@@ -31,9 +31,9 @@ def open_folder(config: DatasetConfig) -> Source:
     """
     assert config.path is not None
     listing = list_images(expanded(config.path, "path"), config.max_file_bytes, config.obtain)
-    places = listing.places()
-    layout = arrange(places, [tidy(name) for name in listing.others], config, listing.root)
-    labels = label_images(listing, places, layout, config)
+    paths = listing.paths()
+    layout = arrange(paths, [tidy(name) for name in listing.others], config, listing.root)
+    labels = label_images(listing, paths, layout, config)
     order = np.concatenate(list(layout.splits.values()))
     folders = {split: [shown(name) for name in names] for split, names in layout.folders.items()}
     left_out = layout.left_out | listing.left_out(labels.used)

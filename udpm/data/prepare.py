@@ -27,7 +27,7 @@ from udpm.core.kinds import DATASET
 from udpm.core.processes import StopRequest
 from udpm.core.progress import Progress
 from udpm.data.decode import STEPS, Preprocessing
-from udpm.data.fill import CHUNK, Chunk, Journal, Outcome, Work, chunks, do_chunks
+from udpm.data.fill import CHUNK, Chunk, Journal, Outcome, Work, chunks, process_chunks
 from udpm.data.open import difference, open_source, read_inventory, take_inventory, write_inventory
 from udpm.data.source import Source, shown, told_counts
 from udpm.data.store import (
@@ -206,7 +206,7 @@ class _Job:
         work = Work(self.source.reader, Preprocessing.from_config(self.config), self.rows)
         synced = time.monotonic()
         with Progress(total, "prepare", "image", done) as progress:
-            for outcome in do_chunks(work, map(self._chunk, todo), workers, stop):
+            for outcome in process_chunks(work, map(self._chunk, todo), workers, stop):
                 journal.add(outcome)
                 progress.update(len(self._chunk(outcome.number).names))
                 if time.monotonic() - synced > SECONDS_BETWEEN_SYNCS:

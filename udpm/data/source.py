@@ -237,7 +237,7 @@ class Listing:
     others: dict[bytes, np.ndarray]
     ignored: dict[str, int]
 
-    def places(self) -> list[bytes]:
+    def paths(self) -> list[bytes]:
         """The images' names with folders separated by a slash, whichever way the system that packed them wrote them."""
         return self.names if self.reader.identity == "zip" else [tidy(name) for name in self.names]
 
@@ -286,10 +286,10 @@ def told_counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {what}" for what, count in counts.items())
 
 
-def _check_names(root: Path, places: list[bytes]) -> None:
-    if len(set(places)) == len(places):
+def _check_names(root: Path, paths: list[bytes]) -> None:
+    if len(set(paths)) == len(paths):
         return
-    name, count = Counter(places).most_common(1)[0]
+    name, count = Counter(paths).most_common(1)[0]
     raise UserError(f"{root}: {shown(name)} is in it {count} times; remove all but one of them")
 
 

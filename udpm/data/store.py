@@ -48,16 +48,16 @@ class DatasetRecord(Record):
 
     @model_validator(mode="after")
     def _splits_are_parts(self) -> DatasetRecord:
-        place = 0
+        expected = 0
         for name, (start, stop) in sorted(self.splits.items(), key=lambda split: split[1]):
-            if start != place or stop < start:
+            if start != expected or stop < start:
                 raise ValueError(
-                    f"splits: {name} is [{start}, {stop}], but expected a range from {place} on: splits are ranges of "
-                    f"the {self.count} images, without gaps and without overlaps"
+                    f"splits: {name} is [{start}, {stop}], but expected a range from {expected} on: splits are ranges "
+                    f"of the {self.count} images, without gaps and without overlaps"
                 )
-            place = stop
-        if place != self.count:
-            raise ValueError(f"splits: end at {place}, but there are {self.count} images")
+            expected = stop
+        if expected != self.count:
+            raise ValueError(f"splits: end at {expected}, but there are {self.count} images")
         return self
 
     @model_validator(mode="after")

@@ -137,8 +137,8 @@ def _rows(store: Store) -> list[list[int]]:
 
 
 def _spread(numbers: np.ndarray, count: int) -> list[int]:
-    places = np.linspace(0, len(numbers) - 1, min(count, len(numbers)))
-    return numbers[places.round().astype(np.int64)].tolist()
+    positions = np.linspace(0, len(numbers) - 1, min(count, len(numbers)))
+    return numbers[positions.round().astype(np.int64)].tolist()
 
 
 def _row_names(store: Store) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from udpm.diffusion.schedule import Form, Schedule, coefficients
+from udpm.diffusion.schedule import PosteriorForm, Schedule, coefficients
 
 
 def downsample(image: torch.Tensor, scale: int, times: int = 1) -> torch.Tensor:
@@ -105,7 +105,9 @@ class Posterior:
         return self.mean + rest * noise + (blocks - rest) * project(noise)
 
 
-def posterior(schedule: Schedule, state: torch.Tensor, output: torch.Tensor, level: int, form: Form) -> Posterior:
+def posterior(
+    schedule: Schedule, state: torch.Tensor, output: torch.Tensor, level: int, form: PosteriorForm
+) -> Posterior:
     """Compute q(x_{l-1} | x_l, H^{l-1} x_0 = f).
 
     Args:
@@ -117,7 +119,7 @@ def posterior(schedule: Schedule, state: torch.Tensor, output: torch.Tensor, lev
     """
     numbers = coefficients(schedule, level, form)
     blocks, rest = numbers.variance_blocks, numbers.variance_rest
-    pull = numbers.state * adjoint(state, schedule.scale) + numbers.output * output
+    natural_mean = numbers.state * adjoint(state, schedule.scale) + numbers.output * output
     if form == "scalar":
-        return Posterior(blocks * pull, blocks, rest)
-    return Posterior(rest * pull + (blocks - rest) * project(pull), blocks, rest)
+        return Posterior(blocks * natural_mean, blocks, rest)
+    return Posterior(rest * natural_mean + (blocks - rest) * project(natural_mean), blocks, rest)

@@ -10,13 +10,13 @@ import torch
 
 from udpm.core.arrays import derive_seed
 from udpm.diffusion.process import downsample, marginal, posterior
-from udpm.diffusion.schedule import Form, Schedule
+from udpm.diffusion.schedule import PosteriorForm, Schedule
 
 Network = Callable[[torch.Tensor, float, torch.Tensor | None], torch.Tensor]
 """f(x_l, t_l, labels): (B, 3, h, w) to (B, 3, 2h, 2w), an estimate of H^{l-1} x_0."""
 
 
-class Step(NamedTuple):
+class SamplingStep(NamedTuple):
     """One step of the chain: the network's input x_l and its output f."""
 
     level: int
@@ -35,8 +35,8 @@ def sample(
     base: torch.Tensor,
     noises: list[torch.Tensor],
     labels: torch.Tensor | None = None,
-    form: Form = "scalar",
-) -> list[Step]:
+    form: PosteriorForm = "scalar",
+) -> list[SamplingStep]:
     """Run the chain: x_L = ᾱ_L H^L z + σ̃_L ε_L; x_{l-1} = μ_l + Σ_l^{1/2} ε_{l-1}; x_0 = f(x_1, t_1).
 
     Args:
@@ -52,10 +52,10 @@ def sample(
     """
 
     state = marginal(schedule, downsample(base, schedule.scale, schedule.levels), schedule.levels, noises[0])
-    steps: list[Step] = []
+    steps: list[SamplingStep] = []
     for level, noise in zip(range(schedule.levels, 0, -1), [*noises[1:], None], strict=True):
         output = network(state, schedule.time(level), labels)
-        steps.append(Step(level, state, output))
+        steps.append(SamplingStep(level, state, output))
         if noise is not None:
             state = posterior(schedule, state, output, level, form).draw(noise)
     return steps

@@ -82,7 +82,7 @@ class Schedule:
         return (level - 0.5) / self.levels
 
 
-Form = Literal["scalar", "exact"]
+PosteriorForm = Literal["scalar", "exact"]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Coefficients:
     variance_rest: float
 
 
-def coefficients(schedule: Schedule, level: int, form: Form) -> Coefficients:
+def coefficients(schedule: Schedule, level: int, form: PosteriorForm) -> Coefficients:
     """Compute the coefficients of level l: Σ_l = (α_l²/σ_l² · HᵀH + I/σ̃_{l-1}²)^{-1}.
 
     Args:

@@ -49,12 +49,12 @@ def generator_names(shape: UNetShape) -> dict[str, str]:
             names[f"encoder.{depth}.pyramid.conv"] = f"enc.{side}_aux_residual"
         for index in range(shape.blocks):
             names |= _block_names(f"encoder.{depth}.blocks.{index}", f"enc.{side}_block{index}")
-        place = depths - 1 - depth
+        reverse = depths - 1 - depth
         entries = ["in0", "in1"] if depth == depths - 1 else ["up"]
         for index, entry in enumerate(entries):
-            names |= _block_names(f"decoder.{place}.entry.{index}", f"dec.{side}_{entry}")
+            names |= _block_names(f"decoder.{reverse}.entry.{index}", f"dec.{side}_{entry}")
         for index in range(shape.blocks + 1):
-            names |= _block_names(f"decoder.{place}.blocks.{index}", f"dec.{side}_block{index}")
+            names |= _block_names(f"decoder.{reverse}.blocks.{index}", f"dec.{side}_block{index}")
     return {ours: f"net.{published}" for ours, published in names.items()}
 
 

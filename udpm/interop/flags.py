@@ -198,8 +198,8 @@ FLAGS = (
         command="latents",
     ),
     *(
-        Flag(f"seed{number}", int, GIVEN, "latents.seeds", f"its {place} entry", command="latents")
-        for number, place in enumerate(("first", "second", "third", "fourth"), start=1)
+        Flag(f"seed{number}", int, GIVEN, "latents.seeds", f"its {ordinal} entry", command="latents")
+        for number, ordinal in enumerate(("first", "second", "third", "fourth"), start=1)
     ),
 )
 BY_NAME = {name: flag for flag in FLAGS for name in (flag.name, *flag.also)}
@@ -291,7 +291,7 @@ def flag_table() -> str:
 
 def _filled(flags: dict[str, Any], name: str, dataset: str | None, notes: list[str]) -> dict[str, Any]:
     """Remove placeholders from flags, and add notes that say what to write instead."""
-    places = {
+    replacements = {
         "data_dir": f"set `path` in datasets/{name}.yaml to the folder of your images (resources/{name} until then)"
         if dataset is None
         else f"not needed; the images are those of data set {dataset}",
@@ -300,7 +300,7 @@ def _filled(flags: dict[str, Any], name: str, dataset: str | None, notes: list[s
     held = {flag: value for flag, value in flags.items() if is_placeholder(value) and BY_NAME[flag].kind is str}
     for flag, value in held.items():
         if BY_NAME[flag].convert is _same:
-            instead = places.get(flag, "not needed; replaced by " + BY_NAME[flag].home)
+            instead = replacements.get(flag, "not needed; replaced by " + BY_NAME[flag].home)
             notes.append(f"--{flag} {value} is a placeholder: {instead}")
     return {flag: value for flag, value in flags.items() if flag not in held or BY_NAME[flag].convert is not _same}
 

@@ -18,7 +18,7 @@ VARIANTS = 64
 """Limit on compiled variants of one network: levels × batch sizes × (training, evaluation)."""
 
 
-def compiled(function: Callable[..., torch.Tensor], key: str, **options: Any) -> Callable[..., torch.Tensor]:
+def compile_network(function: Callable[..., torch.Tensor], key: str, **options: Any) -> Callable[..., torch.Tensor]:
     """Compile a network separately for each input shape; the shapes are few and fixed.
 
     Args:
@@ -101,7 +101,7 @@ class _Kept:
     output: torch.Tensor
 
 
-class Graphs:
+class CUDAGraphRunner:
     """Call a network by replaying CUDA graphs, one per shape and layout of its input. For inference only.
 
     Args:
@@ -136,7 +136,7 @@ class Graphs:
 Precision = Literal["float32", "bfloat16"]
 
 
-def serve(
+def prepare_for_inference(
     generator: UNet, precision: Precision = "float32", *, compiles: bool = False, graphs: bool = False
 ) -> Callable[..., torch.Tensor]:
     """Prepare a generator for inference, in place.
@@ -160,7 +160,7 @@ def serve(
     if compiles:
         return _compiled(network)
     if graphs and next(generator.parameters()).is_cuda:
-        return Graphs(network)
+        return CUDAGraphRunner(network)
     return network
 
 
@@ -178,7 +178,7 @@ def _in_bfloat16(generator: UNet) -> Callable[..., torch.Tensor]:
 
 def _compiled(network: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     # This mode records CUDA graphs on a GPU. A mode with autotuning would produce different images in each process.
-    fast = compiled(network, "sampling.compile", mode="reduce-overhead", fullgraph=True)
+    fast = compile_network(network, "sampling.compile", mode="reduce-overhead", fullgraph=True)
 
     def call(x: torch.Tensor, time: float | torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         # Replays reuse the memory of outputs. They are cloned below, so every call may begin a new step.

@@ -22,9 +22,9 @@ from udpm.core.progress import delay_by_one, prefetch
 from udpm.core.provenance import count_images
 from udpm.data.npz import read_npz
 from udpm.diffusion.process import adjoint
-from udpm.diffusion.sampler import Latent, Network, Step, join, sample, seeded
-from udpm.diffusion.schedule import Form, Schedule
-from udpm.networks.inference import Precision, serve
+from udpm.diffusion.sampler import Latent, Network, SamplingStep, join, sample, seeded
+from udpm.diffusion.schedule import PosteriorForm, Schedule
+from udpm.networks.inference import Precision, prepare_for_inference
 from udpm.networks.layers import NO_LABEL
 from udpm.networks.weights import Model
 
@@ -95,7 +95,7 @@ class Sampler:
     def __init__(
         self,
         model: Model,
-        posterior: Form = "scalar",
+        posterior: PosteriorForm = "scalar",
         batch: int = 250,
         guidance: float = 1.0,
         precision: Precision = "float32",
@@ -105,14 +105,14 @@ class Sampler:
     ) -> None:
         self.model = model
         self.schedule = Schedule.from_config(model.config.process)
-        self.posterior: Form = posterior
+        self.posterior: PosteriorForm = posterior
         self.batch = batch
         self.classes = model.generator.shape.classes
         self.class_names: list[str] = model.record.get("class_names", [])
         self.drops_labels = model.generator.shape.label_dropout
         if guidance != 1 and not self.drops_labels:
             raise UserError("guidance: this model was not trained with label dropout; only 1 (none) is possible")
-        network: Network = serve(model.generator, precision, compiles=compiles, graphs=graphs)
+        network: Network = prepare_for_inference(model.generator, precision, compiles=compiles, graphs=graphs)
         self._network = network if guidance == 1 else _guided(network, guidance)
         self.nfe = self.schedule.levels * (1 if guidance == 1 else 2)
         self._device = next(model.generator.parameters()).device
@@ -207,14 +207,14 @@ class Sampler:
             done += count
         return sets
 
-    def _shown(self, step: Step) -> torch.Tensor:
+    def _shown(self, step: SamplingStep) -> torch.Tensor:
         """f of a level as an image of side N: (Hᵀ)^{l-1} f, in the scale of images, as bytes."""
         times, scale = step.level - 1, self.schedule.scale
         # (Hᵀ)^k multiplies by (s/4)^k and f by s^k; dividing by both leaves block means, repeated.
         return to_uint8(adjoint(step.output, scale, times) * (4 / scale**2) ** times)
 
     @torch.inference_mode()
-    def chains(self, labels: np.ndarray, noise: int | NoiseSource, first: int = 0) -> Iterator[list[Step]]:
+    def chains(self, labels: np.ndarray, noise: int | NoiseSource, first: int = 0) -> Iterator[list[SamplingStep]]:
         """The sampling chains of images first..first + len(labels) - 1, batch by batch.
 
         All batches of a set have one size, the last one is filled up: bits of an image depend on it, and are thus the
@@ -286,7 +286,7 @@ class Sampler:
             raise UserError(NOT_FINITE)
         return found
 
-    def _chain(self, latent: Latent, labels: np.ndarray) -> list[Step]:
+    def _chain(self, latent: Latent, labels: np.ndarray) -> list[SamplingStep]:
         return sample(self.schedule, self._network, *self._fed(latent, labels), self.posterior)
 
     def _fed(self, latent: Latent, labels: np.ndarray) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None]:
@@ -325,7 +325,7 @@ def _filled(latent: Latent, labels: np.ndarray, batch: int) -> tuple[Latent, np.
     return Latent(base, tuple(noises)), np.pad(labels, (0, missing), mode="edge")
 
 
-def _cut(step: Step, count: int) -> Step:
+def _cut(step: SamplingStep, count: int) -> SamplingStep:
     return step._replace(state=step.state[:count], output=step.output[:count])
 
 

@@ -17,9 +17,9 @@ from udpm.core.distributed import Agreement, RankInfo, all_reduce_mean, detect_r
 from udpm.core.errors import UserError
 from udpm.core.processes import StopRequest
 from udpm.data.levels import Levels
-from udpm.data.loader import Batches, Residence
+from udpm.data.loader import Batches, DataLocation
 from udpm.diffusion.schedule import Schedule
-from udpm.networks.inference import compiled
+from udpm.networks.inference import compile_network
 from udpm.runs.attempts import Attempt, attempted, make_folder
 from udpm.runs.config_guard import preparation_changes
 from udpm.runs.lock import STALE_SECONDS, RunLock
@@ -279,7 +279,7 @@ class Trainer:
         (losses["total"] / self.config.training.accumulate).backward()
         return {name: value.detach() for name, value in losses.items()}
 
-    def _images(self, place: RankInfo, residence: Residence) -> Batches:
+    def _images(self, place: RankInfo, location: DataLocation) -> Batches:
         training = self.config.training
         return Batches(
             self._levels,
@@ -288,14 +288,14 @@ class Trainer:
             self.config.seed,
             flip=training.flip,
             device=self.device,
-            residence=residence,
+            location=location,
             rank=place.rank,
             world=place.world,
         )
 
     def _prepared(self, network: torch.nn.Module) -> Callable[..., torch.Tensor]:
         """Return the network as it is called: compiled where that is asked for."""
-        return compiled(network, "training.compile") if self.config.training.compile else network
+        return compile_network(network, "training.compile") if self.config.training.compile else network
 
 
 def _means(found: list[Losses]) -> Losses:
