@@ -111,7 +111,7 @@ CASES = {
             (f / "dataset.json").write_text('{"source":"folder","path":"empty","side":8}'),
         ),
         "prepare dataset.json --output out",
-        "empty: no images in it",
+        "empty: no images",
     ),
     "missing data set": (lambda f: shutil.rmtree(f / "dataset"), TRAIN, "dataset.json: dataset record"),
     "missing images file": (lambda f: (f / "dataset/images.npy").unlink(), TRAIN, "images.npy: not found"),
@@ -121,12 +121,12 @@ CASES = {
     "changed images": (
         lambda f: tiny.flip_byte(f / "dataset/images.npy", 9999),
         TRAIN,
-        "dataset: its bytes are not those that were prepared: SHA-256 of images and labels is",
+        "dataset: its bytes were changed since it was prepared: SHA-256 of images and labels is",
     ),
     "changed labels": (
         lambda f: tiny.flip_byte(f / "dataset/labels.npy", 1001),
         TRAIN,
-        "by its record they must be in 0..9",
+        "the record requires 0..9",
     ),
     "changed level": (
         lambda f: tiny.flip_byte(f / "cache/level_2.npy", 999),
@@ -136,7 +136,7 @@ CASES = {
     "changed images, cached": (
         lambda f: tiny.flip_byte(f / "dataset/images.npy", 9999),
         "cache dataset --output other",
-        "dataset: its bytes are not those that were prepared",
+        "dataset: its bytes were changed since it was prepared",
     ),
     "a check of changed images": (
         lambda f: tiny.flip_byte(f / "dataset/images.npy", 9999),

@@ -479,13 +479,13 @@ WRONG_STORES = {
     "classes that are true": ({"classes": True}, "classes: input should be a valid integer"),
     "fewer classes than labels": (
         {"classes": 2, "class_names": []},
-        "labels are 0..2, but by its record they must be",
+        "labels are 0..2, but the record requires",
     ),
     "more names than classes": ({"class_names": list("abcd")}, "class_names: 4 names for 3 classes"),
     "no images": ({"count": 0}, "count: input should be greater than 0"),
     "more images than there are": (
         {"count": 28, "splits": {"train": [0, 28]}},
-        "images.npy: holds uint8 (27, 8, 8, 3)",
+        "images.npy: uint8 (27, 8, 8, 3)",
     ),
     "half a pixel": ({"side": 8.5}, "side: input should be a valid integer"),
     "no digest": ({"sha256": ...}, "sha256: is missing"),
@@ -530,7 +530,7 @@ def test_reads_records_without_a_digest(store):
     ("changes", "expected"),
     [
         ({"dataset_sha256": ...}, "dataset_sha256: is missing"),
-        ({"dataset_sha256": "0" * 64}, "was not made from the images"),
+        ({"dataset_sha256": "0" * 64}, "made from other images"),
         ({"files": {"level_1.npy": 1}}, "files.level_1.npy: input should be a valid string"),
         ({"files": [1]}, "files: input should be a valid dictionary"),
         ({"format": "udpm-cache/0"}, "format: "),

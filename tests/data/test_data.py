@@ -155,7 +155,7 @@ def test_a_failed_preparation_keeps_the_old_store(tmp_path):
 def test_a_cache_of_other_images_is_refused(digits, tmp_path):
     tree(tmp_path / "images")
     prepare(DatasetConfig(source="folder", path=str(tmp_path / "images"), side=16, classes=2), tmp_path / "store")
-    with pytest.raises(UserError, match="was not made from the images"):
+    with pytest.raises(UserError, match="made from other images"):
         open_levels(tmp_path / "store", digits / "cache", 2)
 
 
@@ -243,7 +243,7 @@ def test_a_contact_sheet_without_classes(tmp_path):
 
 def test_a_cache_that_is_not_written_rightly_is_noticed(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "_halved", lambda sums, level: block_sums(np.asarray(sums), 1) * 0)
-    with pytest.raises(UserError, match=r"level_1\.npy: does not hold what was written"):
+    with pytest.raises(UserError, match=r"level_1\.npy: contains other values than were written"):
         write_cache(digits / "dataset", tmp_path / "cache")
     assert list(tmp_path.iterdir()) == []
 

@@ -464,7 +464,7 @@ REFUSED = {
         TWO_CLASSES,
         "look like splits below other folders",
     ),
-    "no such split": ("all/a/1.png all/b/2.png", {}, {"splits": {"train": "al"}}, "splits.train: no image is in al/"),
+    "no such split": ("all/a/1.png all/b/2.png", {}, {"splits": {"train": "al"}}, "splits.train: no images in al/"),
     "splits that share images": ("a/b/1.png", {}, {"splits": {"train": "a", "test": "a/b"}}, "share images"),
     "classes of other splits": (
         "train/images/1.png test/pictures/2.png",
@@ -603,7 +603,7 @@ REFUSED |= {
         " ".join(f"{name}/{image}.png" for name in names.split() for image in (1, 2)),
         {},
         {"classes": classes},
-        "or set splits: none, if they are no splits",
+        "or set splits: none, if they are not splits",
     )
     for names in ALIKE
     for classes in (0, len(names.split()))
@@ -791,7 +791,7 @@ def test_what_is_used_of_what_is_said(tmp_path):
     folder, _ = placed(tmp_path, TWO.split(), edm(0, names=TWO))
     assert opened(folder, holdout=1).warnings == [
         "holdout: 1 is not used: test/ is the test split",
-        "dataset.json is not used: classes is 0, which means unlabelled",
+        "dataset.json is not used, since classes is 0 (unlabelled)",
     ]
 
 

@@ -15,7 +15,7 @@ from udpm.core.containers import check_archive
 from udpm.core.errors import UserError
 from udpm.data import cifar
 from udpm.data.cifar import Batches
-from udpm.data.npz import map_npy, read_npy, unpack
+from udpm.data.npz import map_npy, read_npy, read_npz
 from udpm.data.source import list_members
 from udpm.interop.checkpoint import read_weights
 from udpm.metrics.extractor import load_extractor
@@ -73,7 +73,7 @@ def test_headers_are_held_against_the_file(tmp_path, case):
     data, expected = HEADERS[case]
     archive(tmp_path / "a.npz", ("a.npy", data))
     (tmp_path / "a.npy").write_bytes(data)
-    for read, name in ((unpack, "a.npz"), (read_npy, "a.npy"), (map_npy, "a.npy")):
+    for read, name in ((read_npz, "a.npz"), (read_npy, "a.npy"), (map_npy, "a.npy")):
         with pytest.raises(UserError) as refused:
             read(tmp_path / name, "noise file")
         assert str(refused.value).startswith(f"{tmp_path / name}: not a readable noise file: ")
@@ -86,36 +86,36 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
     archive(tmp_path / "a.npz", ("a.npy", bomb), ("b.npy", header((1,)) + VALUES))
     tracemalloc.start()
     with pytest.raises(UserError, match="unpacks to 67109011 bytes, more than 4194304"):
-        unpack(tmp_path / "a.npz", "noise file")
+        read_npz(tmp_path / "a.npz", "noise file")
     # The directory may lie, too.
     data = (tmp_path / "a.npz").read_bytes()
     told = len(bomb).to_bytes(4, "little")
     (tmp_path / "a.npz").write_bytes(data.replace(told, (200).to_bytes(4, "little")))
     with pytest.raises(UserError, match="claims uint8"):
-        unpack(tmp_path / "a.npz", "noise file")
+        read_npz(tmp_path / "a.npz", "noise file")
     assert tracemalloc.get_traced_memory()[1] < 2**23
     tracemalloc.stop()
-    assert unpack(tmp_path / "a.npz", "noise file", ["b"])["b"].shape == (1,)
+    assert read_npz(tmp_path / "a.npz", "noise file", names=["b"])["b"].shape == (1,)
 
 
 def test_archives_that_are_none(tmp_path):
     path = tmp_path / "a.npz"
     array = header((1,)) + VALUES
     for members, expected in (
-        ([("a.npy", array), ("a", array)], "array a is there twice"),
+        ([("a.npy", array), ("a", array)], "array a exists twice"),
         ([("a.txt", b"hello")], "array a.txt has no readable header"),
         ([(f"a{number}.npy", b"") for number in range(4097)], "more than 4096 arrays"),
     ):
         with pytest.raises(UserError, match=expected):
-            unpack(archive(path, *members), "noise file")
+            read_npz(archive(path, *members), "noise file")
     with pytest.raises(UserError, match="compressed by method 14"):
-        unpack(archive(path, ("a.npy", array), method=zipfile.ZIP_LZMA), "noise file")
+        read_npz(archive(path, ("a.npy", array), method=zipfile.ZIP_LZMA), "noise file")
     np.save(tmp_path / "b.npy", np.arange(3))
     with pytest.raises(UserError, match=r"it is one array \(.npy\), not an archive"):
-        unpack(tmp_path / "b.npy", "noise file")
+        read_npz(tmp_path / "b.npy", "noise file")
     path.write_bytes(b"rubbish")
     with pytest.raises(UserError, match="not a zip file"):
-        unpack(path, "noise file")
+        read_npz(path, "noise file")
 
 
 def test_damaged_and_cut_archives(tmp_path):
@@ -126,7 +126,7 @@ def test_damaged_and_cut_archives(tmp_path):
         for changed in (data[:place], data[:place] + bytes([data[place] ^ 0x41]) + data[place + 1 :]):
             path.write_bytes(changed)
             try:
-                found = unpack(path, "noise file")
+                found = read_npz(path, "noise file")
             except UserError:
                 continue
             assert all(any(np.array_equal(value, array) for array in arrays) for value in found.values())
@@ -145,7 +145,7 @@ def test_usual_arrays_are_what_numpy_reads(tmp_path):
     }
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "a.npz", **arrays)
-        found, usual = unpack(tmp_path / "a.npz", "x"), np.load(tmp_path / "a.npz")
+        found, usual = read_npz(tmp_path / "a.npz", "x"), np.load(tmp_path / "a.npz")
         assert list(found) == usual.files
         for name in usual.files:
             assert np.array_equal(found[name], usual[name])

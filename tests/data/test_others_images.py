@@ -37,7 +37,7 @@ def test_what_can_be_read_one_way_is_read(tmp_path, arrays, expected):
 @pytest.mark.parametrize(
     ("arrays", "expected"),
     [
-        ({"first": IMAGES, "second": IMAGES}, "holds 'first', 'second', and none of them is called images; save them"),
+        ({"first": IMAGES, "second": IMAGES}, "contains 'first', 'second', but no array images; save them"),
         ({"images": IMAGES[0]}, r"uint8 \(8, 6, 3\); expected uint8 \(N, height, width, 3\), or channels first"),
         ({"images": IMAGES.repeat(2, axis=3)}, r"uint8 \(5, 8, 6, 6\); expected"),
         ({"images": IMAGES[:0]}, r"uint8 \(0, 8, 6, 3\); expected"),

@@ -308,7 +308,7 @@ def test_a_stopped_preparation_goes_on(many, tmp_path, capsys, workers, harm):
     elif harm == "lost rows":
         (partial / "rows.npy").unlink()
     prepare(folder_config(many / "many.zip"), tmp_path / "store", workers)
-    assert ("goes on: " in capsys.readouterr().err) is (harm != "lost rows")
+    assert ("resuming: " in capsys.readouterr().err) is (harm != "lost rows")
     same_store(tmp_path / "store", many / "store")
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
@@ -436,9 +436,9 @@ BAD = {
     # what is wrong: (what makes it, keys of the configuration, what the line says)
     "no folder": (lambda f: None, {}, "images: no such folder or .zip"),
     "no folder, but a hint": (lambda f: None, {"obtain": "ask Bob"}, "holds the images; ask Bob"),
-    "empty folder": (lambda f: place(f), {}, "images: no images in it"),
-    "only other files": (lambda f: place(f, notes__txt=b"x", hidden__gif=b"x"), {}, "images: no images in it"),
-    "empty zip": (lambda f: pictures.zipped(f / "a.zip", {}), ZIP, "a.zip: no images in it"),
+    "empty folder": (lambda f: place(f), {}, "images: no images"),
+    "only other files": (lambda f: place(f, notes__txt=b"x", hidden__gif=b"x"), {}, "images: no images"),
+    "empty zip": (lambda f: pictures.zipped(f / "a.zip", {}), ZIP, "a.zip: no images"),
     "no zip": (lambda f: (f / "a.zip").write_bytes(b"x" * 100), ZIP, "a.zip: not a readable .zip"),
     "smaller than the side": (
         lambda f: place(f, a__png=GOOD, b__png=encoded(noise(15)), c__png=encoded(noise(15, width=90))),
@@ -463,7 +463,7 @@ BAD = {
     "many of them": (
         lambda f: place(f, **{f"{name}__png": b"x" for name in "abcdefg"}),
         {},
-        "images/c.png: not a readable image; and 4 more; mend or remove them, or set on_error: skip",
+        "images/c.png: not a readable image; and 4 more; repair or remove them, or set on_error: skip",
     ),
     "nothing left to skip to": (lambda f: place(f, a__png=b""), {"on_error": "skip"}, "1 of 1 images cannot be used"),
     "nothing left to train on": (
@@ -534,7 +534,7 @@ BAD = {
         {"expected_test_count": 5},
         "images: has 6 test images, expected 5",
     ),
-    "too much held out": (lambda f: place(f, a__png=GOOD), {"holdout": 1}, "holdout: 1 images are to be kept out"),
+    "too much held out": (lambda f: place(f, a__png=GOOD), {"holdout": 1}, "holdout: 1 leaves no training image"),
     "wrong MD5": (
         lambda f: pictures.cifar(f / "images", "python"),
         CIFAR | {"check_md5": True},
@@ -745,7 +745,7 @@ def test_sigterm_to_the_group_ends_with_75_and_keeps_what_is_done(large, tmp_pat
     _, errors = process.communicate()
     assert process.returncode == 75, errors
     assert "stopped on SIGTERM" in errors.splitlines()[-1]
-    assert "goes on: " in tiny.udpm(*given).stderr
+    assert "resuming: " in tiny.udpm(*given).stderr
     same_store(tmp_path / "store", folder / "store")
 
 

@@ -353,7 +353,7 @@ BAD = {
     "fewer images than asked for": (
         lambda f: None,
         f"{SCORE_LINE} --count 31",
-        "drawn: has 30 images, fewer than the 31 asked for; lower --count",
+        "drawn: has 30 images, fewer than --count 31",
     ),
     "fewer images than neighbours": (
         lambda f: rescored(f, neighbours=30),
@@ -390,7 +390,7 @@ BAD = {
     "an empty folder": (
         lambda f: (f / "empty").mkdir(),
         SCORE_LINE.replace("drawn", "empty"),
-        "empty: no images in it; looked for .png",
+        "empty: no images; looked for .png",
     ),
     "no folder": (lambda f: None, SCORE_LINE.replace("drawn", "nowhere"), "nowhere: no such folder or .zip"),
     "a mixed folder": (

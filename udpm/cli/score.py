@@ -103,9 +103,9 @@ def _contents(output: Path) -> str:
     """Describe a reference in a few words."""
     import json
 
-    from udpm.data.npz import unpack
+    from udpm.data.npz import read_npz
 
-    arrays = unpack(output, "reference", ("record", "mu"))
+    arrays = read_npz(output, "reference", names=("record", "mu"))
     record = json.loads(str(arrays["record"]))
     made_of = f" of {record['n']} images" if record.get("n") else ""
     return f"mean and covariance of {len(arrays['mu'])} features{made_of}"

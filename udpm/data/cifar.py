@@ -52,7 +52,7 @@ class Batches:
     Attributes:
         kind: "python" or "binary".
         path: their folder or archive.
-        identity: says which bytes they are, once they have been looked at.
+        identity: MD5 sums of the files, once they have been read.
     """
 
     kind: str
@@ -72,7 +72,7 @@ class Batches:
         return [self.path / name for name in self.names] if self.path.is_dir() else [self.path]
 
     def content(self, name: str) -> bytes:
-        """The bytes of one batch file.
+        """Read the bytes of one batch file.
 
         Raises:
             UserError: missing or unreadable.
@@ -83,7 +83,7 @@ class Batches:
             return read_bytes(self.path / name, "batch of CIFAR-10", BATCH_BYTES)
         with opened(self.path, "archive of CIFAR-10") as packed:
             try:
-                # As a stream: to look a name up, the library would first unpack everything, and then begin anew.
+                # Read as a stream: looking up a name would first unpack the whole archive.
                 stream: Any = _Bounded(gzip.GzipFile(fileobj=packed))
                 with tarfile.open(fileobj=stream, mode="r|") as archive:
                     member = next(member for member in archive if member.name.rsplit("/", 1)[-1] == name)
@@ -93,28 +93,26 @@ class Batches:
                     return file.read()
             except StopIteration:
                 raise UserError(f"{self.path}: has no {name}; unpack or download it again") from None
-            # What damaged bytes make these libraries raise is up to them.
-            except Exception as error:
+            except Exception as error:  # Damaged bytes make these libraries raise errors of any type.
                 raise UserError(f"{self.path}: cannot be read: {error}") from None
 
     def parsed(self, name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """Images (n, 32, 32, 3) uint8 and labels (n,) int64 of one batch file.
+        """Parse one batch file to images (n, 32, 32, 3) uint8 and labels (n,) int64.
 
         Raises:
             UserError: not a batch.
         """
-        # What damaged bytes make pickle and numpy raise is up to them.
         try:
             flat, labels = _PARSERS[self.kind](content)
             planes = flat.reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
             if len(planes) != len(labels) or labels.min() < 0 or labels.max() >= len(CLASSES):
                 raise ValueError("labels do not fit the images")
-        except Exception as error:
+        except Exception as error:  # Damaged bytes make pickle and numpy raise errors of any type.
             raise UserError(f"{self.path}/{name}: not a {self.kind} batch of CIFAR-10: {error}") from None
         return planes.transpose(0, 2, 3, 1), labels
 
     def load(self, name: bytes, key: np.ndarray) -> np.ndarray:
-        """Pixels of image key[1] of batch key[0]."""
+        """Return the pixels of image key[1] of batch key[0]."""
         batch = self.names[key[0]]
         if batch not in self._loaded:
             self._loaded.clear()
@@ -123,10 +121,10 @@ class Batches:
 
 
 def open_cifar10(config: DatasetConfig) -> Source:
-    """The official batches below `path`, else downloaded there.
+    """Open the official batches below `path`; download them there if they are missing.
 
     Raises:
-        UserError: not there and not to be had, incomplete, not batches, or not the official ones.
+        UserError: missing and impossible to download, incomplete, not batches, or not the official ones.
     """
     assert config.path is not None
     path = expanded(config.path, "path")
@@ -151,7 +149,7 @@ def open_cifar10(config: DatasetConfig) -> Source:
 
 
 def find_batches(path: Path) -> Batches | None:
-    """Batches at `path` or just below it: python before binary, folders before archives."""
+    """Find batches at `path` or directly below it: folders before archives, python before binary."""
     for index in (0, 1):
         for kind, form in FORMS.items():
             for found in (path, path / form[index]):
@@ -172,14 +170,14 @@ def _downloaded(path: Path) -> Batches:
         CIFAR10(path, download=True)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"{path}: CIFAR-10 is not there and cannot be downloaded ({error}); put cifar-10-python.tar.gz or "
+            f"{path}: CIFAR-10 not found and cannot be downloaded ({error}); put cifar-10-python.tar.gz or "
             "cifar-10-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html into that folder"
         ) from None
     return Batches("python", path / FORMS["python"][0])
 
 
 def _checked_sum(path: Path, name: str, found: str, config: DatasetConfig) -> str:
-    """The sum `found`, unless it should be another one."""
+    """Return the MD5 sum `found` if it is the official one, or is not checked."""
     official = MD5.get(name or path.name, found)
     if config.check_md5 and found != official:
         where = path / name if name else path
@@ -207,18 +205,18 @@ def _file_sum(path: Path) -> str:
 
 
 def _binary(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of a label and 3 072 pixels, a colour plane after the other."""
+    """Parse rows of a label and 3 072 pixels, one colour plane after another."""
     rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, 1 + PIXELS)
     return rows[:, 1:], rows[:, 0].astype(np.int64)
 
 
 def _python(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """A pickled dictionary with an array `data` and a list `labels`."""
+    """Parse a pickled dictionary with an array `data` and a list `labels`."""
     batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
-    # Lists in lists can be endless in a few bytes.
+    # A few bytes can describe endlessly nested lists.
     if not isinstance(batch["labels"], list) or not all(type(label) is int for label in batch["labels"]):
-        raise ValueError("labels is no list of whole numbers")
+        raise ValueError("labels is not a list of whole numbers")
     return batch["data"].pixels(), np.array(batch["labels"], dtype=np.int64)
 
 
@@ -226,7 +224,7 @@ _PARSERS: dict[str, Callable[[bytes], tuple[np.ndarray, np.ndarray]]] = {"python
 
 
 class _Bounded:
-    """A stream that ends in an error where it unpacks to more than the official archives do."""
+    """Stream that fails once it has unpacked more than the official archives contain."""
 
     def __init__(self, stream: gzip.GzipFile) -> None:
         self._stream, self._left = stream, ARCHIVE_BYTES
@@ -240,7 +238,7 @@ class _Bounded:
 
 
 class _Pickled:
-    """Stands in for an array or its type in a pickle: keeps what is said of it, does nothing."""
+    """Replacement for an array or its type in a pickle, which only records its arguments and state."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -250,15 +248,15 @@ class _Pickled:
         self.state = state
 
     def pixels(self) -> np.ndarray:
-        """The uint8 array whose state this is: version, shape, type, column order, bytes."""
+        """Build the uint8 array from its state: version, shape, type, column order, bytes."""
         _, shape, kind, columns_first, data = self.state
         if kind.arguments[0] not in ("u1", b"u1") or columns_first:
-            raise ValueError("data is no array of bytes in rows")
+            raise ValueError("data is not an array of bytes in rows")
         return np.frombuffer(data, dtype=np.uint8).reshape(shape)
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 pickles bytes for Python 2."""
+    """Restore bytes that Python 3 pickled for Python 2."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes in encoding {encoding!r}")
     return text.encode("latin1")
@@ -274,9 +272,9 @@ _HARMLESS: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle._Unpickler):
-    """Knows the few names that a batch needs, and gives stand-ins for them: a pickle can run nothing.
+    """Unpickler that replaces the few names a batch needs and refuses all others, so that no pickle can run code.
 
-    The library's faster one makes a table of 32 GB for an entry that is numbered 2^32.
+    The C implementation would allocate a table of 32 GB for an entry numbered 2^32.
     """
 
     def find_class(self, module: str, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""One encoded image to RGB pixels of the wanted side: what is done to every kind, and what is refused."""
+"""Decode one encoded image to RGB pixels of a given side."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FORMATS = [
         TiffImagePlugin.TiffImageFile,
     )
 ]
-"""The only decoders that ever see a file, whatever it claims to be."""
+"""The only decoders that may open a file."""
 
 STEPS = (
     "first frame; turned as EXIF says; transparency over the background; RGB (16 bits: the high byte); shorter side to "
@@ -37,21 +37,19 @@ BITS_PER_SAMPLE, PHOTOMETRIC = TiffImagePlugin.BITSPERSAMPLE, TiffImagePlugin.PH
 _ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 _TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
 _OPAQUE = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
-
-
 _STANDARD_ERROR = threading.Lock()
 
 
 class ImageError(Exception):
-    """An image that cannot be used; the message says why, in few words."""
+    """An image that cannot be used; the message gives a short reason."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What decides an image's pixels, and the limits on what is decoded at all.
+    """Settings that determine an image's pixels, and limits on decoding.
 
     Attributes:
-        side: of the prepared image, pixels.
+        side: side of the prepared image in pixels.
         background: red, green, blue behind transparent parts.
         max_pixels: largest width × height that is decoded.
         max_file_bytes: largest file that is read.
@@ -64,14 +62,14 @@ class Preprocessing:
 
     @classmethod
     def from_config(cls, config: DatasetConfig) -> Preprocessing:
-        """The recipe of a configured data set."""
+        """Take the settings of a configured data set."""
         red, green, blue = config.background
         return cls(config.side, (red, green, blue), config.max_pixels, config.max_file_bytes)
 
 
 @contextmanager
 def quiet_decoders() -> Iterator[None]:
-    """Decode with this module's limits alone, and without the decoders' warnings, which name no file."""
+    """Replace Pillow's pixel limit by this module's, and suppress warnings, which name no file."""
     limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -90,7 +88,7 @@ def to_rgb(content: bytes | np.ndarray, recipe: Preprocessing) -> tuple[Image.Im
         recipe: background and limits.
 
     Returns:
-        The RGB image, turned upright, and the mode it was stored in.
+        The upright RGB image, and the mode it was stored in.
 
     Raises:
         ImageError: unreadable, too large, smaller than the side, or of a mode that RGB cannot hold.
@@ -105,7 +103,6 @@ def to_rgb(content: bytes | np.ndarray, recipe: Preprocessing) -> tuple[Image.Im
 
 
 def _decoded(content: bytes, recipe: Preprocessing) -> Image.Image:
-    # What a decoder raises on damaged bytes is up to its author: OSError, SyntaxError, ValueError, struct.error, ...
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         _check_size(image.size, recipe)
@@ -114,7 +111,7 @@ def _decoded(content: bytes, recipe: Preprocessing) -> Image.Image:
             image.load()
     except ImageError:
         raise
-    except Exception as error:
+    except Exception as error:  # Damaged bytes make decoders raise errors of any type.
         if "MAX_TEXT" in str(error) and (bare := _without_texts(content)) != content:
             return _decoded(bare, recipe)
         raise ImageError(f"not a readable image{_because(error)}") from None
@@ -148,7 +145,7 @@ def _check_size(size: tuple[int, int], recipe: Preprocessing) -> None:
 
 @contextmanager
 def _silent(image: Image.Image) -> Iterator[None]:
-    """Keep libtiff's complaints about damaged data, which name no file, from standard error; Pillow raises, too."""
+    """Silence libtiff, which writes about damaged data to standard error without naming the file; Pillow raises too."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         yield
         return
@@ -165,7 +162,7 @@ def _silent(image: Image.Image) -> Iterator[None]:
 
 
 def _check_samples(image: Image.Image) -> None:
-    """Refuse the TIFFs whose values Pillow hands on without the scale or the sign that would make them grey levels."""
+    """Refuse TIFFs whose values Pillow returns without the scale or sign needed to convert them to grey levels."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile) or not image.mode.startswith("I"):
         return
     bits, inverted = image.tag_v2.get(BITS_PER_SAMPLE, (1,))[0], image.tag_v2.get(PHOTOMETRIC) == 0
@@ -175,7 +172,7 @@ def _check_samples(image: Image.Image) -> None:
 
 
 def _without_texts(content: bytes) -> bytes:
-    """A PNG without texts and colour profile: Pillow gives an image up where one of them unpacks to a megabyte."""
+    """Remove texts and colour profile from a PNG: Pillow refuses the image if one of them unpacks to a megabyte."""
     if not content.startswith(PNG_SIGNATURE):
         return content
     kept, start = [PNG_SIGNATURE], len(PNG_SIGNATURE)
@@ -188,7 +185,7 @@ def _without_texts(content: bytes) -> bytes:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its metadata says; unreadable metadata says nothing."""
+    """Rotate and mirror as the metadata says; ignore unreadable metadata."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:
@@ -207,14 +204,14 @@ def _opaque_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.I
 
 
 def _high_byte(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8 bits as Pillow reads 16-bit colour, by its high byte; Pillow itself would cut off at 255."""
+    """Convert 16-bit grey to 8 bits by the high byte, as Pillow does for colour; for grey it would clip at 255."""
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ImageError(f"mode {image.mode} cannot be turned into RGB faithfully: values beyond 16 bits")
     grey = Image.fromarray((values >> 8).astype(np.uint8))
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
-        # One 16-bit value is transparent, not all that share its high byte.
+        # Only one 16-bit value is transparent, not all with the same high byte.
         grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
     return grey
 

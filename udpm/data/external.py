@@ -1,4 +1,4 @@
-"""Images as others hand them over: a folder, a .zip or a .npz, decoded as they are asked for."""
+"""Images from other programs: a folder, a .zip or a .npz, decoded slice by slice."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,24 +17,23 @@ from udpm.core.errors import UserError
 from udpm.core.files import expanded
 from udpm.data.decode import ImageError, Preprocessing, quiet_decoders, to_rgb
 from udpm.data.npz import array_names, read_npz
-from udpm.data.source import TreeReader, ZipReader, list_images, shown, told_counts
+from udpm.data.source import TreeReader, ZipReader, format_counts, list_images, shown
 
 ARRAYS = ("images", "arr_0", "samples", "data", "x", "imgs", "image")
-"""Names that a .npz may have its images under: ours, what numpy gives an array without one, and usual ones. Without any
-of them, the only array is taken."""
+"""Array names for the images of a .npz: ours, numpy's default, and usual ones. Otherwise its only array is used."""
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files, read and decoded by the slice; all have one size.
+    """Image files of one size, read and decoded slice by slice.
 
     Attributes:
         root: the folder or .zip.
-        names: of the files.
-        keys: where the reader finds each.
-        reader: of the files.
+        names: file names.
+        keys: location of each file for the reader.
+        reader: reader of the files.
         shape: (n, h, w, 3).
-        left_out: number of other files there, by kind.
+        left_out: numbers of other files in it, by kind.
     """
 
     root: Path
@@ -47,15 +47,15 @@ class ImageFiles:
         return len(self.names)
 
     def __getitem__(self, part: slice) -> np.ndarray:
-        """(n, h, w, 3) uint8.
+        """Read and decode some images, (n, h, w, 3) uint8.
 
         Raises:
             UserError: a file cannot be decoded, or has another size than the first.
         """
-        # A .zip is one open file with one position: its members are read one by one, and decoded together.
+        # A .zip is one open file with one position: read its members one by one, then decode them in parallel.
         files = [self._content(name, key) for name, key in zip(self.names[part], self.keys[part], strict=True)]
         with quiet_decoders(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            images = list(pool.map(self._decoded, self.names[part], files))
+            images = list(pool.map(partial(_decode, self.root), self.names[part], files))
         for name, image in zip(self.names[part], images, strict=True):
             if image.shape != self.shape[1:]:
                 raise UserError(
@@ -70,26 +70,23 @@ class ImageFiles:
         except ImageError as refusal:
             raise UserError(f"{self.root}: {shown(name)} {refusal}") from None
 
-    def _decoded(self, name: bytes, content: bytes) -> np.ndarray:
-        return _decode(self.root, name, content)
-
 
 def open_images(path: str | Path, count: int | None = None) -> np.ndarray | ImageFiles:
-    """The images of a folder, .zip or .npz: an array or something to be sliced like one, (n, h, w, 3) uint8.
+    """Open the images of a folder, .zip or .npz as an array, or an object that is sliced like one, (n, h, w, 3) uint8.
 
     Args:
-        path: where they are.
-        count: how many to take, drawn from a fixed seed: the order of names often is that of classes; None: all.
+        path: the folder or file.
+        count: number of images to choose at random with a fixed seed, since names are often sorted by class; None: all.
 
     Raises:
-        UserError: not there, empty, fewer than asked for, or no images.
+        UserError: missing, empty, fewer than `count`, or not images.
     """
     path = expanded(str(path), "images")
     found = _array(path) if path.suffix.lower() == ".npz" and not path.is_dir() else _image_files(path)
     if count is None or count == len(found):
         return found
     if count > len(found):
-        raise UserError(f"{path}: has {len(found)} images, fewer than the {count} asked for; lower --count")
+        raise UserError(f"{path}: has {len(found)} images, fewer than --count {count}")
     generator = np.random.Generator(np.random.PCG64(derive_seed("images", "count")))
     chosen = np.sort(generator.choice(len(found), count, replace=False))
     if isinstance(found, np.ndarray):
@@ -99,7 +96,7 @@ def open_images(path: str | Path, count: int | None = None) -> np.ndarray | Imag
 
 
 def left_out_of(images: object) -> dict[str, dict[str, int]]:
-    """Numbers of files that lay next to images and were not read, under "left_out"; empty where there were none."""
+    """Return the numbers of files that were not read, under "left_out"; empty if there were none."""
     left_out = getattr(images, "left_out", {})
     return {"left_out": left_out} if left_out else {}
 
@@ -114,7 +111,7 @@ def _image_files(path: Path) -> ImageFiles:
     except ImageError as refusal:
         raise UserError(f"{path}: {shown(name)} {refusal}") from None
     if left_out:
-        print(f"{path}: {len(found.names)} images; left out: {told_counts(left_out)}", file=sys.stderr)
+        print(f"{path}: {len(found.names)} images; left out: {format_counts(left_out)}", file=sys.stderr)
     return ImageFiles(path, found.names, found.keys, found.reader, (len(found.names), *first.shape), left_out)
 
 
@@ -135,14 +132,14 @@ def _images_name(path: Path, names: Sequence[str]) -> str:
     known = [name for name in ARRAYS if name in names]
     if not known and len(names) != 1:
         raise UserError(
-            f"{path}: holds {', '.join(map(repr, names[:5])) or 'no arrays'}, and none of them is called images; save "
-            "them with numpy.savez(FILE, images=...)"
+            f"{path}: contains {', '.join(map(repr, names[:5])) or 'no arrays'}, but no array images; save them with "
+            "numpy.savez(FILE, images=...)"
         )
     return known[0] if known else names[0]
 
 
 def _channels_last(path: Path, name: str, images: np.ndarray) -> np.ndarray:
-    """(N, height, width, 3), of images whose channels come first or that have one."""
+    """Convert images with channels first, or with one channel, to (N, height, width, 3)."""
     shape = images.shape
     if len(shape) == 4 and shape[3] not in (1, 3) and shape[1] in (1, 3):
         images = images.transpose(0, 2, 3, 1)
@@ -157,7 +154,7 @@ def _channels_last(path: Path, name: str, images: np.ndarray) -> np.ndarray:
 
 
 def _as_bytes(path: Path, name: str, images: np.ndarray) -> np.ndarray:
-    """uint8, of whole numbers from 0 to 255, or of fractions from 0 to 1; anything else is not guessed."""
+    """Convert whole numbers from 0 to 255, or fractions from 0 to 1, to uint8; refuse everything else."""
     if images.dtype == np.uint8:
         return images
     if images.dtype.kind not in "iuf":

@@ -28,14 +28,15 @@ from udpm.data.store import HEADER_BYTES
 
 
 class Journal:
-    """Finished chunks of the rows beside it. Use it under the data set's lock.
+    """Journal of finished chunks; used under the data set's lock.
 
-    A chunk counts after the next `sync`: rows first, then their lines. A torn last line, left by a kill, is dropped.
+    A chunk counts after the next `sync`, which writes rows first, then their lines. A torn last line is dropped.
 
     Args:
-        path: of the journal.
+        path: file of the journal.
         rows: file with the chunks' rows.
-        header: what all chunks depend on, `count` the number of images; a journal with another header is started over.
+        header: everything that all chunks depend on, `count` being the number of images; a journal with another header
+            is started over.
     """
 
     def __init__(self, path: Path, rows: Path, header: dict[str, Any]) -> None:
@@ -48,10 +49,10 @@ class Journal:
         self.fresh = len(lines) == 1
         for outcome in filter(None, (_outcome(line, header["count"]) for line in lines[1:])):
             self.outcomes[outcome.number] = outcome
-        self._rewrite(header, self.outcomes.values())
+        write_text(path, _text([header, *map(asdict, self.outcomes.values())]))
 
     def keep(self, chunk: Chunk, row_bytes: int) -> bool:
-        """Whether a chunk is done: the same images, and the rows still hold what was written."""
+        """Return True if a chunk is finished: for the same images, and with its rows unchanged since."""
         outcome = self.outcomes.get(chunk.number)
         if outcome is None:
             return False
@@ -64,38 +65,30 @@ class Journal:
         return kept
 
     def add(self, outcome: Outcome) -> None:
-        """Note a finished chunk; it counts after the next `sync`."""
+        """Add a finished chunk; it counts after the next `sync`."""
         self._pending.append(outcome)
 
     def sync(self) -> None:
-        """Make the chunks noted so far count."""
+        """Flush rows, then the lines of the chunks added so far."""
         if not self._pending:
             return
         with open(self._rows, "rb") as rows:
             os.fsync(rows.fileno())
-        self._append([asdict(outcome) for outcome in self._pending])
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(_text(map(asdict, self._pending)))
+            file.flush()
+            os.fsync(file.fileno())
         self.outcomes |= {outcome.number: outcome for outcome in self._pending}
         self._pending = []
 
-    def _rewrite(self, header: dict[str, Any], outcomes: Iterable[Outcome]) -> None:
-        write_text(self._path, _text([header, *map(asdict, outcomes)]))
 
-    def _append(self, lines: list[dict[str, Any]]) -> None:
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(_text(lines))
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _text(lines: list[dict[str, Any]]) -> str:
+def _text(lines: Iterable[dict[str, Any]]) -> str:
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    whole = []
-    for line in read_json_lines(path, "journal of a preparation"):
+    whole: list[dict[str, Any]] = []
+    for line in read_json_lines(path, "journal of a preparation") if path.exists() else ():
         if line is None:
             break
         whole.append(line)
@@ -103,7 +96,7 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
 
 
 class _Line(Record):
-    """A chunk that was done; images' numbers are text, for JSON knows no integers as keys."""
+    """A finished chunk; image numbers are text, since JSON has no integer keys."""
 
     number: NonNegativeInt
     inputs: str
@@ -113,30 +106,30 @@ class _Line(Record):
 
 
 def _outcome(line: dict[str, Any], count: int) -> Outcome | None:
-    """None for a line that tells of no chunk of `count` images: the chunk is done again."""
+    """Parse a line of the journal; None if it is not a chunk of `count` images, which is then processed again."""
     try:
-        told = _Line.model_validate(line).model_dump()
+        values = _Line.model_validate(line).model_dump()
     except ValidationError:
         return None
-    refused = {int(number): reason for number, reason in told["refused"].items()}
-    first = told["number"] * CHUNK
+    refused = {int(number): reason for number, reason in values["refused"].items()}
+    first = values["number"] * CHUNK
     if first >= count or not all(first <= number < min(first + CHUNK, count) for number in refused):
         return None
-    return Outcome(**{**told, "refused": refused})
+    return Outcome(**{**values, "refused": refused})
 
 
 CHUNK = 64
-"""Images that are done, and redone after a kill, together: some milliseconds to some seconds of work."""
+"""Images that are processed, and after a kill repeated, together: milliseconds to seconds of work."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some images of a source that follow one another.
+    """Consecutive images of a source.
 
     Attributes:
-        number: of the chunk; its first image is number × CHUNK.
-        names: of the images.
-        keys: of the images, (n, k).
+        number: number of the chunk; its first image is number × CHUNK.
+        names: names of the images.
+        keys: keys of the images, (n, k).
     """
 
     number: int
@@ -145,19 +138,19 @@ class Chunk:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what says which images these are, and in which state."""
+        """SHA-256 of names and keys, which identify the images and their state."""
         return hashlib.sha256(b"\0".join(self.names) + b"\0\0" + self.keys.astype("<i8").tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a chunk.
+    """Result of a chunk.
 
     Attributes:
-        number: of the chunk.
-        inputs: its `digest`.
-        sha256: of its rows as written; a refused image's row is zero.
-        refused: reasons, by the image's number in the source.
+        number: number of the chunk.
+        inputs: `digest` of the chunk.
+        sha256: SHA-256 of its rows; the row of a refused image is zero.
+        refused: reasons by the image's number in the source.
         modes: number of images by the mode they were stored in.
     """
 
@@ -170,11 +163,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Work:
-    """How to do a chunk.
+    """Everything needed to process a chunk.
 
     Attributes:
-        reader: of the source.
-        recipe: of the pixels.
+        reader: reader of the source.
+        recipe: settings of the pixels.
         rows: file of all rows, in its full size.
     """
 
@@ -205,28 +198,26 @@ class Work:
         return Outcome(chunk.number, chunk.digest, hashlib.sha256(pixels).hexdigest(), refused, dict(modes))
 
     def write(self, number: int, pixels: np.ndarray) -> None:
-        """Put a chunk's pixels into their rows. A mapping would count all rows as this process's memory."""
+        """Write a chunk's pixels to their rows; a memory map would count as this process's memory."""
         with open(self.rows, "r+b") as file:
             file.seek(HEADER_BYTES + number * CHUNK * pixels[0].size)
             file.write(pixels)
 
 
 def chunks(source: Source) -> Iterator[Chunk]:
-    """A source cut into chunks."""
+    """Split a source into chunks."""
     for number, start in enumerate(range(0, len(source.names), CHUNK)):
         yield Chunk(number, source.names[start : start + CHUNK], source.keys[start : start + CHUNK])
 
 
 def process_chunks(work: Work, todo: Iterable[Chunk], workers: int, stop: StopRequest | bool) -> Iterator[Outcome]:
-    """Do chunks, in this process or in so many others; outcomes come in any order.
-
-    After a request to stop, what is in hand is still finished.
+    """Process chunks and yield their outcomes in any order; after a request to stop, finish those already started.
 
     Args:
-        work: how.
+        work: how to process a chunk.
         todo: chunks.
-        workers: 1: this process does it.
-        stop: asked after every chunk.
+        workers: number of processes; 1: this process.
+        stop: checked after every chunk.
 
     Raises:
         StoppedEarly: a worker was killed.
@@ -248,7 +239,7 @@ def _in_processes(work: Work, todo: Iterator[Chunk], workers: int, stop: StopReq
         stopping = False
         while True:
             if not stopping:
-                # Enough in hand that no worker waits, and no more: memory and the time to stop depend on it.
+                # Enough that no worker waits, but no more, to limit memory and the time to stop.
                 pending |= {pool.submit(_process_chunk, chunk) for chunk in islice(todo, 3 * workers - len(pending))}
             if not pending:
                 return
@@ -258,9 +249,9 @@ def _in_processes(work: Work, todo: Iterator[Chunk], workers: int, stop: StopReq
             stopping = stopping or bool(stop)
     except BrokenProcessPool:
         if stop:
-            # Whoever asks all processes of a group to stop may also end workers; what is done is kept either way.
+            # A signal to the process group may also end workers; finished chunks are kept either way.
             return
-        raise StoppedEarly("a worker was killed, perhaps for want of memory: run the same command again") from None
+        raise StoppedEarly("a worker was killed, perhaps for lack of memory: run the same command again") from None
     finally:
         pool.shutdown(cancel_futures=True)
 

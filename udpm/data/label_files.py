@@ -1,4 +1,4 @@
-"""Read labels from a data set's label files: which files count, what they must contain."""
+"""Label files of a data set: choosing and reading them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ LABEL_WORDS = ("label", "labels", "annotation", "annotations", "groundtruth")
 TABLE_WORDS = ("metadata", "meta")
 """Ends of words in the names of files that may hold labels; the latter in tables only (dataset-metadata.json)."""
 TABLE_SUFFIXES = (".tsv", ".parquet")
-"""Suffixes of tables that are not read."""
+"""Suffixes of tables that cannot be read."""
 LEGEND_WORDS = {"map", "mapping", "names", "id", "index", "idx"}
-"""Words in the names of files that say what the labels mean."""
+"""Words in the names of files that explain the labels."""
 NAMES_SHOWN = 5
 MOST_BYTES = 1 << 27
-"""Largest label file that is read: about twice ImageNet's."""
+"""Largest label file to read in bytes, about twice ImageNet's."""
 Entry = tuple[str, dict[str, Any]]
 """Position in its file, and values by column: file_name, label and any others."""
 MOST_VALUES = 8
@@ -42,7 +42,7 @@ TRUTH = {"0", "1", "0.0", "1.0", "true", "false", "yes", "no", "t", "f", "y", "n
 
 
 def usual_files(listing: Listing, layout: Layout) -> list[list[bytes]]:
-    """Files of labels with their usual names: one list for each level of folders that has some."""
+    """Find label files with usual names, one list for each level of folders that has any."""
     splits = [folder for folders in layout.folders.values() for folder in folders]
     levels = [[root] for root in layout.roots] + [splits]
     found: dict[bytes, list[bytes]] = {}
@@ -80,10 +80,10 @@ class LabelFile:
     """A label file.
 
     Attributes:
-        origin: its name or path, for people.
-        where: the same with the data set's own, for errors.
+        origin: its name or path, for the record.
+        where: the same including the data set's path, for errors.
         content: its bytes.
-        name: as the listing has it; None of a file from elsewhere.
+        name: name in the listing; None for a file outside it.
     """
 
     origin: str
@@ -93,12 +93,12 @@ class LabelFile:
 
     @property
     def bases(self) -> list[bytes]:
-        """The folder that its names may start from, first of all: its own."""
+        """The file's folder, to which its names may be relative; empty for a file outside the listing."""
         return [] if self.name is None else [tidy(self.name)[: -len(tidy(self.name).rpartition(b"/")[2])]]
 
 
 def check_unread(listing: Listing, paths: list[bytes], layout: Layout, names: list[bytes]) -> None:
-    """Check label files that are not used for columns of splits; what cannot be read of them is skipped."""
+    """Check unused label files for columns of splits; ignore what cannot be read."""
     index = {path: number for number, path in enumerate(paths)} if names else {}
     for name in names:
         columns = Columns(layout)
@@ -111,7 +111,7 @@ def check_unread(listing: Listing, paths: list[bytes], layout: Layout, names: li
 
 
 def chosen_files(listing: Listing, layout: Layout, config: DatasetConfig, nearby: list[list[bytes]]) -> list[LabelFile]:
-    """The label files that count.
+    """Choose the label files to use.
 
     Raises:
         UserError: there are several, or the one in the configuration does not exist.
@@ -146,10 +146,10 @@ def _member(listing: Listing, name: bytes) -> LabelFile:
 
 
 def _entries(file: LabelFile, needed: tuple[str, ...]) -> Iterator[Entry]:
-    """Read the entries of a label file, each with the columns that are needed.
+    """Read the entries of a label file, each with at least the columns in `needed`.
 
     Raises:
-        UserError: it is not understood.
+        UserError: the file is invalid.
     """
     try:
         text = file.content.decode("utf-8-sig")
@@ -213,8 +213,8 @@ def _csv(where: str, text: str, needed: tuple[str, ...]) -> Iterator[Entry]:
 def read_rows(
     file: LabelFile, layout: Layout, index: dict[bytes, int], needed: tuple[str, ...]
 ) -> Iterator[tuple[str, dict[str, Any], int | None]]:
-    """Each entry of a file: where it is, its values, and the number of its image; None if there is no such image."""
-    # Names start from the file's folder or from one of the roots: from the first that fits.
+    """Read the entries of a file: position, values, and number of the image, or None if no such image exists."""
+    # Names are relative to the file's folder or one of the roots, the first that matches.
     bases = file.bases + layout.roots
     base = None
     for entry, values in _entries(file, needed):
@@ -228,7 +228,7 @@ def read_rows(
 
 
 def some_of(names: list[str]) -> str:
-    """The first names of a list, and how many more there are."""
+    """List the first names, and the number of others."""
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(shown(name) for name in names[:NAMES_SHOWN]) + more
 
@@ -244,14 +244,14 @@ def shown_value(value: Any) -> str:
 
 
 class Columns:
-    """Distinct values in the columns of one label file, of the images that would be trained on.
+    """Distinct values in the columns of one label file, for training images only, to find columns of splits.
 
     Args:
         layout: splits of the images.
     """
 
     def __init__(self, layout: Layout):
-        # Images that are held out by chance come from all of them.
+        # Images held out at random may come from anywhere.
         self._trains = set(layout.splits["train"].tolist()) if layout.folders else None
         self._passed = {FILE_NAME, LABEL}
         self._rows = 0
@@ -280,15 +280,15 @@ class Columns:
                 del self._found[column]
 
     def check(self) -> None:
-        """Check that no column assigns the training images to several splits.
+        """Check that no column assigns training images to several splits.
 
         Raises:
-            UserError: one does.
+            UserError: a column does.
         """
         for column, found in sorted(self._found.items()):
             absent = {"": "other rows"} if self._counts[column] < self._rows else {}
             values = absent | found
-            if 2 <= len(values) <= MOST_VALUES and _tells_of_splits(column, set(values)):
+            if 2 <= len(values) <= MOST_VALUES and _is_split_column(column, set(values)):
                 (one, first), (other, second) = list(values.items())[:2]
                 ignore = "{train: …, test: …} to go by these folders" if self._trains else "none to train on all"
                 raise UserError(
@@ -298,7 +298,7 @@ class Columns:
                 )
 
 
-def _tells_of_splits(column: str, values: set[str]) -> bool:
+def _is_split_column(column: str, values: set[str]) -> bool:
     if any(word.endswith(SPLIT_WORDS) for word in re.findall(r"[a-z]+", column.lower())):
         return True
     word = split_word(column)

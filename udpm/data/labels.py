@@ -1,4 +1,4 @@
-"""Labels of a folder's images: from a label file, else from the class folders that contain them."""
+"""Labels of a folder's images, from label files or class folders."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from udpm.data.layout import Layout, unwrapped
 from udpm.data.source import OTHER_PICTURES, Listing, shown, tidy
 
 BLOCK = 1000
-"""Images that StyleGAN's and FFHQ's tools put into one folder."""
+"""Number of images that StyleGAN's and FFHQ's tools put into one folder."""
 PADDED = 5
-"""Digits in the names of those folders."""
+"""Number of digits in the names of those folders."""
 _NO_NAME = re.compile(
     r"\s*|[-+]?[0-9.,]+(e[-+]?[0-9]+)?|[<#]?n/?a>?|n\.a\.?|[-+]?nan|nat|null|none|nil|[-–—]+|\?+|_+", re.IGNORECASE
 )
-"""Text that is no class's name: nothing, a missing value of a table, a number that is not whole."""
+"""Text that is not a class name: empty, a missing value of a table, or a number that is not whole."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Labels:
     """Labels of images.
 
     Attributes:
-        numbers: (n,) int64; all zero where there are no classes.
-        names: of the classes, by label; empty where they have none.
-        origin: where the labels come from, in words.
-        from_file: whether that is a file.
-        used: label files that were read, as the listing names them.
-        unused: label files that were not read, as `classes` is 0.
+        numbers: (n,) int64; all zero without classes.
+        names: class names by label; empty if classes have none.
+        origin: description of the labels' origin.
+        from_file: True if they come from a file.
+        used: names of label files that were read, as in the listing.
+        unused: label files that were not read because `classes` is 0.
     """
 
     numbers: np.ndarray
@@ -62,17 +62,17 @@ class Labels:
 
 
 def label_images(listing: Listing, paths: list[bytes], layout: Layout, config: DatasetConfig) -> Labels:
-    """Labels of all images in the order of the splits.
+    """Label all images, in the order of the splits.
 
     Args:
-        listing: of all files.
+        listing: listing of all files.
         paths: the images' names, folders separated by slashes.
         layout: their splits.
-        config: of the data set.
+        config: configuration of the data set.
 
     Raises:
-        UserError: a label file that is not understood or does not fit the images, several of them, one in
-            another folder, one with a column of splits, or classes other than those that are configured.
+        UserError: a label file that is invalid, does not match the images, is in another folder, or has a column of
+            splits; several label files; or other classes than configured.
     """
     order = np.concatenate(list(layout.splits.values()))
     nearby = usual_files(listing, layout)
@@ -104,13 +104,10 @@ def _check_classes(root: Path, layout: Layout, config: DatasetConfig, labels: La
         raise UserError(f"{root}: class {named} has no training image ({labels.origin}); leave it out or add some")
 
 
-# --- class folders
-
-
 def _of_folders(
     listing: Listing, paths: list[bytes], order: np.ndarray, layout: Layout, config: DatasetConfig
 ) -> Labels:
-    """The class of an image is the first folder below its split, or below what is around all of them."""
+    """Label each image by the first folder below its split, or below the folder around all images."""
     root, names = listing.root, [_below(paths[i], layout.below) for i in order]
     around = unwrapped(names) if config.classes > 1 else b""
     names = [name[len(around) :] for name in names]
@@ -145,20 +142,20 @@ def _below(path: bytes, folders: list[bytes]) -> bytes:
 
 
 def _check_others(listing: Listing, folders: list[bytes], found: set[str]) -> None:
-    """A class whose images are all of a kind that is not read would be dropped as a whole."""
+    """Check that no class has only images of kinds that are not read."""
     for name in listing.others:
         path = tidy(name)
         if path.lower().endswith(OTHER_PICTURES) and path.startswith(tuple(folders)):
             top, slash, _ = _below(path, folders).partition(b"/")
             if slash and os.fsdecode(top) not in found:
                 raise UserError(
-                    f"{listing.root}: {shown(name)} is of a kind that is not read, and its folder {shown(top)}/ holds "
-                    "no other images; convert them, or take the folder out"
+                    f"{listing.root}: {shown(name)} is of a kind that is not read, and its folder {shown(top)}/ has no "
+                    "other images; convert them, or remove the folder"
                 )
 
 
 def _are_blocks(names: list[bytes]) -> bool:
-    """Detect folders numbered as by StyleGAN (image 1234 in 00001) or FFHQ (image 1234 in 01000), or in another way."""
+    """Detect folders of numbered blocks, as by StyleGAN (image 1234 in 00001) or FFHQ (image 1234 in 01000)."""
     blocks: dict[bytes, list[bytes]] = {}
     for name in names:
         top, _, rest = name.partition(b"/")
@@ -169,7 +166,7 @@ def _are_blocks(names: list[bytes]) -> bool:
     padded = all(len(top) >= PADDED for top in tops)
     if padded and all(len(blocks[top]) == BLOCK for top in tops[:-1]) and len(blocks[tops[-1]]) <= BLOCK:
         return True
-    # Shorter names are those of blocks only if padded with zeros, and one image per folder is no evidence.
+    # Shorter names indicate blocks only if padded with zeros, and one image per folder is no evidence.
     filled = len({len(top) for top in tops}) == 1 and tops[0].startswith(b"0") and len(tops[0]) > 1
     if not padded and not (filled and len(names) > len(tops)):
         return False
@@ -178,14 +175,14 @@ def _are_blocks(names: list[bytes]) -> bool:
         return False
     numbers = {top: [int(run[0]) for run in found] for top, found in runs.items()}
     if len(names) > len(tops) and all(set(numbers[top]) == {int(top)} for top in tops):
-        # Images that bear the number of their class: 07/07_0001.png.
+        # Names begin with the class's number: 07/07_0001.png.
         return False
-    # A tool that cuts blocks of another size numbers on from folder to folder all the same.
+    # Blocks of any size continue the numbers of the previous folder.
     return all(max(numbers[one]) < min(numbers[other]) for one, other in pairwise(tops))
 
 
 def natural(names: Iterable[str]) -> list[str]:
-    """Names in the order of their characters, but with whole numbers in theirs: 2 before 10."""
+    """Sort names by characters, and whole numbers in them by value: 2 before 10."""
     names = list(names)
     width = max((len(run) for name in names for run in re.findall(r"[0-9]+", name)), default=0)
     if width > 255:
@@ -193,20 +190,17 @@ def natural(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (re.sub(r"[0-9]+", lambda run: run[0].rjust(width, "0"), name), name))
 
 
-# --- label files
-
-
 def labels_of_files(
     paths: list[bytes], order: np.ndarray, layout: Layout, config: DatasetConfig, files: list[LabelFile]
 ) -> Labels:
-    """Label images by label files: every image must be listed once."""
+    """Label images by label files, which must list every image once."""
     found = _found(files, paths, layout, config)
     bare = [paths[i] for i in order if i not in found]
     if bare:
         sources = ", ".join(file.where for file in files)
         more = f" and {len(bare) - 1} more" if bare[1:] else ""
         raise UserError(f"{sources}: has no label for {shown(bare[0])}{more}; add it, or remove the image")
-    # Labels of images that are in no split count for nothing.
+    # Ignore labels of images outside the splits.
     numbers, names = _numbered([found[i] for i in order], config.classes)
     used = frozenset(file.name for file in files if file.name is not None)
     return Labels(numbers, names, ", ".join(file.origin for file in files), True, used)
@@ -215,7 +209,7 @@ def labels_of_files(
 def _found(
     files: list[LabelFile], paths: list[bytes], layout: Layout, config: DatasetConfig
 ) -> dict[int, tuple[str, int | str]]:
-    """The label of each image that the files name, and where it is."""
+    """Read the label of each image in the files, and its position."""
     index = {path: number for number, path in enumerate(paths)}
     found: dict[int, tuple[str, int | str]] = {}
     written: dict[int | str, tuple[str, str]] = {}
@@ -246,11 +240,11 @@ def _check_written(label: int | str, text: str, where: str, written: dict[int | 
 
 
 def _checked(label: Any, where: str) -> int | str:
-    """A label: a number from 0, or a class's name."""
+    """Check and convert a label: a number from 0, or a class name."""
     if isinstance(label, str):
         label = label.strip()
         if re.fullmatch(r"-?[0-9]{1,18}", label):
-            # In csv everything is text.
+            # CSV contains only text.
             label = int(label)
     number = isinstance(label, int) and not isinstance(label, bool)
     if not number and (not isinstance(label, str) or _NO_NAME.fullmatch(label)):
@@ -261,7 +255,7 @@ def _checked(label: Any, where: str) -> int | str:
 
 
 def _numbered(found: list[tuple[str, int | str]], classes: int) -> tuple[np.ndarray, list[str]]:
-    """Labels as numbers 0..classes - 1, and the classes' names where the labels are names."""
+    """Convert labels to numbers 0..classes - 1; also return the class names if the labels are names."""
     first, example = found[0]
     for where, label in found:
         if isinstance(label, str) != isinstance(example, str):

@@ -23,9 +23,9 @@ _SPLIT = re.compile(
     rb"(?:[ _-]?(?:set|split|data|images|imgs|\d{4}))?",
     re.IGNORECASE,
 )
-"""Usual names of a split's folder: train, Training, test_set, val2017, …"""
+"""Usual names of folders of splits: train, Training, test_set, val2017, …"""
 _PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\x00-\x7f]+")
-"""Parts of a name: words, also of camelCase; digits and punctuation separate them."""
+"""Words of a name, separated by digits, punctuation or camelCase."""
 _LONG = re.compile(
     r"(?P<rest>.*?)(?:(?P<train>train(?:ing|val)?)|(?P<test>test(?:ing)?|eval(?:uation)?|holdout|heldout)"
     r"|(?P<val>val(?:id(?:ation)?)?))(?:sets?|split|data|images?|imgs?)?"
@@ -35,12 +35,12 @@ _FILLERS = {
     *("set", "sets", "split", "data", "dataset", "image", "images", "img", "imgs", "photos", "pictures", "files"),
     *("folder", "k", "px", "v", "x"),
 }
-"""Words that are ignored: train_images_60k and test_10k are alike."""
+"""Words to ignore: train_images_60k and test_10k are alike."""
 LISTS = (b"txt", b"csv", b"tsv", b"json", b"jsonl", b"lst")
 """Suffixes of files that may list images."""
 _LIST = re.compile(rb"(?:^|[^a-z])(?:data)?(?:split|partition)s?(?:[^a-z]|$)", re.IGNORECASE)
-"""Words in their names: train_test_split.txt, list_eval_partition.csv."""
-KEEP_AS_CLASSES = "splits: none, if they are no splits"
+"""Words in the names of such files: train_test_split.txt, list_eval_partition.csv."""
+KEEP_AS_CLASSES = "splits: none, if they are not splits"
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Layout:
     """Layout of a tree of images.
 
     Attributes:
-        roots: folders around all images, outermost first: b"", and each single folder that holds all the rest.
-        splits: by split, training first, indices of its images.
-        folders: by split, the folders it was taken from; empty where the tree has none.
+        roots: folders around all images, outermost first: b"", and each single folder that contains everything.
+        splits: indices of the images by split, training first.
+        folders: folders by split; empty if the tree has no splits.
         left_out: number of images outside the splits, by folder.
     """
 
@@ -71,11 +71,11 @@ def arrange(paths: list[bytes], others: list[bytes], config: DatasetConfig, root
     Args:
         paths: the images' names, folders separated by slashes.
         others: names of the other files.
-        config: of the data set.
-        root: of the tree, for errors.
+        config: configuration of the data set.
+        root: root of the tree, for errors.
 
     Raises:
-        UserError: names that can be read in several ways, no training images, or too many to be held out.
+        UserError: ambiguous names, no training images, or too many to hold out.
     """
     if isinstance(config.splits, SplitFolders):
         return _named(paths, config, root)
@@ -100,19 +100,19 @@ def arrange(paths: list[bytes], others: list[bytes], config: DatasetConfig, root
 
 
 def split_of(name: bytes) -> str | None:
-    """The split whose usual name this is: train, test or val."""
+    """Return the split with this usual name: train, test or val."""
     match = _SPLIT.fullmatch(name)
     return match.lastgroup if match else None
 
 
 @dataclass(frozen=True)
 class SplitWord:
-    """A name that has a word for a split in it.
+    """Split word in a name.
 
     Attributes:
         split: train, test or val.
-        rest: the other words of the name, in lower case, joined, without numbers and words such as "images".
-        short: whether the word is an abbreviation, which may mean something else: te, dev.
+        rest: the name's other words in lower case, joined, without numbers and words such as "images".
+        short: True for an abbreviation that may mean something else: te, dev.
     """
 
     split: str
@@ -159,7 +159,7 @@ def alike(names: Iterable[bytes]) -> dict[str, list[bytes]]:
 
 
 def unwrapped(names: list[bytes]) -> bytes:
-    """The nested folders around all names, down to the innermost one that contains a folder."""
+    """Find the nested folders around all names, down to the innermost one that contains a folder."""
     prefix = b""
     while True:
         tops = {_top(name, prefix) for name in names}
@@ -171,7 +171,7 @@ def unwrapped(names: list[bytes]) -> bytes:
 
 
 def _roots(paths: list[bytes], config: DatasetConfig) -> list[bytes]:
-    """The root and the single folders around everything, which are neither a split nor the only class."""
+    """Find the root and single folders around everything that are neither a split nor the only class."""
     roots = [b""]
     around = unwrapped(paths)
     if config.classes == 1 and not any(split_of(_top(name, around)) for name in paths):
@@ -184,7 +184,7 @@ def _roots(paths: list[bytes], config: DatasetConfig) -> list[bytes]:
 
 
 def _top(name: bytes, inside: bytes) -> bytes:
-    """The first folder of a name below `inside`; empty for a file directly in it."""
+    """Return the first folder of a name below `inside`; empty for a file directly in it."""
     top, slash, _ = name[len(inside) :].partition(b"/")
     return top if slash else b""
 
@@ -193,25 +193,25 @@ def _check_found(found: dict[str, list[bytes]], tops: Counter, config: DatasetCo
     for split, names in found.items():
         if len(names) > 1:
             raise UserError(
-                f"{root}: {_told(names)} are both usual names of {split} images; choose with splits: "
+                f"{root}: {_listed(names)} are both usual names of {split} images; choose one by splits: "
                 f"{{train: …, test: …}}, or {KEEP_AS_CLASSES}"
             )
     splits = [name for names in found.values() for name in names]
     if "train" not in found:
         raise UserError(
-            f"{root}: {_told(splits)} is a usual name of a split, but there is no folder of training images; name it "
-            f"by splits: {{train: …, test: …}}, or set {KEEP_AS_CLASSES}"
+            f"{root}: {_listed(splits)} is a usual name of a split, but found no folder of training images; name it by "
+            f"splits: {{train: …, test: …}}, or set {KEEP_AS_CLASSES}"
         )
     others = sorted(top for top in tops if top and top not in splits)
     if others and (config.classes or len(found) == 1):
         raise UserError(
-            f"{root}: {_told(splits)} looks like a split, but {_told(others)} is next to it; set splits: none if "
+            f"{root}: {_listed(splits)} looks like a split, but {_listed(others)} is next to it; set splits: none if "
             f"all are classes or plain folders; splits: {{train: {shown(found['train'][0])}, …}} leaves out the others"
         )
 
 
 def _refuse_alike(tops: list[bytes], paths: list[bytes], inside: bytes, root: Path) -> None:
-    """Refuse folders such as seg_train and seg_test: taken for classes, test images would be trained on."""
+    """Refuse folders such as seg_train and seg_test: as classes, their test images would be trained on."""
     found = alike(tops)
     if not found:
         return
@@ -224,13 +224,13 @@ def _refuse_alike(tops: list[bytes], paths: list[bytes], inside: bytes, root: Pa
     ]
     names = sorted(name for folders in found.values() for name in folders)
     raise UserError(
-        f"{root}: {_told(names)} look like splits; name them by splits: {{{', '.join(wanted)}}}, or set "
+        f"{root}: {_listed(names)} look like splits; name them by splits: {{{', '.join(wanted)}}}, or set "
         f"{KEEP_AS_CLASSES}"
     )
 
 
 def _innermost(top: bytes, paths: list[bytes], inside: bytes) -> bytes:
-    """The innermost folder of a split where an archive nests one of the same name in it: seg_train/seg_train."""
+    """Find the innermost of nested folders of the same split, as some archives have: seg_train/seg_train."""
     outer, folder = split_word(os.fsdecode(top)), top + b"/"
     below = [name[len(inside + folder) :] for name in paths if name.startswith(inside + folder)]
     for part in unwrapped(below).split(b"/")[:-1]:
@@ -242,7 +242,7 @@ def _innermost(top: bytes, paths: list[bytes], inside: bytes) -> bytes:
 
 
 def _choice(folders: list[bytes], most: int = 4) -> str:
-    """Folders as a configuration names them."""
+    """Format folders as values of a configuration."""
     if not folders:
         return "…"
     names = [shown(folder) for folder in folders[:most]]
@@ -254,7 +254,7 @@ def _choice(folders: list[bytes], most: int = 4) -> str:
 
 
 def _refuse_splits_below(paths: list[bytes], inside: bytes, root: Path) -> None:
-    """Folders of classes that hold folders of splits: their test images must not become training images."""
+    """Refuse folders of classes that contain folders of splits: their test images would be trained on."""
     kinds: dict[str, bytes] = {}
     below: dict[bytes, set[bytes]] = defaultdict(set)
     for folder in sorted({name[len(inside) :].rpartition(b"/")[0] for name in paths}):
@@ -268,7 +268,7 @@ def _refuse_splits_below(paths: list[bytes], inside: bytes, root: Path) -> None:
         found = found or sorted(around + b"/" + name for members in alike(names).values() for name in members)
     if found:
         raise UserError(
-            f"{root}: {_told(found)} look like splits below other folders; move them to the top, name "
+            f"{root}: {_listed(found)} look like splits below other folders; move them to the top, name "
             f"folders by splits: {{train: …, test: …}}, or set {KEEP_AS_CLASSES}"
         )
 
@@ -291,13 +291,13 @@ def _refuse_lists(others: list[bytes], root: Path) -> None:
             )
 
 
-def _told(names: list[bytes], most: int = 3) -> str:
+def _listed(names: list[bytes], most: int = 3) -> str:
     shown_names = [f"{shown(name)}/" for name in names[:most]]
     return ", ".join(shown_names) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _named(paths: list[bytes], config: DatasetConfig, root: Path) -> Layout:
-    """The splits whose folders the configuration names, from the root or from inside a folder around everything."""
+    """Build the splits that the configuration names, relative to the root or to a folder around everything."""
     assert isinstance(config.splits, SplitFolders)
     wanted = {
         split: [PurePosixPath(name).as_posix().encode() + b"/" for name in names]
@@ -311,14 +311,14 @@ def _named(paths: list[bytes], config: DatasetConfig, root: Path) -> Layout:
     for split, names in folders.items():
         for name in names:
             if not any(path.startswith(name) for path in paths):
-                raise UserError(f"{root}: splits.{split}: no image is in {shown(name)}")
+                raise UserError(f"{root}: splits.{split}: no images in {shown(name)}")
     return _split(paths, config, root, roots, folders)
 
 
 def _split(
     paths: list[bytes], config: DatasetConfig, root: Path, roots: list[bytes], folders: dict[str, list[bytes]]
 ) -> Layout:
-    """Images of given folders; those elsewhere are counted."""
+    """Assign images to splits by their folders; count the others."""
     found: dict[str, list[int]] = {"train": [], "test": []}
     left_out: Counter[str] = Counter()
     inside = roots[-1]
@@ -340,7 +340,7 @@ def _held_out(indices: np.ndarray, config: DatasetConfig, root: Path) -> dict[st
     if not config.holdout:
         return {"train": indices}
     if config.holdout >= len(indices):
-        raise UserError(f"{root}: holdout: {config.holdout} images are to be kept out of training, of {len(indices)}")
+        raise UserError(f"{root}: holdout: {config.holdout} leaves no training image of {len(indices)}")
     order = np.random.Generator(np.random.PCG64(derive_seed("folder", "split"))).permutation(len(indices))
     cut = len(indices) - config.holdout
     return {"train": indices[order[:cut]], "test": indices[order[cut:]]}

@@ -24,7 +24,7 @@ FORMAT = "udpm-cache/1"
 RECORD = "cache.json"
 CHUNK = 4096
 SAMPLE = 256
-"""Images on which a new cache is checked."""
+"""Number of images on which a new cache is checked."""
 
 
 class CacheRecord(Record):
@@ -50,12 +50,12 @@ class Levels:
 
 
 def sum_type(level: int) -> type:
-    """Smallest unsigned type that holds 255·4^level."""
+    """Return the smallest unsigned type that holds 255·4^level."""
     return np.uint8 if level == 0 else np.uint16 if level <= 4 else np.uint32
 
 
 def block_sums(images: np.ndarray, level: int) -> np.ndarray:
-    """Sums over blocks of 2^level × 2^level pixels.
+    """Sum over blocks of 2^level × 2^level pixels.
 
     Args:
         images: (n, side, side, 3) uint8.
@@ -71,7 +71,7 @@ def block_sums(images: np.ndarray, level: int) -> np.ndarray:
 
 
 def decode(sums: np.ndarray, level: int, scale: int) -> np.ndarray:
-    """H^l x_0 = s^l·(2S/(255·4^l) - 1), in float64, rounded once to float32.
+    """Compute H^l x_0 = s^l·(2S/(255·4^l) - 1) in float64, rounded once to float32.
 
     Args:
         sums: block sums S of `level`.
@@ -82,7 +82,7 @@ def decode(sums: np.ndarray, level: int, scale: int) -> np.ndarray:
 
 
 def decoding_table(level: int, scale: int) -> np.ndarray:
-    """The float32 value of every possible sum of `level`, (255·4^level + 1,)."""
+    """Compute the float32 value of every possible sum of `level`, (255·4^level + 1,)."""
     return _value(np.arange(255 * 4**level + 1), level, scale)
 
 
@@ -93,15 +93,14 @@ def _value(sums: np.ndarray, level: int, scale: int) -> np.ndarray:
 def write_cache(dataset: str | Path, folder: str | Path) -> list[int]:
     """Write the block sums of all levels that the side allows (``level_l.npy``) and, last, ``cache.json``.
 
-    One pass over the images makes all levels, each from the one before; a sample is then checked against sums taken
-    from the images themselves.
+    One pass over the images computes each level from the previous one; a sample is checked against direct sums.
 
     Returns:
         The sides of the levels, finest first.
 
     Raises:
-        UserError: the data set is missing or was changed, the disk does not hold what was written to it, or another
-            process makes this cache.
+        UserError: the data set is missing or was changed, the disk lost what was written, or another process makes this
+            cache.
     """
     store = open_store(dataset)
     with atomic_folder(folder, CACHE) as building:
@@ -115,7 +114,7 @@ def write_cache(dataset: str | Path, folder: str | Path) -> list[int]:
 
 
 def levels_of(side: int) -> range:
-    """Levels above 0 that images of this side have: as often as it can be halved."""
+    """Return the levels above 0 of images with this side, one for each time it can be halved."""
     return range(1, (side & -side).bit_length())
 
 
@@ -137,14 +136,14 @@ def _write_levels(store: Store, paths: dict[int, Path]) -> None:
 
 
 def _halved(sums: np.ndarray, level: int) -> np.ndarray:
-    """Sums of `level` from those of the level before: exact, as all of them are whole numbers."""
+    """Compute sums of `level` from those of the previous level, exactly."""
     wide = sum_type(level)
     rows = sums[:, 0::2].astype(wide) + sums[:, 1::2]
     return np.ascontiguousarray(rows[:, :, 0::2] + rows[:, :, 1::2])
 
 
 def _check_sample(store: Store, paths: dict[int, Path]) -> int:
-    """Compare what was written with sums taken directly from the images; the number of images looked at."""
+    """Compare the written sums of some images with direct ones; return the number of images."""
     generator = np.random.Generator(np.random.PCG64(derive_seed("cache", store.digest)))
     count = len(store.images)
     chosen = np.sort(generator.choice(count, min(count, SAMPLE), replace=False))
@@ -153,12 +152,12 @@ def _check_sample(store: Store, paths: dict[int, Path]) -> int:
         small = store.side >> level
         written = open_array(path, (count, small, small, 3), sum_type(level))
         if not np.array_equal(written[chosen], block_sums(images, level)):
-            raise UserError(f"{path.name}: does not hold what was written to it; is the disk in order?")
+            raise UserError(f"{path.name}: contains other values than were written; check the disk")
     return len(chosen)
 
 
 def read_cache_record(cache: Path) -> dict[str, Any]:
-    """``cache.json`` of a level cache.
+    """Read ``cache.json`` of a level cache.
 
     Raises:
         UserError: missing, changed since it was written, or not such a record.
@@ -172,8 +171,8 @@ def read_cache_record(cache: Path) -> dict[str, Any]:
 def open_levels(dataset: str | Path, cache: str | Path, levels: int) -> Levels:
     """Open a data set with its cached levels 1..levels - 1, as training with L = `levels` needs them.
 
-    All bytes are read once and compared with their SHA-256, about 2 GB per second: nothing trains on images that were
-    changed. For CIFAR-10 and three levels that is 0.2 s, so the verdict is kept nowhere.
+    Reads all bytes, about 2 GB per second (0.2 s for CIFAR-10 and three levels), and checks their SHA-256, so that
+    nothing trains on changed images.
 
     Raises:
         UserError: missing or unreadable, the cache belongs to other images, or bytes were changed.
@@ -181,7 +180,7 @@ def open_levels(dataset: str | Path, cache: str | Path, levels: int) -> Levels:
     store, cache = open_store(dataset), Path(cache)
     record = read_cache_record(cache)
     if record["dataset_sha256"] != store.digest:
-        raise UserError(f"{cache}: was not made from the images in {store.folder}; delete it and run `udpm cache`")
+        raise UserError(f"{cache}: made from other images than those in {store.folder}; delete it and run `udpm cache`")
     sums = [store.images]
     for level in range(1, levels):
         small = store.side >> level

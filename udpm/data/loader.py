@@ -1,4 +1,4 @@
-"""Batches as a pure function of the iteration, so that a resumed run sees the data an uninterrupted one would."""
+"""Batches as a pure function of the iteration, so that a resumed run sees the same data as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from udpm.data.levels import Levels, decoding_table
 
 DataLocation = Literal["auto", "device", "memory"]
 LARGEST_SHARE = 0.25
-"""Of a device's free memory that images may take when the location is left open."""
+"""Largest fraction of a device's free memory that images may take by default."""
 Fetch = Callable[[np.ndarray, int], torch.Tensor]
-"""Block sums of some images at a level, (n, h, w, 3) integers on the device."""
+"""Function of image indices and level that returns block sums, (n, h, w, 3) integers on the device."""
 
 
 class Batches:
     """Shuffled batches of a data set's training split, at any level; safe to call from several threads.
 
     The k-th image that training sees is element k mod N of epoch k div N's permutation; both follow from the seed, so
-    the position in the data is the iteration itself. Epochs run on without dropping a last batch. Neither the
-    location nor the number of ranks changes an image or its position in the global batch.
+    the position in the data is the iteration itself. Batches may span epochs, so none is dropped. Neither the location
+    nor the number of ranks changes an image or its position in the global batch.
 
     Args:
         levels: the data set with its caches.
         scale: s of the process.
         batch: images per iteration, over all ranks.
-        seed: the run's.
-        flip: whether images are mirrored at random.
-        device: where batches go.
-        location: where the images are kept: on the device, memory-mapped, or the first if they fit easily.
-        rank: which part of each global batch is given out.
+        seed: seed of the run.
+        flip: True to mirror images at random.
+        device: device of the batches.
+        location: storage of the images: on the device, memory-mapped, or "auto": on the device if they fit easily.
+        rank: index of this process's part of each global batch.
         world: number of parts; divides `batch`.
     """
 
@@ -64,23 +64,23 @@ class Batches:
         self._fetch: Fetch = _resident(levels, split, device) if self.resident else _mapped(levels, device)
 
     def iterations_in(self, epochs: int) -> int:
-        """The number of whole batches in so many passes over the training split."""
+        """Return the number of whole batches in `epochs` passes over the training split."""
         return epochs * self._count // self._batch
 
     def indices(self, iteration: int) -> np.ndarray:
-        """Indices into the store of an iteration's images on this rank, (n,) int64; iterations count from 0."""
+        """Return this rank's indices into the store for an iteration (from 0), (n,) int64."""
         start = iteration * self._batch
         positions = range(start, start + self._batch)[self.part]
         return np.array([self._index(position) for position in positions])
 
     def __call__(self, iteration: int, level: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The targets of level `level`: H^{level-1} x_0 of iteration `iteration`'s images, and their labels.
+        """Return the targets H^{level-1} x_0 of an iteration's images, and their labels.
 
         Returns:
             (n, 3, N/2^{level-1}, N/2^{level-1}) float32, and (n,) int64, n the batch or the rank's part of it.
         """
         indices = self.indices(iteration)
-        # Channels first while values are small integers, then one look-up: exact, and a quarter of the bytes to move.
+        # Permute small integers, then look values up: exact, with a quarter of the bytes to move.
         sums = self._fetch(indices, level - 1).permute(0, 3, 1, 2).contiguous()
         values = self._tables[level - 1].index_select(0, sums.flatten().int()).view(sums.shape)
         if self._flip:
@@ -102,7 +102,7 @@ class Batches:
 
 
 def _mapped(levels: Levels, device: torch.device) -> Fetch:
-    """Read from the memory maps; of a level only what is asked for."""
+    """Read only the requested images and level from the memory maps."""
 
     def fetch(indices: np.ndarray, level: int) -> torch.Tensor:
         return to_device(_tensor(levels.sums[level][indices]), device)
@@ -122,7 +122,7 @@ def _resident(levels: Levels, split: slice, device: torch.device) -> Fetch:
 
 def _fits(levels: Levels, split: slice, device: torch.device) -> bool:
     if device.type != "cuda":
-        # The memory map is in the same memory already.
+        # The memory map is already in the same memory.
         return False
     # Sums of levels above 0 are kept as int32.
     size = sum(sums[split].size * (1 if level == 0 else 4) for level, sums in enumerate(levels.sums))
@@ -130,5 +130,5 @@ def _fits(levels: Levels, split: slice, device: torch.device) -> bool:
 
 
 def _tensor(sums: np.ndarray) -> torch.Tensor:
-    # torch indexes and converts few unsigned types.
+    # torch supports few operations on unsigned types other than uint8.
     return torch.from_numpy(sums if sums.dtype == np.uint8 else sums.astype(np.int32))

@@ -1,4 +1,4 @@
-"""Arrays of .npz and .npy files: sizes are compared with what the file holds before anything is built."""
+"""Reader and writer of .npz and .npy files; sizes are checked against the file before any memory is allocated."""
 
 from __future__ import annotations
 
@@ -49,20 +49,25 @@ class _Header:
 
 
 class Damaged(Exception):
-    """An array's file that is not what it claims to be; the message says why, in few words."""
+    """An array file whose content is invalid; the message gives a short reason."""
 
 
-def unpack(path: str | Path, what: str, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
-    """The arrays of an .npz, or those of the given names that it has.
+def read_npz(
+    path: str | Path, what: str, made_by: str = "", names: Collection[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Read the arrays of an .npz, or those of `names` that exist.
 
     Args:
         path: the file.
-        what: what it should be, for the error.
+        what: expected content, for the error.
+        made_by: command that makes the file, for the error.
         names: arrays to read; default: all.
 
     Raises:
         UserError: missing, not an .npz, damaged, or its arrays unpack to more than the limits allow.
     """
+    if made_by and not os.path.lexists(path):
+        raise UserError(f"{path}: {what} not found; `{made_by}` makes it")
     with opened(path, what) as file:
         try:
             members = _arrays_in(file)
@@ -74,7 +79,7 @@ def unpack(path: str | Path, what: str, names: Collection[str] | None = None) ->
 
 
 def array_names(path: str | Path, what: str) -> list[str]:
-    """Names of the arrays of an .npz.
+    """List the arrays of an .npz.
 
     Raises:
         UserError: missing, not an .npz, or damaged.
@@ -87,7 +92,7 @@ def array_names(path: str | Path, what: str) -> list[str]:
 
 
 def read_npy(path: str | Path, what: str) -> np.ndarray:
-    """The array of an .npy.
+    """Read the array of an .npy.
 
     Raises:
         UserError: missing, not an .npy, or damaged.
@@ -98,7 +103,7 @@ def read_npy(path: str | Path, what: str) -> np.ndarray:
 
 
 def map_npy(path: str | Path, what: str) -> np.ndarray:
-    """A read-only memory map of the array of an .npy.
+    """Map the array of an .npy to memory, read-only.
 
     Raises:
         UserError: missing, not an .npy, or damaged.
@@ -108,7 +113,7 @@ def map_npy(path: str | Path, what: str) -> np.ndarray:
         if not header.count:
             return header.shaped(np.empty(0, header.dtype))
         order = "F" if header.fortran else "C"
-        # numpy's stubs want a file that can be written, too.
+        # numpy's stubs require a writable file.
         return np.memmap(file, header.dtype, "r", header.size, header.shape, order)  # type: ignore[call-overload]
 
 
@@ -120,14 +125,14 @@ def _npy_header(file: BinaryIO, path: str | Path, what: str) -> _Header:
 
 
 def _arrays_in(file: BinaryIO) -> dict[str, tuple[int, int, int, int, int]]:
-    """Keys of an archive's arrays, by name."""
+    """Read the keys of an archive's arrays, by name."""
     if file.read(len(_MAGIC)) == _MAGIC:
         raise Damaged("it is one array (.npy), not an archive of them (.npz)")
     found: dict[str, tuple[int, int, int, int, int]] = {}
     for name, key in Members(file):
         array = name.decode("utf-8", "backslashreplace").removesuffix(".npy")
         if array in found:
-            raise Damaged(f"array {array} is there twice")
+            raise Damaged(f"array {array} exists twice")
         if len(found) >= MEMBERS:
             raise Damaged(f"it holds more than {MEMBERS} arrays")
         found[array] = key
@@ -150,7 +155,7 @@ def _read_member(file: BinaryIO, name: str, key: tuple[int, ...]) -> np.ndarray:
 
 
 class _Member:
-    """A member's bytes, unpacked as they are read."""
+    """Stream of a member's unpacked bytes."""
 
     def __init__(self, file: BinaryIO, key: tuple[int, ...]) -> None:
         offset, packed, size, method, crc = key
@@ -163,7 +168,7 @@ class _Member:
         self._crc = 0
 
     def read(self, count: int) -> bytes:
-        """At most `count` bytes; none at the end."""
+        """Read at most `count` bytes; none at the end."""
         count = min(count, self._left)
         part = self._stored(count) if self._inflater is None else self._inflated(self._inflater, count)
         self._left -= len(part)
@@ -171,7 +176,7 @@ class _Member:
         return part
 
     def check(self, name: str) -> None:
-        """Compare the checksum of all that was read."""
+        """Check the checksum of all bytes read."""
         if self._crc != self._wanted:
             raise Damaged(f"the checksum of array {name} is wrong")
 
@@ -191,14 +196,13 @@ class _Member:
 
 
 def _header(file: BinaryIO | _Member, size: int, where: str) -> _Header:
-    """The header at the beginning of an array's `size` bytes; what follows it is what it claims."""
+    """Read the header of an array's `size` bytes, and check that the values fill the rest exactly."""
     limited = _Counted(file)
-    # What a damaged header makes numpy, and the parser of Python that it calls, raise is up to them.
     try:
         version = npy.read_magic(limited)
         read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
         shape, fortran, dtype = read(limited)
-    except Exception:
+    except Exception:  # numpy evaluates the header as a Python literal, which raises errors of any type.
         raise Damaged(f"{where} has no readable header of an array") from None
     if dtype.kind not in PLAIN or dtype.subdtype is not None or not dtype.itemsize:
         raise Damaged(f"{where} holds values of type {str(dtype)[:40]}, not plain numbers or text")
@@ -210,7 +214,7 @@ def _header(file: BinaryIO | _Member, size: int, where: str) -> _Header:
 
 
 class _Counted:
-    """Reads no more than a header can have, and counts it."""
+    """Stream that limits and counts the bytes of a header."""
 
     def __init__(self, file: BinaryIO | _Member) -> None:
         self._file, self.count = file, 0
@@ -222,29 +226,27 @@ class _Counted:
 
 
 DIGEST = "content_sha256"
-"""Key of a record: SHA-256 of the arrays and the rest of the record. Files of older versions have none."""
+"""Key of a record: SHA-256 of the arrays and the rest of the record; missing from files of older versions."""
 
 
 def save_arrays(
     path: str | Path, arrays: dict[str, np.ndarray], record: dict[str, Any], *, compressed: bool = True
 ) -> None:
-    """Write arrays, and their record with a digest of it all as JSON in an array `record`, atomically."""
-    contents: dict[str, Any] = {
-        **arrays,
-        "record": np.array(json.dumps(record | {DIGEST: content_digest(arrays, record)})),
-    }
+    """Write arrays and their record, with a digest of both, as JSON in an array `record`, atomically."""
+    sealed = np.array(json.dumps(record | {DIGEST: content_digest(arrays, record)}))
+    contents: dict[str, Any] = {**arrays, "record": sealed}
     write = np.savez_compressed if compressed else np.savez
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
         write(handle, **contents)
 
 
 def load_arrays(path: str | Path, what: str, made_by: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read what `save_arrays` wrote: arrays and record. The caller checks the values.
+    """Read the arrays and the record that `save_arrays` wrote; the caller checks the values.
 
     Args:
         path: the file.
-        what: what it should be, for the error ("chain").
-        made_by: the command that makes it, for the error.
+        what: expected content, for the error ("chain").
+        made_by: command that makes the file, for the error.
 
     Raises:
         UserError: missing, unreadable, or changed since it was written.
@@ -259,22 +261,3 @@ def load_arrays(path: str | Path, what: str, made_by: str) -> tuple[dict[str, np
     if digest is not None and digest != content_digest(arrays, record):
         raise UserError(f"{path}: its content was changed since it was written (SHA-256); make it again")
     return arrays, record
-
-
-def read_npz(
-    path: str | Path, what: str, made_by: str = "", names: Collection[str] | None = None
-) -> dict[str, np.ndarray]:
-    """The arrays of an .npz, or those of the given names that it has.
-
-    Args:
-        path: the file.
-        what: what it should be, for the error.
-        made_by: the command that makes it, for the error.
-        names: arrays to read; default: all.
-
-    Raises:
-        UserError: missing or unreadable.
-    """
-    if made_by and not os.path.lexists(path):
-        raise UserError(f"{path}: {what} not found; `{made_by}` makes it")
-    return unpack(path, what, names)

@@ -23,11 +23,10 @@ from udpm.data.source import Source, TreeReader, list_images, shown, tidy
 
 
 def open_folder(config: DatasetConfig) -> Source:
-    """The images of a folder or a .zip, with folders of splits in it or just images.
+    """Open the images of a folder or a .zip, with or without folders of splits.
 
     Raises:
-        UserError: not there, empty, a loop of links, splits or labels that are not understood, or not the classes that
-            are configured.
+        UserError: missing, empty, a loop of links, ambiguous splits or labels, or other classes than configured.
     """
     assert config.path is not None
     listing = list_images(expanded(config.path, "path"), config.max_file_bytes, config.obtain)
@@ -56,15 +55,15 @@ def _warnings(config: DatasetConfig, layout: Layout, labels: Labels) -> list[str
     if config.holdout and test:
         found.append(f"holdout: {config.holdout} is not used: {' and '.join(test)} is the test split")
     if labels.unused:
-        found.append(f"{', '.join(labels.unused)} is not used: classes is 0, which means unlabelled")
+        found.append(f"{', '.join(labels.unused)} is not used, since classes is 0 (unlabelled)")
     return found
 
 
 def open_source(config: DatasetConfig) -> Source:
-    """The images of a configured source.
+    """Open the source of a data set's configuration.
 
     Raises:
-        UserError: the data is missing, incomplete or unreadable, not as many as expected, or an extra is not installed.
+        UserError: missing, incomplete or unreadable, an unexpected number of images, or a missing extra.
     """
     source = {"digits": _digits, "cifar10": open_cifar10, "folder": open_folder}[config.source](config)
     _check_count(config, "training", source.splits["train"], config.expected_count)
@@ -80,7 +79,7 @@ def _check_count(config: DatasetConfig, kind: str, found: int, expected: int | N
 
 @dataclass(frozen=True)
 class ArrayReader:
-    """Reads images that are in memory already.
+    """Reader of images that are already in memory.
 
     Attributes:
         pixels: (n, height, width, 3) uint8.
@@ -95,7 +94,7 @@ class ArrayReader:
         return hashlib.sha256(self.pixels.tobytes()).hexdigest()
 
     def load(self, name: bytes, key: np.ndarray) -> np.ndarray:
-        """The image's pixels."""
+        """Return the image's pixels."""
         return self.pixels[key[0]]
 
 
@@ -107,7 +106,7 @@ def _digits(config: DatasetConfig) -> Source:
     pixels, labels = load_digits(return_X_y=True)
     count = len(labels)
     if config.holdout >= count:
-        raise UserError(f"holdout: {config.holdout} images are to be kept out of training, but there are {count}")
+        raise UserError(f"holdout: {config.holdout} leaves no training image of {count}")
     # Grey levels 0..16 to 0..255; the order mixes writers, so it is shuffled once before the test split is cut off.
     grey = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     order = np.random.Generator(np.random.PCG64(derive_seed("digits", "split"))).permutation(count)
@@ -124,19 +123,18 @@ def _digits(config: DatasetConfig) -> Source:
 
 
 FILE = "source.jsonl"
-"""Name of the list in a prepared data set's folder."""
+"""Name of the inventory in a prepared data set's folder."""
 LONGEST = 2**30
-"""Bytes of the largest list that is read: several million images."""
-
+"""Largest inventory to read in bytes, enough for several million images."""
 Inventory = dict[str, str]
-"""By name, a digest of what an image and its label are, or of a file that holds many images."""
+"""Digests by name, of an image with its label, or of a file with many images."""
 Digest = Callable[[str | os.PathLike], str]
-"""Gives the SHA-256 of a file."""
+"""Function that returns the SHA-256 of a file."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How many images a source has more, fewer or others than a data set was prepared from."""
+    """Numbers of images added to, removed from and changed in a source since a data set was prepared from it."""
 
     added: int
     removed: int
@@ -156,7 +154,7 @@ def difference(before: Inventory, now: Inventory) -> Difference:
 
 
 def take_inventory(config: DatasetConfig, source: Source, digest: Digest) -> Inventory:
-    """The inventory of a source that was opened.
+    """List the content of an open source.
 
     Raises:
         UserError: a file changes meanwhile.
@@ -175,10 +173,10 @@ def take_inventory(config: DatasetConfig, source: Source, digest: Digest) -> Inv
 
 
 def inventory_now(config: DatasetConfig, digest: Digest) -> Inventory | None:
-    """The inventory of a configured source as it is now; None where it is not there. Nothing is downloaded.
+    """List the present content of a configured source without downloading anything; None if it is missing.
 
     Raises:
-        UserError: the source is there and cannot be used.
+        UserError: the source exists and cannot be used.
     """
     path = None if config.path is None else expanded(config.path, "path")
     if path is None or not path.exists():
@@ -202,17 +200,17 @@ def _content(reader, name: bytes, key: np.ndarray, digest: Digest) -> str:
     except (OSError, UserError):
         return "cannot be read"
     if (status.st_size, status.st_mtime_ns) != (key[0], key[1]):
-        raise UserError(f"{shown(path)}: changes while it is read; run the same command again when it is whole")
+        raise UserError(f"{shown(path)}: changes while it is read; run the same command again when it is complete")
     return content
 
 
 def write_inventory(folder: Path, inventory: Inventory) -> None:
-    """Write a data set's inventory into its folder."""
+    """Write a data set's inventory to its folder."""
     write_text(folder / FILE, "".join(json.dumps([name, digest]) + "\n" for name, digest in inventory.items()))
 
 
 def read_inventory(folder: Path) -> Inventory | None:
-    """A prepared data set's inventory; None where it has none, as those made by earlier versions.
+    """Read a prepared data set's inventory; None if it has none, like those of earlier versions.
 
     Raises:
         UserError: it is damaged.

@@ -1,4 +1,4 @@
-"""From a source to a prepared store: restartable, in bounded memory, with the same bytes whatever happens meanwhile."""
+"""Preparation of a store from a source: restartable, in bounded memory, with the same bytes after any interruption."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from udpm.core.progress import Progress
 from udpm.data.decode import STEPS, Preprocessing
 from udpm.data.fill import CHUNK, Chunk, Journal, Outcome, Work, chunks, process_chunks
 from udpm.data.open import difference, open_source, read_inventory, take_inventory, write_inventory
-from udpm.data.source import Source, shown, told_counts
+from udpm.data.source import Source, format_counts, shown
 from udpm.data.store import (
     FORMAT,
     HEADER_BYTES,
@@ -48,7 +48,7 @@ from udpm.data.store import (
 SECONDS_BETWEEN_SYNCS = 1.0
 NAMES_SHOWN, CLASSES_SHOWN = 3, 20
 CHUNKS_FOR_A_WORKER = 8
-"""A worker takes a quarter of a second to start: fewer chunks for each are done sooner without."""
+"""Least number of chunks that pays for a worker, which takes a quarter of a second to start."""
 
 
 def prepare(
@@ -56,19 +56,19 @@ def prepare(
 ) -> None:
     """Write ``images.npy``, ``labels.npy`` and, last, ``dataset.json``.
 
-    Work in progress lies beside the folder, under a hidden name, and takes its place when whole. A killed preparation
-    goes on from there; a finished store of the same images, prepared in the same way, is left alone.
+    Work in progress is in a hidden folder next to `folder`, which it replaces when complete. A killed preparation
+    resumes from it; a finished store of the same images, prepared in the same way, is left unchanged.
 
     Args:
         config: the data set.
-        folder: where to; a store already there is replaced once the new one is whole.
-        workers: processes; default: the configuration's, or as many as there are cores and it pays.
-        stop: asked after every chunk of images.
+        folder: folder of the store; an existing one is replaced once the new one is complete.
+        workers: number of processes; default: the configuration's, else one per core if that pays.
+        stop: checked after every chunk of images.
 
     Raises:
-        StoppedEarly: a signal asked for it; what is done is kept.
-        UserError: missing or unusable images, not as many as the configuration expects, no room on the disk, or another
-            process prepares this data set.
+        StoppedEarly: stopped by a signal; finished chunks are kept.
+        UserError: missing or unusable images, another number of images than configured, a full disk, or another process
+            prepares this data set.
     """
     check_folder(folder, DATASET)
     folder = through_links(folder)
@@ -79,11 +79,11 @@ def prepare(
             job.recover()
             if job.is_finished():
                 job.discard()
-                print(f"{folder}: complete already, nothing to do")
+                print(f"{folder}: already complete")
                 return
             job.publish(job.fill(_workers(workers or config.workers, source), stop))
         except OSError as error:
-            # Most likely the disk is full, and what would be kept is what fills it.
+            # Most likely the disk is full, so free what the partial work takes.
             job.discard()
             raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
 
@@ -97,12 +97,12 @@ def _workers(wanted: int | None, source: Source) -> int:
 
 @dataclass(frozen=True)
 class _Job:
-    """One preparation: what is to be made, and where.
+    """One preparation.
 
     Attributes:
-        config: of the data set.
+        config: configuration of the data set.
         source: its images.
-        folder: where the store will be.
+        folder: folder of the store.
     """
 
     config: DatasetConfig
@@ -111,22 +111,22 @@ class _Job:
 
     @property
     def partial(self) -> Path:
-        """Where work in progress lies."""
+        """Folder of work in progress."""
         return self.folder.with_name(f".{self.folder.name}.partial")
 
     @property
     def rows(self) -> Path:
-        """File of all images' pixels, refused ones included."""
+        """File of all images' pixels, including refused ones."""
         return self.partial / "rows.npy"
 
     @property
     def journal(self) -> Path:
-        """What of them is known to be whole."""
+        """Journal of the finished chunks of `rows`."""
         return self.partial / "journal.jsonl"
 
     @property
     def store(self) -> Path:
-        """The store before it takes its place."""
+        """Folder of the new store before it is published."""
         return self._work.new
 
     @property
@@ -135,7 +135,7 @@ class _Job:
 
     @property
     def header(self) -> dict[str, Any]:
-        """All that the pixels of a chunk depend on, besides its own images."""
+        """Everything that the pixels of a chunk depend on, except its images."""
         keys = {"side", "background", "max_pixels", "max_file_bytes"}
         return {
             "format": "udpm-partial/1",
@@ -147,9 +147,9 @@ class _Job:
         }
 
     def fingerprint(self) -> str:
-        """SHA-256 of all that the store depends on; the images by name, size and time of change or checksum."""
+        """Compute the SHA-256 of all inputs of the store; images by name, size, and time of change or checksum."""
         config = self.config.model_dump(mode="json", exclude={"workers", "path"})
-        # Stores that were prepared before there were these keys stay recognised.
+        # Recognise stores prepared before these keys existed.
         config = {key: value for key, value in config.items() if value is not None or key not in ("labels", "splits")}
         parts: list[Any] = [self.header, config, self.source.splits]
         if not self.source.labels_follow_names:
@@ -160,20 +160,20 @@ class _Job:
         return digest.hexdigest()
 
     def recover(self) -> None:
-        """Undo a publication that a kill cut short."""
+        """Undo a publication that was interrupted by a kill."""
         self._work.open(keep=True)
         if (self.store / IMAGES).exists() and not self.rows.exists():
             (self.store / IMAGES).rename(self.rows)
         shutil.rmtree(self.store, ignore_errors=True)
 
     def discard(self) -> None:
-        """Remove work in progress; never the store, neither the new one nor the one it was to replace."""
+        """Remove work in progress, but never a store."""
         with suppress(OSError):
             self.recover()
         self._work.remove()
 
     def is_finished(self) -> bool:
-        """Whether the store is there, of these images and whole."""
+        """Return True if the store exists, is intact, and was prepared from these images."""
         if not (self.folder / RECORD).exists():
             return False
         try:
@@ -185,14 +185,14 @@ class _Job:
                 return False
             store.verify()
         except UserError as error:
-            print(f"warning: prepared again: {error}", file=sys.stderr)
+            print(f"warning: preparing again: {error}", file=sys.stderr)
             return False
         return True
 
     def fill(self, workers: int, stop: StopRequest | bool) -> list[Outcome]:
-        """Bring all rows to be; the outcomes of all chunks, in order."""
+        """Write all rows; return the outcomes of all chunks in order."""
         row_bytes = self.config.side**2 * 3
-        # After a kill in the exchange these may be another version's.
+        # After a kill during publication, these may be rows of another version.
         if self.rows.exists() and self.rows.stat().st_size != HEADER_BYTES + len(self.source.names) * row_bytes:
             self.rows.unlink()
         journal = Journal(self.journal, self.rows, self.header)
@@ -202,7 +202,7 @@ class _Job:
         total = len(self.source.names)
         done = total - sum(len(self._chunk(number).names) for number in todo)
         if done:
-            print(f"goes on: {done} of {total} images are prepared already", file=sys.stderr)
+            print(f"resuming: {done} of {total} images already prepared", file=sys.stderr)
         work = Work(self.source.reader, Preprocessing.from_config(self.config), self.rows)
         synced = time.monotonic()
         with Progress(total, "prepare", "image", done) as progress:
@@ -226,7 +226,7 @@ class _Job:
         return Chunk(number, self.source.names[some], self.source.keys[some])
 
     def _lay_out(self) -> None:
-        """The file of all rows in its full size, so that a disk too small is found before any work."""
+        """Allocate the file of all rows, so that a disk that is too small is found before any work."""
         side, count = self.config.side, len(self.source.names)
         self.rows.unlink(missing_ok=True)
         with open(self.rows, "wb") as file:
@@ -235,10 +235,10 @@ class _Job:
             os.posix_fallocate(file.fileno(), 0, HEADER_BYTES + count * side**2 * 3)
 
     def publish(self, outcomes: list[Outcome]) -> None:
-        """From whole rows to the store in its place.
+        """Build the store from complete rows, and move it to its folder.
 
         Raises:
-            UserError: images were refused, and the configuration does not say to go on without them.
+            UserError: images were refused, and the configuration does not skip them.
         """
         refused = {number: reason for outcome in outcomes for number, reason in outcome.refused.items()}
         in_training = sum(number < self.source.splits["train"] for number in refused)
@@ -253,17 +253,17 @@ class _Job:
         check_folder(self.folder, DATASET)
         self._work.publish()
         self._work.remove()
-        _tell(self.folder, record, self.source)
+        _report(self.folder, record, self.source)
 
     def _check_classes(self, refused: dict[int, str]) -> None:
-        """A class must not be lost as a whole to images that cannot be used."""
+        """Check that refused images do not remove a whole class."""
         labels = np.delete(self.source.labels[: self.source.splits["train"]], [n for n in refused if self._trains(n)])
         lost = np.setdiff1d(self.source.labels[: self.source.splits["train"]], labels)
         if self.config.classes and len(lost):
             first = next(number for number in refused if self.source.labels[number] == lost[0])
             raise UserError(
                 f"{self.folder}: none of the training images of class {self._class_name(lost[0])} can be used "
-                f"({self._place(first)}: {refused[first]}); mend them, or take the class out"
+                f"({self._place(first)}: {refused[first]}); repair them, or remove the class"
             )
 
     def _trains(self, number: int) -> bool:
@@ -277,14 +277,14 @@ class _Job:
         more = f"; and {len(refused) - NAMES_SHOWN} more" if len(refused) > NAMES_SHOWN else ""
         return (
             f"{len(refused)} of {len(self.source.names)} images cannot be used: {'; '.join(first)}{more}; "
-            "mend or remove them, or set on_error: skip"
+            "repair or remove them, or set on_error: skip"
         )
 
     def _place(self, number: int) -> str:
         return shown(os.path.join(os.fsencode(self.config.path or ""), self.source.names[number]))
 
     def _finish(self, refused: dict[int, str], modes: Counter) -> dict[str, Any]:
-        """Images and labels without what was refused, and the record of it all."""
+        """Write images and labels without refused images; return the record."""
         source, config = self.source, self.config
         kept = np.ones(len(source.names), dtype=bool)
         kept[list(refused)] = False
@@ -325,14 +325,14 @@ class _Job:
         return shown(self.source.names[int(np.flatnonzero(kept)[row])])
 
     def _finish_images(self, kept: np.ndarray) -> tuple[Any, np.ndarray]:
-        """Bring ``images.npy`` to the store, in one pass over all rows.
+        """Write ``images.npy`` of the store in one pass over all rows.
 
         Returns:
             SHA-256 of the pixels so far, and each image's content hash, (n, 2) uint64.
         """
         size, count = self.config.side**2 * 3, int(kept.sum())
         digest, hashes, row = hashlib.sha256(), np.empty((count, 2), dtype=np.uint64), 0
-        # Rows without gaps are the file already; else they are copied, so that a kill meanwhile loses nothing.
+        # Rows without gaps already are the file; else copy them, so that a kill loses nothing.
         whole = count == len(kept)
         with (
             open(self.rows, "rb") as rows,
@@ -354,18 +354,18 @@ class _Job:
         return digest, hashes
 
 
-def _tell(folder: Path, record: dict[str, Any], source: Source) -> None:
-    """Say what was made of what: splits, classes, and what was left out."""
+def _report(folder: Path, record: dict[str, Any], source: Source) -> None:
+    """Print splits, classes, and what was left out."""
     print(f"{folder}: {record['count']} images of side {record['side']}")
     for name, (start, stop) in record["splits"].items():
         folders = record["source"].get("splits", {}).get(name)
         origin = f" (from {', '.join(folders)})" if folders else ""
         print(f"  {name}: {stop - start} images{origin}")
     if "test" not in record["splits"]:
-        print("  test: none; holdout: N keeps N images out of training, to measure how near a score can come to 0")
-    print(f"  {_told_classes(record)}")
+        print("  test: none; holdout: N keeps N images out of training, to measure how close a score can get to 0")
+    print(f"  {_class_list(record)}")
     if left_out := record["source"].get("left_out"):
-        print(f"  left out: {told_counts(left_out)}")
+        print(f"  left out: {format_counts(left_out)}")
     for warning in source.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     duplicates, skipped = record["duplicates"], record["skipped"]
@@ -373,18 +373,18 @@ def _tell(folder: Path, record: dict[str, Any], source: Source) -> None:
         print(f"warning: {len(skipped)} images cannot be used and were skipped; {RECORD} lists them", file=sys.stderr)
     if duplicates["images"]:
         print(
-            f"warning: {duplicates['images']} images repeat another one exactly ({duplicates['label_conflicts']} times "
-            f"under another label, {duplicates['across_splits']} times in another split)",
+            f"warning: {duplicates['images']} images are exact copies of others ({duplicates['label_conflicts']} times "
+            f"with another label, {duplicates['across_splits']} times in another split)",
             file=sys.stderr,
         )
 
 
-def _told_classes(record: dict[str, Any]) -> str:
-    """The classes with their numbers of images in all splits; of many the first."""
+def _class_list(record: dict[str, Any]) -> str:
+    """List the first classes with their numbers of images in all splits."""
     if not record["classes"]:
         return "classes: none"
     counts = np.sum(list(record["class_counts"].values()), axis=0).tolist()
     names = record["class_names"] or [f"class {number}" for number in range(record["classes"])]
-    told = [f"{name} {count}" for name, count in zip(names, counts, strict=True)][:CLASSES_SHOWN]
+    listed = [f"{name} {count}" for name, count in zip(names, counts, strict=True)][:CLASSES_SHOWN]
     more = f", and {len(names) - CLASSES_SHOWN} more in {RECORD}" if len(names) > CLASSES_SHOWN else ""
-    return f"{len(names)} classes (labels: {record['source'].get('labels')}): {', '.join(told)}{more}"
+    return f"{len(names)} classes (labels: {record['source'].get('labels')}): {', '.join(listed)}{more}"

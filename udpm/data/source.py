@@ -1,4 +1,4 @@
-"""Sources of images: a list of them in a fixed order, and a reader that fetches any one; folders and .zip files."""
+"""Sources of images, each a list in a fixed order with a reader of any image; folders and .zip files."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ from udpm.data.decode import ImageError
 
 
 class Reader(Protocol):
-    """Reads a source's images; can be sent to another process."""
+    """Reader of a source's images; can be sent to another process."""
 
     @property
     def parallel(self) -> bool:
-        """Whether reading and decoding take so long that more processes help."""
+        """True if reading and decoding are slow enough that more processes help."""
 
     @property
     def identity(self) -> str:
-        """Identity of what the images are read from, where names and keys do not say."""
+        """Identity of the images' files, if names and keys do not determine it."""
 
     def load(self, name: bytes, key: np.ndarray) -> bytes | np.ndarray:
-        """An encoded file, or (height, width, 3) uint8 pixels; raises `picture.ImageError`."""
+        """Return an encoded file, or (height, width, 3) uint8 pixels; raises `ImageError`."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A source's images, none of them read yet. Some 120 bytes of memory for each.
+    """List of a source's unread images, with about 120 bytes of memory for each.
 
     Attributes:
-        splits: number of images by split, training first; a split's images follow one another in this order.
-        names: of the images, as bytes: they may be of any encoding.
-        keys: (n, k) int64, where the reader finds each; changes when the image does.
-        labels: (n,) int64; all zero where there are no classes.
-        class_names: by label; empty where they are unknown or there are none.
-        reader: of the images.
-        notes: for the record: splits (folders by split), labels (where they come from), left_out (numbers of files and
-            images by kind), and what else the source knows.
-        warnings: what to tell of it.
-        label_file: whether the labels come from a file of labels.
+        splits: number of images by split, training first; images are listed in this order.
+        names: names of the images, as bytes in any encoding.
+        keys: (n, k) int64, location of each image for the reader; changes when the image does.
+        labels: (n,) int64; all zero without classes.
+        class_names: by label; empty if unknown or without classes.
+        reader: reader of the images.
+        notes: entries of the record: splits (folders by split), labels (their origin), left_out (numbers of files and
+            images by kind), and others of the source.
+        warnings: warnings for the user.
+        label_file: True if the labels come from a label file.
     """
 
     splits: dict[str, int]
@@ -68,17 +68,17 @@ class Source:
 
     @property
     def labels_follow_names(self) -> bool:
-        """Whether labels are known where the images' names are: of class folders in alphabetical order, or of none."""
+        """True if the images' names determine the labels: class folders in alphabetical order, or no classes."""
         return not self.label_file and self.class_names == sorted(self.class_names)
 
     def label_digest(self) -> str:
-        """SHA-256 of labels and class names."""
+        """Compute the SHA-256 of labels and class names."""
         names = json.dumps(self.class_names).encode()
         return hashlib.sha256(self.labels.astype("<i8").tobytes() + names).hexdigest()
 
 
 def shown(name: bytes | str) -> str:
-    """A file's name as it can stand in a line of text: line breaks and bytes that are no UTF-8 as escapes."""
+    """Format a file's name for a message: escape line breaks and bytes that are not UTF-8."""
     text = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
@@ -87,15 +87,15 @@ _WHY_NOT = "not a readable member of its archive"
 
 
 def list_members(path: Path) -> tuple[list[bytes], np.ndarray]:
-    """Names of an archive's files, as the bytes stored in it, and where they lie.
+    """List an archive's files by their stored names, and their locations.
 
-    The directory is read as a stream: the standard library would make an object of 700 bytes of each member.
+    Reads the directory as a stream: the standard library would create an object of 700 bytes for each member.
 
     Returns:
         n names, and (n, 5) int64: offset, compressed size, size, method (-1: encrypted), CRC-32.
 
     Raises:
-        UserError: missing, or no archive.
+        UserError: missing, or not an archive.
     """
     names, keys = [], array("q")
     with opened(path, ".zip") as file:
@@ -109,15 +109,15 @@ def list_members(path: Path) -> tuple[list[bytes], np.ndarray]:
 
 
 def read_member(file: BinaryIO, key: np.ndarray, limit: int) -> bytes:
-    """One member's bytes, checked against its CRC-32.
+    """Read one member's bytes, and check their CRC-32.
 
     Args:
         file: the archive.
-        key: the member's row of `list_members`.
+        key: the member's row from `list_members`.
         limit: largest size in bytes.
 
     Raises:
-        ImageError: larger than the limit, whatever its header says; encrypted; compressed in a rare way; damaged.
+        ImageError: really larger than the limit, encrypted, compressed by an unusual method, or damaged.
         OSError: the archive cannot be read.
     """
     offset, packed, size, method, crc = (int(value) for value in key)
@@ -136,7 +136,7 @@ def read_member(file: BinaryIO, key: np.ndarray, limit: int) -> bytes:
 
 
 def _inflate(data: bytes, size: int) -> bytes:
-    # A byte more than announced is enough to see that a member lies about its size; the rest never comes to memory.
+    # One byte more than the stated size proves it wrong; the rest is never decompressed.
     try:
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
     except zlib.error:
@@ -144,19 +144,19 @@ def _inflate(data: bytes, size: int) -> bytes:
 
 
 SUFFIXES = (b".png", b".jpg", b".jpeg", b".jpe", b".jfif", b".webp", b".bmp", b".tif", b".tiff")
-"""Suffixes of files that are read as images."""
+"""Suffixes of images that are read."""
 OTHER_PICTURES = (
     *(b".gif", b".ppm", b".pgm", b".pbm", b".pnm", b".avif", b".heic", b".heif", b".jxl", b".jp2", b".j2k", b".tga"),
     *(b".exr", b".hdr", b".psd", b".dng", b".cr2", b".nef", b".arw", b".raw", b".ico", b".svg", b".npy", b".dcm"),
 )
-"""Suffixes of image files that are not read."""
+"""Suffixes of images that are not read."""
 SYSTEM_FILES = (b"__macosx", b"@eadir", b"thumbs.db", b"desktop.ini")
 """Files and folders that operating systems add, in lower case."""
 
 
 @dataclass(frozen=True)
 class TreeReader:
-    """Reads files below a folder.
+    """Reader of files below a folder.
 
     Attributes:
         root: the folder.
@@ -169,7 +169,7 @@ class TreeReader:
     identity: str = "folder"
 
     def load(self, name: bytes, key: np.ndarray) -> bytes:
-        """The file's bytes.
+        """Read the file's bytes.
 
         Raises:
             ImageError: too large or unreadable.
@@ -185,7 +185,7 @@ class TreeReader:
 
 @dataclass(frozen=True)
 class ZipReader:
-    """Reads members of a .zip.
+    """Reader of members of a .zip.
 
     Attributes:
         path: the archive.
@@ -199,11 +199,11 @@ class ZipReader:
     _open: list[BinaryIO] = field(default_factory=list, compare=False, repr=False)
 
     def load(self, name: bytes, key: np.ndarray) -> bytes:
-        """The member's bytes.
+        """Read the member's bytes.
 
         Raises:
             ImageError: too large, encrypted or damaged.
-            UserError: the archive cannot be read any more.
+            UserError: the archive is no longer readable.
         """
         try:
             if not self._open:
@@ -213,7 +213,7 @@ class ZipReader:
             raise UserError(f"{self.path}: cannot be read: {error.strerror or error}") from None
 
     def __getstate__(self) -> dict:
-        # A process that gets a copy opens the archive itself: an open file has one position for all who share it.
+        # Each process opens the archive itself, since processes that share an open file share its position.
         return {**self.__dict__, "_open": []}
 
 
@@ -223,11 +223,11 @@ class Listing:
 
     Attributes:
         root: the folder or .zip.
-        names: of the images, in their order.
-        keys: (n, k) int64, where the reader finds each.
-        reader: of all files.
-        others: the other files, by name, with their keys.
-        ignored: number of files that are hidden, were added by an operating system, or are no regular files.
+        names: names of the images, in order.
+        keys: (n, k) int64, location of each image for the reader.
+        reader: reader of all files.
+        others: keys of the other files by name.
+        ignored: numbers of files that are hidden, added by an operating system, or not regular.
     """
 
     root: Path
@@ -238,25 +238,25 @@ class Listing:
     ignored: dict[str, int]
 
     def paths(self) -> list[bytes]:
-        """The images' names with folders separated by a slash, whichever way the system that packed them wrote them."""
+        """Return the images' names with folders separated by slashes."""
         return self.names if self.reader.identity == "zip" else [tidy(name) for name in self.names]
 
     def left_out(self, used: Collection[bytes] = ()) -> dict[str, int]:
-        """Number of files that are no images, by suffix, and of those ignored; `used` are files of labels."""
+        """Count the files that are not images by suffix, except the label files `used`, and those ignored."""
         suffixes = Counter(_suffix(name) for name in self.others if name not in used)
         return dict(sorted(suffixes.items())) | {what: count for what, count in self.ignored.items() if count}
 
 
 def list_images(root: Path, limit: int, obtain: str = "") -> Listing:
-    """All files of a folder or .zip.
+    """List all files of a folder or .zip.
 
     Args:
         root: the folder or .zip.
         limit: largest file in bytes.
-        obtain: how to come by it, for the error.
+        obtain: instructions to obtain the data, for the error.
 
     Raises:
-        UserError: not there, without an image, a loop of links, or two files of one name.
+        UserError: missing, without images, a loop of links, or two files of the same name.
     """
     reader: TreeReader | ZipReader
     if root.is_dir():
@@ -268,20 +268,20 @@ def list_images(root: Path, limit: int, obtain: str = "") -> Listing:
         reader = ZipReader(root, limit)
     else:
         hint = f"; {obtain}" if obtain else ""
-        raise UserError(f"{root}: no such folder or .zip; `path` must name what holds the images{hint}")
+        raise UserError(f"{root}: no such folder or .zip of images{hint}")
     _check_names(root, [tidy(name) for name in names])
     order = sorted(range(len(names)), key=names.__getitem__)
     wanted = [i for i in order if _is_image(names[i])]
     others = {names[i]: keys[i] for i in order if not _is_image(names[i])}
     listing = Listing(root, [names[i] for i in wanted], keys[wanted], reader, others, ignored)
     if not wanted:
-        found = told_counts(listing.left_out())
+        found = format_counts(listing.left_out())
         there = f"; found {found}" if found else ""
-        raise UserError(f"{root}: no images in it; looked for {', '.join(name.decode() for name in SUFFIXES)}{there}")
+        raise UserError(f"{root}: no images; looked for {', '.join(name.decode() for name in SUFFIXES)}{there}")
     return listing
 
 
-def told_counts(counts: dict[str, int]) -> str:
+def format_counts(counts: dict[str, int]) -> str:
     """Format counts by kind for a message, "3 .gif, 1 .txt"."""
     return ", ".join(f"{count} {what}" for what, count in counts.items())
 
@@ -294,13 +294,13 @@ def _check_names(root: Path, paths: list[bytes]) -> None:
 
 
 def _visible(names: list[bytes], keys: np.ndarray) -> tuple[list[bytes], np.ndarray, dict[str, int]]:
-    """Members of an archive without those that are hidden, and how many these are."""
+    """Remove hidden members of an archive; also return their number."""
     seen = [i for i, name in enumerate(names) if not any(_is_hidden(part) for part in name.split(b"/"))]
     return [names[i] for i in seen], keys[seen], {"hidden": len(names) - len(seen)}
 
 
 def _walk(root: bytes) -> tuple[list[bytes], np.ndarray, dict[str, int]]:
-    """Files below a folder, in any order: names; (n, 2) int64 size and time of change in ns; what is passed over."""
+    """List files below a folder in any order: names, (n, 2) int64 size and time of change in ns, numbers ignored."""
     names, keys, ignored = [], [], {"hidden": 0, "no regular file": 0}
     for name, status in _files(root, b"", (), ignored):
         names.append(name)
@@ -330,7 +330,7 @@ def _files(
         try:
             status = entry.stat()
         except OSError:
-            # A link that leads nowhere or to itself: reading it will fail, and be told with its name.
+            # Reading a broken link will fail with its name.
             status = None
         if status and stat.S_ISDIR(status.st_mode):
             yield from _files(root, name, (*above, here), ignored)
@@ -341,14 +341,14 @@ def _files(
 
 
 def _count_files(entry: os.DirEntry) -> int:
-    """1 for a file, the number of files in it for a folder."""
+    """Count the files in a folder; 1 for a file."""
     if not entry.is_dir(follow_symlinks=False):
         return 1
     return sum(len(files) for _, _, files in os.walk(entry.path))
 
 
 def tidy(name: bytes) -> bytes:
-    """A name as others would write it: Windows separates folders by backslashes, and some archivers add `./`."""
+    """Normalise a name: Windows separates folders by backslashes, and some archivers add `./`."""
     if b"\\" in name:
         name = name.replace(b"\\", b"/")
     if b"//" in name or b"./" in name or name.startswith(b"/"):

@@ -1,4 +1,4 @@
-"""The prepared image store: ``images.npy``, ``labels.npy`` and ``dataset.json`` in one folder."""
+"""Prepared data sets: ``images.npy``, ``labels.npy`` and ``dataset.json`` in one folder."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from udpm.data.npz import map_npy
 FORMAT = "udpm-dataset/1"
 RECORD, IMAGES, LABELS = "dataset.json", "images.npy", "labels.npy"
 SEALED = ("format", "count", "side", "classes", "class_names", "splits", "sha256", "files")
-"""Keys of the record that are used: their digest is a part of it."""
+"""Keys of the record that are used; the record contains their digest."""
 
 HEADER_BYTES = 128
-"""Where the images begin in ``images.npy``."""
+"""Offset of the images in ``images.npy``."""
 
 EXAMPLES = 10
 """Groups of duplicates that the record lists, and names in a group."""
 
 BLOCK_BYTES = 1 << 24
-"""What is read at a time where all images are passed over."""
+"""Bytes to read at a time in a pass over all images."""
 
 
 class DatasetRecord(Record):
@@ -52,8 +52,8 @@ class DatasetRecord(Record):
         for name, (start, stop) in sorted(self.splits.items(), key=lambda split: split[1]):
             if start != expected or stop < start:
                 raise ValueError(
-                    f"splits: {name} is [{start}, {stop}], but expected a range from {expected} on: splits are ranges "
-                    f"of the {self.count} images, without gaps and without overlaps"
+                    f"splits: {name} is [{start}, {stop}], expected [{expected}, …]: splits are ranges of the "
+                    f"{self.count} images without gaps or overlaps"
                 )
             expected = stop
         if expected != self.count:
@@ -72,9 +72,9 @@ class Store:
     """A prepared data set, memory-mapped.
 
     Attributes:
-        folder: where it lies.
+        folder: its folder.
         images: (N, side, side, 3) uint8, RGB, read-only memory map.
-        labels: (N,) int64; all zero where the data set has no classes.
+        labels: (N,) int64; all zero for a data set without classes.
         record: contents of ``dataset.json``.
     """
 
@@ -95,16 +95,16 @@ class Store:
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes, by label; empty where there are none or they are not known."""
+        """Names of the classes, by label; empty if unknown or without classes."""
         return self.record.get("class_names") or []
 
     @property
     def digest(self) -> str:
-        """SHA-256 over images and labels: the data set's identity."""
+        """SHA-256 of images and labels, the data set's identity."""
         return self.record["sha256"]
 
     def split(self, name: str) -> slice:
-        """The contiguous range of images that make up a split ("train" or "test").
+        """Return the contiguous range of images of a split ("train" or "test").
 
         Raises:
             UserError: the data set has no such split, or it is empty.
@@ -116,31 +116,31 @@ class Store:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a record says of the images that a result was made from, for `difference`."""
+        """Entries of a result's record that identify the images it was made from, for `difference`."""
         return {"dataset_sha256": self.digest, "dataset_splits": self.record["splits"]}
 
-    def difference(self, told: Mapping[str, Any]) -> str:
-        """How the images that a result was made from differ from these, for an error; empty where they do not.
+    def difference(self, record: Mapping[str, Any]) -> str:
+        """Describe for an error how the images that a result was made from differ from these; empty if they do not.
 
         Args:
-            told: the result's record: `identity`, and of a reference `split`, `n` and `flips`. What an older record
-                does not say is taken to be the same.
+            record: the result's record with the keys of `identity`, and `split`, `n` and `flips` for a reference. Keys
+                missing from an older record count as equal.
         """
-        if told.get("dataset_sha256") not in (None, self.digest):
+        if record.get("dataset_sha256") not in (None, self.digest):
             return f"other images than those in {self.folder}"
         now = self.record["splits"]
         for name, (start, stop) in now.items():
-            first, last = (told.get("dataset_splits") or now).get(name, (0, 0))
+            first, last = (record.get("dataset_splits") or now).get(name, (0, 0))
             if last - first != stop - start or (first != start and stop > start):
                 return f"other splits than {self.folder} has: {name} had {last - first} images, has {stop - start}"
-        start, stop = now.get(told.get("split"), (0, 0))
-        count = (stop - start) * (2 if told.get("flips") else 1)
-        if told.get("dataset_sha256") is not None and count and told.get("n") not in (None, count):
-            return f"other splits than {self.folder} has: {told['split']} gave {told['n']} images, gives {count}"
+        start, stop = now.get(record.get("split"), (0, 0))
+        count = (stop - start) * (2 if record.get("flips") else 1)
+        if record.get("dataset_sha256") is not None and count and record.get("n") not in (None, count):
+            return f"other splits than {self.folder} has: {record['split']} gave {record['n']} images, gives {count}"
         return ""
 
     def verify(self) -> None:
-        """Read all images and labels once and compare them with the record: about 2 GB per second.
+        """Read all images and labels, about 2 GB per second, and compare their SHA-256 with the record.
 
         Raises:
             UserError: they are not what was prepared.
@@ -151,7 +151,7 @@ class Store:
         self.check_digest(digest)
 
     def check_digest(self, digest: Any) -> None:
-        """Add the labels to a SHA-256 of all images in order, and compare it with the record.
+        """Add the labels to the SHA-256 of all images, and compare it with the record.
 
         Raises:
             UserError: they are not what was prepared.
@@ -159,12 +159,12 @@ class Store:
         digest.update(self.labels.astype("<i8").tobytes())
         if digest.hexdigest() != self.digest:
             raise UserError(
-                f"{self.folder}: its bytes are not those that were prepared: SHA-256 of images and labels is "
-                f"{digest.hexdigest()}, its record says {self.digest}; delete the folder and run `udpm prepare`"
+                f"{self.folder}: its bytes were changed since it was prepared: SHA-256 of images and labels is "
+                f"{digest.hexdigest()}, expected {self.digest}; delete the folder and run `udpm prepare`"
             )
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """All images in order, some megabytes at a time; read, not mapped, so that they do not pile up in memory.
+        """Read all images in order, some megabytes at a time; a memory map would accumulate them in memory.
 
         Raises:
             UserError: the file cannot be read.
@@ -183,7 +183,7 @@ class Store:
 
 
 def open_store(folder: str | Path) -> Store:
-    """Open a data set written by `udpm prepare`; its bytes are looked at by `Store.verify` only.
+    """Open a data set written by `udpm prepare`; only `Store.verify` checks its bytes.
 
     Raises:
         UserError: missing, incomplete, changed since it was prepared, or not a data set.
@@ -196,28 +196,28 @@ def open_store(folder: str | Path) -> Store:
     most = max(record["classes"], 1) - 1
     if labels.min() < 0 or labels.max() > most:
         found = f"{labels.min()}..{labels.max()}"
-        raise UserError(f"{folder / LABELS}: labels are {found}, but by its record they must be in 0..{most}")
+        raise UserError(f"{folder / LABELS}: labels are {found}, but the record requires 0..{most}")
     return Store(folder, images, labels, record)
 
 
 def open_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """Memory-map a .npy file, checking that it holds what its record says.
+    """Memory-map a .npy file, and check its shape and type against the record.
 
     Raises:
         UserError: missing, unreadable, or of another shape or type.
     """
     if not path.exists():
-        raise UserError(f"{path}: not found, though its record is there; delete the folder and make it again")
+        raise UserError(f"{path}: not found, but its record exists; delete the folder and make it again")
     array = map_npy(path, "array")
     if array.shape != shape or array.dtype != dtype:
         raise UserError(
-            f"{path}: holds {array.dtype} {array.shape}, but its record says {np.dtype(dtype)} {shape}; make it again"
+            f"{path}: {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape} by its record; make it again"
         )
     return array
 
 
 def array_header(shape: tuple[int, ...], dtype: type) -> bytes:
-    """The `HEADER_BYTES` bytes before the values of a .npy."""
+    """Build the header of a .npy, `HEADER_BYTES` bytes."""
     header = io.BytesIO()
     values = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     npy.write_array_header_1_0(header, values)
@@ -227,12 +227,12 @@ def array_header(shape: tuple[int, ...], dtype: type) -> bytes:
 
 
 def check_files(folder: Path, record: dict[str, Any], names: list[str] | None = None) -> list[str]:
-    """Names of the files whose bytes are not those that the record lists, or that are not there.
+    """List files that are missing, or whose SHA-256 is not that of the record.
 
     Args:
-        folder: where they are.
-        record: with their SHA-256 sums under "files".
-        names: files to look at; default: all.
+        folder: folder of the files.
+        record: record with their SHA-256 sums under "files".
+        names: files to check; default: all.
     """
     sums = record.get("files", {})
     wanted = list(sums) if names is None else names
@@ -240,7 +240,7 @@ def check_files(folder: Path, record: dict[str, Any], names: list[str] | None = 
 
 
 def content_hash(images: np.ndarray) -> np.ndarray:
-    """128 bits of each image's bytes (BLAKE2b).
+    """Hash each image's bytes to 128 bits (BLAKE2b).
 
     Args:
         images: (n, bytes) uint8.
@@ -255,17 +255,17 @@ def content_hash(images: np.ndarray) -> np.ndarray:
 def find_duplicates(
     hashes: np.ndarray, labels: np.ndarray, splits: np.ndarray, name: Callable[[int], str]
 ) -> dict[str, Any]:
-    """Groups of images with equal content.
+    """Find groups of images with equal content.
 
     Args:
-        hashes: (n, 2) uint64, of the content.
+        hashes: (n, 2) uint64, from `content_hash`.
         labels: (n,).
         splits: (n,), number of each image's split.
-        name: of an image, by its row.
+        name: returns the name of the image in a row.
 
     Returns:
-        images: number of images that repeat an earlier one; groups: of equal images; label_conflicts, across_splits:
-        groups under several labels, and in several splits; examples: names of the first groups.
+        images: number of images that repeat an earlier one; groups: number of groups of equal images; label_conflicts,
+        across_splits: numbers of groups with several labels, and in several splits; examples: names by group.
     """
     order = np.lexsort((hashes[:, 1], hashes[:, 0]))
     same = (hashes[order][1:] == hashes[order][:-1]).all(axis=1)
@@ -283,7 +283,7 @@ def find_duplicates(
 
 
 def split_ranges(splits: dict[str, int], kept: np.ndarray) -> tuple[np.ndarray, dict[str, list[int]]]:
-    """Number of each kept image's split, and the splits' ranges [start, stop); a split that lost all is left out."""
+    """Return each kept image's split number, and the ranges [start, stop) of splits that kept any image."""
     numbers = np.repeat(np.arange(len(splits)), list(splits.values()))[kept]
     ranges = {}
     for number, name in enumerate(splits):
@@ -294,7 +294,7 @@ def split_ranges(splits: dict[str, int], kept: np.ndarray) -> tuple[np.ndarray, 
 
 
 def class_counts(labels: np.ndarray, ranges: dict[str, list[int]], classes: int) -> dict[str, list[int]]:
-    """Images of each class in each split; without classes, of all."""
+    """Count the images of each class in each split; without classes, all images."""
     return {
         name: np.bincount(labels[start:stop], minlength=max(classes, 1)).tolist()
         for name, (start, stop) in ranges.items()

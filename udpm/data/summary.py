@@ -1,4 +1,4 @@
-"""What a data set looks like: counts, mean and spread, mean square, a contact sheet."""
+"""Summary of a data set: counts, mean and standard deviation, mean square, contact sheet."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from udpm.core.errors import UserError
 from udpm.core.files import atomic_path
 from udpm.core.kinds import SHEET_TITLE, mark, seal_file
 from udpm.data.levels import CHUNK, block_sums
-from udpm.data.store import IMAGES, LABELS, RECORD, Store, check_files
+from udpm.data.store import IMAGES, LABELS, RECORD, Store, check_files, class_counts
 
 
 def mean_square(store: Store, level: int, split: str = "train") -> float:
-    """m₂: mean square of the means of blocks of 2^level × 2^level pixels, over a split's images in [-1, 1].
+    """Compute m₂, the mean square of the means of blocks of 2^level × 2^level pixels, over images in [-1, 1].
 
-    A block's mean is 2S/(255·4^level) - 1 for its integer sum S, so that the squares are added up in integers.
+    A block's mean is 2S/(255·4^level) - 1 for its integer sum S, so the squares are summed in integers.
 
     Args:
         store: the data set; its side is divisible by 2^level.
         level: >= 0.
-        split: of the store.
+        split: name of the split.
 
     Returns:
         In [0, 1].
@@ -46,16 +46,14 @@ def mean_square(store: Store, level: int, split: str = "train") -> float:
 COLUMNS, ROWS = 12, 20
 SHOWN_SIDE = 64
 """Smaller images are enlarged by a whole factor up to about this side."""
-
 GAP, MARGIN, TEXT = 2, 110, 14
 
 
 def summarize(store: Store) -> dict[str, Any]:
-    """Images of each class in each split, and mean and standard deviation of the training split by channel, 0..255.
+    """Count the images of each class in each split; compute mean and standard deviation of the training split.
 
-    Exact but for the last rounding; one pass over the images.
+    Values are by channel, in 0..255, exact except for the last rounding; takes one pass over the images.
     """
-    splits = store.record["splits"]
     train = store.split("train")
     histogram = np.zeros((3, 256), dtype=np.int64)
     start = 0
@@ -68,20 +66,16 @@ def summarize(store: Store) -> dict[str, Any]:
     mean = histogram @ values / total
     deviation = np.sqrt(histogram @ values**2 / total - mean**2)
     return {
-        "class_counts": {
-            name: np.bincount(store.labels[first:last], minlength=max(store.classes, 1)).tolist()
-            for name, (first, last) in splits.items()
-        },
+        "class_counts": class_counts(store.labels, store.record["splits"], store.classes),
         "mean": [round(float(value), 4) for value in mean],
         "std": [round(float(value), 4) for value in deviation],
     }
 
 
 def differences(store: Store) -> list[str]:
-    """Which of a store's files are not as they were prepared.
+    """List the files of a store that were changed since it was prepared.
 
-    The record's own identity of the data set is checked too. A record that lists no sums, of an older store, cannot say
-    which file it is.
+    Also checks the identity in the record. The record of an older store lists no sums, so the file remains unknown.
     """
     changed = check_files(store.folder, store.record)
     if changed:
@@ -94,16 +88,16 @@ def differences(store: Store) -> list[str]:
 
 
 def draw_sheet(store: Store, path: Path) -> list[int]:
-    """A contact sheet of the training split: a row for each class, its images spread evenly over the split.
+    """Draw a contact sheet of the training split: one row per class, with images spread evenly over the split.
 
-    Without classes rows are filled in order. Of more than `ROWS` classes the first are shown.
+    Without classes, fill the rows in order. Shows at most the first `ROWS` classes.
 
     Args:
         store: the data set.
         path: .png or .jpg.
 
     Returns:
-        Numbers of the images shown, row after row.
+        Numbers of the images shown, row by row.
     """
     rows, names = _rows(store), _row_names(store)
     factor = max(1, SHOWN_SIDE // store.side)
