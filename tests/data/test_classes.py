@@ -1,4 +1,4 @@
-"""Names of classes on their way from the images to weights, samples, files and figures, and labels that name them."""
+"""Class names in weights, samples, files and figures, and labels given by name."""
 
 import json
 
@@ -52,7 +52,7 @@ def test_a_name_wins_over_a_number(label, names, expected):
     assert expected in str(refusal.value)
 
 
-def test_names_become_folders_as_far_as_they_can():
+def test_names_become_valid_folders():
     assert class_folders(["cat", "a/b", "..", "-x", "CON: ", "été"], 6) == ["cat", "a_b", "_", "_x", "CON__", "été"]
     assert class_folders(["cat", "Cat"], 2) == ["0", "1"]
     assert class_folders([], 3) == ["0", "1", "2"]
@@ -69,7 +69,7 @@ def test_titles():
 
 
 def untrained(path, names):
-    """Weights of a network for classes of these names."""
+    """Write weights of a network for classes with these names."""
     run = tiny.run_config()
     config = ModelConfig(side=16, classes=len(names), process=run.process, generator=run.generator)
     torch.manual_seed(0)
@@ -95,7 +95,7 @@ def test_names_come_with_weights_and_samples(trained, pets, tmp_path):
     assert sorted(path.name for path in (tmp_path / "e").iterdir() if path.is_dir()) == ["a, b", "cat"]
 
 
-def test_weights_brought_over_keep_their_names(pets, tmp_path):
+def test_imported_weights_keep_class_names(pets, tmp_path):
     assert tiny.call("import", pets, "--output", tmp_path / "b.safetensors") == 0
     assert load_model(tmp_path / "b.safetensors").record["class_names"] == PETS
 

@@ -1,4 +1,4 @@
-"""The prepared store, the level caches and the batches."""
+"""The prepared store, level caches and batches."""
 
 import json
 import shutil
@@ -102,7 +102,7 @@ def test_an_epoch_visits_every_training_image_once(digits):
     assert (straddling[1297:] == second[: 2500 - 1297]).all()
 
 
-def test_batches_do_not_depend_on_what_was_asked_before(digits):
+def test_batches_do_not_depend_on_earlier_batches(digits):
     feed = batches(digits, flip=True)
     expected = [feed(iteration, 1)[0] for iteration in range(30)]
     fresh = batches(digits, flip=True)
@@ -172,7 +172,7 @@ def test_a_truncated_store_is_refused(digits, tmp_path):
 
 
 @pytest.mark.parametrize("level", [1, 2, 3])
-def test_where_the_images_are_kept_does_not_matter(digits, level):
+def test_the_location_of_images_does_not_matter(digits, level):
     mapped, resident = (batches(digits, flip=True, location=kind) for kind in ("memory", "device"))
     assert resident.resident
     assert not mapped.resident
@@ -193,7 +193,7 @@ def test_ranks_share_the_global_batch_without_overlap(digits, world):
         assert torch.equal(torch.cat(labels), whole(iteration, 2)[1])
 
 
-def test_only_the_asked_for_level_is_read(digits):
+def test_only_the_requested_level_is_read(digits):
     levels = open_levels(digits / "dataset", digits / "cache", 3)
     levels.sums[0] = levels.sums[1] = None
     with pytest.raises(TypeError):
@@ -213,7 +213,7 @@ def test_an_older_store_without_file_sums_can_be_checked(digits, tmp_path):
     assert differences(open_store(tmp_path / "store")) == ["images.npy or labels.npy"]
 
 
-def test_what_info_says_of_a_data_set(digits, capsys):
+def test_info_describes_a_data_set(digits, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["info", str(digits / "dataset")])
     assert stop.value.code == 0
@@ -241,7 +241,7 @@ def test_a_contact_sheet_without_classes(tmp_path):
     assert draw_sheet(open_store(tmp_path / "store"), tmp_path / "sheet.jpg") == list(range(6))
 
 
-def test_a_cache_that_is_not_written_rightly_is_noticed(digits, tmp_path, monkeypatch):
+def test_a_wrongly_written_cache_is_detected(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "_halved", lambda sums, level: block_sums(np.asarray(sums), 1) * 0)
     with pytest.raises(UserError, match=r"level_1\.npy: contains other values than were written"):
         write_cache(digits / "dataset", tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""Sources that changed since a data set was prepared, and digests that are remembered."""
+"""Sources changed since a data set was prepared, and remembered digests."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def test_a_file_of_labels_that_changed(tmp_path, archived):
     assert changes(tmp_path / "store", config) == Difference(0, 0, 2)
 
 
-def test_a_source_that_moved_or_went(photographs, tmp_path):
+def test_a_moved_or_missing_source(photographs, tmp_path):
     source, store, config = photographs
     shutil.copytree(source, tmp_path / "elsewhere", copy_function=shutil.copyfile)
     assert not changes(store, config.model_copy(update={"path": str(tmp_path / "elsewhere")}))
@@ -92,7 +92,7 @@ def test_a_source_that_moved_or_went(photographs, tmp_path):
     assert inventory_now(config, Digests()) is None
 
 
-def test_digests_are_remembered_and_never_wrong(tmp_path, monkeypatch):
+def test_remembered_digests_are_never_wrong(tmp_path, monkeypatch):
     file, memory = tmp_path / "file", tmp_path / "memory/digests.jsonl"
     file.write_bytes(b"one")
     monkeypatch.setattr("udpm.core.provenance.SETTLED", -(10**12))
@@ -117,7 +117,7 @@ def test_digests_are_remembered_and_never_wrong(tmp_path, monkeypatch):
 
 
 def test_a_fresh_change_is_not_remembered(tmp_path):
-    """Two changes in a tick of the file system's clock have the same time."""
+    """Two changes within a tick of the file system's clock have the same time."""
     file, memory = tmp_path / "file", tmp_path / "digests.jsonl"
     file.write_bytes(b"one")
     digests = Digests(memory)

@@ -1,4 +1,4 @@
-"""Which images a folder or a .zip holds, in which splits, under which labels, and what is said of the rest."""
+"""Images, splits and labels of a folder or .zip, and messages about other files."""
 
 import json
 import zipfile
@@ -27,7 +27,7 @@ READ = (".png", ".tif")
 
 
 def placed(folder, names, files):
-    """A folder and a .zip of images of these names and of other files."""
+    """Write a folder and a .zip of images with these names and of other files."""
     content = {name: IMAGES[number % 8] if name.lower().endswith(READ) else b"x" for number, name in enumerate(names)}
     content |= {name: text if isinstance(text, bytes) else text.encode() for name, text in files.items()}
     for name, data in content.items():
@@ -42,7 +42,7 @@ def opened(path, **options):
 
 
 def found(source):
-    """What a source says of its images: splits, labels by name of the image, class names, what is left out."""
+    """Describe a source: splits, labels by image name, class names, what is left out."""
     labels = dict(zip([name.decode() for name in source.names], source.labels.tolist(), strict=True))
     return source.splits, labels, source.class_names, source.notes["left_out"]
 
@@ -93,7 +93,7 @@ LAYOUTS = {
         ["a", "b"],
         {},
     ),
-    "validation images stand in for a test split": (
+    "validation images replace a test split": (
         TWO.replace("test/", "Validation/"),
         {},
         {"classes": 2},
@@ -334,7 +334,7 @@ LAYOUTS = {
         [],
         {},
     ),
-    "files of labels in class folders, not asked for": (
+    "files of labels in class folders, not configured": (
         "a/1.png b/2.png",
         {"a/metadata.csv": "", "labels.csv": ""},
         {"classes": 2, "labels": "folders"},
@@ -626,8 +626,8 @@ REFUSED |= {
     for label in ("NA", "n/a", "#N/A", "<NA>", "None", "null", "-", "--", "?")
 }
 REFUSED |= {
-    f"{names} where no labels are looked for": ("a/1.png b/2.png", dict.fromkeys(names.split(), ""), TWO_CLASSES, told)
-    for names, told in [
+    f"{names} without search for labels": ("a/1.png b/2.png", dict.fromkeys(names.split(), ""), TWO_CLASSES, found)
+    for names, found in [
         ("labels.csv", "labels.csv may hold the labels"),
         ("annotations/dataset.json", "annotations/dataset.json may hold"),
         ("a/metadata.csv b/metadata.csv", "a/metadata.csv, b/metadata.csv may hold"),
@@ -714,7 +714,7 @@ def test_what_is_refused(case, tmp_path):
 
 @pytest.mark.parametrize("names", ALIKE)
 def test_the_advice_on_splits_of_names_alike_works(names, tmp_path):
-    """Pasted into the configuration, it trains on no image of a folder of test images."""
+    """Pasted into the configuration, the advice excludes all test images from training."""
     images = [f"{name}/{image}.png" for name in names.split() for image in (1, 2)]
     for path in placed(tmp_path, images, {}):
         with pytest.raises(UserError) as refusal:
@@ -765,7 +765,7 @@ def test_a_label_file_twice_in_an_archive_is_refused(tmp_path):
         opened(tmp_path / "a.zip", classes=1)
 
 
-def test_paths_as_people_write_them(tmp_path, monkeypatch):
+def test_paths_with_home_and_variables(tmp_path, monkeypatch):
     folder, _ = placed(tmp_path, ["1.png"], {})
     (tmp_path / "l.csv").write_text("file_name,label\n1.png,cat\n")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -778,7 +778,7 @@ def test_paths_as_people_write_them(tmp_path, monkeypatch):
     assert opened("$NOWHERE").splits == {"train": 1}
     for path, expected in (
         ("$NOWHERE/x", "NOWHERE, which is not set"),
-        ("~nobody-of-this-name/x", "no known home folder"),
+        ("~no-such-user/x", "no known home folder"),
     ):
         with pytest.raises(UserError, match=f"path: .*{expected}"):
             opened(path)
@@ -787,7 +787,7 @@ def test_paths_as_people_write_them(tmp_path, monkeypatch):
             opened(path)
 
 
-def test_what_is_used_of_what_is_said(tmp_path):
+def test_warnings_about_unused_settings(tmp_path):
     folder, _ = placed(tmp_path, TWO.split(), edm(0, names=TWO))
     assert opened(folder, holdout=1).warnings == [
         "holdout: 1 is not used: test/ is the test split",
@@ -796,7 +796,7 @@ def test_what_is_used_of_what_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("classes", [1, 5, 11])
-def test_sources_that_bring_labels_along_know_their_number(classes):
+def test_sources_with_labels_know_their_number(classes):
     with pytest.raises(UserError, match=f"classes: source digits has 10, got {classes}; set 10, or 0 for none"):
         validate(DatasetConfig, {"source": "digits", "side": 16, "classes": classes}, "d")
 
@@ -807,7 +807,7 @@ def test_natural_order():
     assert natural(["9" * 300, "1"]) == ["1", "9" * 300]
 
 
-# --- what preparation says and records
+# --- what preparation prints and records
 
 
 def prepared(config, folder, capsys):
@@ -815,12 +815,12 @@ def prepared(config, folder, capsys):
     return capsys.readouterr(), open_store(folder).record
 
 
-def test_preparation_says_what_it_made_of_what(tmp_path, capsys):
+def test_preparation_prints_a_summary(tmp_path, capsys):
     names = f"{TWO} val/a/5.png train/b/6.gif train/b/7.tif"
     folder, _ = placed(tmp_path, names.split(), {"notes.txt": "", "Thumbs.db": ""})
     config = DatasetConfig(source="folder", path=str(folder), side=16, classes=2)
-    told, record = prepared(config, tmp_path / "s", capsys)
-    assert told.out.splitlines() == [
+    printed, record = prepared(config, tmp_path / "s", capsys)
+    assert printed.out.splitlines() == [
         f"{tmp_path}/s: 5 images of side 16",
         "  train: 3 images (from train/)",
         "  test: 2 images (from test/)",
@@ -840,14 +840,14 @@ def test_another_file_of_labels_is_another_data_set(tmp_path, capsys):
     digests = []
     for labels in ((1, 0, 1), (1, 1, 0), (1, 1, 0)):
         (folder / "dataset.json").write_text(styled(*labels))
-        told, record = prepared(config, tmp_path / "s", capsys)
+        printed, record = prepared(config, tmp_path / "s", capsys)
         assert open_store(tmp_path / "s").labels.tolist() == list(labels)
         digests.append(record["sha256"])
-    assert "complete already" in told.out
+    assert "complete already" in printed.out
     assert digests[0] != digests[1] == digests[2]
 
 
-def test_a_class_that_is_lost_to_damage_is_told(tmp_path):
+def test_a_class_without_usable_images_is_reported(tmp_path):
     folder, _ = placed(tmp_path, TWO.split(), {})
     (folder / "train/b/2.png").write_bytes(b"rubbish")
     config = DatasetConfig(source="folder", path=str(folder), side=16, classes=2, on_error="skip")
@@ -858,12 +858,12 @@ def test_a_class_that_is_lost_to_damage_is_told(tmp_path):
 
 def test_many_classes_are_not_all_printed(tmp_path, capsys):
     folder, _ = placed(tmp_path, [f"class {number}/1.png" for number in range(30)], {})
-    told, _ = prepared(DatasetConfig(source="folder", path=str(folder), side=16, classes=30), tmp_path / "s", capsys)
-    assert "30 classes (labels: class folders): class 0 1, class 1 1, class 2 1" in told.out
-    assert ", class 19 1, and 10 more in dataset.json" in told.out
+    printed, _ = prepared(DatasetConfig(source="folder", path=str(folder), side=16, classes=30), tmp_path / "s", capsys)
+    assert "30 classes (labels: class folders): class 0 1, class 1 1, class 2 1" in printed.out
+    assert ", class 19 1, and 10 more in dataset.json" in printed.out
 
 
-def test_images_of_others_say_what_is_left_out(tmp_path, capsys):
+def test_other_images_report_what_is_left_out(tmp_path, capsys):
     for path in placed(tmp_path, ["1.png", "2.tif", "3.gif"], {"x.txt": "", ".hidden": ""}):
         images = open_images(path)
         assert images.shape == (2, 20, 20, 3)
@@ -913,7 +913,7 @@ def test_tiffs_whose_values_have_no_scale_are_refused(capfd):
         decoded(good[: tag + 8] + bytes(2) + good[tag + 10 :])
 
 
-def test_damaged_tiffs_are_refused_without_a_word_of_the_library(capfd):
+def test_damaged_tiffs_are_refused_without_output_of_the_library(capfd):
     good, refused = encoded(noise(), "TIFF", compression="tiff_lzw"), 0
     for place in range(0, len(good), 97):
         damaged = bytearray(good)
@@ -927,7 +927,7 @@ def test_damaged_tiffs_are_refused_without_a_word_of_the_library(capfd):
 
 
 @pytest.mark.parametrize("kind", ["XMP", "text", "profile"])
-def test_what_a_png_says_besides_its_pixels_stops_nothing(kind):
+def test_metadata_of_a_png_does_no_harm(kind):
     text = PngImagePlugin.PngInfo()
     options = {"pnginfo": text}
     if kind == "XMP":

@@ -1,4 +1,4 @@
-"""Images that others hand over as .npz: read where there is one way to, else one line says how to convert them."""
+"""Images of other programs as .npz: read if unambiguous, else refused with instructions to convert them."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ GREY = IMAGES[..., :1]
         ({"arr_0": (IMAGES / 255).transpose(0, 3, 1, 2)}, IMAGES),
     ],
 )
-def test_what_can_be_read_one_way_is_read(tmp_path, arrays, expected):
+def test_unambiguous_arrays_are_read(tmp_path, arrays, expected):
     np.savez(tmp_path / "x.npz", **arrays)
     found = open_images(tmp_path / "x.npz")
     assert found.dtype == np.uint8
@@ -49,7 +49,7 @@ def test_what_can_be_read_one_way_is_read(tmp_path, arrays, expected):
         ({"images": IMAGES.astype(complex)}, "complex128; expected uint8"),
     ],
 )
-def test_the_rest_is_refused_with_what_to_do(tmp_path, arrays, expected):
+def test_others_are_refused_with_instructions(tmp_path, arrays, expected):
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(UserError, match=expected):
         open_images(tmp_path / "x.npz")

@@ -1,4 +1,4 @@
-"""From sources to stores: every kind of image, every kind of bad input, interruptions at any moment."""
+"""Preparation of stores: kinds of images, bad input, interruptions at any moment."""
 
 import errno
 import json
@@ -45,7 +45,7 @@ def folder_config(path, **options):
 
 
 def same_store(found, expected):
-    """The same bytes; but for the commit, which may change while one works on the project."""
+    """Check for the same bytes, except the commit, which may change during development."""
     left, right = tiny.snapshot(found), tiny.snapshot(expected)
     records = [json.loads(store.pop(Path("dataset.json"))) for store in (left, right)]
     for record in records:
@@ -154,7 +154,7 @@ def test_names_are_shown_in_one_line():
 
 
 def members(folder):
-    """{name: content} of a tree, names as zipfile wants them."""
+    """Return {name: content} of a tree, with names as in zipfile."""
     found = {}
     for base, _, files in os.walk(bytes(folder)):
         for name in files:
@@ -258,16 +258,16 @@ def test_an_archives_directory_is_read_as_the_library_does(tmp_path, monkeypatch
             assert read_member(file, key, 10_000) == archive.read(member)
 
 
-def test_a_log_says_how_far_it_is(capsys, monkeypatch):
+def test_a_log_shows_progress(capsys, monkeypatch):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
-    with progress.Progress(100, "prepare", "image", initial=40) as told:
-        told.update(10)
+    with progress.Progress(100, "prepare", "image", initial=40) as bar:
+        bar.update(10)
     assert re.fullmatch(r"prepare: 50 of 100 images, \d+ per second, \d+\.\d minutes left\n", capsys.readouterr().err)
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """An archive of 700 images, and the store that an undisturbed preparation makes of it."""
+    """An archive of 700 images, and the store of an undisturbed preparation."""
     folder = tmp_path_factory.mktemp("many")
     files = [encoded(noise(24, seed=seed), "JPEG") for seed in range(50)]
     pictures.zipped(folder / "many.zip", {f"{number:04d}.jpg": files[number % 50] for number in range(700)})
@@ -280,7 +280,7 @@ def test_the_number_of_workers_changes_nothing(many, tmp_path):
     same_store(tmp_path / "store", many / "store")
 
 
-def test_a_finished_store_is_left_alone_and_a_changed_one_made_again(many, tmp_path, capsys):
+def test_a_finished_store_is_kept_and_a_changed_one_prepared_again(many, tmp_path, capsys):
     prepare(folder_config(many / "many.zip"), tmp_path / "store")
     before = (tmp_path / "store/dataset.json").stat().st_mtime_ns
     prepare(folder_config(many / "many.zip", workers=2), tmp_path / "store")
@@ -296,7 +296,7 @@ def test_a_finished_store_is_left_alone_and_a_changed_one_made_again(many, tmp_p
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("harm", [None, "torn journal", "changed rows", "lost rows"])
-def test_a_stopped_preparation_goes_on(many, tmp_path, capsys, workers, harm):
+def test_a_stopped_preparation_resumes(many, tmp_path, capsys, workers, harm):
     with pytest.raises(StoppedEarly, match="prepared and kept: run the same command again"):
         prepare(folder_config(many / "many.zip"), tmp_path / "store", workers, stop=tiny.StopAfter(3))
     assert not (tmp_path / "store").exists()
@@ -315,7 +315,7 @@ def test_a_stopped_preparation_goes_on(many, tmp_path, capsys, workers, harm):
 
 @pytest.mark.parametrize("step", ["sync", "rename", "exchange", "rmtree"])
 def test_a_kill_during_publication_loses_nothing(many, tmp_path, monkeypatch, step):
-    """Each step towards the store's place in turn is the last one that happens."""
+    """Interrupt publication after each of its steps in turn."""
 
     class Killed(BaseException):
         pass
@@ -366,7 +366,7 @@ def test_official_batches_of_every_form(tmp_path, form):
     assert len(store.record["source"]["md5"]) == (7 if form == "binary.tar" else 6)
 
 
-def test_what_of_binary_batches_is_checked_is_said(tmp_path):
+def test_the_record_states_what_was_checked_of_binary_batches(tmp_path):
     pictures.cifar(tmp_path / "data", "binary")
     prepare(cifar_config(tmp_path / "data", check_md5=True), tmp_path / "store")
     assert "structure was checked" in open_store(tmp_path / "store").record["source"]["md5_checked"]
@@ -393,7 +393,7 @@ class Evil:
 
 
 def lying_zip(path):
-    """A member that announces fewer bytes than it unpacks to."""
+    """Write a member that claims fewer bytes than it unpacks to."""
     pictures.zipped(path, {"a.png": bytes(5_000_000)})
     data = bytearray(path.read_bytes())
     where = data.rindex(b"PK\x01\x02") + 24
@@ -414,7 +414,7 @@ def damaged_zip(path):
 
 
 def place(folder, **files):
-    """Image files; "__" stands for the dot in their names."""
+    """Write image files; "__" in their names is a dot."""
     (folder / "images").mkdir(exist_ok=True)
     for name, content in files.items():
         (folder / "images" / name.replace("__", ".")).write_bytes(content)
@@ -486,7 +486,7 @@ BAD = {
         ZIP | {"max_file_bytes": 1_000_000},
         "has 5000000 bytes, more than max_file_bytes 1000000",
     ),
-    "a zip bomb that lies": (lambda f: lying_zip(f / "a.zip"), ZIP, "its checksum is wrong"),
+    "a zip bomb with a false size": (lambda f: lying_zip(f / "a.zip"), ZIP, "its checksum is wrong"),
     "an encrypted member": (lambda f: encrypted_zip(f / "a.zip"), ZIP, "a.zip/a.png: is encrypted"),
     "a damaged member": (lambda f: damaged_zip(f / "a.zip"), ZIP, "a.zip/a.png: not a readable member"),
     "a rare compression": (
@@ -599,7 +599,7 @@ def test_a_wrong_md5_names_both_sums(tmp_path):
         prepare(cifar_config(tmp_path, check_md5=True), tmp_path / "store")
 
 
-def test_without_network_and_batches_it_says_what_to_do(tmp_path, monkeypatch):
+def test_without_network_and_batches_the_error_gives_instructions(tmp_path, monkeypatch):
     patch_torchvision()
     datasets = pytest.importorskip("torchvision.datasets")
 
@@ -612,7 +612,7 @@ def test_without_network_and_batches_it_says_what_to_do(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("when", ["at once", "in the middle", "at the end"])
-def test_a_full_disk_is_told_and_leaves_nothing(many, tmp_path, monkeypatch, when):
+def test_a_full_disk_is_reported_and_leaves_nothing(many, tmp_path, monkeypatch, when):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -627,8 +627,8 @@ def test_a_full_disk_is_told_and_leaves_nothing(many, tmp_path, monkeypatch, whe
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_size_limit_is_told_in_one_line(many, tmp_path):
-    """The nearest to a full disk that needs no disk: the system refuses to let files grow."""
+def test_a_file_size_limit_is_reported_in_one_line(many, tmp_path):
+    """A limit on file sizes behaves almost like a full disk."""
     (tmp_path / "config.json").write_text(json.dumps({"source": "folder", "path": str(many / "many.zip"), "side": 16}))
 
     def limit():
@@ -656,7 +656,7 @@ def test_a_worker_that_is_killed_is_no_loss(many, tmp_path, monkeypatch):
 
 
 class Signalled:
-    """Sends a signal to the process that unpickles it, which a worker does before anything of its own runs in it."""
+    """Sends a signal to the process that unpickles it, which a worker does before it runs any other code."""
 
     def __init__(self, number):
         self.number = number
@@ -674,7 +674,7 @@ def test_no_signal_ends_a_worker_that_has_only_begun(number):
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(processes.DECIDED_BY_PARENT)
 
 
-def test_a_worker_that_is_killed_when_told_to_stop_is_a_stop(many, tmp_path, monkeypatch):
+def test_a_worker_killed_after_a_request_to_stop_is_a_stop(many, tmp_path, monkeypatch):
     stop = StopRequest()
 
     def with_a_kill(*given):
@@ -694,7 +694,7 @@ def test_a_worker_that_is_killed_when_told_to_stop_is_a_stop(many, tmp_path, mon
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """An archive whose preparation takes some seconds, its configuration, and the undisturbed store."""
+    """An archive that takes seconds to prepare, its configuration, and the undisturbed store."""
     folder = tmp_path_factory.mktemp("large")
     files = [encoded(noise(256, seed=seed), "JPEG") for seed in range(20)]
     names = {f"{number:05d}.jpg": files[number % 20] for number in range(1500)}
@@ -706,7 +706,7 @@ def large(tmp_path_factory):
 
 
 def gone(group):
-    """Whether all processes of a group end by themselves."""
+    """Wait until all processes of a group have ended; return True if they do."""
     for _ in range(6000):
         try:
             os.killpg(group, 0)
@@ -750,7 +750,7 @@ def test_sigterm_to_the_group_ends_with_75_and_keeps_what_is_done(large, tmp_pat
 
 
 @pytest.mark.slow
-def test_of_two_preparations_at_once_the_second_says_so(large, tmp_path):
+def test_a_second_preparation_at_once_is_refused(large, tmp_path):
     folder, _ = large
     given = ("prepare", folder / "config.json", "--output", tmp_path / "store", "--workers", 1)
     held = tiny.Held(tmp_path, "udpm.data.fill:Journal.add", "calls == 0")

@@ -1,4 +1,4 @@
-"""Published checkpoints, through the command line: what they hold is read off their tensors."""
+"""Import of published checkpoints by the command line, identified by their tensors."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ import udpm
 from udpm.cli import main
 from udpm.config.load import resolve_run, to_json
 from udpm.core.errors import UserError
-from udpm.interop.architecture import generator_shape, load_generator
+from udpm.interop.architecture import generator_shape, load_tensors
 from udpm.networks.weights import load_model
 
 NETWORKS = ["net_ncsn_cond", "net_ncsn_uncond", "net_ddpm_cond", "net_adm_cond"]
@@ -41,7 +41,7 @@ def run(*arguments):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Published-style files, as the published code writes them, and this project's configuration."""
+    """Files as the published code writes them, and this project's configuration."""
     state = state_dict("net_ncsn_cond")
     torch.save(state, tmp_path / "model_ema_state_x.pt")
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))]).state_dict()
@@ -98,7 +98,7 @@ def test_loading_a_published_checkpoint_points_to_the_import(folder):
         udpm.load("model_ema_state_x.pt")
 
 
-def test_all_that_the_tensors_tell(folder, capsys):
+def test_what_the_tensors_determine(folder, capsys):
     assert run("import", "model_ema_state_x.pt", "model_state_x_epoch_7_itr_1200.pt", "--output", "x.safetensors") == 0
     shown = capsys.readouterr().out
     assert "ncsnpp" in shown
@@ -117,30 +117,30 @@ def test_all_that_the_tensors_tell(folder, capsys):
     ]
     assert run("info", "model_state_x_epoch_7_itr_1200.pt") == 0
     found = json.loads(capsys.readouterr().out)
-    # The discriminator's blocks tell the number of levels.
+    # The discriminator's blocks determine the number of levels.
     assert found["levels"] == 3
     assert found["parameters"].keys() == {"raw", "discriminator"}
 
 
-def test_the_discriminator_tells_label_dropout_from_a_class_more(folder, capsys):
+def test_the_discriminator_separates_label_dropout_from_another_class(folder, capsys):
     state = state_dict("net_ncsn_cond")
     state["net.map_label.weight"] = torch.cat([state["net.map_label.weight"], torch.zeros(32, 1)], dim=1)
     torch.save({"model": state, "discriminator": state_dict("disc_cond", "disc/")}, "both.pt")
     torch.save(state, "alone.pt")
     assert run("import", "both.pt", "--output", "both.safetensors") == 0
-    assert run("import", "alone.pt", "--classes", "10", "--output", "told.safetensors") == 0
-    assert run("import", "alone.pt", "--output", "untold.safetensors") == 0
+    assert run("import", "alone.pt", "--classes", "10", "--output", "known.safetensors") == 0
+    assert run("import", "alone.pt", "--output", "unknown.safetensors") == 0
     shapes = [
         load_model(f"{name}.safetensors", kind).generator.shape
-        for name, kind in (("both", "raw"), ("told", "ema"), ("untold", "ema"))
+        for name, kind in (("both", "raw"), ("known", "ema"), ("unknown", "ema"))
     ]
     assert [(shape.classes, shape.label_dropout) for shape in shapes] == [(10, True), (10, True), (11, False)]
-    images = udpm.load("told.safetensors").sample(2, labels=3)
+    images = udpm.load("known.safetensors").sample(2, labels=3)
     assert images.shape == (2, 32, 32, 3)
 
 
 def test_checkpoint_and_configuration_become_an_experiment(folder, capsys):
-    """The five minutes of somebody who moves over."""
+    """The whole way from a published checkpoint to an experiment."""
     command = (
         "import",
         "model_ema_state_x.pt",
@@ -213,7 +213,7 @@ def test_weights_are_read_from_what_others_save(tmp_path, case, monkeypatch, cap
     make, kinds = HELD[case]
     torch.save(make(), "theirs.pt")
     assert run("import", "theirs.pt", "--output", "ours.safetensors") == 0
-    expected = load_generator(state_dict("net_ncsn_cond"), generator_shape(state_dict("net_ncsn_cond")))
+    expected = load_tensors(state_dict("net_ncsn_cond"), generator_shape(state_dict("net_ncsn_cond")))
     for kind in kinds:
         found = load_model("ours.safetensors", kind).generator.state_dict()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -230,7 +230,7 @@ def test_plain_safetensors_are_read(tmp_path, monkeypatch):
 
 
 class Trap:
-    """Would write a file if it were ever unpickled."""
+    """Writes a file if it is ever unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -335,7 +335,7 @@ CASES = {
         WITH_JSON + " --normalization sum",
         "--normalization: sum, but bad.json has norm",
     ),
-    "an experiment of a name that is there": (
+    "an experiment that already exists": (
         lambda f: None,
         "import model_ema_state_x.pt --config config_x.json --name digits",
         "digits.yaml: already exists; choose another --name",
@@ -376,7 +376,7 @@ CASES = {
     "wrong shape": (
         lambda f: _save(lambda state: state.update({"net.map_layer1.weight": torch.ones(64, 63)})),
         IMPORT,
-        "1 tensors have another shape: net.map_layer1.weight (64, 63) for (64, 64)",
+        "1 tensors are of another shape: net.map_layer1.weight (64, 63) for (64, 64)",
     ),
     "two of a kind": (
         lambda f: shutil.copy(f / "model_ema_state_x.pt", f / "bad.pt"),
@@ -472,7 +472,7 @@ def test_bad_input(folder, case, capsys):
 
 @pytest.mark.soak
 def test_a_published_checkpoint_reaches_a_scored_report_without_training(tmp_path):
-    """The digits model of another lab: its checkpoint is all there is, and `snakemake` goes straight to sampling."""
+    """With only the checkpoint of a digits model, `snakemake` samples directly."""
     for name in ("config", "workflow", "envs"):
         shutil.copytree(tiny.ROOT / name, tmp_path / name)
     torch.manual_seed(0)

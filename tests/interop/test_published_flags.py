@@ -1,4 +1,4 @@
-"""Every flag of the published commands is accepted and lands where the manual's table says."""
+"""Flags of the published commands: each is accepted and converted to the key in the manual's table."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ README = {
         "--noisy_disc_std_factor 0.99  --use_amp"
     ),
 }
-"""The five commands of the published README, as they stand there."""
+"""The five commands of the published README, verbatim."""
 SHIPPED = {"train cifar10": "cifar10", "train ffhq": "ffhq64", "train afhqv2": "afhqv2"}
 
 BASE = {"diffusion_steps": 3, "alphas": [0.5, 0.2, 0.1], "sigmas": [0.1, 0.2, 0.3], "img_size": 64}
@@ -186,7 +186,7 @@ def test_sampling_calls_the_network_by_other_names(name):
     assert any("using the paper's schedule" in note for note in notes)
 
 
-def test_a_command_line_pasted_as_it_stands(tmp_path, monkeypatch, capsys):
+def test_a_pasted_command_line(tmp_path, monkeypatch, capsys):
     """The paper's CIFAR-10 run becomes the experiment that this project ships."""
     (tmp_path / "config").symlink_to(tiny.ROOT / "config")
     text = """CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc_per_node=2 train.py --checkpoints_dir ckpt \\
@@ -243,7 +243,7 @@ def project(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", [name for name in README if name.startswith("train")])
-def test_the_published_trainings_go_in_as_they_stand(project, capsys, command):
+def test_published_training_commands_are_accepted_verbatim(project, capsys, command):
     assert tiny.call("import", "--name", "pasted", "--command", README[command]) == 0
     shown = capsys.readouterr().out
     assert "--data_dir <<DATA_DIR>> is a placeholder: set `path` in" in shown
@@ -255,7 +255,7 @@ def test_the_published_trainings_go_in_as_they_stand(project, capsys, command):
 
 
 @pytest.mark.parametrize("command", [name for name in README if name.startswith("sample")])
-def test_a_sampling_command_alone_is_no_training(project, capsys, command):
+def test_a_sampling_command_does_not_describe_a_training(project, capsys, command):
     arguments = ["import", "--name", "pasted", "--command", README[command]]
     before = tiny.snapshot(project)
     assert tiny.call(*arguments) == 2
@@ -266,7 +266,7 @@ def test_a_sampling_command_alone_is_no_training(project, capsys, command):
 
 
 @pytest.mark.parametrize("command", [name for name in README if name.startswith("sample")])
-def test_the_published_sampling_goes_in_with_its_checkpoint(project, capsys, command):
+def test_published_sampling_commands_are_accepted_with_a_checkpoint(project, capsys, command):
     flags, _ = parse_command(README[command])
     values, images, _ = to_experiment(flags, "x", "a command")
     # The checkpoints that go with these commands have attention at every level but the finest.
@@ -325,7 +325,7 @@ def test_a_json_of_the_published_code_holds_empty_lists():
         ("train.py --disc_weight none --EMA_weight none", {"disc_weight": None, "EMA_weight": None}),
     ],
 )
-def test_what_a_pasted_line_carries_along(text, flags):
+def test_shell_syntax_around_a_pasted_line(text, flags):
     assert parse_command(text) == (flags, 1)
 
 

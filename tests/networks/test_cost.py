@@ -1,4 +1,4 @@
-"""What an image costs: the published sizes, the counting itself, the tables, bad input."""
+"""Cost of an image: published sizes, counting, tables, bad input."""
 
 import pandas as pd
 import pytest

@@ -1,4 +1,4 @@
-"""How sampling calls its network and moves its data: compiled, recorded, prepared ahead, written by several."""
+"""Inference: compiled and recorded networks, prefetching, files written by several processes."""
 
 import json
 import time
@@ -33,7 +33,7 @@ def one_thread():
 
 
 def network(**changes):
-    """A network of a few layers, all of them awake."""
+    """A network of a few layers, none of them at zero."""
     torch.manual_seed(0)
     made = UNet(UNetShape("ddpmpp", 8, 8, (1,), 1, classes=3, **changes)).eval().requires_grad_(False)
     for module in made.modules():
@@ -51,7 +51,7 @@ def inputs(side, seed=0, batch=2):
 
 
 class Recorder:
-    """Records calls as a GPU would: once; a replay reads the same inputs and writes over the same output."""
+    """Record a call once, like a GPU; a replay reads the same inputs and overwrites the same output."""
 
     def __init__(self):
         self.calls = 0
@@ -172,7 +172,7 @@ def test_ahead_is_in_order_and_bounded():
     assert begun == list(range(10))
 
 
-def test_an_error_ahead_comes_where_its_result_would():
+def test_an_error_in_prefetching_is_raised_in_order():
     def fails_at_two(item):
         if item == 2:
             raise UserError("noise: two")
@@ -279,7 +279,7 @@ def test_lazy_r1_in_every_step_is_r1(levels):
 
 @pytest.mark.soak
 def test_compiled_training_with_r1(levels):
-    """R1 differentiates twice, which a compiled network cannot: there the discriminator is the eager one."""
+    """R1 differentiates twice, which a compiled network cannot, so it uses the eager discriminator."""
     changes = {"training__level_probabilities": [0, 0, 1], "training__batch": 4, "losses__r1_gamma": 0.5}
     changes |= {"generator__channel_multipliers": [1], "generator__attention": []}
     found = []

@@ -131,7 +131,9 @@ def open_cifar10(config: DatasetConfig) -> Source:
     batches = find_batches(path) or _downloaded(path)
     sums, labels = {}, []
     if batches.kind == "binary" and batches.path.is_file():
-        sums[batches.path.name] = _checked_sum(batches.path, "", _file_sum(batches.path), config)
+        with opened(batches.path, "archive of CIFAR-10") as file:
+            digest = hashlib.file_digest(file, "md5").hexdigest()
+        sums[batches.path.name] = _checked_sum(batches.path, "", digest, config)
     for name in batches.names:
         content = batches.content(name)
         sums[name] = _checked_sum(batches.path, name, hashlib.md5(content).hexdigest(), config)
@@ -194,14 +196,6 @@ def _verdict(batches: Batches, config: DatasetConfig) -> str:
     if batches.kind == "binary" and batches.path.is_dir():
         return "no: of the binary batches only the archive's sum is published; their structure was checked"
     return "yes"
-
-
-def _file_sum(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "md5").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _binary(content: bytes) -> tuple[np.ndarray, np.ndarray]:

@@ -206,8 +206,14 @@ class Work:
 
 def chunks(source: Source) -> Iterator[Chunk]:
     """Split a source into chunks."""
-    for number, start in enumerate(range(0, len(source.names), CHUNK)):
-        yield Chunk(number, source.names[start : start + CHUNK], source.keys[start : start + CHUNK])
+    for number in range(-(-len(source.names) // CHUNK)):
+        yield chunk_of(source, number)
+
+
+def chunk_of(source: Source, number: int) -> Chunk:
+    """Return one chunk of a source."""
+    some = slice(number * CHUNK, (number + 1) * CHUNK)
+    return Chunk(number, source.names[some], source.keys[some])
 
 
 def process_chunks(work: Work, todo: Iterable[Chunk], workers: int, stop: StopRequest | bool) -> Iterator[Outcome]:

@@ -244,11 +244,7 @@ def shown_value(value: Any) -> str:
 
 
 class Columns:
-    """Distinct values in the columns of one label file, for training images only, to find columns of splits.
-
-    Args:
-        layout: splits of the images.
-    """
+    """Distinct values in the columns of one label file, for training images only, to find columns of splits."""
 
     def __init__(self, layout: Layout):
         # Images held out at random may come from anywhere.
@@ -259,13 +255,7 @@ class Columns:
         self._found: dict[str, dict[str, str]] = {}
 
     def note(self, where: str, number: int, values: dict[str, Any]) -> None:
-        """Record the values of a row.
-
-        Args:
-            where: file and line, for errors.
-            number: index of the image.
-            values: by column.
-        """
+        """Record the values by column of image `number`; `where` is its file and line, for errors."""
         if self._trains is not None and number not in self._trains:
             return
         self._rows += 1

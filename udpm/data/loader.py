@@ -71,7 +71,10 @@ class Batches:
         """Return this rank's indices into the store for an iteration (from 0), (n,) int64."""
         start = iteration * self._batch
         positions = range(start, start + self._batch)[self.part]
-        return np.array([self._index(position) for position in positions])
+        found = [
+            self._order(epoch)[index] for epoch, index in (divmod(position, self._count) for position in positions)
+        ]
+        return self._first + np.array(found, dtype=np.int64)
 
     def __call__(self, iteration: int, level: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the targets H^{level-1} x_0 of an iteration's images, and their labels.
@@ -87,10 +90,6 @@ class Batches:
             flips = to_device(self._flips(iteration)[self.part], self._device)
             values = torch.where(flips[:, None, None, None], values.flip(-1), values)
         return values, to_device(torch.from_numpy(self._levels.store.labels[indices]), self._device)
-
-    def _index(self, position: int) -> int:
-        epoch, index = divmod(position, self._count)
-        return self._first + int(self._order(epoch)[index])
 
     def _permutation(self, epoch: int) -> np.ndarray:
         generator = np.random.Generator(np.random.PCG64(derive_seed(self._seed, "order", epoch)))

@@ -91,17 +91,6 @@ def array_names(path: str | Path, what: str) -> list[str]:
             raise UserError(f"{path}: not a readable {what}: {error}") from None
 
 
-def read_npy(path: str | Path, what: str) -> np.ndarray:
-    """Read the array of an .npy.
-
-    Raises:
-        UserError: missing, not an .npy, or damaged.
-    """
-    with opened(path, what) as file:
-        header = _npy_header(file, path, what)
-        return header.shaped(np.fromfile(file, header.dtype, header.count))
-
-
 def map_npy(path: str | Path, what: str) -> np.ndarray:
     """Map the array of an .npy to memory, read-only.
 
@@ -109,19 +98,15 @@ def map_npy(path: str | Path, what: str) -> np.ndarray:
         UserError: missing, not an .npy, or damaged.
     """
     with opened(path, what) as file:
-        header = _npy_header(file, path, what)
+        try:
+            header = _header(file, os.fstat(file.fileno()).st_size, "it")
+        except Damaged as error:
+            raise UserError(f"{path}: not a readable {what}: {error}") from None
         if not header.count:
             return header.shaped(np.empty(0, header.dtype))
         order = "F" if header.fortran else "C"
         # numpy's stubs require a writable file.
         return np.memmap(file, header.dtype, "r", header.size, header.shape, order)  # type: ignore[call-overload]
-
-
-def _npy_header(file: BinaryIO, path: str | Path, what: str) -> _Header:
-    try:
-        return _header(file, os.fstat(file.fileno()).st_size, "it")
-    except Damaged as error:
-        raise UserError(f"{path}: not a readable {what}: {error}") from None
 
 
 def _arrays_in(file: BinaryIO) -> dict[str, tuple[int, int, int, int, int]]:

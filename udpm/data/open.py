@@ -79,11 +79,7 @@ def _check_count(config: DatasetConfig, kind: str, found: int, expected: int | N
 
 @dataclass(frozen=True)
 class ArrayReader:
-    """Reader of images that are already in memory.
-
-    Attributes:
-        pixels: (n, height, width, 3) uint8.
-    """
+    """Reader of images in memory, (n, height, width, 3) uint8."""
 
     pixels: np.ndarray
     parallel: bool = False

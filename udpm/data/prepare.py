@@ -27,7 +27,7 @@ from udpm.core.kinds import DATASET
 from udpm.core.processes import StopRequest
 from udpm.core.progress import Progress
 from udpm.data.decode import STEPS, Preprocessing
-from udpm.data.fill import CHUNK, Chunk, Journal, Outcome, Work, chunks, process_chunks
+from udpm.data.fill import CHUNK, Journal, Outcome, Work, chunk_of, chunks, process_chunks
 from udpm.data.open import difference, open_source, read_inventory, take_inventory, write_inventory
 from udpm.data.source import Source, format_counts, shown
 from udpm.data.store import (
@@ -200,15 +200,15 @@ class _Job:
             self._lay_out()
         todo = [chunk.number for chunk in chunks(self.source) if not journal.keep(chunk, row_bytes)]
         total = len(self.source.names)
-        done = total - sum(len(self._chunk(number).names) for number in todo)
+        done = total - sum(len(chunk_of(self.source, number).names) for number in todo)
         if done:
             print(f"resuming: {done} of {total} images already prepared", file=sys.stderr)
         work = Work(self.source.reader, Preprocessing.from_config(self.config), self.rows)
         synced = time.monotonic()
         with Progress(total, "prepare", "image", done) as progress:
-            for outcome in process_chunks(work, map(self._chunk, todo), workers, stop):
+            for outcome in process_chunks(work, (chunk_of(self.source, number) for number in todo), workers, stop):
                 journal.add(outcome)
-                progress.update(len(self._chunk(outcome.number).names))
+                progress.update(len(chunk_of(self.source, outcome.number).names))
                 if time.monotonic() - synced > SECONDS_BETWEEN_SYNCS:
                     journal.sync()
                     synced = time.monotonic()
@@ -220,10 +220,6 @@ class _Job:
                 "run the same command again"
             )
         return outcomes
-
-    def _chunk(self, number: int) -> Chunk:
-        some = slice(number * CHUNK, (number + 1) * CHUNK)
-        return Chunk(number, self.source.names[some], self.source.keys[some])
 
     def _lay_out(self) -> None:
         """Allocate the file of all rows, so that a disk that is too small is found before any work."""
@@ -241,8 +237,8 @@ class _Job:
             UserError: images were refused, and the configuration does not skip them.
         """
         refused = {number: reason for outcome in outcomes for number, reason in outcome.refused.items()}
-        in_training = sum(number < self.source.splits["train"] for number in refused)
-        if refused and (self.config.on_error == "fail" or in_training == self.source.splits["train"]):
+        training = self.source.splits["train"]
+        if refused and (self.config.on_error == "fail" or sum(number < training for number in refused) == training):
             self.discard()
             raise UserError(self._complaint(refused))
         self._check_classes(refused)
@@ -257,20 +253,15 @@ class _Job:
 
     def _check_classes(self, refused: dict[int, str]) -> None:
         """Check that refused images do not remove a whole class."""
-        labels = np.delete(self.source.labels[: self.source.splits["train"]], [n for n in refused if self._trains(n)])
-        lost = np.setdiff1d(self.source.labels[: self.source.splits["train"]], labels)
+        source, labels = self.source, self.source.labels[: self.source.splits["train"]]
+        lost = np.setdiff1d(labels, np.delete(labels, [number for number in refused if number < len(labels)]))
         if self.config.classes and len(lost):
-            first = next(number for number in refused if self.source.labels[number] == lost[0])
+            first = next(number for number in refused if source.labels[number] == lost[0])
+            name = source.class_names[lost[0]] if source.class_names else lost[0]
             raise UserError(
-                f"{self.folder}: none of the training images of class {self._class_name(lost[0])} can be used "
+                f"{self.folder}: none of the training images of class {name} can be used "
                 f"({self._place(first)}: {refused[first]}); repair them, or remove the class"
             )
-
-    def _trains(self, number: int) -> bool:
-        return number < self.source.splits["train"]
-
-    def _class_name(self, label: int) -> str:
-        return self.source.class_names[label] if self.source.class_names else str(label)
 
     def _complaint(self, refused: dict[int, str]) -> str:
         first = [f"{self._place(number)}: {reason}" for number, reason in list(refused.items())[:NAMES_SHOWN]]
@@ -334,10 +325,7 @@ class _Job:
         digest, hashes, row = hashlib.sha256(), np.empty((count, 2), dtype=np.uint64), 0
         # Rows without gaps already are the file; else copy them, so that a kill loses nothing.
         whole = count == len(kept)
-        with (
-            open(self.rows, "rb") as rows,
-            nullcontext() if whole else open(self.store / IMAGES, "wb") as images,
-        ):
+        with open(self.rows, "rb") as rows, nullcontext() if whole else open(self.store / IMAGES, "wb") as images:
             rows.seek(HEADER_BYTES)
             if images:
                 images.write(array_header((count, self.config.side, self.config.side, 3), np.uint8))

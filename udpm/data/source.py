@@ -156,12 +156,7 @@ SYSTEM_FILES = (b"__macosx", b"@eadir", b"thumbs.db", b"desktop.ini")
 
 @dataclass(frozen=True)
 class TreeReader:
-    """Reader of files below a folder.
-
-    Attributes:
-        root: the folder.
-        limit: largest file in bytes.
-    """
+    """Reader of files of at most `limit` bytes below the folder `root`."""
 
     root: bytes
     limit: int
@@ -185,12 +180,7 @@ class TreeReader:
 
 @dataclass(frozen=True)
 class ZipReader:
-    """Reader of members of a .zip.
-
-    Attributes:
-        path: the archive.
-        limit: largest member in bytes.
-    """
+    """Reader of members of at most `limit` bytes of the .zip `path`."""
 
     path: Path
     limit: int
@@ -239,7 +229,7 @@ class Listing:
 
     def paths(self) -> list[bytes]:
         """Return the images' names with folders separated by slashes."""
-        return self.names if self.reader.identity == "zip" else [tidy(name) for name in self.names]
+        return [tidy(name) for name in self.names]
 
     def left_out(self, used: Collection[bytes] = ()) -> dict[str, int]:
         """Count the files that are not images by suffix, except the label files `used`, and those ignored."""

@@ -44,11 +44,7 @@ def adjoint(image: torch.Tensor, scale: int, times: int = 1) -> torch.Tensor:
 
 
 def project(image: torch.Tensor) -> torch.Tensor:
-    """Compute P x: replace every 2×2 block by its mean; HᵀH = (s²/4) P.
-
-    Args:
-        image: (..., C, h, w) with even h and w.
-    """
+    """Compute P x for an image (..., C, h, w) with even sides: every 2×2 block becomes its mean; HᵀH = (s²/4) P."""
     return _repeat(F.avg_pool2d(image, 2), 2)
 
 

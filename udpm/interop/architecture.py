@@ -12,7 +12,7 @@ import torch
 from udpm.config.model import Family
 from udpm.networks.discriminator import Discriminator, DiscriminatorShape
 from udpm.networks.unet import IMAGE_CHANNELS, UNet, UNetShape
-from udpm.networks.weights import FLOATS
+from udpm.networks.weights import FLOATS, first_names, tensor_problems
 
 _BLOCK = {
     "norm_in": "norm0",
@@ -92,8 +92,6 @@ def _block_names(ours: str, published: str) -> dict[str, str]:
 
 
 Tensors = dict[str, torch.Tensor]
-SHOWN = 5
-"""Largest number of names in an error."""
 
 
 class UnknownArchitecture(ValueError):
@@ -155,62 +153,29 @@ def discriminator_shape(tensors: Tensors, side: int) -> DiscriminatorShape:
     )
 
 
-def load_generator(tensors: Tensors, shape: UNetShape) -> Tensors:
-    """Convert a published generator's tensors to our names and check that all exist with the right shapes.
+def load_tensors(tensors: Tensors, shape: UNetShape | DiscriminatorShape) -> Tensors:
+    """Convert a published network's tensors to our names and check that all exist with the right shapes.
 
     Raises:
-        UnknownArchitecture: tensors are missing, unknown or have another shape; the message lists the first five.
+        UnknownArchitecture: tensors are missing, unknown or of another shape; the message lists the first five.
     """
     with torch.device("meta"):
-        expected = UNet(shape).state_dict()
-    return _strict(tensors, generator_names(shape), expected)
-
-
-def load_discriminator(tensors: Tensors, shape: DiscriminatorShape) -> Tensors:
-    """Convert a published discriminator's tensors to our names and check that all exist with the right shapes.
-
-    Raises:
-        UnknownArchitecture: tensors are missing, unknown or have another shape; the message lists the first five.
-    """
-    with torch.device("meta"):
-        expected = Discriminator(shape).state_dict()
-    return _strict(tensors, discriminator_names(shape), expected)
-
-
-def _strict(tensors: Tensors, names: dict[str, str], expected: Tensors) -> Tensors:
+        expected = (UNet(shape) if isinstance(shape, UNetShape) else Discriminator(shape)).state_dict()
+    names = generator_names(shape) if isinstance(shape, UNetShape) else discriminator_names(shape)
     wanted = {_published(name, names): tensor.shape for name, tensor in expected.items()}
-    given = {name: tensor.shape for name, tensor in tensors.items() if name.rpartition(".")[2] != FILTER}
-    problems = [
-        ("tensors are missing", [name for name in wanted if name not in given]),
-        ("tensors are unknown", [name for name in given if name not in wanted]),
-        (
-            "tensors have another shape",
-            [
-                f"{name} {tuple(given[name])} for {tuple(wanted[name])}"
-                for name in wanted
-                if name in given and given[name] != wanted[name]
-            ],
-        ),
-    ]
-    messages = [f"{len(found)} {what}: {_shown(found)}" for what, found in problems if found]
-    if messages:
-        raise UnknownArchitecture("; ".join(messages))
-    cast = [name for name in given if tensors[name].dtype not in FLOATS]
-    if cast:
-        raise UnknownArchitecture(f"{len(cast)} tensors are not floating-point: {_shown(cast)}")
-    broken = [name for name in given if not torch.isfinite(tensors[name]).all()]
-    if broken:
-        raise UnknownArchitecture(f"{len(broken)} tensors are not finite: {_shown(broken)}")
+    given = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] != FILTER}
+    if problems := tensor_problems(given, wanted):
+        raise UnknownArchitecture(problems)
+    if cast := [name for name in given if given[name].dtype not in FLOATS]:
+        raise UnknownArchitecture(f"{len(cast)} tensors are not floating-point: {first_names(cast)}")
+    if broken := [name for name in given if not torch.isfinite(given[name]).all()]:
+        raise UnknownArchitecture(f"{len(broken)} tensors are not finite: {first_names(broken)}")
     return from_published(tensors, names)
 
 
 def _published(name: str, names: dict[str, str]) -> str:
     module, _, kind = name.rpartition(".")
     return f"{names[module]}.{FREQUENCIES if kind == 'frequencies' else kind}"
-
-
-def _shown(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
 
 
 def _family(tensors: Tensors) -> Family:
@@ -228,7 +193,7 @@ def _only(tensors: Tensors, pattern: str, what: str) -> re.Match[str]:
     if len(found) != 1:
         raise UnknownArchitecture(
             f"not a generator of NCSN++, DDPM++ or ADM: found {len(found) or 'no'} {what.removeprefix('a ')} among "
-            f"{len(tensors)} tensors such as {_shown(list(tensors)[:2])}"
+            f"{len(tensors)} tensors such as {first_names(list(tensors)[:2])}"
         )
     stem = tensors[found[0].string]
     if stem.ndim != 4 or stem.shape[1] != IMAGE_CHANNELS:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from udpm.config.model import Generator, ModelConfig, Process
 from udpm.config.validation import validate
@@ -28,6 +27,7 @@ from udpm.networks.weights import (
     check_generator,
     class_names_of,
     described_model,
+    read_safetensors,
     read_tensors,
     tensors_under,
 )
@@ -201,9 +201,9 @@ def _identified(held: dict[str, Tensors], paths: list[Path], classes: int | None
     shape = next(iter(shapes.values()))
     if any(other != shape for other in shapes.values()):
         raise UnknownArchitecture(f"the files contain different networks: {', '.join(map(str, shapes.values()))}")
-    networks = {kind: architecture.load_generator(tensors, shape) for kind, tensors in generators.items()}
+    networks = {kind: architecture.load_tensors(tensors, shape) for kind, tensors in generators.items()}
     if d_shape is not None and discriminator is not None:
-        networks["discriminator"] = architecture.load_discriminator(discriminator, d_shape)
+        networks["discriminator"] = architecture.load_tensors(discriminator, d_shape)
     return Imported(
         networks,
         _section(shape),
@@ -264,7 +264,7 @@ def _published(path: Path) -> dict[str, Tensors]:
     """Read the state dicts of a file from other code, by kind."""
     known = what_is(path)
     plain = path.suffix == ".safetensors" or (known is not None and known.name == SAFETENSORS)
-    content = _tensors(path) if plain else _load(path)
+    content = read_safetensors(path) if plain else _load(path)
     found: dict[str, Any] = {}
     if isinstance(content, dict):
         for kind, keys in HOLDERS.items():
@@ -304,17 +304,6 @@ def _is_state(state: Any) -> bool:
 def _is_whole(tensor: torch.Tensor) -> bool:
     """Check that storage backs every element; a stride of 0 makes a few bytes look like terabytes."""
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
-
-
-def _tensors(path: Path) -> Tensors:
-    """Read a state dict that other code saved as safetensors."""
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not a readable safetensors file: {error}") from None
 
 
 def _load(path: Path) -> Any:

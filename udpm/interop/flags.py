@@ -103,12 +103,7 @@ FLAGS = (
     Flag("net_type", str, "NCSN", "generator.family", "NCSN, DDPM, Dhariwal: ncsnpp, ddpmpp, adm", _choice(FAMILIES)),
     Flag("model_channels", int, 128, "generator.channels"),
     Flag(
-        "channels_mult",
-        int,
-        [1, 4],
-        "generator.channel_multipliers",
-        many=True,
-        also=("model_ch_mult", "channel_mult"),
+        "channels_mult", int, [1, 4], "generator.channel_multipliers", many=True, also=("model_ch_mult", "channel_mult")
     ),
     Flag("num_blocks_per_res", int, 4, "generator.blocks"),
     Flag(
@@ -158,12 +153,7 @@ FLAGS = (
     Flag("disc_channels", int, 64, "discriminator.channels"),
     Flag("disc_dropout", float, 0.0, "discriminator.dropout", convert=_level_values, many=True),
     Flag(
-        "disc_loss_type",
-        str,
-        "standard",
-        "losses.discriminator_noise.kind",
-        "standard is none",
-        _choice(NOISE_KINDS),
+        "disc_loss_type", str, "standard", "losses.discriminator_noise.kind", "standard is none", _choice(NOISE_KINDS)
     ),
     Flag("disc_grad_pen", float, 0.0, "losses.r1_gamma", convert=_level_values, many=True),
     Flag("disc_grad_pen_factor", float, 1.0, "losses.r1_decay_per_1000"),
@@ -262,7 +252,7 @@ def to_experiment(
     if images["path"] is None and dataset is None and "data_dir" not in flags:
         notes.append(f"no data_dir given: set `path` in datasets/{name}.yaml to the folder of your images")
     _settle(values, images, notes if flags.get("attention_res") else [])
-    prepared = {"source": "folder", "path": images["path"] or f"resources/{name}", **_rest(images)}
+    prepared = {"source": "folder", **images, "path": images["path"] or f"resources/{name}"}
     values["dataset"] = dataset or name
     values["scoring"] = {"extractor": "inception"}
     return values, prepared, notes
@@ -338,10 +328,6 @@ def _settle(values: dict[str, Any], images: dict[str, Any], notes: list[str]) ->
     weights = values["losses"]["adversarial_weight"]
     if not any(weights if isinstance(weights, list) else [weights]):
         del values["discriminator"]
-
-
-def _rest(images: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in images.items() if key != "path"}
 
 
 def _converted(flag: Flag, value: Any, source: str) -> Any:

@@ -83,11 +83,7 @@ def multiply_adds(network: UNet, side: int) -> int:
 
     Includes convolutions (also resampling filters that are convolutions), linear layers and the two products of
     attention. Excludes normalisations, activations, softmax, and the pooling and repetition that implement filter
-    [1, 1].
-
-    Args:
-        network: network on the meta device.
-        side: side of the input.
+    [1, 1]. The network must be on the meta device.
     """
     image = torch.empty(1, IMAGE_CHANNELS, side, side, device="meta")
     label = torch.zeros(1, dtype=torch.int64, device="meta")

@@ -17,13 +17,7 @@ NO_LABEL = -1
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's group norm, which on a CPU normalises channels-last bfloat16 maps in float32.
-
-    Args:
-        num_groups: number of groups.
-        num_channels: number of channels, a multiple of num_groups.
-        eps: added to the variance.
-    """
+    """torch's group norm, which on a CPU normalises channels-last bfloat16 maps in float32."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) to the same shape and type."""
@@ -106,11 +100,7 @@ class SelfAttention(nn.Module):
 
 
 class FourierFeatures(nn.Module):
-    """(sin 2πwt, cos 2πwt) for C frequencies w ~ N(0, 16²), drawn once and saved with the weights.
-
-    Args:
-        count: C.
-    """
+    """(sin 2πwt, cos 2πwt) for C = `count` frequencies w ~ N(0, 16²), drawn once and saved with the weights."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -204,7 +194,7 @@ class ResidualBlock(nn.Module):
         embedding: width of the embedding.
         style: see `BlockStyle`.
         resample: "down", "up" or None; happens before the first convolution and in the skip.
-        attention: whether self-attention follows.
+        attention: True to append self-attention.
         dropout: probability, before the second convolution.
     """
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -135,7 +137,7 @@ class EncoderLevel(nn.Module):
         self.pyramid = None
         if depth and shape.family == "ncsnpp":
             self.pyramid = PyramidStep(_pyramid_width(shape, depth - 1), previous)
-        attention = _nominal_side(shape, depth) in shape.attention
+        attention = shape.side >> depth in shape.attention
         self.blocks = nn.ModuleList(
             make(previous if index == 0 else width, width, attention=attention) for index in range(shape.blocks)
         )
@@ -168,7 +170,7 @@ class DecoderLevel(nn.Module):
         else:
             below = _width(shape, depth + 1)
             self.entry = nn.ModuleList([make(below, below, resample="up")])
-        attention = _nominal_side(shape, depth) in shape.attention
+        attention = shape.side >> depth in shape.attention
         inputs = width if deepest else _width(shape, depth + 1)
         self.blocks = nn.ModuleList()
         for index, skip in enumerate(reversed(_skip_widths(shape, depth))):
@@ -255,22 +257,13 @@ def _pyramid_width(shape: UNetShape, depth: int) -> int:
     return _width(shape, depth - 1) if depth else IMAGE_CHANNELS
 
 
-def _nominal_side(shape: UNetShape, depth: int) -> int:
-    return shape.side >> depth
-
-
 def _skip_widths(shape: UNetShape, depth: int) -> list[int]:
     """Return the channels of an encoder level's skip connections, in order (with the stem's at depth 0)."""
     return [_width(shape, depth - 1), *[_width(shape, depth)] * shape.blocks]
 
 
-def _block_maker(shape: UNetShape):
-    style = STYLES[shape.family]
-
-    def make(inputs: int, outputs: int, **options) -> ResidualBlock:
-        return ResidualBlock(inputs, outputs, 4 * shape.channels, style, dropout=shape.dropout, **options)
-
-    return make
+def _block_maker(shape: UNetShape) -> Callable[..., ResidualBlock]:
+    return partial(ResidualBlock, embedding=4 * shape.channels, style=STYLES[shape.family], dropout=shape.dropout)
 
 
 NEAR_ZERO = 1e-5

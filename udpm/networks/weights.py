@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from udpm.networks.unet import UNet, build_generator, generator_shape
 
 FORMAT = "udpm-weights/2"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-SHOWN = 3
+SHOWN = 5
 """Largest number of names in an error."""
 
 
@@ -87,13 +87,7 @@ def read_tensors(
     found = description.get("format")
     if found != expected_format:
         raise UserError(f"{path}: format is {found!r}, expected {expected_format!r}")
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not a readable safetensors file: {error}") from None
+    tensors = read_safetensors(path)
     for name, values in tensors.items():
         counts = name.rpartition("/")[2] in integers
         if values.dtype not in ((torch.int64,) if counts else FLOATS):
@@ -102,6 +96,21 @@ def read_tensors(
         if not torch.isfinite(values).all():
             raise UserError(f"{path}: tensor {name} holds values that are not finite (NaN or infinite)")
     return tensors, description
+
+
+def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of any safetensors file to the CPU.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not a readable safetensors file: {error}") from None
 
 
 def check_tensors(where: str, tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size]) -> None:
@@ -113,21 +122,28 @@ def check_tensors(where: str, tensors: Mapping[str, torch.Tensor], expected: Map
         expected: shapes by name.
 
     Raises:
-        UserError: some are missing, unknown or of another shape; the message lists the first three of each.
+        UserError: some are missing, unknown or of another shape.
     """
+    if problems := tensor_problems(tensors, expected):
+        raise UserError(f"{where}: {problems}")
+
+
+def tensor_problems(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size]) -> str:
+    """List the first five tensors that are missing, unknown and of another shape; empty if there are none."""
     shapes = {name: f"{tuple(tensors[name].shape)} for {tuple(expected[name])}" for name in tensors if name in expected}
     problems = {
         "missing": [name for name in expected if name not in tensors],
         "unknown": [name for name in tensors if name not in expected],
         "of another shape": [f"{name} {shapes[name]}" for name in shapes if tensors[name].shape != expected[name]],
     }
-    found = [
-        f"{len(names)} tensors are {what}: {', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''}"
-        for what, names in problems.items()
-        if names
-    ]
-    if found:
-        raise UserError(f"{where}: {'; '.join(found)}")
+    return "; ".join(
+        f"{len(names)} tensors are {what}: {first_names(names)}" for what, names in problems.items() if names
+    )
+
+
+def first_names(names: Sequence[str]) -> str:
+    """List the first five names."""
+    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
 
 
 def save_weights(
