@@ -464,7 +464,7 @@ def edit_record(path, keep_seal=False, **changes):
 WRONG_STORES = {
     "overlapping splits": ({"splits": {"train": [0, 20], "test": [18, 27]}}, "splits: test is [18, 27]"),
     "a split beyond the end": ({"splits": {"train": [0, 18], "test": [18, 30]}}, "splits: end at 30, but there are 27"),
-    "a gap between splits": ({"splits": {"train": [0, 18], "test": [20, 27]}}, "expected a range from 18 on"),
+    "a gap between splits": ({"splits": {"train": [0, 18], "test": [20, 27]}}, "expected [18, …]"),
     "images in no split": ({"splits": {"train": [0, 18]}}, "splits: end at 18, but there are 27 images"),
     "a split that ends before it starts": (
         {"splits": {"train": [0, 27], "test": [27, 18]}},

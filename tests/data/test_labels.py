@@ -476,7 +476,7 @@ REFUSED = {
         "a/1.png b/2.png",
         {"c/3.gif": ""},
         TWO_CLASSES,
-        "c/3.gif is of a kind that is not read, and its folder c/ holds no other",
+        "c/3.gif is of a kind that is not read, and its folder c/ has no other",
     ),
     "not that many folders": ("a/1.png b/2.png c/3.png", {}, TWO_CLASSES, "set classes: 3"),
     "blocks of StyleGAN": (EDM, {}, TWO_CLASSES, "look like numbered blocks of images, not classes"),

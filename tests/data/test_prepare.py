@@ -435,7 +435,7 @@ ZIP = {"path": "a.zip"}
 BAD = {
     # what is wrong: (what makes it, keys of the configuration, what the line says)
     "no folder": (lambda f: None, {}, "images: no such folder or .zip"),
-    "no folder, but a hint": (lambda f: None, {"obtain": "ask Bob"}, "holds the images; ask Bob"),
+    "no folder, but a hint": (lambda f: None, {"obtain": "ask Bob"}, "no such folder or .zip of images; ask Bob"),
     "empty folder": (lambda f: place(f), {}, "images: no images"),
     "only other files": (lambda f: place(f, notes__txt=b"x", hidden__gif=b"x"), {}, "images: no images"),
     "empty zip": (lambda f: pictures.zipped(f / "a.zip", {}), ZIP, "a.zip: no images"),

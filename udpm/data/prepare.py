@@ -79,7 +79,7 @@ def prepare(
             job.recover()
             if job.is_finished():
                 job.discard()
-                print(f"{folder}: already complete")
+                print(f"{folder}: complete already, nothing to do")
                 return
             job.publish(job.fill(_workers(workers or config.workers, source), stop))
         except OSError as error:
