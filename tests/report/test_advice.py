@@ -135,7 +135,7 @@ def test_the_card_of_imported_weights_says_what_is_known(study, trained):
 def test_what_is_known_of_one_row_is_not_claimed_of_all(study):
     for name in ("peers", "table1", "table2"):
         text = StudyReport("results", "config").write(name, "table")
-        stated = "Published protocol, as far as it is stated: metric FID, N 50000, extractor inception; of UDPM alone"
+        stated = "Stated of the published protocol: metric FID, N 50000, extractor inception; of UDPM alone"
         assert f"{stated} checkpoint best, weights ema; not stated" in text
         row = next(row for row in load_published(name).rows if row.experiments)
         other = fid(experiment=row.experiments[0], selection=None, weights="raw")

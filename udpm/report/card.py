@@ -1,4 +1,4 @@
-"""A run's model card in the format of Hugging Face, and the bundle: weights, configuration, card, samples."""
+"""A run's model card in the format of Hugging Face, and its bundle of weights, configuration, card and samples."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from udpm.runs.records import iteration_of, numbered, read_complete
 from udpm.sampling.sample_set import load_samples
 
 TASK = "unconditional-image-generation"
-"""Hugging Face's name of the nearest of its tasks; it has none for images of a class."""
+"""The nearest of Hugging Face's tasks; it has none for images of a class."""
 CLASSES_NAMED = 100
 LOSSES = ("reconstruction", "lpips", "adversarial")
 LIMITS = (
@@ -40,11 +40,11 @@ LIMITS = (
 
 
 def model_card(run: Path, scores: Sequence[str | Path] = ()) -> str:
-    """The card's text.
+    """Return the text of a run's model card.
 
     Args:
         run: folder of a finished run.
-        scores: files of scores of its images.
+        scores: score files of its images.
 
     Raises:
         UserError: no finished run, a score that cannot be read, or one of another run or of earlier weights.
@@ -70,17 +70,17 @@ def model_card(run: Path, scores: Sequence[str | Path] = ()) -> str:
 
 
 def check_of_run(path: str | Path, what: str, subject: dict[str, Any], run: Path, record: dict[str, Any]) -> None:
-    """Check that images are of a run's final weights, or of a milestone that it keeps.
+    """Check that images were drawn from a run's final weights or one of its milestones.
 
     Args:
-        path: of the sample set's record or the score, for the error.
-        what: it is, for the error.
-        subject: what it says of the images.
+        path: sample set's record or score, for the error.
+        what: "a sample set" or "a score", for the error.
+        subject: its entries on the images.
         run: the run's folder.
         record: the run's ``complete.json``.
 
     Raises:
-        UserError: they are of another run, or of weights that the run no longer has.
+        UserError: they belong to another run, or to weights that the run no longer has.
     """
     name = f"run {record['experiment']}, seed {record['seed']}"
     if (subject.get("experiment"), subject.get("run_seed")) != (record["experiment"], record["seed"]):
@@ -99,10 +99,10 @@ def check_of_run(path: str | Path, what: str, subject: dict[str, Any], run: Path
 
 
 def run_config(run: Path) -> RunConfig:
-    """A finished run's resolved configuration; imported weights have theirs among the resolved ones of the results.
+    """Read a finished run's configuration; that of imported weights is among the results' resolved configurations.
 
     Raises:
-        UserError: it is in neither place.
+        UserError: not found in either place.
     """
     own = run / "config.json"
     if not own.exists():
@@ -111,7 +111,7 @@ def run_config(run: Path) -> RunConfig:
 
 
 def _front_matter(name: str, config: RunConfig, scores: list[dict[str, Any]]) -> dict[str, Any]:
-    """What Hugging Face reads; the weights' licence is the publisher's to state."""
+    """Return the metadata that Hugging Face reads; the licence is left to the publisher."""
     front: dict[str, Any] = {
         "library_name": "udpm",
         "pipeline_tag": TASK,
@@ -148,7 +148,7 @@ def _what(config: RunConfig) -> str:
 
 
 def _prepared(run: Path, config: RunConfig) -> dict[str, Any]:
-    """The record of the images that the results hold under the data set's name; empty where they hold none."""
+    """Read the record of the data set prepared in the results, or return an empty one."""
     path = Path(Layout(results_of(run)).dataset_record(config.dataset_name))
     return read_json(path, "data set's record") if path.exists() else {}
 
@@ -170,7 +170,7 @@ def _data(config: RunConfig, record: dict[str, Any], prepared: dict[str, Any]) -
 
 
 def _classes(count: int, names: list[str]) -> str:
-    """Their number, and the names in the order of the labels; of very many the first."""
+    """Format the number of classes and their names in the order of labels, at most `CLASSES_NAMED`."""
     if not names:
         return str(count or "none")
     more = f", … ({len(names) - CLASSES_NAMED} more)" if len(names) > CLASSES_NAMED else ""
@@ -203,7 +203,7 @@ def _training(config: RunConfig, record: dict[str, Any]) -> str:
 
 
 def _count(config: RunConfig) -> int:
-    """Parameters of the generator, of weights whose record does not say it."""
+    """Count the generator's parameters for a record that lacks them."""
     # Torch takes seconds to load.
     from udpm.networks.flops import count_cost
 
@@ -255,14 +255,13 @@ WEIGHTS = "weights.safetensors"
 
 
 def bundle_run(run: Path, folder: Path) -> list[str]:
-    """Gather what belongs to a finished run.
+    """Copy a finished run's weights, configuration, card, scores and samples into a folder.
 
-    Its samples and scores are found beside it, in the results it lies in (RESULTS/runs/EXPERIMENT/seedN); what is not
-    there is left out.
+    Samples and scores are taken from the same results (RESULTS/runs/EXPERIMENT/seedN is the run) and are optional.
 
     Args:
         run: its folder.
-        folder: where to; an unchanged bundle is replaced once the new one is whole, anything else is refused.
+        folder: of the bundle; an unchanged bundle is replaced once the new one is complete, anything else is refused.
 
     Returns:
         Names of the files.
@@ -293,14 +292,14 @@ def bundle_run(run: Path, folder: Path) -> list[str]:
 
 
 def _copy_samples(stem: Path, folder: Path, run: Path, complete: dict[str, Any]) -> None:
-    """The run's sample set and its record, once they are seen to belong together; shards keep their names."""
+    """Copy the run's sample set and its record, if they belong to the run; shards keep their names."""
     record = stem.with_suffix(".json")
     if not record.exists():
         return
-    told = load_samples(record).record
-    check_of_run(record, "a sample set", told, run, complete)
+    subject = load_samples(record).record
+    check_of_run(record, "a sample set", subject, run, complete)
     folder.mkdir()
-    shards = [stem.parent / part["file"] for part in told.get("shards") or []]
+    shards = [stem.parent / part["file"] for part in subject.get("shards") or []]
     for path in [record, *(shards or [stem.with_suffix(".npz")])]:
         for file in {path, path.with_suffix(".json")}:
             shutil.copyfile(file, folder / file.name)

@@ -1,4 +1,4 @@
-"""Scores of a folder of results: means over training seeds, and the score table with the whole protocol."""
+"""Scores in a folder of results: means over training seeds, and the score table with the whole protocol."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from udpm.report.table import MISSING, Table
 from udpm.runs.layout import Layout
 
 LAST, BEST, MILESTONE, GIVEN = "last", "best", "milestone", "given"
-"""Checkpoints: end of training, selected milestone, a milestone that the configuration names, imported weights."""
+"""Checkpoints: end of training, selected milestone, a milestone named in the configuration, imported weights."""
 
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """One experiment's Fréchet distance, measured in one way.
+    """An experiment's Fréchet distances of one protocol.
 
     Attributes:
         experiment: its name.
-        checkpoint: which one was scored: last, best, milestone or given.
+        checkpoint: last, best, milestone or given.
         values: by training seed.
-        score: of the first seed; its protocol is that of all.
+        score: of the first seed; all share its protocol.
     """
 
     experiment: str
@@ -36,33 +36,33 @@ class ScoreSummary:
 
     @property
     def label(self) -> str:
-        """What the distance is called: FID, or something that says what else it is."""
+        """Name of the distance: FID, or another if it is not one."""
         return self.score["metrics"]["frechet_distance"]["label"]
 
     @property
     def mean(self) -> float:
-        """Over training seeds."""
+        """Mean over training seeds."""
         return mean(self.values.values())
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over training seeds; of one seed there is none."""
+        """Standard deviation over training seeds; None for one seed."""
         return stdev(self.values.values()) if len(self.values) > 1 else None
 
     def __str__(self) -> str:
-        """Mean, spread, and the number of seeds where there are several."""
+        """Mean, spread and number of seeds."""
         if self.spread is None:
             return f"{self.mean:.2f}"
         return f"{self.mean:.2f} ± {self.spread:.2f} ({len(self.values)} seeds)"
 
     def describe(self) -> str:
-        """Of what, and how it was measured, in a sentence."""
+        """Describe the experiment, checkpoint, seeds and protocol in a sentence."""
         seeds = f"training seed{'s' if len(self.values) > 1 else ''} {', '.join(map(str, self.values))}"
         return f"{self.experiment}, {self.checkpoint} checkpoint, {seeds}: {describe(self.score)}."
 
 
 def score_files(results: str | Path, experiments: Iterable[str]) -> list[Path]:
-    """The score files of experiments that are there: of runs and of yardsticks."""
+    """Return the existing score files of experiments: of runs, held-out images and noise."""
     layout = Layout(results)
     return [path for name in experiments for path in layout.found(layout.scores("*", name))]
 
@@ -70,19 +70,19 @@ def score_files(results: str | Path, experiments: Iterable[str]) -> list[Path]:
 def summarize_scores(
     scores: Sequence[dict[str, Any]], experiment: str, iterations: int | None = None
 ) -> list[ScoreSummary]:
-    """What was measured of an experiment's runs, one entry for each checkpoint and way of measuring.
+    """Summarize the scores of an experiment's runs, one entry per checkpoint and protocol.
 
     Args:
-        scores: as `read_scores` gives them.
+        scores: from `read_scores`.
         experiment: its name.
-        iterations: at which its training ends, to tell a milestone from the end; None: not known.
+        iterations: length of its training, which distinguishes a milestone from the end; None: unknown.
     """
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for score in scores:
         subject, value = score["subject"], score["metrics"]["frechet_distance"]["value"]
         if score["experiment"] == experiment and subject["kind"] == "samples" and value is not None:
             which = checkpoint(subject, iterations)
-            # Each seed has a best milestone of its own; any other two must have trained as long.
+            # The best milestone differs between seeds; otherwise, runs must have trained equally long.
             length = None if which == BEST else subject.get("iteration")
             groups.setdefault((which, length, comparable(score)), []).append(score)
     return [
@@ -100,7 +100,7 @@ def summarize_scores(
 
 
 def checkpoint(subject: dict[str, Any], iterations: int | None = None) -> str:
-    """Which checkpoint a sample set is of."""
+    """Return which checkpoint a sample set was drawn from."""
     if subject.get("selection") is not None:
         return BEST
     if subject.get("origin") and subject.get("iteration") is None:
@@ -109,7 +109,7 @@ def checkpoint(subject: dict[str, Any], iterations: int | None = None) -> str:
 
 
 WHOLE = ("nfe", "run_seed", "sampling_seed", "iteration", "selection_n", "selection_seed")
-"""Columns of whole numbers, also where some are missing."""
+"""Columns of whole numbers, some of them missing."""
 MEASURING = (
     *("neighbours", "extractor", "extractor_sha256", "preprocessing", "extractor_heldout_accuracy"),
     *("reference", "reference_n", "reference_sha256"),
@@ -129,7 +129,7 @@ SHOWN = {
 
 
 def score_table(paths: Sequence[str | Path]) -> Table:
-    """The table of score files; models first, then floor, then ceiling, experiment by experiment.
+    """Return the table of score files: by experiment, models first, then floor, then ceiling.
 
     Raises:
         UserError: missing, unreadable, or not a score.
@@ -137,13 +137,13 @@ def score_table(paths: Sequence[str | Path]) -> Table:
     scores = read_scores(paths)
     selected = {_run(score) for score in scores if score["subject"]["selection"]}
     for score in scores:
-        score["beside_best"] = _run(score) in selected and not score["subject"]["selection"]
+        score["with_best"] = _run(score) in selected and not score["subject"]["selection"]
     scores.sort(key=_place)
     return Table(_readable(scores), _notes(scores), "Scores", _full(scores), words=2)
 
 
 def _full(scores: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row per score with every metric in full precision and the whole protocol; missing values stay empty."""
+    """Return one row per score with all metrics in full precision and the whole protocol; missing values are empty."""
     rows = []
     for score in scores:
         subject, known = score["subject"], facts(score)
@@ -170,7 +170,7 @@ def _full(scores: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _readable(scores: list[dict[str, Any]]) -> pd.DataFrame:
-    """The rounded table for people; Fréchet distances that do not compare get columns of their own."""
+    """Return the rounded table; Fréchet distances that do not compare get separate columns."""
     headings = _frechet_columns(scores)
     rows = []
     for score, heading in zip(scores, headings, strict=True):
@@ -191,7 +191,7 @@ def _readable(scores: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _notes(scores: list[dict[str, Any]]) -> list[str]:
-    """The protocol in words, one line for each way that numbers were measured, then why a value is missing."""
+    """Describe every protocol in a line, then the reasons for missing values."""
     notes = []
     for score, heading in zip(scores, _frechet_columns(scores), strict=True):
         notes.append(
@@ -214,7 +214,7 @@ def _notes(scores: list[dict[str, Any]]) -> list[str]:
 
 
 def _frechet_columns(scores: list[dict[str, Any]]) -> list[str]:
-    """The column of each score's Fréchet distance; columns that do not compare, of equal names, get a number."""
+    """Return the column of each score's Fréchet distance; equal names of columns that do not compare get a number."""
     ways = [comparable(score, ("metric", *FEATURES)) for score in scores]
     different = list(dict.fromkeys(ways))
     names = [dict(way)["metric"] for way in different]
@@ -226,7 +226,7 @@ def _frechet_columns(scores: list[dict[str, Any]]) -> list[str]:
 
 
 def _values(score: dict[str, Any]) -> dict[str, Any]:
-    """Every metric's value, and beside it the standard deviation, subsets, and each range's value where it has them."""
+    """Return every metric's value, standard deviation, subsets, and values of single ranges."""
     found = {}
     for name, metric in score["metrics"].items():
         found[name] = metric["value"]
@@ -250,7 +250,7 @@ def _subject(score: dict[str, Any]) -> str:
         return subject.get("source") or "images of unknown source"
     if subject["kind"] == "noise":
         return "noise (ceiling)"
-    which = ", last" if score.get("beside_best") else ""
+    which = ", last" if score.get("with_best") else ""
     if subject["selection"]:
         which = f", best of {len(subject['selection']['iterations'])} milestones"
     return f"UDPM, seed {'unknown' if subject['run_seed'] is None else subject['run_seed']}{which}"
@@ -258,7 +258,7 @@ def _subject(score: dict[str, Any]) -> str:
 
 def _place(score: dict[str, Any]) -> tuple:
     subject = score["subject"]
-    return score["experiment"], ORDER[subject["kind"]], subject.get("run_seed") or 0, not score["beside_best"]
+    return score["experiment"], ORDER[subject["kind"]], subject.get("run_seed") or 0, not score["with_best"]
 
 
 def _run(score: dict[str, Any]) -> tuple:
@@ -266,7 +266,7 @@ def _run(score: dict[str, Any]) -> tuple:
 
 
 def _selection(subject: dict[str, Any]) -> dict[str, Any]:
-    """Columns on how a milestone was chosen; none where none was."""
+    """Return columns on the selection of the milestone, if any."""
     selection = subject["selection"]
     if not selection:
         return {}
@@ -275,5 +275,5 @@ def _selection(subject: dict[str, Any]) -> dict[str, Any]:
 
 
 def _origin(subject: dict[str, Any]) -> list[dict[str, str]]:
-    """The files that imported weights were read from."""
+    """Return the files of imported weights."""
     return subject["origin"]["files"] if subject["origin"] else []

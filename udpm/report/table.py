@@ -15,16 +15,16 @@ from udpm.core.kinds import mark, seal_text
 MISSING = "–"
 CODE = re.compile("`([^`]*)`")
 IN_LATEX, IN_HTML = r"\\texttt{\1}", r"<code>\1</code>"
-"""What markdown writes between backticks, in LaTeX and in html."""
+"""Replacements of markdown's backticks in LaTeX and html."""
 SMALL = "{\\footnotesize\\setlength{\\tabcolsep}{3pt}%\n"
-"""Begins the group of a table: so many columns would not fit on a page otherwise. What follows it keeps its size."""
+"""Begins the group of a table, whose columns would not fit on a page at the normal size."""
 PAGE = 40
-"""Rows that surely fit on one page of print."""
+"""Rows that fit on one printed page."""
 SYMBOLS = {
     symbol: f"\\ensuremath{{\\{name}}}"
     for symbol, name in zip("αβγλσ≥≤", ("alpha", "beta", "gamma", "lambda", "sigma", "ge", "le"), strict=True)
 }
-"""Characters that LaTeX's own fonts lack, by what it calls them."""
+"""LaTeX commands of characters that its default fonts lack."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Table:
     """A table with notes under it.
 
     Attributes:
-        shown: what people read, all of it text; may be empty, then there are notes alone.
+        shown: the readable table, all of it text; if empty, only notes are written.
         notes: under it.
         title: of the page.
-        full: of the .csv, in full precision; None: what is shown.
-        words: number of leading columns that are set to the left.
-        titled: whether markdown and LaTeX say the title, too.
+        full: table of the .csv, in full precision; None: as shown.
+        words: number of leading columns that are left-aligned.
+        titled: whether markdown and LaTeX contain the title, too.
     """
 
     shown: pd.DataFrame
@@ -48,13 +48,13 @@ class Table:
     titled: bool = False
 
     def markdown(self) -> str:
-        """The table, and the notes as a list."""
+        """Return the table, and the notes as a list."""
         notes = "".join(f"- {note}\n" for note in self.notes)
         table = "" if self.shown.empty else self.shown.to_markdown(index=False, disable_numparse=True) + "\n\n"
         return (f"**{self.title}**\n\n" if self.titled else "") + table + notes
 
     def latex(self) -> str:
-        """A booktabs tabular, or longtable where a page would not hold it, and small paragraphs."""
+        """Return a booktabs tabular, or a longtable if it exceeds a page, and notes as small paragraphs."""
         styled = self.shown.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
         columns = "l" * self.words + "r" * (self.shown.shape[1] - self.words)
         long = len(self.shown) > PAGE
@@ -64,20 +64,20 @@ class Table:
         escaped = pd.DataFrame({"note": self.notes}).style.format(escape="latex")
         lines = [escaped._display_funcs[(row, 0)](note) for row, note in enumerate(self.notes)]
         text = body + "".join(f"\n{{\\footnotesize\\raggedright {CODE.sub(IN_LATEX, line)}\\par}}\n" for line in lines)
-        # Two hyphens of an option would be set as one dash.
+        # LaTeX would typeset the two hyphens of an option as one dash.
         packages = "booktabs,longtable" if long else "booktabs"
         text = f"% needs \\usepackage{{{packages}}}\n" + text.replace("--", "-{}-").translate(str.maketrans(SYMBOLS))
         return f"% {self.title}\n{text}" if self.titled else text
 
     def html(self) -> str:
-        """The table under its title, a part of `html_page`."""
+        """Return the table under its title, a part of `html_page`."""
         left = ", ".join(f"{cell}.col{column}" for cell in ("th", "td") for column in range(self.words))
         rules = [
             {"selector": "", "props": "border-collapse: collapse; font: 14px sans-serif"},
             {"selector": "th, td", "props": "padding: 4px 12px; text-align: right; border-bottom: 1px solid #ddd"},
             {"selector": left, "props": "text-align: left"},
         ]
-        # The name that the page's style refers to this table by.
+        # The page's style refers to this table by name.
         name = re.sub("[^a-z0-9]+", "-", self.title.lower())
         styled = self.shown.style.hide(axis="index").format(escape="html").set_table_styles(rules).set_uuid(name)
         listed = pd.DataFrame({"": self.notes}).style.hide(axis="index").hide(axis="columns").format(escape="html")
@@ -87,9 +87,9 @@ class Table:
         return f'<h2 style="font: bold 16px sans-serif">{self.title}</h2>\n{table}{notes}'
 
     def write(self, stem: str | Path) -> str:
-        """Write ``STEM.csv`` (everything), and to read ``STEM.md``, ``STEM.tex`` and ``STEM.html``.
+        """Write ``STEM.csv`` (the full table) and the readable ``STEM.md``, ``STEM.tex`` and ``STEM.html``.
 
-        Those to read carry a mark: which .csv belongs to them, and their own digest.
+        Readable files contain a mark with the digests of their .csv and of themselves.
 
         Returns:
             The markdown.
@@ -97,7 +97,7 @@ class Table:
         csv = (self.shown if self.full is None else self.full).to_csv(index=False)
         text = self.markdown()
         write_text(f"{stem}.html", html_page(self.title, [self], csv))
-        # Between those that know it: whenever this is killed, one of them knows the .csv that is there.
+        # Written between files that contain its digest: after a kill at any time, one of them matches the .csv.
         write_text(f"{stem}.csv", csv)
         write_text(f"{stem}.md", seal_text(f"{text}\n<!-- {mark(csv)} -->\n"))
         write_text(f"{stem}.tex", seal_text(f"% {mark(csv)}\n{self.latex()}"))
@@ -105,11 +105,11 @@ class Table:
 
 
 def html_page(title: str, tables: Iterable[Table], csv: str | None = None) -> str:
-    """A page of tables, with the mark of udpm.
+    """Return a page of tables with the mark of udpm.
 
     Args:
         title: of the page.
-        tables: in their order.
+        tables: in order.
         csv: contents of the .csv that is written with it, if any.
     """
     head = f'<!doctype html><meta charset="utf-8"><meta name="generator" content="{mark(csv)}"><title>{title}</title>\n'
@@ -117,7 +117,7 @@ def html_page(title: str, tables: Iterable[Table], csv: str | None = None) -> st
 
 
 def _stacked(head: str, words: int) -> str:
-    """A head whose numbers' names stand on several lines: numbers are narrow."""
+    """Return a table head with the names of numeric columns broken into lines, since numbers are narrow."""
     cells = head.removesuffix(r" \\").split(" & ")
     lines = [cell.replace(" ", r"\\") for cell in cells[words:]]
     numbers = [rf"\shortstack[r]{{{line}}}" if r"\\" in line else line for line in lines]

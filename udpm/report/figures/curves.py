@@ -1,4 +1,4 @@
-"""Curves: losses over iterations, milestones with their scores, and FID against the multiply-adds of an image."""
+"""Figures of curves: losses, scores of milestones, and FID against multiply-adds per image."""
 
 from __future__ import annotations
 
@@ -31,10 +31,9 @@ LOGARITHMIC = {"generator/reconstruction", "discriminator/r1"}
 
 
 def read_metrics(path: str | Path) -> pd.DataFrame:
-    """``metrics.jsonl`` as a table, one row for each iteration that was logged.
+    """Read ``metrics.jsonl`` as a table, one row per logged iteration.
 
-    A run that was resumed may have logged an iteration twice (the later one holds), and a killed one may end in half
-    a line.
+    A resumed run may have logged an iteration twice; the later line counts.
 
     Raises:
         UserError: missing, or a line that is not one of metrics.
@@ -50,7 +49,7 @@ def read_metrics(path: str | Path) -> pd.DataFrame:
 
 
 def plot_curves(path: str | Path, stem: str | Path) -> None:
-    """Losses over iterations, a panel for each kind, a line for each level.
+    """Plot losses over iterations: one panel per loss, one line per level.
 
     Raises:
         UserError: no readable metrics.
@@ -96,7 +95,7 @@ SHOWN = {"precision": "{:.3f}", "recall": "{:.3f}", "class_agreement": "{:.3f}"}
 
 
 def milestone_table(selection: dict[str, Any]) -> Table:
-    """A row for each milestone with its metrics, and which was chosen."""
+    """Return the table of milestones with their metrics; the selected one is marked."""
     full = pd.DataFrame(selection["milestones"])
     full.insert(1, "selected", full["iteration"] == selection["iteration"])
     rows = []
@@ -118,14 +117,13 @@ def milestone_table(selection: dict[str, Any]) -> Table:
 
 
 def plot_selection(path: str | Path, stem: str | Path) -> None:
-    """Fréchet distance over iterations, with the selected milestone marked.
+    """Plot the Fréchet distance over iterations, with the selected milestone marked.
 
     Raises:
         UserError: no readable selection.
     """
     selection = read_selection(path)
     table = milestone_table(selection).full
-    assert table is not None
     assert table is not None
     figure, axes = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
     axes.plot(table["iteration"], table["frechet_distance"], marker="o", color=COLOURS[0])
@@ -148,14 +146,14 @@ COLUMNS = ("dataset", "method", "nfe", "giga_multiply_adds", "fid", "kind", "che
 def tradeoff_points(
     tables: Sequence[PublishedTable], runtime: PublishedRuntime, scores: Sequence[dict[str, Any]]
 ) -> pd.DataFrame:
-    """One row for each point: those published whose cost is known, and what was measured under the same name of score.
+    """Return one row per point: published scores of known cost, and measured ones of the same metric.
 
-    The cost of a method that calls a network of full size at every evaluation is their number × one such call.
+    A method that calls a full-side network at every evaluation costs NFE × one such call.
 
     Args:
-        tables: those with a place in this figure are taken.
-        runtime: the published and counted costs.
-        scores: measured ones, as `read_scores` gives them.
+        tables: published scores; those without `figure` are ignored.
+        runtime: published and counted costs.
+        scores: measured ones, from `read_scores`.
     """
     points: dict[tuple, dict[str, Any]] = {}
     for table in (table for table in tables if table.figure):
@@ -177,10 +175,10 @@ def tradeoff_points(
 
 
 def plot_tradeoff(points: pd.DataFrame, stem: str | Path) -> None:
-    """A panel for each data set; hollow marks are published, filled ones measured here.
+    """Plot FID against multiply-adds, one panel per data set: hollow marks are published, filled ones measured here.
 
     Args:
-        points: as `tradeoff_points` gives them.
+        points: from `tradeoff_points`.
         stem: path without suffix.
     """
     datasets = list(dict.fromkeys(points["dataset"]))
@@ -196,7 +194,7 @@ def plot_tradeoff(points: pd.DataFrame, stem: str | Path) -> None:
 
 
 def _cost(row: Row, runtime: PublishedRuntime) -> float | None:
-    """Multiply-adds (1e9) of an image, counted rather than quoted where there are both."""
+    """Return multiply-adds (1e9) per image; a counted number is preferred over a quoted one."""
     if row.method == OURS:
         known = sorted((cost.standing != "C", cost.image) for cost in runtime.costs if cost.dataset == row.dataset)
         return known[0][1] if known else None
@@ -205,7 +203,7 @@ def _cost(row: Row, runtime: PublishedRuntime) -> float | None:
 
 
 def _looks(points: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Colour, mark and dashes of every method: no two share all."""
+    """Return colour, marker and dashes of every method, unique in combination."""
     peers = [name for name in dict.fromkeys(points["method"]) if name != OURS]
     looks = {
         name: {
@@ -232,19 +230,10 @@ def _methods(axes: Axes, points: pd.DataFrame, looks: dict[str, dict[str, Any]])
 
 
 def _legend(looks: dict[str, dict[str, Any]]) -> list[Line2D]:
-    methods = [
-        Line2D(
-            [],
-            [],
-            **{key: value for key, value in look.items() if key != "zorder"},
-            markerfacecolor="white",
-            label=name,
-        )
-        for name, look in looks.items()
-    ]
-    kinds = [("hollow: published", "white"), ("filled: measured here", "black")]
+    methods = [Line2D([], [], **look, markerfacecolor="white", label=name) for name, look in looks.items()]
+    kinds = {"hollow: published": "white", "filled: measured here": "black"}
     marks = [
         Line2D([], [], color="black", marker="o", linestyle="none", markerfacecolor=face, label=name)
-        for name, face in kinds
+        for name, face in kinds.items()
     ]
     return methods + marks

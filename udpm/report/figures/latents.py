@@ -1,4 +1,4 @@
-"""Figures of the latent-space experiments: grids of images whose rows and columns say what differs along them."""
+"""Figures of the latent-space experiments: grids of images with labelled rows and columns."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ from udpm.report.figures.style import DPI, LARGEST, save
 
 FORMAT = "udpm-latents/1"
 
-# Inches. A tile is one image, with the gap behind it; side by side is preferred while tiles are large enough.
 LARGEST_TILE, LARGE_ENOUGH = 0.8, 0.42
+"""Inches of a tile, one image with a gap; grids are placed side by side while tiles are large enough."""
 LETTER, LINE, GAP, PAD = 0.078, 0.165, 0.2, 0.1
 NARROWEST = 5.6
 
 Arrays = dict[str, np.ndarray]
-
 
 IMAGE = ("N", "N", 3)
 EXPECTED: dict[str, dict[str, tuple[type, tuple[int | str, ...]]]] = {
@@ -84,7 +83,7 @@ class Grid(NamedTuple):
         rows: R names, on the left.
         columns: C names, on top.
         below: C names under the last row, or none.
-        title: above the columns' names; may be empty.
+        title: above the columns' names, or empty.
     """
 
     images: np.ndarray
@@ -95,7 +94,7 @@ class Grid(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What one figure shows: its title, its grids (all of one shape), and a line of data for each image."""
+    """Content of a figure: its title, its grids (all of one shape), and a row of data per image."""
 
     title: str
     grids: list[Grid]
@@ -103,18 +102,19 @@ class Content(NamedTuple):
 
 
 def plot_latents(path: str | Path, stem: str | Path) -> None:
-    """The images of one latent-space experiment.
+    """Plot the images of one latent-space experiment.
 
     Raises:
         UserError: no readable file of `udpm latents`.
     """
     arrays, record = _load(path)
     content = CONTENTS[record["kind"]](arrays, record)
-    save(_sheet(f"{content.title}\n{_origin(record)}", content.grids), stem, content.data)
+    title = f"{content.title}\n{run_words(record)}: {weights_words(record)}"
+    save(_sheet(title, content.grids), stem, content.data)
 
 
 def _load(path: str | Path) -> tuple[Arrays, dict[str, Any]]:
-    """Arrays and record of a latent-space experiment."""
+    """Read arrays and record of a latent-space experiment."""
     arrays, record = load_arrays(path, "latent-space experiment", "udpm latents")
     if record.get("format") != FORMAT or record.get("kind") not in list(EXPECTED):
         raise UserError(f"{path}: format is {record.get('format')!r}, expected {FORMAT!r}; `udpm latents` makes it")
@@ -178,8 +178,9 @@ def _interpolate(arrays: Arrays, record: dict[str, Any]) -> Content:
 def _pca(arrays: Arrays, record: dict[str, Any]) -> Content:
     mean, components, explained = arrays["mean"], arrays["components"], arrays["explained"]
     # Grey is no change; every component is scaled to its own largest entry.
-    reach = np.abs(components).max(axis=(2, 3, 4), keepdims=True)
-    pictures = _bytes(np.concatenate([mean[:, None], components / np.where(reach > 0, reach, 1)], axis=1))
+    largest = np.abs(components).max(axis=(2, 3, 4), keepdims=True)
+    values = np.concatenate([mean[:, None], components / np.where(largest > 0, largest, 1)], axis=1)
+    pictures = ((values + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
     grids = []
     for row, level, shares in zip(pictures, arrays["levels"], explained, strict=True):
         columns = ["mean", *(f"{number}\n{100 * share:.3g} %" for number, share in enumerate(shares, start=1))]
@@ -202,10 +203,6 @@ CONTENTS: dict[str, Callable[[Arrays, dict[str, Any]], Content]] = {
 }
 
 
-def _origin(record: dict[str, Any]) -> str:
-    return f"{run_words(record)}: {weights_words(record)}"
-
-
 def _of_class(arrays: Arrays, record: dict[str, Any]) -> str:
     return f", {class_words(record, arrays['labels'][0])}" if record["classes"] else ""
 
@@ -215,33 +212,29 @@ def _map(level: int, images: np.ndarray) -> str:
     return f"l = {level}, {side}×{side}"
 
 
-def _bytes(values: np.ndarray) -> np.ndarray:
-    return ((values + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
-
-
 def _sheet(title: str, grids: list[Grid]) -> Figure:
-    """Grids of one shape on one sheet, as large as its limit allows."""
+    """Return a figure with grids of one shape, as large as its limit allows."""
     limit, (rows, columns) = LARGEST / DPI, grids[0].images.shape[:2]
     left = LETTER * max(len(name) for grid in grids for name in grid.rows) + GAP
     top = LINE * (max(name.count("\n") + 1 for grid in grids for name in grid.columns) + bool(grids[0].title)) + PAD
     bottom = LINE * bool(grids[0].below) + GAP
     head = LINE * (title.count("\n") + 1) + 2 * PAD
 
-    def tile(beside: int) -> float:
-        width = (limit - left - GAP * beside) / (beside * columns)
-        height = ((limit - head) * beside / len(grids) - top - bottom) / rows
+    def tile(across: int) -> float:
+        width = (limit - left - GAP * across) / (across * columns)
+        height = ((limit - head) * across / len(grids) - top - bottom) / rows
         return min(LARGEST_TILE, width, height)
 
-    evenly = [beside for beside in range(1, len(grids) + 1) if len(grids) % beside == 0]
-    beside = max(evenly, key=lambda number: (min(tile(number), LARGE_ENOUGH), number))
-    side = tile(beside)
-    width = max(min(NARROWEST, limit), left + beside * (columns * side + GAP))
-    height = head + len(grids) // beside * (top + rows * side + bottom)
+    divisors = [across for across in range(1, len(grids) + 1) if len(grids) % across == 0]
+    across = max(divisors, key=lambda number: (min(tile(number), LARGE_ENOUGH), number))
+    side = tile(across)
+    width = max(min(NARROWEST, limit), left + across * (columns * side + GAP))
+    height = head + len(grids) // across * (top + rows * side + bottom)
     figure = plt.figure(figsize=(width, height))
     figure.text(0.5, 1 - PAD / height, title, ha="center", va="top")
-    indent = left + (width - left - beside * (columns * side + GAP)) / 2
+    indent = left + (width - left - across * (columns * side + GAP)) / 2
     for number, grid in enumerate(grids):
-        down, right = divmod(number, beside)
+        down, right = divmod(number, across)
         x = indent + right * (columns * side + GAP)
         y = height - head - (down + 1) * (top + rows * side) - down * bottom
         axes = figure.add_axes((x / width, y / height, columns * side / width, rows * side / height))
@@ -250,11 +243,11 @@ def _sheet(title: str, grids: list[Grid]) -> Figure:
 
 
 def _show(axes: Axes, grid: Grid, side: float, *, named: bool) -> None:
-    """Draw a grid; `side` is a tile's, in inches; row names only where `named`."""
+    """Show a grid of tiles of a side in inches, with row names if `named`."""
     rows, columns, pixels = grid.images.shape[:3]
     gap = max(1, pixels // 16)
     step = pixels + gap
-    # Every tile has its gap, so that names stand over the middle of tiles of one width.
+    # Every tile has its gap, so that names are centred over tiles of equal width.
     canvas = np.pad(image_grid(list(grid.images), columns, gap), ((0, gap), (0, gap), (0, 0)), constant_values=255)
     axes.imshow(canvas, interpolation="nearest", aspect="auto")
     axes.grid(False)
@@ -265,7 +258,7 @@ def _show(axes: Axes, grid: Grid, side: float, *, named: bool) -> None:
     shown = _thinned(columns, widest / side)
     axes.set_xticks([column * step + pixels / 2 for column in shown], [grid.columns[column] for column in shown])
     if widest > side:
-        # What is wider than its tile must not reach into the next grid, or off the sheet.
+        # A name wider than its tile must not extend into the next grid or off the sheet.
         axes.get_xticklabels()[-1].set_horizontalalignment("right")
     shown = _thinned(rows, LINE / side) if named else []
     axes.set_yticks([row * step + pixels / 2 for row in shown], [grid.rows[row] for row in shown])
@@ -275,6 +268,6 @@ def _show(axes: Axes, grid: Grid, side: float, *, named: bool) -> None:
 
 
 def _thinned(count: int, need: float) -> list[int]:
-    """Which of `count` tiles get a name that is `need` tiles wide: all, or every so many and the last."""
+    """Return which of `count` tiles get a name that is `need` tiles wide: all, or every n-th and the last."""
     every = max(1, int(np.ceil(need)))
     return [*range(0, count - every, every), count - 1]

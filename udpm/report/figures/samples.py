@@ -1,4 +1,4 @@
-"""Figures of images: sample grid, sampling chain, nearest training images, and the forward process."""
+"""Figures of images: sample grid, sampling chain, nearest training images, forward process."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from udpm.diffusion.sampler import seeded
 from udpm.diffusion.schedule import Schedule
 from udpm.metrics.distances import nearest_images
 from udpm.metrics.protocol import calls_words, class_words, run_words, weights_words
-from udpm.report.figures.style import COLOURS, bare, plot_row, save, tile
+from udpm.report.figures.style import COLOURS, bare, plot_row, save, tile, tiles
 from udpm.sampling.sample_set import SampleSet, load_samples
 
 COLUMNS = 12
 NOISE_RANGE = 3
+"""Standard deviations from 0 that are shown as black and white."""
 
-CELL, WIDTH, NARROWEST, BESIDE, HEAD = 0.8, 6.0, 5.6, 0.6, 0.6
+CELL, WIDTH, NARROWEST, LEFT, HEAD = 0.8, 6.0, 5.6, 0.6, 0.6
+"""Inches: largest cell, width of a row of images, width of the narrowest figure, margins."""
 CHAIN_CELL, CHAIN_MARGINS, ROOMY = 0.72, (1.3, 0.5), 0.65
-"""Inches: side of a cell, width of all images of a row, width of the narrowest figure, margins next to and above the
-images; names of classes fit above cells larger than the last."""
+"""Inches; class names fit above cells larger than the last."""
 
 
 class ChainRecord(Record):
@@ -47,7 +48,7 @@ class ChainRecord(Record):
 
 
 def plot_samples(path: str | Path, stem: str | Path) -> None:
-    """The first images of a sample set, one row for each class; an unlabelled set fills rows in order.
+    """Plot the first images of a sample set, one row per class; an unlabelled set fills rows in order.
 
     Raises:
         UserError: no readable sample set.
@@ -56,26 +57,26 @@ def plot_samples(path: str | Path, stem: str | Path) -> None:
     record = samples.record
     names, shown = _rows(samples.labels, record)
     columns = max(map(len, shown))
-    # Few images of many classes make one narrow column, which is cut into parts, drawn side by side.
+    # Few images of many classes would make one narrow column; it is cut into parts, placed side by side.
     parts = max(1, round(math.sqrt(len(shown) / columns))) if names else 1
     rows = -(-len(shown) // parts)
-    beside = BESIDE * parts if names else 0.0
-    cell = min(WIDTH / (parts * columns), tile(parts * columns, rows, CELL, (beside, HEAD)))
-    size = (max(NARROWEST, parts * columns * cell + beside), rows * cell + HEAD)
+    left = LEFT * parts if names else 0.0
+    cell = min(WIDTH / (parts * columns), tile(parts * columns, rows, CELL, (left, HEAD)))
+    size = (max(NARROWEST, parts * columns * cell + left), rows * cell + HEAD)
     figure, grid = plt.subplots(1, parts, figsize=size, squeeze=False, layout="constrained")
     for part, axes in enumerate(grid[0]):
         some = slice(part * rows, (part + 1) * rows)
         _plot_part(axes, [samples.images[numbers] for numbers in shown[some]], names[some], rows, columns)
     if names:
-        grid[0, 0].set_ylabel("class asked for")
+        grid[0, 0].set_ylabel("requested class")
     flat = [number for numbers in shown for number in numbers]
     lines = [f"{run_words(record)}: {calls_words(record)}, {weights_words(record)}", *_left_out(samples, flat)]
-    figure.suptitle("\n".join(lines), fontsize=9)
+    figure.suptitle("\n".join(lines))
     save(figure, stem, pd.DataFrame({"number": flat, "label": samples.labels[flat]}))
 
 
 def _plot_part(axes: Axes, images: list[np.ndarray], names: list[str], rows: int, columns: int) -> None:
-    """Draw rows of images, (n, h, w, 3) each, into a grid of `rows` by `columns`."""
+    """Show rows of images, (n, h, w, 3) each, as a grid of `rows` by `columns`."""
     height, width = images[0].shape[1:3]
     gap = max(1, width // 16)
     axes.imshow(image_grid([*images, *[()] * (rows - len(images))], columns, gap), interpolation="nearest")
@@ -84,7 +85,7 @@ def _plot_part(axes: Axes, images: list[np.ndarray], names: list[str], rows: int
 
 
 def _left_out(samples: SampleSet, shown: list[int]) -> list[str]:
-    """A line on how many images and classes a figure shows, where it does not show all."""
+    """Return a line on how many images and classes are shown, unless all are."""
     held, classes = len(samples.labels), samples.record.get("classes", 0)
     if len(shown) == held:
         return []
@@ -95,7 +96,7 @@ def _left_out(samples: SampleSet, shown: list[int]) -> list[str]:
 
 
 def plot_chain(path: str | Path, stem: str | Path) -> None:
-    """From noise to image: for every level the state that went in and the output that came out.
+    """Plot the way from noise to image: the input state and the network's output at every level.
 
     Raises:
         UserError: no readable chain.
@@ -104,12 +105,10 @@ def plot_chain(path: str | Path, stem: str | Path) -> None:
     labels, scale, classes = arrays["labels"], record.get("scale", 2), record.get("classes", 0)
     names = [(kind, level) for level in levels for kind in ("x", "f")]
     count = min(len(labels), COLUMNS)
-    cell = tile(count, len(names), CHAIN_CELL, CHAIN_MARGINS)
-    size = [number * cell + margin for number, margin in zip((count, len(names)), CHAIN_MARGINS, strict=True)]
-    figure, grid = plt.subplots(len(names), count, figsize=size, squeeze=False, layout="constrained")
+    figure, grid, cell = tiles(count, len(names), CHAIN_CELL, CHAIN_MARGINS)
     if count < len(labels):
         what = "classes" if classes else "images"
-        figure.suptitle(f"{count} of {len(labels)} {what} are shown", fontsize=9)
+        figure.suptitle(f"{count} of {len(labels)} {what} are shown")
     rows = []
     for cells, (kind, level) in zip(grid, names, strict=True):
         values = arrays[f"{kind}_{level}"]
@@ -122,7 +121,7 @@ def plot_chain(path: str | Path, stem: str | Path) -> None:
 
 
 def _load_chain(path: str | Path) -> tuple[dict[str, np.ndarray], list[int], dict[str, Any]]:
-    """A chain's arrays, its levels, coarsest first, and its record.
+    """Return a chain's arrays, its levels (coarsest first) and its record.
 
     Raises:
         UserError: no readable chain.
@@ -145,7 +144,7 @@ def _load_chain(path: str | Path) -> tuple[dict[str, np.ndarray], list[int], dic
 
 
 def _shown(values: np.ndarray, kind: str, level: int, scale: int) -> tuple[np.ndarray, str]:
-    """Values as colours in [0, 1], (n, 3, h, w), and the row's caption."""
+    """Return values as colours in [0, 1], (n, 3, h, w), and the row's caption."""
     side = values.shape[-1]
     if kind == "f":
         name = "x₀ = f(x₁)" if level == 1 else f"f(x{_subscript(level)})"
@@ -154,17 +153,17 @@ def _shown(values: np.ndarray, kind: str, level: int, scale: int) -> tuple[np.nd
 
 
 def _shown_state(values: np.ndarray) -> np.ndarray:
-    """Noisy states as colours in [0, 1]: black and white are three standard deviations from 0."""
+    """Return noisy states as colours in [0, 1]."""
     return ((values / (NOISE_RANGE * (values.std() or 1)) + 1) / 2).clip(0, 1)
 
 
 def _subscript(number: int) -> str:
-    """A number as an index."""
+    """Return a number in subscript digits."""
     return str(number).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
 
 
 def _rows(labels: np.ndarray, record: dict[str, Any]) -> tuple[list[str], list[list[int]]]:
-    """Row names and, for each row, the numbers of the images in it."""
+    """Return row names, and the image numbers of each row."""
     if not record.get("classes"):
         numbers = list(range(min(len(labels), COLUMNS * 8)))
         return [], [numbers[start : start + COLUMNS] for start in range(0, len(numbers), COLUMNS)]
@@ -174,23 +173,23 @@ def _rows(labels: np.ndarray, record: dict[str, Any]) -> tuple[list[str], list[l
 
 
 LIMIT = 1000
-"""Samples and held-out images whose distances make the curves, at most; the first ones."""
+"""Number of samples, and of held-out images, whose distances are computed: the first ones."""
 BINS = 30
 NEAREST_CELL, NEAREST_MARGINS, SMALL = 0.66, (1.0, 0.0), 0.5
-"""Inches; the last is the side of a cell from which on the number above it has room."""
+"""Inches; above cells smaller than the last, distances have two decimals."""
 
 
 def plot_neighbours(samples: str | Path, dataset: str | Path, stem: str | Path, columns: int = 12) -> None:
-    """The samples nearest to training images, those images, and the distances of samples and of held-out images.
+    """Plot the samples nearest to training images above these, and the distances of samples and of held-out images.
 
-    A model that copies has samples nearer to training images than new images of the same kind are: the ratio of the
-    means, 1 where they are as far, is the score's nearest-image distance ratio (of the first images, as many as shown).
+    Samples of a model that copies are nearer to training images than held-out images are. The ratio of the mean
+    distances is the score's nearest-image distance ratio, here of the first `LIMIT` images.
 
     Args:
         samples: .npz of a sample set.
         dataset: the prepared data set that the model was trained on.
         stem: path without suffix.
-        columns: samples shown.
+        columns: number of samples shown.
 
     Raises:
         UserError: no readable sample set or data set, or images of another side.
@@ -203,16 +202,13 @@ def plot_neighbours(samples: str | Path, dataset: str | Path, stem: str | Path, 
     numbers, distances = nearest_images(images, training)
     unseen = _unseen(store, training)
     order = np.argsort(distances, kind="stable")[:columns]
-    figure = plt.figure(
-        figsize=(tile(columns, 1, NEAREST_CELL, NEAREST_MARGINS) * columns + NEAREST_MARGINS[0], 4.6),
-        layout="constrained",
-    )
+    width = tile(columns, 1, NEAREST_CELL, NEAREST_MARGINS) * columns + NEAREST_MARGINS[0]
+    figure = plt.figure(figsize=(width, 4.6), layout="constrained")
     upper, lower = np.asarray(figure.subfigures(2, 1, height_ratios=(1.0, 1.35)))
     _pictures(upper, [images[order], training[numbers[order]]], distances[order])
     ratio = distances.mean() / unseen.mean() if len(unseen) else None
     upper.suptitle(
-        f"{run_words(found.record)}: the {len(order)} of {len(images)} samples that are nearest to a training image",
-        fontsize=9,
+        f"{run_words(found.record)}: the {len(order)} of {len(images)} samples that are nearest to a training image"
     )
     _distances(lower, distances, unseen, ratio)
     table = pd.DataFrame({"kind": "sample", "number": range(len(images)), "nearest": numbers, "distance": distances})
@@ -221,7 +217,7 @@ def plot_neighbours(samples: str | Path, dataset: str | Path, stem: str | Path, 
 
 
 def _unseen(store: Store, training: np.ndarray) -> np.ndarray:
-    """Distances of held-out images to the nearest training image; none where the data set has no test split."""
+    """Return distances of held-out images to the nearest training image; none without a test split."""
     try:
         images = np.array(store.images[store.split("test")])[:LIMIT]
     except UserError:
@@ -244,36 +240,25 @@ def _distances(figure: SubFigure, samples: np.ndarray, unseen: np.ndarray, ratio
     sets = [("samples", samples, COLOURS[1], "-"), ("held-out images", unseen, COLOURS[0], "--")]
     for name, values, colour, dashes in (part for part in sets if len(part[1])):
         label = f"{name} ({len(values)}), mean {values.mean():.3f}"
-        weights = np.full(len(values), 1 / len(values))
-        axes.hist(
-            values,
-            edges,
-            weights=weights,
-            histtype="step",
-            color=colour,
-            linestyle=dashes,
-            linewidth=1.6,
-            label=label,
-        )
-    said = (
-        "no held-out images to compare with" if ratio is None else f"ratio of the means {ratio:.2f} (below 1: nearer)"
-    )
-    axes.set_title(said)
+        shares = np.full(len(values), 1 / len(values))
+        look: dict[str, Any] = {"histtype": "step", "color": colour, "linestyle": dashes, "linewidth": 1.6}
+        axes.hist(values, edges, weights=shares, label=label, **look)
+    known = f"ratio of the means {ratio:.2f} (below 1: nearer)" if ratio is not None else ""
+    axes.set_title(known or "no held-out images to compare with")
     axes.set_xlabel("distance to the nearest training image (root mean square over pixels in [0, 1])")
     axes.set_ylabel("share of images")
     axes.legend(loc="upper left")
 
 
 FORWARD_COLUMNS = 10
-"""At most."""
 FORWARD_CELL, FORWARD_MARGINS = 0.74, (1.4, 0.6)
 """Inches."""
 SEED = 0
-"""Of the noise, which is a function of it and of the image's number."""
+"""Seed of the noise, which also depends on the image's number."""
 
 
 def plot_forward_process(config: str | Path, dataset: str | Path, stem: str | Path) -> None:
-    """A training image of each class, and its states x_1 … x_L of one draw of the noise.
+    """Plot a training image of each class above its states x_1 … x_L for one draw of the noise.
 
     Args:
         config: a run's resolved configuration.
@@ -290,10 +275,7 @@ def plot_forward_process(config: str | Path, dataset: str | Path, stem: str | Pa
     numbers, names = _examples(store)
     images = np.array(store.images[numbers])
     states = _states(schedule, images, numbers)
-    shape = len(states) + 1, len(numbers)
-    cell = tile(shape[1], shape[0], FORWARD_CELL, FORWARD_MARGINS)
-    size = [count * cell + margin for count, margin in zip(reversed(shape), FORWARD_MARGINS, strict=True)]
-    figure, grid = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
+    figure, grid, _ = tiles(len(numbers), len(states) + 1, FORWARD_CELL, FORWARD_MARGINS)
     shown = [images / 255, *(_shown_state(state).transpose(0, 2, 3, 1) for state in states)]
     for level, (row, pictures) in enumerate(zip(grid, shown, strict=True)):
         side = pictures.shape[1]
@@ -302,29 +284,31 @@ def plot_forward_process(config: str | Path, dataset: str | Path, stem: str | Pa
     for axes, name in zip(grid[0], names, strict=True):
         axes.set_title(name)
     some = f", {len(numbers)} of {store.classes} classes" if len(numbers) < store.classes else ""
-    figure.suptitle(f"{run.experiment}: forward process{some}", fontsize=9)
+    figure.suptitle(f"{run.experiment}: forward process{some}")
     rows = [
-        row
+        {"image": number, "label": int(store.labels[number]), "level": level, "side": state.shape[-1]}
+        | {"signal": schedule.signal(level), "sigma_tilde": schedule.sigma_tilde(level), "snr": schedule.snr(level)}
+        | {"mean": state[place].mean(), "std": state[place].std()}
         for place, number in enumerate(numbers)
-        for row in _data(schedule, number, int(store.labels[number]), [state[place] for state in states])
+        for level, state in enumerate(states, start=1)
     ]
     save(figure, stem, pd.DataFrame(rows))
 
 
 def _examples(store: Store) -> tuple[list[int], list[str]]:
-    """The first training image of each class, or the first ones of a data set without; and the columns' names."""
+    """Return the first training image of each class, or the first ones without classes; and the columns' names."""
     train = store.split("train")
     if not store.classes:
         numbers = list(range(train.start, train.stop))[:FORWARD_COLUMNS]
         return numbers, [f"image {number}" for number in numbers]
     labels, firsts = np.unique(store.labels[train], return_index=True)
     names = store.record.get("class_names") or []
-    told = [names[label] if len(names) > label else f"class {label}" for label in labels[:FORWARD_COLUMNS].tolist()]
-    return (firsts[:FORWARD_COLUMNS] + train.start).tolist(), told
+    shown = [names[label] if len(names) > label else f"class {label}" for label in labels[:FORWARD_COLUMNS].tolist()]
+    return (firsts[:FORWARD_COLUMNS] + train.start).tolist(), shown
 
 
 def _states(schedule: Schedule, images: np.ndarray, numbers: list[int]) -> list[np.ndarray]:
-    """x_1 … x_L, (n, 3, h, w) each, one step after another."""
+    """Return x_1 … x_L, (n, 3, h, w) each."""
     latent = seeded(schedule, images.shape[1], SEED, numbers)
     state = torch.from_numpy(decode(images, 0, schedule.scale)).movedim(-1, 1)
     states = []
@@ -332,20 +316,3 @@ def _states(schedule: Schedule, images: np.ndarray, numbers: list[int]) -> list[
         state = step(schedule, state, level, latent.noise(level))
         states.append(state.numpy())
     return states
-
-
-def _data(schedule: Schedule, number: int, label: int, states: list[np.ndarray]) -> list[dict[str, float]]:
-    return [
-        {
-            "image": number,
-            "label": label,
-            "level": level,
-            "side": state.shape[-1],
-            "signal": schedule.signal(level),
-            "sigma_tilde": schedule.sigma_tilde(level),
-            "snr": schedule.snr(level),
-            "mean": state.mean(),
-            "std": state.std(),
-        }
-        for level, state in enumerate(states, start=1)
-    ]

@@ -1,4 +1,4 @@
-"""The noise schedule: its numbers at every level as a table and as a figure, and how well sampling starts."""
+"""The noise schedule at every level, as a table and a figure, and bounds on the error of sampling's start."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from udpm.report.figures.style import COLOURS, MARKERS, save
 from udpm.report.table import MISSING, Table
 
 LARGEST_DIVERGENCE = 1e-3
-"""Nats per dimension between the last state and what sampling starts from; above, the schedule is warned of."""
+"""Nats per dimension between the last state and the start of sampling above which `schedule_warning` warns."""
 SMALLEST_SIGMA, LARGEST_SIGMA = 1e-150, 1e150
-"""Between which squares are numbers of full double precision."""
+"""Bounds between which squares have full double precision."""
 TITLE = 90
-"""Characters that fit on a line of the figure's title."""
+"""Characters per line of the figure's title."""
 
 HEADINGS = {
     "level": "l",
@@ -40,7 +40,7 @@ HEADINGS = {
     "std_blocks": "Σ^½ blocks",
     "std_rest": "Σ^½ rest",
 }
-"""Of the table to read, by the columns of the whole one."""
+"""Columns of the readable table, by those of the full one."""
 
 NOTES = (
     "The state x_l has side N/2ˡ, signal ᾱ sˡ and noise σ̃; SNR is their ratio, t the network's time.",
@@ -51,11 +51,10 @@ NOTES = (
 
 
 def schedule_table(schedule: Schedule, side: int, mean_square: float = 1.0) -> pd.DataFrame:
-    """One row for each level, in full precision; empty where a level has no such value.
+    """Return one row per level in full precision, with NaN where a level has no such value.
 
-    Columns are those of `HEADINGS`, and on the last level's row what sampling starts from: `prior_std` (τ),
-    `mean_square` (m₂), and the bounds on KL(q(x_L) ‖ ·) in nats per dimension, `divergence` (from N(0, τ² I)) and
-    `divergence_standard` (from N(0, I)).
+    Columns are those of `HEADINGS` and, in the last level's row, `prior_std` (τ), `mean_square` (m₂), and bounds on
+    KL(q(x_L) ‖ ·) in nats per dimension: `divergence` (from N(0, τ² I)) and `divergence_standard` (from N(0, I)).
 
     Args:
         schedule: α, σ and s.
@@ -74,11 +73,11 @@ def schedule_table(schedule: Schedule, side: int, mean_square: float = 1.0) -> p
 
 
 def readable_schedule(table: pd.DataFrame, source: str) -> str:
-    """The table rounded, as markdown, with notes on its columns and on what sampling starts from.
+    """Return the rounded table as markdown, with notes on its columns and on the start of sampling.
 
     Args:
-        table: of `schedule_table`.
-        source: where its m₂ comes from.
+        table: from `schedule_table`.
+        source: of its m₂.
     """
     shown = table[list(HEADINGS)].rename(columns=HEADINGS)
     shown = shown.map(lambda value: MISSING if pd.isna(value) else f"{value:.4g}")
@@ -96,7 +95,7 @@ def readable_schedule(table: pd.DataFrame, source: str) -> str:
 
 
 def schedule_warning(table: pd.DataFrame) -> str | None:
-    """What is wrong with a schedule whose last state is not what sampling starts from, and what to change."""
+    """Warn of a schedule whose last state differs from what sampling starts from; None if it does not."""
     bound = table["divergence"].iloc[-1]
     if bound <= LARGEST_DIVERGENCE:
         return None
@@ -107,15 +106,15 @@ def schedule_warning(table: pd.DataFrame) -> str | None:
 
 
 def plot_schedule(table: pd.DataFrame, name: str, stem: str | Path) -> None:
-    """Signal, noise and their ratio at every level, with the whole table as the data behind it.
+    """Plot signal, noise and their ratio at every level; the data is the full table.
 
     Args:
-        table: of `schedule_table`.
+        table: from `schedule_table`.
         name: of the schedule, for the title.
-        stem: of the figure.
+        stem: path without suffix.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.0), layout="constrained")
-    # Numbers stand on the outer sides of the two lines, which cross.
+    # The two lines cross; numbers are placed on their outer sides.
     upper = table["snr"] >= 1
     _annotated(left, table, "signal", r"signal $\bar\alpha_l s^l$", 0, upper, falls=True)
     _annotated(left, table, "sigma_tilde", r"noise $\tilde\sigma_l$", 1, ~upper, falls=False)
@@ -127,16 +126,16 @@ def plot_schedule(table: pd.DataFrame, name: str, stem: str | Path) -> None:
         axes.set_yscale("log")
         axes.margins(0.2, 0.2)
         axes.set_xticks(table["level"], [f"l = {row.level}\n{row.side}×{row.side}" for row in table.itertuples()])
-    figure.suptitle("\n".join(textwrap.wrap(f"{name}: the state $x_l$ at each level", TITLE)))
+    figure.suptitle("\n".join(textwrap.wrap(f"{name}: the state $x_l$ at each level", TITLE)), fontsize="large")
     save(figure, stem, table)
 
 
 def plot_run_schedule(path: str | Path, stem: str | Path) -> None:
-    """The figure of a run's schedule.
+    """Plot the schedule of a run.
 
     Args:
         path: the run's resolved configuration.
-        stem: of the figure.
+        stem: path without suffix.
 
     Raises:
         UserError: no readable configuration.
@@ -161,31 +160,23 @@ def _row(schedule: Schedule, side: int, level: int, mean_square: float) -> dict[
         **dict.fromkeys(("prior_std", "mean_square", "divergence", "divergence_standard"), math.nan),
     }
     if level > 1:
-        row |= _posterior(schedule, level)
+        scalar, exact = coefficients(schedule, level, "scalar"), coefficients(schedule, level, "exact")
+        row |= {
+            "output_weight": scalar.variance_blocks * scalar.output,
+            "state_weight": scalar.variance_blocks * scalar.state,
+            "std": math.sqrt(scalar.variance_blocks),
+            "std_blocks": math.sqrt(exact.variance_blocks),
+            "std_rest": math.sqrt(exact.variance_rest),
+        }
     if level == schedule.levels:
-        row |= _start(schedule, mean_square)
+        variance = prior_variance(schedule)
+        row |= {
+            "prior_std": math.sqrt(variance),
+            "mean_square": mean_square,
+            "divergence": divergence_bound(schedule, variance, mean_square),
+            "divergence_standard": divergence_bound(schedule, 1.0, mean_square),
+        }
     return row
-
-
-def _posterior(schedule: Schedule, level: int) -> dict[str, float]:
-    scalar, exact = coefficients(schedule, level, "scalar"), coefficients(schedule, level, "exact")
-    return {
-        "output_weight": scalar.variance_blocks * scalar.output,
-        "state_weight": scalar.variance_blocks * scalar.state,
-        "std": math.sqrt(scalar.variance_blocks),
-        "std_blocks": math.sqrt(exact.variance_blocks),
-        "std_rest": math.sqrt(exact.variance_rest),
-    }
-
-
-def _start(schedule: Schedule, mean_square: float) -> dict[str, float]:
-    variance = prior_variance(schedule)
-    return {
-        "prior_std": math.sqrt(variance),
-        "mean_square": mean_square,
-        "divergence": divergence_bound(schedule, variance, mean_square),
-        "divergence_standard": divergence_bound(schedule, 1.0, mean_square),
-    }
 
 
 def _annotated(
@@ -193,7 +184,7 @@ def _annotated(
 ) -> None:
     axes.plot(table["level"], table[column], color=COLOURS[style], marker=MARKERS[style], label=label)
     for level, value, over in zip(table["level"], table[column], above, strict=True):
-        # A steeply falling line leaves room on its right above a point, on its left below.
+        # A steeply falling line leaves room at the upper right and the lower left of a point.
         aside = (1 if over else -1) if falls else 0
         axes.annotate(
             f"{value:.3g}",

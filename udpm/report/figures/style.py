@@ -1,4 +1,4 @@
-"""How every figure looks, and how it is saved: svg, png, and the csv of the data behind it."""
+"""The style of all figures, their sizes, and how they are saved: svg, png, and csv of the data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from udpm.core.files import atomic_path, write_text
 from udpm.core.kinds import mark, seal_file
 
-# Okabe and Ito's colours tell apart with every kind of colour vision; markers and dashes tell apart in grey print.
+# Okabe and Ito's palette is safe for colour blindness; markers and dashes distinguish lines in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DPI = 130
@@ -32,6 +32,7 @@ plt.rcParams.update(
         "savefig.dpi": DPI,
         "font.size": 9,
         "axes.titlesize": 9,
+        "figure.titlesize": 9,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
@@ -48,29 +49,36 @@ plt.rcParams.update(
 
 
 def tile(columns: int, rows: int, largest: float, margins: tuple[float, float]) -> float:
-    """Side in inches of the square cells of a grid that fits a figure, at most `largest`.
+    """Return the side of the square cells of a grid that fits on a figure, in inches.
 
     Args:
         columns: of the grid.
         rows: of the grid.
-        largest: in inches.
-        margins: what the figure needs beside and above the grid, in inches.
+        largest: maximum side.
+        margins: width and height that the figure needs outside the grid, in inches.
     """
-    beside, above = margins
-    return min(largest, (LARGEST / DPI - beside) / columns, (LARGEST / DPI - above) / rows)
+    width, height = margins
+    return min(largest, (LARGEST / DPI - width) / columns, (LARGEST / DPI - height) / rows)
+
+
+def tiles(columns: int, rows: int, largest: float, margins: tuple[float, float]) -> tuple[Figure, np.ndarray, float]:
+    """Return a figure with a grid of axes for images, the axes as an array of `rows` × `columns`, and `tile`."""
+    side = tile(columns, rows, largest, margins)
+    size = (columns * side + margins[0], rows * side + margins[1])
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    return figure, grid, side
 
 
 def bare(axes: Axes) -> None:
-    """Leave nothing of the axes but the image."""
+    """Remove ticks, grid and frame."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
 
 
 def plot_row(cells: Sequence[Axes], images: Iterable[np.ndarray], caption: str) -> None:
-    """Draw images, (h, w, 3) each, into a row of axes, with a caption on the left."""
+    """Show images, (h, w, 3) each, in a row of axes with a caption on the left."""
     for axes, image in zip(cells, images, strict=True):
         axes.imshow(image, interpolation="nearest")
         bare(axes)
@@ -81,9 +89,9 @@ def save(figure: Figure, stem: str | Path, data: pd.DataFrame) -> None:
     """Write ``STEM.svg``, ``STEM.png`` and ``STEM.csv``, each atomically, and close the figure.
 
     Args:
-        figure: one with a side above 1180 pixels is made smaller as a whole; its text keeps its size.
+        figure: is scaled down if a side exceeds 1180 pixels; its text keeps its size.
         stem: path without suffix.
-        data: what the figure shows.
+        data: of the figure.
     """
     size = figure.get_size_inches()
     if max(size) * DPI > LARGEST:
@@ -91,7 +99,7 @@ def save(figure: Figure, stem: str | Path, data: pd.DataFrame) -> None:
     csv = data.to_csv(index=False)
     described = {"Description": mark(csv)}
     _save(figure, stem, ".svg", {"Date": None, "Creator": "udpm", **described})
-    # Between the two that know it: whenever this is killed, one of them knows the .csv that is there.
+    # Written between the two files that contain its digest: after a kill at any time, one of them matches the .csv.
     write_text(f"{stem}.csv", csv)
     _save(figure, stem, ".png", {"Software": "udpm", **described})
     plt.close(figure)

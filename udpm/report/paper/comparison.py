@@ -1,4 +1,4 @@
-"""Published scores next to measured ones: Tables 1 and 2 of the paper, peers, and tables of the same form."""
+"""Tables of published next to measured scores: Tables 1 and 2 of the paper, peers, and others of this form."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from udpm.report.table import MISSING, Table
 
 TARGET = "paper_tables"
 WORDS = 2
-"""Leading columns of the table to read that hold words."""
+"""Number of leading text columns of the readable table."""
 PROTOCOL = (
     *("n", "extractor", "extractor_sha256", "preprocessing", "reference", "reference_n", "reference_sha256"),
     *("iteration", "weights", "sampling_seed", "posterior", "guidance"),
@@ -37,18 +37,18 @@ PROTOCOL = (
 )
 """Columns of a measured score's protocol."""
 WHOLE = ["nfe", "n", "seeds", "reference_n"]
-"""Columns of whole numbers, also where some are missing."""
+"""Columns of whole numbers, some of them missing."""
 
 
 def comparison_table(
     table: PublishedTable, scores: Sequence[dict[str, Any]], experiments: dict[str, Experiment | None]
 ) -> Table:
-    """A table of published scores with what was measured of them.
+    """Return a table of published scores with measured ones.
 
     Args:
         table: the published scores.
-        scores: measured ones, as `read_scores` gives them.
-        experiments: the configuration of those the table names; None where it cannot be read.
+        scores: measured ones, from `read_scores`.
+        experiments: configurations of the experiments named in the table; None if not readable.
     """
     lines = entries(table, scores, experiments)
     several = len({row.dataset for row in table.rows}) > 1
@@ -67,10 +67,10 @@ def comparison_table(
 
 
 class _Rows:
-    """The rows of a table, and the footnotes that its cells ask for.
+    """The rows of a table, and its footnotes.
 
     Attributes:
-        footnotes: in the order in which they are first asked for; a cell carries the number.
+        footnotes: in order of first use; cells contain their numbers.
     """
 
     def __init__(self, table: PublishedTable, experiments: dict[str, Experiment | None]) -> None:
@@ -78,7 +78,7 @@ class _Rows:
         self.footnotes: list[str] = []
 
     def readable(self, entry: Entry) -> dict[str, str]:
-        """A row to read, with every column that a table may have."""
+        """Return a row of the readable table, with every column that a table may have."""
         row = entry.row
         published = MISSING if entry.title else "none"
         if row.value is not None:
@@ -97,7 +97,7 @@ class _Rows:
         }
 
     def full(self, entry: Entry) -> list[dict[str, Any]]:
-        """A row for each measured checkpoint, in full precision with the whole protocol."""
+        """Return a row per measured checkpoint, in full precision with the whole protocol."""
         if entry.experiment is None:
             return [self._full(entry, None, entry.last)]
         return [self._full(entry, LAST, entry.last), self._full(entry, BEST, entry.best)]
@@ -132,7 +132,7 @@ class _Rows:
         }
 
     def _mark(self, text: str) -> str:
-        """The mark of a footnote after a space, " [1]"; empty where there is none."""
+        """Return the mark of a footnote, such as " [1]", or an empty text for an empty footnote."""
         if not text:
             return ""
         if f"{text}." not in self.footnotes:
@@ -144,7 +144,7 @@ class _Rows:
         return advice(name, which, self._experiments.get(name), TARGET)
 
     def _state(self, entry: Entry, which: str) -> str:
-        """What is said of a score that is not there."""
+        """Return the word for a missing score."""
         config = self._experiments.get(entry.experiment or "")
         if config is not None and config.scoring is None:
             return NOT_SCORED
@@ -169,7 +169,7 @@ class _Rows:
         return text
 
     def _value(self, found: ScoreSummary) -> str:
-        """The number; with its name where it is not what the column says."""
+        """Format the number, with its name if that differs from the column's."""
         return str(found) if found.label == self._table.protocol.metric else f"{found} {found.label}"
 
     def _verdicts(self, entry: Entry) -> str:
@@ -221,4 +221,4 @@ def _stated(table: PublishedTable) -> str:
         said += f"; of {method} alone {known}" if known else ""
     silent = [word for key, word in UNSTATED.items() if getattr(protocol, key) is None]
     left = f"; not stated, and so not compared: {', '.join(silent)}" if silent else ""
-    return f"Published protocol, as far as it is stated: {said}{left}."
+    return f"Stated of the published protocol: {said}{left}."

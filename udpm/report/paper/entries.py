@@ -1,4 +1,4 @@
-"""Published scores next to measured ones: which compare, what the comparison says, and what fills a gap."""
+"""Pair published with measured scores: which compare, with which verdict, and how to obtain missing ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOT_RUN, NOT_SCORED, NOT_COMPARABLE = "not run", "not scored", "not comparable"
 REPRODUCED, BETTER, NOT_REPRODUCED = "reproduced", "better", "not reproduced"
 BASELINES = {"heldout": "held-out images (floor)", "noise": "noise (ceiling)"}
 UNSTATED = {"preprocessing": "mode", "split": "reference split"}
-"""Parts of a protocol that a source may leave open, in words."""
+"""Parts of a protocol that a source may not state, in words."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Entry:
     """One line of a table.
 
     Attributes:
-        row: the published one.
-        experiment: whose scores stand beside it; None: the method is not one of this project.
-        last: measured of the end of training; None: not run.
-        best: measured of the selected milestone; None: not run.
-        title: in the method's place, for what is no method.
+        row: the published score.
+        experiment: the experiment that reproduces it; None for a method outside this project.
+        last: scores at the end of training; None: not run.
+        best: scores of the selected milestone; None: not run.
+        title: replaces the method's name for a baseline.
     """
 
     row: Row
@@ -46,12 +46,9 @@ class Entry:
 def entries(
     table: PublishedTable, scores: Sequence[dict[str, Any]], experiments: dict[str, Experiment | None]
 ) -> list[Entry]:
-    """The lines of a table: the published rows, one for each way that their experiments were measured in; yardsticks.
+    """Return the lines of a table: published rows, each repeated for every protocol of its scores, then baselines.
 
-    Args:
-        table: the published scores.
-        scores: measured ones, as `read_scores` gives them.
-        experiments: the configuration of those the table names; None where it cannot be read.
+    Takes the arguments of `comparison_table`.
     """
     found = []
     for row in _ordered(table):
@@ -61,7 +58,7 @@ def entries(
 
 
 def differences(protocol: Protocol, row: Row, found: ScoreSummary) -> list[str]:
-    """Why a measured score does not compare with a published one: all that both state and that differs."""
+    """List what differs between a measured and a published protocol, of what both state; empty if they compare."""
     known, reference = facts(found.score), found.score["protocol"]["reference"]
     stated = [
         ("metric", protocol.metric, known["metric"]),
@@ -84,10 +81,10 @@ def differences(protocol: Protocol, row: Row, found: ScoreSummary) -> list[str]:
 
 
 def verdict(table: PublishedTable, row: Row, found: ScoreSummary | None) -> tuple[str, str]:
-    """What a measured score says of the published one, and why; empty where nothing has been published.
+    """Return the verdict on a published score and its reason; empty if no score is published.
 
-    The mean over seeds is compared: within tolerance × published score of the published score it is reproduced, below
-    that better, above not reproduced.
+    The mean over seeds is compared: reproduced within ± tolerance × the published score, better below, not reproduced
+    above.
     """
     if row.value is None:
         return "", ""
@@ -103,7 +100,7 @@ def verdict(table: PublishedTable, row: Row, found: ScoreSummary | None) -> tupl
 
 
 def _ordered(table: PublishedTable) -> list[Row]:
-    """The rows of a table in the order in which they are printed."""
+    """Return the rows of a table in printing order."""
     if table.order == "listed":
         return list(table.rows)
     names = list(dict.fromkeys(row.dataset for row in table.rows))
@@ -111,13 +108,13 @@ def _ordered(table: PublishedTable) -> list[Row]:
 
 
 def _entries_of(row: Row, name: str, scores: Sequence[dict[str, Any]], config: Experiment | None) -> list[Entry]:
-    """An experiment's lines: last and best side by side where they were measured in one way."""
+    """Return an experiment's lines: last and best side by side if they share a protocol."""
     iterations = config.training.iterations if config is not None and config.training != "imported" else None
     ways: dict[tuple[Any, ...], dict[str, ScoreSummary]] = {}
     for found in summarize_scores(scores, name, iterations):
         place = BEST if found.checkpoint == BEST else LAST
         key: tuple[Any, ...] = comparable(found.score)
-        # Milestones and given weights stand in the column of the last checkpoint; their footnote says what they are.
+        # Milestones and given weights go into the column of the last checkpoint; a footnote identifies them.
         while place in ways.setdefault(key, {}):
             key = (*key, found.checkpoint)
         ways[key][place] = found
@@ -125,7 +122,7 @@ def _entries_of(row: Row, name: str, scores: Sequence[dict[str, Any]], config: E
 
 
 def _baseline_entries(table: PublishedTable, scores: Sequence[dict[str, Any]]) -> list[Entry]:
-    """Lines of what scores are read against, where it was measured for an experiment of the table."""
+    """Return lines for the measured floors and ceilings of the table's experiments."""
     lines: dict[tuple, Entry] = {}
     for score in scores:
         kind, name = score["subject"]["kind"], score["experiment"]
@@ -141,21 +138,21 @@ def _baseline_entries(table: PublishedTable, scores: Sequence[dict[str, Any]]) -
 
 
 def _as_word(value: Any) -> str:
-    """A value as a cell shows it: yes or no for a bool."""
+    """Format a value; yes or no for a bool."""
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 FEW = 8
-"""Milestones that an experiment without any is advised to keep."""
+"""Number of milestones advised to an experiment that keeps none."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What leads to a score; one of the two is empty.
+    """Advice on obtaining a score; one of the two is empty.
 
     Attributes:
         how: what to write and run.
-        why: why nothing leads to it.
+        why: reason why it cannot be obtained.
     """
 
     how: str = ""
@@ -163,19 +160,19 @@ class Advice:
 
 
 def command(experiment: str, config: Experiment | None, target: str = "all") -> str:
-    """What makes a target of the workflow of one experiment."""
+    """Return the command that makes a target of the workflow for one experiment."""
     several_nodes = config is not None and isinstance(config.training, Training) and config.training.nodes > 1
     profile = "--profile slurm " if several_nodes else ""
     return f"`snakemake {profile}{target} --config experiments={experiment}`"
 
 
 def advice(experiment: str, checkpoint: str, config: Experiment | None, target: str = "all") -> Advice:
-    """How a score of a checkpoint comes to be, and with it what a target of the workflow makes of scores.
+    """Return how to obtain the score of a checkpoint and a target of the workflow that uses it.
 
     Args:
         experiment: name.
         checkpoint: last or best.
-        config: of the experiment; None where its file cannot be read.
+        config: of the experiment; None if its file cannot be read.
         target: of the workflow.
     """
     if config is None:
@@ -198,7 +195,7 @@ def advice(experiment: str, checkpoint: str, config: Experiment | None, target: 
 
 
 def another_with_best(experiment: str, config: Experiment) -> Advice:
-    """How an experiment that keeps no milestones is run again with some, under a name of its own."""
+    """Return how to run an experiment again, under another name, with milestones."""
     keys = _keys_for_best(config)
     if keys is None or split_name(experiment) is not None:
         return advice(experiment, BEST, config)
@@ -208,7 +205,7 @@ def another_with_best(experiment: str, config: Experiment) -> Advice:
 
 
 def _keys_for_best(config: Experiment) -> dict[str, Any] | None:
-    """Keys to add, for the best milestone to be chosen; None if no keys do."""
+    """Return the keys to add for selecting the best milestone; None if no keys suffice."""
     training, sampling = config.training, config.sampling
     if not isinstance(training, Training):
         return None

@@ -1,4 +1,4 @@
-"""A study from its folder of results: the paper's tables, and a page on what ran, its scores, and what is missing."""
+"""Report on a study from its results: the paper's tables, and a page on runs, scores and what is missing."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ from udpm.metrics.protocol import FEATURES, comparable, read_scores
 from udpm.networks.flops import Cost, count_cost
 from udpm.report.paper.comparison import comparison_table
 from udpm.report.paper.entries import BASELINES, NOT_RUN, NOT_SCORED, advice, another_with_best, command, verdict
-from udpm.report.paper.tables import Shown, read_speed, runtime_table, setup_table
+from udpm.report.paper.tables import Setup, read_speed, runtime_table, setup_table
 from udpm.report.scores import BEST, ScoreSummary, score_files, summarize_scores
 from udpm.report.table import MISSING, Table, html_page
 from udpm.runs.layout import Layout
 from udpm.runs.records import COMPLETE, read_complete
+
+Runs = dict[tuple[str, int], dict[str, Any] | None]
 
 HOUR = 3600
 WHERE = [
@@ -42,16 +44,16 @@ WHERE = [
     "runs/EXPERIMENT/seedN/README.md. Sweeps: sweeps/NAME/ranking.md.",
     "What made a file: `udpm info PATH`.",
 ]
-"""Beside the page, in the folder of results."""
+"""Other files in the folder of results."""
 
 
 class StudyReport:
-    """The tables, and what they are made from.
+    """The paper's tables and the summary of a study.
 
     Args:
         results: folder of results.
         config: folder of the configuration.
-        experiments: that stand in the set-up and run-time tables besides those that the paper's tables name.
+        experiments: for the set-up and run-time tables, in addition to those named in the paper's tables.
     """
 
     def __init__(self, results: str | Path, config: str | Path = "config", experiments: Sequence[str] = ()) -> None:
@@ -70,41 +72,64 @@ class StudyReport:
         return self._table(name).write(stem)
 
     def plot_tradeoff(self, stem: str | Path) -> None:
-        """Draw FID against multiply-adds as ``STEM.svg``, ``.png`` and ``.csv``.
+        """Plot FID against multiply-adds as ``STEM.svg``, ``.png`` and ``.csv``.
 
         Raises:
             UserError: a published file or a score that cannot be read.
         """
-        # Matplotlib takes a second to load, and tables do without.
+        # Matplotlib takes a second to load; tables do not need it.
         from udpm.report.figures.curves import plot_tradeoff, tradeoff_points
 
         tables = [load_published(name, self._config) for name in published_names(self._config)]
         plot_tradeoff(tradeoff_points(tables, load_runtime(self._config), self.scores()), stem)
 
     def write_summary(self, folder: Path) -> str:
-        """Write ``summary.md`` and ``overview.html`` on the experiments that were asked for.
+        """Write ``summary.md`` and ``overview.html`` on the study's experiments.
+
+        Scores and records that cannot be read are listed on the page.
 
         Returns:
             The markdown.
-
-        A score or record that cannot be read is named on the page.
 
         Raises:
             UserError: a configuration that cannot be read.
         """
         experiments = {name: load_experiment(name, self._config) for name in self._experiments}
-        scores, unreadable = [], []
+        runs, problems = self._completed_runs(experiments)
+        scores = []
         for path in score_files(self._results, self._named()):
             try:
                 scores += read_scores([path])
             except UserError as error:
-                unreadable.append(str(error))
-        others = {name: self._experiment(name) for name in self._named() if name not in experiments}
-        sections = _summarize(self._results, experiments, scores, self._readable_tables(), unreadable, others)
+                problems.append(str(error))
+        found = {name: summarize_scores(scores, name, _iterations(config)) for name, config in experiments.items()}
+        missing = _missing(runs, experiments, found)
+        missing += _elsewhere(
+            {name: self._experiment(name) for name in self._named() if name not in experiments}, scores
+        )
+        sections = [
+            Table(*_headlines(experiments, found, scores, self._readable_tables()), "Headline numbers"),
+            Table(*_what_ran(runs, experiments), "What ran"),
+            *([Table(pd.DataFrame(), problems, "What cannot be read")] if problems else []),
+            Table(pd.DataFrame(), missing, "What is missing"),
+            Table(pd.DataFrame(), WHERE, "Where to look"),
+        ]
         text = f"# {PAGE_TITLE}\n\n" + "\n".join(f"## {part.title}\n\n{part.markdown()}" for part in sections)
         write_text(folder / "summary.md", seal_text(f"{text}\n<!-- {mark()} -->\n"))
         write_text(folder / "overview.html", html_page(PAGE_TITLE, sections))
         return text
+
+    def _completed_runs(self, experiments: dict[str, Experiment]) -> tuple[Runs, list[str]]:
+        """Return the completion record of every run of the study, None if it is not complete, and reading errors."""
+        runs: Runs = {}
+        broken = []
+        for name, seed in ((name, seed) for name, config in experiments.items() for seed in config.seeds):
+            folder = Path(self._layout.run(name, seed))
+            try:
+                runs[name, seed] = read_complete(folder) if (folder / COMPLETE).exists() else None
+            except UserError as error:
+                broken.append(str(error))
+        return runs, broken
 
     def _table(self, name: str) -> Table:
         if name in SETUPS:
@@ -118,24 +143,24 @@ class StudyReport:
         return comparison_table(table, read_scores(score_files(self._results, table.experiments)), experiments)
 
     def scores(self) -> list[dict[str, Any]]:
-        """All scores of the experiments that the tables name, and of those that were asked for."""
+        """Return all scores of the study's experiments and of those named in the paper's tables."""
         return read_scores(score_files(self._results, self._named()))
 
     def _named(self) -> list[str]:
-        """Experiments of all tables that can be read, then those asked for, each once."""
+        """Return the study's experiments, then those of all readable tables, each once."""
         named = [name for table in self._readable_tables() for name in table.experiments]
         return list(dict.fromkeys([*self._experiments, *named]))
 
     def _readable_tables(self) -> list[PublishedTable]:
         found = []
         for name in published_names(self._config):
-            # What is wrong with a broken one, its own table says.
+            # A broken one is reported when its own table is rendered.
             with suppress(UserError):
                 found.append(load_published(name, self._config))
         return found
 
     def _experiment(self, name: str) -> Experiment | None:
-        """The configuration; None where its file is gone, and its scores alone can be shown."""
+        """Return the configuration, or None if its file cannot be read; its scores can still be shown."""
         try:
             return load_experiment(name, self._config)
         except UserError:
@@ -143,7 +168,7 @@ class StudyReport:
 
     @cached_property
     def _runs(self) -> dict[str, tuple[RunConfig, bool]]:
-        """By experiment, the configuration that ran (of its first seed), else the one that would run."""
+        """By experiment, the configuration that ran (of its first seed) or would run, and whether it ran."""
         found = {}
         for name in self._named():
             ran = self._layout.found(self._layout.completion(name, "*"))
@@ -155,67 +180,17 @@ class StudyReport:
 
     @cached_property
     def _costs(self) -> dict[str, Cost]:
-        """By experiment: counting takes seconds, and several tables need it."""
+        """By experiment; counting takes seconds, and several tables need it."""
         return {name: count_cost(run) for name, (run, _) in self._runs.items()}
 
-    def _setups(self) -> dict[str, Shown]:
-        return {
-            name: Shown(
-                run, ran, {"generator": cost.generator_parameters, "discriminator": cost.discriminator_parameters}
-            )
-            for name, (run, ran) in self._runs.items()
-            for cost in [self._costs[name]]
-        }
+    def _setups(self) -> dict[str, Setup]:
+        return {name: Setup(config, ran, self._costs[name]) for name, (config, ran) in self._runs.items()}
 
     def _runtime(self) -> Table:
         files = {name: Path(self._layout.speed(name)) for name in self._runs}
         speeds = {name: read_speed(path) for name, path in files.items() if path.exists()}
         datasets = {name: run.dataset_name for name, (run, _) in self._runs.items()}
         return runtime_table(load_runtime(self._config), self._costs, datasets, speeds)
-
-
-def _summarize(
-    results: Path,
-    experiments: dict[str, Experiment],
-    scores: list[dict[str, Any]],
-    tables: list[PublishedTable],
-    unreadable: Sequence[str],
-    others: Mapping[str, Experiment | None],
-) -> list[Table]:
-    """The page's parts.
-
-    Args:
-        results: folder of results.
-        experiments: the study's.
-        scores: as `read_scores` gives them.
-        tables: published scores, to compare with.
-        unreadable: what is wrong with files that were to be read.
-        others: experiments that the tables name and the study does not; None where the configuration cannot be read.
-    """
-    runs, broken = _runs(results, experiments)
-    found = {name: summarize_scores(scores, name, _iterations(config)) for name, config in experiments.items()}
-    nothing, problems = pd.DataFrame(), [*broken, *unreadable]
-    return [
-        Table(*_headlines(experiments, found, scores, tables), "Headline numbers"),
-        Table(*_what_ran(runs, experiments), "What ran"),
-        *([Table(nothing, problems, "What cannot be read")] if problems else []),
-        Table(nothing, _missing(runs, experiments, found) + _elsewhere(others, scores), "What is missing"),
-        Table(nothing, WHERE, "Where to look"),
-    ]
-
-
-def _runs(
-    results: Path, experiments: dict[str, Experiment]
-) -> tuple[dict[tuple[str, int], dict[str, Any] | None], list[str]]:
-    """The completion record of every run of the study, None where it is not complete; and what cannot be read."""
-    found, broken = {}, []
-    for name, seed in ((name, seed) for name, config in experiments.items() for seed in config.seeds):
-        folder = Path(Layout(results).run(name, seed))
-        try:
-            found[name, seed] = read_complete(folder) if (folder / COMPLETE).exists() else None
-        except UserError as error:
-            broken.append(str(error))
-    return found, broken
 
 
 def _headlines(
@@ -263,7 +238,7 @@ def _against_the_paper(
 
 
 def _baseline(scores: list[dict[str, Any]], name: str, kind: str, entry: ScoreSummary | None) -> str:
-    """The score of held-out images or noise; next to a measured one, that in the same features."""
+    """Format the score of held-out images or noise, in the same features as a measured one."""
     values = [
         score["metrics"]["frechet_distance"]["value"]
         for score in scores
@@ -273,9 +248,7 @@ def _baseline(scores: list[dict[str, Any]], name: str, kind: str, entry: ScoreSu
     return f"{values[0]:.2f}" if values and values[0] is not None else MISSING
 
 
-def _what_ran(
-    runs: dict[tuple[str, int], dict[str, Any] | None], experiments: dict[str, Experiment]
-) -> tuple[pd.DataFrame, list[str]]:
+def _what_ran(runs: Runs, experiments: dict[str, Experiment]) -> tuple[pd.DataFrame, list[str]]:
     rows = [
         {
             "run": f"{name}, seed {seed}",
@@ -294,11 +267,11 @@ def _what_ran(
 
 
 def _missing(
-    runs: dict[tuple[str, int], dict[str, Any] | None],
+    runs: Runs,
     experiments: dict[str, Experiment],
     found: dict[str, list[ScoreSummary]],
 ) -> list[str]:
-    """What the study lists and is not there, each with what makes it."""
+    """Return notes on missing parts of the study, each with the command that makes it."""
     notes = [
         f"{name}, seed {seed}: not trained to its end; {command(name, experiments[name])}."
         for (name, seed), record in runs.items()
@@ -321,7 +294,7 @@ def _missing(
 
 
 def _elsewhere(others: Mapping[str, Experiment | None], scores: list[dict[str, Any]]) -> list[str]:
-    """Experiments of the paper's tables that nobody has scored yet."""
+    """Return notes on unscored experiments of the paper's tables outside the study."""
     scored = {score["experiment"] for score in scores if score["subject"]["kind"] == "samples"}
     return [
         f"{name}: is not in this study; {command(name, config)}."

@@ -1,4 +1,4 @@
-"""What networks cost and how they are set up: the cost table, the run-time table, and the paper's Tables 3 to 5."""
+"""Tables on networks: their cost, their run time, and the paper's Tables 3 to 5 of settings."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 GIGA, MEGA = 1e9, 1e6
 COUNTED = "C"
-"""The standing of what is counted on the published code."""
+"""Standing of numbers counted on the published code."""
 COLUMNS = ("network", "calls", "level", "input_side", "multiply_adds", "parameters")
-"""Of the csv: all but the first are whole numbers."""
+"""Columns of the csv; all but the first are whole numbers."""
 FRACTION = "multiply_adds_over_full_side_network"
 COUNTING = ("udpm", "torch")
-"""Packages that do the counting; their versions are in the csv."""
+"""Packages that count; their versions are written to the csv."""
 COST_NOTES = [
     "G: 1e9 multiply-adds for one image, half of PyTorch's FLOPs. Counted: convolutions with their resampling filters, "
     "linear layers, the two products of attention. Not counted: normalisation, activations, softmax, and the average "
@@ -35,14 +35,14 @@ COST_NOTES = [
     "Image: one call of the generator at each level l, with an input of side N/2^l; classifier-free guidance makes it "
     "twice that. Posterior and noise, a few operations for each value, are not counted.",
     "Full-side network: the generator's architecture built for inputs of side N, 3 channels in and out, without "
-    "doubling; its attention is at the sides listed for the generator, as far as its own levels have them. One call of "
-    "it is one step of a diffusion model that works at full side.",
+    "doubling; its attention is at those sides listed for the generator that its own levels have. One call of it is "
+    "one step of a diffusion model that works at full side.",
     "Generator fed side N: one call of the generator itself. M: 1e6 parameters.",
 ]
 
 
 def cost_table(costs: dict[str, Cost]) -> Table:
-    """What an image costs next to one call of a network at the full side.
+    """Return the cost of an image next to one call of a network at the full side.
 
     Args:
         costs: by experiment.
@@ -69,7 +69,7 @@ def cost_table(costs: dict[str, Cost]) -> Table:
 
 
 def _cost_rows(cost: Cost) -> list[dict[str, Any]]:
-    """One for each network call and network; None where a row has no such value."""
+    """Return one row per network call and network; None where a row has no such value."""
     own, side = cost.generator_parameters, cost.side
     rows: list[tuple[Any, ...]] = []
     rows += [("generator", 1, level, side >> level, count, own) for level, count in enumerate(cost.calls, start=1)]
@@ -82,7 +82,7 @@ def _cost_rows(cost: Cost) -> list[dict[str, Any]]:
 
 
 def read_speed(path: str | Path) -> dict[str, Any]:
-    """Read what `udpm bench sample` wrote.
+    """Read a record of `udpm bench sample`.
 
     Raises:
         UserError: missing, unreadable, or not such a record.
@@ -96,13 +96,13 @@ def read_speed(path: str | Path) -> dict[str, Any]:
 def runtime_table(
     published: PublishedRuntime, costs: dict[str, Cost], datasets: dict[str, str], speeds: dict[str, dict[str, Any]]
 ) -> Table:
-    """The run-time table: published lines, then counted and measured ones.
+    """Return the run-time table: published rows, then counted and measured ones.
 
     Args:
-        published: what others say.
+        published: numbers of others.
         costs: counted here, by experiment.
         datasets: of these experiments.
-        speeds: measured here, by experiment; those not measured are left out.
+        speeds: measured here, by experiment; only of those measured.
     """
     rows = _runtime_rows(published, costs, datasets, speeds)
     shown = pd.DataFrame([_readable(row) for row in rows])
@@ -120,7 +120,7 @@ def _runtime_rows(
             cost.dataset,
             cost.image,
             cost.step,
-            # Nobody publishes them: they are counted as well.
+            # Published nowhere, so counted, too.
             published.parameters.get(cost.dataset, 0) / MEGA or None if cost.standing == COUNTED else None,
             standing=cost.standing,
             source=cost.source,
@@ -264,69 +264,70 @@ DISCRIMINATOR = {
     "sees every level at side N": "losses.upsample_discriminator_input",
 }
 ROWS = dict(zip(SETUPS, (TRAINING, GENERATOR, DISCRIMINATOR), strict=True))
-"""Names of the rows of Tables 3 to 5, and the keys that they show; one that is not set gives way to the next."""
+"""Rows of Tables 3 to 5 and their keys; of several keys, the first that is set."""
 UNSET = {"training.level_probabilities": "uniform"}
-"""What a key that is not set means."""
+"""Meaning of keys that are not set."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An experiment's configuration and where it was found.
+class Setup:
+    """An experiment's configuration and the cost of its networks.
 
     Attributes:
         config: resolved.
-        ran: whether it is that of a run that is there; else of one that would be made.
-        parameters: of the generator and, where there is one, the discriminator.
+        ran: whether a run has this configuration; otherwise, one would be started with it.
+        cost: with the numbers of parameters.
     """
 
     config: RunConfig
     ran: bool
-    parameters: dict[str, int | None]
+    cost: Cost
 
     @property
     def trained(self) -> bool:
-        """Whether its training is known: that of imported weights is not."""
+        """False for imported weights, whose training is unknown."""
         return self.config.training != "imported"
 
 
-def setup_table(kind: str, shown: dict[str, Shown]) -> Table:
-    """One row for each setting, one column for each experiment.
+def setup_table(kind: str, setups: dict[str, Setup]) -> Table:
+    """Return the table of settings: one row per setting, one column per experiment.
 
     Args:
         kind: training (Table 3), generator or discriminator.
-        shown: by experiment.
+        setups: by experiment.
     """
     rows = [
-        {"setting": name, **{experiment: _setting(kind, keys, found) for experiment, found in shown.items()}}
+        {"setting": name, **{experiment: _setting(kind, keys, setup) for experiment, setup in setups.items()}}
         for name, keys in ROWS[kind].items()
     ]
     if kind != "training":
-        rows.append({"setting": "parameters", **{name: _parameters(kind, found) for name, found in shown.items()}})
-    return Table(pd.DataFrame(rows), _setup_notes(shown), TITLES[kind], titled=True)
+        rows.append({"setting": "parameters", **{name: _parameters(kind, setup) for name, setup in setups.items()}})
+    return Table(pd.DataFrame(rows), _setup_notes(setups), TITLES[kind], titled=True)
 
 
-def _setting(kind: str, keys: str, found: Shown) -> str:
-    """The value of the first of several keys that is set, as text; what imported weights do not say is missing."""
-    unknown = not found.trained and keys.startswith(("training.", "losses."))
-    if unknown or (kind == "discriminator" and not (found.trained and found.config.adversarial)):
+def _setting(kind: str, keys: str, setup: Setup) -> str:
+    """Format the first of several keys that is set; settings of imported weights' training are unknown."""
+    unknown = not setup.trained and keys.startswith(("training.", "losses."))
+    if unknown or (kind == "discriminator" and not (setup.trained and setup.config.adversarial)):
         return MISSING
     for key in keys.split(" or "):
         path, _, by_level = key.partition(" by ")
-        value = found.config.per_level(path) if by_level else reduce(getattr, path.split("."), found.config)
+        value = setup.config.per_level(path) if by_level else reduce(getattr, path.split("."), setup.config)
         if value is not None:
             return _text(value)
     return UNSET.get(keys, MISSING)
 
 
-def _parameters(kind: str, found: Shown) -> str:
-    count = found.parameters[kind] if kind == "generator" or found.trained else None
+def _parameters(kind: str, setup: Setup) -> str:
+    discriminator = setup.cost.discriminator_parameters if setup.trained else None
+    count = setup.cost.generator_parameters if kind == "generator" else discriminator
     return MISSING if count is None else f"{count / MEGA:.2f} M"
 
 
-def _setup_notes(shown: dict[str, Shown]) -> list[str]:
-    imported = [name for name, found in shown.items() if not found.trained]
-    ran = [name for name, found in shown.items() if found.ran and found.trained]
-    rest = [name for name, found in shown.items() if not found.ran and found.trained]
+def _setup_notes(setups: dict[str, Setup]) -> list[str]:
+    ran = [name for name, setup in setups.items() if setup.ran and setup.trained]
+    rest = [name for name, setup in setups.items() if not setup.ran and setup.trained]
+    imported = [name for name, setup in setups.items() if not setup.trained]
     notes = [f"As it ran (resolved configuration of the run): {', '.join(ran)}."] if ran else []
     if rest:
         notes.append(f"Not run; as config/experiments/NAME.yaml would run it: {', '.join(rest)}.")

@@ -1,4 +1,4 @@
-"""Figures of a sweep: heat maps of its grids, and a strip of the same images of every point."""
+"""Figures of a sweep: heat maps of its grids, and the same images of every point as a strip."""
 
 from __future__ import annotations
 
@@ -26,81 +26,15 @@ from udpm.sampling.sample_set import SampleSet, load_samples
 
 BEST = COLOURS[1]
 COLOUR_MAP = "cividis"
-"""Tells apart with every kind of colour vision, and in grey print."""
+"""Safe for colour blindness and grey print."""
 HEAT_CELL, HEAT_MARGINS, WIDEST = (0.8, 0.5), (2.6, 1.5), (8.8, 8.8)
 """Inches."""
 MANY = 11
-"""Cells of a row from which on their numbers would not fit."""
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """What is shown.
-
-    Attributes:
-        values: rows × columns; NaN where there is none.
-        labels: of the rows and of the columns.
-        axes: names of the rows' and of the columns' axis.
-        title: of the figure.
-        scale: what the colours are.
-    """
-
-    values: np.ndarray
-    labels: tuple[list[str], list[str]]
-    axes: tuple[str, str]
-    title: str
-    scale: str
-
-
-def draw(heat: HeatMap, pattern: str, stem: str | Path, data: pd.DataFrame, *, falls: bool) -> None:
-    """Draw a heat map; the best value is outlined, bright is good.
-
-    Args:
-        heat: what is shown.
-        pattern: how a value is written.
-        stem: of the figure.
-        data: behind it.
-        falls: whether the greatest value is the best.
-    """
-    rows, columns = heat.values.shape
-    size = [
-        min(limit, count * cell + margin)
-        for count, cell, margin, limit in zip((columns, rows), HEAT_CELL, HEAT_MARGINS, WIDEST, strict=True)
-    ]
-    figure, axes = plt.subplots(figsize=size, layout="constrained")
-    axes.grid(False)
-    # Cells without a value show the ground.
-    axes.set_facecolor("0.85")
-    shown = axes.imshow(heat.values, cmap=COLOUR_MAP if falls else f"{COLOUR_MAP}_r", aspect="auto")
-    # Whole numbers on the scale, not what they exceed another one by.
-    figure.colorbar(shown, ax=axes, label=heat.scale).ax.ticklabel_format(useOffset=False)
-    axes.set_xticks(range(columns), heat.labels[1], rotation=45 if columns > MANY else 0)
-    axes.set_yticks(range(rows), heat.labels[0])
-    axes.set(ylabel=heat.axes[0], xlabel=heat.axes[1])
-    figure.suptitle(heat.title, fontsize=plt.rcParams["axes.titlesize"])
-    if columns < MANY:
-        _write_values(axes, shown, heat.values, pattern)
-    if np.isfinite(heat.values).any():
-        best = np.nanargmax(heat.values) if falls else np.nanargmin(heat.values)
-        row, column = np.unravel_index(best, heat.values.shape)
-        axes.add_patch(
-            Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=BEST, linewidth=2.5, clip_on=False)
-        )
-    save(figure, stem, data)
-
-
-def _write_values(axes: Axes, shown, values: np.ndarray, pattern: str) -> None:
-    for (row, column), value in np.ndenumerate(values):
-        if np.isnan(value):
-            axes.text(column, row, "–", ha="center", va="center", color="black")
-            continue
-        red, green, blue, _ = shown.cmap(shown.norm(value))
-        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-        axes.text(column, row, pattern.format(value), ha="center", va="center", color="white" if dark else "black")
+"""Number of columns from which on values are not written into the cells."""
 
 
 def plot_heat_map(loaded: LoadedSweep, found: list[Result], grid: str, stem: str | Path) -> None:
-    """A grid of two axes: mean over seeds at every point, the best outlined; points without a score stay empty.
+    """Plot the means over seeds of a grid of two axes, with the best outlined; points without a score stay empty.
 
     Raises:
         UserError: no such grid, or one of another number of axes.
@@ -114,23 +48,63 @@ def plot_heat_map(loaded: LoadedSweep, found: list[Result], grid: str, stem: str
     inside = [result for result in found if result.resolved.point.grid == grid]
     places = {result.resolved.point.labels: result for result in inside}
     labels = axes[rows].labels, axes[columns].labels
-    ranked = np.array([[_value(places[row, column], metric) for column in labels[1]] for row in labels[0]])
+    values = np.array([[_value(places[row, column], metric) for column in labels[1]] for row in labels[0]])
     data = [
         {rows: row, columns: column, "point": result.name, "seeds": len(result.values(metric))}
         | {metric: result.mean(metric), f"{metric}_std": result.spread(metric)}
         for (row, column), result in ((cell, places[cell]) for cell in itertools.product(*labels))
     ]
-    named = label_of(found, metric)
-    first, second = (axis if axes[axis].key in (None, axis) else f"{axis}: {axes[axis].key}" for axis in axes)
+    label = label_of(found, metric)
+    size = [
+        min(limit, count * cell + margin)
+        for count, cell, margin, limit in zip(values.shape[::-1], HEAT_CELL, HEAT_MARGINS, WIDEST, strict=True)
+    ]
+    figure, drawing = plt.subplots(figsize=size, layout="constrained")
     seeds = max(len(result.values(metric)) for result in inside)
-    told = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
-    draw(
-        HeatMap(ranked, labels, (first, second), f"{loaded.name}, grid {grid}: {named}", f"{named}, {told}"),
-        PATTERNS[metric],
-        stem,
-        pd.DataFrame(data),
-        falls=loaded.sweep.falls,
-    )
+    scale = f"{label}, {f'mean over {seeds} seeds' if seeds > 1 else 'one seed'}"
+    _plot_values(drawing, values, scale, PATTERNS[metric], falls=loaded.sweep.falls)
+    names = [axis if axes[axis].key in (None, axis) else f"{axis}: {axes[axis].key}" for axis in axes]
+    drawing.set_xticks(range(len(labels[1])), labels[1], rotation=45 if len(labels[1]) > MANY else 0)
+    drawing.set_yticks(range(len(labels[0])), labels[0])
+    drawing.set(ylabel=names[0], xlabel=names[1])
+    figure.suptitle(f"{loaded.name}, grid {grid}: {label}")
+    save(figure, stem, pd.DataFrame(data))
+
+
+def _plot_values(axes: Axes, values: np.ndarray, scale: str, pattern: str, *, falls: bool) -> None:
+    """Show values as colours, bright is good, with the best outlined.
+
+    Args:
+        axes: where to.
+        values: rows × columns, NaN where unknown.
+        scale: label of the colours.
+        pattern: format of a value.
+        falls: whether the greatest value is the best.
+    """
+    axes.grid(False)
+    # The background of cells without a value.
+    axes.set_facecolor("0.85")
+    shown = axes.imshow(values, cmap=COLOUR_MAP if falls else f"{COLOUR_MAP}_r", aspect="auto")
+    # Full numbers on the scale, without an offset.
+    axes.figure.colorbar(shown, ax=axes, label=scale).ax.ticklabel_format(useOffset=False)
+    if values.shape[1] < MANY:
+        _write_values(axes, shown, values, pattern)
+    if np.isfinite(values).any():
+        best = np.nanargmax(values) if falls else np.nanargmin(values)
+        row, column = np.unravel_index(best, values.shape)
+        axes.add_patch(
+            Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=BEST, linewidth=2.5, clip_on=False)
+        )
+
+
+def _write_values(axes: Axes, shown, values: np.ndarray, pattern: str) -> None:
+    for (row, column), value in np.ndenumerate(values):
+        if np.isnan(value):
+            axes.text(column, row, "–", ha="center", va="center", color="black")
+            continue
+        red, green, blue, _ = shown.cmap(shown.norm(value))
+        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+        axes.text(column, row, pattern.format(value), ha="center", va="center", color="white" if dark else "black")
 
 
 def _value(result: Result, metric: str) -> float:
@@ -139,13 +113,13 @@ def _value(result: Result, metric: str) -> float:
 
 
 COLUMNS, ROWS = 10, 14
-"""At most."""
+"""Maximum numbers of images per point and of points."""
 STRIP_CELL, STRIP_MARGINS = 0.56, (3.3, 0.7)
 """Inches."""
 SHARE = 0.94
-"""Of a cell that its image fills."""
+"""Fraction of a cell that its image fills."""
 SMALL, LINE = 6.5, 38
-"""Size of the text that says what a point changes, and its characters to a line."""
+"""Font size of the text on a point's changes, and its characters per line."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +128,10 @@ class StripRow:
 
     Attributes:
         result: its scores.
-        seed: of the training whose images are shown: the point's first.
-        samples: its images; None where there are none.
-        why: there are none.
-        levels: of its schedule, which say what its noise is made of.
+        seed: the point's first training seed, whose images are shown.
+        samples: its images, or None.
+        why: reason for having no images.
+        levels: of its schedule; noise depends on them.
     """
 
     result: Result
@@ -168,18 +142,18 @@ class StripRow:
 
     @property
     def has_classes(self) -> bool:
-        """Whether its images were asked for by class."""
+        """True if its images were sampled by class."""
         return self.samples is not None and self.samples.record.get("classes", 0) > 0
 
 
 def plot_sample_strip(loaded: LoadedSweep, found: list[Result], results: Path, stem: str | Path) -> None:
-    """Draw the same images of every point, in the sweep's order; of many points the best.
+    """Plot the same images of every point, in the sweep's order; of many points, the best.
 
     Args:
         loaded: the sweep.
         found: scores of its points, best first.
         results: folder of results.
-        stem: of the figure.
+        stem: path without suffix.
     """
     kept = {result.name for result in found[:ROWS]}
     by_name = {result.name: result for result in found}
@@ -203,9 +177,9 @@ def plot_sample_strip(loaded: LoadedSweep, found: list[Result], results: Path, s
         axes.text(column + 0.5, -0.15, name, ha="center", va="bottom", fontsize=None if "\n" in name else SMALL)
     axes.set(xlim=(0, len(numbers)), ylim=(len(rows), 0), aspect="equal")
     some = f", the {len(rows)} best of {len(found)} points" if len(found) > len(rows) else ""
-    figure.suptitle(f"{loaded.name}{some}: one noise and one class to a column", fontsize=9)
-    told = zip(rows, remarks, strict=True)
-    save(figure, stem, pd.DataFrame([_data(row, metric, remark, numbers, labels) for row, remark in told]))
+    figure.suptitle(f"{loaded.name}{some}: one noise and one class to a column")
+    data = [_data(row, metric, remark, numbers, labels) for row, remark in zip(rows, remarks, strict=True)]
+    save(figure, stem, pd.DataFrame(data))
 
 
 def _row(result: Result, name: str, results: Path) -> StripRow:
@@ -221,7 +195,7 @@ def _row(result: Result, name: str, results: Path) -> StripRow:
 
 
 def _columns(rows: list[StripRow]) -> tuple[list[int], list[int]]:
-    """Numbers of the images shown, and their classes: the first of each class; no classes where no point has any."""
+    """Return the numbers of the images shown, the first of each class, and their classes; none without classes."""
     asked = next((row.samples.labels for row in rows if row.samples is not None and row.has_classes), None)
     if asked is None:
         fewest = min((len(row.samples.images) for row in rows if row.samples is not None), default=COLUMNS)
@@ -231,7 +205,7 @@ def _columns(rows: list[StripRow]) -> tuple[list[int], list[int]]:
 
 
 def _remark(row: StripRow, rows: list[StripRow], numbers: list[int], labels: list[int]) -> str:
-    """What a row's images do not share with the columns, which are those of the first row that has images."""
+    """Describe how a row's images differ from the first row that has images."""
     if row.samples is None:
         return ""
     first, images = next((one, one.samples) for one in rows if one.samples is not None)
@@ -263,7 +237,7 @@ def _plot_images(axes: Axes, row: StripRow, place: int, numbers: list[int]) -> N
 
 def _plot_words(axes: Axes, row: StripRow, place: int, remark: str) -> None:
     point = row.result.resolved.point
-    # Beside the name of a grid's point its changes would say the same once more.
+    # The name of a grid's point already contains its changes.
     changes = "" if point.grid else point.changes_text.replace('"', "")
     lines = textwrap.wrap(changes, LINE, max_lines=2, placeholder=" …")
     name = f"{point.name} ({remark})" if remark else point.name
@@ -272,7 +246,7 @@ def _plot_words(axes: Axes, row: StripRow, place: int, remark: str) -> None:
 
 
 def _score(result: Result, metric: str) -> str:
-    """Mean and spread over seeds; of a point that was measured in another way, none."""
+    """Format mean and spread over seeds; a point without a rank has none."""
     if result.rank is None:
         return MISSING
     count = len(result.values(metric))

@@ -24,7 +24,7 @@ from udpm.runs.layout import Layout
 
 GIGA, HOUR = 1e9, 3600
 LONGEST = 60
-"""Characters of a point's changes that the table to read shows."""
+"""Characters of a point's changes that the readable table shows."""
 NOTES = [
     "SNR: signal over noise of the state x_l at each level, l = 1 first. KL: upper bound on how far the last state is "
     "from what sampling starts from, in nats per dimension, for any images in [-1, 1].",
@@ -34,10 +34,10 @@ NOTES = [
 
 
 def plan_table(loaded: LoadedSweep) -> Table:
-    """One row for each point.
+    """Return the plan: one row per point.
 
     Raises:
-        UserError: a schedule's squares leave double precision.
+        UserError: squares of a schedule exceed double precision.
     """
     trained = loaded.trained()
     counted: dict[Any, Any] = {}
@@ -79,7 +79,7 @@ def _schedule(run: RunConfig, base: str, resolved: Resolved) -> dict[str, Any]:
 
 
 def _cost(loaded: LoadedSweep, resolved: Resolved, run: RunConfig, trainings: int, counted: dict) -> dict[str, Any]:
-    """Multiply-adds, counted once for all points whose networks do the same, and the hours that they take."""
+    """Return multiply-adds, counted once for points of equal networks, and device-hours."""
     # Torch takes seconds to load, which a ranking does without.
     from udpm.training.estimate import iteration_cost
 
@@ -99,7 +99,8 @@ def _cost(loaded: LoadedSweep, resolved: Resolved, run: RunConfig, trainings: in
 
 
 def _arithmetic_of(run: RunConfig) -> str:
-    """All that the number of operations depends on: of the process its levels, of weights whether they are zero."""
+    """Return a key of all settings that the number of operations depends on."""
+    # Of loss weights, only whether they are zero.
     used = [[bool(value) for value in run.per_level(f"losses.{key}")] for key in ("adversarial_weight", "r1_gamma")]
     parts = run.model_dump(mode="json", include={"generator", "discriminator", "training"})
     parts["losses"] = run.losses.model_dump(mode="json", include={"upsample_discriminator_input", "r1_every"})
@@ -158,23 +159,23 @@ PATTERNS = {
     "recall": "{:.3f}",
     "class_agreement": "{:.3f}",
 }
-"""Metrics, and how they are shown."""
+"""Metrics and the format of their values."""
 ALWAYS = ("frechet_distance", "precision", "recall", "class_agreement")
-"""Metrics of the table to read, beside the one that is ranked by."""
+"""Metrics of the readable table, in addition to the one ranked by."""
 BETWEEN_POINTS = (*MEASURING, "kernel_subsets")
 BETWEEN_SEEDS = (*BETWEEN_POINTS, *DRAWING, "iteration")
-"""What scores share that are ranked, and that stand in one mean: points may differ in how images are drawn."""
+"""Parts of the protocol that must be equal for points to be ranked (they may sample differently), and for a mean."""
 
 
 @dataclass
 class Result:
-    """What is known of a point's scores.
+    """Scores of a point.
 
     Attributes:
         resolved: the point.
         scores: by seed.
-        missing: why a seed has no score.
-        rank: place in the ranking, from 1; None for a point that has none.
+        missing: reasons for seeds without a score.
+        rank: place in the ranking, from 1, or None.
     """
 
     resolved: Resolved
@@ -184,43 +185,43 @@ class Result:
 
     @property
     def name(self) -> str:
-        """Of the point."""
+        """Name of the point."""
         return self.resolved.point.name
 
     @property
     def differing(self) -> list[str]:
-        """Parts of the protocol in which the seeds' scores differ: then they have no mean."""
+        """Parts of the protocol in which the seeds' scores differ; if any, there is no mean."""
         ways = [comparable(score, BETWEEN_SEEDS) for score in self.scores.values()]
         return [key for number, key in enumerate(BETWEEN_SEEDS) if len({way[number] for way in ways}) > 1]
 
     @property
     def protocol(self) -> tuple | None:
-        """What other points must share to be compared; None of a point without a mean."""
+        """Protocol that other points must share to be compared; None without a mean."""
         first = next(iter(self.scores.values()), None)
         return None if first is None or self.differing else comparable(first, BETWEEN_POINTS)
 
     def values(self, metric: str) -> dict[int, float]:
-        """Of every seed that has one, by seed."""
+        """Return the known values by seed."""
         found = {seed: score["metrics"].get(metric, {}).get("value") for seed, score in self.scores.items()}
         return {seed: value for seed, value in found.items() if value is not None}
 
     def label(self, metric: str) -> str | None:
-        """What the metric is called; None where no seed has it."""
+        """Return the metric's name in scores, or None if no seed has it."""
         seeds = self.values(metric)
         return self.scores[next(iter(seeds))]["metrics"][metric]["label"] if seeds else None
 
     def mean(self, metric: str) -> float | None:
-        """Over the seeds that have a value; None where their scores do not compare."""
+        """Return the mean over seeds with a value, or None if their scores do not compare."""
         values = self.values(metric).values()
         return statistics.fmean(values) if values and not self.differing else None
 
     def spread(self, metric: str) -> float | None:
-        """Sample standard deviation over seeds; one value has none."""
+        """Return the sample standard deviation over seeds, or None for a single value."""
         values = self.values(metric).values()
         return statistics.stdev(values) if len(values) > 1 and not self.differing else None
 
     def format(self, metric: str) -> str:
-        """Mean ± spread, as far as there are."""
+        """Format mean ± spread, or what is known of them."""
         mean, spread, pattern = self.mean(metric), self.spread(metric), PATTERNS[metric]
         if mean is None:
             return MISSING
@@ -228,7 +229,7 @@ class Result:
 
 
 def read_results(loaded: LoadedSweep, results: Path) -> list[Result]:
-    """Scores of all points, best first; points without a value, or measured in another way than most, come last."""
+    """Return the scores of all points, best first; points without a value or with an unusual protocol come last."""
     found = [_read_point(resolved, name, results) for name, resolved in loaded.points.items()]
     ways = Counter(result.protocol for result in found if result.protocol is not None)
     usual = max(ways, key=ways.__getitem__, default=None)
@@ -251,12 +252,12 @@ def _read_point(resolved: Resolved, name: str, results: Path) -> Result:
 
 
 def label_of(found: list[Result], metric: str) -> str:
-    """What a metric is called, by the first point that has it."""
+    """Return a metric's name in the first score that has it."""
     return next((label for result in found if (label := result.label(metric))), metric)
 
 
 def ranking_table(loaded: LoadedSweep, found: list[Result]) -> Table:
-    """One row for each point: mean, standard deviation and every seed's value of each metric.
+    """Return the ranking, one row per point: mean, standard deviation and all seeds' values of each metric.
 
     Args:
         loaded: the sweep.
@@ -311,7 +312,7 @@ def _ranking_notes(loaded: LoadedSweep, found: list[Result]) -> list[str]:
 
 
 def _other_losses(loaded: LoadedSweep) -> list[str]:
-    """Points that are trained by other kinds of losses than the base, which no score says."""
+    """Return notes on points trained by other kinds of losses than the base, which scores do not record."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for resolved in loaded.points.values():
         groups.setdefault(_kinds(resolved.experiment), []).append(resolved.point.name)
@@ -329,7 +330,7 @@ def _kinds(experiment: Experiment) -> tuple[str, ...]:
 
 
 def best_experiment(loaded: LoadedSweep, found: list[Result]) -> str:
-    """The best point as the text of an experiment's file, at the base's length.
+    """Return the best point as the text of an experiment's file, at the base's length.
 
     Raises:
         UserError: no point has a rank.
