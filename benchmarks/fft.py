@@ -1,4 +1,4 @@
-"""The process the plain way, H as a circular convolution by FFT."""
+"""The plain diffusion process, with H as a circular convolution by FFT."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def sample_by_fft(
 
 
 def _spectrum(image: torch.Tensor, scale: int) -> torch.Tensor:
-    """Of the 2×2 box whose taps sum to s, placed so that an even pixel's value is its own block's."""
+    """Return the spectrum of the 2×2 box whose taps sum to s, placed such that an even pixel covers its own block."""
     kernel = image.new_zeros(image.shape[-2:])
     for row in (0, -1):
         for column in (0, -1):

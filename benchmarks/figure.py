@@ -1,4 +1,4 @@
-"""Records of benchmarks as tables, and how many times faster than the plain way as a figure."""
+"""Tables of benchmark records, and a figure of speedups over the plain way."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ GAIN_NOTES = [
 HATCHES = ("", "///", "...", "xxx")
 KINDS = {"speedup": "by the clock", "cpu_speedup": "in CPU seconds"}
 LEAST_HEIGHT, ROW_HEIGHT = 1.1, 0.26
-"""Inches, of a panel and of each of its bars."""
+"""Inches of a panel and of each of its bars."""
 
 
 def render_speeds(paths: Iterable[Path]) -> str:
-    """Records as markdown, each under its title.
+    """Return records as markdown, each under its title.
 
     Raises:
         UserError: no readable record.
@@ -41,7 +41,7 @@ def render_speeds(paths: Iterable[Path]) -> str:
 
 
 def plot_speeds(paths: Iterable[Path], stem: str | Path, kind: str = "speedup") -> None:
-    """How many times faster than the plain way, a line of panels for each record; next to it gain by gain.
+    """Plot speedups over the plain way, a row of panels per record: ways, and gains if measured.
 
     Args:
         paths: of records of comparisons.
@@ -49,7 +49,7 @@ def plot_speeds(paths: Iterable[Path], stem: str | Path, kind: str = "speedup") 
         kind: "speedup" or "cpu_speedup".
 
     Raises:
-        UserError: no readable record, not one of a comparison, or none in CPU seconds where these are asked for.
+        UserError: no readable record, not one of a comparison, or without the CPU seconds that `kind` needs.
     """
     records = [_comparison(path, kind) for path in paths]
     heights = [max(_height(_bars(record)), _height(_gain_names(record))) for record in records]
@@ -75,7 +75,7 @@ def plot_speeds(paths: Iterable[Path], stem: str | Path, kind: str = "speedup") 
 
 
 def speed_table(records: list[dict[str, Any]]) -> pd.DataFrame:
-    """A line for each way, and one for each gain, in full precision."""
+    """Return one row per way and per gain, in full precision."""
     lines = []
     for record in records:
         known = {key: record.get(key) for key in ("of", "experiment", "batch", "device")}
@@ -95,7 +95,7 @@ def _comparison(path: Path, kind: str) -> dict[str, Any]:
 
 
 def _plot_ways(axes: Axes, record: dict[str, Any], kind: str) -> None:
-    """Bars grouped by part of the work, one for each way but the plain one, which is the line at 1."""
+    """Plot bars grouped by part of the work, one per way; the plain way is the line at 1."""
     parts = list(dict.fromkeys(each["part"] for each in record["rows"]))
     ways = [way for way in dict.fromkeys(each["way"] for each in record["rows"]) if way != PLAIN]
     found = {(each["part"], each["way"]): each[kind] for each in record["rows"]}
@@ -128,7 +128,7 @@ def _plot_ways(axes: Axes, record: dict[str, Any], kind: str) -> None:
 
 
 def _plot_gains(axes: Axes, record: dict[str, Any], kind: str) -> None:
-    """A line for each gain; hollow where the full way lacks it."""
+    """Plot one line per gain, hollow if the full way lacks it."""
     names, gains = _gain_names(record), record["gains"]
     parts = list(dict.fromkeys(each["part"] for each in gains))
     for number, part in enumerate(parts):
@@ -191,7 +191,7 @@ def _rendered(record: dict[str, Any]) -> str:
 
 
 def _readable(rows: list[dict[str, str | None]]) -> pd.DataFrame:
-    """Without columns that no row has."""
+    """Return a table without the columns that no row has."""
     return pd.DataFrame(rows).dropna(axis=1, how="all").fillna(MISSING)
 
 
@@ -236,7 +236,7 @@ def _spread(value: dict[str, float] | None, digits: int = 4) -> str | None:
 
 
 def _flat(each: dict[str, Any]) -> dict[str, Any]:
-    """What is known, quartiles in columns of their own."""
+    """Return the known values, with quartiles in separate columns."""
     found = {}
     for key, value in ((key, value) for key, value in each.items() if value is not None):
         found |= {f"{key}_{kind}": part for kind, part in value.items()} if isinstance(value, dict) else {key: value}

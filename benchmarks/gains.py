@@ -1,4 +1,4 @@
-"""Ways to do the same work, made of gains that can be switched one by one."""
+"""Ways of doing the same work, made of gains that can be switched one by one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 PLAIN = "plain"
 SPECIAL = ("compile", "graphs")
-"""Gains that not every machine has, or that take minutes."""
+"""Gains that not every machine supports, or that take minutes."""
 
 Gains = TypeVar("Gains")
 """A frozen dataclass of booleans: what makes a way faster than the plain one, each on or off."""
@@ -23,18 +23,17 @@ Gains = TypeVar("Gains")
 def gain_by_gain(
     part: str, full: Gains, make: Callable[[Gains], Callable[[], object]], repetitions: int, device: torch.device
 ) -> list[dict[str, Any]]:
-    """Each gain switched over alone, in turn with the full way; two ways are kept in memory at a time.
+    """Time the full way with each gain switched alone, in turn with the full way; at most two are in memory.
 
     Args:
         part: of the work.
-        full: what the full way has.
-        make: a call that works with the gains it is given.
-        repetitions: of either.
+        full: gains of the full way.
+        make: returns a call that works with given gains.
+        repetitions: of each.
         device: where they run.
 
     Returns:
-        By gain: whether the full way has it, the seconds with and without, and how many times faster it makes the
-        work.
+        By gain: whether the full way has it, the seconds with and without it, and its speedup.
     """
     whole = make(full)
     return [
@@ -52,8 +51,8 @@ def _switched(
     repetitions: int,
     device: torch.device,
 ) -> dict[str, Any]:
-    """One gain: `whole` has it where it is `used`, `other` where it is not."""
-    # The trainer of the last gain is a cycle of references, which would stay in memory next to this one's.
+    """Time one gain: `whole` has it if `used`, otherwise `other` has it."""
+    # The previous trainer is a cycle of references and would otherwise stay in memory.
     gc.collect()
     calls = {"with": whole, "without": other} if used else {"without": whole, "with": other}
     timings = in_turn(calls, repetitions, device)
@@ -63,13 +62,13 @@ def _switched(
 
 
 def switches(gains: Any) -> dict[str, bool]:
-    """A way's gains by name; those that not every machine has, or that take minutes, only where the way has them."""
+    """Return a way's gains by name; those in `SPECIAL` only if the way has them."""
     found = {field.name: getattr(gains, field.name) for field in fields(gains)}
     return {name: used for name, used in found.items() if used or name not in SPECIAL}
 
 
 def comparison_lines(found: dict[str, Any]) -> list[str]:
-    """A comparison as text."""
+    """Format the record of a comparison."""
     best = found["ceilings"]
     lines = [
         f"{found['of']} of {found['experiment']}, batch {found['batch']}, {found['device']}",

@@ -27,7 +27,7 @@ from udpm.sampling.sampler import Sampler
 
 @dataclass(frozen=True)
 class SamplingGains:
-    """What makes drawing faster than the plain way, each on or off.
+    """Gains of sampling over the plain way, each on or off.
 
     Attributes:
         pooling: H as average pooling and repeating, instead of products with its spectrum.
@@ -47,11 +47,11 @@ class SamplingGains:
 
 
 def sampling_ways(*, graphs: bool, compiles: bool) -> dict[str, SamplingGains]:
-    """Ways to draw by name, the plain one first, the one with all gains last.
+    """Return ways of sampling by name, the plain one first, the one with all gains last.
 
     Args:
         graphs: whether there is a GPU to replay CUDA graphs.
-        compiles: whether compiling, which takes a while, is wanted.
+        compiles: whether to add the compiled network, which takes minutes.
     """
     float32 = SamplingGains(pooling=True, channels_last=True, inference_mode=True)
     bfloat16 = replace(float32, bfloat16=True)
@@ -64,12 +64,12 @@ def sampling_ways(*, graphs: bool, compiles: bool) -> dict[str, SamplingGains]:
 
 
 class SwitchedSampler(Sampler):
-    """A sampler of one batch with some gains; with all, it is the sampler itself.
+    """A sampler of one batch with some gains; with all, it equals `Sampler`.
 
     Args:
         model: loaded weights; they are prepared in place.
         batch: images per network call.
-        gains: which.
+        gains: to use.
     """
 
     def __init__(self, model: Model, batch: int, gains: SamplingGains) -> None:
@@ -110,20 +110,19 @@ def compare_sampling(
     memory: bool = False,
     compiles: bool = False,
 ) -> dict[str, Any]:
-    """A batch of images, from a seed to bytes: the plain way, and as `udpm sample` draws it, in turn.
+    """Time a batch of images, from a seed to bytes: the plain way and that of `udpm sample`, in turn.
 
     Args:
-        config: of a run; networks are freshly initialised.
-        device: where to run, as `runtime.configure` gives it.
+        config: of a run; networks are freshly initialized.
+        device: where to run, from `devices.configure`.
         batch: images per call.
         repetitions: of each way.
-        gains: also switch each gain of the last way off alone.
-        memory: also measure each way's peak memory, in a process of its own.
+        gains: also switch off each gain of the last way alone.
+        memory: also measure each way's peak memory, in a separate process.
         compiles: also measure the network compiled.
 
     Returns:
-        The record: times and how many times faster than the plain way, what was counted, and the share of what the
-        device reaches at best.
+        The record: times, speedups over the plain way, counted work, and its share of the device's ceilings.
     """
     ways = sampling_ways(graphs=device.type == "cuda", compiles=compiles)
     model = _fresh(config, device)
@@ -144,7 +143,7 @@ def compare_sampling(
 
 
 def draw_twice(config: RunConfig, device: str, threads: int, batch: int, gains: SamplingGains) -> None:
-    """Draw two batches with some gains; for the memory that it takes."""
+    """Draw two batches with some gains, to measure memory."""
     sampler = SwitchedSampler(_fresh(config, devices.configure(device, threads)), batch, gains)
     for _ in range(TWICE):
         sampler.sample(batch)
@@ -155,6 +154,6 @@ def _fresh(config: RunConfig, device: torch.device) -> Model:
 
 
 def _call(model: Model, batch: int, gains: SamplingGains) -> Callable[[], object]:
-    # Ways prepare weights each in its own manner, in place.
+    # Each way prepares the weights differently, in place.
     sampler = SwitchedSampler(replace(model, generator=deepcopy(model.generator)), batch, gains)
     return lambda: sampler.sample(batch)

@@ -32,22 +32,22 @@ from udpm.training.metrics import Metrics
 from udpm.training.trainer import Trainer
 
 AHEAD_THREADS = 2
-"""Where a configuration has none and they are switched on."""
+"""Number of prefetching threads if a configuration has none."""
 
 
 @dataclass(frozen=True)
 class TrainingGains:
-    """What makes an iteration faster than the plain way, each on or off.
+    """Gains of training over the plain way, each on or off.
 
     Attributes:
-        cache: targets from the level caches, instead of H applied to whole images that a DataLoader puts together.
+        cache: targets from the level caches, instead of H applied to whole images from a DataLoader.
         pooling: H as average pooling, instead of a product with its spectrum: in states, and in targets without cache.
-        foreach_average: the average updated by one call for all parameters, instead of one by one.
-        asynchronous: losses left on the device, instead of read on the host in every step.
+        foreach_average: the EMA updated by one call for all parameters, instead of one by one.
+        asynchronous: losses left on the device, instead of copied to the host in every step.
         fused_adam: Adam's step by one call for all parameters, instead of one by one.
         bfloat16: the networks by autocast, instead of float32.
         channels_last: weights and feature maps with their channels last.
-        ahead: batches and noise prepared by threads ahead of their iteration; not without cache.
+        ahead: batches and noise prefetched by threads; only with `cache`.
         compile: the networks by torch.compile.
         graphs: forward and backward passes as CUDA graphs; no effect on a CPU.
     """
@@ -65,7 +65,7 @@ class TrainingGains:
 
     @classmethod
     def configured(cls, config: RunConfig) -> TrainingGains:
-        """What a run trains with."""
+        """Return the gains that a run is configured for."""
         training = config.training
         return cls(
             cache=True,
@@ -81,14 +81,14 @@ class TrainingGains:
         )
 
     def applied(self, config: RunConfig) -> RunConfig:
-        """A run's configuration with these gains, as far as it says."""
+        """Return a run's configuration with those of these gains that it can express."""
         training = config.training
         changes: dict[str, Any] = {
             "precision": "bfloat16" if self.bfloat16 else "float32",
             "channels_last": self.channels_last,
             "compile": self.compile,
             "cuda_graphs": self.graphs,
-            # A DataLoader gives its batches in their order, which threads would not ask for.
+            # A DataLoader yields batches in order; threads would request them out of order.
             "workers": (training.workers or AHEAD_THREADS) if self.ahead and self.cache else 0,
             "data": training.data if self.cache else "memory",
         }
@@ -96,13 +96,13 @@ class TrainingGains:
 
 
 class SwitchedTrainer(Trainer):
-    """A trainer with some gains; with those it is configured for, it is the trainer itself.
+    """A trainer with some gains; with the configured ones, it equals `Trainer`.
 
     Args:
         config: of the run.
         levels: the data set.
         device: where to train.
-        gains: which.
+        gains: to use.
     """
 
     def __init__(self, config: RunConfig, levels: Levels, device: torch.device, gains: TrainingGains) -> None:
@@ -121,7 +121,7 @@ class SwitchedTrainer(Trainer):
             self.batches = Prefetcher(self.batches, self.players, training.workers, self.iterations, self.device)
 
     def batch_source(self, config: RunConfig, images: Batches) -> Callable[[str, int], TrainingBatch]:
-        """Return what makes the batch of a player's step, this trainer's way."""
+        """Return the function that makes the batch of a player's step."""
         source = super().batch_source(config, images)
         if not self.gains.cache:
             operator = downsample if self.gains.pooling else downsample_by_fft
@@ -129,11 +129,11 @@ class SwitchedTrainer(Trainer):
         return source if self.gains.pooling else lambda player, iteration: _by_fft(source(player, iteration))
 
     def iterate(self, metrics: Metrics | None = None) -> None:
-        """Train for one iteration; the host waits for every loss where that is this trainer's way."""
+        """Train for one iteration; unless `asynchronous`, the host waits for every loss."""
         for player in self.players(self.state.iteration):
             _, losses = self.train_step(player, self.state.iteration)
             if not self.gains.asynchronous:
-                self.told = {name: value.item() for name, value in losses.items()}
+                self.logs = {name: value.item() for name, value in losses.items()}
         if self.gains.foreach_average:
             self.state.update_ema()
         else:
@@ -162,15 +162,15 @@ def _by_fft(batch: TrainingBatch) -> FFTBatch:
 
 
 class LoadedSource:
-    """Batches from a DataLoader, each brought to its level from whole images; noise as always.
+    """Batches from a DataLoader, downsampled to their level from whole images; with the usual noise.
 
     Args:
         config: of the run.
         weights: of each level.
-        images: for their order.
+        images: define the order.
         store: the images.
-        device: where batches go.
-        operator: H, of (image, s, times).
+        device: of the batches.
+        operator: H, called with (image, s, times).
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class _Images(Dataset):
 
 
 def _one_by_one(fused: torch.optim.Adam) -> torch.optim.Adam:
-    """Adam with the same parameters, their steps taken one after the other."""
+    """Return Adam with the same parameters, updated one by one."""
     (group,) = fused.param_groups
     return torch.optim.Adam(group["params"], lr=group["lr"], betas=group["betas"], foreach=False, fused=False)
 
@@ -234,9 +234,9 @@ def compare_training(
     gains: bool = False,
     memory: bool = False,
 ) -> dict[str, Any]:
-    """An iteration, both players at one level: the plain way and as configured, in turn, level by level.
+    """Time an iteration of both players at one level, the plain way and as configured, in turn, level by level.
 
-    Where a run is configured for bfloat16, this trainer's float32 is measured too.
+    For a run configured for bfloat16, float32 is measured, too.
 
     Args:
         config: of a run; its number of processes is ignored. Both players take a step in every iteration, with R1 where
@@ -244,12 +244,12 @@ def compare_training(
         images: to train on.
         repetitions: of each way at each level.
         at: levels l to measure at; default all.
-        gains: also switch each gain over alone.
-        memory: also measure each way's peak memory at the finest level, in a process of its own.
+        gains: also switch each gain alone.
+        memory: also measure each way's peak memory at the finest level, in a separate process.
 
     Returns:
-        The record: by level, times and how many times faster than the plain way; an iteration's mean time over levels
-        as training draws them, where all are measured.
+        The record: by level, times and speedups over the plain way; if all levels are measured, also the mean over
+        levels with the probabilities of training.
 
     Raises:
         UserError: training is imported, or no such level.
@@ -275,7 +275,7 @@ def compare_training(
 
 
 def iterate_twice(config: RunConfig, images: BenchmarkData, gains: TrainingGains, level: int) -> None:
-    """Two iterations at a level with some gains; for the memory that they take."""
+    """Run two iterations at a level with some gains, to measure memory."""
     training = config.training
     device = devices.configure(training.device, training.threads, tf32=training.tf32)
     with images.opened(config) as levels:
@@ -293,7 +293,7 @@ def _compare(
     repetitions: int,
     best: dict[str, float],
 ) -> list[dict[str, Any]]:
-    """The rows: by level and way, then the levels' mean."""
+    """Return rows by level and way, then the mean over levels."""
     ways = _ways(full)
     trainers = {name: SwitchedTrainer(config, levels, device, way) for name, way in ways.items()}
     timings = {}

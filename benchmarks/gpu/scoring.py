@@ -29,7 +29,7 @@ def _precision_recall(session: Session) -> str:
     draw = np.random.default_rng(0)
     count = POINTS if session.full else POINTS // 10
     real, drawn = (draw.standard_normal((count, WIDTH)).astype(np.float32) for _ in range(2))
-    # Copies of real points and points between two of them lie in a ball or on its edge.
+    # Copies of real points and points between two of them are in a ball or on its edge.
     drawn[: count // 3] = real[: count // 3]
     drawn[count // 3 : count // 2] += 0.5 * real[count // 3 : count // 2]
     found, expected = (precision_recall(real, drawn, NEIGHBOURS, device) for device in (session.device, "cpu"))
@@ -50,8 +50,8 @@ def _extractor(session: Session) -> str:
         features = extractor.features(shown, BATCH)
         results.append((features, extractor.probabilities(features)))
     off = [difference(torch.from_numpy(ours), torch.from_numpy(theirs)) for ours, theirs in zip(*results, strict=True)]
-    told = f"features differ by {off[0]:.1e}, probabilities by {off[1]:.1e} (at most {FEATURES:g})"
-    return expect(max(off) <= FEATURES, f"{told}; file {sha256(path)[:8]}")
+    text = f"features differ by {off[0]:.1e}, probabilities by {off[1]:.1e} (at most {FEATURES:g})"
+    return expect(max(off) <= FEATURES, f"{text}; file {sha256(path)[:8]}")
 
 
 def _nearest(session: Session) -> str:

@@ -1,4 +1,4 @@
-"""How fast images are prepared and training is fed on this machine, and what limits it."""
+"""Measure the speed of preparing images and of feeding training, and find the bottleneck."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ LEVELS = 3
 
 
 def bench_feeding(side: int, batch: int, device: torch.device, best: dict[str, float]) -> list[dict[str, Any]]:
-    """Measure batches of random images (their content costs the same as any) with flips; nothing is kept.
+    """Measure batches of random images with flips; nothing is kept.
 
     Args:
         side: N.
         batch: images per batch.
-        device: where batches go.
+        device: receives the batches.
         best: its ceilings.
 
     Returns:
@@ -56,7 +56,7 @@ def bench_feeding(side: int, batch: int, device: torch.device, best: dict[str, f
 
 
 def feeding_lines(found: dict[str, Any]) -> list[str]:
-    """Of a record, what `bench_feeding` found, as text."""
+    """Format the rows of `bench_feeding` in a record."""
     fed = [each for each in found["rows"] if "float32_bytes" in each]
     what = f"feeding batches of {found['batch']} at side {found['side']} to {found['device']}"
     lines = [f"{what}: {found['fed']} images, flipped at random"]
@@ -70,13 +70,13 @@ def feeding_lines(found: dict[str, Any]) -> list[str]:
 
 
 def random_levels(folder: Path, side: int, levels: int, count: int) -> Levels:
-    """A data set of random bytes for benchmarks, unlabelled.
+    """Make an unlabelled data set of random bytes.
 
     Args:
-        folder: where its arrays are written.
+        folder: of its arrays.
         side: of the images.
         levels: L.
-        count: images.
+        count: number of images.
     """
     images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
     arrays = [images, *(block_sums(images, level) for level in range(1, levels))]
@@ -89,7 +89,7 @@ def random_levels(folder: Path, side: int, levels: int, count: int) -> Levels:
 
 
 def _caller(feed: Batches, level: int) -> Callable[[], object]:
-    """The next iteration's batch at every call."""
+    """Return a function that makes the next iteration's batch."""
     iterations = itertools.count()
     return lambda: feed(next(iterations), level)
 
@@ -101,10 +101,10 @@ LEAST_CHUNKS = 2
 
 
 def open_for_bench(path: str, side: int) -> tuple[DatasetConfig, Source]:
-    """A folder or .zip of images that is to be prepared at a side.
+    """Open a folder or .zip of images for preparation at a side.
 
     Raises:
-        UserError: no images there.
+        UserError: no images found.
     """
     config = DatasetConfig(source="folder", path=path, side=side)
     return config, open_source(config)
@@ -118,16 +118,16 @@ def bench_preparation(
     Args:
         config: of the folder or .zip.
         source: its images.
-        workers: processes of the last measurement.
-        limit: images of each measurement of the whole, at most.
+        workers: number of processes of the last measurement.
+        limit: maximum number of images in each measurement of the whole.
         best: ceilings of the CPU.
 
     Returns:
-        Entries of a record: rows by stage for one image, spread over images (of writing, over chunks), and for the
-        whole; the images there, and how many of those measured were refused.
+        Entries of a record: rows for the stages of one image, with quartiles over images (over chunks for writing),
+        and for the whole; the number of images found, and of measured ones that were refused.
 
     Raises:
-        UserError: none of the images measured can be used.
+        UserError: none of the measured images can be used.
     """
     path, side = config.path, config.side
     with tempfile.TemporaryDirectory() as folder:
@@ -150,7 +150,7 @@ def bench_preparation(
 
 
 def preparation_lines(found: dict[str, Any]) -> list[str]:
-    """Of a record, what `bench_preparation` found, as text."""
+    """Format the rows of `bench_preparation` in a record."""
     seconds = {each["part"]: each["mean_seconds"] for each in found["rows"] if each["way"] == PREPARATION}
     slowest = max(seconds, key=seconds.__getitem__)
     return [
@@ -167,8 +167,11 @@ def preparation_lines(found: dict[str, Any]) -> list[str]:
 
 
 def _time_stages(work: fill.Work, source: Source) -> tuple[dict[str, Timing], int, int]:
-    """By stage, seconds for an image in one process, over images spread evenly; how many were refused; the mean number
-    of bytes that one is stored in."""
+    """Time the stages of evenly spaced images in one process.
+
+    Returns:
+        Timings of an image by stage, the number of refused images, and the mean size of an image file in bytes.
+    """
     chosen = np.unique(np.linspace(0, len(source.names) - 1, SAMPLE).astype(np.int64))
     timings, refused, fitted, stored = {stage: Timing() for stage in STAGES}, 0, [], 0
     with quiet_decoders():
@@ -196,9 +199,9 @@ def _time_stages(work: fill.Work, source: Source) -> tuple[dict[str, Timing], in
 
 
 def _time_whole(work: fill.Work, source: Source, workers: int, limit: int) -> Timing:
-    """Seconds for an image of whole chunks, in a few blocks; of several processes their CPU time is not known.
+    """Time an image in whole chunks, in a few blocks; the CPU time of several processes is unknown.
 
-    The clock of several starts with the first chunk done, as they take a while to start.
+    With several processes, timing starts after the first chunk, since they take a while to start.
     """
     some: Iterator[fill.Chunk] = itertools.islice(fill.chunks(source), max(2, limit // fill.CHUNK))
     stamps = [(0, _clocks())]
@@ -214,7 +217,7 @@ def _time_whole(work: fill.Work, source: Source, workers: int, limit: int) -> Ti
 
 
 def _clocks() -> tuple[float, float]:
-    """Seconds by the clock, and CPU seconds of this process."""
+    """Return wall and CPU seconds of this process."""
     return time.perf_counter(), time.process_time()
 
 

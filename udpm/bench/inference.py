@@ -1,4 +1,4 @@
-"""How fast images are drawn, against one step of a network at the full side; and how fast features are extracted."""
+"""Measure the speed of sampling, against one step of a network at the full side, and of extracting features."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from udpm.networks.unet import IMAGE_CHANNELS, UNet, build_generator, generator_
 
 
 def bench_sampling(config: RunConfig, device: torch.device, batch: int, seconds: float) -> dict[str, Any]:
-    """A whole sampling chain, and one call of the network built for the full side.
+    """Measure a whole sampling chain, and one call of the network built for the full side.
 
-    Networks are freshly initialised: their speed does not depend on their values. They run in float32. Noise is drawn
-    beforehand and images stay on the device.
+    Networks are freshly initialized, since their speed does not depend on their values, and run in float32. Noise is
+    drawn beforehand and images stay on the device.
 
     Args:
         config: of a run.
-        device: where to run, as `runtime.configure` gives it.
+        device: where to run, from `devices.configure`.
         batch: images per call.
-        seconds: measured for, about, for either.
+        seconds: of each of both measurements, approximately.
 
     Returns:
-        The record, with images per second of both, medians.
+        The record, with median images per second of both.
     """
     side, shape = config.dataset.side, generator_shape(config.model)
     schedule, cost, best = Schedule.from_config(config.process), count_cost(config), ceilings(device)
@@ -70,7 +70,7 @@ def bench_sampling(config: RunConfig, device: torch.device, batch: int, seconds:
 
 
 def sampling_lines(found: dict[str, Any]) -> list[str]:
-    """What `bench_sampling` found, as text."""
+    """Format a record of `bench_sampling`."""
     return [
         f"{found['images_per_second']:.4g} images/s, {found['steps_per_second']:.4g} full-side steps/s, batches of "
         f"{found['batch']}, {found['device']}"
@@ -78,14 +78,13 @@ def sampling_lines(found: dict[str, Any]) -> list[str]:
 
 
 def work_of(cost: Cost, schedule: Schedule, batch: int, bfloat16: bool) -> Workload:
-    """Of a batch; bytes are the weights, which every call reads at least once."""
+    """Return the work of sampling a batch; bytes are the weights, read at every call."""
     read = schedule.levels * cost.generator_parameters * (2 if bfloat16 else 4)
     return Workload(batch, cost.total * batch, read, "bfloat16" if bfloat16 else "float32")
 
 
 SECONDS = 3.0
-"""How long each measurement takes, about."""
-
+"""Approximate duration of each measurement."""
 SEED = 0
 
 
@@ -93,15 +92,15 @@ def bench_extractor(extractor: Extractor, side: int, batch: int) -> dict[str, An
     """Measure an extractor on images of random bytes.
 
     Args:
-        extractor: which.
+        extractor: is measured.
         side: of the images.
         batch: images per call.
 
     Returns:
-        The record. Bytes are those of images, of what the network is fed, of its weights and of its features.
+        The record. Bytes are those of images, network inputs, weights and features.
 
     Raises:
-        UserError: the extractor does not take images of this side.
+        UserError: the extractor does not accept images of this side.
     """
     images = np.random.default_rng(SEED).integers(0, 256, (2 * batch, side, side, 3), dtype=np.uint8)
     threads, device = torch.get_num_threads(), extractor.device
@@ -126,7 +125,7 @@ def bench_extractor(extractor: Extractor, side: int, batch: int) -> dict[str, An
 
 
 def scoring_lines(found: dict[str, Any]) -> list[str]:
-    """What `bench_extractor` found, as text."""
+    """Format a record of `bench_extractor`."""
     return [
         f"{found['extractor']} on {found['device']}: images of side {found['side']}, batch {found['batch']}",
         f"  preprocessing {found['preprocessing']}",

@@ -1,4 +1,4 @@
-"""What benchmarks measure with: repetitions, alone or in turn, memory, and what the device reaches at best."""
+"""Measure time by repetitions, alone or in turn; peak memory; and the ceilings of a device."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ if TYPE_CHECKING:
     import torch
 
 SMALLEST, LARGEST = 256, 8192
-"""Sides of the matrices whose product is a ceiling: doubled on a CPU until one call takes `LONG_ENOUGH` seconds. A GPU
-takes the largest, for anything smaller leaves it idle part of the time."""
+"""Sides of the matrices whose product is a ceiling: on a CPU doubled until a call takes `LONG_ENOUGH` seconds, on a GPU
+the largest, since smaller ones do not keep it busy."""
 LONG_ENOUGH = 0.05
 COPIED_BYTES = 1 << 28
 BEST_OF = 8
-"""Calls of which a ceiling is the fastest; on a GPU, groups of `AT_ONCE` calls."""
+"""Number of calls, the fastest of which is a ceiling; on a GPU, of groups of `AT_ONCE` calls."""
 AT_ONCE = 10
-"""Calls that a GPU is given before any is waited for."""
+"""Number of calls issued to a GPU before synchronizing."""
 BLOCKS = 5
-"""Repetitions of what is measured for a time."""
+"""Number of repetitions in `repeated`."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call, a value for each repetition.
+    """Seconds of one call, one value per repetition.
 
     Attributes:
-        wall: by the clock.
-        cpu: of this process's threads; none on a GPU, for which a thread waits by asking again and again.
+        wall: wall time.
+        cpu: CPU time of this process's threads; empty on a GPU, where a thread busy-waits.
     """
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
     def measure(self, call: Callable[[], object], device: torch.device, calls: int = 1) -> None:
-        """Add a repetition, the mean of so many calls; the device is waited for on both sides."""
+        """Add a repetition, the mean of several calls; synchronizes the device before and after."""
         wall, cpu = now(device), time.process_time()
         for _ in range(calls):
             call()
@@ -59,7 +59,7 @@ class Timing:
 
     @classmethod
     def mean(cls, timings: list[Timing], shares: list[float]) -> Timing:
-        """Repetition by repetition, the weighted mean of several calls' seconds; shares sum to 1."""
+        """Return the weighted mean of several timings by repetition; shares sum to 1."""
 
         def mixed(kind: str) -> list[float]:
             repetitions = zip(*(getattr(timing, kind) for timing in timings), strict=True)
@@ -69,7 +69,7 @@ class Timing:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, once the device has done all it was given."""
+    """Return the time in seconds after synchronizing the device."""
     import torch
 
     if device.type == "cuda":
@@ -78,11 +78,11 @@ def now(device: torch.device) -> float:
 
 
 def in_turn(calls: dict[str, Callable[[], object]], repetitions: int, device: torch.device) -> dict[str, Timing]:
-    """Time several ways to do the same thing, in turn, so that whatever disturbs the machine disturbs them alike.
+    """Time several calls in turn, so that disturbances of the machine affect all of them.
 
     Args:
-        calls: by name. Each is called once before, not counted.
-        repetitions: of every call; every other time in reverse order.
+        calls: by name. Each is called once before, uncounted.
+        repetitions: of every call; every other one in reverse order.
         device: where they run.
     """
     for call in calls.values():
@@ -95,13 +95,14 @@ def in_turn(calls: dict[str, Callable[[], object]], repetitions: int, device: to
 
 
 def repeated(call: Callable[[], object], device: torch.device, seconds: float) -> Timing:
-    """Time a call over `BLOCKS` repetitions of as many calls as fill the time, at least one, after one that does not
-    count; within a repetition nobody waits for the device.
+    """Time a call over `BLOCKS` repetitions, each of as many calls as fill the time, after one uncounted call.
+
+    The device is synchronized only between repetitions.
 
     Args:
-        call: what is timed.
+        call: is timed.
         device: where it runs.
-        seconds: of all repetitions together, about.
+        seconds: of all repetitions together, approximately.
     """
     call()
     timing = Timing()
@@ -115,26 +116,25 @@ def repeated(call: Callable[[], object], device: torch.device, seconds: float) -
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median, lower and upper quartile, and number of values."""
+    """Return median, lower and upper quartile, and number of values."""
     low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return {"median": median, "low": low, "high": high, "count": len(values)}
 
 
 def speedup(slow: Timing, fast: Timing) -> dict[str, Any]:
-    """How many times faster, from pairs of one repetition: `speedup` by the clock, `cpu_speedup` in CPU seconds, None
-    where these are not known."""
+    """Return speedups from pairs of one repetition: `speedup` in wall time, `cpu_speedup` in CPU time or None."""
     cpu = spread(_ratios(slow.cpu, fast.cpu)) if slow.cpu and fast.cpu else None
     return {"speedup": spread(_ratios(slow.wall, fast.wall)), "cpu_speedup": cpu}
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
-    """The best that this device reaches: FLOP/s of a large product of matrices by type, bytes/s of a large copy."""
+    """Measure the ceilings of a device: FLOP/s of a large matrix product by type, bytes/s of a large copy."""
     import torch
 
     found = {}
     for kind in (torch.float32, torch.bfloat16):
         found[f"{str(kind).removeprefix('torch.')}_flops"] = _product_flops(kind, device)
-    # Not zeros: a GPU computes and moves those faster than other values.
+    # Not zeros, which a GPU computes and moves faster than other values.
     source = torch.empty(COPIED_BYTES // 8, dtype=torch.int64, device=device).random_()
     target = torch.empty_like(source)
     # A copy reads and writes every byte.
@@ -142,12 +142,11 @@ def ceilings(device: torch.device) -> dict[str, float]:
 
 
 def peak_bytes(function: Callable[..., object], *arguments: object) -> int:
-    """Memory that a call needs at most in a process of its own, everything loaded included; on a GPU, what PyTorch
-    allocated there.
+    """Measure the peak memory of a call in a separate process, with everything loaded; on a GPU, PyTorch's allocations.
 
     Args:
-        function: of a module, so that another process finds it.
-        arguments: that can be pickled.
+        function: at the top level of a module, to be pickled.
+        arguments: can be pickled.
 
     Raises:
         UserError: the process was killed.
@@ -156,7 +155,7 @@ def peak_bytes(function: Callable[..., object], *arguments: object) -> int:
         with ProcessPoolExecutor(1, SPAWN, initializer=init_worker) as pool:
             return pool.submit(_peak, function, *arguments).result()
     except BrokenProcessPool:
-        raise UserError("--memory: the process that measures was killed, probably for want of memory") from None
+        raise UserError("--memory: the measuring process was killed, probably because memory ran out") from None
 
 
 def _peak(function: Callable[..., object], *arguments: object) -> int:
@@ -165,13 +164,13 @@ def _peak(function: Callable[..., object], *arguments: object) -> int:
     function(*arguments)
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
-    # Not getrusage: its maximum is the parent's where that was larger when this process began.
+    # Not getrusage: its maximum is inherited from a larger parent.
     (kilobytes,) = re.findall(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
     return int(kilobytes) * 1024
 
 
 def _product_flops(kind: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of a product of matrices, as large as this device needs: what a GPU does at once takes a CPU minutes."""
+    """Measure FLOP/s of a matrix product, large for a GPU and smaller for a CPU, which would take minutes."""
     import torch
 
     side = LARGEST if device.type == "cuda" else SMALLEST
@@ -184,14 +183,14 @@ def _product_flops(kind: torch.dtype, device: torch.device) -> float:
 
 def _takes_long(matrix: torch.Tensor) -> bool:
     timing = Timing()
-    # The first call is of a kernel that may have to be loaded.
+    # The first call may load the kernel.
     for _ in range(2):
         timing.measure(lambda: matrix @ matrix, matrix.device)
     return min(timing.wall) > LONG_ENOUGH
 
 
 def _best(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of some calls, after one that does not count."""
+    """Return the seconds of the fastest of some calls, after an uncounted one."""
     call()
     if device.type == "cuda":
         return min(_by_events(call) for _ in range(BEST_OF))
@@ -202,7 +201,7 @@ def _best(call: Callable[[], object], device: torch.device) -> float:
 
 
 def _by_events(call: Callable[[], object]) -> float:
-    """Seconds of a call by the GPU's own clock, the mean of `AT_ONCE` calls one after the other."""
+    """Return the seconds of a call by the GPU's clock, the mean of `AT_ONCE` consecutive calls."""
     import torch
 
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -215,5 +214,5 @@ def _by_events(call: Callable[[], object]) -> float:
 
 
 def _ratios(slow: list[float], fast: list[float]) -> list[float]:
-    # A clock too coarse for a tiny call must not divide by zero.
+    # A coarse clock may measure zero.
     return [max(a, 1e-9) / max(b, 1e-9) for a, b in zip(slow, fast, strict=True)]

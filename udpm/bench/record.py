@@ -1,4 +1,4 @@
-"""The record of a benchmark: one format for drawing, training, scoring and data."""
+"""The record of a benchmark, in one format for sampling, training, scoring and data."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ FORMAT = "udpm-bench/1"
 
 @dataclass(frozen=True)
 class Workload:
-    """What one call does, counted.
+    """Counted work of one call.
 
     Attributes:
-        images: drawn, trained on or read.
-        multiply_adds: 0 where none are counted.
-        bytes: read and written at the least; 0 where none are counted.
+        images: sampled, trained on or read.
+        multiply_adds: 0 if not counted.
+        bytes: read and written at least; 0 if not counted.
         precision: of the products, "float32" or "bfloat16".
     """
 
@@ -44,7 +44,7 @@ class Workload:
 
 
 def row(part: str, way: str, timing: Timing, work: Workload, best: dict[str, float], **more: Any) -> dict[str, Any]:
-    """A line of a record: what one call took and did, and its share of what the device reaches at best.
+    """Return a row of a record: time and work of one call, and its share of the device's ceilings.
 
     Args:
         part: of the work.
@@ -71,13 +71,13 @@ def row(part: str, way: str, timing: Timing, work: Workload, best: dict[str, flo
 
 
 def record(of: str, device: torch.device, best: dict[str, float], rows: list[dict], **more: Any) -> dict[str, Any]:
-    """The record of a benchmark.
+    """Return the record of a benchmark.
 
     Args:
         of: "sampling", "training", "scoring" or "data".
         device: where it ran.
         best: its ceilings.
-        rows: as `row` makes them.
+        rows: from `row`.
         more: further entries.
     """
     return {
@@ -100,7 +100,7 @@ class Spread(Record):
 
 
 class Line(Record):
-    """A way of doing a part of the work."""
+    """One way of doing a part of the work."""
 
     part: str
     way: str = ""
@@ -117,7 +117,7 @@ class Line(Record):
 
 
 class Gain(Record):
-    """A gain switched over alone."""
+    """A gain switched alone."""
 
     part: str
     gain: str
@@ -129,7 +129,7 @@ class Gain(Record):
 
 
 class Ceilings(Record):
-    """The best that the device reaches."""
+    """Ceilings of the device."""
 
     float32_flops: PositiveFloat
     bfloat16_flops: PositiveFloat

@@ -1,4 +1,4 @@
-"""How fast a run trains on this machine, and where the time goes."""
+"""Measure the speed of training, and the share of each part."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ CONFIGURED, MEAN = "as configured", "mean"
 
 @dataclass(frozen=True)
 class BenchmarkData:
-    """What to train on for speed: a prepared data set with its cache, or random images where these are None."""
+    """Data to measure training with: a prepared data set with its cache, or random images if these are None."""
 
     dataset: Path | None = None
     cache: Path | None = None
 
     @contextmanager
     def opened(self, config: RunConfig) -> Iterator[Levels]:
-        """The data for a run; random images are gone afterwards."""
+        """Open the data for a run; random images are deleted afterwards."""
         levels = config.process.levels
         if self.dataset is not None and self.cache is not None:
             yield open_levels(self.dataset, self.cache, levels)
@@ -48,7 +48,7 @@ class BenchmarkData:
 
 
 class Clock:
-    """Seconds spent in named parts, each without those within it; waits for the device where one begins or ends."""
+    """Exclusive seconds of nested, named parts; synchronizes the device at their beginnings and ends."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -84,15 +84,15 @@ class Clock:
 
 
 def bench_training(config: RunConfig, levels: Levels, iterations: int) -> dict[str, Any]:
-    """Train for some iterations twice, first undisturbed for the speed, then with clocks around the parts.
+    """Train for some iterations twice: for the speed, then with clocks around the parts.
 
     Args:
         config: of a run; its number of processes is ignored.
         levels: its data set and caches.
-        iterations: measured, after a few that are not.
+        iterations: number measured, after a warm-up.
 
     Returns:
-        The record, with the share of the time that each part takes.
+        The record, with each part's share of the time.
 
     Raises:
         UserError: training is imported.
@@ -125,7 +125,7 @@ def bench_training(config: RunConfig, levels: Levels, iterations: int) -> dict[s
 
 
 def warm_up(config: RunConfig) -> int:
-    """Return the number of iterations after which nothing is done for the first time.
+    """Return the number of iterations after which everything was done at least once.
 
     Each network is compiled or recorded at its first step at each level, with and without R1.
     """
@@ -151,7 +151,7 @@ def warm_up(config: RunConfig) -> int:
 
 
 def training_lines(found: dict[str, Any]) -> list[str]:
-    """What `bench_training` found, as text."""
+    """Format a record of `bench_training`."""
     (each,) = found["rows"]
     reached = found["ceilings"][f"{found['precision']}_flops"]
     rate = each["images_per_second"]["median"]
@@ -172,7 +172,7 @@ def training_lines(found: dict[str, Any]) -> list[str]:
 
 
 def for_speed(config: RunConfig, batch: int | None, threads: int | None, *, random: bool) -> RunConfig:
-    """A configuration with another batch or other threads; random images need no trained LPIPS either."""
+    """Return the configuration with another batch and threads, and random LPIPS for random images."""
     if config.training == "imported":
         return config
     changes = {"batch": batch or config.training.batch, "threads": threads or config.training.threads}
@@ -183,19 +183,19 @@ def for_speed(config: RunConfig, batch: int | None, threads: int | None, *, rand
 
 
 def setting(config: RunConfig) -> dict[str, Any]:
-    """What a record says of a run."""
+    """Return a record's entries on a run."""
     training = config.training
     return {"experiment": config.experiment, "batch": training.batch, "precision": training.precision}
 
 
 def level_shares(config: RunConfig) -> list[float]:
-    """How often each level is drawn, l = 1 first."""
+    """Return the probability of each level, l = 1 first."""
     levels = config.process.levels
     return config.training.level_probabilities or [1 / levels] * levels
 
 
 def trained(config: RunConfig) -> Training:
-    """The training section of a run that trains.
+    """Return the training section of a run that trains.
 
     Raises:
         UserError: training is imported.
@@ -206,13 +206,13 @@ def trained(config: RunConfig) -> Training:
 
 
 def changed(config: RunConfig, **changes: Any) -> RunConfig:
-    """The run with other values in its training section."""
+    """Return the run with other values in its training section."""
     return config.model_copy(update={"training": config.training.model_copy(update=changes)})
 
 
 def _time_shares(trainer: Trainer, clock: Clock, iterations: int) -> dict[str, float]:
-    """Return the share of the time that each part takes; a step's is what remains of it without its parts."""
-    # The type checker does not like methods replaced by timed ones; this trainer serves nothing else.
+    """Return each part's share of the time; that of a step excludes its parts."""
+    # This trainer is discarded afterwards, so its methods may be replaced by timed ones.
     trainer.batches = clock.timed("data and noise", trainer.batches)
     # A recorded pass calls no module.
     if trainer.perceptual is not None and trainer.graphs is None:

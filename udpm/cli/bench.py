@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,12 +14,25 @@ from udpm.cli.options import ANY, CONFIG_FOLDER, FILE, FOLDER, OutputFile, Verbs
 from udpm.core import devices, kinds
 from udpm.core.files import write_json
 
+if TYPE_CHECKING:
+    import torch
+
+    from udpm.bench.training import BenchmarkData
+    from udpm.config import RunConfig
+
 SIDES = ("8", "16", "32", "64", "128", "256")
 """Sides that three levels of a cache can halve."""
 
 THREADS = click.option("--threads", type=Whole(1, 1024), help="CPU threads; default: the configuration's.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the record instead of text.")
 OUTPUT = click.option("--output", type=OutputFile(kinds.BENCH), help="Also write the record, .json.")
+DATASET = click.option("--dataset", type=FOLDER, help="Prepared data set; default: random images.")
+CACHE = click.option("--cache", type=FOLDER, help="Its level cache.")
+BATCH = click.option("--batch", type=Whole(1), help="Images per iteration; default: the configuration's.")
+CALL_BATCH = click.option(
+    "--batch", type=Whole(1), help="Images per call; default: the experiment's, at most 16 on a CPU."
+)
+DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: the experiment's.")
 
 
 @click.group(cls=Verbs)
@@ -71,7 +84,7 @@ def data(
         found = bench_preparation(*opened, workers or len(os.sched_getaffinity(0)), limit, best)
     rows = found.pop("rows", []) + bench_feeding(int(side), batch, where, best)
     made = record("data", where, best, rows, **found | {"side": int(side), "batch": batch, "fed": IMAGES})
-    _report(made, lambda made: [*(preparation_lines(made) if images else []), *feeding_lines(made)], as_json, output)
+    report(made, lambda made: [*(preparation_lines(made) if images else []), *feeding_lines(made)], as_json, output)
 
 
 @bench_command.command(
@@ -79,10 +92,10 @@ def data(
     "--cache results/caches/digits"
 )
 @click.argument("config", type=FILE)
-@click.option("--dataset", type=FOLDER, help="Prepared data set; default: random images.")
-@click.option("--cache", type=FOLDER, help="Its level cache.")
+@DATASET
+@CACHE
 @click.option("--iterations", type=Whole(1), default=50, help="Iterations to measure.")
-@click.option("--batch", type=Whole(1), help="Images per iteration; default: the configuration's.")
+@BATCH
 @THREADS
 @JSON
 @OUTPUT
@@ -101,14 +114,11 @@ def train(
     CONFIG is a run's resolved configuration (udpm resolve). With random images LPIPS has random weights too. Nothing is
     kept.
     """
-    from udpm.bench.training import BenchmarkData, bench_training, for_speed, training_lines
-    from udpm.config import RunConfig, read_resolved
+    from udpm.bench.training import bench_training, training_lines
 
-    if (dataset is None) != (cache is None):
-        raise usage_error("--dataset and --cache go together")
-    resolved = for_speed(read_resolved(RunConfig, config), batch, threads, random=dataset is None)
-    with BenchmarkData(dataset, cache).opened(resolved) as opened:
-        _report(bench_training(resolved, opened, iterations), training_lines, as_json, output)
+    resolved, images = training_setting(config, dataset, cache, batch, threads)
+    with images.opened(resolved) as levels:
+        report(bench_training(resolved, levels, iterations), training_lines, as_json, output)
 
 
 @bench_command.command(epilog="Example: udpm bench score results/configs/digits/scoring.json --extractor x.pt")
@@ -129,15 +139,15 @@ def score(config: Path, extractor: Path | None, side: int, as_json: bool, output
     scoring = read_resolved(Scoring, config)
     check(extractor_files(scoring))
     network = open_extractor(scoring, extractor, devices.configure(scoring.device, scoring.threads))
-    _report(bench_extractor(network, side, scoring.batch), scoring_lines, as_json, output)
+    report(bench_extractor(network, side, scoring.batch), scoring_lines, as_json, output)
 
 
 @bench_command.command(epilog="Example: udpm bench sample cifar10 --output results/speed/cifar10.json")
 @click.argument("experiment")
 @CONFIG_FOLDER
-@click.option("--batch", type=Whole(1), help="Images per call; default: the experiment's, at most 16 on a CPU.")
+@CALL_BATCH
 @click.option("--seconds", type=click.FloatRange(0), default=5.0, help="Approximate duration.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: the experiment's.")
+@DEVICE
 @click.option("--output", type=OutputFile(kinds.BENCH), help="Also write the record, .json, for the run-time table.")
 @THREADS
 @JSON
@@ -157,17 +167,38 @@ def sample(
     weights nor data.
     """
     from udpm.bench.inference import bench_sampling, sampling_lines
+
+    run, where, images = sampling_setting(experiment, config, batch, device, threads)
+    report(bench_sampling(run, where, images, seconds), sampling_lines, as_json, output)
+
+
+def training_setting(
+    config: Path, dataset: Path | None, cache: Path | None, batch: int | None, threads: int | None
+) -> tuple[RunConfig, BenchmarkData]:
+    """Return the configuration and the data to measure training with."""
+    from udpm.bench.training import BenchmarkData, for_speed
+    from udpm.config import RunConfig, read_resolved
+
+    if (dataset is None) != (cache is None):
+        raise usage_error("--dataset and --cache go together")
+    resolved = for_speed(read_resolved(RunConfig, config), batch, threads, random=dataset is None)
+    return resolved, BenchmarkData(dataset, cache)
+
+
+def sampling_setting(
+    experiment: str, config: Path, batch: int | None, device: str | None, threads: int | None
+) -> tuple[RunConfig, torch.device, int]:
+    """Return the configuration, the device and the batch to measure sampling with."""
     from udpm.config import load_experiment, resolve_run
 
     settings = load_experiment(experiment, config)
-    how = settings.sampling
-    where = devices.configure(device or how.device, threads or how.threads, tf32=how.tf32)
-    batch = batch or (how.batch if where.type == "cuda" else min(16, how.batch))
-    run = resolve_run(experiment, settings.seeds[0], config)
-    _report(bench_sampling(run, where, batch, seconds), sampling_lines, as_json, output)
+    sampling = settings.sampling
+    where = devices.configure(device or sampling.device, threads or sampling.threads, tf32=sampling.tf32)
+    batch = batch or (sampling.batch if where.type == "cuda" else min(16, sampling.batch))
+    return resolve_run(experiment, settings.seeds[0], config), where, batch
 
 
-def _report(
+def report(
     found: dict[str, Any], lines: Callable[[dict[str, Any]], list[str]], as_json: bool, output: Path | None
 ) -> None:
     """Write a record if an output is given, and print it as JSON or text."""
