@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 CEILINGS = dict.fromkeys(("float32_flops", "bfloat16_flops", "copy_bytes"), 1e9)
 
 
-def test_where_training_spends_its_time(digits, tmp_path, capsys):
+def test_the_shares_of_a_training_iteration(digits, tmp_path, capsys):
     config = tiny.write_config(tmp_path)
     before = tiny.snapshot(tmp_path)
     code = tiny.call(
@@ -40,7 +40,7 @@ def test_where_training_spends_its_time(digits, tmp_path, capsys):
     assert tiny.snapshot(tmp_path) == before
 
 
-def test_how_fast_images_are_prepared_and_fed(tmp_path, monkeypatch, capsys):
+def test_the_speed_of_preparing_and_feeding_images(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(feeding, "IMAGES", 300)
     monkeypatch.setattr(feeding, "SECONDS", 0.02)
     for number in range(6):
@@ -55,7 +55,7 @@ def test_how_fast_images_are_prepared_and_fed(tmp_path, monkeypatch, capsys):
     assert all(int(rate) > 0 for _, _, rate in fed)
 
 
-def test_how_fast_features_are_taken(tmp_path, monkeypatch, capsys):
+def test_the_speed_of_extracting_features(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "SECONDS", 0.02)
     torch.jit.save(torch.jit.trace(torch.nn.Flatten(), torch.zeros(2, 3, 20, 20)), str(tmp_path / "x.pt"))
     scoring = Scoring(extractor=str(tmp_path / "x.pt"), input_side=20, batch=4, threads=1)
@@ -72,7 +72,7 @@ def test_how_fast_features_are_taken(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Ceilings and times too short to mean anything."""
+    """Ceilings and times too short to be meaningful."""
     monkeypatch.setattr(measure, "LARGEST", 256)
     monkeypatch.setattr(measure, "COPIED_BYTES", 1 << 16)
     for module in (benchmark, feeding):
@@ -130,7 +130,7 @@ def test_records_of_every_kind(quick, tmp_path, capsys):
     assert parts(record_of(capsys, "data", *arguments))[0] == ("l = 1", "memory")
 
 
-def test_what_an_extractor_does_is_counted(quick, tmp_path, capsys):
+def test_the_work_of_an_extractor_is_counted(quick, tmp_path, capsys):
     layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 20 * 20, 7))
     torch.jit.save(torch.jit.trace(layers, torch.zeros(2, 3, 20, 20)), str(tmp_path / "x.pt"))
     scoring = Scoring(extractor=str(tmp_path / "x.pt"), input_side=20, batch=4, threads=1)
@@ -147,7 +147,7 @@ def test_what_an_extractor_does_is_counted(quick, tmp_path, capsys):
 
 
 class FakeGpu:
-    """A clock that only calls move on, and the events that read it, in milliseconds."""
+    """A clock that advances only by calls, and the events that read it, in milliseconds."""
 
     type = "cuda"
 
@@ -208,8 +208,8 @@ def single_record():
     """A benchmark of one way."""
     spread = {"median": 1.0, "low": 0.5, "high": 2.0, "count": 3}
     rows = [{"part": "image", "way": "", "seconds": spread, "cpu_seconds": None, "images_per_second": spread}]
-    told = {"of": "sampling", "experiment": "digits", "device": "cpu", "batch": 4}
-    return {"format": "udpm-bench/1", **told, "ceilings": CEILINGS, "rows": rows}
+    known = {"of": "sampling", "experiment": "digits", "device": "cpu", "batch": 4}
+    return {"format": "udpm-bench/1", **known, "ceilings": CEILINGS, "rows": rows}
 
 
 def test_mistakes(tmp_path, capsys):
@@ -218,7 +218,7 @@ def test_mistakes(tmp_path, capsys):
     tiny.assert_refused(tmp_path, command, "--dataset and --cache go together", capsys)
 
 
-def test_what_an_iteration_does_is_counted():
+def test_the_work_of_an_iteration_is_counted():
     """A step with R1 costs the discriminator nine forward passes: three for generated images, six for real ones."""
     config = tiny.run_config(losses__r1_gamma=[0, 1, 1])
     counter, calls = IterationCounter(config), count_cost(config).calls

@@ -135,7 +135,7 @@ def test_comparisons_as_text_as_table_and_as_figure(tmp_path, capsys):
     assert len(pandas.read_csv(tmp_path / "figure_wall.csv")) == 3 + 4 + 4 * 2
 
 
-def test_every_way_draws_the_same():
+def test_every_way_samples_the_same_images():
     model = Model(build_generator(tiny.run_config().model).eval(), tiny.run_config().model, {})
     with torch.no_grad():
         for parameter in model.generator.parameters():
@@ -157,12 +157,12 @@ def test_every_way_draws_the_same():
             found, wanted = drawn(replace(full, bfloat16=True)), bfloat16
         else:
             found, wanted = drawn(replace(full, **{name: False})), expected
-        # Where a value lies between two bytes, rounding decides.
+        # A value between two bytes may be rounded either way.
         assert np.abs(found.astype(int) - wanted).max() <= 1, name
 
 
 @pytest.mark.parametrize("gain", switches(TrainingGains()))
-def test_every_gain_leaves_training_as_it_is(digits, gain):
+def test_no_gain_changes_training(digits, gain):
     levels = open_levels(digits / "dataset", digits / "cache", 3)
     config = tiny.run_config(training__flip=False)
     full = TrainingGains.configured(config)
@@ -220,7 +220,7 @@ def test_mistakes(tmp_path, capsys, command, expected):
     assert tiny.snapshot(tmp_path) == before
 
 
-def test_cpu_seconds_of_a_thread_that_waits_for_a_gpu_mean_nothing(tmp_path, monkeypatch, capsys):
+def test_cpu_seconds_are_not_recorded_on_a_gpu(tmp_path, monkeypatch, capsys):
     gpu = FakeGpu(monkeypatch)
     timings = measure.in_turn({"slow": lambda: None, "fast": lambda: None}, 2, gpu)
     assert [timing.cpu for timing in (*timings.values(), measure.repeated(lambda: None, gpu, 0))] == [[], [], []]
@@ -251,7 +251,7 @@ def test_a_record_that_was_changed_is_refused(tmp_path, capsys):
     "key", ["way", "multiply_adds", "of_copy", "of_matrix_product", "bytes", "peak_bytes", "speedup", "cpu_speedup"]
 )
 @pytest.mark.parametrize("left_out", [True, False])
-def test_what_a_record_does_not_say_is_unknown(tmp_path, key, left_out):
+def test_missing_values_of_a_record_are_unknown(tmp_path, key, left_out):
     record = single_record()
     line = {name: value for name, value in record["rows"][0].items() if name != key}
     if not left_out and key != "way":

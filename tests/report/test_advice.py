@@ -1,4 +1,4 @@
-"""What reports advise to run is never refused: every command of a page, applied and planned."""
+"""Advice of reports: every command on a page can be applied and planned."""
 
 import json
 import re
@@ -12,9 +12,10 @@ import yaml
 from scored import fid, results
 
 from udpm.config.published_scores import load_published
+from udpm.networks.flops import Cost
 from udpm.report.paper.entries import differences
 from udpm.report.paper.study import StudyReport
-from udpm.report.paper.tables import Shown, setup_table
+from udpm.report.paper.tables import Setup, setup_table
 from udpm.report.scores import summarize_scores
 
 PLAIN = re.compile(r"`snakemake (--profile slurm )?(\w+) --config experiments=([\w.-]+)`")
@@ -39,7 +40,7 @@ CASES = {
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    """A folder with the configuration, and `two`, which the digits' table names."""
+    """A folder with the configuration and `two`, an experiment of the digits' table."""
     shutil.copytree(tiny.ROOT / "config", tmp_path / "config")
     table = tmp_path / "config/published/digits.yaml"
     table.write_text(table.read_text().replace("[digits]", "[digits, two, gone]"))
@@ -50,7 +51,7 @@ def study(tmp_path, monkeypatch):
 
 
 def planned(advice):
-    """Apply an advice to the configuration, and plan what it says is to be run; refused ends the process."""
+    """Apply an advice to the configuration and plan its command, which fails if refused."""
     from experiments import Experiments
     from targets import PaperTargets, StudyTargets
 
@@ -94,10 +95,10 @@ def test_an_experiment_that_was_scored_before_is_not_missing(study):
     assert "cifar10: is not in this study" in page
 
 
-def test_nothing_is_said_of_a_training_that_nobody_knows(study):
+def test_an_unknown_training_is_not_described(study):
     trained, given = tiny.run_config(), tiny.run_config().model_copy(update={"training": "imported", "weights": "w.pt"})
-    counts = {"generator": 1_000_000, "discriminator": 2_000_000}
-    shown = {"mine": Shown(trained, True, counts), "theirs": Shown(given, True, counts)}
+    cost = Cost(16, (1,), 1, 1, 1_000_000, 1, discriminator_parameters=2_000_000)
+    shown = {"mine": Setup(trained, True, cost), "theirs": Setup(given, True, cost)}
     text = setup_table("training", shown).write(study / "t")
     assert "As it ran (resolved configuration of the run): mine." in text
     assert "Imported weights, of whose training nothing is known here: theirs." in text
@@ -132,7 +133,7 @@ def test_the_card_of_imported_weights_says_what_is_known(study, trained):
         assert f"SHA-256 of images and labels: {known if changes else record['dataset_sha256']}" in card
 
 
-def test_what_is_known_of_one_row_is_not_claimed_of_all(study):
+def test_a_fact_of_one_row_is_not_stated_for_all(study):
     for name in ("peers", "table1", "table2"):
         text = StudyReport("results", "config").write(name, "table")
         stated = "Stated of the published protocol: metric FID, N 50000, extractor inception; of UDPM alone"

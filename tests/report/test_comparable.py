@@ -59,7 +59,7 @@ def a_score(value, changes=(), **subject):
 
 @pytest.fixture
 def scores(tmp_path, monkeypatch):
-    """Write scores of two seeds as files of an experiment, the second with a change, and read none of them."""
+    """Write scores of two seeds as files of an experiment, the second with a change."""
     shutil.copytree(ROOT / "config", tmp_path / "config")
     monkeypatch.chdir(tmp_path)
 
@@ -91,7 +91,7 @@ def test_scores_that_differ_in_any_part_of_their_protocol_are_never_averaged(key
     scores("digits", CHANGES[key])
     StudyReport("results", "config", ["digits"]).write("digits", tmp_path / "t")
     assert "5.00" not in (tmp_path / "t.md").read_text()
-    # Columns of the score table share a scale; N and what was drawn stand in the table.
+    # Columns of the score table share a scale; N and the sampling are shown in the table.
     headings = list(score_table(scores("digits", CHANGES[key])).shown)
     assert len([name for name in headings if name.startswith("FD")]) == (2 if key in ("metric", *FEATURES) else 1)
     # The choice of a milestone.
@@ -127,7 +127,7 @@ def test_runs_of_another_length_are_not_averaged():
     assert len(summarize_scores([score | {"experiment": "digits"} for score in read], "digits")) == 2
 
 
-def test_points_of_a_sweep_compare_though_their_images_are_drawn_differently(scores, tmp_path):
+def test_points_of_a_sweep_compare_even_if_sampled_differently(scores, tmp_path):
     sweep = {"base": "digits", "seeds": [0], "points": {"p": {}, "q": {"sampling.posterior": "exact"}}}
     (tmp_path / "config/sweeps/mine.yaml").write_text(yaml.safe_dump(sweep))
     for point, changes in (("p", {}), ("q", CHANGES["posterior"])):

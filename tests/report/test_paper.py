@@ -1,4 +1,4 @@
-"""The paper's tables: published beside measured, "not run", verdicts, protocols, bytes, bad input."""
+"""The paper's tables: published next to measured scores, "not run", verdicts, protocols, bytes, bad input."""
 
 import functools
 import json
@@ -86,7 +86,7 @@ def test_nothing_measured_is_not_run_and_says_how_to(tmp_path):
     ("value", "expected"),
     [(6.86149, "reproduced"), (7.20, "reproduced"), (7.21, "not reproduced"), (6.52, "reproduced"), (6.51, "better")],
 )
-def test_the_rule(tmp_path, value, expected):
+def test_the_verdict(tmp_path, value, expected):
     assert table1(tmp_path, seed0_best=fid(value))["best"]["verdict"] == expected
 
 
@@ -94,7 +94,7 @@ def test_the_rule(tmp_path, value, expected):
     ("changes", "reason"),
     [
         ({"n": 10_000, "label": "FID-10k"}, "metric FID-10k, published FID; N 10000, published 50000"),
-        ({"name": "stand-in for inception", "label": "FD"}, "extractor"),
+        ({"name": "another inception", "label": "FD"}, "extractor"),
         ({"selection": None}, "checkpoint last, published best"),
         ({"weights": "raw"}, "weights raw, published ema"),
         ({"classes": 0}, "class-conditional no, published yes"),
@@ -159,7 +159,7 @@ def test_given_weights_are_neither_last_nor_best():
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
-    """Every table, rendered twice, beside one measured score and one measured speed."""
+    """Every table, rendered twice, with one measured score and one measured speed."""
     folder = results(tmp_path_factory.mktemp("paper"), seed0_best=fid())
     # What the paper's networks cost is tested where it is counted; here it need not be counted twice.
     with pytest.MonkeyPatch.context() as patch:
@@ -352,8 +352,8 @@ def test_a_run_is_exported_whole(study, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("made_by", ["0" * 64, None, "milestone"])
-def test_samples_and_scores_of_earlier_weights_are_not_handed_on(study, tmp_path, capsys, made_by):
-    """Those of weights that training replaced are; those of a milestone that is kept are the run's."""
+def test_samples_and_scores_of_earlier_weights_are_not_exported(study, tmp_path, capsys, made_by):
+    """Samples of replaced weights are refused; those of a kept milestone belong to the run."""
     folder = Path(shutil.copytree(study, tmp_path / "study"))
     run = folder / "runs/digits/seed0"
     score, samples = folder / "scores/digits/seed0.json", folder / "samples/digits/seed0.json"

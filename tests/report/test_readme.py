@@ -1,4 +1,4 @@
-"""What the pages say to type: their files resolve, their Python runs, their commands and links exist."""
+"""Pages of documentation: their files resolve, their Python runs, their commands and links exist."""
 
 import re
 import shlex

@@ -50,7 +50,7 @@ def files(folder, **given):
     return paths
 
 
-def test_table_puts_the_model_between_its_yardsticks(tmp_path):
+def test_the_table_lists_the_model_then_floor_and_ceiling(tmp_path):
     paths = files(tmp_path, noise=score("noise", 800.0), heldout=score("heldout", 5.0), seed0=score())
     markdown = score_table(paths).write(tmp_path / "t")
     rows = [line for line in markdown.splitlines() if line.startswith("| digits_x")]
@@ -154,7 +154,7 @@ def test_metrics_of_a_resumed_and_killed_run(tmp_path):
         read_metrics(path)
 
 
-def test_how_the_network_was_called_is_told(tmp_path):
+def test_the_precision_of_the_network_is_noted(tmp_path):
     other = score()
     other["subject"] |= {"precision": "bfloat16", "compiled": True, "guidance": 2.0}
     markdown = score_table(files(tmp_path, seed0=other)).write(tmp_path / "t")

@@ -34,7 +34,7 @@ POINTS = {
 
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
-    """A sweep called mine in ./config, whose points but one have samples and scores in ./results."""
+    """A sweep called mine in ./config; all points but one have samples and scores in ./results."""
     shutil.copytree(tiny.ROOT / "config", tmp_path / "config")
     monkeypatch.chdir(tmp_path)
     write(tmp_path, seeds=[0, 1, 2], points=POINTS, grids={"g": {"a": axis("a"), "b": axis("b")}})
@@ -72,7 +72,7 @@ def score(folder, name, seed, value):
     path.write_text(json.dumps(found))
 
 
-def test_the_strip_shows_what_is_there(sweep):
+def test_the_strip_shows_existing_images(sweep):
     figures = plt.get_fignums()
     assert not tiny.call("sweep", "strip", "mine", "--output", "strip")
     table = pd.read_csv("strip.csv").set_index("point")
@@ -91,7 +91,7 @@ def test_the_strip_shows_what_is_there(sweep):
         assert max(image.size) <= LARGEST
 
 
-def test_of_many_points_the_best_are_shown(sweep):
+def test_only_the_best_of_many_points_are_shown(sweep):
     write(sweep, points={f"p{n}": {"losses.r1_gamma": n + 1} for n in range(ROWS + 6)})
     for number in range(ROWS + 6):
         score(sweep, f"p{number}", 0, 100.0 - number)
@@ -101,7 +101,7 @@ def test_of_many_points_the_best_are_shown(sweep):
         assert max(image.size) <= LARGEST
 
 
-def test_of_no_images_at_all_a_strip_of_what_is_missing(sweep):
+def test_a_strip_without_images_shows_them_as_missing(sweep):
     shutil.rmtree("results")
     (sweep / "results").mkdir()
     assert not tiny.call("sweep", "strip", "mine", "--output", "strip")
@@ -122,7 +122,7 @@ def test_same_scores_same_bytes(sweep):
     assert first == second
 
 
-def test_the_forward_process_is_the_one_that_is_trained_on(digits, tmp_path):
+def test_the_forward_process_is_that_of_training(digits, tmp_path):
     run = tiny.run_config()
     (tmp_path / "run.json").write_text(to_json(run))
     for name in ("a", "b"):
@@ -173,18 +173,18 @@ def test_a_published_file_with_a_wrong_number_changes_nothing(sweep, capsys, val
 def refused(folder, capsys, command, expected):
     before = tiny.snapshot(folder)
     assert tiny.call(*command) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert expected in told, told
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1
+    assert expected in text, text
     assert tiny.snapshot(folder) == before
 
 
-def test_a_missing_score_is_told_and_the_rest_is_ranked(sweep, capsys):
+def test_a_missing_score_is_noted_and_the_rest_is_ranked(sweep, capsys):
     before = tiny.snapshot(sweep / "results")
     assert not tiny.call("sweep", "rank", "mine")
-    told = capsys.readouterr().out
-    assert "no-class, seed 2: no score (results/scores/mine.no-class/seed2.json: score not found" in told
-    assert "21.00 ± 1.00" in told
+    text = capsys.readouterr().out
+    assert "no-class, seed 2: no score (results/scores/mine.no-class/seed2.json: score not found" in text
+    assert "21.00 ± 1.00" in text
     assert tiny.snapshot(sweep / "results") == before
 
 
