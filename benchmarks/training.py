@@ -16,7 +16,7 @@ from benchmarks.fft import downsample_by_fft
 from benchmarks.gains import PLAIN, gain_by_gain
 from udpm.bench.measure import Timing, ceilings, in_turn, peak_bytes, speedup
 from udpm.bench.record import Workload, record, row
-from udpm.bench.training import CONFIGURED, MEAN, BenchmarkData, changed, level_shares, setting, trained
+from udpm.bench.training import CONFIGURED, MEAN, BenchmarkData, changed, setting, trained
 from udpm.config.experiment import RunConfig
 from udpm.core import devices
 from udpm.core.errors import UserError
@@ -25,7 +25,7 @@ from udpm.data.loader import Batches
 from udpm.data.store import Store
 from udpm.diffusion.process import downsample, marginal
 from udpm.diffusion.schedule import Schedule
-from udpm.training.batch import Prefetcher, TrainingBatch, draw_level, draw_noise
+from udpm.training.batch import Prefetcher, TrainingBatch, draw_level, draw_noise, level_shares
 from udpm.training.estimate import IterationCost, IterationCounter
 from udpm.training.losses import LossWeights
 from udpm.training.metrics import Metrics

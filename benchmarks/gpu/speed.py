@@ -16,7 +16,7 @@ from benchmarks.gpu.subjects import awake_model, experiment, random_data
 from benchmarks.training import SwitchedTrainer, TrainingGains
 from udpm.bench.measure import BLOCKS, Timing, now
 from udpm.bench.record import Workload, row
-from udpm.bench.training import BenchmarkData, bench_training, for_speed, level_shares
+from udpm.bench.training import BenchmarkData, bench_training, for_speed
 from udpm.config import RunConfig
 from udpm.diffusion.sampler import Network, noise_sides, sample
 from udpm.diffusion.schedule import Schedule
@@ -24,6 +24,7 @@ from udpm.networks.flops import count_cost
 from udpm.networks.inference import Precision
 from udpm.networks.weights import Model
 from udpm.sampling.sampler import Sampler
+from udpm.training.batch import level_shares
 from udpm.training.estimate import IterationCost, IterationCounter
 from udpm.training.trainer import Trainer
 

@@ -19,7 +19,7 @@ from udpm.config.training import Training
 from udpm.core import devices
 from udpm.core.errors import UserError
 from udpm.data.levels import Levels, open_levels
-from udpm.training.batch import draw_level, players_at
+from udpm.training.batch import draw_level, level_shares, players_at
 from udpm.training.estimate import iteration_cost
 from udpm.training.losses import loss_weights
 from udpm.training.trainer import Trainer
@@ -186,12 +186,6 @@ def setting(config: RunConfig) -> dict[str, Any]:
     """Return a record's entries on a run."""
     training = config.training
     return {"experiment": config.experiment, "batch": training.batch, "precision": training.precision}
-
-
-def level_shares(config: RunConfig) -> list[float]:
-    """Return the probability of each level, l = 1 first."""
-    levels = config.process.levels
-    return config.training.level_probabilities or [1 / levels] * levels
 
 
 def trained(config: RunConfig) -> Training:

@@ -18,8 +18,8 @@ from udpm.core.folders import atomic_folder
 from udpm.core.kinds import BUNDLE, mark, seal_text
 from udpm.core.reading import read_json
 from udpm.metrics.protocol import describe, read_scores
-from udpm.report.scores import checkpoint
-from udpm.report.table import MISSING
+from udpm.report.scores import checkpoint, training_length
+from udpm.report.table import MISSING, cell
 from udpm.runs.layout import Layout, milestone, results_of
 from udpm.runs.records import iteration_of, numbered, read_complete
 from udpm.sampling.sample_set import load_samples
@@ -125,7 +125,7 @@ def _front_matter(name: str, config: RunConfig, scores: list[dict[str, Any]]) ->
             "metrics": [
                 {
                     "type": metric.get("name", "frechet_distance"),
-                    "name": f"{metric['label']} ({checkpoint(score['subject'], _iterations(config))} checkpoint, "
+                    "name": f"{metric['label']} ({checkpoint(score['subject'], training_length(config))} checkpoint, "
                     f"N = {score['protocol']['n']})",
                     "value": round(metric["value"], 4),
                 }
@@ -191,8 +191,7 @@ def _training(config: RunConfig, record: dict[str, Any]) -> str:
             "- Weights of the losses by level (l = 1 first): "
             + ", ".join(f"{kind} {config.per_level(f'losses.{kind}_weight')}" for kind in LOSSES),
         ]
-    seconds = record.get("seconds")
-    took = MISSING if seconds is None else f"{seconds / 3600:.2g} h"
+    took = cell(record.get("seconds") and record["seconds"] / 3600, "{:.2g} h")
     lines += [
         f"- Noise schedule: α {config.process.alphas}, σ {config.process.sigmas}",
         f"- Parameters of the generator: {parameters.get('generator', MISSING)}; of the discriminator: "
@@ -220,7 +219,7 @@ def _scores(scores: list[dict[str, Any]], config: RunConfig) -> str:
             for metric in score["metrics"].values()
             if metric["value"] is not None
         ]
-        which = checkpoint(score["subject"], _iterations(config))
+        which = checkpoint(score["subject"], training_length(config))
         lines.append(f"- {which} checkpoint: {', '.join(values)}. Protocol: {describe(score)}")
     return "## Scores\n\n" + "\n".join(lines) + "\n"
 
@@ -243,10 +242,6 @@ def _origin(record: dict[str, Any]) -> str:
     provenance = record["provenance"]
     versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
     return f"## Provenance\n\nCommit {provenance['commit'] or 'unknown'}; {versions}; {provenance['machine']}.\n"
-
-
-def _iterations(config: RunConfig) -> int | None:
-    return None if config.training == "imported" else config.training.iterations
 
 
 FORMAT = "udpm-bundle/1"

@@ -10,8 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from udpm.config.experiment import Experiment, RunConfig
 from udpm.metrics.protocol import FEATURES, comparable, describe, drawing_words, facts, features_words, read_scores
-from udpm.report.table import MISSING, Table
+from udpm.report.table import Table, cell
 from udpm.runs.layout import Layout
 
 LAST, BEST, MILESTONE, GIVEN = "last", "best", "milestone", "given"
@@ -67,6 +68,11 @@ def score_files(results: str | Path, experiments: Iterable[str]) -> list[Path]:
     return [path for name in experiments for path in layout.found(layout.scores("*", name))]
 
 
+def training_length(config: Experiment | RunConfig) -> int | None:
+    """Return the iterations of an experiment's training, or None for imported weights."""
+    return None if config.training == "imported" else config.training.iterations
+
+
 def summarize_scores(
     scores: Sequence[dict[str, Any]], experiment: str, iterations: int | None = None
 ) -> list[ScoreSummary]:
@@ -110,22 +116,32 @@ def checkpoint(subject: dict[str, Any], iterations: int | None = None) -> str:
 
 WHOLE = ("nfe", "run_seed", "sampling_seed", "iteration", "selection_n", "selection_seed")
 """Columns of whole numbers, some of them missing."""
-MEASURING = (
+SCORING_COLUMNS = (
     *("neighbours", "extractor", "extractor_sha256", "preprocessing", "extractor_heldout_accuracy"),
     *("reference", "reference_n", "reference_sha256"),
 )
-DRAWING = (
+SAMPLING_COLUMNS = (
     *("run_seed", "sampling_seed", "noise_sha256", "posterior", "guidance"),
     *("network_precision", "network_tf32", "network_compiled", "weights", "iteration"),
 )
 """Columns of a score's protocol."""
+PATTERNS = {
+    "frechet_distance": "{:.2f}",
+    "class_frechet_distance": "{:.2f}",
+    "kernel_distance": "{:.3g}",
+    "precision": "{:.3f}",
+    "recall": "{:.3f}",
+    "class_agreement": "{:.3f}",
+}
+"""Metrics and the format of their values."""
 ORDER = {"samples": 0, "images": 1, "heldout": 2, "noise": 3}
 SHOWN = {
-    "precision": ("precision", "{:.3f}"),
-    "recall": ("recall", "{:.3f}"),
-    "class_agreement": ("class agreement", "{:.3f}"),
-    "nearest_distance_ratio": ("nearest-image distance / held-out's", "{:.2f}"),
+    "precision": "precision",
+    "recall": "recall",
+    "class_agreement": "class agreement",
+    "nearest_distance_ratio": "nearest-image distance / held-out's",
 }
+"""Further metrics of the readable table and their columns."""
 
 
 def score_table(paths: Sequence[str | Path]) -> Table:
@@ -155,7 +171,7 @@ def _full(scores: list[dict[str, Any]]) -> pd.DataFrame:
                 "n": known["n"],
                 **_values(score),
                 "frechet_label": known["metric"],
-                **{key: known[key] for key in (*MEASURING, *DRAWING)},
+                **{key: known[key] for key in (*SCORING_COLUMNS, *SAMPLING_COLUMNS)},
                 **_selection(subject),
                 "weights_sha256": known["weights_sha256"],
                 "weights_origin": "; ".join(file.get("name", "unknown") for file in _origin(subject)),
@@ -177,15 +193,14 @@ def _readable(scores: list[dict[str, Any]]) -> pd.DataFrame:
         row = {
             "experiment": score["experiment"],
             "images": _subject(score),
-            "NFE": MISSING if score["subject"]["nfe"] is None else str(score["subject"]["nfe"]),
+            "NFE": cell(score["subject"]["nfe"]),
             "N": str(score["protocol"]["n"]),
         }
         for name in dict.fromkeys(headings):
-            row[name] = _rounded(score, "frechet_distance", "{:.2f}") if name == heading else MISSING
+            row[name] = cell(_value(score, "frechet_distance") if name == heading else None, "{:.2f}")
         if any("frechet_distance_best" in other["metrics"] for other in scores):
-            row["best of its ranges"] = _rounded(score, "frechet_distance_best", "{:.2f}")
-        for name, (title, pattern) in SHOWN.items():
-            row[title] = _rounded(score, name, pattern)
+            row["best of its ranges"] = cell(_value(score, "frechet_distance_best"), "{:.2f}")
+        row |= {title: cell(_value(score, name), PATTERNS.get(name, "{:.2f}")) for name, title in SHOWN.items()}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -237,9 +252,8 @@ def _values(score: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _rounded(score: dict[str, Any], name: str, pattern: str) -> str:
-    value = score["metrics"].get(name, {}).get("value")
-    return MISSING if value is None else pattern.format(value)
+def _value(score: dict[str, Any], name: str) -> float | None:
+    return score["metrics"].get(name, {}).get("value")
 
 
 def _subject(score: dict[str, Any]) -> str:

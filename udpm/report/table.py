@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -102,6 +103,11 @@ class Table:
         write_text(f"{stem}.md", seal_text(f"{text}\n<!-- {mark(csv)} -->\n"))
         write_text(f"{stem}.tex", seal_text(f"% {mark(csv)}\n{self.latex()}"))
         return text
+
+
+def cell(value: Any, pattern: str = "{}") -> str:
+    """Format a value, or return `MISSING` for None."""
+    return MISSING if value is None else pattern.format(value)
 
 
 def html_page(title: str, tables: Iterable[Table], csv: str | None = None) -> str:

@@ -126,13 +126,17 @@ def players_at(config: RunConfig, iteration: int) -> list[str]:
     return ["discriminator", "generator"] if plays else ["generator"]
 
 
-def draw_level(config: RunConfig, player: str, iteration: int) -> int:
-    """Draw the level that a player trains at; uniform in 1..L unless the configuration says otherwise."""
+def level_shares(config: RunConfig) -> list[float]:
+    """Return the probability of each level, l = 1 first; uniform unless the configuration says otherwise."""
     levels = config.process.levels
-    probabilities = config.training.level_probabilities or [1 / levels] * levels
+    return config.training.level_probabilities or [1 / levels] * levels
+
+
+def draw_level(config: RunConfig, player: str, iteration: int) -> int:
+    """Draw the level that a player trains at."""
     uniform = torch.rand((), generator=_generator(config.seed, "level", player, iteration), dtype=torch.float64).item()
-    bounds = list(itertools.accumulate(probabilities))
-    return next((level for level, bound in enumerate(bounds, start=1) if uniform < bound), levels)
+    bounds = itertools.accumulate(level_shares(config))
+    return next((level for level, bound in enumerate(bounds, start=1) if uniform < bound), config.process.levels)
 
 
 def draw_noise(

@@ -19,7 +19,7 @@ from udpm.diffusion.schedule import Schedule
 from udpm.networks.discriminator import build_discriminator
 from udpm.networks.flops import parameters
 from udpm.networks.unet import IMAGE_CHANNELS, build_generator
-from udpm.training.batch import TrainingBatch, players_at
+from udpm.training.batch import TrainingBatch, level_shares, players_at
 from udpm.training.losses import LossWeights, Perceptual, discriminator_losses, generator_losses, loss_weights
 
 GB, MB = 1e9, 1e6
@@ -165,12 +165,11 @@ def iteration_cost(config: RunConfig, perceptual: Perceptual | None = None) -> I
     counter = IterationCounter(config, perceptual)
     start, length = config.losses.adversarial_start, training.discriminator_every * config.losses.r1_every
     cycle = range(start, start + length)
-    shares = training.level_probabilities or [1 / levels] * levels
     means = [
         IterationCost.mean([counter.count(level, iteration) for iteration in cycle], [1 / length] * length)
         for level in range(1, levels + 1)
     ]
-    return IterationCost.mean(means, shares)
+    return IterationCost.mean(means, level_shares(config))
 
 
 class IterationCounter:

@@ -16,8 +16,8 @@ from udpm.core.errors import UserError
 from udpm.metrics.protocol import features_words, run_words
 from udpm.metrics.selection import read_selection
 from udpm.report.figures.style import COLOURS, MARKERS, save
-from udpm.report.scores import summarize_scores
-from udpm.report.table import MISSING, Table
+from udpm.report.scores import PATTERNS, summarize_scores
+from udpm.report.table import Table, cell
 from udpm.runs.records import read_metrics_lines
 
 PANELS = {
@@ -91,9 +91,6 @@ def _panel(axes: Axes, metrics: pd.DataFrame, kind: str, levels: list[str]) -> N
     axes.legend()
 
 
-SHOWN = {"precision": "{:.3f}", "recall": "{:.3f}", "class_agreement": "{:.3f}"}
-
-
 def milestone_table(selection: dict[str, Any]) -> Table:
     """Return the table of milestones with their metrics; the selected one is marked."""
     full = pd.DataFrame(selection["milestones"])
@@ -103,9 +100,8 @@ def milestone_table(selection: dict[str, Any]) -> Table:
         chosen = " (selected)" if milestone["iteration"] == selection["iteration"] else ""
         row = {"iteration": f"{milestone['iteration']}{chosen}"}
         row[selection["label"]] = f"{milestone['frechet_distance']:.2f}"
-        for name, pattern in SHOWN.items():
-            value = milestone.get(name)
-            row[name.replace("_", " ")] = MISSING if value is None else pattern.format(value)
+        for name in ("precision", "recall", "class_agreement"):
+            row[name.replace("_", " ")] = cell(milestone.get(name), PATTERNS[name])
         rows.append(row)
     protocol = selection["protocol"]
     note = (

@@ -25,7 +25,7 @@ from udpm.report.paper.entries import (
     verdict,
 )
 from udpm.report.scores import BEST, LAST, ScoreSummary
-from udpm.report.table import MISSING, Table
+from udpm.report.table import MISSING, Table, cell
 
 TARGET = "paper_tables"
 WORDS = 2
@@ -86,7 +86,7 @@ class _Rows:
         return {
             "method": (entry.title or row.method) + self._mark(row.note),
             "data set": row.dataset,
-            "NFE": MISSING if row.nfe is None else str(row.nfe),
+            "NFE": cell(row.nfe),
             "conditional": {None: MISSING, True: "yes", False: "no"}[row.conditional],
             "published": published,
             "standing": row.standing or MISSING,

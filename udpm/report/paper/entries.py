@@ -15,7 +15,7 @@ from udpm.config.points import split_name
 from udpm.config.published_scores import Protocol, PublishedTable, Row
 from udpm.config.training import Training
 from udpm.metrics.protocol import comparable, facts
-from udpm.report.scores import BEST, LAST, ScoreSummary, summarize_scores
+from udpm.report.scores import BEST, LAST, ScoreSummary, summarize_scores, training_length
 
 NOT_RUN, NOT_SCORED, NOT_COMPARABLE = "not run", "not scored", "not comparable"
 REPRODUCED, BETTER, NOT_REPRODUCED = "reproduced", "better", "not reproduced"
@@ -109,7 +109,7 @@ def _ordered(table: PublishedTable) -> list[Row]:
 
 def _entries_of(row: Row, name: str, scores: Sequence[dict[str, Any]], config: Experiment | None) -> list[Entry]:
     """Return an experiment's lines: last and best side by side if they share a protocol."""
-    iterations = config.training.iterations if config is not None and config.training != "imported" else None
+    iterations = None if config is None else training_length(config)
     ways: dict[tuple[Any, ...], dict[str, ScoreSummary]] = {}
     for found in summarize_scores(scores, name, iterations):
         place = BEST if found.checkpoint == BEST else LAST

@@ -29,8 +29,8 @@ from udpm.networks.flops import Cost, count_cost
 from udpm.report.paper.comparison import comparison_table
 from udpm.report.paper.entries import BASELINES, NOT_RUN, NOT_SCORED, advice, another_with_best, command, verdict
 from udpm.report.paper.tables import Setup, read_speed, runtime_table, setup_table
-from udpm.report.scores import BEST, ScoreSummary, score_files, summarize_scores
-from udpm.report.table import MISSING, Table, html_page
+from udpm.report.scores import BEST, ScoreSummary, score_files, summarize_scores, training_length
+from udpm.report.table import MISSING, Table, cell, html_page
 from udpm.runs.layout import Layout
 from udpm.runs.records import COMPLETE, read_complete
 
@@ -102,7 +102,7 @@ class StudyReport:
                 scores += read_scores([path])
             except UserError as error:
                 problems.append(str(error))
-        found = {name: summarize_scores(scores, name, _iterations(config)) for name, config in experiments.items()}
+        found = {name: summarize_scores(scores, name, training_length(config)) for name, config in experiments.items()}
         missing = _missing(runs, experiments, found)
         missing += _elsewhere(
             {name: self._experiment(name) for name in self._named() if name not in experiments}, scores
@@ -253,8 +253,8 @@ def _what_ran(runs: Runs, experiments: dict[str, Experiment]) -> tuple[pd.DataFr
         {
             "run": f"{name}, seed {seed}",
             "data set": experiments[name].dataset,
-            "iterations": MISSING if record.get("iterations") is None else str(record["iterations"]),
-            "hours": MISSING if record.get("seconds") is None else f"{record['seconds'] / HOUR:.2g}",
+            "iterations": cell(record.get("iterations")),
+            "hours": cell(record.get("seconds") and record["seconds"] / HOUR, "{:.2g}"),
             "device": record.get("device") or MISSING,
             "weights (SHA-256)": record["weights_sha256"][:12],
             "commit": (record["provenance"]["commit"] or "unknown")[:12],
@@ -266,11 +266,7 @@ def _what_ran(runs: Runs, experiments: dict[str, Experiment]) -> tuple[pd.DataFr
     return pd.DataFrame(rows), [] if rows else ["Nothing has run to its end."]
 
 
-def _missing(
-    runs: Runs,
-    experiments: dict[str, Experiment],
-    found: dict[str, list[ScoreSummary]],
-) -> list[str]:
+def _missing(runs: Runs, experiments: dict[str, Experiment], found: dict[str, list[ScoreSummary]]) -> list[str]:
     """Return notes on missing parts of the study, each with the command that makes it."""
     notes = [
         f"{name}, seed {seed}: not trained to its end; {command(name, experiments[name])}."
@@ -301,7 +297,3 @@ def _elsewhere(others: Mapping[str, Experiment | None], scores: list[dict[str, A
         for name, config in others.items()
         if name not in scored and config is not None and config.scoring is not None
     ]
-
-
-def _iterations(config: Experiment) -> int | None:
-    return None if config.training == "imported" else config.training.iterations

@@ -15,7 +15,7 @@ from udpm.config.published_scores import GRADES, SETUPS, PublishedRuntime
 from udpm.core.errors import UserError
 from udpm.core.provenance import versions
 from udpm.report.paper.entries import NOT_RUN
-from udpm.report.table import MISSING, Table
+from udpm.report.table import MISSING, Table, cell
 
 if TYPE_CHECKING:
     from udpm.networks.flops import Cost
@@ -321,7 +321,7 @@ def _setting(kind: str, keys: str, setup: Setup) -> str:
 def _parameters(kind: str, setup: Setup) -> str:
     discriminator = setup.cost.discriminator_parameters if setup.trained else None
     count = setup.cost.generator_parameters if kind == "generator" else discriminator
-    return MISSING if count is None else f"{count / MEGA:.2f} M"
+    return cell(count and count / MEGA, "{:.2f} M")
 
 
 def _setup_notes(setups: dict[str, Setup]) -> list[str]:

@@ -19,7 +19,8 @@ from udpm.config.points import LoadedSweep
 from udpm.core.errors import UserError
 from udpm.metrics.protocol import class_words, noise_words
 from udpm.report.figures.style import COLOURS, bare, save
-from udpm.report.sweep.tables import PATTERNS, Result, label_of
+from udpm.report.scores import PATTERNS
+from udpm.report.sweep.tables import Result, label_of
 from udpm.report.table import MISSING
 from udpm.runs.layout import Layout
 from udpm.sampling.sample_set import SampleSet, load_samples

@@ -19,7 +19,8 @@ from udpm.core.errors import UserError
 from udpm.core.kinds import mark, seal_text
 from udpm.diffusion.schedule import Schedule
 from udpm.metrics.protocol import DRAWING, MEASURING, comparable, features_words, read_score
-from udpm.report.table import MISSING, Table
+from udpm.report.scores import PATTERNS
+from udpm.report.table import MISSING, Table, cell
 from udpm.runs.layout import Layout
 
 GIGA, HOUR = 1e9, 3600
@@ -151,15 +152,6 @@ def _plan_notes(table: pd.DataFrame, loaded: LoadedSweep) -> Iterator[str]:
 
 
 LOSSES = ("reconstruction", "lpips", "adversarial")
-PATTERNS = {
-    "frechet_distance": "{:.2f}",
-    "class_frechet_distance": "{:.2f}",
-    "kernel_distance": "{:.3g}",
-    "precision": "{:.3f}",
-    "recall": "{:.3f}",
-    "class_agreement": "{:.3f}",
-}
-"""Metrics and the format of their values."""
 ALWAYS = ("frechet_distance", "precision", "recall", "class_agreement")
 """Metrics of the readable table, in addition to the one ranked by."""
 BETWEEN_POINTS = (*MEASURING, "kernel_subsets")
@@ -222,10 +214,8 @@ class Result:
 
     def format(self, metric: str) -> str:
         """Format mean ± spread, or what is known of them."""
-        mean, spread, pattern = self.mean(metric), self.spread(metric), PATTERNS[metric]
-        if mean is None:
-            return MISSING
-        return pattern.format(mean) + (f" ± {pattern.format(spread)}" if spread is not None else "")
+        known = [value for value in (self.mean(metric), self.spread(metric)) if value is not None]
+        return " ± ".join(PATTERNS[metric].format(value) for value in known) or MISSING
 
 
 def read_results(loaded: LoadedSweep, results: Path) -> list[Result]:
@@ -277,7 +267,7 @@ def ranking_table(loaded: LoadedSweep, found: list[Result]) -> Table:
         full.append(row)
         shown.append(
             {
-                "rank": MISSING if result.rank is None else str(result.rank),
+                "rank": cell(result.rank),
                 "point": result.name,
                 "changes of the base": point.changes_text or MISSING,
                 "seeds": f"{len(seeds) - len(result.missing)} of {len(seeds)}",
