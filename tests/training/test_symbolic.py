@@ -1,0 +1,76 @@
+"""Steps without values: what a GPU would be asked to do. On the meta device, any copy to the host raises."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from udpm.config.load import resolve_run
+from udpm.training.estimate import IterationCounter
+from udpm.training.losses import loss_weights
+from udpm.training.memory import AsOnGPU
+
+FREE = {
+    "detach", "view", "_unsafe_view", "permute", "transpose", "t", "expand", "slice", "select", "unsqueeze", "squeeze",
+    "alias", "split", "unbind", "_reshape_alias", "as_strided", "empty", "empty_like", "new_empty_strided",
+}  # fmt: skip
+"""Operations that launch nothing."""
+WIDE = {"generator__channels": 32, "discriminator__channels": 32, "training__precision": "bfloat16"}
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._overloadpacket.__name__
+        if name not in FREE:
+            self.names[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def step(config, player, level):
+    """A step's loss and its player's parameters, with gradients; and the operations that it took."""
+    counter = IterationCounter(config)
+    weights = replace(loss_weights(config)[level - 1].at(0), lpips=0.0)
+    bfloat16 = config.training.precision == "bfloat16"
+    with Operations() as operations:
+        with AsOnGPU(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            total = counter.forward(player, level, weights, config.training.batch)
+        total.backward()
+    return total, counter.parameters(player), operations.names
+
+
+@pytest.mark.parametrize("family", ["ncsnpp", "ddpmpp", "adm"])
+@pytest.mark.parametrize("player", ["discriminator", "generator"])
+def test_losses_and_gradients_are_float32(family, player):
+    config = tiny.run_config(**WIDE, generator__family=family, losses__r1_gamma=0.5, generator__dropout=0.1)
+    for level in (1, 2, 3):
+        total, parameters, _ = step(config, player, level)
+        assert total.dtype == torch.float32
+        for parameter in parameters:
+            if parameter.grad is not None:
+                assert parameter.grad.dtype == torch.float32
+                assert _strides(parameter.grad) == _strides(parameter)
+        assert any(parameter.grad is not None for parameter in parameters)
+
+
+def _strides(value):
+    """Strides of the dimensions that have any."""
+    return [stride for stride, size in zip(value.stride(), value.shape, strict=True) if size > 1]
+
+
+BUDGETS = {"discriminator": 3120, "generator": 2390}
+"""Operations at l = 1 without LPIPS. A change may lower them; more cost time where kernels are launched one by one."""
+
+
+@pytest.mark.parametrize("player", BUDGETS)
+def test_operations_of_a_step_of_the_paper(player):
+    _, _, names = step(resolve_run("cifar10", 0, tiny.ROOT / "config"), player, 1)
+    assert names.total() <= BUDGETS[player], names.most_common(12)
