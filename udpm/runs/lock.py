@@ -35,16 +35,22 @@ SETTLE = 0.5
 """Seconds after writing the record at which it must still be this process's."""
 
 
-class OwnerRecord(Record):
-    """``owner.json``: the process that is training."""
+class ProcessRecord(Record):
+    """A process, as `identity` describes it."""
 
-    token: str
+    token: str | None = None
     host: str | None = None
     machine: str | None = None
-    pid: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    pid: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     started: str | None = None
     job: str | None = None
     attempt: str | None = None
+
+
+class OwnerRecord(ProcessRecord):
+    """``owner.json``: the process that is training."""
+
+    token: str
     since: NonNegativeFloat | None = None
     beat: NonNegativeInt = 0
     time: NonNegativeFloat = 0.0

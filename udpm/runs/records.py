@@ -7,9 +7,9 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
 from udpm.config.validation import NonNegativeFloat, NonNegativeInt, Record, SplitRanges, completed, is_valid, validate
 from udpm.core.arrays import check_seal
@@ -17,7 +17,7 @@ from udpm.core.errors import UserError
 from udpm.core.files import sha256
 from udpm.core.reading import read_json, read_json_lines
 from udpm.runs.layout import Layout
-from udpm.runs.lock import is_dead, read_owner
+from udpm.runs.lock import ProcessRecord, is_dead, read_owner
 
 COMPLETE, ATTEMPTS = "complete.json", "attempts.jsonl"
 WEIGHTS, CHECKPOINTS = "weights.safetensors", "checkpoints"
@@ -76,10 +76,9 @@ class MetricsLine(Record):
     images_per_second: NonNegativeFloat = 0.0
 
 
-class AttemptLine(Record):
+class AttemptLine(ProcessRecord):
     """A line of ``attempts.jsonl``: the beginning or the end of an attempt, or the failure of a rank other than 0."""
 
-    token: str | None = None
     began: float | None = None
     waits: bool = False
     owns: float | None = None
@@ -90,12 +89,6 @@ class AttemptLine(Record):
     saved: NonNegativeInt | None = None
     start: str | None = None
     series: str | None = None
-    host: str | None = None
-    machine: str | None = None
-    pid: Annotated[int, Field(ge=0, lt=2**32)] | None = None
-    started: str | None = None
-    job: str | None = None
-    attempt: str | None = None
 
 
 class _Training(Record):
