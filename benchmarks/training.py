@@ -116,7 +116,7 @@ class SwitchedTrainer(Trainer):
         shares = [float(other == level) for other in range(1, self.config.process.levels + 1)]
         training = self.config.training
         fixed = self.config.model_copy(update={"training": training.model_copy(update={"level_probabilities": shares})})
-        self.batches = self.batch_source(fixed, self._images(self.place, training.data))
+        self.batches = self.batch_source(fixed, self._images(self.ranks, training.data))
         if training.workers:
             self.batches = Prefetcher(self.batches, self.players, training.workers, self.iterations, self.device)
 

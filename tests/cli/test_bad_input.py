@@ -213,7 +213,7 @@ def test_bad_input(folder, case, capsys):
     with pytest.raises(SystemExit) as stop:
         main(command.split())
     errors = capsys.readouterr().err
-    lines = [line for line in errors.splitlines() if not line.startswith("warning: passed over")]
+    lines = [line for line in errors.splitlines() if not line.startswith("warning: skipped")]
     assert stop.value.code == 2
     assert len(lines) == 1, errors
     assert expected in lines[0]

@@ -949,7 +949,7 @@ def test_suffixes_that_are_read(suffix, tmp_path):
 
 def test_scores_and_references_record_what_was_left_out(tmp_path, capsys):
     folder, _ = placed(tmp_path, ["1.png", "2.gif"], {})
-    subject = scores.handed_over(open_images(folder), "images")
+    subject = scores.external_images(open_images(folder), "images")
     assert subject.identity == {"kind": "images", "source": "images", "left_out": {".gif": 1}}
     (folder / "2.gif").unlink()
-    assert "left_out" not in scores.handed_over(open_images(folder), "images").identity
+    assert "left_out" not in scores.external_images(open_images(folder), "images").identity

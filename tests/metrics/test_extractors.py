@@ -45,7 +45,7 @@ def write_folder(folder, images):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A folder with a stand-in for Inception."""
+    """A folder with a small network in Inception's place."""
     devices.configure("cpu", 1)
     return inception.write(tmp_path_factory.mktemp("weights"))
 
@@ -120,7 +120,7 @@ def test_declared_inputs(resize):
 
 @pytest.fixture
 def server(tmp_path):
-    """A web server on this machine that offers what lies in a folder."""
+    """A local web server of a folder's files."""
     folder = tmp_path / "web"
     folder.mkdir()
     (folder / "file.pt").write_bytes(b"weights" * 1000)
@@ -162,7 +162,7 @@ def test_a_failed_download_leaves_nothing(server, tmp_path, wrong):
     assert not list((tmp_path / "here").iterdir())
 
 
-def test_a_killed_feature_pass_goes_on_where_it_was(project, monkeypatch):
+def test_a_killed_feature_pass_resumes(project, monkeypatch):
     monkeypatch.setattr(extractors, "PART", 10)
     network, images = load_extractor("x.pt", CPU), pictures(0, 40)
     seen = []
@@ -212,7 +212,7 @@ def test_a_count_takes_some(project):
     assert json.loads(project.joinpath("s.json").read_text())["protocol"]["n"] == 20
 
 
-def test_a_score_alone_suffices_to_redo_it(project, capsys):
+def test_a_score_can_be_made_again_from_itself(project, capsys):
     assert tiny.call(*SCORE, "--count", 20) == 0
     first = project.joinpath("s.json")
     for name in ("scoring.json",):
@@ -227,7 +227,7 @@ def test_a_score_alone_suffices_to_redo_it(project, capsys):
     assert not project.joinpath("third.json").exists()
 
 
-def test_published_statistics_are_taken_over(project):
+def test_imports_published_statistics(project):
     with np.load("r.npz") as arrays:
         np.savez("published.npz", mu=arrays["mu"], sigma=arrays["sigma"])
         mu, sigma, width = arrays["mu"], arrays["sigma"], arrays["features"].shape[1]
@@ -303,7 +303,7 @@ def ranges(project):
     return ("score", "--samples", "samples.npz", *options)
 
 
-def test_the_best_of_three_ranges_stands_beside_the_first(project, ranges):
+def test_scores_report_the_first_and_the_best_of_three_ranges(project, ranges):
     assert tiny.call(*ranges) == 0
     found = json.loads(project.joinpath("s.json").read_text())
     best = found["metrics"]["frechet_distance_best"]
@@ -320,7 +320,7 @@ def test_the_best_of_three_ranges_stands_beside_the_first(project, ranges):
 
 def test_ranges_must_be_equal(ranges, capsys):
     assert tiny.call(*ranges, "--count", 29) == 2
-    assert "29 samples make no 3 equal ranges" in capsys.readouterr().err
+    assert "29 samples cannot be cut into 3 equal ranges" in capsys.readouterr().err
 
 
 def rescored(folder, **changes):
@@ -350,7 +350,7 @@ SCORE_LINE = " ".join(SCORE)
 REFERENCE_LINE = "reference real --config scoring.json --output out.npz"
 URL = "from https://nvlabs-fi-cdn.nvidia.com/"
 BAD = {
-    "fewer images than asked for": (
+    "fewer images than --count": (
         lambda f: None,
         f"{SCORE_LINE} --count 31",
         "drawn: has 30 images, fewer than --count 31",
@@ -363,7 +363,7 @@ BAD = {
     "one image": (
         lambda f: write_folder(f / "one", pictures(0, 1)),
         SCORE_LINE.replace("drawn", "one"),
-        "1 samples make no 1 equal ranges of 2 or more",
+        "1 samples cannot be cut into 1 equal ranges of 2 or more",
     ),
     "another size": (
         lambda f: write_folder(f / "large", pictures(0, 4, side=16)),
@@ -380,11 +380,11 @@ BAD = {
         SCORE_LINE.replace("drawn", "other.npz"),
         "other.npz: mu is float64 (3,); expected uint8 (N, height, width, 3)",
     ),
-    "another extractor": (another_extractor, SCORE_LINE, "x.pt: is not the extractor of the reference (SHA-256"),
+    "another extractor": (another_extractor, SCORE_LINE, "x.pt: not the extractor of the reference (SHA-256"),
     "another preprocessing": (
         lambda f: rescored(f, input_range="0..1"),
         SCORE_LINE,
-        "at their own side, in [0, 1]) is not the reference's (none: images enter",
+        "at their own side, in [0, 1], but the reference's is none: images enter",
     ),
     "features that are not numbers": (broken_features, REFERENCE_LINE, "x.pt: its features are not finite"),
     "an empty folder": (
@@ -408,7 +408,7 @@ BAD = {
         REFERENCE_LINE,
         "w/inception-2015-12-05.pt: has SHA-256",
     ),
-    "weights that are not there, offline": (
+    "missing weights, offline": (
         lambda f: rescored(f, extractor="inception", inception_folder="w", download=False),
         REFERENCE_LINE,
         f"w/inception-2015-12-05.pt: not found, and downloads are switched off; put inception-2015-12-05.pt {URL}",

@@ -105,7 +105,7 @@ def test_precision_and_recall_in_blocks_equal_prdcs(monkeypatch, block, shift):
 
 
 def test_points_on_the_edge_of_a_ball_belong_to_it():
-    # Whole numbers, so that many points lie exactly as far as a radius; and every one twice.
+    # Whole numbers, so that many distances equal a radius exactly; and every point twice.
     points = np.random.default_rng(0).integers(0, 4, (60, 3)).astype(np.float32).repeat(2, axis=0)
     others = np.random.default_rng(1).integers(0, 7, (80, 3)).astype(np.float32)
     far = np.linalg.norm(points[:, None].astype(np.float64) - points[None], axis=-1)

@@ -137,7 +137,7 @@ def test_the_classifier_has_the_same_bytes_every_time(digits, tmp_path):
     assert (tmp_path / "a/x.json").read_bytes() == (tmp_path / "b/x.json").read_bytes()
 
 
-def test_reference_is_what_others_read(stage):
+def test_other_programs_read_a_reference(stage):
     store, extractor, folder = stage
     with np.load(folder / "reference.npz", allow_pickle=False) as arrays:
         mu, sigma = arrays["mu"], arrays["sigma"]
@@ -147,7 +147,7 @@ def test_reference_is_what_others_read(stage):
     assert sigma.shape == (len(mu), len(mu))
 
 
-def test_the_yardsticks(stage):
+def test_the_baselines(stage):
     store, extractor, folder = stage
     reference = load_reference(folder / "reference.npz")
     floor = scores.score(scores.heldout(store), store, reference, extractor, CONFIG)
@@ -165,7 +165,7 @@ def test_the_yardsticks(stage):
     assert again == ceiling
 
 
-def test_copies_of_the_training_set_are_found_out(stage):
+def test_detects_copies_of_the_training_set(stage):
     store, extractor, folder = stage
     copies = SampleSet(np.array(store.images[:400]), store.labels[:400], {"classes": 10, "sha256": "x", "count": 400})
     found = scores.score(scores.sampled(copies), store, load_reference(folder / "reference.npz"), extractor, CONFIG)[
@@ -175,7 +175,7 @@ def test_copies_of_the_training_set_are_found_out(stage):
     assert found["precision"]["value"] == 1
 
 
-def test_what_cannot_be_measured_is_missing_with_its_reason(stage):
+def test_a_metric_that_cannot_be_measured_has_a_reason(stage):
     store, extractor, folder = stage
     unlabelled = SampleSet(np.array(store.images[:20]), store.labels[:20], {"classes": 0, "sha256": "x", "count": 20})
     record = store.record | {"splits": {"train": [0, 1297], "test": [1297, 1297]}}
@@ -272,5 +272,5 @@ def test_another_extractor_than_the_references(stage, tmp_path):
     other = torch.jit.trace(torch.nn.Flatten(), torch.zeros(4, 3, 16, 16))
     torch.jit.save(other, str(tmp_path / "digits.pt"))
     other = load_extractor(tmp_path / "digits.pt", CPU)
-    with pytest.raises(UserError, match="is not the extractor of the reference"):
+    with pytest.raises(UserError, match="not the extractor of the reference"):
         scores.score(scores.heldout(store), store, load_reference(folder / "reference.npz"), other, CONFIG)

@@ -1,4 +1,4 @@
-"""The best milestone: chosen by images of its own, scored by others, and told beside the last."""
+"""The best milestone: selected on separate images, scored on others, and reported next to the last."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_least_distance_is_selected_and_of_equals_the_earliest(project):
+def test_selects_the_earliest_milestone_of_least_distance(project):
     found = json.loads((project / "selection.json").read_text())
     assert (found["iteration"], found["frechet_distance"], found["seed"]) == (20, 3.0, 1)
     assert found["protocol"]["n"] == 40
@@ -77,7 +77,7 @@ def test_table_and_curve_of_milestones(project):
 
 
 def configured(folder, **changes):
-    """Change sections of the experiment; a selection is there."""
+    """Change sections of an experiment that has a selection."""
     values = yaml.safe_load((folder / EXPERIMENT).read_text())
     values["selection"] = {"count": 40} | changes.pop("selection", {})
     values["training"]["keep_every"] = 20
@@ -152,23 +152,27 @@ BAD = {
     "another seed": (
         lambda f: write(f / "20.json", 20, 3.0, subject={"seed": 2}),
         SELECT,
-        "20.json: another seed than 10.json, so they do not compare",
+        "20.json: seed differs from that of 10.json; score all milestones alike",
     ),
     "another run": (
         lambda f: write(f / "20.json", 20, 3.0, subject={"run_seed": 2}),
         SELECT,
-        "20.json: another run seed than 10.json",
+        "20.json: run seed differs from that of 10.json",
     ),
     "another count": (
         lambda f: write(f / "20.json", 20, 3.0, protocol={"n": 41}),
         SELECT,
-        "20.json: another n than 10.json",
+        "20.json: n differs from that of 10.json",
     ),
-    "the same milestone twice": (lambda f: write(f / "20.json", 10, 3.0), SELECT, "iteration 10 is scored twice"),
+    "the same milestone twice": (
+        lambda f: write(f / "20.json", 10, 3.0),
+        SELECT,
+        "two of these files score iteration 10",
+    ),
     "no milestone": (
         lambda f: write(f / "20.json", 20, 3.0, subject={"iteration": None}),
         SELECT,
-        "20.json: is not the score of a milestone",
+        "20.json: not the score of a milestone",
     ),
     "no selection": (lambda f: (f / "s.json").write_text("{}"), "figure selection s.json --output t", "format is None"),
     "a missing selection": (lambda f: None, "figure selection s.json --output t", "s.json: selection not found"),
@@ -181,7 +185,7 @@ BAD = {
     "images that were chosen by": (
         lambda f: drawn(f, seed=1),
         SCORE.replace("--images", "--samples") + " --dataset dataset",
-        "selection.json: chose by images of sampling seed 1, which these are too; score others",
+        "selection.json: selected on images of sampling seed 1, like these; score images of another seed",
     ),
     "images of another milestone": (
         lambda f: drawn(f, iteration=10, weights_sha256=f"{10:064}"),
@@ -204,7 +208,7 @@ def test_bad_input(project, digits, case, capsys):
     [
         ({}, ""),
         ({"weights_sha256": "0" * 64}, "selects iteration 20 of x, seed 0, but "),
-        ({"weights": "raw"}, "chose by images of the raw weights, but sampling.weights is ema; set it to raw"),
+        ({"weights": "raw"}, "selected on images of raw weights, but sampling.weights is ema; set it to raw"),
     ],
 )
 def test_a_selection_is_of_the_weights_that_are_sampled(project, trained, capsys, changes, expected):
@@ -221,7 +225,7 @@ def test_a_selection_is_of_the_weights_that_are_sampled(project, trained, capsys
         assert not tiny.call(*command.split())
 
 
-def test_images_to_choose_by_are_drawn_as_those_to_score(project):
+def test_images_for_selection_are_drawn_like_those_to_score(project):
     configured(project, sampling={"labels": [3, 5], "intermediate": True, "images": "flat"})
     experiment = load_experiment("digits-smoke", project / "config")
     expected = {"count": 40, "seed": 1, "intermediate": False, "images": "none"}
@@ -250,7 +254,7 @@ TARGETS = ("results/figures/chosen/seed0/selection.png", "results/tables/scores.
 
 
 @pytest.mark.slow
-def test_the_best_and_the_last_stand_in_one_table(study):
+def test_the_best_and_the_last_milestone_share_a_table(study):
     folder = study / "results/selection/chosen/seed0"
     selection = json.loads((folder / "selection.json").read_text())
     scores = {row["iteration"]: row["frechet_distance"] for row in selection["milestones"]}
@@ -271,7 +275,7 @@ def test_the_best_and_the_last_stand_in_one_table(study):
 
 
 @pytest.mark.slow
-def test_a_score_of_the_best_alone_suffices_to_redo_it(study, monkeypatch):
+def test_a_score_of_the_best_can_be_made_again_from_itself(study, monkeypatch):
     monkeypatch.chdir(study)
     path = "results/scores/chosen/seed0_best.json"
     assert tiny.call("score", "--again", path, "--output", "again.json") == 0
@@ -296,4 +300,4 @@ def test_a_changed_selection_retrains_nothing_and_a_lost_milestone_is_one_line(s
     assert snakemake(sample, *GIVEN, cwd=study).returncode == 1
     log = (study / "results/logs/sample_milestone/chosen_seed0_20.log").read_text().splitlines()
     assert len(log) == 1
-    assert "no weights of iteration 20; kept are 40; take one that is" in log[0]
+    assert "no weights of iteration 20; kept are 40; take one of those" in log[0]

@@ -176,7 +176,9 @@ def test_refuses_the_same_images_with_other_splits(levels, run):
 
 def test_refuses_a_data_set_prepared_with_another_configuration(levels, tmp_path):
     record = levels.store.record["config"]
-    with pytest.raises(UserError, match=r"was not prepared as the run's configuration says .*holdout was 700, is 500"):
+    with pytest.raises(
+        UserError, match=r"was prepared with another configuration than the run's .*holdout was 700, is 500"
+    ):
         train(tiny.run_config(), prepared_with(levels, config=record | {"holdout": 700}), tmp_path / "run", False)
     assert not (tmp_path / "run").exists()
     for free in ({}, {"licence": "mine", "workers": 3}):

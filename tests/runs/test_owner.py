@@ -160,7 +160,7 @@ def test_a_suspended_trainer_loses_the_folder(digits, tmp_path):
     first.send_signal(signal.SIGCONT)
     _, printed = first.communicate()
     assert first.returncode == 75
-    assert "another trainer took it over; nothing more is written" in printed
+    assert "another trainer took over; this one writes nothing more" in printed
     assert second.wait() == 0
     tiny.assert_same_weights(run, tmp_path / "undisturbed")
     assert [line["iteration"] for line in tiny.metrics(run)] == [

@@ -35,7 +35,7 @@ SIDE, LEVELS = 16, 3
 
 @pytest.fixture(scope="module")
 def sampler(trained):
-    """One image per call, so that equal latents give equal bytes whatever is drawn beside them."""
+    """One image per call, so that equal latents give equal bytes independently of other images."""
     devices.configure("cpu", 1)
     return Sampler(load_model(trained / "weights.safetensors", "raw"), batch=1)
 
@@ -361,7 +361,7 @@ def udpm(*arguments):
     return stop.value.code
 
 
-def test_options_take_the_place_of_the_section(trained, tmp_path):
+def test_options_replace_the_section(trained, tmp_path):
     (tmp_path / "latents.json").write_text(to_json(SMALL))
     weights, output = trained / "weights.safetensors", tmp_path / "out.npz"
     given = ("--config", tmp_path / "latents.json", "--output", output, "--threads", 1)

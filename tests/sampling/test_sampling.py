@@ -53,7 +53,7 @@ def test_labels(model):
         sampler.sample(0)
 
 
-def test_posterior_forms_differ_but_little(model):
+def test_posterior_forms_differ_little(model):
     scalar, exact = (Sampler(model, posterior=form).sample(16).astype(int) for form in ("scalar", "exact"))
     assert (scalar != exact).any()
 
@@ -108,7 +108,7 @@ def test_a_sample_set_whose_process_was_killed_before_its_last_step(tmp_path):
         load_samples(tmp_path / "a.npz")
 
 
-def test_the_python_door(trained):
+def test_the_python_interface(trained):
     sampler = udpm.load(trained / "weights.safetensors")
     assert sampler.sample(3, labels=7, seed=1).shape == (3, 16, 16, 3)
 

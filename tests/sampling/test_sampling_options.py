@@ -46,7 +46,7 @@ def weights(trained):
 
 
 def sample(weights, output, *options):
-    """What `udpm sample` draws from a few images."""
+    """Draw a few images with `udpm sample`."""
     assert tiny.call("sample", weights, "--count", 6, "--threads", 1, "--output", output, *options) == 0
     return load_samples(output)
 
@@ -150,7 +150,7 @@ def test_noise_from_a_file_gives_the_seeds_images(guidable, tmp_path):
 
 
 def test_the_chain_has_the_files_noise_too(guidable, tmp_path):
-    """As many images as were asked for; the file need not hold one for each class."""
+    """Draw `count` images; the noise file may have fewer than one per class."""
     np.savez(tmp_path / "noise.npz", **noise_of(5, 6))
     chain = tmp_path / "chain.npz"
     found = sample(guidable, tmp_path / "a.npz", "--noise", tmp_path / "noise.npz", "--chain", chain)
@@ -357,7 +357,7 @@ MISTAKES = {
     "noise of too few images": (
         noise_file(),
         NOISE.replace("--count 6", "--count 7"),
-        "noise.npz: holds the noise of 6 images, but 7 are wanted",
+        "noise.npz: has the noise of 6 images; expected at least 7",
     ),
     "a label out of range": (lambda f: None, f"{SAMPLE} --labels 3,10", "labels: must be in 0..9, got 10"),
     "a label that is none": (lambda f: None, f"{SAMPLE} --labels 3,x", "labels: no class is called 'x'"),
@@ -369,7 +369,7 @@ MISTAKES = {
     "guidance without label dropout": (
         lambda f: None,
         f"{SAMPLE} --guidance 2",
-        "guidance: this model was not trained with label dropout; only 1 (none) is possible",
+        "guidance: this model was not trained with label dropout; expected 1 (none)",
     ),
     "guidance of 0": (lambda f: None, f"{SAMPLE} --guidance 0", "sampling: guidance: input should be greater than 0"),
     "no images": (lambda f: None, f"{SAMPLE} --count 0", "sampling: count: input should be greater than 0, got 0"),

@@ -1,4 +1,4 @@
-"""What must hold on a GPU, checked on a CPU: memory layouts, device failures, processes that end, precision."""
+"""Behaviour on a GPU, tested on a CPU: memory layouts, device failures, processes that end, precision."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def one_thread():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_resuming_goes_on_as_if_nothing_had_happened(levels, channels_last, precision):
+def test_resuming_changes_nothing(levels, channels_last, precision):
     config = tiny.run_config(
         training__channels_last=channels_last, training__precision=precision, training__warmup=0, training__batch=4
     )
@@ -86,7 +86,7 @@ def test_resuming_goes_on_as_if_nothing_had_happened(levels, channels_last, prec
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_averages_and_moments_lie_as_their_weights(levels, channels_last):
+def test_averages_and_moments_have_the_layout_of_their_weights(levels, channels_last):
     run = Trainer(tiny.run_config(training__channels_last=channels_last), levels, CPU)
     run.iterate()
     run.state.load({name: value.clone() for name, value in run.state.tensors().items()}, 1)
@@ -113,7 +113,7 @@ def test_a_moment_of_another_shape_is_not_stretched(levels):
 
 
 class Group:
-    """Stands in for a connected process group and records what is done to it, in order."""
+    """Replace a connected process group and record the calls to it, in order."""
 
     def __init__(self, monkeypatch):
         self.done, self.failure = [], None
@@ -151,7 +151,7 @@ EXCHANGES = {
 
 @pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("failure", [NO_MEMORY, NO_HOST_MEMORY, ILLEGAL, DUPLICATE], ids=lambda error: str(error)[:20])
-def test_a_failure_of_ones_own_is_not_another_process_that_ended(group, exchange, failure):
+def test_a_processs_failure_is_not_mistaken_for_another_that_ended(group, exchange, failure):
     group.failure = failure
     with pytest.raises(RuntimeError) as caught:
         EXCHANGES[exchange]()
@@ -166,7 +166,7 @@ def test_another_process_that_ended(group, exchange, failure):
         EXCHANGES[exchange]()
 
 
-def test_what_is_not_connected_is_told_at_once(group, tmp_path):
+def test_unconnected_processes_are_reported_at_once(group, tmp_path):
     group.failure = DUPLICATE
     with pytest.raises(UserError) as caught, process_group(RankInfo(1, 2, 1), "gloo", tmp_path):
         raise AssertionError
@@ -206,9 +206,9 @@ def test_a_process_that_ended_is_not_waited_for(digits, second_of_two, tmp_path,
         second_of_two.failure = CLOSED
 
     monkeypatch.setattr(Trainer, "iterate", iterate)
-    code, told = train_by_two(digits, tmp_path, capsys)
+    code, output = train_by_two(digits, tmp_path, capsys)
     assert (code, second_of_two.done) == (75, ["init", "abort", "destroy"])
-    assert told.splitlines()[-1].endswith("run the same command again")
+    assert output.splitlines()[-1].endswith("run the same command again")
 
 
 @pytest.mark.parametrize(
@@ -222,9 +222,9 @@ def test_a_device_that_fails_is_no_reason_to_try_again(
     digits, second_of_two, tmp_path, monkeypatch, capsys, failure, expected
 ):
     fail_at_the_first_gradients(second_of_two, monkeypatch, failure)
-    code, told = train_by_two(digits, tmp_path, capsys)
+    code, output = train_by_two(digits, tmp_path, capsys)
     assert (code, second_of_two.done) == (2, ["init", "abort", "destroy"])
-    assert told.splitlines()[-1].startswith(f"error: {expected}")
+    assert output.splitlines()[-1].startswith(f"error: {expected}")
 
 
 # --- one line for each failure ---------------------------------------------------------------------------------------
@@ -251,12 +251,12 @@ def test_a_device_that_fails_is_no_reason_to_try_again(
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_what_a_device_reports_is_one_line(failure, expected):
+def test_a_device_failure_is_one_line(failure, expected):
     assert is_device_failure(failure)
-    told = describe_failure(failure, "less")
-    assert told.startswith(expected)
-    assert "\n" not in told
-    assert "4711" not in told
+    output = describe_failure(failure, "less")
+    assert output.startswith(expected)
+    assert "\n" not in output
+    assert "4711" not in output
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_what_a_device_reports_is_one_line(failure, expected):
     ],
     ids=str,
 )
-def test_other_errors_are_no_devices(other):
+def test_other_errors_are_not_device_failures(other):
     assert not is_device_failure(other)
 
 
@@ -313,7 +313,7 @@ def test_a_compiler_is_not_to_blame_for_memory(monkeypatch):
 
 @pytest.mark.parametrize("command", ["sample", "latents swap"])
 @pytest.mark.parametrize("failure", [NO_MEMORY, NO_HOST_MEMORY, MemoryError()], ids=["GPU", "CPU", "NumPy"])
-def test_memory_that_runs_out_while_drawing_is_one_line(trained, tmp_path, monkeypatch, capsys, command, failure):
+def test_running_out_of_memory_while_sampling_is_one_line(trained, tmp_path, monkeypatch, capsys, command, failure):
     def draw(*_, **__):
         raise failure
 
@@ -371,8 +371,8 @@ def test_torchruns_processes_need_a_gpu_each(visible):
 # --- numbers in bfloat16 and TF32 ------------------------------------------------------------------------------------
 
 
-def test_lpips_is_float32_whatever_the_networks_are():
-    """Of images that are nearly equal, as at the end of training, bfloat16 sees mostly its own rounding."""
+def test_lpips_is_float32_for_all_networks():
+    """LPIPS of nearly equal images, as at the end of training, would be mostly rounding in bfloat16."""
     perceptual = load_lpips("vgg-random", 1.0, CPU)
     generator = torch.Generator().manual_seed(0)
     target = torch.rand((1, 3, 16, 16), generator=generator) * 2 - 1
@@ -419,7 +419,7 @@ def test_the_gradient_penalty_is_not_cast_again(levels):
 
 
 @pytest.mark.parametrize("tf32", [False, True])
-def test_float32_means_float32_unless_tf32_is_asked_for(visible, tf32):
+def test_float32_means_float32_unless_tf32_is_configured(visible, tf32):
     visible(1)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not tf32
     device = devices.configure("cuda", 1, tf32=True) if tf32 else devices.configure("cuda", 1)
@@ -443,7 +443,7 @@ def asked(monkeypatch):
 
 @pytest.mark.parametrize("command", ["sample", "latents swap"])
 @pytest.mark.parametrize("options", ["", "--tf32"])
-def test_drawing_is_asked_for_tf32_and_says_so(trained, tmp_path, asked, monkeypatch, command, options):
+def test_sampling_with_tf32_records_it(trained, tmp_path, asked, monkeypatch, command, options):
     output = tmp_path / "a.npz"
     monkeypatch.setattr(devices, "uses_tf32", lambda device: asked[-1])
     given = f"{command} {trained}/weights.safetensors --threads 1 --output {output} {options}"
@@ -471,7 +471,7 @@ def a_score(subject, protocol):
     return {"subject": {"kind": "samples"} | subject, "protocol": measuring | protocol, "metrics": metrics}
 
 
-def test_scores_are_told_apart_by_tf32_only_where_they_may_differ():
+def test_scores_compare_tf32_only_where_they_may_differ():
     """Without the key, as it was before, a CPU's are float32 and a GPU's are TF32."""
     off, on, cpu = GPU | {"tf32": False}, GPU | {"tf32": True}, {"device": "cpu (2 threads)"}
     assert not any(map(used_tf32, (cpu, cpu | {"tf32": False}, off, {})))
@@ -494,7 +494,7 @@ def test_milestones_drawn_with_and_without_tf32_do_not_compare(tmp_path):
         score = a_score(GPU | {"iteration": iteration, "weights_sha256": "w", "tf32": tf32}, GPU | {"tf32": False})
         paths.append(tmp_path / f"{iteration}.json")
         paths[-1].write_text(json.dumps({"format": "udpm-score/1"} | score))
-    with pytest.raises(UserError, match=r"2\.json: another network tf32 than .*1\.json, so they do not compare"):
+    with pytest.raises(UserError, match=r"2\.json: network tf32 differs from that of .*1\.json"):
         select(paths)
 
 

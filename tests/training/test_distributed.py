@@ -1,4 +1,4 @@
-"""Several processes train one model: the same one, whoever starts them."""
+"""Several processes train one model, the same under every launcher."""
 
 import json
 import os
@@ -28,14 +28,14 @@ SRUN = {
 }
 
 
-def test_the_place_of_a_process():
+def test_the_rank_of_a_process():
     assert detect_ranks(2, TORCHRUN) == RankInfo(1, 2, 1)
     assert detect_ranks(4, SRUN) == RankInfo(3, 4, 1, "12-0-0")
     assert detect_ranks(4, SRUN | {"SLURM_RESTART_COUNT": "2"}).rendezvous_id == "12-0-2"
 
 
 @pytest.mark.parametrize("environment", [TORCHRUN, SRUN, {}])
-def test_a_single_process_looks_at_no_environment(environment):
+def test_a_single_process_ignores_the_environment(environment):
     assert detect_ranks(1, environment) == RankInfo()
 
 
@@ -47,7 +47,7 @@ def test_a_single_process_looks_at_no_environment(environment):
         (2, SRUN, "2 in all are configured, but 4 were started"),
     ],
 )
-def test_the_configuration_says_how_many(world, environment, expected):
+def test_the_number_of_processes_must_be_the_configured_one(world, environment, expected):
     with pytest.raises(UserError, match=expected):
         detect_ranks(world, environment)
 
@@ -93,8 +93,8 @@ def srun(*arguments, job="7", program=("-m", "udpm")):
 
 
 def ended(process, seconds=550):
-    _, told = process.communicate(timeout=seconds)
-    return process.returncode, told
+    _, output = process.communicate(timeout=seconds)
+    return process.returncode, output
 
 
 def closeness(run, other):
@@ -109,8 +109,8 @@ def shared(digits, tmp_path_factory):
     """A run of 20 iterations by two processes, started by torchrun."""
     folder = tmp_path_factory.mktemp("two")
     config = tiny.write_config(folder, training__iterations=20, training__processes_per_node=2, training__warmup=0)
-    code, told = ended(torchrun(*command(digits, config, folder / "run")))
-    assert code == 0, told
+    code, output = ended(torchrun(*command(digits, config, folder / "run")))
+    assert code == 0, output
     return folder
 
 
@@ -153,9 +153,9 @@ def test_processes_that_drift_apart_stop(digits, tmp_path):
         "main(sys.argv[1:])\n"
     )
     tasks = srun(*command(digits, config, tmp_path / "run"), job="11", program=[script])
-    told = [ended(task) for task in tasks]
-    assert [code for code, _ in told] == [2, 2]
-    assert "the processes' weights differ after iteration 4" in told[0][1]
+    output = [ended(task) for task in tasks]
+    assert [code for code, _ in output] == [2, 2]
+    assert "the processes' weights differ after iteration 4" in output[0][1]
     assert not checkpoints(tmp_path / "run/checkpoints")
 
 
@@ -163,8 +163,8 @@ def test_processes_that_drift_apart_stop(digits, tmp_path):
 def test_srun_and_torchrun_start_the_same_training(digits, shared):
     tasks = srun(*command(digits, shared / "run.json", shared / "srun"))
     for task in tasks:
-        code, told = ended(task)
-        assert code == 0, told
+        code, output = ended(task)
+        assert code == 0, output
     tiny.assert_same_weights(shared / "srun", shared / "run")
     assert json.loads((shared / "srun/complete.json").read_text())["processes"] == [
         {"from_iteration": 0, "processes": 2}
@@ -184,8 +184,8 @@ def test_two_processes_resume_exactly(digits, shared, tmp_path, number):
     codes = [ended(task)[0] for task in tasks]
     assert codes in ([75, 75], [-number, -number])
     for task in srun(*command(digits, shared / "run.json", run), job="9"):
-        code, told = ended(task)
-        assert code == 0, told
+        code, output = ended(task)
+        assert code == 0, output
     tiny.assert_same_weights(run, shared / "run")
 
 

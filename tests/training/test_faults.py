@@ -1,4 +1,4 @@
-"""What can go wrong while training is left alone: torn checkpoints, full disks, losses that are not finite."""
+"""Failures of unattended training: torn checkpoints, full disks, losses that are not finite."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def command(digits, config, run, *more):
 
 
 def fails(digits, config, run, capsys):
-    """The one line that a training that cannot go on says."""
+    """Return the one line of a training that cannot continue."""
     assert tiny.call(*command(digits, config, run)) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("warning:", "iteration "))]
     (line,) = [line for line in lines if not line.startswith("resumed at iteration")]
@@ -76,15 +76,15 @@ TEARS = {
 
 
 @pytest.mark.parametrize("tear", TEARS)
-def test_a_torn_checkpoint_is_passed_over(levels, trained, run, capsys, tear):
+def test_a_torn_checkpoint_is_skipped(levels, trained, run, capsys, tear):
     TEARS[tear](checkpoints(run / "checkpoints")[-1])
     train(tiny.run_config(), levels, run, False)
-    told = capsys.readouterr().err
-    warnings = [line for line in told.splitlines() if line.startswith("warning:")]
+    output = capsys.readouterr().err
+    warnings = [line for line in output.splitlines() if line.startswith("warning:")]
     assert len(warnings) == 1
-    assert "warning: passed over: " in warnings[0]
+    assert "warning: skipped: " in warnings[0]
     assert "000000009" in warnings[0]
-    assert "resumed at iteration 8" in told
+    assert "resumed at iteration 8" in output
     tiny.assert_same_weights(run, trained)
     assert [path.name for path in checkpoints(run / "checkpoints")] == [
         "000000008.safetensors",
@@ -92,7 +92,7 @@ def test_a_torn_checkpoint_is_passed_over(levels, trained, run, capsys, tear):
     ]
 
 
-def test_a_checkpoint_cut_anywhere_is_passed_over(run, capsys):
+def test_a_checkpoint_cut_anywhere_is_skipped(run, capsys):
     """At 20 random places, its ends included."""
     state, newest = State.fresh(tiny.run_config(), CPU), checkpoints(run / "checkpoints")[-1]
     whole, rng = newest.read_bytes(), random.Random(0)
@@ -100,13 +100,13 @@ def test_a_checkpoint_cut_anywhere_is_passed_over(run, capsys):
         newest.write_bytes(whole[:size])
         assert checkpoint.resume(run / "checkpoints", state, 12, lambda *_: None)["iteration"] == 8
         (line,) = capsys.readouterr().err.splitlines()
-        assert line == f"warning: passed over: {newest}: its bytes are not those that were written (SHA-256)"
+        assert line == f"warning: skipped: {newest}: its bytes are not those that were written (SHA-256)"
     newest.write_bytes(whole)
     assert checkpoint.resume(run / "checkpoints", state, 12, lambda *_: None)["iteration"] == 9
 
 
 @pytest.mark.parametrize("tear", [tear for tear in TEARS if tear != "a manifest of other bytes"])
-def test_if_all_are_torn_nothing_is_changed(digits, run, tmp_path, capsys, tear):
+def test_if_all_checkpoints_are_torn_nothing_changes(digits, run, tmp_path, capsys, tear):
     for path in checkpoints(run / "checkpoints"):
         TEARS[tear](path)
     before = tiny.snapshot(run, but=[ATTEMPTS])
@@ -116,7 +116,7 @@ def test_if_all_are_torn_nothing_is_changed(digits, run, tmp_path, capsys, tear)
 
 
 def test_a_first_save_that_was_interrupted_is_no_checkpoint(levels, trained, tmp_path, capsys):
-    """Between the file and its manifest: nothing else is there yet, so training begins again."""
+    """Killed between the file and its manifest, before any other checkpoint: training starts again."""
     with pytest.raises(StoppedEarly):
         train(tiny.run_config(), levels, tmp_path, tiny.StopAfter(3))
     (only,) = checkpoints(tmp_path / "checkpoints")
@@ -166,7 +166,7 @@ def disk(tmp_path):
 
 
 def fill(folder, leave=0):
-    """Fill a file system up to the last byte, or so many before it."""
+    """Fill a file system up to `leave` bytes."""
     with open(folder / "filler", "wb", buffering=0) as file:
         try:
             while True:
@@ -199,13 +199,13 @@ class FillAfter:
 )
 def test_a_full_disk(digits, levels, trained, disk, tmp_path, capsys, changes, leave, written):
     run, config = disk / "run", tiny.run_config(**changes)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as caught:
         train(config, levels, run, FillAfter(disk, 6, leave))
-    assert str(told.value).startswith(f"{run}/{written}")
-    assert "No space left on device" in str(told.value)
-    assert "\n" not in str(told.value)
+    assert str(caught.value).startswith(f"{run}/{written}")
+    assert "No space left on device" in str(caught.value)
+    assert "\n" not in str(caught.value)
     capsys.readouterr()
-    # Still full: said again, by whatever is written first, and nothing is lost.
+    # Still full: the first write fails with the same message, and nothing is lost.
     if not leave:
         before = {path: data for path, data in tiny.snapshot(run).items() if path.parts[0] == "checkpoints"}
         assert "No space left on device" in fails(digits, tiny.write_config(tmp_path, **changes), run, capsys)
@@ -218,7 +218,7 @@ def test_a_full_disk(digits, levels, trained, disk, tmp_path, capsys, changes, l
     assert not list(run.rglob(".*.tmp-*"))
 
 
-def test_the_owners_heart_beats_on_a_full_disk(disk, monkeypatch, capsys):
+def test_the_lock_has_a_heartbeat_on_a_full_disk(disk, monkeypatch, capsys):
     """Without room for a new record, its time still shows that the owner lives."""
     monkeypatch.setattr(owners, "HEARTBEAT", 0.05)
     monkeypatch.setattr(owners, "SETTLE", 0.01)
@@ -229,7 +229,7 @@ def test_the_owners_heart_beats_on_a_full_disk(disk, monkeypatch, capsys):
         times = AFewTimes(record, 2)
         tiny.wait_for(lambda: times)
         beat, times = read_owner(disk)["beat"], AFewTimes(record, 2)
-        # As from another node, where nobody can see whether the process lives.
+        # As from another node, from which the process cannot be seen.
         monkeypatch.setattr(owners.socket, "gethostname", lambda: "elsewhere")
         with pytest.raises(StoppedEarly, match="while waiting for process"):
             RunLock(disk, times, stale=6).__enter__()
@@ -242,7 +242,7 @@ def test_the_owners_heart_beats_on_a_full_disk(disk, monkeypatch, capsys):
 
 
 class AFewTimes:
-    """Becomes true once a file was seen with so many different times; also a request to stop."""
+    """A request to stop that becomes true once a file has had `count` different times."""
 
     def __init__(self, path, count):
         self.path, self.count, self.seen = path, count, set()
@@ -264,7 +264,7 @@ def test_a_read_only_folder(digits, trained, disk, tmp_path, capsys, finished):
     assert tiny.snapshot(disk) == before
 
 
-def test_a_log_that_cannot_be_written_ends_nothing(digits, trained, tmp_path):
+def test_training_continues_without_a_writable_log(digits, trained, tmp_path):
     config = tiny.write_config(tmp_path)
     launch = [sys.executable, "-m", "udpm", *map(str, command(digits, config, tmp_path / "run"))]
     with open("/dev/full", "w") as full:
@@ -315,9 +315,9 @@ def test_losses_that_are_not_finite(levels, tmp_path, monkeypatch, player, term,
     poison(monkeypatch, player, 6, term, value)
     draw = Trainer(config, levels, CPU).batches(player, 6)
     expected = f"{player}/{term} of level {draw.level} is not finite in iteration 7; a lower training.learning_rate may"
-    with pytest.raises(UserError, match=expected) as told:
+    with pytest.raises(UserError, match=expected) as caught:
         train(config, levels, tmp_path, False)
-    assert "state and batch are in failures/; the last checkpoint is older" in str(told.value)
+    assert "state and batch are in failures/; the last checkpoint is older" in str(caught.value)
     assert [line["iteration"] for line in tiny.metrics(tmp_path)] == [3, 4, 6]
     assert [path.stem for path in checkpoints(tmp_path / "checkpoints")] == ["000000004"]
     failed = tmp_path / "failures/000000006.safetensors"
@@ -334,7 +334,7 @@ def test_losses_that_are_not_finite(levels, tmp_path, monkeypatch, player, term,
     assert [line["iteration"] for line in tiny.metrics(tmp_path)] == [3, 4, 6, 8, 9, 12]
 
 
-def test_what_is_not_finite_is_told_on_a_full_disk_too(levels, disk, monkeypatch):
+def test_a_loss_that_is_not_finite_is_reported_on_a_full_disk(levels, disk, monkeypatch):
     poison(monkeypatch, "generator", 6, "reconstruction", float("nan"))
     write = checkpoint.write_tensors
     monkeypatch.setattr(
@@ -367,7 +367,7 @@ def test_lpips_without_its_weights(digits, tmp_path):
 
 def test_a_backend_for_gpus_on_a_cpu(digits, tmp_path, capsys):
     line = fails(digits, tiny.write_config(tmp_path, training__backend="nccl"), tmp_path / "run", capsys)
-    assert "training.backend: nccl is for GPUs, and this training is on the CPU; use auto or gloo" in line
+    assert "training.backend: nccl needs GPUs, but this training is on the CPU; use auto or gloo" in line
 
 
 def test_a_time_limit(digits, trained, tmp_path, capsys):
@@ -379,8 +379,8 @@ def test_a_time_limit(digits, trained, tmp_path, capsys):
     tiny.assert_same_weights(tmp_path / "run", trained)
 
 
-def test_a_damaged_record_of_losses_is_mended(levels, trained, run):
-    """A torn or damaged line goes, and training goes on."""
+def test_a_damaged_line_of_metrics_is_removed(levels, trained, run):
+    """A torn or damaged line is removed, and training continues."""
     with open(run / "metrics.jsonl", "ab") as file:
         file.write(b'\xff\x00{"iteration": 9, "sec\n[1]\n{}\n{"iteration": 9')
     train(tiny.run_config(), levels, run, False)

@@ -61,7 +61,7 @@ def test_a_forward_pass_keeps_what_autograd_saves(levels, player, level):
     assert counted.live == pytest.approx(saved, rel=0.03)
 
 
-def test_storages_are_followed_to_their_end():
+def test_storages_count_until_they_are_freed():
     with LiveBytes() as counted:
         value = torch.empty(1024, device="meta", requires_grad=True)
         twice = value.sin()[:512].exp()
@@ -118,7 +118,7 @@ def test_r1_and_the_finest_level_take_most():
     assert estimate_memory(config).kept == found.kept
 
 
-def test_recorded_passes_have_gradients_of_their_own():
+def test_recorded_passes_have_separate_gradients():
     plain, recorded = (estimate_memory(run_config(training__cuda_graphs=graphs)) for graphs in (False, True))
     assert recorded.state - plain.state == 2 * estimate_resources(run_config(), 1).gradients
 

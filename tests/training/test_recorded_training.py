@@ -47,21 +47,21 @@ def recorder(monkeypatch):
 
 def trained_for(levels, iterations, first=0, **changes):
     """The state after some iterations, and all losses."""
-    run, told = Trainer(tiny.run_config(**changes), levels, CPU), []
+    run, added = Trainer(tiny.run_config(**changes), levels, CPU), []
     run.state.iteration = first
     for _ in range(iterations):
-        run.iterate(Told(told))
-    return run.state.tensors(), told
+        run.iterate(StepLog(added))
+    return run.state.tensors(), added
 
 
-class Told:
-    """Keeps what metrics would be given."""
+class StepLog:
+    """Metrics that keep every step's losses."""
 
-    def __init__(self, told):
-        self.told = told
+    def __init__(self, added):
+        self.added = added
 
     def add(self, player, level, losses):
-        self.told.append((player, level, losses))
+        self.added.append((player, level, losses))
 
 
 R1 = {"losses__r1_gamma": 0.5}
@@ -89,17 +89,17 @@ CASES = [
 
 @pytest.mark.parametrize(("first", "iterations", "anew", "changes"), CASES)
 def test_recorded_training_is_the_eager_one(levels, recorder, first, iterations, anew, changes):
-    eager, told = trained_for(levels, iterations, first, **changes)
+    eager, added = trained_for(levels, iterations, first, **changes)
     assert recorder.calls == 0
     found, again = trained_for(levels, iterations, first, **changes, training__cuda_graphs=True)
-    kinds = {(player, level, "r1" in losses) for player, level, losses in told}
+    kinds = {(player, level, "r1" in losses) for player, level, losses in added}
     assert recorder.calls == len(kinds) + anew
     if changes.get("training__level_probabilities", ()) is None:
         assert len(kinds) == 6
     assert found.keys() == eager.keys()
     assert all(torch.equal(found[name], eager[name]) for name in eager)
     # Losses of earlier steps are still what they were.
-    for (player, level, losses), (other, same, expected) in zip(again, told, strict=True):
+    for (player, level, losses), (other, same, expected) in zip(again, added, strict=True):
         assert (player, level, losses.keys()) == (other, same, expected.keys())
         assert all(torch.equal(losses[name], expected[name]) for name in losses)
 
@@ -115,7 +115,7 @@ def test_recorded_training_resumes_exactly(levels, trained, tmp_path, recorder):
 
 
 @pytest.mark.slow
-def test_a_run_may_go_on_with_or_without_graphs(levels, trained, tmp_path, recorder):
+def test_a_run_may_resume_with_or_without_graphs(levels, trained, tmp_path, recorder):
     with pytest.raises(StoppedEarly):
         train(tiny.run_config(), levels, tmp_path / "run", tiny.StopAfter(6))
     train(tiny.run_config(training__cuda_graphs=True), levels, tmp_path / "run", stop=False)

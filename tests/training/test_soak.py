@@ -1,4 +1,4 @@
-"""Training that is killed again and again ends in the weights of training that nobody disturbed."""
+"""Training that is killed repeatedly ends in the weights of undisturbed training."""
 
 import itertools
 import random
@@ -54,16 +54,16 @@ def test_of_two_processes_one_is_killed_then_both_are_stopped(pair):
     processes = pair.start(run)
     soak.waiting(processes, lambda: checkpoints(run / "checkpoints"))
     processes[1].kill()
-    codes, told = soak.ended(processes)
+    codes, output = soak.ended(processes)
     assert codes == [75, -signal.SIGKILL]
-    assert told[0].splitlines()[-1].startswith("another process of this training ended")
+    assert output[0].splitlines()[-1].startswith("another process of this training ended")
     processes = pair.start(run)
     soak.at_start(random.Random(4), 1.0)(processes, run, 0)
     for process in processes:
         process.terminate()
-    codes, told = soak.ended(processes)
+    codes, output = soak.ended(processes)
     assert codes == [75, 75]
-    assert all(lines.splitlines()[-1].startswith("stopped on SIGTERM ") for lines in told)
+    assert all(lines.splitlines()[-1].startswith("stopped on SIGTERM ") for lines in output)
     pair.finish(run)
     pair.compare(run)
 
@@ -92,6 +92,6 @@ def test_a_second_interrupt_ends_at_once(single):
     while process.poll() is None:
         process.send_signal(signal.SIGINT)
         time.sleep(0.1)
-    (code,), (told,) = soak.ended([process])
-    assert (code, told.splitlines()[-1]) == (130, "interrupted")
+    (code,), (output,) = soak.ended([process])
+    assert (code, output.splitlines()[-1]) == (130, "interrupted")
     assert not (run / "weights.safetensors").exists()

@@ -22,7 +22,7 @@ from udpm.training.trainer import Trainer, train
 PACKAGE = Path(udpm.__file__).parent
 
 
-def test_the_run_says_what_it_is(trained):
+def test_the_record_describes_the_run(trained):
     record = json.loads((trained / "complete.json").read_text())
     assert record["iterations"] == 12
     assert record["provenance"]["versions"]["torch"] == torch.__version__
@@ -146,14 +146,14 @@ def test_bookkeeping_may_change_on_the_way(levels, trained, tmp_path):
     tiny.assert_same_weights(tmp_path, trained)
 
 
-def test_an_unreadable_checkpoint_is_passed_over(levels, trained, tmp_path, capsys):
+def test_an_unreadable_checkpoint_is_skipped(levels, trained, tmp_path, capsys):
     config = tiny.run_config()
     with pytest.raises(StoppedEarly):
         train(config, levels, tmp_path, tiny.StopAfter(9))
     newest = checkpoints(tmp_path / "checkpoints")[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
     train(config, levels, tmp_path, False)
-    assert "passed over" in capsys.readouterr().err
+    assert "skipped" in capsys.readouterr().err
     tiny.assert_same_weights(tmp_path, trained)
 
 
@@ -177,7 +177,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(levels, tmp_path):
 
 @pytest.fixture(scope="module")
 def undisturbed(digits, tmp_path_factory):
-    """A command without its run, and the run that it made when nobody disturbed it."""
+    """A training command, and the run that it makes undisturbed."""
     folder = tmp_path_factory.mktemp("undisturbed")
     config = tiny.write_config(folder, training__iterations=60, training__checkpoint_every=7)
     command = ["train", config, "--dataset", digits / "dataset", "--cache", digits / "cache", "--run"]
@@ -191,7 +191,7 @@ def undisturbed(digits, tmp_path_factory):
     [(signal.SIGKILL, 9), pytest.param(signal.SIGKILL, 35, marks=pytest.mark.soak), (signal.SIGTERM, 19)],
 )
 def test_a_killed_process_resumes_exactly(undisturbed, tmp_path, number, after):
-    """Through the command line, against a run that nobody disturbed."""
+    """Through the command line, compared with an undisturbed run."""
     (command, expected), run = undisturbed, tmp_path / "run"
     held = tiny.Held.before_iteration(tmp_path, after)
     process = tiny.start(*command, run, program=held.program)
@@ -210,7 +210,7 @@ def test_a_killed_process_resumes_exactly(undisturbed, tmp_path, number, after):
 
 
 def test_few_calls_lead_from_the_command_to_the_loss(digits, tmp_path, monkeypatch):
-    """What computes a loss is found by reading six functions in four files."""
+    """At most six functions in four files lead to the loss."""
     calls = []
 
     def looked_at(self, schedule):

@@ -168,7 +168,7 @@ def test_epochs_end_training_early(levels, tmp_path):
 
 def test_epochs_without_a_whole_batch_are_refused(levels, tmp_path):
     config = tiny.run_config(training__epochs=1, training__batch=1298)
-    with pytest.raises(UserError, match=r"training\.epochs: 1 of data set digits make no whole batch of 1298"):
+    with pytest.raises(UserError, match=r"training\.epochs: 1 of data set digits have less than one batch of 1298"):
         train(config, levels, tmp_path, False)
     assert not (tmp_path / "weights.safetensors").exists()
 
@@ -236,12 +236,12 @@ def test_a_milestone_is_sampled(kept, tmp_path):
     assert (found.images != end.images).any()
 
 
-def test_an_iteration_that_was_not_kept(kept, trained, tmp_path, capsys):
+def test_refuses_an_iteration_without_a_milestone(kept, trained, tmp_path, capsys):
     output = tmp_path / "a.npz"
     assert tiny.call("sample", kept / "weights.safetensors", "--iteration", 5, "--output", output) == 2
     assert tiny.call("sample", trained / "weights.safetensors", "--iteration", 5, "--output", output) == 2
     first, second = capsys.readouterr().err.splitlines()
-    assert "no weights of iteration 5; kept are 4, 8; take one that is" in first
+    assert "no weights of iteration 5; kept are 4, 8; take one of those" in first
     assert "no weights of iteration 5; none are kept (training.keep_every); take one" in second
     assert not any(tmp_path.iterdir())
 
@@ -310,7 +310,7 @@ def test_a_hidden_label_is_a_zero_one_hot(family):
 
 @pytest.fixture(scope="module")
 def lpips():
-    """Of exponent 2 and 3, with the same untrained features."""
+    """LPIPS with exponents 2 and 3 and the same untrained features."""
     torch.manual_seed(0)
     usual, other = (load_lpips("vgg-random", exponent, CPU) for exponent in (2.0, 3.0))
     other.lpips.load_state_dict(usual.lpips.state_dict())
@@ -556,7 +556,7 @@ def test_weights_that_training_does_not_keep_are_found_before_it(tmp_path):
 
 
 @pytest.mark.parametrize("switch", ["channels_last", "bfloat16"])
-def test_switches_change_numbers_only_by_rounding(levels, switch):
+def test_switches_change_results_only_by_rounding(levels, switch):
     changes = {"training__channels_last": True} if switch == "channels_last" else {"training__precision": "bfloat16"}
     plain, switched = trainer(levels), trainer(levels, **changes)
     for run in (plain, switched):

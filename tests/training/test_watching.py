@@ -30,7 +30,7 @@ from udpm.training.trainer import train
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """Nobody else is after these folders, so there is nothing to settle."""
+    """No other trainer competes for these folders, so the lock need not wait to settle."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owners, "SETTLE", 0.01)
         yield
@@ -77,10 +77,10 @@ def stopped(stopped_once, tmp_path):
     return shutil.copytree(stopped_once, tmp_path / "run")
 
 
-# Metrics and the line that is told
+# Metrics and their log line
 
 
-def test_metrics_hold_what_the_discriminator_said_and_memory(trained):
+def test_metrics_hold_discriminator_outputs_and_memory(trained):
     line = lines_of(trained)[-1]
     judged = {key.rpartition("/")[0] for key in line if key.startswith("discriminator/")}
     assert {"discriminator/real", "discriminator/fake"} <= judged
@@ -111,17 +111,17 @@ def test_the_line_in_a_log():
     )
 
 
-def test_the_words_behind_a_bar():
+def test_the_text_after_a_progress_bar():
     assert progress_text(LINE) == "800 img/s; rec l=1 0.123"
 
 
-def test_training_tells_the_line(levels, tmp_path, capsys):
+def test_training_logs_the_line(levels, tmp_path, capsys):
     train(tiny.run_config(training__iterations=2), levels, tmp_path, False)
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 1
-    assert told[0] == progress_line(lines_of(tmp_path)[0], 2, 8)
-    assert "img/s" in told[0]
-    assert "D real" in told[0]
+    output = capsys.readouterr().err.splitlines()
+    assert len(output) == 1
+    assert output[0] == progress_line(lines_of(tmp_path)[0], 2, 8)
+    assert "img/s" in output[0]
+    assert "D real" in output[0]
 
 
 @pytest.mark.parametrize(
@@ -155,8 +155,8 @@ def test_events_hold_the_previews(watched):
     assert [event.step for event in events(watched).Images("preview")] == [3, 6, 9, 12]
 
 
-def test_work_that_is_done_again_is_told_once(levels, tmp_path):
-    """As after a kill: events of iterations after the checkpoint are there from before."""
+def test_repeated_work_has_one_event(levels, tmp_path):
+    """After a kill, events of iterations after the checkpoint already exist."""
     config = tiny.run_config(training__tensorboard=True, training__preview_every=4, training__checkpoint_every=50)
     with pytest.raises(StoppedEarly):
         train(config, levels, tmp_path, tiny.StopAfter(4))
@@ -182,7 +182,7 @@ def test_events_that_cannot_be_written_stop_the_run_in_one_line(levels, tmp_path
         train(tiny.run_config(training__tensorboard=True), levels, tmp_path, False)
 
 
-def test_nothing_is_seen_unless_asked_for(trained):
+def test_no_previews_or_events_by_default(trained):
     assert not (trained / "tensorboard").exists()
     assert not (trained / "previews").exists()
 
@@ -195,7 +195,7 @@ def test_previews_leave_the_training_alone(watched, trained):
     assert tiny.metrics(watched)[-1] == tiny.metrics(trained)[-1]
 
 
-def test_previews_lie_there_as_pictures(watched):
+def test_previews_are_png_files(watched):
     assert sorted(path.name for path in (watched / "previews").iterdir()) == [
         f"{iteration:09d}.png" for iteration in (3, 6, 9, 12)
     ]
@@ -307,7 +307,7 @@ def test_a_failed_run(levels, tmp_path, capsys):
     assert "was not finite in iteration" in found["note"]
 
 
-def test_damaged_metrics_and_records_are_no_trouble(stopped, capsys):
+def test_status_survives_damaged_metrics_and_records(stopped, capsys):
     with open(stopped / "metrics.jsonl", "a") as file:
         file.write('{"iteration": 8, "sec')
     (stopped / "owner.json").write_text("rubbish")
@@ -324,7 +324,7 @@ def test_all_runs_of_a_folder(stopped, trained, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["{}"], "not a run's folder"),
         (["{}/missing"], "not a run's folder"),
@@ -332,11 +332,11 @@ def test_all_runs_of_a_folder(stopped, trained, tmp_path, capsys):
         ([], "give RUN folders, or --results"),
     ],
 )
-def test_what_is_no_run(tmp_path, capsys, arguments, told):
+def test_refuses_a_folder_without_a_run(tmp_path, capsys, arguments, expected):
     assert tiny.call("status", *(argument.format(tmp_path) for argument in arguments)) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1
-    assert told in errors[0]
+    assert expected in errors[0]
 
 
 def test_status_imports_no_torch(trained):
@@ -356,8 +356,8 @@ def test_status_imports_no_torch(trained):
 
 def dry_run(capsys, *arguments):
     assert tiny.call("train", *arguments, "--dry-run") == 0
-    told = capsys.readouterr().out
-    return {line.split()[0]: line.split(maxsplit=1)[1] for line in told.splitlines()}
+    output = capsys.readouterr().out
+    return {line.split()[0]: line.split(maxsplit=1)[1] for line in output.splitlines()}
 
 
 def test_a_dry_run_writes_nothing(digits, tmp_path, capsys):
@@ -372,7 +372,7 @@ def test_a_dry_run_writes_nothing(digits, tmp_path, capsys):
     assert found["training"].startswith("12 iterations of 8 images")
 
 
-def test_a_dry_run_of_the_paper_says_what_it_takes(tmp_path, capsys):
+def test_a_dry_run_of_the_paper_estimates_resources(tmp_path, capsys):
     tiny.udpm("resolve", "cifar10", "--output", tmp_path / "run.json")
     found = dry_run(capsys, tmp_path / "run.json")
     assert "generator ncsnpp 57.74 M parameters, discriminator 18.95 M" in found["networks"]
@@ -384,7 +384,7 @@ def test_a_dry_run_of_the_paper_says_what_it_takes(tmp_path, capsys):
     assert "without LPIPS" in found["arithmetic"]
 
 
-def test_a_dry_run_says_where_a_run_stands(digits, stopped, tmp_path, capsys):
+def test_a_dry_run_reports_the_status_of_the_run(digits, stopped, tmp_path, capsys):
     places = ["--dataset", digits / "dataset", "--cache", digits / "cache", "--run", stopped]
     found = dry_run(capsys, tiny.write_config(tmp_path), *places)
     assert found["run"] == f"digits, seed 0; {stopped} is stopped, last checkpoint 7"
@@ -398,7 +398,7 @@ def test_training_needs_its_folders(tmp_path, capsys):
     assert "Missing option '--dataset'" in capsys.readouterr().err
 
 
-def test_needs_are_those_of_the_files(levels, tmp_path):
+def test_estimates_are_the_sizes_of_the_files(levels, tmp_path):
     config = tiny.run_config(training__iterations=6, training__keep_every=3, training__more_ema_decays=[0.9])
     train(config, levels, tmp_path, False)
     needs = estimate_resources(config, 6)
@@ -419,12 +419,12 @@ def test_needs_are_those_of_the_files(levels, tmp_path):
     )
 
 
-def test_milestones_are_said_beforehand_where_they_are_large(tmp_path):
+def test_large_milestones_are_announced(tmp_path):
     needs = estimate_resources(tiny.run_config(), 600_000)
     assert milestone_warning(needs, 0, 10_000, tmp_path) is None
     large = type(needs)(**vars(needs) | {"milestone": 230_950_448, "milestones": 60})
-    told = milestone_warning(large, 0, 10_000, tmp_path)
-    assert "milestones will take 60 × 0.23 GB = 13.86 GB (training.keep_every: 10000" in told
+    output = milestone_warning(large, 0, 10_000, tmp_path)
+    assert "milestones will take 60 × 0.23 GB = 13.86 GB (training.keep_every: 10000" in output
     assert "50 × 0.23 GB" in milestone_warning(large, 100_000, 10_000, tmp_path)
     huge = type(needs)(**vars(needs) | {"milestone": 10**18, "milestones": 60})
     assert milestone_warning(huge, 0, 10_000, tmp_path).startswith("warning: ")

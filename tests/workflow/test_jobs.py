@@ -176,11 +176,11 @@ def test_the_set_is_the_same_in_any_number_of_shards(shards, count):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["1of2.npz", "2of3.npz"], "needs shards 1 to 2 of 2, got 1 of 2, 2 of 3"),
-        (["1of2.npz"], "needs shards 1 to 1 of 1, got 1 of 2"),
+        (["1of2.npz", "2of3.npz"], "expected shards 1 to 2 of 2, got 1 of 2, 2 of 3"),
+        (["1of2.npz"], "expected shards 1 to 1 of 1, got 1 of 2"),
         (["1of2.npz", "none.npz"], "none.json: sample set's record not found"),
-        (["whole.npz"], "is a whole sample set, not a shard of one"),
-        (["1of2.npz", "other.npz"], "is of another sample set than"),
+        (["whole.npz"], "not a shard but a whole sample set"),
+        (["1of2.npz", "other.npz"], "not of the same sample set as"),
         (["1of2.npz", "damaged.npz"], "does not describe damaged.npz; draw the sample set again"),
     ],
 )

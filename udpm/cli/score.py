@@ -212,7 +212,7 @@ def _score(request: dict[str, Any], features: Path | None) -> dict[str, Any]:
     if request["samples"]:
         subject = scores.sampled(load_samples(request["samples"]), request["count"], request["selection"])
     elif request["images"]:
-        subject = scores.handed_over(open_images(request["images"], request["count"]), Path(request["images"]).name)
+        subject = scores.external_images(open_images(request["images"], request["count"]), Path(request["images"]).name)
     else:
         if store is None:
             raise UserError("request: held-out images and noise need a data set, but it names none")

@@ -13,7 +13,7 @@ from udpm.core.errors import UserError
 
 
 def statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and unbiased covariance in float64: (N, d) to (d,) and (d, d).
+    """Return mean and unbiased covariance in float64: (N, d) to (d,) and (d, d).
 
     Raises:
         UserError: fewer than two vectors.
@@ -27,8 +27,8 @@ def statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def frechet_distance(mu: np.ndarray, sigma: np.ndarray, other_mu: np.ndarray, other_sigma: np.ndarray) -> float:
     """‖μ₁ - μ₂‖² + tr Σ₁ + tr Σ₂ - 2 tr (Σ₁^{1/2} Σ₂ Σ₁^{1/2})^{1/2}  (Dowson and Landau 1982).
 
-    The trace of the root is the sum of the roots of the eigenvalues of hᵀ Σ₂ h for any h with h hᵀ = Σ₁. This symmetric
-    form needs no root of a non-symmetric matrix, so it stays real and stable where covariances are singular.
+    The trace of the root is the sum of the roots of the eigenvalues of hᵀ Σ₂ h for any h with h hᵀ = Σ₁. This form is
+    symmetric, so it stays real and stable for singular covariances.
 
     Args:
         mu: μ₁, (d,).
@@ -44,7 +44,7 @@ def frechet_distance(mu: np.ndarray, sigma: np.ndarray, other_mu: np.ndarray, ot
 
 
 def distance_of_features(one: np.ndarray, other: np.ndarray) -> float:
-    """The same of two sets of features, (n, d) and (m, d); quick where these are few.
+    """Return the Fréchet distance of two sets of features, (n, d) and (m, d); fast for small sets.
 
     For centred X/√(n-1) and Y/√(m-1) the trace of the root is the sum of the singular values of X Yᵀ.
     """
@@ -58,8 +58,8 @@ def distance_of_features(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _half(sigma: np.ndarray) -> np.ndarray:
-    """A matrix h, (d, rank), with h hᵀ = Σ: any such has the eigenvalues of Σ₁^{1/2} Σ₂ Σ₁^{1/2} in hᵀ Σ₂ h."""
-    # By far the fastest, but it refuses most singular matrices.
+    """Return h, (d, rank), with h hᵀ = Σ."""
+    # Cholesky is by far the fastest, but fails for most singular matrices.
     try:
         return np.linalg.cholesky(sigma)
     except np.linalg.LinAlgError:
@@ -69,23 +69,23 @@ def _half(sigma: np.ndarray) -> np.ndarray:
 
 
 def _rounding(values: np.ndarray) -> float:
-    """What an eigenvalue of 0 may come out as. The root of it, once for each of many, would be no small number."""
+    """Return the rounding error of an eigenvalue of 0; summed over many, its roots would not be small."""
     return max(0.0, float(values.max())) * len(values) * np.finfo(np.float64).eps
 
 
 def kernel_distance(real: np.ndarray, drawn: np.ndarray, subsets: int, size: int) -> tuple[float, float, int]:
-    """Mean and standard deviation of MMD² over subsets (Bińkowski et al. 2018, KID).
+    """Return mean and standard deviation of MMD² over subsets (Bińkowski et al. 2018, KID).
 
-    Each subset takes as many of both sets, without replacement, from a seed that is its number's alone.
+    A subset takes `size` features of each set, without replacement, seeded by its number alone.
 
     Args:
         real: (N, d) features.
         drawn: (M, d) features.
-        subsets: how many subsets.
-        size: features of either set in one; never more than the smaller set has.
+        subsets: number of subsets.
+        size: features of each set in a subset; capped at the smaller set's size.
 
     Returns:
-        Mean, population standard deviation, and the size that was used.
+        Mean, population standard deviation, and the size used.
 
     Raises:
         UserError: fewer than two features in a set.
@@ -103,7 +103,7 @@ def _subset(features: np.ndarray, size: int, kind: str, number: int) -> np.ndarr
 
 
 def _discrepancy(one: np.ndarray, other: np.ndarray) -> float:
-    """Unbiased MMD² of two (m, d) sets for k(a, b) = (a·b/d + 1)³; may come out slightly negative."""
+    """Return the unbiased MMD² of two (m, d) sets for k(a, b) = (a·b/d + 1)³; may be slightly negative."""
     count = len(one)
     within = sum((kernel.sum() - np.trace(kernel)) for kernel in (_kernel(one, one), _kernel(other, other)))
     return float(within / (count * (count - 1)) - 2 * _kernel(one, other).mean())
@@ -114,13 +114,13 @@ def _kernel(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def inception_score(probabilities: np.ndarray, splits: int) -> tuple[float, float]:
-    """exp of the mean KL(p(y|x) ‖ p(y)), mean and standard deviation over splits (Salimans et al. 2016).
+    """Return exp of the mean KL(p(y|x) ‖ p(y)): mean and standard deviation over splits (Salimans et al. 2016).
 
-    The images are shuffled first, from a fixed seed: a set that is sorted by class would have splits of few classes.
+    The images are shuffled first, with a fixed seed: splits of a set sorted by class would have few classes.
 
     Args:
         probabilities: (N, K) p(y|x), rows sum to 1.
-        splits: parts that p(y) is taken over, N at most.
+        splits: number of parts with a p(y) each; capped at N.
     """
     generator = np.random.Generator(np.random.PCG64(derive_seed("inception score", "order")))
     shuffled = probabilities[generator.permutation(len(probabilities))].astype(np.float64)
@@ -132,13 +132,13 @@ def inception_score(probabilities: np.ndarray, splits: int) -> tuple[float, floa
 def class_distances(
     real: np.ndarray, real_labels: np.ndarray, drawn: np.ndarray, labels: np.ndarray
 ) -> dict[int, float]:
-    """Fréchet distance between the real and the drawn images of each class that has two or more of both.
+    """Return the Fréchet distance between real and drawn images of each class with at least two of both.
 
     Args:
         real: (N, d) features.
         real_labels: (N,) int64.
         drawn: (M, d) features.
-        labels: (M,) int64, the classes asked for.
+        labels: (M,) int64, the classes that were to be drawn.
     """
     found = {}
     for label in np.intersect1d(real_labels, labels):
@@ -149,7 +149,7 @@ def class_distances(
 
 
 def class_agreement(classes: np.ndarray, labels: np.ndarray) -> dict[int, float]:
-    """Share of the images of each class that a classifier sees as it: (N,) and (N,) int64."""
+    """Return the share of each class's images that a classifier assigns to it; both arguments (N,) int64."""
     return {int(label): float((classes[labels == label] == label).mean()) for label in np.unique(labels)}
 
 
@@ -160,7 +160,7 @@ def _divergence(part: np.ndarray, marginal: np.ndarray) -> np.ndarray:
 
 
 BLOCK_BYTES = 1 << 27
-"""What a block of distances may take; some three of them are in memory at a time."""
+"""Memory of a block of distances; about three blocks are in memory at a time."""
 
 IMAGES, ROWS, COLUMNS = 4096, 512, 1024
 """Images of a block, and rows and columns of a block of distances that stays in a core's cache."""
@@ -169,25 +169,25 @@ FLOAT32_TERMS, INT32_TERMS = 2**24 >> 14, (2**31 - 1) >> 14
 """Products of bytes - 128, at most 2^14 each, whose sum is exact in a type in any order."""
 
 SPARE = 4
-"""Candidates beyond the k-th neighbour whose distance is computed again."""
+"""Candidates beyond the k-th neighbour whose distance is recomputed."""
 
 ROUNDING = 1e-11
-"""How far a squared distance from inner products may be off, as a share of |x|² + |y|²."""
+"""Largest error of a squared distance from inner products, as a share of |x|² + |y|²."""
 
 
 def precision_recall(
     real: np.ndarray, drawn: np.ndarray, neighbours: int, device: torch.device | str = "cpu"
 ) -> tuple[float, float]:
-    """Improved precision and recall (Kynkäänniemi et al. 2019).
+    """Return improved precision and recall (Kynkäänniemi et al. 2019).
 
-    The manifold of a set is the union of balls around its points, each reaching to the point's k-th nearest neighbour.
+    The manifold of a set is the union of balls around its points, each with the k-th nearest neighbour on its edge.
     Precision is the share of drawn points in the real manifold, recall the share of real points in the drawn one.
 
     Args:
         real: (N, d) features.
         drawn: (M, d) features.
         neighbours: k.
-        device: where the distances are computed.
+        device: for the distances.
 
     Raises:
         UserError: a set has not more than k points.
@@ -201,20 +201,12 @@ def precision_recall(
 
 
 def nearest_distances(images: np.ndarray, bank: np.ndarray) -> np.ndarray:
-    """Distance of each image to the nearest in a bank: root mean square over pixels in [0, 1].
-
-    Args:
-        images: (N, side, side, 3) uint8.
-        bank: (M, side, side, 3) uint8.
-
-    Returns:
-        (N,) float64.
-    """
+    """Return the distances of `nearest_images` alone."""
     return nearest_images(images, bank)[1]
 
 
 def nearest_images(images: np.ndarray, bank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest image of a bank, and the distance to it: root mean square over pixels in [0, 1].
+    """Find each image's nearest in a bank; distances are root mean squares over pixels in [0, 1].
 
     Args:
         images: (N, side, side, 3) uint8.
@@ -225,7 +217,7 @@ def nearest_images(images: np.ndarray, bank: np.ndarray) -> tuple[np.ndarray, np
     """
     pixels = int(np.prod(images.shape[1:]))
     kind = torch.int8 if has_int8_products() else torch.float32
-    # Neither the bytes of all images as floats nor all distances are ever in memory.
+    # Blocks: neither all images as floats nor all distances fit into memory.
     size = max(1, min(BLOCK_BYTES // (4 * pixels), IMAGES))
     found = [_nearest(block, bank, size) for _, block in _blocks(images, size, kind)]
     numbers, squares = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
@@ -238,7 +230,7 @@ def has_int8_products() -> bool:
 
 
 def _nearest(block: torch.Tensor, bank: np.ndarray, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the nearest image of a bank to each of a block, and its squared distance in bytes; of equals the first."""
+    """Return the nearest bank image of each in a block and its squared distance in bytes; ties go to the first."""
     least = torch.full((len(block),), math.inf, dtype=torch.float64)
     numbers = torch.zeros(len(block), dtype=torch.int64)
     for start, others in _blocks(bank, size, block.dtype):
@@ -255,7 +247,7 @@ def _nearest(block: torch.Tensor, bank: np.ndarray, size: int) -> tuple[torch.Te
 
 
 def _blocks(images: np.ndarray, size: int, kind: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield the number of the first, and rows of bytes - 128, of `size` images at a time."""
+    """Yield the first image's number and rows of bytes - 128, `size` images at a time."""
     for start in range(0, len(images), size):
         # Without the highest bit, the same bits are the difference as a signed byte.
         shifted = torch.from_numpy(images[start : start + size] ^ np.uint8(128)).view(torch.int8)
@@ -276,40 +268,40 @@ def _lengths(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _points(features: np.ndarray, centre: np.ndarray, device: torch.device | str) -> torch.Tensor:
-    # About their middle the points are short, so that inner products lose few digits of distances. A middle in float32
-    # makes the differences themselves exact: points on the edge of a ball stay there.
+    # Centred points are short, so inner products lose few digits of distances. A centre in float32 makes the
+    # differences exact: points on the edge of a ball stay there.
     return torch.from_numpy(features.astype(np.float64) - centre).to(device)
 
 
 def _covered(points: torch.Tensor, centres: torch.Tensor, neighbours: int) -> float:
-    """Share of points within any centre's ball: the ball's edge belongs to it."""
-    # One tensor for all results: small ones kept between the large ones would leave the allocator's memory in pieces.
+    """Return the share of points within any centre's ball, its edge included."""
+    # One tensor for all results: small ones between the large ones would fragment memory.
     radii = centres.new_empty(len(centres))
     for part, squares in _squares(centres, centres):
         radii[part] = _radii(centres[part], squares, centres, neighbours)
     inside = radii.new_empty(len(points), dtype=torch.bool)
     for part, squares in _squares(points, centres):
         inside[part] = _inside(points[part], squares, centres, radii)
-    # A mean of a GPU would be rounded in another way.
+    # Not mean(): a GPU rounds it differently.
     return int(inside.sum()) / len(points)
 
 
 def _radii(block: torch.Tensor, squares: torch.Tensor, centres: torch.Tensor, neighbours: int) -> torch.Tensor:
-    """Squared distance of each point to its k-th other neighbour."""
-    # A point is its own nearest neighbour, at distance 0: the k-th other one stands at place k.
+    """Return the squared distance of each point to its k-th other neighbour."""
+    # A point is its own nearest neighbour, at distance 0, hence k + 1.
     chosen = squares.topk(min(neighbours + 1 + SPARE, len(centres)), largest=False).indices
     return _exact(block, centres, chosen).kthvalue(neighbours + 1).values
 
 
 def _exact(block: torch.Tensor, others: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Squared distances from differences: of (b, d) points to the (b, k) others chosen for each, (b, k)."""
+    """Return squared distances from differences, (b, k): of (b, d) points to the (b, k) chosen others."""
     rows = max(1, BLOCK_BYTES // (8 * chosen.shape[1] * others.shape[1]))
     parts = zip(block.split(rows), chosen.split(rows), strict=True)
     return torch.cat([(part[:, None] - others[near]).square().sum(-1) for part, near in parts])
 
 
 def _inside(block: torch.Tensor, squares: torch.Tensor, centres: torch.Tensor, radii: torch.Tensor) -> torch.Tensor:
-    """Whether each point of a block lies in a ball; what rounding leaves open is computed again."""
+    """Test each point of a block for membership in any ball; recompute what rounding leaves undecided."""
     lengths = block.square().sum(1)[:, None] + centres.square().sum(1)
     margin = squares.sub_(radii).div_(lengths.clamp_(min=1e-300))
     inside = (margin < -ROUNDING).any(1)
@@ -320,7 +312,7 @@ def _inside(block: torch.Tensor, squares: torch.Tensor, centres: torch.Tensor, r
 
 
 def _squares(points: torch.Tensor, others: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """A block of points at a time, and their squared distances to others from inner products, (b, M)."""
+    """Yield blocks of points and their squared distances to others, (b, M), from inner products."""
     lengths, size = others.square().sum(1), max(1, BLOCK_BYTES // (8 * len(others)))
     for start in range(0, len(points), size):
         block = points[start : start + size]

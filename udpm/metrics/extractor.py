@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -13,17 +14,16 @@ import torch
 from pydantic import Field
 
 from udpm.config.evaluation import Scoring
-from udpm.config.validation import Exactly, PositiveInt, Record, Sha256, validate
+from udpm.config.validation import Exactly, PositiveInt, Record, Sha256, read_record
 from udpm.core import devices
-from udpm.core.arrays import check_array, check_seal
+from udpm.core.arrays import check_array
 from udpm.core.containers import check_archive
 from udpm.core.devices import describe_failure, is_device_failure
 from udpm.core.download import INCEPTION, PublishedFile, fetch
 from udpm.core.errors import UserError, first_line
 from udpm.core.files import sha256
-from udpm.core.progress import Progress
+from udpm.core.progress import Progress, prefetch
 from udpm.core.provenance import count_images
-from udpm.core.reading import read_json
 from udpm.data.npz import load_arrays, save_arrays
 from udpm.metrics.extractor_networks import FORMAT, MODES, SEALED, Inception, Inputs
 
@@ -31,10 +31,10 @@ EXPECTED = "(N, 3, side, side) float in [0, 255] to (N, d) float"
 CLASSIFIES = "(N, d) features to (N, K) float"
 
 FAILURES = (RuntimeError, ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
-"""Errors of a network that is given images of a side it cannot take."""
+"""Errors of a network on images of a side that it does not accept."""
 
 SIDES = (32, 16, 64, 28, 128, 256)
-"""Sides to try where neither the configuration nor a record names one."""
+"""Sides to try if neither the configuration nor a record names one."""
 
 CONSTANT = 1e-6
 """Largest difference of features that counts as none, as a share of the largest feature."""
@@ -60,11 +60,11 @@ class Extractor:
 
     Attributes:
         path: the TorchScript file.
-        name: from the record beside it, else the file's stem; "inception" for Inception.
+        name: from the record, else the file's stem; "inception" for Inception.
         sha256: of the file.
         module: the loaded network.
-        device: where it runs.
-        record: the JSON record beside the file, or empty.
+        device: of the network.
+        record: the JSON record next to the file, or empty.
         inputs: the preprocessing.
     """
 
@@ -78,46 +78,33 @@ class Extractor:
 
     @property
     def is_inception(self) -> bool:
-        """Whether it is the network whose Fréchet distance is called FID: the published file and no other."""
+        """True for the published Inception file alone: only its Fréchet distance is called FID."""
         return self.name == "inception" and self.sha256 == INCEPTION.sha256
 
     @property
     def classifies(self) -> bool:
-        """Whether `classes` works: Inception with its last layer, or a file that also exports `classify`."""
+        """True if `probabilities` works: for Inception with its last layer, and files that export `classify`."""
         return self.module.classifies if isinstance(self.module, Inception) else hasattr(self.module, "classify")
 
     @property
     def knows_labels(self) -> bool:
-        """Whether its classes are the data set's: Inception's are ImageNet's."""
+        """True if its classes are the data set's; Inception's are ImageNet's."""
         return self.classifies and not isinstance(self.module, Inception)
 
     def features(self, images: np.ndarray, batch: int) -> np.ndarray:
-        """Features of images.
-
-        Args:
-            images: (N, h, w, 3) uint8.
-            batch: images per call.
-
-        Returns:
-            (N, d) float32.
+        """Compute features of images, `batch` per call: (N, h, w, 3) uint8 to (N, d) float32.
 
         Raises:
-            UserError: the file's output is not what an extractor's should be.
+            UserError: the network fails, or its output has the wrong type or shape or is not finite.
         """
-        parts = [images[start : start + batch] for start in range(0, len(images), batch)]
-        threads, found = torch.get_num_threads(), []
-        # While the network is at one batch, the next is resized.
-        with ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(self.inputs.prepare, parts[0], threads)
-            for following in [*parts[1:], None]:
-                ready = coming.result()
-                if following is not None:
-                    coming = ahead.submit(self.inputs.prepare, following, threads)
-                found.append(self.forward(ready))
-        return np.concatenate(found)
+        parts = (images[start : start + batch] for start in range(0, len(images), batch))
+        prepare = partial(self.inputs.prepare, threads=torch.get_num_threads())
+        # The next batch is resized while the network runs on this one.
+        with closing(prefetch(prepare, parts, depth=1)) as prepared:
+            return np.concatenate([self.forward(part) for part in prepared])
 
     def forward(self, part: torch.Tensor) -> np.ndarray:
-        """One call of the network: (n, 3, h, w), prepared, to (n, d) float32.
+        """Call the network once: (n, 3, h, w), prepared, to (n, d) float32.
 
         Raises:
             UserError: as `features`.
@@ -134,7 +121,7 @@ class Extractor:
         return self._checked(found, len(part)).cpu().numpy()
 
     def probabilities(self, features: np.ndarray, batch: int = 4096) -> np.ndarray:
-        """Class probabilities: (N, d) to (N, K) float32. Only where `classifies`."""
+        """Compute class probabilities: (N, d) to (N, K) float32. Needs `classifies`."""
         name = "logits" if isinstance(self.module, Inception) else "classify"
         found = []
         with torch.inference_mode():
@@ -149,13 +136,13 @@ class Extractor:
         return np.concatenate(found)
 
     def describe(self) -> dict[str, Any]:
-        """Its part of a protocol: its identity, and the held-out accuracy where it is known."""
+        """Return the extractor's part of a protocol: identity and, if known, held-out accuracy."""
         keys = ("heldout_accuracy", "heldout_count")
         known: dict[str, Any] = {key: self.record[key] for key in keys if key in self.record}
         return {"name": self.name, "sha256": self.sha256, "preprocessing": self.inputs.describe(), **known}
 
     def _checked(self, found: Any, count: int, what: str = "features", expected: str = EXPECTED) -> torch.Tensor:
-        """The network's output as (count, d) float32."""
+        """Check the network's output and return it as (count, d) float32."""
         if not isinstance(found, torch.Tensor) or not found.is_floating_point():
             kind = found.dtype if isinstance(found, torch.Tensor) else type(found).__name__
             raise UserError(f"{self.path}: wrong output ({kind}); expected {expected}")
@@ -167,21 +154,21 @@ class Extractor:
         return found
 
     def width(self) -> int | None:
-        """Number of features; None if it depends on the images' side, or if the network accepts none of `SIDES`."""
+        """Return the number of features; None if it depends on the side or the network accepts none of `SIDES`."""
         widths = set(self.tried(1 if isinstance(self.module, Inception) else 2))
         return widths.pop() if len(widths) == 1 else None
 
     def tried(self, most: int = 1) -> list[int]:
-        """Call the network on four fixed images, to find one that measures nothing before a long pass.
+        """Call the network on four fixed images, to refuse a useless one before a long pass.
 
         Args:
-            most: number of sides at most, out of those that the network accepts.
+            most: number of accepted sides after which to stop.
 
         Returns:
-            The number of features at each.
+            The number of features at each accepted side.
 
         Raises:
-            UserError: its output is not what an extractor's should be, does not depend on the image, or is random.
+            UserError: the output is no (n, d) float features, does not depend on the image, or is random.
         """
         own = self.inputs.side or self.record.get("side")
         found: list[int] = []
@@ -207,11 +194,7 @@ class Extractor:
         return found
 
     def check_varied(self, features: np.ndarray) -> None:
-        """Check that features, (n, d), of images that differ are not all the same.
-
-        Raises:
-            UserError: they are.
-        """
+        """Raise UserError if the features, (n, d), of different images are all the same."""
         if np.ptp(features, axis=0).max() <= CONSTANT * np.abs(features).max():
             raise UserError(
                 f"{self.path}: gives all images the same features, so it measures nothing; take another extractor"
@@ -219,7 +202,7 @@ class Extractor:
 
 
 def extractor_files(config: Scoring) -> dict[str, Path | None]:
-    """By key, the extractor's file that a configuration names."""
+    """Return the extractor files that a configuration names, by key."""
     names_file = config.extractor not in ("inception", "digits")
     return {
         "scoring.extractor": Path(config.extractor) if names_file else None,
@@ -228,15 +211,15 @@ def extractor_files(config: Scoring) -> dict[str, Path | None]:
 
 
 def open_extractor(config: Scoring, path: str | Path | None, device: torch.device) -> Extractor:
-    """The configured extractor.
+    """Load the configured extractor.
 
     Args:
-        config: says which, and its preprocessing.
-        path: its TorchScript file, where it is another than the configuration says.
-        device: where it is to run.
+        config: names it and its preprocessing.
+        path: its TorchScript file, if not the configured one.
+        device: of the network.
 
     Raises:
-        UserError: there is no such extractor, or not the one that is asked for.
+        UserError: the file is missing, is not a TorchScript file, or is another extractor's.
     """
     if config.extractor == "inception":
         path = Path(path or Path(config.inception_folder) / INCEPTION.name)
@@ -252,7 +235,7 @@ def open_extractor(config: Scoring, path: str | Path | None, device: torch.devic
 
 
 def load_extractor(path: str | Path, device: torch.device, inputs: Inputs | None = None) -> Extractor:
-    """Load a TorchScript extractor and, if there is one, the record beside it (same name, .json).
+    """Load a TorchScript extractor and its record (same name, .json), if it has one.
 
     Raises:
         UserError: missing, not a TorchScript file, or not the file its record describes.
@@ -267,13 +250,11 @@ def load_extractor(path: str | Path, device: torch.device, inputs: Inputs | None
         if is_device_failure(error):
             raise
         raise UserError(f"{path}: not a TorchScript file: {first_line(error)}") from None
-    digest, record = sha256(path), {}
-    if path.with_suffix(".json").exists():
-        record = read_json(path.with_suffix(".json"), "extractor's record")
-        if record.get("format") != FORMAT or record.get("sha256") != digest:
-            raise UserError(f"{path.with_suffix('.json')}: does not describe {path.name}; make the extractor again")
-        validate(ExtractorRecord, record, str(path.with_suffix(".json")))
-        check_seal(path.with_suffix(".json"), record, SEALED)
+    digest, record, about = sha256(path), {}, path.with_suffix(".json")
+    if about.exists():
+        record = read_record(ExtractorRecord, about, "extractor's record", SEALED, "make the extractor again")
+        if record["sha256"] != digest:
+            raise UserError(f"{about}: does not describe {path.name}; make the extractor again")
     found = Extractor(path, record.get("name", path.stem), digest, module, device, record, inputs or Inputs())
     found.tried()
     return found
@@ -283,7 +264,7 @@ def _load_inception(config: Scoring, folder: Path, device: torch.device) -> Extr
     file = PublishedFile(INCEPTION.name, INCEPTION.url, config.inception_sha256)
     path = fetch(file, folder, download=config.download)
     network = Inception(folder, config.inception_mode, device)
-    # One who lets another file stand in for Inception must not find its name on the scores.
+    # Scores by another file must not carry Inception's name.
     name = "inception" if file == INCEPTION else "stand-in for inception"
     found = Extractor(path, name, file.sha256, network, device, {}, MODES[config.inception_mode])
     found.tried()
@@ -291,12 +272,12 @@ def _load_inception(config: Scoring, folder: Path, device: torch.device) -> Extr
 
 
 def _last_line(error: Exception) -> str:
-    """What went wrong: TorchScript's own message is a traceback of many lines."""
+    """Return the last line of an error: TorchScript's messages are tracebacks of many lines."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _fixed_images(side: int) -> np.ndarray:
-    """Noise, dark noise, a ramp of colours and white, (4, side, side, 3) uint8."""
+    """Return noise, dark noise, a ramp of colours and white, (4, side, side, 3) uint8."""
     noise = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (side, side, 3), dtype=np.uint8)
     rows, columns = np.indices((side, side)) * 255 // max(side - 1, 1)
     ramp = np.stack([rows, columns, 255 - rows], axis=-1).astype(np.uint8)
@@ -305,13 +286,13 @@ def _fixed_images(side: int) -> np.ndarray:
 
 CACHE_FORMAT = "udpm-features/1"
 DIFFERENT = 8
-"""Images whose pixels range over more than this, 0..255, on average are clearly not the same."""
+"""Mean range of pixels over images, 0..255, above which the images clearly differ."""
 PART = 1000
-"""Images in one file of the cache: what a killed pass loses at most."""
+"""Images in one file of the cache: the most that a killed pass loses."""
 
 
 class Images(Protocol):
-    """What features can be taken of: an array (n, h, w, 3) uint8, or what reads one when it is sliced."""
+    """Images to extract features from: an array (n, h, w, 3) uint8, or an object that reads one when sliced."""
 
     def __len__(self) -> int: ...
 
@@ -324,19 +305,19 @@ class Images(Protocol):
 def extract(
     images: Images, extractor: Extractor, batch: int, cache: str | Path | None = None
 ) -> tuple[np.ndarray, str]:
-    """Features of images, and the identity of these.
+    """Compute the features of images and the images' digest.
 
     Args:
         images: (N, h, w, 3) uint8.
-        extractor: their network.
+        extractor: the network.
         batch: images per call.
-        cache: folder that keeps the features, by SHA-256 of images and extractor; None: they are not kept.
+        cache: folder that keeps features by SHA-256 of images and extractor; None keeps none.
 
     Returns:
         (N, d) float32, and a SHA-256 over the images.
 
     Raises:
-        UserError: an image cannot be read, or the extractor does not fit them.
+        UserError: an image cannot be read, or the extractor does not accept them.
     """
     found, digest = [], hashlib.sha256()
     with Progress(len(images), f"features ({extractor.name})", "image") as progress:
@@ -367,14 +348,16 @@ def _features(part: np.ndarray, digest: bytes, extractor: Extractor, batch: int,
 
 
 def _arithmetic(extractor: Extractor) -> str:
-    """What makes a network's features differ by more than the order of sums: features of a GPU that were kept before
-    TF32 was switched off are not these."""
+    """Name the arithmetic that changes features by more than the order of sums.
+
+    Features kept from a GPU with TF32 are not those without it.
+    """
     kind = extractor.device.type
     return kind if kind == "cpu" or devices.uses_tf32(extractor.device) else f"{kind} without TF32"
 
 
 def _kept(path: Path, count: int) -> np.ndarray | None:
-    """What an earlier pass left; None where it left nothing, or something damaged, changed or under another name."""
+    """Read features of an earlier pass; None if the file is missing, damaged, changed or renamed."""
     try:
         arrays, record = load_arrays(path, "entry of the features' cache", "")
         features = arrays.get("features", np.empty(0))

@@ -24,7 +24,7 @@ from udpm.data.store import Store
 
 FORMAT = "udpm-extractor/1"
 SEALED = ("format", "name", "side", "classes", "dataset_sha256", "seed", "heldout_accuracy", "heldout_count", "sha256")
-"""What the digest of an extractor's record is of."""
+"""Keys that the digest of an extractor's record covers."""
 
 RANGES = {"0..255": (0.0, 255.0), "0..1": (0.0, 1.0), "-1..1": (-1.0, 1.0)}
 LIBRARIES = {"pil": "PIL", "pytorch": "PyTorch"}
@@ -32,13 +32,13 @@ LIBRARIES = {"pil": "PIL", "pytorch": "PyTorch"}
 
 @dataclass(frozen=True)
 class Inputs:
-    """Images as bytes to a network's input.
+    """Preprocessing: image bytes to a network's input.
 
     Attributes:
-        side: that images are resized to; None: they keep their own.
-        resize: library and filter, such as pil_bicubic; unused where they keep their side.
-        range: what 0..255 becomes.
-        note: on what the network does to them itself, for the record.
+        side: to resize to; None keeps the images' own.
+        resize: library and filter, such as pil_bicubic; unused without a side.
+        range: of the input, to which 0..255 is mapped.
+        note: on the network's own preprocessing, for the record.
     """
 
     side: int | None = None
@@ -47,7 +47,7 @@ class Inputs:
     note: str = ""
 
     def describe(self) -> str:
-        """In words, for protocols: two extractors of one file are the same where these are."""
+        """Describe the preprocessing for protocols; part of an extractor's identity."""
         low, high = RANGES[self.range]
         if self.side is None:
             text = f"none: images enter the extractor at their own side, in [{low:g}, {high:g}]"
@@ -57,15 +57,7 @@ class Inputs:
         return f"{text}; {self.note}" if self.note else text
 
     def prepare(self, images: np.ndarray, threads: int) -> torch.Tensor:
-        """What the network is fed.
-
-        Args:
-            images: (n, h, w, 3) uint8.
-            threads: that resize at a time.
-
-        Returns:
-            (n, 3, side, side) float32.
-        """
+        """Preprocess images in `threads` threads: (n, h, w, 3) uint8 to (n, 3, side, side) float32."""
         if self.side is None:
             values = np.asarray(images, dtype=np.float32)
         else:
@@ -79,7 +71,7 @@ class Inputs:
 
 
 def resizer(name: str, side: int) -> Callable[[np.ndarray], np.ndarray]:
-    """clean-fid's function from (h, w, 3) uint8 to (side, side, 3) float32 in [0, 255].
+    """Return clean-fid's function from (h, w, 3) uint8 to (side, side, 3) float32 in [0, 255].
 
     Args:
         name: library and filter, such as pil_bicubic.
@@ -94,29 +86,28 @@ def resizer(name: str, side: int) -> Callable[[np.ndarray], np.ndarray]:
     except ImportError:
         raise UserError("scoring.extractor: resizing needs the scoring extra: pip install 'udpm[scoring]'") from None
     library, how = name.split("_")
-    # It silences all warnings of the process, for good.
+    # Without this it silences all warnings of the process for good.
     with warnings.catch_warnings():
         return make_resizer(LIBRARIES[library], False, how, (side, side))
 
 
 SIDE = 299
-WIDTH = 2048
 
 MODES = {
     "clean": Inputs(SIDE, "pil_bicubic", note="clean-fid's mode clean"),
     "legacy_tensorflow": Inputs(note="resized inside the network; clean-fid's mode legacy_tensorflow"),
-    # clean-fid pairs this resizing with another file of the same weights; this one keeps to a single network.
+    # clean-fid pairs this resizing with another file of the same weights; here all modes share one network.
     "legacy_pytorch": Inputs(SIDE, "pytorch_bilinear", note="clean-fid's mode legacy_pytorch, TorchScript network"),
 }
 
 
 class Inception(nn.Module):
-    """(N, 3, h, w) in [0, 255] to (N, 2048) features, by clean-fid's wrapper of the TorchScript file.
+    """Inception in clean-fid's wrapper of the TorchScript file: (N, 3, h, w) in [0, 255] to (N, 2048) features.
 
     Args:
-        folder: that holds ``inception-2015-12-05.pt``.
+        folder: of ``inception-2015-12-05.pt``.
         mode: one of `MODES`.
-        device: where it runs.
+        device: of the network.
 
     Raises:
         UserError: clean-fid is not installed, or the file is no TorchScript Inception.
@@ -141,16 +132,16 @@ class Inception(nn.Module):
         self.network = network.eval().to(device)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Features before the last layer."""
+        """Return the features before the last layer."""
         return self.network(images)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, 2048) to (N, classes), without the last layer's bias, as the first Inception scores were computed."""
+        """Map (N, 2048) to (N, classes) without the last layer's bias, as the first Inception scores did."""
         return features @ self.network.base.state_dict()["output.weight"].T
 
     @property
     def classifies(self) -> bool:
-        """Whether the file holds the last layer."""
+        """True if the file holds the last layer."""
         return "output.weight" in self.network.base.state_dict()
 
 
@@ -161,12 +152,7 @@ FEATURES = 64
 
 
 class Classifier(nn.Module):
-    """Two convolutions and two linear layers; `forward` gives the features before the last one.
-
-    Args:
-        side: of the images, divisible by 4.
-        classes: number of classes.
-    """
+    """Two convolutions and two linear layers, for images whose side is divisible by 4."""
 
     def __init__(self, side: int, classes: int) -> None:
         super().__init__()
@@ -176,23 +162,23 @@ class Classifier(nn.Module):
         self.last = nn.Linear(FEATURES, classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, side, side) in [0, 255] to (N, 64)."""
+        """Map (N, 3, side, side) in [0, 255] to (N, 64) features."""
         h = F.max_pool2d(F.relu(self.first(images / 127.5 - 1)), 2)
         h = F.max_pool2d(F.relu(self.second(h)), 2)
         return F.relu(self.hidden(h.flatten(1)))
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, 64) to (N, classes) logits."""
+        """Map (N, 64) features to (N, classes) logits."""
         return self.last(features)
 
 
 def train_classifier(store: Store, seed: int, output: str | Path) -> float:
-    """Train on the training split, measure on the test split, and write a TorchScript file and its record.
+    """Train on the training split and write a TorchScript file and its record (same name, .json).
 
     Args:
         store: labelled images with a test split.
         seed: of weights, order and shifts.
-        output: the TorchScript file; the record gets the same name with .json.
+        output: the TorchScript file.
 
     Returns:
         Accuracy on the test split.
@@ -237,8 +223,8 @@ def _tensors(store: Store, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _write(network: Classifier, store: Store, seed: int, accuracy: float, count: int, path: Path) -> None:
-    # Traced, because scripting lists a layer's constants in another order in every process; saved through
-    # a buffer, because the archive would carry the temporary file's name. Same command, same bytes.
+    # The same command writes the same bytes. Scripting would order a layer's constants differently in every
+    # process, so this traces; an archive contains its file's name, so this saves to a buffer first.
     images = torch.zeros(2, 3, store.side, store.side)
     traced = torch.jit.trace_module(network, {"forward": images, "classify": network(images).detach()})
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Score files as readers need them: the protocol of a score, what makes two of them comparable, and it in words."""
+"""Score files: reading and checking, which scores are comparable, and protocols in words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from udpm.runs.records import Origin
 
 FORMAT = "udpm-score/1"
 SEALED = ("subject", "metrics", "protocol")
-"""What a score's digest is of: all that reports show."""
+"""Keys that a score's digest covers: all that reports show."""
 
 LIMITS = {
     **dict.fromkeys(("precision", "recall", "class_agreement"), (0.0, 1.0)),
@@ -25,7 +25,7 @@ LIMITS = {
 
 
 class Metric(Record):
-    """A metric: its value, or none and the reason."""
+    """A metric: its value, or None and the reason."""
 
     value: float | None
     label: str
@@ -69,7 +69,7 @@ class Protocol(Record):
 
 
 class Chosen(Record):
-    """The choice of a score's milestone."""
+    """The selection of a score's milestone."""
 
     iterations: list[NonNegativeInt]
     n: PositiveInt
@@ -78,7 +78,7 @@ class Chosen(Record):
 
 
 class NoiseFile(Record):
-    """The file that a sample set's noise came from."""
+    """The noise file of a sample set."""
 
     file: str
     sha256: str
@@ -136,7 +136,7 @@ class Score(Record):
 
 
 class Request(Record):
-    """What a score was asked for, so that it can be made again."""
+    """The options of `udpm score`, to make a score again."""
 
     samples: str | None
     images: str | None
@@ -151,7 +151,7 @@ class Request(Record):
 
 
 def read_score(path: str | Path) -> dict[str, Any]:
-    """Read a score; what it does not say is there, too: unknown, or as it always was before it was recorded.
+    """Read a score, with defaults for missing keys: unknown, or the only value before the key existed.
 
     Raises:
         UserError: missing, unreadable, not a score, or changed since it was written.
@@ -160,7 +160,7 @@ def read_score(path: str | Path) -> dict[str, Any]:
 
 
 def read_scores(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """Read score files, each with the experiment that it belongs to, whose folder yardsticks lie in.
+    """Read score files and add the key `experiment`: a baseline's is the name of its folder.
 
     Raises:
         UserError: missing, unreadable, or not a score.
@@ -174,21 +174,21 @@ def read_scores(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 
 def used_tf32(record: dict[str, Any]) -> bool:
-    """Whether a network may have run with TF32 inputs, by a score's subject or its protocol.
+    """Return True if a network may have used TF32, by a score's subject or protocol.
 
-    Before this was recorded, every network on a GPU did; on a CPU none can.
+    Before this was recorded, every network on a GPU did; none on a CPU can.
     """
     known, device = record.get("tf32"), record.get("device")
     return bool(known) if known is not None else device is not None and not device.startswith("cpu")
 
 
 def preprocessing(protocol: dict[str, Any]) -> str | None:
-    """What was done to the images before the extractor."""
+    """Return the preprocessing of a protocol, in words."""
     return protocol.get("preprocessing") or protocol["extractor"].get("preprocessing")
 
 
 def facts(score: dict[str, Any]) -> dict[str, Any]:
-    """A score's protocol as flat values, named as in the columns of tables; None where a value is unknown."""
+    """Return a score's protocol as flat values, named like the columns of tables; None is unknown."""
     subject, protocol, metric = score["subject"], score["protocol"], score["metrics"]["frechet_distance"]
     extractor, reference = protocol["extractor"], protocol["reference"]
     kernel = score["metrics"].get("kernel_distance", {})
@@ -217,7 +217,7 @@ def facts(score: dict[str, Any]) -> dict[str, Any]:
 
 
 FEATURES = ("extractor_sha256", "preprocessing", "reference_sha256", "scoring_tf32")
-"""What two distances must share to lie on one scale."""
+"""Facts that two distances on one scale share."""
 MEASURING = ("metric", "n", "neighbours", *FEATURES)
 DRAWING = (
     *("weights", "posterior", "guidance", "nfe", "classes"),
@@ -226,12 +226,12 @@ DRAWING = (
 
 
 def comparable(score: dict[str, Any], keys: Iterable[str] = (*MEASURING, *DRAWING)) -> tuple[tuple[str, Any], ...]:
-    """What scores must share to stand in one mean; equal for two scores exactly if they may.
+    """Return the facts that must be equal for two scores to be averaged or compared.
 
     Args:
-        score: as `read_score` gives it.
-        keys: of `facts`. Fewer compare on purpose over what a reader is shown: `MEASURING` over how images were drawn,
-            `FEATURES` over their number, too.
+        score: from `read_score`.
+        keys: of `facts`. Fewer for comparisons that show the difference: `MEASURING` allows other ways of drawing,
+            `FEATURES` also other numbers of images.
     """
     known = facts(score)
     return tuple((key, known[key]) for key in keys)
@@ -241,32 +241,32 @@ LONGEST_CLASS = 14
 
 
 def run_words(record: dict[str, Any]) -> str:
-    """Which run, "digits, seed 0"; what a record does not say is left out."""
+    """Name a run, as in "digits, seed 0"; unknown parts are left out."""
     seed = "" if record.get("run_seed") is None else f", seed {record['run_seed']}"
     return f"{record.get('experiment') or 'weights without a run'}{seed}"
 
 
 def weights_words(record: dict[str, Any]) -> str:
-    """Which weights, "ema weights of iteration 1200" or "imported ema weights"."""
+    """Name weights, as in "ema weights of iteration 1200" or "imported ema weights"."""
     imported = "imported " if record.get("origin") else ""
     iteration = "" if record.get("iteration") is None else f" of iteration {record['iteration']}"
     return f"{imported}{record.get('weights') or 'unknown'} weights{iteration}"
 
 
 def calls_words(record: dict[str, Any]) -> str:
-    """How many network calls an image took."""
+    """Name the number of network calls per image."""
     known = record.get("nfe")
     return "an unknown number of network calls per image" if known is None else f"{known} network calls per image"
 
 
 def class_words(record: dict[str, Any], label: int) -> str:
-    """A class, "cat", or "class 3" where it has no name or a number for one; a long name is cut."""
+    """Name a class, "cat", or "class 3" if it has no name or a number for a name; shorten a long name."""
     name = class_title(int(label), record.get("class_names") or [])
     return name if len(name) <= LONGEST_CLASS else f"{name[: LONGEST_CLASS - 1]}…"
 
 
 def noise_words(record: dict[str, Any]) -> str:
-    """Where a sample set's noise came from: "sampling seed 0" or "noise of FILE"."""
+    """Name the source of a sample set's noise: "sampling seed 0" or "noise of FILE"."""
     file = record.get("noise")
     if file is None:
         return f"sampling seed {'unknown' if record.get('seed') is None else record['seed']}"
@@ -274,21 +274,21 @@ def noise_words(record: dict[str, Any]) -> str:
 
 
 def sampling_words(record: dict[str, Any]) -> str:
-    """How a sample set was drawn, "scalar posterior, guidance 2, bfloat16 network"; what is usual is left out."""
-    told = [f"{record.get('posterior') or 'unknown'} posterior"]
+    """Describe the sampler, as in "scalar posterior, guidance 2, bfloat16 network"; defaults are left out."""
+    words = [f"{record.get('posterior') or 'unknown'} posterior"]
     if record.get("guidance") not in (None, 1):
-        told.append(f"guidance {record['guidance']:g}")
+        words.append(f"guidance {record['guidance']:g}")
     if record.get("precision") not in (None, "float32"):
-        told.append(f"{record['precision']} network")
+        words.append(f"{record['precision']} network")
     if used_tf32(record):
-        told.append("TF32")
+        words.append("TF32")
     if record.get("compiled"):
-        told.append("compiled")
-    return ", ".join(told)
+        words.append("compiled")
+    return ", ".join(words)
 
 
 def selection_words(record: dict[str, Any]) -> str:
-    """How a sample set's milestone was chosen, after a comma; empty where none was."""
+    """Describe the selection of a sample set's milestone, after a comma; empty if there was none."""
     chosen = record.get("selection")
     if not chosen:
         return ""
@@ -299,11 +299,11 @@ def selection_words(record: dict[str, Any]) -> str:
 
 
 def features_words(protocol: dict[str, Any]) -> str:
-    """How the protocol of a score or a selection measures distances: in which features, to which reference."""
+    """Describe the features and the reference of a score's or a selection's protocol."""
     extractor, reference = protocol["extractor"], protocol["reference"]
     accuracy = extractor.get("heldout_accuracy")
     known = "" if accuracy is None else f", held-out accuracy {accuracy:.1%}"
-    # Published statistics seldom say how many images they are of.
+    # Published statistics rarely state their number of images.
     size = "published statistics" if reference.get("n") is None else f"{reference['n']} images"
     return (
         f"features of {extractor['name']} (SHA-256 {extractor['sha256'][:12]}{known}; {preprocessing(protocol)}"
@@ -313,7 +313,7 @@ def features_words(protocol: dict[str, Any]) -> str:
 
 
 def drawing_words(record: dict[str, Any]) -> str:
-    """How a sample set was drawn: weights, noise, sampling, network calls."""
+    """Describe how a sample set was drawn: weights, noise, sampler, network calls."""
     return (
         f"{weights_words(record)}{selection_words(record)}, {noise_words(record)}, {sampling_words(record)}, "
         f"{calls_words(record)}"
@@ -321,7 +321,7 @@ def drawing_words(record: dict[str, Any]) -> str:
 
 
 def describe(score: dict[str, Any]) -> str:
-    """A score's protocol in a sentence, without its full stop."""
+    """Describe a score's protocol in a sentence, without a full stop."""
     label, protocol = score["metrics"]["frechet_distance"]["label"], score["protocol"]
     words = f"{label} of N = {protocol['n']} images in {features_words(protocol)}"
     return f"{words}; {drawing_words(score['subject'])}" if score["subject"]["kind"] == "samples" else words

@@ -24,11 +24,11 @@ from udpm.metrics.extractor_networks import Inputs
 FORMAT = "udpm-reference/1"
 
 ROUNDING = 1e-5
-"""Allowed deviation from symmetry and from eigenvalues >= 0, as a share of the largest variance. Some published
+"""Allowed deviation from symmetry and from eigenvalues >= 0, as a share of the largest variance: some published
 statistics were accumulated in float32."""
 
 CONSTANT = 1e-11
-"""Largest standard deviation that counts as none, as a share of the mean; float32 features that differ vary by more."""
+"""Largest standard deviation that counts as none, as a share of the mean; different float32 features exceed it."""
 
 
 class ExtractorRecord(Record):
@@ -55,13 +55,13 @@ class ReferenceRecord(Record):
 
 @dataclass(frozen=True)
 class Reference:
-    """What scores are measured against.
+    """Statistics, and if known features, of real images.
 
     Attributes:
         mu: (d,) float64.
         sigma: (d, d) float64.
-        features: (N, d) float32; None for statistics that others published.
-        labels: (N,) int64; None where the images have no classes.
+        features: (N, d) float32; None for published statistics.
+        labels: (N,) int64; None without classes.
         record: data set, split, N, extractor.
         sha256: of the file.
     """
@@ -75,8 +75,8 @@ class Reference:
 
     @property
     def preprocessing(self) -> str:
-        """What was done to the images before the extractor saw them."""
-        # Older references say nothing of it: they were made when there was only one way.
+        """Preprocessing of the images, in words."""
+        # References from before it was recorded had only one.
         return self.record["extractor"].get("preprocessing", Inputs().describe())
 
 
@@ -90,19 +90,19 @@ def write_reference(
     flips: bool = False,
     cache: str | Path | None = None,
 ) -> None:
-    """Compute and write mu and sigma (float64), features (float32), labels and the record, as one .npz.
+    """Compute and write mu and sigma (float64), features (float32), labels and the record as one .npz.
 
     Args:
         store: a prepared data set.
-        split: the part of it.
-        extractor: whose features are taken.
+        split: of the data set.
+        extractor: of the features.
         batch: images per call.
         output: the .npz.
-        flips: whether every image's mirror image belongs to it, too.
-        cache: folder of the features of earlier passes.
+        flips: add every image's mirror image.
+        cache: folder of features from earlier passes.
 
     Raises:
-        UserError: no such split, or the extractor does not fit the images.
+        UserError: no such split, or the extractor does not accept the images.
     """
     part = store.split(split)
     identity = {"dataset": store.folder.name, **store.identity, "split": split}
@@ -121,10 +121,10 @@ def write_image_reference(
     flips: bool = False,
     cache: str | Path | None = None,
 ) -> None:
-    """The same of a folder, .zip or .npz of images, named `name` in records.
+    """Write a reference as `write_reference`, of other images, named `name` in records.
 
     Raises:
-        UserError: an image cannot be read, or the extractor does not fit them.
+        UserError: an image cannot be read, or the extractor does not accept them.
     """
     features, digest = _passes(images, extractor, batch, flips, cache)
     identity = {"dataset": name, "dataset_sha256": digest, "split": "all", **left_out_of(images)}
@@ -132,11 +132,11 @@ def write_image_reference(
 
 
 def import_reference(path: str | Path, extractor: Extractor, output: str | Path) -> None:
-    """Take over statistics that others published: an .npz with mu and sigma, as pytorch-fid and EDM write it.
+    """Make a reference from published statistics: an .npz with mu and sigma, as pytorch-fid and EDM write it.
 
     Args:
         path: the .npz.
-        extractor: whose features its publishers say that these are.
+        extractor: that its publishers name.
         output: the reference.
 
     Raises:
@@ -166,14 +166,14 @@ def load_reference(path: str | Path) -> Reference:
     arrays, record = load_arrays(path, "reference", "udpm reference [--import]")
     if record.get("format") != FORMAT:
         raise UserError(f"{path}: format is {record.get('format')!r}, expected {FORMAT!r}")
-    told = validate(ReferenceRecord, record, f"{path}: record")
+    known = validate(ReferenceRecord, record, f"{path}: record")
     lacking = [name for name in ("mu", "sigma") if name not in arrays]
     if lacking:
         raise UserError(f"{path}: array {' and '.join(lacking)} not found; make the reference again")
     check_statistics(path, arrays["mu"], arrays["sigma"])
     features, labels = (arrays.get(name) for name in ("features", "labels"))
     if features is not None:
-        check_array(f"{path}: features", features, np.floating, (told.n or "N", len(arrays["mu"])))
+        check_array(f"{path}: features", features, np.floating, (known.n or "N", len(arrays["mu"])))
     if labels is not None:
         check_array(f"{path}: labels", labels, np.integer, ("N" if features is None else len(features),))
     return Reference(arrays["mu"], arrays["sigma"], features, labels, record, sha256(path))
@@ -183,12 +183,12 @@ def check_statistics(path: str | Path, mu: np.ndarray, sigma: np.ndarray) -> Non
     """Check that two arrays are a mean and a covariance.
 
     Args:
-        path: where they are from, for the error.
-        mu: to be (d,), finite.
-        sigma: to be (d, d), finite, symmetric and positive semidefinite to rounding, and not all zero.
+        path: of their file, for the error.
+        mu: must be (d,) and finite.
+        sigma: must be (d, d), finite, symmetric and positive semidefinite up to rounding, and not all zero.
 
     Raises:
-        UserError: they are not.
+        UserError: an array is not as above.
     """
     check_array(f"{path}: mu", mu, np.floating, ("d",))
     check_array(f"{path}: sigma", sigma, np.floating, (len(mu), len(mu)))
@@ -202,18 +202,14 @@ def check_statistics(path: str | Path, mu: np.ndarray, sigma: np.ndarray) -> Non
     shifted = sigma.copy()
     shifted[np.diag_indices(len(mu))] += ROUNDING * largest
     try:
-        # Much quicker than eigenvalues: it succeeds if all of them are above -ROUNDING·largest.
+        # Much faster than eigenvalues: succeeds if all of them are above -ROUNDING·largest.
         np.linalg.cholesky(shifted)
     except np.linalg.LinAlgError:
         raise UserError(f"{path}: sigma has negative eigenvalues, so it is not a covariance") from None
 
 
 class _Mirrored:
-    """Images as in a mirror.
-
-    Args:
-        images: (N, h, w, 3) uint8.
-    """
+    """Mirror images of (N, h, w, 3) uint8."""
 
     def __init__(self, images: Images) -> None:
         self.images, self.shape = images, images.shape
@@ -233,11 +229,7 @@ def _passes(images: Images, extractor: Extractor, batch: int, flips: bool, cache
 
 
 def _write(
-    output: str | Path,
-    features: np.ndarray,
-    labels: np.ndarray | None,
-    identity: dict[str, Any],
-    extractor: Extractor,
+    output: str | Path, features: np.ndarray, labels: np.ndarray | None, identity: dict[str, Any], extractor: Extractor
 ) -> None:
     mu, sigma = statistics(features)
     check_statistics(output, mu, sigma)
@@ -246,10 +238,5 @@ def _write(
 
 
 def _save(output: str | Path, arrays: dict[str, np.ndarray], identity: dict[str, Any], extractor: Extractor) -> None:
-    record = {
-        "format": FORMAT,
-        **identity,
-        "extractor": extractor.describe(),
-        "provenance": provenance.record(),
-    }
+    record = {"format": FORMAT, **identity, "extractor": extractor.describe(), "provenance": provenance.record()}
     save_arrays(output, arrays, record, compressed=False)

@@ -1,4 +1,4 @@
-"""Scores of one set of images, with everything that has to be known to compare them."""
+"""Scores of one set of images, with the protocol that makes them comparable."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from udpm.sampling.sample_set import SampleSet
 NOISE_SEED = 0
 
 FID_COUNT = 50_000
-"""Images that a Fréchet Inception distance is taken of where it is called FID and nothing more."""
+"""Number of images of a Fréchet Inception distance that is called just FID."""
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is scored.
+class ScoredImages:
+    """Images to score.
 
     Attributes:
-        images: (n, h, w, 3) uint8, an array or what reads one when it is sliced.
+        images: (n, h, w, 3) uint8.
         labels: (n,) int64.
-        labelled: whether the labels mean anything.
-        identity: what the images are, for the record.
+        labelled: False if the labels mean nothing.
+        identity: of the images, for the record.
     """
 
     images: Images
@@ -54,22 +54,22 @@ class Subject:
     identity: dict[str, Any]
 
 
-def sampled(samples: SampleSet, count: int | None = None, selection: str | Path | None = None) -> Subject:
-    """A model's sample set, or the first `count` of it; `selection` is the file by which its milestone was chosen.
+def sampled(samples: SampleSet, count: int | None = None, selection: str | Path | None = None) -> ScoredImages:
+    """Return a sample set, or its first `count` images; `selection` is the file that its milestone was selected by.
 
     Raises:
-        UserError: it has fewer, or is not of the selected milestone.
+        UserError: the set has fewer images, or is not of the selected milestone.
     """
     found = len(samples.images)
     if count is not None and count > found:
-        raise UserError(f"the sample set has {found} images, fewer than the {count} asked for; lower --count")
+        raise UserError(f"the sample set has {found} images, fewer than --count {count}; lower --count")
     identity = {
         key: value for key, value in samples.record.items() if key not in {"format", "provenance", "class_names"}
     }
     identity["samples_sha256"] = identity.pop("sha256")
     if selection is not None:
         identity["selection"] = chosen_as(selection, identity)
-    return Subject(
+    return ScoredImages(
         samples.images[:count],
         samples.labels[:count],
         samples.record.get("classes", 0) > 0,
@@ -77,44 +77,44 @@ def sampled(samples: SampleSet, count: int | None = None, selection: str | Path 
     )
 
 
-def handed_over(images: Images, name: str) -> Subject:
-    """Images of others, of which no more is known than where they lay, and what lay there besides."""
+def external_images(images: Images, name: str) -> ScoredImages:
+    """Return images of unknown origin, read from `name`."""
     identity = {"kind": "images", "source": name, **left_out_of(images)}
-    return Subject(images, np.zeros(len(images), np.int64), False, identity)
+    return ScoredImages(images, np.zeros(len(images), np.int64), False, identity)
 
 
-def heldout(store: Store) -> Subject:
-    """The floor: real images of the test split, which training never saw."""
+def heldout(store: Store) -> ScoredImages:
+    """Return the floor: real images of the test split, which training does not use."""
     part = store.split("test")
     identity = {"kind": "heldout", "dataset": store.folder.name, "split": "test"}
-    return Subject(np.array(store.images[part]), store.labels[part], store.classes > 0, identity)
+    return ScoredImages(np.array(store.images[part]), store.labels[part], store.classes > 0, identity)
 
 
-def noise(store: Store, count: int) -> Subject:
-    """The ceiling: every byte of every pixel drawn uniformly from 0..255, with balanced labels."""
+def noise(store: Store, count: int) -> ScoredImages:
+    """Return the ceiling: every byte of every pixel drawn uniformly from 0..255, with balanced labels."""
     generator = np.random.Generator(np.random.PCG64(derive_seed("noise yardstick", NOISE_SEED)))
     images = generator.integers(0, 256, (count, store.side, store.side, 3), dtype=np.uint8)
     labels = np.arange(count, dtype=np.int64) % max(store.classes, 1)
-    return Subject(images, labels, store.classes > 0, {"kind": "noise", "seed": NOISE_SEED})
+    return ScoredImages(images, labels, store.classes > 0, {"kind": "noise", "seed": NOISE_SEED})
 
 
 def score(
-    subject: Subject,
+    subject: ScoredImages,
     store: Store | None,
     reference: Reference,
     extractor: Extractor,
     config: Scoring,
     cache: str | Path | None = None,
 ) -> dict:
-    """All metrics of a subject, each with its value or the reason why it has none.
+    """Compute all metrics, each with its value or the reason for having none.
 
     Args:
         subject: the images.
-        store: the reference's data set; without it nothing is said of the distance to training images.
-        reference: what they are measured against.
+        store: the reference's data set; None leaves out distances to training images.
+        reference: to score against.
         extractor: of the reference's features.
-        config: how they are measured.
-        cache: folder of the features of earlier passes.
+        config: of the scoring.
+        cache: folder of features from earlier passes.
 
     Raises:
         UserError: reference, extractor and data set do not belong together, or the images have another side.
@@ -163,9 +163,9 @@ def _finite(metric: dict[str, Any]) -> dict[str, Any]:
 
 
 def frechet_label(extractor: Extractor, count: int) -> tuple[str, str]:
-    """What a Fréchet distance of N images is called, in records and in tables.
+    """Return the name of a Fréchet distance of N images in records, and its label in tables.
 
-    Only Inception's is FID, and only at 50 000 images without a number: it falls as N grows.
+    Only Inception's is FID, and with fewer than 50 000 images the name says how many: the distance falls with N.
     """
     short = f"{count // 1000}k" if count % 1000 == 0 else str(count)
     if not extractor.is_inception:
@@ -173,22 +173,22 @@ def frechet_label(extractor: Extractor, count: int) -> tuple[str, str]:
     return ("fid", "FID") if count == FID_COUNT else (f"fid_{short}", f"FID-{short}")
 
 
-def _belong_together(subject: Subject, store: Store | None, reference: Reference, extractor: Extractor) -> None:
+def _belong_together(subject: ScoredImages, store: Store | None, reference: Reference, extractor: Extractor) -> None:
     made_with = reference.record["extractor"]["sha256"]
     if made_with != extractor.sha256:
         raise UserError(
-            f"{extractor.path}: is not the extractor of the reference (SHA-256 {extractor.sha256[:12]}, the "
-            f"reference's {made_with[:12]}); make the reference again"
+            f"{extractor.path}: not the extractor of the reference (SHA-256 {extractor.sha256[:12]}, the reference's "
+            f"{made_with[:12]}); make the reference again"
         )
     if reference.preprocessing != extractor.inputs.describe():
         raise UserError(
-            f"{extractor.path}: its preprocessing ({extractor.inputs.describe()}) is not the reference's "
-            f"({reference.preprocessing}); make the reference again"
+            f"{extractor.path}: preprocessing is {extractor.inputs.describe()}, but the reference's is "
+            f"{reference.preprocessing}; make the reference again"
         )
     height, width = subject.images.shape[1:3]
     if store is not None and (differs := store.difference(reference.record)):
         raise UserError(
-            f"{store.folder}: is not the data set of the reference, which is of {differs}; make the reference again"
+            f"{store.folder}: not the data set of the reference, which is of {differs}; make the reference again"
         )
     if store is not None and (height, width) != (store.side, store.side):
         raise UserError(f"images have side {height}, but data set {store.folder} has {store.side}")
@@ -200,19 +200,20 @@ def _belong_together(subject: Subject, store: Store | None, reference: Reference
         )
 
 
-def _range_count(subject: Subject, config: Scoring) -> int:
-    """N: all images, or those of one range of a sample set."""
+def _range_count(subject: ScoredImages, config: Scoring) -> int:
+    """Return N: all images, or those of one range of a sample set."""
     found = len(subject.images)
     ranges = config.ranges if subject.identity["kind"] == "samples" else 1
     if found % ranges or found < 2 * ranges:
-        raise UserError(f"scoring.ranges: {found} samples make no {ranges} equal ranges of 2 or more; change the count")
+        wrong = f"{found} samples cannot be cut into {ranges} equal ranges of 2 or more"
+        raise UserError(f"scoring.ranges: {wrong}; change the count")
     return found // ranges
 
 
 def _frechet(features: np.ndarray, count: int, reference: Reference, extractor: Extractor) -> dict[str, Any]:
-    """The first range's distance, and where there are more ranges the least of all, with all."""
+    """Return the first range's distance and, with several ranges, all distances and the least."""
     if features.shape[1] != len(reference.mu):
-        raise UserError(f"{extractor.path}: gives {features.shape[1]} features, the reference has {len(reference.mu)}")
+        raise UserError(f"{extractor.path}: has {features.shape[1]} features, but the reference {len(reference.mu)}")
     parts = [features[start : start + count] for start in range(0, len(features), count)]
     values = [frechet_distance(reference.mu, reference.sigma, *statistics(part)) for part in parts]
     name, label = frechet_label(extractor, count)
@@ -224,7 +225,7 @@ def _frechet(features: np.ndarray, count: int, reference: Reference, extractor: 
 
 
 def _against_features(features: np.ndarray, reference: Reference, extractor: Extractor, config: Scoring) -> dict:
-    """What needs the reference's features, not only their mean and covariance."""
+    """Return the metrics that need the reference's features, not only mean and covariance."""
     kernel: dict[str, Any] = {"value": None, "label": "KID" if extractor.is_inception else "kernel distance"}
     shares: dict[str, dict[str, Any]] = {name: {"value": None, "label": name} for name in ("precision", "recall")}
     if reference.features is None:
@@ -246,7 +247,7 @@ def _inception_score(features: np.ndarray, extractor: Extractor, config: Scoring
     return {"value": mean, "std": spread, "splits": min(config.inception_splits, len(features)), "label": label}
 
 
-def _by_class(subject: Subject, labels: np.ndarray, features: np.ndarray, reference: Reference) -> dict[str, Any]:
+def _by_class(subject: ScoredImages, labels: np.ndarray, features: np.ndarray, reference: Reference) -> dict[str, Any]:
     metric = {"value": None, "label": "mean Fréchet distance within a class"}
     if not subject.labelled:
         return metric | {"reason": "the images have no labels"}
@@ -258,7 +259,7 @@ def _by_class(subject: Subject, labels: np.ndarray, features: np.ndarray, refere
     return metric | {"value": float(np.mean(list(values.values()))), "by_class": values}
 
 
-def _agreement(subject: Subject, labels: np.ndarray, features: np.ndarray, extractor: Extractor) -> dict[str, Any]:
+def _agreement(subject: ScoredImages, labels: np.ndarray, features: np.ndarray, extractor: Extractor) -> dict[str, Any]:
     metric = {"value": None, "label": "class agreement"}
     if not subject.labelled:
         return metric | {"reason": "the images have no labels"}
@@ -268,8 +269,8 @@ def _agreement(subject: Subject, labels: np.ndarray, features: np.ndarray, extra
     return metric | {"value": float((classes == labels).mean()), "by_class": class_agreement(classes, labels)}
 
 
-def _memorisation(subject: Subject, store: Store | None, count: int) -> dict[str, Any]:
-    """Mean distance to the nearest training image, and its ratio to what held-out images have (1 = like new ones)."""
+def _memorisation(subject: ScoredImages, store: Store | None, count: int) -> dict[str, Any]:
+    """Return the mean distance to the nearest training image and its ratio to held-out images' (1: no memorization)."""
     distance: dict[str, Any] = {"value": None, "label": "distance to the nearest training image"}
     ratio: dict[str, Any] = {"value": None, "label": "nearest-image distance ratio"}
     if store is None:

@@ -1,4 +1,4 @@
-"""The choice of a run's best milestone by Fréchet distance, on images that are drawn for the choice alone."""
+"""Selection of a run's best milestone by Fréchet distance, on images drawn for the selection alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMAT = "udpm-selection/1"
 
 
 class Milestone(Record):
-    """A milestone among those that were chosen from; all other entries are metrics, or None."""
+    """A candidate milestone; all other entries are metrics, or None."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float | None]
@@ -54,33 +54,33 @@ class Selection(Record):
 
 
 SAME = ("experiment", "run_seed", "dataset_sha256", "seed")
-"""What else the images of all milestones must share, for their distances to differ by the milestone alone."""
+"""Keys of a subject that all milestones share, besides a comparable protocol."""
 
 
 def select(paths: Sequence[str | Path]) -> dict[str, Any]:
-    """The milestone whose images have the least Fréchet distance; of equals the earliest.
+    """Select the milestone whose images have the least Fréchet distance; ties go to the earliest.
 
     Args:
         paths: score files, one for each milestone of one run.
 
     Returns:
-        The selection: which iteration, chosen from which, by which images, and every milestone's metrics.
+        The content of a selection file.
 
     Raises:
-        UserError: a file is no score of a milestone, two are of one milestone, or they do not compare.
+        UserError: a file is not the score of a milestone, two are of one milestone, or they are not comparable.
     """
     scores = {Path(path): _of_a_milestone(path) for path in paths}
     first = next(iter(scores))
     for path, score in scores.items():
         differing = [key for key, value in _shared(scores[first]) if dict(_shared(score))[key] != value]
         if differing:
-            what = f"another {differing[0].replace('_', ' ')} than {first}"
-            raise UserError(f"{path}: {what}, so they do not compare; score all milestones alike")
+            key = differing[0].replace("_", " ")
+            raise UserError(f"{path}: {key} differs from that of {first}; score all milestones alike")
     found = sorted(scores.values(), key=lambda score: score["subject"]["iteration"])
     iterations = [score["subject"]["iteration"] for score in found]
     if len(set(iterations)) != len(iterations):
         twice = next(iteration for iteration in iterations if iterations.count(iteration) > 1)
-        raise UserError(f"{first}: iteration {twice} is scored twice among these files; give each milestone once")
+        raise UserError(f"{first}: two of these files score iteration {twice}; give each milestone once")
     best = min(found, key=lambda score: score["metrics"]["frechet_distance"]["value"])
     subject, protocol = best["subject"], best["protocol"]
     return {
@@ -96,7 +96,7 @@ def select(paths: Sequence[str | Path]) -> dict[str, Any]:
 
 
 def read_selection(path: str | Path) -> dict[str, Any]:
-    """Read what `select` found.
+    """Read a selection.
 
     Raises:
         UserError: missing, unreadable, not a selection, or changed since it was written.
@@ -109,12 +109,12 @@ def check_selected(path: str | Path, selection: dict[str, Any], weights: Path, k
 
     Args:
         path: of the selection, for the error.
-        selection: what it says.
+        selection: its content.
         weights: the milestone's file.
-        kind: which of its weights are to be sampled: "ema", "raw" or another average.
+        kind: of weights to sample from: "ema", "raw" or another average.
 
     Raises:
-        UserError: they are of another run, or another average.
+        UserError: they are of another run, milestone or average.
     """
     if sha256(weights) != selection["weights_sha256"]:
         run = "" if selection["run_seed"] is None else f", seed {selection['run_seed']}"
@@ -124,20 +124,20 @@ def check_selected(path: str | Path, selection: dict[str, Any], weights: Path, k
         )
     if selection["weights"] not in (None, kind):
         raise UserError(
-            f"{path}: chose by images of the {selection['weights']} weights, but sampling.weights is {kind}; set it to "
+            f"{path}: selected on images of {selection['weights']} weights, but sampling.weights is {kind}; set it to "
             f"{selection['weights']}"
         )
 
 
 def chosen_as(path: str | Path, subject: dict[str, Any]) -> dict[str, Any]:
-    """How the milestone behind a sample set was chosen, for its score's protocol.
+    """Return the selection of a sample set's milestone, for its score's protocol.
 
     Args:
         path: the selection.
         subject: the sample set's identity.
 
     Raises:
-        UserError: the images are not of the selected milestone, or are those that it was chosen by.
+        UserError: the images are not of the selected milestone, or are those that it was selected by.
     """
     selection = read_selection(path)
     if subject.get("weights_sha256") != selection["weights_sha256"]:
@@ -147,7 +147,7 @@ def chosen_as(path: str | Path, subject: dict[str, Any]) -> dict[str, Any]:
         )
     if subject.get("seed") == selection["seed"]:
         raise UserError(
-            f"{path}: chose by images of sampling seed {selection['seed']}, which these are too; score others"
+            f"{path}: selected on images of sampling seed {selection['seed']}, like these; score images of another seed"
         )
     return {
         "iteration": selection["iteration"],
@@ -165,16 +165,16 @@ def _shared(score: dict[str, Any]) -> list[tuple[str, Any]]:
 def _of_a_milestone(path: str | Path) -> dict[str, Any]:
     score = read_score(path)
     if score["subject"].get("iteration") is None:
-        raise UserError(f"{path}: is not the score of a milestone: its images are of no known iteration of training")
+        raise UserError(f"{path}: not the score of a milestone: the iteration of its images is unknown")
     if score["subject"]["weights_sha256"] is None:
-        raise UserError(f"{path}: has no subject.weights_sha256, so its weights are unknown; score the images anew")
+        raise UserError(f"{path}: has no subject.weights_sha256, so its weights are unknown; score the images again")
     if score["metrics"]["frechet_distance"]["value"] is None:
-        raise UserError(f"{path}: has no Fréchet distance to choose by")
+        raise UserError(f"{path}: has no Fréchet distance")
     return score
 
 
 def _row(score: dict[str, Any]) -> dict[str, Any]:
-    """A milestone's metrics; what could not be measured is null."""
+    """Return a milestone's metrics; None if not measured."""
     row = {"iteration": score["subject"]["iteration"], "weights_sha256": score["subject"]["weights_sha256"]}
     for name, metric in score["metrics"].items():
         row[name] = metric["value"]

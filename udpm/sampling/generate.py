@@ -1,6 +1,6 @@
-"""What is drawn from a run's weights: sample sets, chains, and latent-space experiments (paper, section 4).
+"""Sample sets, chains and latent-space experiments (paper, section 4), drawn from a run's weights.
 
-Levels stand in the order in which sampling uses their maps: coarsest first.
+Arrays list levels in the order of sampling: coarsest first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from udpm.core.devices import to_bytes
 from udpm.core.errors import UserError
 from udpm.data.npz import save_arrays
 from udpm.diffusion.sampler import Latent, interpolate, mix
-from udpm.networks.weights import Model, load_model
+from udpm.networks.weights import load_model
 from udpm.runs.layout import milestone
 from udpm.sampling.sample_set import save_samples
 from udpm.sampling.sampler import NOT_FINITE, NoiseSource, Sampler, stored
@@ -29,42 +29,33 @@ UNLABELLED_CHAINS = 8
 
 
 def draw_samples(
-    weights: Path,
-    config: Sampling,
-    output: Path | None,
-    chain: Path | None = None,
-    shard: tuple[int, int] = (1, 1),
+    weights: Path, config: Sampling, output: Path | None, chain: Path | None = None, shard: tuple[int, int] = (1, 1)
 ) -> list[str]:
     """Draw `config.count` images, or one shard of them, and write them with their record.
 
     Args:
         weights: a run's weight file.
         config: of the sampling.
-        output: .npz of the sample set; its record gets the same name with .json. None: draw chains only.
+        output: .npz of the sample set, with a record of the same name (.json). None draws chains only.
         chain: .npz of the states and network outputs of one image per class (arrays x_l, f_l, labels, record).
-        shard: (i, k), 1 <= i <= k: the i-th of k parts, which are cut at multiples of the batch. The images are the
-            same whatever k.
+        shard: (i, k), 1 <= i <= k: the i-th of k parts, cut at multiples of the batch. The images do not depend on k.
 
     Returns:
-        Lines that say what was written.
+        Lines that describe what was written.
 
     Raises:
         UserError: weights missing or damaged, or more shards than batches.
     """
     numbers = shard_numbers(config.count, config.batch, *shard)
-    device = devices.configure(config.device, config.threads, tf32=config.tf32)
-    if config.iteration is not None:
-        weights = kept_weights(weights, config.iteration)
-    model = load_model(weights, config.weights, device)
-    sampler = configured(model, config)
+    sampler, device = _load_sampler(weights, config)
     labels = sampler.labels(config.count, config.labels)[numbers.start : numbers.stop]
     source: int | NoiseSource = config.seed
     identity: dict[str, Any] = {"seed": config.seed}
     if config.noise is not None:
-        source, identity = stored(config.noise, sampler.schedule, model.config.side, config.count)
+        source, identity = stored(config.noise, sampler.schedule, sampler.model.config.side, config.count)
         identity = {"seed": None, "noise": identity}
     record = {
-        **model.record,
+        **sampler.model.record,
         "classes": 0 if config.labels == "none" else sampler.classes,
         **identity,
         "posterior": config.posterior,
@@ -93,27 +84,17 @@ def draw_samples(
     return written
 
 
-def configured(model: Model, config: Sampling) -> Sampler:
-    """The sampler of a model that a configuration asks for."""
-    return Sampler(
-        model,
-        config.posterior,
-        config.batch,
-        config.guidance,
-        config.precision,
-        compiles=config.compile,
-        graphs=config.cuda_graphs,
-    )
+def _load_sampler(weights: Path, config: Sampling) -> tuple[Sampler, torch.device]:
+    device = devices.configure(config.device, config.threads, tf32=config.tf32)
+    if config.iteration is not None:
+        weights = kept_weights(weights, config.iteration)
+    model = load_model(weights, config.weights, device)
+    how = {"compiles": config.compile, "graphs": config.cuda_graphs}
+    return Sampler(model, config.posterior, config.batch, config.guidance, config.precision, **how), device
 
 
 def shard_numbers(count: int, batch: int, index: int, shards: int) -> range:
-    """Numbers of the images of a shard: whole batches, but for the last of all.
-
-    Args:
-        count: images in all.
-        batch: images per network call.
-        index: 1..shards.
-        shards: number of parts.
+    """Return the numbers of the images of shard `index`, 1..shards: whole batches, except the last of the set.
 
     Raises:
         UserError: more shards than batches.
@@ -128,25 +109,25 @@ def shard_numbers(count: int, batch: int, index: int, shards: int) -> range:
 
 
 def kept_weights(weights: Path, iteration: int) -> Path:
-    """The weights that training kept at an iteration.
+    """Return the file of a milestone.
 
     Raises:
-        UserError: none are kept of it.
+        UserError: none is kept of this iteration.
     """
     path = milestone(Path(weights).parent, iteration)
     if not path.exists():
         kept = sorted(int(found.stem) for found in path.parent.glob("*.safetensors"))
         held = f"kept are {', '.join(map(str, kept))}" if kept else "none are kept (training.keep_every)"
-        held += "; take one that is (sampling.iteration, selection.milestones), or train the run anew"
-        raise UserError(f"{path}: no weights of iteration {iteration}; {held}")
+        remedy = "take one of those (sampling.iteration, selection.milestones), or train the run again"
+        raise UserError(f"{path}: no weights of iteration {iteration}; {held}; {remedy}")
     return path
 
 
 def _chain_labels(sampler: Sampler, config: Sampling) -> np.ndarray:
-    """Every class once, or some images without; no more than a noise file is asked for."""
-    wanted = "none" if config.labels == "none" else "balanced"
-    classes = 0 if wanted == "none" else sampler.classes
-    labels = sampler.labels(classes or UNLABELLED_CHAINS, wanted)
+    """Return every class once, or several times none; at most `count` with a noise file."""
+    unlabelled = config.labels == "none"
+    count = UNLABELLED_CHAINS if unlabelled else sampler.classes or UNLABELLED_CHAINS
+    labels = sampler.labels(count, "none" if unlabelled else "balanced")
     return labels if config.noise is None else labels[: config.count]
 
 
@@ -169,32 +150,24 @@ Arrays = dict[str, np.ndarray]
 
 
 def explore_latents(weights: Path, kind: str, config: Latents, sampling: Sampling, output: Path) -> int:
-    """Run one experiment and write its images, its axes and its record as one .npz.
+    """Run one experiment, write images, axes and record as one .npz, and return the number of images.
 
     Args:
         weights: a run's weight file.
         kind: a key of EXPERIMENTS.
-        config: what is shown.
-        sampling: how it is drawn: posterior, guidance, weights, iteration, batch, device, precision, TF32, threads, and
-            how the network is called.
+        config: of the experiment.
+        sampling: of the sampler; its count, labels, seed and noise are not used.
         output: .npz.
-
-    Returns:
-        The number of images.
 
     Raises:
         UserError: weights missing or damaged, or a configuration that does not fit the model.
     """
-    device = devices.configure(sampling.device, sampling.threads, tf32=sampling.tf32)
-    if sampling.iteration is not None:
-        weights = kept_weights(weights, sampling.iteration)
-    model = load_model(weights, sampling.weights, device)
-    sampler = configured(model, sampling)
+    sampler, device = _load_sampler(weights, sampling)
     arrays = EXPERIMENTS[kind](sampler, config)
     record = {
         "format": LATENTS_FORMAT,
         "kind": kind,
-        **model.record,
+        **sampler.model.record,
         "classes": sampler.classes,
         "posterior": sampling.posterior,
         "guidance": sampling.guidance,
@@ -210,9 +183,9 @@ def explore_latents(weights: Path, kind: str, config: Latents, sampling: Samplin
 
 
 def perturb(sampler: Sampler, config: Latents) -> Arrays:
-    """One map replaced little by little, ε_l ← mix(ε_l, ε'_l, g); z and the other maps stay.
+    """Replace one map gradually, ε_l ← mix(ε_l, ε'_l, g), and keep z and the other maps.
 
-    A row for each class; without classes, for each of the four seeds.
+    One row per class; without classes, per seed.
 
     Returns:
         images (L, R, S, N, N, 3) uint8; levels (L,); strengths (L, S), the g of each; labels, seeds (R,).
@@ -234,12 +207,12 @@ def perturb(sampler: Sampler, config: Latents) -> Arrays:
 
 
 def swap(sampler: Sampler, config: Latents) -> Arrays:
-    """Latent A, then B with its l-th map taken from A for every l, then B.
+    """Draw latent A, then B with its l-th map from A for every l, then B.
 
-    A row for each class; without classes, for the first two seeds and for the other two.
+    One row per class; without classes, one for the first two seeds and one for the other two.
 
     Returns:
-        images (R, L + 2, N, N, 3) uint8; levels (L,) of the columns between; labels (R,); seeds (R, 2) of A and B.
+        images (R, L + 2, N, N, 3) uint8; levels (L,) of the middle columns; labels (R,); seeds (R, 2) of A and B.
     """
     pairs = [config.seeds[:2]] if sampler.classes else [config.seeds[:2], config.seeds[2:]]
     rows = [(label, pair) for label in _labels(sampler, config) for pair in pairs]
@@ -254,7 +227,7 @@ def swap(sampler: Sampler, config: Latents) -> Arrays:
 
 
 def interpolate_four(sampler: Sampler, config: Latents) -> Arrays:
-    """Four latents at the corners of a grid, ε(i, j) = mix(mix(ε¹, ε², δ_j), mix(ε³, ε⁴, δ_j), η_i), all maps at once.
+    """Interpolate four latents at the corners of a grid, ε(i, j) = mix(mix(ε¹, ε², δ_j), mix(ε³, ε⁴, δ_j), η_i).
 
     Returns:
         images (G, G, N, N, 3) uint8; across (G,), δ of the columns; down (G,), η of the rows; labels (1,); seeds (4,).
@@ -269,11 +242,11 @@ def interpolate_four(sampler: Sampler, config: Latents) -> Arrays:
 
 
 def pca(sampler: Sampler, config: Latents) -> Arrays:
-    """Principal components of images that differ in one map, mix(ε_l, ε'_i, g) for i = 0, 1, …; the rest stays.
+    """Compute principal components of images that differ in one map, mix(ε_l, ε'_i, g) for i = 0, 1, ….
 
     Returns:
         images (L, n, N, N, 3) uint8; mean (L, N, N, 3) and components (L, K, N, N, 3), float32, of the images in
-        [-1, 1] before they were rounded; explained (L, K), shares of the variance; levels (L,); labels, seeds (1,).
+        [-1, 1] before rounding; explained (L, K), shares of the variance; levels (L,); labels, seeds (1,).
     """
     label, seed = _labels(sampler, config)[0], config.seeds[0]
     latent, levels = sampler.latent(seed), _levels(sampler)
@@ -298,16 +271,16 @@ EXPERIMENTS: dict[str, Callable[[Sampler, Latents], Arrays]] = {
 
 
 def principal_components(images: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, leading principal components and their shares of the variance.
+    """Return mean, leading principal components and their shares of the variance.
 
-    A component's sign is arbitrary: its largest entry is made positive.
+    The largest entry of each component is made positive, since its sign is arbitrary.
 
     Args:
         images: (n, …) float.
         count: K < n.
 
     Returns:
-        mean (…) float32; components (K, …) float32, orthonormal, first the one that explains most; shares (K,) float64.
+        mean (…) float32; components (K, …) float32, orthonormal, by decreasing share; shares (K,) float64.
     """
     flat = images.reshape(len(images), -1).astype(np.float64)
     mean = flat.mean(axis=0)
@@ -326,14 +299,14 @@ def _levels(sampler: Sampler) -> list[int]:
 
 
 def _labels(sampler: Sampler, config: Latents) -> list[int]:
-    """The classes asked for; one, without effect, if unconditional."""
+    """Return the configured classes; [0], without effect, if unconditional."""
     if config.labels:
         return sampler.class_numbers(config.labels).tolist()
     return list(range(min(DEFAULT_LABELS, sampler.classes))) or [0]
 
 
 def _strongest(levels: int, config: Latents) -> list[float]:
-    """The share that each level's strongest perturbation keeps, l = 1 first."""
+    """Return the share that each level's strongest perturbation keeps, l = 1 first."""
     given = config.strongest
     if given is None:
         return [0.0, *[0.1] * (levels - 2), 0.8][:levels]
@@ -343,13 +316,13 @@ def _strongest(levels: int, config: Latents) -> list[float]:
 
 
 def _another(latent: Latent, level: int, seed: int, number: int = 0) -> torch.Tensor:
-    """ε'_l, one of many independent draws beside a seed's own ε_l."""
+    """Draw ε'_l, independent of the seed's ε_l and of other numbers' draws."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "perturbation", level, number))
     return torch.randn(latent.noise(level).shape, generator=generator)
 
 
 def _grid(images: torch.Tensor, *shape: int) -> np.ndarray:
-    """(n, 3, N, N) in [-1, 1] as bytes, (*shape, N, N, 3)."""
+    """Convert (n, 3, N, N) in [-1, 1] to bytes, (*shape, N, N, 3)."""
     drawn = to_bytes(images)
     return drawn.reshape(*shape, *drawn.shape[1:])
 

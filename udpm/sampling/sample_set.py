@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,7 +16,6 @@ from typing import Annotated, Any
 import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
-from tqdm import tqdm
 
 from udpm.config.dataset import class_folders
 from udpm.config.validation import Classes, Exactly, NonNegativeInt, PositiveInt, Record, Sha256, read_record
@@ -27,15 +25,15 @@ from udpm.core.files import atomic_path, sha256, sync, unfinished, write_json
 from udpm.core.folders import atomic_folder
 from udpm.core.kinds import IMAGES, SAMPLES_COMMENT
 from udpm.core.processes import SPAWN, init_worker
-from udpm.core.progress import map_ordered
+from udpm.core.progress import Progress, map_ordered
 from udpm.data.npz import read_npz
 
 FORMAT = "udpm-samples/1"
 SHARDS = "shards"
 OWN = ("shard", "count", "sha256")
-"""Keys in which the records of one set's shards differ."""
+"""Keys that differ between the records of one set's shards."""
 OUTPUTS = re.compile(r"output_([1-9][0-9]{0,2})")
-"""Names of arrays of the network's outputs at a level."""
+"""Names of arrays of the network's outputs, by level."""
 
 
 class Part(Record):
@@ -47,7 +45,7 @@ class Part(Record):
 
 
 class NoiseFile(Record):
-    """The file that the noise came from."""
+    """The noise file of a sample set."""
 
     file: str
     sha256: Sha256
@@ -91,13 +89,13 @@ class SamplesRecord(Record):
 
 @dataclass(frozen=True)
 class SampleSet:
-    """Images that a model drew.
+    """Images drawn from a model.
 
     Attributes:
         images: (n, side, side, 3) uint8, RGB.
-        labels: (n,) int64, the class asked for; all zero for an unconditional model.
-        record: what made them (run, iteration, seed, posterior, NFE, ...), plus their count and SHA-256.
-        outputs: by level, the network's outputs at levels above 1, shown at full side; empty unless asked for.
+        labels: (n,) int64, the given classes; all zero for an unconditional model.
+        record: of run, iteration, seed, posterior, NFE and so on, plus the count and the file's SHA-256.
+        outputs: the network's outputs at levels above 1, by level, at full side; empty unless they were saved.
     """
 
     images: np.ndarray
@@ -115,14 +113,14 @@ def save_samples(
 ) -> None:
     """Write a sample set to `path` (.npz) and its record to the same name with .json.
 
-    The record takes its place before the images, which are whole and synced under their temporary name by then: after a
-    kill in between, `load_samples` finds the images that the record describes.
+    The record is written before the images, which are by then complete and synced under a temporary name: after a kill
+    in between, `load_samples` finds the images that the record describes.
 
     Args:
-        path: where to; its suffix must be .npz.
+        path: of the .npz.
         images: (n, side, side, 3) uint8.
         labels: (n,) int64.
-        record: what made them.
+        record: of their origin.
         outputs: by level, of the images' shape.
     """
     path = Path(path)
@@ -141,10 +139,10 @@ def load_samples(path: str | Path) -> SampleSet:
     """Read a sample set and its record.
 
     Args:
-        path: the .npz, or the record (.json) of a set that was drawn in shards.
+        path: the .npz, or the record (.json) of a set drawn in shards.
 
     Raises:
-        UserError: missing or unreadable, or a file is not the one its record describes.
+        UserError: a file is missing or unreadable, or its record does not describe it.
     """
     path = Path(path)
     if path.suffix == ".json":
@@ -156,17 +154,14 @@ def load_samples(path: str | Path) -> SampleSet:
 
 
 def join_shards(shards: Sequence[Path], output: Path) -> int:
-    """Make one sample set of its shards: a record that names them; the images stay where they are.
+    """Join shards to one sample set by a record that names them; return the number of images.
 
     Args:
-        shards: all of them (.npz), in any order.
+        shards: all of the set (.npz), in any order.
         output: .json, in a folder at or above theirs.
 
-    Returns:
-        The number of images.
-
     Raises:
-        UserError: a shard is missing, damaged, there twice, or of another set than the rest.
+        UserError: a shard is missing, damaged, given twice, or of another set than the rest.
     """
     if output.suffix != ".json":
         raise UserError(f"--output: {output} must end in .json")
@@ -174,19 +169,19 @@ def join_shards(shards: Sequence[Path], output: Path) -> int:
     for path in shards:
         records[path] = _record(record_path(path))
         if not records[path].get("shard"):
-            raise UserError(f"{path}: is a whole sample set, not a shard of one")
+            raise UserError(f"{path}: not a shard but a whole sample set")
         _load(path, records[path])
     ordered = sorted(records, key=lambda path: records[path]["shard"])
     expected = [[index, len(shards)] for index in range(1, len(shards) + 1)]
     found = [records[path]["shard"] for path in ordered]
     if found != expected:
-        told = ", ".join(f"{index} of {count}" for index, count in found)
-        raise UserError(f"{output}: needs shards 1 to {len(shards)} of {len(shards)}, got {told}")
+        given = ", ".join(f"{index} of {count}" for index, count in found)
+        raise UserError(f"{output}: expected shards 1 to {len(shards)} of {len(shards)}, got {given}")
     first, *others = (_common(records[path]) for path in ordered)
     for path, other in zip(ordered[1:], others, strict=True):
         if other != first:
             key = next(key for key in first | other if first.get(key) != other.get(key))
-            raise UserError(f"{path}: is of another sample set than {ordered[0]}: {key} differs; draw its shards again")
+            raise UserError(f"{path}: not of the same sample set as {ordered[0]}: {key} differs; draw the shards again")
     folder = output.parent.resolve()
     parts = [
         {"file": os.path.relpath(path.resolve(), folder), **{key: records[path][key] for key in OWN[1:]}}
@@ -198,21 +193,22 @@ def join_shards(shards: Sequence[Path], output: Path) -> int:
 
 
 def _joined(path: Path, record: dict[str, Any]) -> SampleSet:
-    parts = [_load(path.parent / told["file"], record | told) for told in record[SHARDS]]
+    parts = [_load(path.parent / shard["file"], record | shard) for shard in record[SHARDS]]
     first = parts[0]
-    for told, part in zip(record[SHARDS], parts, strict=True):
+    for shard, part in zip(record[SHARDS], parts, strict=True):
         if part.images.shape[1:] != first.images.shape[1:] or part.outputs.keys() != first.outputs.keys():
-            raise UserError(f"{path.parent / told['file']}: has other arrays than the set's first shard")
+            raise UserError(f"{path.parent / shard['file']}: arrays differ from those of the set's first shard")
     outputs = {level: np.concatenate([part.outputs[level] for part in parts]) for level in parts[0].outputs}
     images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
     return SampleSet(images, labels, record, outputs)
 
 
-def _load(path: Path, told: dict[str, Any] | None = None) -> SampleSet:
-    """A set in one file, whose record lies beside it unless it is `told`."""
+def _load(path: Path, record: dict[str, Any] | None = None) -> SampleSet:
+    """Read a set in one file; its record is the .json next to it unless given."""
     if not os.path.lexists(path) and not unfinished(path):
         raise UserError(f"{path}: sample set not found; `udpm sample` makes it")
-    record = _record(record_path(path)) if told is None else told
+    if record is None:
+        record = _record(record_path(path))
     candidates = (file for file in (path, *unfinished(path)) if file.exists())
     described = next((file for file in candidates if sha256(file) == record["sha256"]), None)
     if described is None:
@@ -224,7 +220,7 @@ def _load(path: Path, told: dict[str, Any] | None = None) -> SampleSet:
 
 
 def _check_arrays(path: Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
-    """A sample set's arrays fit together and its record."""
+    """Check that a sample set's arrays match each other and the record."""
     for name in ("images", "labels"):
         if name not in arrays:
             raise UserError(f"{path}: not a sample set: array {name} not found; `udpm sample` makes it")
@@ -233,20 +229,21 @@ def _check_arrays(path: Path, arrays: dict[str, np.ndarray], record: dict[str, A
     check_array(f"{path}: labels", labels, np.integer, (len(images),))
     most = max(record.get("classes", 0), 1) - 1
     if labels.min() < 0 or labels.max() > most:
-        raise UserError(f"{path}: labels are {labels.min()}..{labels.max()}, but must be in 0..{most} by its record")
+        found = f"{labels.min()}..{labels.max()}"
+        raise UserError(f"{path}: labels are {found}, but by its record they must be in 0..{most}")
     for name in arrays:
         if OUTPUTS.fullmatch(name):
             check_array(f"{path}: {name}", arrays[name], np.uint8, images.shape)
 
 
 def _record(path: Path) -> dict[str, Any]:
-    """A sample set's record, without its own digest."""
+    """Read a sample set's record; leave out its digest."""
     record = read_record(SamplesRecord, path, "sample set's record", remedy="draw the sample set again")
     return {key: value for key, value in record.items() if key != SEAL}
 
 
 def _common(record: dict[str, Any]) -> dict[str, Any]:
-    """What the shards of one set have in common."""
+    """Return the part of a record that the shards of one set share."""
     return {key: value for key, value in record.items() if key not in {"format", *OWN}}
 
 
@@ -255,7 +252,7 @@ def _digest(parts: list[dict[str, Any]]) -> str:
 
 
 def record_path(path: str | Path) -> Path:
-    """The record that belongs to a sample set's .npz."""
+    """Return the path of the record of a sample set's .npz."""
     return Path(path).with_suffix(".json")
 
 
@@ -263,28 +260,28 @@ EXPORT_FORMAT = "udpm-images/1"
 EXPORT_RECORD = "export.json"
 JPEG_QUALITY = 95
 AT_ONCE = 250
-"""Files that a process is given to write at a time."""
+"""Files in one task of a process."""
 PER_PROCESS = 2000
-"""Files for which one more process is worth its start: some tenths of a second of work."""
+"""Files that justify starting one more process: some tenths of a second of work."""
 
 Job = tuple[np.ndarray, Path]
 """An image and its file."""
 
 
 def export_images(samples: Path, folder: Path, layout: str, image_format: str) -> int:
-    """Write one file per image, named by its number; outputs of other levels go into folders ``level_l``.
+    """Write one file per image, named by its number, and outputs at other levels into folders ``level_l``.
 
     Args:
-        samples: .npz of a sample set.
-        folder: where to; an unchanged export is replaced once the new one is whole, anything else is refused.
-        layout: "flat", or "classes" for a folder for each class, called by its name where that is known.
+        samples: a sample set.
+        folder: to write; replaced in one step if it holds an unchanged export, refused if it holds anything else.
+        layout: "flat", or "classes" for a folder per class, named after the class if that has a name.
         image_format: "png" (lossless) or "jpg" (quality 95).
 
     Returns:
         The number of files.
 
     Raises:
-        UserError: no readable sample set, or the folder holds something else.
+        UserError: the sample set cannot be read, or the folder holds something else.
     """
     found = load_samples(samples)
     sets = {"": found.images} | {f"level_{level}": images for level, images in found.outputs.items()}
@@ -293,17 +290,14 @@ def export_images(samples: Path, folder: Path, layout: str, image_format: str) -
     names, classes = found.record.get("class_names", []), found.record.get("classes", 0)
     folders = class_folders(names, classes, {EXPORT_RECORD, *sets})
     by_class = layout == "classes" and classes > 0
-    with (
-        atomic_folder(folder, IMAGES) as building,
-        tqdm(total=total, unit="file", desc="export", disable=not sys.stderr.isatty()) as progress,
-    ):
+    with atomic_folder(folder, IMAGES) as building, Progress(total, "export", "file") as progress:
         jobs: list[Job] = []
         for name, images in sets.items():
             for number, (image, label) in enumerate(zip(images, found.labels, strict=True)):
-                place = building / name / (folders[label] if by_class else "")
-                jobs.append((image, place / f"{number:0{digits}d}.{image_format}"))
-        for place in {path.parent for _, path in jobs}:
-            place.mkdir(parents=True, exist_ok=True)
+                target = building / name / (folders[label] if by_class else "")
+                jobs.append((image, target / f"{number:0{digits}d}.{image_format}"))
+        for target in {path.parent for _, path in jobs}:
+            target.mkdir(parents=True, exist_ok=True)
         for count in _written(jobs):
             progress.update(count)
         write_json(building / EXPORT_RECORD, {"format": EXPORT_FORMAT, "layout": layout, "samples": found.record})
@@ -311,18 +305,18 @@ def export_images(samples: Path, folder: Path, layout: str, image_format: str) -
 
 
 def _written(jobs: list[Job]) -> Iterator[int]:
-    """Write files, in this process or, where they are many, in several; yields how many more there are."""
+    """Write files, many of them in several processes; yield the number of files written since the last yield."""
     workers = min(len(os.sched_getaffinity(0)), len(jobs) // PER_PROCESS)
     parts = [jobs[start : start + AT_ONCE] for start in range(0, len(jobs), AT_ONCE)]
     if workers < 2:
         yield from map(_write_all, parts)
         return
     try:
-        # PNG is compressed by code that holds Python's lock, so that threads would wait for each other.
+        # Processes, because PNG compression holds Python's lock.
         with ProcessPoolExecutor(workers, SPAWN, initializer=init_worker) as pool:
             yield from map_ordered(pool, _write_all, parts, 2 * workers)
     except BrokenProcessPool:
-        raise StoppedEarly("a worker was killed, perhaps for want of memory: run the same command again") from None
+        raise StoppedEarly("a worker was killed, perhaps out of memory: run the same command again") from None
 
 
 def _write_all(jobs: list[Job]) -> int:

@@ -1,8 +1,7 @@
-"""Images from a trained generator; noise is drawn per image, or comes from a file."""
+"""Images from a trained generator, with noise from seeds or from a file."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -11,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from udpm.config.dataset import class_number
 from udpm.core.arrays import check_array
 from udpm.core.devices import AsyncHostCopy, bind_thread, pinned, to_device, to_uint8
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
-from udpm.core.progress import delay_by_one, prefetch
+from udpm.core.progress import Progress, delay_by_one, prefetch
 from udpm.core.provenance import count_images
 from udpm.data.npz import read_npz
 from udpm.diffusion.process import adjoint
@@ -29,26 +27,26 @@ from udpm.networks.layers import NO_LABEL
 from udpm.networks.weights import Model
 
 LARGEST = 1e4
-"""No noise is larger: it still has a place in float16."""
+"""Largest absolute value of noise, well within float16."""
 
 NoiseSource = Callable[[range], Latent]
-"""The noise of images of given numbers, on the CPU."""
+"""Function from image numbers to their noise, on the CPU."""
 
 
 def stored(path: str | Path, schedule: Schedule, side: int, count: int) -> tuple[NoiseSource, dict[str, Any]]:
-    """Noise from a file: .npz with `base` (n, 3, N, N) and `eps_L` … `eps_1`, eps_l of (n, 3, N/2^l, N/2^l).
+    """Read noise from a file: .npz with `base` (n, 3, N, N) and `eps_L` … `eps_1`, eps_l of (n, 3, N/2^l, N/2^l).
 
     Args:
-        path: the file.
-        schedule: for the number of levels.
+        path: of the file.
+        schedule: of the levels.
         side: N.
-        count: images that are wanted.
+        count: number of images to draw.
 
     Returns:
-        The source, and the file's identity for the record.
+        The source, and the file's identity for records.
 
     Raises:
-        UserError: missing, unreadable, arrays missing, of other shapes or not finite, or too few images.
+        UserError: the file is missing or unreadable, or an array is missing, of another shape, not finite or too short.
     """
     sides = {"base": side} | {f"eps_{level}": side >> level for level in range(schedule.levels, 0, -1)}
     arrays = read_npz(path, "noise file", names=sides)
@@ -62,7 +60,7 @@ def stored(path: str | Path, schedule: Schedule, side: int, count: int) -> tuple
         if np.abs(arrays[name]).max() > LARGEST:
             raise UserError(f"{path}: {name} holds values beyond ±{LARGEST:g}; expected standard normal noise")
     if count_held < count:
-        raise UserError(f"{path}: holds the noise of {count_held} images, but {count} are wanted")
+        raise UserError(f"{path}: has the noise of {count_held} images; expected at least {count}")
     maps = [torch.from_numpy(arrays[name].astype(np.float32)) for name in sides]
 
     def look_up(numbers: range) -> Latent:
@@ -73,20 +71,20 @@ def stored(path: str | Path, schedule: Schedule, side: int, count: int) -> tuple
 
 
 UNCONDITIONAL = "labels: this model is unconditional; leave them out"
-NOT_FINITE = "the network's outputs are not finite (NaN or infinite), so these weights and this noise draw no images"
+NOT_FINITE = "the network's outputs are not finite (NaN or infinite) for these weights and this noise"
 
 
 class Sampler:
-    """Draws images; each one's noise comes from (seed, its number), whatever else is drawn beside it.
+    """Draw images; an image's noise depends on (seed, its number) alone.
 
     Args:
         model: loaded weights.
         posterior: "scalar" or "exact".
         batch: images per network call.
         guidance: w of classifier-free guidance; 1 is none.
-        precision: of the network; the chain stays float32. The model's own weights are prepared for it, in place.
-        compiles: whether the network is compiled by torch.compile.
-        graphs: whether a GPU replays CUDA graphs of the uncompiled network.
+        precision: of the network; the chain stays float32. Converts the model's weights in place.
+        compiles: call the network through torch.compile.
+        graphs: replay CUDA graphs of the network on a GPU, unless compiled.
 
     Raises:
         UserError: guidance for a model that was not trained with label dropout.
@@ -111,7 +109,7 @@ class Sampler:
         self.class_names: list[str] = model.record.get("class_names", [])
         self.drops_labels = model.generator.shape.label_dropout
         if guidance != 1 and not self.drops_labels:
-            raise UserError("guidance: this model was not trained with label dropout; only 1 (none) is possible")
+            raise UserError("guidance: this model was not trained with label dropout; expected 1 (none)")
         network: Network = prepare_for_inference(model.generator, precision, compiles=compiles, graphs=graphs)
         self._network = network if guidance == 1 else _guided(network, guidance)
         self.nfe = self.schedule.levels * (1 if guidance == 1 else 2)
@@ -119,35 +117,34 @@ class Sampler:
         self._prefers_one_size = compiles or graphs
 
     def balanced_labels(self, count: int) -> np.ndarray:
-        """Labels of images 0..count - 1: their number modulo the number of classes; zeros if unconditional."""
+        """Return labels of images 0..count - 1: number modulo number of classes; zeros if unconditional."""
         return np.arange(count, dtype=np.int64) % max(self.classes, 1)
 
-    def labels(self, count: int, wanted: str | Sequence[int | str] = "balanced") -> np.ndarray:
-        """Labels of images 0..count - 1.
+    def labels(self, count: int, choice: str | Sequence[int | str] = "balanced") -> np.ndarray:
+        """Return labels of images 0..count - 1.
 
         Args:
-            count: how many, > 0.
-            wanted: "balanced"; "none", for a model trained with label dropout; or classes by name or number, taken in
-                turn.
+            count: number of images, > 0.
+            choice: "balanced"; "none", for a model trained with label dropout; or classes by name or number, in turn.
 
         Raises:
-            UserError: labels out of range, or that this model does not know.
+            UserError: labels out of range, or unknown to this model.
         """
-        if wanted == "balanced":
+        if choice == "balanced":
             return self._checked(count, None)
-        if wanted == "none":
+        if choice == "none":
             if not self.drops_labels:
                 raise UserError("labels: none, but this model was not trained with label dropout")
             return np.full(count, NO_LABEL, dtype=np.int64)
-        if not len(wanted):
-            raise UserError("labels: the list is empty; name a class, or ask for balanced")
-        return self._checked(count, np.resize(self.class_numbers(wanted), count).tolist())
+        if not len(choice):
+            raise UserError("labels: the list is empty; expected a class, or balanced")
+        return self._checked(count, np.resize(self.class_numbers(choice), count).tolist())
 
     def class_numbers(self, labels: Sequence[int | str]) -> np.ndarray:
-        """Numbers of classes that are given by name, or by number where no class has this number for a name.
+        """Return the numbers of classes, given by name, or by number if that is no class's name.
 
         Raises:
-            UserError: an unconditional model, or no class of such a name or number.
+            UserError: the model is unconditional, or has no such class.
         """
         if not self.classes:
             raise UserError(UNCONDITIONAL)
@@ -155,39 +152,39 @@ class Sampler:
         return np.array(numbers, dtype=np.int64)
 
     def sample(self, count: int, labels: Sequence[int | str] | int | str | None = None, seed: int = 0) -> np.ndarray:
-        """Images 0..count - 1 of a seed.
+        """Draw images 0..count - 1 of a seed.
 
         Args:
-            count: how many, > 0.
-            labels: one class for all, or one for each, by name ("cat") or by number from 0 (3); default balanced.
+            count: number of images, > 0.
+            labels: one class for all, or one each, by name ("cat") or number from 0 (3); default balanced.
             seed: of the sample set.
 
         Returns:
             (count, N, N, 3) uint8, RGB.
 
         Raises:
-            UserError: labels of the wrong number or range.
+            UserError: wrong number of labels, or an unknown one.
         """
         return self.images(self._checked(count, labels), seed)[1]
 
     def images(
         self, labels: np.ndarray, noise: int | NoiseSource, first: int = 0, levels: Sequence[int] = (1,)
     ) -> dict[int, np.ndarray]:
-        """Images first..first + len(labels) - 1, and the network's outputs at coarser levels, at full side.
+        """Draw images first..first + len(labels) - 1 and the network's outputs at coarser levels, at full side.
 
-        A GPU is given a batch before the bytes of the last one are waited for.
+        A GPU gets the next batch before the bytes of the last one are copied to the host.
 
         Args:
             labels: (n,) int64; `NO_LABEL` for none.
-            noise: a seed, or where the noise comes from.
+            noise: a seed, or a source of noise.
             first: number of the first image, a multiple of the batch.
-            levels: whose outputs are wanted; 1 is the image.
+            levels: of the outputs to return; 1 is the image.
 
         Returns:
             By level, (n, N, N, 3) uint8, RGB.
 
         Raises:
-            UserError: the network's outputs are not finite, so that there are no images.
+            UserError: the network's outputs are not finite.
         """
         side, done = self.model.config.side, 0
         sets = {level: np.empty((len(labels), side, side, 3), dtype=np.uint8) for level in levels}
@@ -208,21 +205,20 @@ class Sampler:
         return sets
 
     def _shown(self, step: SamplingStep) -> torch.Tensor:
-        """f of a level as an image of side N: (Hᵀ)^{l-1} f, in the scale of images, as bytes."""
+        """Return f of a level as an image of side N: (Hᵀ)^{l-1} f, in the scale of images, as bytes."""
         times, scale = step.level - 1, self.schedule.scale
         # (Hᵀ)^k multiplies by (s/4)^k and f by s^k; dividing by both leaves block means, repeated.
         return to_uint8(adjoint(step.output, scale, times) * (4 / scale**2) ** times)
 
     @torch.inference_mode()
     def chains(self, labels: np.ndarray, noise: int | NoiseSource, first: int = 0) -> Iterator[list[SamplingStep]]:
-        """The sampling chains of images first..first + len(labels) - 1, batch by batch.
+        """Yield the sampling chains of images first..first + len(labels) - 1, batch by batch.
 
-        All batches of a set have one size, the last one is filled up: bits of an image depend on it, and are thus the
-        same in whichever job of several it is drawn.
+        An image's bits depend on the batch size; the last batch is filled up, so every job draws the same bits.
 
         Args:
             labels: (n,) int64; `NO_LABEL` for none.
-            noise: a seed, or where the noise comes from.
+            noise: a seed, or a source of noise.
             first: number of the first image, a multiple of the batch.
         """
         source = self._seeded(noise) if isinstance(noise, int) else noise
@@ -242,27 +238,25 @@ class Sampler:
             range(len(parts)),
             begin=partial(bind_thread, self._device),
         )
-        with (
-            closing(feed),
-            tqdm(total=len(labels), unit="image", desc="sample", disable=not sys.stderr.isatty()) as progress,
-        ):
+        with closing(feed), Progress(len(labels), "sample", "image") as progress:
             for part, (latent, chosen) in zip(parts, feed, strict=True):
                 steps = self._chain(latent, chosen)
-                yield steps if len(chosen) == len(part) else [_cut(step, len(part)) for step in steps]
-                progress.update(len(part))
-                count_images(len(part))
+                count = len(part)
+                yield [step._replace(state=step.state[:count], output=step.output[:count]) for step in steps]
+                progress.update(count)
+                count_images(count)
 
     def latent(self, seed: int) -> Latent:
-        """The latent of image 0 of a seed, on the CPU."""
+        """Draw the latent of image 0 of a seed, on the CPU."""
         return self._seeded(seed)(range(1))
 
     @torch.inference_mode()
     def decode(self, latents: Sequence[Latent], labels: Sequence[int]) -> torch.Tensor:
-        """Images of given latents.
+        """Draw the images of latents.
 
         Args:
             latents: n, each of one image.
-            labels: n classes; of no effect if unconditional.
+            labels: n classes; ignored if unconditional.
 
         Returns:
             (n, 3, N, N) float32 in about [-1, 1], on the CPU.
@@ -271,12 +265,12 @@ class Sampler:
             UserError: the network's outputs are not finite.
         """
         chosen, images = np.asarray(labels, dtype=np.int64), []
-        with tqdm(total=len(latents), unit="image", desc="decode", disable=not sys.stderr.isatty()) as progress:
+        with Progress(len(latents), "decode", "image") as progress:
             for start in range(0, len(latents), self.batch):
                 batch, part = join(latents[start : start + self.batch]), chosen[start : start + self.batch]
                 count = len(part)
                 if self._prefers_one_size and len(latents) > self.batch and count < self.batch:
-                    # The network would be compiled or recorded anew for a smaller batch.
+                    # A smaller batch would be compiled or recorded again.
                     batch, part = _filled(batch, part, self.batch)
                 images.append(self._chain(batch, part)[-1].output[:count].float().cpu())
                 progress.update(count)
@@ -290,7 +284,7 @@ class Sampler:
         return sample(self.schedule, self._network, *self._fed(latent, labels), self.posterior)
 
     def _fed(self, latent: Latent, labels: np.ndarray) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None]:
-        """A batch on the device: base, noises, and labels where the network takes any."""
+        """Copy a batch to the device: base, noises, and labels if the network uses them."""
         base, *noises = [to_device(values, self._device) for values in (latent.base, *latent.noises)]
         return base, noises, to_device(torch.from_numpy(labels), self._device) if self.classes else None
 
@@ -305,7 +299,7 @@ class Sampler:
         if not self.classes:
             raise UserError(UNCONDITIONAL)
         several = [labels] * count if isinstance(labels, int | str | np.integer) else labels
-        # Text is a name; a number here is a number, even where classes have numbers for names.
+        # Text is a name and a number a number, even if classes have numbers for names.
         numbers = [self.class_numbers([label])[0] if isinstance(label, str) else label for label in several]
         if len(numbers) != count:
             raise UserError(f"labels: {count} images need {count} labels, got {len(numbers)}")
@@ -318,19 +312,15 @@ class Sampler:
 
 
 def _filled(latent: Latent, labels: np.ndarray, batch: int) -> tuple[Latent, np.ndarray]:
-    """A batch filled up with its last image."""
+    """Fill up a batch with its last image."""
     missing = batch - len(labels)
     maps = (latent.base, *latent.noises)
     base, *noises = [torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) for part in maps]
     return Latent(base, tuple(noises)), np.pad(labels, (0, missing), mode="edge")
 
 
-def _cut(step: SamplingStep, count: int) -> SamplingStep:
-    return step._replace(state=step.state[:count], output=step.output[:count])
-
-
 def _guided(network: Network, weight: float) -> Network:
-    """f(∅) + w·(f(y) - f(∅)): two evaluations of the network in one call of twice the batch."""
+    """Return f(∅) + w·(f(y) - f(∅)): two evaluations of the network in one call with twice the batch."""
 
     def call(x: torch.Tensor, time: float, labels: torch.Tensor | None) -> torch.Tensor:
         assert labels is not None

@@ -1,7 +1,6 @@
-"""What a step trains on: a batch of images at one level and all its noise, a function of (seed, player, iteration).
+"""Training batches: images at one level with all noise of a step, as a function of (seed, player, iteration).
 
-Noise is drawn for the whole global batch on the CPU, so it depends neither on the device nor on how many processes
-share the batch.
+Noise is drawn for the global batch on the CPU, so it does not depend on the device or the number of processes.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from udpm.diffusion.schedule import Schedule
 
 EVERYTHING = slice(None)
 AHEAD = 4
-"""Iterations that threads prepare in advance."""
+"""Iterations prepared in advance."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,9 @@ class TrainingBatch:
         target: H^{l-1} x_0, (B, 3, 2h, 2w).
         labels: (B,) int64, or None for unlabelled data.
         noise: ε of x_l, (B, 3, h, w).
-        fake_noise: what is added to generated images before the discriminator sees them, (B, 3, 2h, 2w), or None.
-        real_noise: the same for real images; only the discriminator's step uses it.
-        dropped_labels: (B,) bool, images whose label the generator does not get to see, or None.
+        fake_noise: instance noise for generated images, (B, 3, 2h, 2w), or None.
+        real_noise: instance noise for real images; None in the generator's step.
+        dropped_labels: (B,) bool, images whose label the generator does not see, or None.
     """
 
     level: int
@@ -49,11 +48,11 @@ class TrainingBatch:
     dropped_labels: torch.Tensor | None = None
 
     def state(self, schedule: Schedule) -> torch.Tensor:
-        """Return x_l drawn from q(x_l | x_0), (B, 3, h, w); it needs only the target, whose H is H^l x_0."""
+        """Return x_l drawn from q(x_l | x_0), (B, 3, h, w): H of the target is H^l x_0."""
         return marginal(schedule, downsample(self.target, schedule.scale), self.level, self.noise)
 
     def tensors(self) -> dict[str, Any]:
-        """Return all tensors that are there, by name."""
+        """Return all tensors by name, without those that are None."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
 
@@ -66,11 +65,11 @@ class TrainingBatch:
 
 
 class BatchSource:
-    """Makes the batch of a player's step.
+    """Make the batch of a player's step.
 
     Args:
         config: of the run.
-        images: the data, of this process's part of the global batch.
+        images: batches of images, this process's part.
         noise_std: standard deviation of the instance noise at (level, iteration).
     """
 
@@ -86,14 +85,14 @@ class BatchSource:
 
 
 class Prefetcher:
-    """Calls a function of (player, iteration) in threads, a few iterations before its results are asked for.
+    """Call a function of (player, iteration) in threads, a few iterations ahead.
 
     Args:
-        function: what is called; must not depend on the order of calls.
-        players: who takes a step in an iteration.
+        function: to call; must not depend on the order of calls.
+        players: of an iteration, in order.
         workers: number of threads, > 0.
         end: number of iterations.
-        device: that the results are to_device to.
+        device: of the results.
     """
 
     def __init__(
@@ -111,7 +110,7 @@ class Prefetcher:
         self._pending: dict[tuple[str, int], Future[TrainingBatch]] = {}
 
     def __call__(self, player: str, iteration: int) -> TrainingBatch:
-        """Return the function's result; later ones are begun."""
+        """Return the function's result and start on later ones."""
         for ahead in range(iteration, min(iteration + AHEAD, self._end)):
             for name in self._players(ahead):
                 if (name, ahead) not in self._pending and (ahead > iteration or name == player):
@@ -120,20 +119,20 @@ class Prefetcher:
 
 
 def players_at(config: RunConfig, iteration: int) -> list[str]:
-    """Return who takes a step in an iteration, counted from 0, in order."""
+    """Return the players of an iteration, counted from 0, in order."""
     starts = iteration >= config.losses.adversarial_start
     plays = config.adversarial and starts and iteration % config.training.discriminator_every == 0
     return ["discriminator", "generator"] if plays else ["generator"]
 
 
 def level_shares(config: RunConfig) -> list[float]:
-    """Return the probability of each level, l = 1 first; uniform unless the configuration says otherwise."""
+    """Return the probability of each level, l = 1 first; uniform by default."""
     levels = config.process.levels
     return config.training.level_probabilities or [1 / levels] * levels
 
 
 def draw_level(config: RunConfig, player: str, iteration: int) -> int:
-    """Draw the level that a player trains at."""
+    """Draw the level of a player's step."""
     uniform = torch.rand((), generator=_generator(config.seed, "level", player, iteration), dtype=torch.float64).item()
     bounds = itertools.accumulate(level_shares(config))
     return next((level for level, bound in enumerate(bounds, start=1) if uniform < bound), config.process.levels)
@@ -149,17 +148,17 @@ def draw_noise(
     std: float,
     part: slice = EVERYTHING,
 ) -> TrainingBatch:
-    """Add all the noise that a player's step needs to images at a level.
+    """Draw all noise of a player's step for images at a level.
 
     Args:
         config: of the run.
         player: "discriminator" or "generator".
         iteration: counted from 0.
         level: l.
-        target: H^{l-1} x_0, (n, 3, 2h, 2w), the part's.
+        target: H^{l-1} x_0, (n, 3, 2h, 2w), of this part.
         labels: (n,) int64.
-        std: of the instance noise; none is drawn where it is 0.
-        part: of the global batch; each position has its own noise, in whichever process it is.
+        std: of the instance noise; 0 draws none.
+        part: of the global batch; noise depends on the position there.
     """
     whole = config.training.batch
     _, channels, height, width = target.shape
@@ -182,7 +181,7 @@ def draw_noise(
 def _dropped_labels(
     config: RunConfig, player: str, iteration: int, part: slice, device: torch.device
 ) -> torch.Tensor | None:
-    """Whose labels are left out: only where the generator trains, so not in the discriminator's step."""
+    """Choose the labels to drop; none in the discriminator's step."""
     probability = config.generator.label_dropout
     if not probability or player != "generator":
         return None
@@ -191,20 +190,20 @@ def _dropped_labels(
 
 
 def drops_out(config: RunConfig, player: str, discriminator: float) -> bool:
-    """Return whether anything is dropped out in a player's step; only its own network is in train mode.
+    """Return True if a player's step uses dropout; only the player's network is in train mode.
 
     Args:
         config: of the run.
         player: "discriminator" or "generator".
-        discriminator: probability in the discriminator, at the step's level.
+        discriminator: dropout of the discriminator at the step's level.
     """
     return bool(config.generator.dropout if player == "generator" else discriminator)
 
 
 def seed_dropout(config: RunConfig, player: str, iteration: int, rank: int, part: int) -> None:
-    """Set torch's global random state, which only dropout draws from; each rank's and part's differ."""
-    place = (rank, part) if rank or part else ()
-    torch.manual_seed(derive_seed(config.seed, "dropout", player, iteration, *place))
+    """Seed torch's global generator, used by dropout alone, differently for every rank and part."""
+    which = (rank, part) if rank or part else ()
+    torch.manual_seed(derive_seed(config.seed, "dropout", player, iteration, *which))
 
 
 def _generator(*parts: int | str) -> torch.Generator:

@@ -1,6 +1,6 @@
-"""Checkpoints: the whole state in one file, and a manifest that is written last and says that the file is whole.
+"""Checkpoints: the training state in one file and a manifest, written last, that proves the file complete.
 
-And the state of a training that went wrong, kept for those who want to know why.
+Also the state of a training that failed, for diagnosis.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ FORMAT = "udpm-checkpoint/2"
 FAILURE_FORMAT = "udpm-failure/1"
 KEPT = 2
 COUNTER = "n_averaged"
-"""Last part of the names of tensors that count, which are integers."""
-
+"""Last part of the names of integer tensors."""
 
 FAILURE_NAMES = {"fake_noise": "on_fake", "real_noise": "on_real", "dropped_labels": "hidden"}
-"""Parts of a batch whose names in a failure's file differ."""
+"""Names in a failure's file that differ from those of a batch's parts."""
 
 
 class Manifest(Record):
@@ -54,15 +53,15 @@ class CheckpointRecord(Record):
 
 
 def save_checkpoint(folder: Path, state: State, description: dict[str, Any]) -> None:
-    """Write the state as ``<iteration>.safetensors``, then its manifest, then remove all older than the one before.
+    """Write the state as ``<iteration>.safetensors``, then its manifest; then remove all but the newest two.
 
     Args:
         folder: of the checkpoints.
-        state: what is saved.
-        description: of the run, for whoever finds the file.
+        state: to save.
+        description: of the run.
 
     Raises:
-        UserError: the disk is full or cannot be written; earlier checkpoints are untouched.
+        UserError: the disk is full or cannot be written; earlier checkpoints are unchanged.
     """
     path = folder / f"{state.iteration:09d}.safetensors"
     write_tensors(path, state.tensors(), {"format": FORMAT, "iteration": state.iteration, **description})
@@ -76,14 +75,14 @@ def save_failure(
 ) -> None:
     """Write ``failures/<iteration>.safetensors``: the state, and the first batch whose loss was not finite.
 
-    Losses are looked at once per interval (training.log_every), so the state is that at the interval's end: metadata
-    holds its `iteration`, and the batch's as `first`, counted from 0.
+    Losses are checked once per interval (training.log_every), so the state is that of the interval's end. Metadata hold
+    its `iteration`, and as `first` the batch's, counted from 0.
 
     Args:
         run: the run's folder.
         state: at the interval's end.
-        problem: which loss of which iteration.
-        batch: of this iteration, of all processes.
+        problem: the loss and its iteration.
+        batch: of this iteration, over all processes.
         description: of the run.
     """
     parts = {f"batch/{FAILURE_NAMES.get(name, name)}": value for name, value in batch.tensors().items()}
@@ -93,37 +92,37 @@ def save_failure(
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, whole or not, oldest first."""
+    """Return the checkpoints in a folder, complete or not, oldest first."""
     return numbered(folder, ".safetensors")
 
 
 def resume(
     folder: Path, state: State, total: int, check: Callable[[Path, dict[str, Any]], None]
 ) -> dict[str, Any] | None:
-    """Load the newest checkpoint that is whole; one that is not is reported and passed over.
+    """Load the newest complete checkpoint; warn about incomplete ones and skip them.
 
     Args:
         folder: of the checkpoints.
-        state: what is loaded into.
+        state: to load into.
         total: iterations of the whole training.
-        check: called with a whole checkpoint and its description before anything is loaded; raises UserError where it
-            belongs to something else.
+        check: called with a complete checkpoint and its description before loading; raises UserError if it is not this
+            run's.
 
     Returns:
-        Its description; None where there is no checkpoint, or where the first one was never finished.
+        Its description; None without a checkpoint, or if writing the first one was interrupted.
 
     Raises:
-        UserError: there are checkpoints, but none is whole, or the newest of those does not belong to this run or is
-            not a state that training reaches.
+        UserError: no checkpoint is complete, or the newest complete one is not this run's or not a state that training
+            reaches.
     """
     found = checkpoints(folder)
     for path in reversed(found):
         try:
             manifest = _read_manifest(path)
         except UserError as error:
-            print(f"warning: passed over: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"warning: skipped: {' '.join(str(error).split())}", file=sys.stderr)
             continue
-        # The file is whole: whatever is wrong with it was not left by a kill, so it is refused, not passed over.
+        # The file is complete: an error in it is not the trace of a kill, so it is refused, not skipped.
         validate(Manifest, manifest, str(_manifest(path)))
         tensors, description = read_tensors(path, FORMAT, integers=(COUNTER,))
         validate(CheckpointRecord, description, str(path))
@@ -132,16 +131,16 @@ def resume(
         _check_state(path, state, tensors, manifest["iteration"])
         state.load(tensors, manifest["iteration"])
         return description
-    # The manifest comes last: a single checkpoint without one is a first save that was interrupted; nothing is lost.
+    # The manifest comes last: a single checkpoint without one is an interrupted first save, and nothing is lost.
     if found and (len(found) > 1 or _manifest(found[0]).exists()):
         raise UserError(f"{folder}: none of its {len(found)} checkpoints can be read; delete the folder to start anew")
     return None
 
 
 def forget_after(folder: Path, iteration: int) -> None:
-    """Remove what was passed over: checkpoints of later iterations, which training comes to again.
+    """Remove skipped checkpoints of later iterations, which training will write again.
 
-    Only for the process that writes, once all processes have resumed.
+    Call on rank 0 alone, once all processes have resumed.
     """
     for path in checkpoints(folder):
         if iteration_of(path) > iteration:
@@ -154,7 +153,7 @@ def _remove(path: Path) -> None:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose bytes are those that were written."""
+    """Read a checkpoint's manifest and check the file's bytes against it."""
     manifest = read_json(_manifest(path), "checkpoint's manifest")
     if manifest.get("sha256") != sha256(path):
         raise UserError(f"{path}: its bytes are not those that were written (SHA-256)")
@@ -166,7 +165,7 @@ def _check_iteration(path: Path, manifest: int, description: int, total: int) ->
     if not iteration_of(path) == manifest == description:
         raise UserError(
             f"{path}: is of iteration {iteration_of(path)} by its name, {manifest} by its manifest and {description} "
-            "by its own description; remove it to continue from the one before"
+            "by its description; remove it to continue from the one before"
         )
     if manifest > total:
         raise UserError(f"{path}: is of iteration {manifest}, but this training ends at {total}; remove it")
@@ -178,7 +177,7 @@ def _check_state(path: Path, state: State, tensors: dict[str, torch.Tensor], ite
     expected = {name: value.shape for name, value in state.tensors().items() if not name.startswith("adam/")}
     for player, network in state.networks.items():
         for name, parameter in network.named_parameters():
-            # Parameters that have no gradient yet have no moments; but none has some of them only.
+            # A parameter without a gradient so far has no moments; one with some of them must have all.
             if moments & {f"adam/{player}/{kind}/{name}" for kind in ("step", "exp_avg", "exp_avg_sq")}:
                 expected[f"adam/{player}/step/{name}"] = torch.Size()
                 expected |= {f"adam/{player}/{kind}/{name}": parameter.shape for kind in ("exp_avg", "exp_avg_sq")}
@@ -188,7 +187,7 @@ def _check_state(path: Path, state: State, tensors: dict[str, torch.Tensor], ite
     for name in moments:
         kind, values = name.split("/")[2], tensors[name]
         if kind == "exp_avg_sq" and (values < 0).any():
-            raise UserError(f"{path}: tensor {name} has values below 0, which means of squares cannot have")
+            raise UserError(f"{path}: tensor {name} has values below 0, impossible for means of squares")
         if kind == "step" and not (1 <= values <= iteration and values == values.round()):
             raise UserError(f"{path}: tensor {name} is {values:g}; expected a whole number in 1..{iteration}")
     for name in (name for name in tensors if name.endswith(f"/{COUNTER}")):

@@ -1,4 +1,4 @@
-"""Resources that a run takes: memory for its state, disk, arithmetic."""
+"""Resources of a run: memory of its state, disk, arithmetic."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from udpm.training.losses import LossWeights, Perceptual, discriminator_losses, 
 
 GB, MB = 1e9, 1e6
 WARN_ABOVE_BYTES = 1e9
-"""Bytes of milestones above which training says beforehand what they will take."""
+"""Bytes of milestones above which training announces them."""
 FLOAT = 4
-"""Bytes of a parameter; all are kept in float32."""
+"""Bytes of a parameter, always float32."""
 GRADIENTS = 3
 """Passes over a player's gradients: written once, read for their norm and by Adam."""
 ADAM = 6
@@ -37,18 +37,18 @@ AVERAGE = 3
 
 @dataclass(frozen=True)
 class ResourceEstimate:
-    """Sizes in bytes of tensors alone; what describes them in a file adds some kilobytes.
+    """Sizes in bytes, of tensors alone: a file's metadata add some kilobytes.
 
     Attributes:
         parameters: number of trainable values, by player.
-        weights: of all networks that are trained.
-        gradients: of these.
-        moments: Adam's.
+        weights: of all trained networks.
+        gradients: of all trained networks.
+        moments: of Adam.
         averages: of the generator.
-        checkpoint: one.
-        milestone: one.
-        milestones: how many there will be.
-        final: the weights at the end.
+        checkpoint: size of one.
+        milestone: size of one.
+        milestones: their number at the end.
+        final: size of the weights at the end.
     """
 
     parameters: dict[str, int]
@@ -63,22 +63,17 @@ class ResourceEstimate:
 
     @property
     def state(self) -> int:
-        """Memory that the state takes on each device."""
+        """Memory of the state on each device."""
         return self.weights + self.gradients + self.moments + self.averages
 
 
 def estimate_resources(config: RunConfig, iterations: int) -> ResourceEstimate:
-    """Return what a run takes.
-
-    Args:
-        config: of the run.
-        iterations: at its end.
-    """
+    """Estimate the resources of a run of `iterations` iterations."""
     networks = _networks(config)
     averages = len(config.training.averages)
-    generator = _bytes(networks["generator"].state_dict().values())
-    weights = sum(_bytes(network.state_dict().values()) for network in networks.values())
-    gradients = sum(_bytes(network.parameters()) for network in networks.values())
+    generator = tensor_bytes(networks["generator"].state_dict().values())
+    weights = sum(tensor_bytes(network.state_dict().values()) for network in networks.values())
+    gradients = sum(tensor_bytes(network.parameters()) for network in networks.values())
     # Adam counts its steps in a float32 for each parameter, an average in an int64.
     counters = 4 * sum(len(list(network.parameters())) for network in networks.values()) + 8 * averages
     every = config.training.keep_every
@@ -96,13 +91,13 @@ def estimate_resources(config: RunConfig, iterations: int) -> ResourceEstimate:
 
 
 def milestone_warning(estimate: ResourceEstimate, done: int, every: int, run: Path) -> str | None:
-    """Return one line on the disk that milestones still to come will take, or None where it is not much.
+    """Return one line on the disk space of the remaining milestones, or None if it is small.
 
     Args:
         estimate: of the run.
-        done: iterations done.
+        done: number of iterations done.
         every: training.keep_every.
-        run: the run's folder, existing.
+        run: the run's folder, which must exist.
     """
     ahead = estimate.milestones - (done // every if every else 0)
     if ahead * estimate.milestone <= WARN_ABOVE_BYTES:
@@ -126,12 +121,12 @@ def format_bytes(size: int) -> str:
 
 @dataclass(frozen=True)
 class IterationCost:
-    """What one iteration takes.
+    """Cost of an iteration.
 
     Attributes:
-        discriminator: multiply-adds of its step; 0 where it takes none.
+        discriminator: multiply-adds of its step; 0 without one.
         generator: multiply-adds of its step.
-        bytes: of parameters, gradients, moments and averages, read and written at the least; no feature maps.
+        bytes: least number read and written, of parameters, gradients, moments and averages; no feature maps.
     """
 
     discriminator: int
@@ -147,19 +142,18 @@ class IterationCost:
 
     @property
     def multiply_adds(self) -> int:
-        """Of both steps."""
+        """Multiply-adds of both steps."""
         return self.discriminator + self.generator
 
 
 def iteration_cost(config: RunConfig, perceptual: Perceptual | None = None) -> IterationCost:
-    """Return the mean cost of an iteration over all processes, over levels as training draws them.
+    """Return the mean cost of an iteration, of all processes together, with levels as training draws them.
 
-    It is the mean of as many iterations as it takes until discriminator steps and R1 repeat, once the adversarial loss
-    has begun.
+    The mean is over one period of discriminator steps and R1, after the start of the adversarial loss.
 
     Args:
         config: of a run that trains.
-        perceptual: LPIPS; without it, its arithmetic is left out.
+        perceptual: LPIPS; None leaves out its arithmetic.
     """
     training, levels = config.training, config.process.levels
     counter = IterationCounter(config, perceptual)
@@ -173,11 +167,11 @@ def iteration_cost(config: RunConfig, perceptual: Perceptual | None = None) -> I
 
 
 class IterationCounter:
-    """Counts iterations of a run; computes nothing.
+    """Count the cost of a run's iterations, on meta tensors.
 
     Args:
         config: of the run.
-        perceptual: LPIPS; without it, its arithmetic is left out.
+        perceptual: LPIPS; None leaves out its arithmetic.
     """
 
     def __init__(self, config: RunConfig, perceptual: Perceptual | None = None) -> None:
@@ -189,12 +183,11 @@ class IterationCounter:
         self._known: dict[tuple, IterationCost] = {}
 
     def count(self, level: int, iteration: int = 0) -> IterationCost:
-        """Return what an iteration, counted from 0, takes at a level l.
+        """Return the cost of an iteration, counted from 0, at level l.
 
-        Counted by the formulas of PyTorch's FLOP counter, halved, over each step's forward and backward passes:
-        convolutions, linear layers, products of attention; of the discriminator twice (generated and real images),
-        where γ > 0 also the gradient with respect to the images and what backward passes through it; of LPIPS both
-        images' features.
+        Halves the FLOPs of PyTorch's formulas, for the forward and backward passes of both steps: convolutions, linear
+        layers, products of attention. The discriminator counts twice (generated and real images), R1 adds the gradient
+        with respect to the images and its backward pass, and LPIPS counts both images' features.
         """
         weights, players = self._weights[level - 1].at(iteration), tuple(players_at(self._config, iteration))
         if self._perceptual is None:
@@ -236,22 +229,22 @@ class IterationCounter:
         return TrainingBatch(level, target, labels, noise, fake_noise=added, real_noise=added)
 
     def _bytes(self, weights: LossWeights, players: tuple[str, ...]) -> int:
-        """Each call reads its network's weights once, and so does each backward pass through it."""
-        own, judge = _size(self._generator), _size(self._discriminator)
-        passes = own * (2 + GRADIENTS + ADAM + AVERAGE * len(self._config.training.averages))
-        passes += judge * (2 if weights.adversarial > 0 else 0)
+        """Return the bytes moved: each call and each backward pass reads its network's weights once."""
+        generator, discriminator = _size(self._generator), _size(self._discriminator)
+        passes = generator * (2 + GRADIENTS + ADAM + AVERAGE * len(self._config.training.averages))
+        passes += discriminator * (2 if weights.adversarial > 0 else 0)
         if "discriminator" in players:
             # Two calls, each with a backward pass; R1's gradient, and the pass through it.
-            passes += own + judge * (4 + GRADIENTS + ADAM + (2 if weights.r1 > 0 else 0))
+            passes += generator + discriminator * (4 + GRADIENTS + ADAM + (2 if weights.r1 > 0 else 0))
         if weights.lpips > 0:
             passes += 3 * _size(self._perceptual)
         return FLOAT * passes
 
 
 class _Flops(TorchDispatchMode):
-    """Adds up the FLOPs of what is called in its context, gradients of gradients included."""
+    """Add up the FLOPs of operations in its context, including gradients of gradients."""
 
-    # PyTorch's FlopCounterMode also follows modules, by hooks that cannot be where a gradient is differentiated.
+    # PyTorch's FlopCounterMode also tracks modules, by hooks that break when a gradient is differentiated.
 
     def __init__(self) -> None:
         super().__init__()
@@ -277,5 +270,6 @@ def _size(network: nn.Module | None) -> int:
     return 0 if network is None else parameters(network)
 
 
-def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Return the bytes of tensors' values."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,4 +1,4 @@
-"""Forward and backward passes recorded as CUDA graphs: launched all at once instead of kernel by kernel."""
+"""Forward and backward passes recorded as CUDA graphs: one launch instead of one per kernel."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from udpm.training.losses import LossWeights
 Outputs = list[torch.Tensor | None]
 Pass = Callable[[str, TrainingBatch, LossWeights], dict[str, torch.Tensor]]
 Record = Callable[[Callable[[], Outputs], Any], tuple[Callable[[], object], Outputs]]
-"""Records a call, with memory that it may share with other recordings; returns what repeats it, and its outputs."""
+"""Function of a call and a memory pool that records the call; returns a function that repeats it, and its outputs."""
 
 
 def recorder_for(config: RunConfig, device: torch.device) -> Record | None:
-    """Return what records the passes of a run; None where they are launched one kernel after the other."""
+    """Return the recorder of a run's passes; None without CUDA graphs."""
     return record_graph if config.training.cuda_graphs and device.type == "cuda" else None
 
 
@@ -29,12 +29,12 @@ class _Recorded:
     """A recorded pass.
 
     Attributes:
-        key: of what it reads and computes; it serves no other.
-        inputs: the batch that it reads; the next one is copied into it.
+        key: of its inputs and weights, to which it is limited.
+        inputs: the batch that it reads; later ones are copied into it.
         replay: repeats the pass.
         names: of the losses.
-        losses: their values, which the next replay overwrites.
-        gradients: of all parameters, None for those that have none; overwritten too.
+        losses: their values, overwritten by the next replay.
+        gradients: of all parameters, None without one; overwritten by the next replay.
     """
 
     key: tuple
@@ -46,19 +46,19 @@ class _Recorded:
 
 
 class RecordedPasses:
-    """Calls the forward and backward pass of a player's step by recordings.
+    """Run the forward and backward pass of a player's step by recordings.
 
-    There is one for each player, level and whether R1 applies; it is made anew when a loss weight changes. Weights are
-    read where they are, so they may change between calls but must stay where they are.
+    There is one recording per player, level and use of R1, renewed when a loss weight changes. It reads weights in
+    place: they may change between calls, but not move.
 
-    Optimizers and averages are not recorded. They are a few kernels each, and the fused Adam of CUDA takes a learning
-    rate on the device as float32 only, which is not the rate that it takes from the host.
+    Optimizers and averages are not recorded: they are a few kernels each, and CUDA's fused Adam rounds a learning rate
+    on the device to float32, which one from the host is not.
 
     Args:
         run_pass: adds the gradients of a batch to the parameters' and returns the losses, detached.
         parameters: of each player's network.
         record: makes a recording.
-        accumulate: whether gradients of several batches are summed.
+        accumulate: sum the gradients of several batches.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class RecordedPasses:
 
     def __call__(self, player: str, batch: TrainingBatch, weights: LossWeights) -> dict[str, torch.Tensor]:
         """Do the same as `run_pass`, by a recording."""
-        # The noise comes with the batch, scaled already; R1 is the discriminator's.
+        # Irrelevant to a recording: the batch's noise is already scaled, and R1 is the discriminator's.
         weights = replace(weights, noise=0.0, r1=weights.r1 if player == "discriminator" else 0.0)
         key = (weights, *((name, value.shape, value.stride()) for name, value in batch.tensors().items()))
         slot = (player, batch.level, weights.r1 > 0)
         if slot not in self._kept or self._kept[slot].key != key:
-            # First the old one's memory is given back.
+            # Free the old recording's memory first.
             self._kept.pop(slot, None)
             self._kept[slot] = self._recorded(key, player, batch, weights)
         kept, parameters = self._kept[slot], self._parameters[player]
@@ -85,9 +85,11 @@ class RecordedPasses:
         earlier = [parameter.grad for parameter in parameters]
         kept.replay()
         for parameter, before, gradient in zip(parameters, earlier, kept.gradients, strict=True):
-            parameter.grad = gradient if before is None else before
-        if self._accumulate:
-            self._add(parameters, earlier, kept.gradients)
+            if before is not None:
+                parameter.grad = before if gradient is None else before.add_(gradient)
+            else:
+                # The next replay overwrites `gradient`.
+                parameter.grad = gradient.clone() if self._accumulate and gradient is not None else gradient
         return dict(zip(kept.names, kept.losses.clone().unbind(), strict=True))
 
     def _recorded(self, key: tuple, player: str, batch: TrainingBatch, weights: LossWeights) -> _Recorded:
@@ -96,7 +98,7 @@ class RecordedPasses:
 
         def call() -> Outputs:
             for parameter in parameters:
-                # The gradients then lie in the recording's own memory.
+                # So that gradients are allocated in the recording's memory.
                 parameter.grad = None
             losses = self._run_pass(player, inputs, weights)
             names[:] = losses
@@ -104,20 +106,10 @@ class RecordedPasses:
 
         earlier = [parameter.grad for parameter in parameters]
         devices = [batch.target.device] if batch.target.is_cuda else []
-        # The calls that precede a recording draw from the random state, too.
+        # Warm-up calls before a recording draw random numbers, too.
         with torch.random.fork_rng(devices):
             replay, (losses, *gradients) = self._record(call, self._pool)
         assert losses is not None
         for parameter, before in zip(parameters, earlier, strict=True):
             parameter.grad = before
         return _Recorded(key, inputs, replay, names, losses, gradients)
-
-    @staticmethod
-    def _add(parameters: list[torch.nn.Parameter], earlier: Outputs, gradients: Outputs) -> None:
-        for parameter, before, gradient in zip(parameters, earlier, gradients, strict=True):
-            if gradient is None:
-                continue
-            if before is None:
-                parameter.grad = gradient.clone()
-            else:
-                before.add_(gradient)

@@ -1,6 +1,6 @@
 """The losses of the discriminator's and the generator's step, each at one level, and LPIPS.
 
-No I/O and no random draws: noise comes in with the batch.
+The losses draw no random numbers: noise is part of the batch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from udpm.training.batch import TrainingBatch
 class Perceptual(nn.Module):
     """LPIPS with a free exponent: Σ over layers of the mean over positions of w·|φ(a) - φ(b)|^p.
 
-    φ are unit-normalised features, w ≥ 0 the package's learned weights; p = 2 is LPIPS (Zhang et al. 2018).
+    φ are unit-normalized features, w ≥ 0 the package's learned weights; p = 2 is LPIPS (Zhang et al. 2018).
 
     Args:
         lpips: the package's frozen model.
@@ -42,15 +42,15 @@ class Perceptual(nn.Module):
         self.exponent = exponent
 
     def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Two (B, 3, h, w) images in [-1, 1] to (B,) float32 distances; gradients flow to `output` alone.
+        """Map two (B, 3, h, w) images in [-1, 1] to (B,) float32 distances; gradients flow to `output` alone.
 
-        Always in float32: of two images that differ little, bfloat16 sees mostly its own rounding.
+        Always in float32: in bfloat16, rounding would exceed the difference of two similar images.
         """
         output, target = output.float(), target.float()
         with without_autocast(output.device):
             with torch.no_grad():
-                wanted = self._features(target)
-            layers = zip(self._features(output), wanted, self.lpips.lins, strict=True)
+                expected = self._features(target)
+            layers = zip(self._features(output), expected, self.lpips.lins, strict=True)
             distances = [weigh((a - b).abs() ** self.exponent).mean(dim=(1, 2, 3)) for a, b, weigh in layers]
             return torch.stack(distances).sum(dim=0)
 
@@ -61,15 +61,15 @@ class Perceptual(nn.Module):
 
 
 def load_lpips(network: str, exponent: float, device: torch.device) -> Perceptual:
-    """LPIPS over VGG-16, frozen, in eval mode.
+    """Load LPIPS over VGG-16, frozen, in eval mode.
 
     Args:
-        network: "vgg" (ImageNet weights, which torchvision keeps under TORCH_HOME) or "vgg-random" (untrained).
-        exponent: on the feature differences.
-        device: where it runs.
+        network: "vgg" (ImageNet weights, kept by torchvision under TORCH_HOME) or "vgg-random" (untrained).
+        exponent: of the feature differences.
+        device: of the network.
 
     Raises:
-        UserError: the lpips extra is not installed, or the weights can neither be found nor downloaded.
+        UserError: the lpips extra is not installed, or the weights are missing and cannot be downloaded.
     """
     patch_torchvision()
     try:
@@ -77,7 +77,7 @@ def load_lpips(network: str, exponent: float, device: torch.device) -> Perceptua
     except ImportError:
         raise UserError("losses.lpips_weight: above 0 needs the lpips extra: pip install 'udpm[lpips]'") from None
     try:
-        # A download shows its progress to whoever looks at it; in a log it would be lines and lines.
+        # Progress of the download only on a terminal: in a log it would be many lines.
         shown = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
         with warnings.catch_warnings(), shown:
             warnings.simplefilter("ignore", UserWarning)
@@ -99,19 +99,19 @@ class LossWeights:
 
     Attributes:
         reconstruction: λ1.
-        lpips: λp; LPIPS is not called where it is 0.
+        lpips: λp; 0 leaves LPIPS out.
         adversarial: λa.
         r1: γ.
-        noise: standard deviation of the instance noise, which is added to what the discriminator sees.
-        scale: factor on an image before that noise is added.
-        dropout: the discriminator's.
-        divisor: what output and target are divided by before every loss (s^{l-1}, or 1).
+        noise: standard deviation of the instance noise, added to the discriminator's input.
+        scale: factor of an image before noise is added.
+        dropout: of the discriminator.
+        divisor: of output and target before every loss (s^{l-1}, or 1).
         squared: squared error instead of absolute.
-        discriminator_size: side to which the discriminator's input is enlarged; 0 leaves it as it is.
-        noise_decay: factor on `noise` every 1000 iterations.
-        r1_decay: factor on `r1` every 1000 iterations.
-        adversarial_start: iteration before which λa counts as 0.
-        r1_every: R1 applies in one of this many discriminator steps, with this many times γ.
+        discriminator_size: side to which the discriminator's input is enlarged; 0 keeps its side.
+        noise_decay: factor of `noise` every 1000 iterations.
+        r1_decay: factor of `r1` every 1000 iterations.
+        adversarial_start: first iteration with λa; 0 before.
+        r1_every: apply R1 in every n-th discriminator step, with n·γ.
         discriminator_every: iterations from one discriminator step to the next.
     """
 
@@ -209,8 +209,8 @@ def discriminator_losses(
     The generator must be in eval mode, the discriminator in train mode.
 
     Returns:
-        Scalars: "total" to minimise; for the record "loss" (without R1), "r1" (unweighted, where γ > 0), and "real" and
-        "fake", D's mean outputs on either.
+        Scalars: "total" to minimize; for the record "loss" (without R1), "r1" (unweighted, if γ > 0), and D's mean
+        outputs "real" and "fake".
     """
     state = batch.state(schedule)
     with torch.no_grad():
@@ -228,7 +228,7 @@ def discriminator_losses(
     stats = {"loss": loss.detach(), "real": on_real.detach().mean(), "fake": on_fake.detach().mean()}
     if weights.r1 == 0:
         return {"total": loss, **stats}
-    # Each operation's gradient in the type that the operation had; autocast would choose another for some of them.
+    # Autocast would choose other types for some gradients than their operations had.
     with without_autocast(real.device):
         (gradient,) = torch.autograd.grad(on_real.sum(), real, create_graph=True)
     r1 = gradient.float().square().sum(dim=(1, 2, 3)).mean()
@@ -248,8 +248,8 @@ def generator_losses(
     The generator must be in train mode; the discriminator in eval mode, its weights not requiring gradients.
 
     Returns:
-        Scalars: "total" to minimise; "reconstruction", "lpips", "adversarial" (unweighted, where their weight is
-        above 0; "reconstruction" always), for the record.
+        Scalars: "total" to minimize; for the record, unweighted, "reconstruction" and, with weights above 0, "lpips"
+        and "adversarial".
     """
     state = batch.state(schedule)
     output = predict(generator, schedule, batch, state).float() / weights.divisor
@@ -273,14 +273,14 @@ def generator_losses(
 
 
 def add_instance_noise(image: torch.Tensor, weights: LossWeights, noise: torch.Tensor | None) -> torch.Tensor:
-    """Return scale·image + noise; the noise has its standard deviation already."""
+    """Return scale·image + noise; the noise is already scaled."""
     if weights.scale != 1:
         image = weights.scale * image
     return image if noise is None else image + noise
 
 
 def upsample_for_discriminator(image: torch.Tensor, weights: LossWeights) -> torch.Tensor:
-    """Enlarge an image bilinearly where the discriminator sees all levels at the full side."""
+    """Enlarge an image bilinearly if the discriminator takes all levels at full side."""
     size = weights.discriminator_size
     if not size or image.shape[-1] == size:
         return image

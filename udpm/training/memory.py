@@ -1,13 +1,13 @@
-"""Memory that a training takes on a GPU, counted on tensors without values.
+"""Memory of a training on a GPU, counted without a GPU.
 
-Each step runs on the meta device, whose tensors have shapes, types and storages but no contents. Storages are followed
-from the operation that makes them until nothing refers to them any more, as PyTorch's allocator does.
+Each step runs on the meta device, whose tensors have shapes, types and storages but no contents. A storage counts from
+the operation that creates it until its last reference goes, as in PyTorch's allocator.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,13 +18,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from udpm.config.experiment import RunConfig
 from udpm.training.batch import players_at
-from udpm.training.estimate import IterationCounter, estimate_resources
+from udpm.training.estimate import IterationCounter, estimate_resources, tensor_bytes
 from udpm.training.losses import LossWeights, Perceptual, loss_weights
 
 CARDS = (24, 40, 80)
 """Memory of common GPUs in GB."""
 USABLE = 0.9
-"""Share of a GPU's memory that an estimate may fill; the rest is for fragments, workspaces of libraries, and errors."""
+"""Usable share of a GPU's memory; the rest is for fragmentation, workspaces of libraries, and errors."""
 CONTEXT = 1e9
 """Bytes of a CUDA context and its libraries, which PyTorch's own count leaves out."""
 BLOCK = 512
@@ -42,11 +42,11 @@ class BatchMemory:
     Attributes:
         state: weights, gradients, moments and averages; with recorded passes, their gradients.
         perceptual: weights of LPIPS.
-        batch: images that a device works on at once: its share of the batch, or a part of it where it accumulates.
-        kept: the most that the networks keep of these images at any time.
-        level: of the step in which they do.
-        player: who takes that step.
-        per_image: what each further image adds.
+        batch: images at once on a device: its share of the batch, or a part of it with `training.accumulate`.
+        kept: peak of what the networks keep of these images.
+        level: of the step with the peak.
+        player: of the step with the peak.
+        per_image: growth of the peak per further image.
     """
 
     state: int
@@ -59,36 +59,36 @@ class BatchMemory:
 
     @property
     def total(self) -> int:
-        """Peak of all together."""
+        """Peak of the sum."""
         return self.state + self.perceptual + self.kept
 
     def largest_batch(self, gigabytes: float) -> int:
-        """Return how many images at once fit into a GPU of this size; 0 if the state alone does not."""
-        room = USABLE * gigabytes * 1e9 - CONTEXT - self.total
-        batch = int(self.batch + room / self.per_image)
+        """Return the number of images at once that fit into a GPU of this size; 0 if the state alone does not."""
+        free = USABLE * gigabytes * 1e9 - CONTEXT - self.total
+        batch = int(self.batch + free / self.per_image)
         return max(0, batch // GROUP * GROUP if batch >= GROUP else batch)
 
 
 def estimate_memory(config: RunConfig, perceptual: Perceptual | None = None, batch: int | None = None) -> BatchMemory:
-    """Return what a training takes on each device.
+    """Estimate the memory of a training on each device.
 
-    Images that are kept on the device (`training.data`) are not included, and neither is what torch.compile saves.
+    Does not count images kept on the device (`training.data`) or savings by torch.compile.
 
     Args:
         config: of a run that trains.
-        perceptual: LPIPS; without it, its features are left out.
-        batch: images at once; default: as configured.
+        perceptual: LPIPS; None leaves out its features.
+        batch: images at once; by default as configured.
     """
     training = config.training
     batch = batch or training.batch // training.processes // training.accumulate
     steps = _Steps(config, perceptual)
     kept, level, player = max((steps.peak(player, level, batch), level, player) for player, level in steps.largest())
     needs = estimate_resources(config, training.iterations)
-    # Each recording has gradients of its own.
+    # Every recording has separate gradients.
     recorded = (config.process.levels - 1) * needs.gradients if training.cuda_graphs else 0
     return BatchMemory(
         state=needs.state + recorded,
-        perceptual=_bytes(perceptual.parameters()) if perceptual is not None else 0,
+        perceptual=tensor_bytes(perceptual.parameters()) if perceptual is not None else 0,
         batch=batch,
         kept=kept,
         level=level,
@@ -98,7 +98,7 @@ def estimate_memory(config: RunConfig, perceptual: Perceptual | None = None, bat
 
 
 class _Steps:
-    """Steps of a run's players, in an iteration in which everything applies."""
+    """Steps of a run's players in an iteration with all losses."""
 
     def __init__(self, config: RunConfig, perceptual: Perceptual | None) -> None:
         self._config, self._counter = config, IterationCounter(config, perceptual)
@@ -110,7 +110,7 @@ class _Steps:
             self._weights = [replace(weights, lpips=0.0) for weights in self._weights]
 
     def largest(self) -> list[tuple[str, int]]:
-        """Return players and levels, without levels that do no more than a finer one."""
+        """Return players and levels, without levels whose terms a finer one has, too."""
         found: list[tuple[str, int]] = []
         for player in self.players:
             finer: list[set[str]] = []
@@ -122,19 +122,19 @@ class _Steps:
         return found
 
     def peak(self, player: str, level: int, batch: int) -> int:
-        """Return the bytes that a step adds to the state at most; gradients count as part of the state."""
+        """Return the peak of the bytes that a step adds to the state, which includes gradients."""
         weights = self._weights[level - 1]
         parameters = self._counter.parameters(player)
         for parameter in parameters:
             parameter.grad = None
         peak = 0
-        # Parts after the first one find gradients to add to.
+        # Later parts add to existing gradients.
         for _ in range(min(self._config.training.accumulate, 2)):
-            before = _bytes(parameter.grad for parameter in parameters if parameter.grad is not None)
+            before = tensor_bytes(parameter.grad for parameter in parameters if parameter.grad is not None)
             with LiveBytes() as counted:
                 self._forward(player, level, weights, batch).backward()
             peak = max(peak, before + counted.peak)
-        own = _bytes(parameter.grad for parameter in parameters if parameter.grad is not None)
+        own = tensor_bytes(parameter.grad for parameter in parameters if parameter.grad is not None)
         for parameter in parameters:
             parameter.grad = None
         return max(0, peak - own)
@@ -146,11 +146,11 @@ class _Steps:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follows the storages of the tensors that operations make in its context.
+    """Track the storages of tensors that operations create in its context.
 
     Attributes:
-        live: bytes of those that still exist.
-        peak: the most at any time.
+        live: bytes of existing ones.
+        peak: maximum of `live`.
     """
 
     def __init__(self) -> None:
@@ -179,14 +179,14 @@ class LiveBytes(TorchDispatchMode):
 LOWER = {"conv2d", "conv_transpose2d", "linear", "matmul", "bmm"}
 """Functions whose inputs CUDA's autocast converts to bfloat16."""
 FULL = {"group_norm", "softplus", "l1_loss", "mse_loss", "pow", "__pow__", "interpolate"}
-"""Functions whose inputs it converts to float32."""
+"""Functions whose inputs CUDA's autocast converts to float32."""
 
 
 class AsOnGPU(TorchFunctionMode):
-    """Lets tensors on the meta device keep what they would keep on a GPU.
+    """Make operations on the meta device keep the tensors that they keep on a GPU.
 
-    Applies autocast's rules for CUDA, for the functions that networks and losses call, while autocast is enabled for
-    the CPU (the meta device has none); takes the fused attention and dropout.
+    Applies CUDA's autocast rules to the functions that networks and losses call, while autocast is enabled for the CPU
+    (the meta device has none), and replaces attention and dropout by their fused versions.
     """
 
     def __init__(self) -> None:
@@ -212,7 +212,7 @@ class AsOnGPU(TorchFunctionMode):
             return value
         if not (value.is_leaf and value.requires_grad and kind == torch.bfloat16):
             return value.to(kind)
-        # A weight is converted once in each pass, and kept until its end.
+        # A weight is converted once per pass and kept until its end.
         if id(value) not in self._cast:
             self._cast[id(value)] = value.to(kind)
         return self._cast[id(value)]
@@ -220,7 +220,3 @@ class AsOnGPU(TorchFunctionMode):
 
 def _tensors(values: Any) -> list[torch.Tensor]:
     return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
-
-
-def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,4 +1,4 @@
-"""Metrics of training: ``metrics.jsonl``, the same in a few words for logs, and TensorBoard's event files."""
+"""Metrics of training: ``metrics.jsonl``, log lines, and TensorBoard's event files."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ SHOWN = {
     "discriminator/fake": "fake",
     "discriminator/r1": "R1",
 }
-"""What is told of each level, in this order."""
+"""Metrics in log lines, in this order, and their short names."""
 
 
 class NotFinite(Exception):
     """A loss or a gradient is NaN or infinite.
 
     Attributes:
-        player: whose step it was.
-        term: which one, "adversarial" for example.
+        player: of the step.
+        term: of the loss, such as "adversarial".
         level: l.
-        iteration: the first such one, counted from 0.
+        iteration: the first one, counted from 0.
     """
 
     def __init__(self, player: str, term: str, level: int, iteration: int) -> None:
@@ -54,27 +54,30 @@ class NotFinite(Exception):
 
 
 class Metrics:
-    """Collects losses on the device and gives out their means; only that waits for the device.
+    """Collect losses on the device; only taking their means synchronizes it.
 
     Args:
         path: of ``metrics.jsonl``.
-        start: iteration that training starts from; later lines, of work that is about to be repeated, are removed.
-        place: this process among those that train together; rank 0 writes.
+        start: first iteration of the training; later lines, whose work will be repeated, are removed.
+        ranks: this process's rank and the number of processes; rank 0 writes.
+
+    Attributes:
+        seconds: training time up to the last line, over all attempts.
     """
 
-    def __init__(self, path: Path, start: int, place: RankInfo | None = None) -> None:
-        self._path, self._place = path, place or RankInfo()
+    def __init__(self, path: Path, start: int, ranks: RankInfo | None = None) -> None:
+        self._path, self._ranks = path, ranks or RankInfo()
         self._iteration = start
         self._kept: dict[str, list[tuple[int, torch.Tensor]]] = {}
         lines = _lines_up_to(path, start)
-        self._seconds = lines[-1].get("seconds", 0.0) if lines else 0.0
-        if self._place.rank == 0:
+        self.seconds = lines[-1].get("seconds", 0.0) if lines else 0.0
+        if self._ranks.rank == 0:
             write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._since = time.monotonic()
         self._count = 0
 
     def add(self, player: str, level: int, losses: dict[str, torch.Tensor]) -> None:
-        """Remember one step's losses."""
+        """Add one step's losses."""
         for name, value in losses.items():
             if name != "total":
                 self._kept.setdefault(f"{player}/{name}/l{level}", []).append((self._iteration, value))
@@ -84,35 +87,30 @@ class Metrics:
         self._count += 1
         self._iteration += 1
 
-    @property
-    def seconds(self) -> float:
-        """Training time in seconds up to the last line, over all attempts."""
-        return self._seconds
-
     def take(self, iteration: int, learning_rate: float, batch: int) -> dict[str, Any]:
-        """The line of the interval since the last one: means over iterations and processes. All must ask together.
+        """Return the line of the interval since the last one: means over iterations and processes. A collective call.
 
         Args:
             iteration: number of iterations done.
-            learning_rate: of the last one.
+            learning_rate: of the last iteration.
             batch: images per iteration.
 
         Raises:
-            NotFinite: a loss or a gradient is not.
+            NotFinite: a loss or a gradient is not finite.
         """
         keys = sorted(self._kept)
         means = [torch.stack([value for _, value in self._kept[key]]).mean() for key in keys]
-        all_reduce_mean(means, self._place)
+        all_reduce_mean(means, self._ranks)
         values = torch.stack(means).tolist() if means else []
         broken = [key for key, value in zip(keys, values, strict=True) if not math.isfinite(value)]
         if broken:
             raise self._first_of(broken)
         now = time.monotonic()
         elapsed, self._since = now - self._since, now
-        self._seconds += elapsed
+        self.seconds += elapsed
         line = {
             "iteration": iteration,
-            "seconds": round(self._seconds, 3),
+            "seconds": round(self.seconds, 3),
             "images_per_second": round(self._count * batch / elapsed, 2),
             "learning_rate": learning_rate,
             **_memory(),
@@ -134,24 +132,24 @@ class Metrics:
             raise UserError(f"{self._path}: cannot be written: {error.strerror or error}") from None
 
     def _first_of(self, keys: list[str]) -> NotFinite:
-        """The first value of these that is not finite, over all processes.
+        """Return the first non-finite value among these, over all processes.
 
-        An iteration begins with the discriminator's step, and a step ends with its gradient.
+        An iteration starts with the discriminator's step, and a step ends with its gradient.
         """
         order = sorted(keys, key=lambda key: (key.startswith("generator/"), "/gradient/" in key, key))
         steps = [(index, iteration, value) for index, key in enumerate(order) for iteration, value in self._kept[key]]
         places = [iteration * len(order) + index for index, iteration, value in steps if not torch.isfinite(value)]
-        # None is found where only the mean overflows, and where it is another process's.
+        # There is none here if only the mean overflows, or if the value is another process's.
         first = min(places, default=self._iteration * len(order) - 1)
         iteration, index = divmod(
-            all_reduce_min(torch.tensor(first, device=steps[0][2].device), self._place), len(order)
+            all_reduce_min(torch.tensor(first, device=steps[0][2].device), self._ranks), len(order)
         )
         player, term, level = order[index].split("/")
         return NotFinite(player, term, int(level.removeprefix("l")), iteration)
 
 
 def _memory() -> dict[str, float]:
-    """Memory in GiB: of this process in RAM now, and the most its tensors took on the GPU."""
+    """Return memory in GiB: this process's in RAM now, and the peak of its tensors on the GPU."""
     found = {"memory_gib": round(devices.resident_bytes() / 2**30, 3)}
     if torch.cuda.is_initialized():
         found["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
@@ -161,12 +159,12 @@ def _memory() -> dict[str, float]:
 def _lines_up_to(path: Path, iteration: int) -> list[dict]:
     if not path.exists():
         return []
-    # A killed process can leave its last line torn; the work it describes is repeated.
+    # A killed process can leave a torn last line; the work that it describes is repeated.
     return [line for line in read_metrics_lines(path) if line is not None and line["iteration"] <= iteration]
 
 
 def progress_line(line: dict[str, Any], total: int, batch: int) -> str:
-    """Everything of note: "iteration 40 of 3200, 812 img/s, 2.1 min left, rate 0.0008 | l=1 rec 0.2 … | 0.60 GiB".
+    """Return a log line: "iteration 40 of 3200, 812 img/s, 2.1 min left, rate 0.0008 | l=1 rec 0.2 … | 0.60 GiB".
 
     Args:
         line: of ``metrics.jsonl``.
@@ -183,19 +181,19 @@ def progress_line(line: dict[str, Any], total: int, batch: int) -> str:
 
 
 def progress_text(line: dict[str, Any]) -> str:
-    """What stands behind a progress bar: images/s, and the reconstruction loss of each level."""
+    """Return the text after a progress bar: images/s, and the reconstruction loss of each level."""
     losses = [(level, line.get(f"generator/reconstruction/l{level}")) for level in levels_in(line)]
-    told = ", ".join(f"l={level} {value:.3g}" for level, value in losses if value is not None)
-    return f"{line['images_per_second']:.4g} img/s; rec {told}"
+    losses_text = ", ".join(f"l={level} {value:.3g}" for level, value in losses if value is not None)
+    return f"{line['images_per_second']:.4g} img/s; rec {losses_text}"
 
 
 def seconds_left(line: dict[str, Any], total: int, batch: int) -> float:
-    """Seconds to the end at the speed of a line of ``metrics.jsonl``."""
+    """Return the seconds to the end at the speed of a line of ``metrics.jsonl``."""
     return (total - line["iteration"]) * batch / max(line["images_per_second"], 1e-9)
 
 
 def levels_in(line: dict[str, Any]) -> list[int]:
-    """The levels that a line says something about, l = 1 first."""
+    """Return the levels in a line, l = 1 first."""
     return sorted({int(key.rpartition("/l")[2]) for key in line if "/l" in key and key.rpartition("/l")[2].isdigit()})
 
 
@@ -205,11 +203,11 @@ def _losses(line: dict[str, Any], level: int) -> str:
 
 
 FLUSH_SECONDS = 10**9
-"""The writer's own thread writes nothing of its own accord: only whoever owns the folder may write."""
+"""Keeps the writer's thread from flushing: only the folder's holder may write."""
 
 
 def writer_class() -> type[SummaryWriter]:
-    """TensorBoard's writer.
+    """Import TensorBoard's writer.
 
     Raises:
         UserError: the package is missing.
@@ -222,13 +220,13 @@ def writer_class() -> type[SummaryWriter]:
 
 
 class Events:
-    """Event files in a run's folder, one for each attempt; nothing is written before the first value comes.
+    """Event files in a run's folder, one for each attempt, created with the first value.
 
-    Every call ends with all of it on its way to the disk, so that nothing is left to be written later.
+    Every call flushes, so that nothing is left to be written later.
 
     Args:
         folder: of the event files.
-        start: iteration that training starts from; readers drop what earlier attempts told of later ones.
+        start: first iteration of the attempt; readers drop later values of earlier attempts.
     """
 
     def __init__(self, folder: Path, start: int) -> None:
@@ -236,7 +234,7 @@ class Events:
         self._writer: SummaryWriter | None = None
 
     def add_line(self, line: dict[str, Any]) -> None:
-        """A line of ``metrics.jsonl``.
+        """Add a line of ``metrics.jsonl``.
 
         Raises:
             UserError: it cannot be written.
@@ -250,7 +248,7 @@ class Events:
         self._add(add)
 
     def add_image(self, image: np.ndarray, iteration: int) -> None:
-        """A preview, (height, width, 3) uint8.
+        """Add a preview, (height, width, 3) uint8.
 
         Raises:
             UserError: it cannot be written.
@@ -258,7 +256,7 @@ class Events:
         self._add(lambda writer: writer.add_image("preview", image, iteration, dataformats="HWC"))
 
     def close(self) -> None:
-        """Let go of the file; all that belongs in it is there already."""
+        """Close the file; all values are already flushed."""
         if self._writer is not None:
             with suppress(OSError):
                 self._writer.close()

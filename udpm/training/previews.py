@@ -1,4 +1,4 @@
-"""Previews: images of the same noise, drawn again and again while training goes on."""
+"""Previews: images of the same noise, drawn at intervals during training."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ SHOWN_SIDE = 64
 
 
 def preview_path(run: Path, iteration: int) -> Path:
-    """Where the preview of an iteration lies in a run's folder."""
+    """Return the path of an iteration's preview in a run's folder."""
     return run / "previews" / f"{iteration:09d}.png"
 
 
 def preview_labels(classes: int) -> list[int]:
-    """The class of each preview, row after row: the first eight classes, each in as many rows as there is room for.
+    """Return the class of each preview, row by row: the first eight classes in equal numbers of rows.
 
     Args:
-        classes: number of classes; 0 if unconditional, and all are 0 then.
+        classes: number of classes; 0 if unconditional, and all labels are 0.
     """
     shown = min(max(classes, 1), ROWS)
     rows = [row // (ROWS // shown) for row in range(shown * (ROWS // shown))]
@@ -39,7 +39,7 @@ def preview_labels(classes: int) -> list[int]:
 
 
 def draw_preview(network: nn.Module, config: ModelConfig) -> np.ndarray:
-    """A grid of images 0, 1, … of seed 0, scalar posterior; needs no random state and leaves the network as it was.
+    """Draw a grid of images 0, 1, … of seed 0, scalar posterior, without changing random state or network.
 
     Args:
         network: a generator, in any mode.
@@ -52,7 +52,7 @@ def draw_preview(network: nn.Module, config: ModelConfig) -> np.ndarray:
     device, training = next(network.parameters()).device, network.training
     images = []
     network.eval()
-    # Not inference_mode: what a network might keep of such a call could not take part in training afterwards.
+    # Not inference_mode: training could not use tensors that a network caches in it.
     with torch.no_grad():
         for start in range(0, len(labels), COLUMNS):
             latent = seeded(schedule, config.side, SEED, range(start, start + COLUMNS))

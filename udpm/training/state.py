@@ -1,4 +1,4 @@
-"""All that changes during training."""
+"""The training state: networks, averages, optimizers and the iteration."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from udpm.networks.weights import tensors_under
 
 @dataclass
 class State:
-    """Networks, averages and optimisers after `iteration` iterations.
+    """Networks, averages and optimizers after `iteration` iterations.
 
-    There is no random state: every draw is a function of the seed and the iteration.
+    It has no random state: every draw is a function of seed and iteration.
     """
 
     generator: UNet
@@ -36,16 +36,16 @@ class State:
 
     @classmethod
     def fresh(cls, config: RunConfig, device: torch.device) -> State:
-        """The state before the first iteration, a function of the configuration alone."""
-        # Before averages and moments are made of the weights, which take over their layout.
+        """Return the state before the first iteration, a function of the configuration alone."""
+        # Set before averages and moments are created, which inherit the weights' layout.
         layout = torch.channels_last if config.training.channels_last else torch.preserve_format
         torch.manual_seed(derive_seed(config.seed, "weights", "generator"))
-        place: dict[str, Any] = {"device": device, "memory_format": layout}
-        generator = build_generator(config.model).to(**place)
+        options: dict[str, Any] = {"device": device, "memory_format": layout}
+        generator = build_generator(config.model).to(**options)
         discriminator = None
         if config.adversarial:
             torch.manual_seed(derive_seed(config.seed, "weights", "discriminator"))
-            discriminator = build_discriminator(config).to(**place)
+            discriminator = build_discriminator(config).to(**options)
         decays = config.training.averages
         ema_models = {name: make_ema(generator) for name in decays}
         betas = tuple(config.training.betas)
@@ -62,12 +62,12 @@ class State:
         begun = (1 + self.iteration) / (10 + self.iteration)
         for name, ema in self.ema_models.items():
             decay = min(self.decays[name], begun) if self.ema_warmup else self.decays[name]
-            # The average's own method would read its counter on the device, and so wait for it.
+            # AveragedModel.update_parameters would read its counter, which synchronizes the device.
             get_ema_multi_avg_fn(decay)(_values(ema.module), _values(self.generator), None)
             ema.n_averaged += 1
 
     def fingerprint(self) -> int:
-        """A number that differs where a bit of the networks or averages does, but for rare accidents."""
+        """Return a checksum of the bits of networks and averages."""
         networks = [*self.networks.values(), *(ema.module for ema in self.ema_models.values())]
         bits = [
             value.contiguous().view(torch.int32).sum(dtype=torch.int64)
@@ -77,10 +77,7 @@ class State:
         return int(torch.stack(bits).sum())
 
     def start_from(self, config: RunConfig) -> dict[str, Any]:
-        """Take over the weights that the run's configuration names, before the first iteration.
-
-        Returns:
-            Where they come from, for the record.
+        """Load the configured initial weights and return their origin, for the record.
 
         Raises:
             UserError: they are missing, damaged or of another network.
@@ -101,11 +98,11 @@ class State:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """The networks that are trained, by name."""
+        """The trained networks, by player."""
         return {name: getattr(self, name) for name in self.optimizers}
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything as named tensors."""
+        """Return the whole state as named tensors."""
         found: dict[str, torch.Tensor] = {}
         for kind, ema in self.ema_models.items():
             found |= {f"{kind}/{name}": value for name, value in ema.state_dict().items()}
@@ -117,7 +114,7 @@ class State:
         return found
 
     def load(self, tensors: dict[str, torch.Tensor], iteration: int) -> None:
-        """Take over what `tensors` gave.
+        """Load what `tensors` returned.
 
         Raises:
             RuntimeError: names or shapes do not fit.
@@ -130,7 +127,7 @@ class State:
             for name, parameter in network.named_parameters():
                 keys = {kind: f"adam/{player}/{kind}/{name}" for kind in ("step", "exp_avg", "exp_avg_sq")}
                 if keys["step"] in tensors:
-                    # The step, too: a fused Adam counts it where the weights are.
+                    # A fused Adam keeps the step on the weights' device, too.
                     step = tensors[keys["step"]].clone().to(parameter.device)
                     moments = {kind: _like(parameter, tensors[keys[kind]]) for kind in ("exp_avg", "exp_avg_sq")}
                     optimizer.state[parameter] = {"step": step, **moments}
@@ -138,10 +135,10 @@ class State:
 
 
 def _like(parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
-    """A value in its parameter's layout: a fused Adam goes through the memory of both side by side.
+    """Return a value in its parameter's memory layout, as a fused Adam requires.
 
     Raises:
-        RuntimeError: it has another shape.
+        RuntimeError: the value has another shape.
     """
     if value.shape != parameter.shape:
         raise RuntimeError(f"a moment is {tuple(value.shape)}, its weight {tuple(parameter.shape)}")
@@ -149,13 +146,13 @@ def _like(parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
 
 
 def _values(network: nn.Module) -> list[torch.Tensor]:
-    """Parameters and buffers, without gradients' history."""
+    """Return parameters and buffers, detached."""
     return [value.detach() for value in (*network.parameters(), *network.buffers())]
 
 
 def make_ema(generator: UNet) -> AveragedModel:
-    """Return an average of the generator's weights and buffers that starts from what they are."""
+    """Return an average of the generator's weights and buffers, initialized with their values."""
     averaged = AveragedModel(generator, use_buffers=True)
-    # Count the starting point as averaged: the first update then averages instead of copying.
+    # The initial values count as averaged: the first update then averages instead of copying.
     averaged.n_averaged.fill_(1)
     return averaged.requires_grad_(False).eval()

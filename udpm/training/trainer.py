@@ -23,14 +23,7 @@ from udpm.networks.inference import compile_network
 from udpm.runs.attempts import Attempt, attempted, make_folder
 from udpm.runs.config_guard import preparation_changes
 from udpm.runs.lock import STALE_SECONDS, RunLock
-from udpm.training.batch import (
-    BatchSource,
-    Prefetcher,
-    TrainingBatch,
-    drops_out,
-    players_at,
-    seed_dropout,
-)
+from udpm.training.batch import BatchSource, Prefetcher, TrainingBatch, drops_out, players_at, seed_dropout
 from udpm.training.graphs import RecordedPasses, recorder_for
 from udpm.training.losses import (
     LossWeights,
@@ -60,31 +53,31 @@ def train(
 ) -> None:
     """Train until `training.iterations`, from the newest checkpoint in the run's folder if there is one.
 
-    Writes ``attempts.jsonl``, ``config.json``, ``checkpoints/``, ``metrics.jsonl``, milestones, where they are asked
-    for ``previews/`` and ``tensorboard/``, and, at the end, ``weights.safetensors`` and ``complete.json``. While
-    another trainer is at work in the folder, waits for it.
+    Writes ``attempts.jsonl``, ``config.json``, ``checkpoints/``, ``metrics.jsonl`` and milestones, if configured
+    ``previews/`` and ``tensorboard/``, and at the end ``weights.safetensors`` and ``complete.json``. Waits while
+    another trainer holds the folder.
 
     Args:
         config: of the run.
         levels: the data set and its caches.
         run: the run's folder.
-        stop: asked after every iteration.
+        stop: true once training is to stop; read after every iteration.
         max_minutes: stop after this time, with the state saved.
-        allow_world_size_change: continue a run of another number of processes, and note it.
-        stale: seconds after which another trainer that shows no sign of life is taken for dead.
-        attempt: this attempt, if it has begun already (`udpm.runs.attempts`).
+        allow_world_size_change: continue a run of another number of processes, and record it.
+        stale: seconds without a sign of life after which another trainer counts as dead.
+        attempt: this attempt, if already begun (`udpm.runs.attempts`).
 
     Raises:
-        StoppedEarly: a signal or the time asked for it and the state is saved; or another trainer took over.
-        UserError: the folder holds another run, the number of processes is wrong, the data set was prepared otherwise
-            than the configuration says, a loss is not finite, or an extra is not installed.
+        StoppedEarly: stopped by a signal or `max_minutes` with the state saved, or another trainer took over.
+        UserError: the folder holds another run, the number of processes is wrong, the data set was prepared with
+            another configuration, a loss is not finite, or an extra is not installed.
     """
     deadline = time.monotonic() + 60 * max_minutes if max_minutes is not None else float("inf")
     with open_run(config, levels, run, stop, deadline, stale, attempt, allow_world_size_change) as writer:
         if not writer.begin():
             return
         with as_user_errors(_memory_advice(config, writer.device)), closing(writer):
-            trainer = Trainer(config, levels, writer.device, writer.place)
+            trainer = Trainer(config, levels, writer.device, writer.ranks)
             metrics = writer.resume(trainer.state, trainer.iterations)
             try:
                 while (iteration := trainer.state.iteration) < trainer.iterations:
@@ -106,40 +99,32 @@ def open_run(
     attempt: Attempt | None,
     allow_world_size_change: bool,
 ) -> Iterator[RunWriter]:
-    """Connect the processes of a training and take the run's folder, waiting while another trainer has it.
+    """Connect the processes of a training and lock the run's folder, waiting while another trainer holds it.
 
-    Args:
-        config: of the run.
-        levels: the data set and its caches.
-        run: the run's folder.
-        stop: asked while waiting, and after every iteration.
-        deadline: on the monotonic clock, when to stop with the state saved.
-        stale: seconds after which another trainer that shows no sign of life is taken for dead.
-        attempt: this attempt, if it has begun already.
-        allow_world_size_change: continue a run of another number of processes, and note it.
+    The arguments are those of `train`; `deadline` is on the monotonic clock.
 
     Raises:
         StoppedEarly: a signal came while waiting.
-        UserError: the number of processes is wrong, the data set was prepared otherwise than the configuration says,
-            the device or an extra is missing.
+        UserError: the number of processes is wrong, the data set was prepared with another configuration, the device or
+            an extra is missing.
     """
     with nullcontext(attempt) if attempt is not None else attempted(run, config, allow_world_size_change) as attempt:
         _check_prepared(levels, config)
-        training, place = config.training, detect_ranks(config.training.processes)
+        training, ranks = config.training, detect_ranks(config.training.processes)
         if training.tensorboard:
             writer_class()
         device = devices.configure(
-            training.device, training.threads, place.local, tf32=training.tf32, own_gpu=place.by_srun
+            training.device, training.threads, ranks.local, tf32=training.tf32, own_gpu=ranks.by_srun
         )
         make_folder(run)
-        with process_group(place, _backend(config, device), run, stop, device):
-            agreement = Agreement(place)
-            with RunLock(run, stop, stale, attempt.record) if place.rank == 0 else nullcontext() as owner:
+        with process_group(ranks, _backend(config, device), run, stop, device):
+            agreement = Agreement(ranks)
+            with RunLock(run, stop, stale, attempt.record) if ranks.rank == 0 else nullcontext() as owner:
                 attempt.take_over()
-                # Barrier: no rank reads the folder before it is this run's.
+                # Barrier: no rank reads the folder before rank 0 has locked it.
                 agreement.any_rank(False)
                 yield RunWriter(
-                    config, levels, run, stop, device, place, agreement, owner, attempt, deadline,
+                    config, levels, run, stop, device, ranks, agreement, owner, attempt, deadline,
                     allow_world_size_change,
                 )  # fmt: skip
 
@@ -148,7 +133,7 @@ def _check_prepared(levels: Levels, config: RunConfig) -> None:
     otherwise = preparation_changes(levels.store.record, config.dataset)
     if otherwise:
         raise UserError(
-            f"{levels.store.folder}: was not prepared as the run's configuration says "
+            f"{levels.store.folder}: was prepared with another configuration than the run's "
             f"({'; '.join(otherwise.values())}); resolve the run again, or prepare the data set again"
         )
 
@@ -159,25 +144,27 @@ class Trainer:
     Args:
         config: of the run.
         levels: the data set and its caches.
-        device: where to train.
-        place: this process among those that train together.
+        device: of the training.
+        ranks: this process's rank and the number of processes.
 
     Raises:
-        UserError: LPIPS cannot be loaded, or the epochs are less than one batch.
+        UserError: LPIPS cannot be loaded, or the epochs have less than one batch.
     """
 
-    def __init__(self, config: RunConfig, levels: Levels, device: torch.device, place: RankInfo | None = None) -> None:
-        self.config, self.device, self.place = config, device, place or RankInfo()
+    def __init__(self, config: RunConfig, levels: Levels, device: torch.device, ranks: RankInfo | None = None) -> None:
+        self.config, self.device, self.ranks = config, device, ranks or RankInfo()
         self.schedule = Schedule.from_config(config.process)
         self.loss_weights = loss_weights(config)
         self._levels = levels
-        images = self._images(self.place, config.training.data)
+        images = self._images(self.ranks, config.training.data)
         self.iterations = _iterations(config, images)
         self.batches: Callable[[str, int], TrainingBatch] = self.batch_source(config, images)
         if config.training.workers:
             self.batches = Prefetcher(self.batches, self.players, config.training.workers, self.iterations, device)
         self.state = State.fresh(config, device)
-        self._calls = {name: self._prepared(network) for name, network in self.state.networks.items()}
+        self._calls: dict[str, Callable[..., torch.Tensor]] = {**self.state.networks}
+        if config.training.compile:
+            self._calls = {name: compile_network(network, "training.compile") for name, network in self._calls.items()}
         self.perceptual: Perceptual | None = None
         if any(weights.lpips for weights in self.loss_weights):
             losses = config.losses
@@ -191,7 +178,7 @@ class Trainer:
             self.graphs = RecordedPasses(self._run_pass, parameters, record, accumulate=config.training.accumulate > 1)
 
     def iterate(self, metrics: Metrics | None = None) -> None:
-        """Train for one iteration: a discriminator step (where it is due), a generator step, an update of the EMA."""
+        """Train for one iteration: a discriminator step if due, a generator step, an update of the EMA."""
         for player in self.players(self.state.iteration):
             level, losses = self.train_step(player, self.state.iteration)
             if metrics is not None:
@@ -219,7 +206,7 @@ class Trainer:
         found = []
         for index, part in enumerate(batch.split(self.config.training.accumulate)):
             if drops_out(self.config, player, weights.dropout):
-                seed_dropout(self.config, player, iteration, self.place.rank, index)
+                seed_dropout(self.config, player, iteration, self.ranks.rank, index)
             if self.graphs is not None:
                 found.append(self.graphs(player, part, weights))
                 continue
@@ -227,14 +214,14 @@ class Trainer:
                 losses = compute_losses(weights, part)
             found.append(self._backward(losses))
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-        all_reduce_mean(gradients, self.place)
+        all_reduce_mean(gradients, self.ranks)
         means = _means(found)
         means["gradient"] = torch.nn.utils.get_total_norm(gradients)
         optimizer.step()
         return batch.level, means
 
     def losses_of(self, player: str, weights: LossWeights) -> Callable[[LossWeights, TrainingBatch], Losses]:
-        """Return the losses that a player's step minimises, and put both networks into the modes that these need."""
+        """Return the loss function of a player's step, and set the train and eval modes that it needs."""
         state, training_discriminator = self.state, player == "discriminator"
         if self.config.generator.dropout:
             state.generator.train(not training_discriminator)
@@ -243,13 +230,13 @@ class Trainer:
         generator, discriminator = self._calls["generator"], self._calls.get("discriminator")
         if not training_discriminator:
             return partial(generator_losses, generator, discriminator, self.perceptual, self.schedule)
-        # What is compiled cannot be differentiated twice.
+        # A compiled network cannot be differentiated twice.
         trained = state.discriminator if weights.r1 > 0 else discriminator
         assert trained is not None
         return partial(discriminator_losses, generator, trained, self.schedule)
 
     def players(self, iteration: int) -> list[str]:
-        """Return who takes a step in an iteration, in order."""
+        """Return the players of an iteration, in order."""
         return players_at(self.config, iteration)
 
     def learning_rate(self, iteration: int, player: str = "generator") -> float:
@@ -261,7 +248,7 @@ class Trainer:
         return rate * min(1.0, iteration / training.warmup) if training.warmup else rate
 
     def batch_source(self, config: RunConfig, images: Batches) -> Callable[[str, int], TrainingBatch]:
-        """Return what makes the batch of a player's step."""
+        """Return a function that makes the batch of a player's step."""
         return BatchSource(config, images, lambda level, iteration: self.loss_weights[level - 1].at(iteration).noise)
 
     def global_batch(self, player: str, iteration: int) -> TrainingBatch:
@@ -269,7 +256,7 @@ class Trainer:
         return self.batch_source(self.config, self._images(RankInfo(), "memory"))(player, iteration)
 
     def _run_pass(self, player: str, batch: TrainingBatch, weights: LossWeights) -> Losses:
-        """Do what a graph records: the forward and backward pass of `train_step`."""
+        """Run the forward and backward pass of `train_step`, for CUDA graphs to record."""
         compute_losses = self.losses_of(player, weights)
         with self.autocast():
             losses = compute_losses(weights, batch)
@@ -279,7 +266,7 @@ class Trainer:
         (losses["total"] / self.config.training.accumulate).backward()
         return {name: value.detach() for name, value in losses.items()}
 
-    def _images(self, place: RankInfo, location: DataLocation) -> Batches:
+    def _images(self, ranks: RankInfo, location: DataLocation) -> Batches:
         training = self.config.training
         return Batches(
             self._levels,
@@ -289,13 +276,9 @@ class Trainer:
             flip=training.flip,
             device=self.device,
             location=location,
-            rank=place.rank,
-            world=place.world,
+            rank=ranks.rank,
+            world=ranks.world,
         )
-
-    def _prepared(self, network: torch.nn.Module) -> Callable[..., torch.Tensor]:
-        """Return the network as it is called: compiled where that is asked for."""
-        return compile_network(network, "training.compile") if self.config.training.compile else network
 
 
 def _means(found: list[Losses]) -> Losses:
@@ -310,14 +293,14 @@ def _iterations(config: RunConfig, images: Batches) -> int:
     passes = images.iterations_in(training.epochs) if training.epochs else training.iterations
     if not passes:
         raise UserError(
-            f"training.epochs: {training.epochs} of data set {config.dataset_name} make no whole batch of "
+            f"training.epochs: {training.epochs} of data set {config.dataset_name} have less than one batch of "
             f"{training.batch}; lower training.batch"
         )
     return min(training.iterations, passes)
 
 
 def _memory_advice(config: RunConfig, device: torch.device) -> str:
-    """Return what to change where memory runs out."""
+    """Return what to change if memory runs out."""
     training = config.training
     advice = [f"raise training.accumulate (is {training.accumulate}) or lower training.batch (is {training.batch})"]
     if device.type == "cuda" and training.data != "memory":
@@ -329,7 +312,7 @@ def _memory_advice(config: RunConfig, device: torch.device) -> str:
 
 def _backend(config: RunConfig, device: torch.device) -> str:
     if config.training.backend == "nccl" and device.type != "cuda":
-        raise UserError("training.backend: nccl is for GPUs, and this training is on the CPU; use auto or gloo")
+        raise UserError("training.backend: nccl needs GPUs, but this training is on the CPU; use auto or gloo")
     if config.training.backend != "auto":
         return config.training.backend
     return "nccl" if device.type == "cuda" else "gloo"

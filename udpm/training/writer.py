@@ -1,6 +1,6 @@
-"""What a training writes into its run's folder, and how the folder is claimed, resumed and finished.
+"""The run's folder during training: claim, resume, save, finish.
 
-Only rank 0 writes, and only while the folder is still its own; all processes decide alike to save or to stop.
+Only rank 0 writes, and only while it holds the folder's lock; all processes decide alike to save or to stop.
 """
 
 from __future__ import annotations
@@ -30,13 +30,7 @@ from udpm.data.levels import Levels
 from udpm.networks.flops import parameters
 from udpm.networks.weights import save_weights
 from udpm.runs.attempts import Attempt
-from udpm.runs.config_guard import (
-    ITERATIONS,
-    MUTABLE_KEYS,
-    WORLD_SIZE_KEYS,
-    check_config,
-    differences,
-)
+from udpm.runs.config_guard import ITERATIONS, MUTABLE_KEYS, WORLD_SIZE_KEYS, check_config, differences
 from udpm.runs.layout import milestone
 from udpm.runs.lock import RECORD, RunLock
 from udpm.runs.records import SEALED, is_finished, read_complete
@@ -50,26 +44,26 @@ from udpm.training.state import State
 
 @dataclass
 class RunWriter:
-    """The run's folder, as one of the processes of an attempt sees it.
+    """The run's folder, as seen by one process of an attempt.
 
     Attributes:
         config: of the run.
         levels: the data set and its caches.
         run: the run's folder.
-        stop: asked after every iteration.
-        device: where to train.
-        place: this process among all.
-        agreement: with the others.
-        owner: the claim to the folder, on rank 0.
+        stop: true once training is to stop; read after every iteration.
+        device: of the training.
+        ranks: this process's rank and the number of processes.
+        agreement: of all processes.
+        owner: the folder's lock, on rank 0.
         attempt: this attempt.
         deadline: on the monotonic clock.
-        allow_world_size_change: whether the number of processes may be another than before.
-        history: numbers of processes so far, and from which iteration.
-        origin: of the weights that training started from, if any.
-        saved: when the last checkpoint was written, on the monotonic clock.
-        events: TensorBoard's, where they are asked for.
-        state: what is saved; given to `resume`, as are the following.
-        iterations: at the end of training.
+        allow_world_size_change: accept another number of processes than before.
+        history: numbers of processes so far, with their first iterations.
+        origin: of the initial weights, if they were imported.
+        saved: time of the last checkpoint, on the monotonic clock.
+        events: for TensorBoard, if configured.
+        state: to save; set by `resume`, like the following.
+        iterations: of the whole training.
         metrics: of the interval.
         progress: a bar, on terminals.
     """
@@ -79,7 +73,7 @@ class RunWriter:
     run: Path
     stop: StopRequest | bool
     device: torch.device
-    place: RankInfo
+    ranks: RankInfo
     agreement: Agreement
     owner: RunLock | None
     attempt: Attempt
@@ -112,21 +106,21 @@ class RunWriter:
         return True
 
     def resume(self, state: State, iterations: int) -> Metrics:
-        """Load the newest checkpoint, or the weights to start from; return the metrics to add to.
+        """Load the newest checkpoint or the initial weights into `state`; return the metrics to add to.
 
         Args:
-            state: what is loaded into, and saved from now on.
-            iterations: at the end of training.
+            state: to load into, and to save from now on.
+            iterations: of the whole training.
 
         Raises:
-            StoppedEarly: not all processes could read the same checkpoint.
-            UserError: a checkpoint is of another run, or none of them can be read.
+            StoppedEarly: the processes read different checkpoints.
+            UserError: a checkpoint is of another run, or none can be read.
         """
         self.state, self.iterations = state, iterations
         folder = self.run / "checkpoints"
         description = resume(folder, state, iterations, self._check_checkpoint)
         if not self.agreement.all_equal(state.iteration):
-            raise StoppedEarly(f"{folder}: not all processes could read the same one: run the same command again")
+            raise StoppedEarly(f"{folder}: the processes read different checkpoints: run the same command again")
         if self.owner is not None:
             forget_after(folder, state.iteration)
             remove_temporary(self.run, keep=RECORD)
@@ -138,9 +132,9 @@ class RunWriter:
         else:
             self.history, self.origin = description["processes"], description["origin"]
             self._log(f"resumed at iteration {state.iteration}", sys.stderr)
-        if not self.history or self.history[-1]["processes"] != self.place.world:
-            self.history.append({"from_iteration": state.iteration, "processes": self.place.world})
-        self.metrics = Metrics(self.run / "metrics.jsonl", state.iteration, self.place)
+        if not self.history or self.history[-1]["processes"] != self.ranks.world:
+            self.history.append({"from_iteration": state.iteration, "processes": self.ranks.world})
+        self.metrics = Metrics(self.run / "metrics.jsonl", state.iteration, self.ranks)
         self._warn_disk()
         if self.config.training.tensorboard and self.owner is not None:
             self.events = Events(self.run / "tensorboard", state.iteration)
@@ -150,42 +144,42 @@ class RunWriter:
         return self.metrics
 
     def _check_checkpoint(self, checkpoint: Path, description: dict[str, Any]) -> None:
-        """Check that a checkpoint is this run's: of these images, and of this configuration."""
+        """Check that a checkpoint has this run's images and configuration."""
         self._check_images(checkpoint, description)
         earlier = validate(RunConfig, description["run"], str(checkpoint))
         changed = differences(earlier, self.config, MUTABLE_KEYS | WORLD_SIZE_KEYS | {ITERATIONS})
         if changed:
             shown = "; ".join(changed.values())
-            raise UserError(f"{checkpoint}: is of another run ({shown}); take it out of the folder")
+            raise UserError(f"{checkpoint}: is of another run ({shown}); remove it from the folder")
         if description["iteration"] > self.iterations:
             raise UserError(
                 f"{checkpoint}: is of iteration {description['iteration']}, but training ends after {self.iterations}; "
-                "take it out of the folder"
+                "remove it from the folder"
             )
 
     def _check_images(self, where: Path, record: dict[str, Any]) -> None:
         differs = self.levels.store.difference(record)
         if differs:
             raise UserError(
-                f"{where}: was trained on {differs}; bring that data set back, or give the experiment a new name"
+                f"{where}: was trained on {differs}; restore that data set, or give the experiment a new name"
             )
 
     def _warn_disk(self) -> None:
-        """Say how much disk the milestones still ahead will take, where that is much."""
+        """Log the disk space of the remaining milestones if it is large."""
         needs = estimate_resources(self.config, self.iterations)
         warning = milestone_warning(needs, self.state.iteration, self.config.training.keep_every, self.run)
         if warning is not None:
             self._log(warning, sys.stderr)
 
     def after_iteration(self, learning_rate: float) -> None:
-        """Write what is due after an iteration, and stop where that is asked for.
+        """Write what is due after an iteration; stop on a signal or at the deadline.
 
         Args:
             learning_rate: of the iteration.
 
         Raises:
-            NotFinite: a loss or a gradient of the last interval is not.
-            StoppedEarly: a signal or the time asked for it, and the state is saved; or another trainer took over.
+            NotFinite: a loss or a gradient of the last interval is not finite.
+            StoppedEarly: stopped with the state saved, or another trainer took over.
             UserError: the disk is full or cannot be written, or the processes' weights differ.
         """
         training, iteration = self.config.training, self.state.iteration
@@ -199,7 +193,7 @@ class RunWriter:
         stopping = (stop or timeout) and iteration < self.iterations
         saves = stopping or iteration == self.iterations or checkpoint_due or iteration % training.checkpoint_every == 0
         keeps = training.keep_every and iteration % training.keep_every == 0
-        # Nothing is written before its losses were looked at.
+        # The losses are checked before anything is written.
         if saves or keeps or iteration % training.log_every == 0:
             self._write_metrics(learning_rate)
         if training.preview_every and iteration % training.preview_every == 0:
@@ -218,7 +212,7 @@ class RunWriter:
             )
 
     def _write_metrics(self, learning_rate: float) -> None:
-        """Write a line of metrics, and show it."""
+        """Write a line of metrics and log it."""
         line = self.metrics.take(self.state.iteration, learning_rate, self.config.training.batch)
 
         def write() -> None:
@@ -233,7 +227,7 @@ class RunWriter:
             self.progress.set_postfix_str(progress_text(line), refresh=False)
 
     def _save_preview(self) -> None:
-        """Save images that rank 0 draws while the others wait."""
+        """Draw and save a preview on rank 0 while the others wait."""
         state, grid = self.state, None
         if self.owner is not None:
             network = next((ema.module for ema in state.ema_models.values()), state.generator)
@@ -247,29 +241,29 @@ class RunWriter:
             self.events.add_image(grid, self.state.iteration)
 
     def _save_milestone(self) -> None:
-        """Keep the averaged weights (the trained ones where there is no average), for good."""
+        """Keep the averaged weights, or the trained ones without an average, for good."""
         state = self.state
         networks = {name: ema.module.state_dict() for name, ema in state.ema_models.items()}
         path = milestone(self.run, state.iteration)
         save_weights(path, self.config.model, networks or {"raw": state.generator.state_dict()}, self._description())
 
     def _save_checkpoint(self) -> None:
-        # Weights do not say their splits: the bytes of a model stay what they were.
+        # Not in weight files: their bytes stay as they were before splits were recorded.
         save_checkpoint(self.run / "checkpoints", self.state, self._description() | self.levels.store.identity)
 
     def _check_replicas_equal(self) -> None:
-        """Check that all processes hold the same weights and averages; if not, nothing of this is worth saving."""
-        if self.place.world > 1 and not self.agreement.all_equal(self.state.fingerprint()):
+        """Check that all processes have the same weights and averages."""
+        if self.ranks.world > 1 and not self.agreement.all_equal(self.state.fingerprint()):
             raise UserError(
                 f"{self.run}: the processes' weights differ after iteration {self.state.iteration}: their machines "
-                "do not compute alike; the last checkpoint is from before that"
+                "do not compute alike; the last checkpoint is older"
             )
 
     def fail(self, problem: NotFinite, batch: Callable[[], TrainingBatch]) -> None:
-        """Keep state and batch of an iteration whose loss is not finite, and end the training.
+        """Save state and batch of an iteration whose loss is not finite, and end the training.
 
         Args:
-            problem: which loss of which iteration.
+            problem: the loss and its iteration.
             batch: makes the batch of all processes.
 
         Raises:
@@ -291,7 +285,7 @@ class RunWriter:
         weights, state = self.run / "weights.safetensors", self.state
         networks = {name: ema.module.state_dict() for name, ema in state.ema_models.items()}
         networks["raw"] = state.generator.state_dict()
-        # A record of fewer iterations: it must not stand next to weights that it does not describe.
+        # The record of a shorter training must never describe the new weights.
         (self.run / "complete.json").unlink(missing_ok=True)
         save_weights(weights, self.config.model, networks, self._description())
         record = {
@@ -312,14 +306,14 @@ class RunWriter:
         write_json(self.run / "complete.json", sealed(record, SEALED))
 
     def close(self) -> None:
-        """Let go of event files and progress bar."""
+        """Close event files and progress bar."""
         if self.events is not None:
             self.events.close()
         if hasattr(self, "progress"):
             self.progress.close()
 
     def _commit(self, write: Callable[[], None]) -> None:
-        """Let rank 0 write, if the folder is still its own; all processes go on together, or none does."""
+        """Let rank 0 write if it still holds the lock; all processes continue, or none does."""
         lost, problem = False, None
         if self.owner is not None:
             lost = not self.owner.is_held()
@@ -331,7 +325,7 @@ class RunWriter:
                     lost = not self.owner.is_held()
         taken, failed = self.agreement.any_rank(lost, problem is not None)
         if taken:
-            raise StoppedEarly(f"{self.run}: another trainer took it over; nothing more is written by this one")
+            raise StoppedEarly(f"{self.run}: another trainer took over; this one writes nothing more")
         if problem is not None:
             raise problem from None
         if failed:
@@ -351,12 +345,12 @@ class RunWriter:
         }
 
     def _class_names(self) -> dict[str, list[str]]:
-        """Return the names of the classes that the network knows, where they have any."""
+        """Return the class names of a conditional network, if the data set has any."""
         names = self.levels.store.class_names if self.config.model.classes else []
         return {"class_names": names} if names else {}
 
     def _log(self, text: str, file: Any = None) -> None:
-        # A log that cannot be written is no reason to end.
-        if self.place.rank == 0:
+        # Training does not fail because a log cannot be written.
+        if self.ranks.rank == 0:
             with suppress(OSError):
                 print(text, file=file or sys.stdout)
