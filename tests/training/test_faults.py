@@ -133,8 +133,8 @@ def test_a_first_save_that_was_interrupted_is_no_checkpoint(levels, trained, tmp
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"training__learning_rate": 0.5}, "is of another run (training.learning_rate was 0.5, is 0.001); take it out"),
-        ({"generator__channels": 16}, "is of another run (generator.channels was 16, is 8); take it out"),
+        ({"training__learning_rate": 0.5}, "is of another run (training.learning_rate was 0.5, is 0.001); remove it"),
+        ({"generator__channels": 16}, "is of another run (generator.channels was 16, is 8); remove it"),
         ({"dataset": "others"}, "was trained on other images than those in "),
     ],
 )
