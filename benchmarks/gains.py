@@ -1,13 +1,19 @@
-"""Ways of doing the same work, made of gains that can be switched one by one."""
+"""Compare ways of doing the same work, made of gains that can be switched one by one: time, speedup, memory."""
 
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from udpm.bench.measure import in_turn, speedup, spread
+from udpm.bench.measure import Timing, spread
+from udpm.core.errors import UserError
+from udpm.core.processes import SPAWN, init_worker
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +24,72 @@ SPECIAL = ("compile", "graphs")
 
 Gains = TypeVar("Gains")
 """A frozen dataclass of booleans: what makes a way faster than the plain one, each on or off."""
+
+
+def in_turn(calls: dict[str, Callable[[], object]], repetitions: int, device: torch.device) -> dict[str, Timing]:
+    """Time several calls in turn, so that disturbances of the machine affect all of them.
+
+    Args:
+        calls: by name. Each is called once before, uncounted.
+        repetitions: of every call; every other one in reverse order.
+        device: where they run.
+    """
+    for call in calls.values():
+        call()
+    timings = {name: Timing() for name in calls}
+    for repetition in range(repetitions):
+        for name in list(calls)[:: -1 if repetition % 2 else 1]:
+            timings[name].measure(calls[name], device)
+    return timings
+
+
+def speedup(slow: Timing, fast: Timing) -> dict[str, Any]:
+    """Return speedups from pairs of one repetition: `speedup` in wall time, `cpu_speedup` in CPU time or None."""
+    cpu = spread(_ratios(slow.cpu, fast.cpu)) if slow.cpu and fast.cpu else None
+    return {"speedup": spread(_ratios(slow.wall, fast.wall)), "cpu_speedup": cpu}
+
+
+def _ratios(slow: list[float], fast: list[float]) -> list[float]:
+    # A coarse clock may measure zero.
+    return [max(a, 1e-9) / max(b, 1e-9) for a, b in zip(slow, fast, strict=True)]
+
+
+def mean_timing(timings: list[Timing], shares: list[float]) -> Timing:
+    """Return the weighted mean of several timings by repetition; shares sum to 1."""
+
+    def mixed(kind: str) -> list[float]:
+        repetitions = zip(*(getattr(timing, kind) for timing in timings), strict=True)
+        return [sum(share * value for share, value in zip(shares, one, strict=True)) for one in repetitions]
+
+    return Timing(mixed("wall"), mixed("cpu"))
+
+
+def peak_bytes(function: Callable[..., object], *arguments: object) -> int:
+    """Measure the peak memory of a call in a separate process, with everything loaded; on a GPU, PyTorch's allocations.
+
+    Args:
+        function: at the top level of a module, to be pickled.
+        arguments: can be pickled.
+
+    Raises:
+        UserError: the process was killed.
+    """
+    try:
+        with ProcessPoolExecutor(1, SPAWN, initializer=init_worker) as pool:
+            return pool.submit(_peak, function, *arguments).result()
+    except BrokenProcessPool:
+        raise UserError("--memory: the measuring process was killed, probably because memory ran out") from None
+
+
+def _peak(function: Callable[..., object], *arguments: object) -> int:
+    import torch
+
+    function(*arguments)
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    # Not getrusage: its maximum is inherited from a larger parent.
+    (kilobytes,) = re.findall(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
+    return int(kilobytes) * 1024
 
 
 def gain_by_gain(

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from benchmarks.fft import sample_by_fft
-from benchmarks.gains import PLAIN, gain_by_gain
+from benchmarks.gains import PLAIN, gain_by_gain, in_turn, peak_bytes, speedup
 from udpm.bench.inference import work_of
-from udpm.bench.measure import ceilings, in_turn, peak_bytes, speedup
+from udpm.bench.measure import ceilings
 from udpm.bench.record import record, row
 from udpm.config.experiment import RunConfig
 from udpm.core import devices

@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.fft import downsample_by_fft
-from benchmarks.gains import PLAIN, gain_by_gain
-from udpm.bench.measure import Timing, ceilings, in_turn, peak_bytes, speedup
+from benchmarks.gains import PLAIN, gain_by_gain, in_turn, mean_timing, peak_bytes, speedup
+from udpm.bench.measure import ceilings
 from udpm.bench.record import Workload, record, row
 from udpm.bench.training import CONFIGURED, MEAN, BenchmarkData, changed, setting, trained
 from udpm.config.experiment import RunConfig
@@ -306,7 +306,7 @@ def _compare(
     parts = {_part(level): (timings[level], costs[level]) for level in at}
     if len(at) == config.process.levels > 1:
         shares = level_shares(config)
-        means = {name: Timing.mean([found[name] for found in timings.values()], shares) for name in ways}
+        means = {name: mean_timing([found[name] for found in timings.values()], shares) for name in ways}
         parts[MEAN] = means, IterationCost.mean(list(costs.values()), shares)
     return [
         row(part, name, found[name], _work(config, way, cost), best) | speedup(found[PLAIN], found[name])

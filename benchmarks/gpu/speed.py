@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gains import mean_timing
 from benchmarks.gpu.checks import Check, Session, Skipped
 from benchmarks.gpu.subjects import awake_model, experiment, random_data
 from benchmarks.training import SwitchedTrainer, TrainingGains
@@ -91,7 +92,7 @@ def _training(session: Session, way: str, plain: bool = False, **changes: Any) -
     peak = torch.cuda.max_memory_allocated() if session.on_gpu else None
     precision = trainer.config.training.precision
     for part, timing, cost in zip(
-        parts, [*timings, Timing.mean(timings, shares)], [*costs, IterationCost.mean(costs, shares)], strict=True
+        parts, [*timings, mean_timing(timings, shares)], [*costs, IterationCost.mean(costs, shares)], strict=True
     ):
         work = Workload(batch, cost.multiply_adds, cost.bytes, precision)
         found = row(part, way + lacks, timing, work, best, batch=batch, gpu_peak_bytes=peak)

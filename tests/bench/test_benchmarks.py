@@ -14,7 +14,7 @@ from test_bench import CEILINGS, CPU, FakeGpu, assert_record, assert_spread, par
 
 from benchmarks.__main__ import main
 from benchmarks.fft import adjoint_by_fft, downsample_by_fft
-from benchmarks.gains import comparison_lines, switches
+from benchmarks.gains import comparison_lines, in_turn, speedup, switches
 from benchmarks.sampling import SwitchedSampler, sampling_ways
 from benchmarks.training import SwitchedTrainer, TrainingGains
 from udpm.bench import measure
@@ -222,9 +222,9 @@ def test_mistakes(tmp_path, capsys, command, expected):
 
 def test_cpu_seconds_are_not_recorded_on_a_gpu(tmp_path, monkeypatch, capsys):
     gpu = FakeGpu(monkeypatch)
-    timings = measure.in_turn({"slow": lambda: None, "fast": lambda: None}, 2, gpu)
+    timings = in_turn({"slow": lambda: None, "fast": lambda: None}, 2, gpu)
     assert [timing.cpu for timing in (*timings.values(), measure.repeated(lambda: None, gpu, 0))] == [[], [], []]
-    found = measure.speedup(timings["slow"], timings["fast"])
+    found = speedup(timings["slow"], timings["fast"])
     assert found["speedup"]["count"] == 2
     assert found["cpu_speedup"] is None
     ways = {name: records.row("batch", name, timings[name], Workload(1, 9, 9), CEILINGS) | found for name in timings}

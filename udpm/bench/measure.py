@@ -1,20 +1,13 @@
-"""Measure time by repetitions, alone or in turn; peak memory; and the ceilings of a device."""
+"""Measure the time of repeated calls, and the ceilings of a device."""
 
 from __future__ import annotations
 
-import re
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from udpm.core.errors import UserError
-from udpm.core.processes import SPAWN, init_worker
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -57,16 +50,6 @@ class Timing:
         if device.type != "cuda":
             self.cpu.append(cpu)
 
-    @classmethod
-    def mean(cls, timings: list[Timing], shares: list[float]) -> Timing:
-        """Return the weighted mean of several timings by repetition; shares sum to 1."""
-
-        def mixed(kind: str) -> list[float]:
-            repetitions = zip(*(getattr(timing, kind) for timing in timings), strict=True)
-            return [sum(share * value for share, value in zip(shares, one, strict=True)) for one in repetitions]
-
-        return cls(mixed("wall"), mixed("cpu"))
-
 
 def now(device: torch.device) -> float:
     """Return the time in seconds after synchronizing the device."""
@@ -75,23 +58,6 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def in_turn(calls: dict[str, Callable[[], object]], repetitions: int, device: torch.device) -> dict[str, Timing]:
-    """Time several calls in turn, so that disturbances of the machine affect all of them.
-
-    Args:
-        calls: by name. Each is called once before, uncounted.
-        repetitions: of every call; every other one in reverse order.
-        device: where they run.
-    """
-    for call in calls.values():
-        call()
-    timings = {name: Timing() for name in calls}
-    for repetition in range(repetitions):
-        for name in list(calls)[:: -1 if repetition % 2 else 1]:
-            timings[name].measure(calls[name], device)
-    return timings
 
 
 def repeated(call: Callable[[], object], device: torch.device, seconds: float) -> Timing:
@@ -121,12 +87,6 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": median, "low": low, "high": high, "count": len(values)}
 
 
-def speedup(slow: Timing, fast: Timing) -> dict[str, Any]:
-    """Return speedups from pairs of one repetition: `speedup` in wall time, `cpu_speedup` in CPU time or None."""
-    cpu = spread(_ratios(slow.cpu, fast.cpu)) if slow.cpu and fast.cpu else None
-    return {"speedup": spread(_ratios(slow.wall, fast.wall)), "cpu_speedup": cpu}
-
-
 def ceilings(device: torch.device) -> dict[str, float]:
     """Measure the ceilings of a device: FLOP/s of a large matrix product by type, bytes/s of a large copy."""
     import torch
@@ -139,34 +99,6 @@ def ceilings(device: torch.device) -> dict[str, float]:
     target = torch.empty_like(source)
     # A copy reads and writes every byte.
     return found | {"copy_bytes": 2 * COPIED_BYTES / _best(lambda: target.copy_(source), device)}
-
-
-def peak_bytes(function: Callable[..., object], *arguments: object) -> int:
-    """Measure the peak memory of a call in a separate process, with everything loaded; on a GPU, PyTorch's allocations.
-
-    Args:
-        function: at the top level of a module, to be pickled.
-        arguments: can be pickled.
-
-    Raises:
-        UserError: the process was killed.
-    """
-    try:
-        with ProcessPoolExecutor(1, SPAWN, initializer=init_worker) as pool:
-            return pool.submit(_peak, function, *arguments).result()
-    except BrokenProcessPool:
-        raise UserError("--memory: the measuring process was killed, probably because memory ran out") from None
-
-
-def _peak(function: Callable[..., object], *arguments: object) -> int:
-    import torch
-
-    function(*arguments)
-    if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    # Not getrusage: its maximum is inherited from a larger parent.
-    (kilobytes,) = re.findall(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
-    return int(kilobytes) * 1024
 
 
 def _product_flops(kind: torch.dtype, device: torch.device) -> float:
@@ -211,8 +143,3 @@ def _by_events(call: Callable[[], object]) -> float:
     end.record()
     end.synchronize()
     return begin.elapsed_time(end) / 1000 / AT_ONCE
-
-
-def _ratios(slow: list[float], fast: list[float]) -> list[float]:
-    # A coarse clock may measure zero.
-    return [max(a, 1e-9) / max(b, 1e-9) for a, b in zip(slow, fast, strict=True)]
