@@ -56,13 +56,19 @@ def model_card(run: Path, scores: Sequence[str | Path] = ()) -> str:
         check_of_run(path, "a score", score["subject"], run, record)
     name = f"udpm-{record['experiment']}-seed{record['seed']}"
     front = yaml.safe_dump(_front_matter(name, config, found), sort_keys=False, allow_unicode=True)
+    lists = {
+        "Data": _data(run, config, record),
+        "Training": _training(config, record),
+        "Scores": _scores(found, config),
+        "Limits": LIMITS,
+    }
     parts = [
         f"---\n# {mark()}\n{front}---\n\n# {name}\n",
         _what(config),
-        _data(config, record, _prepared(run, config)),
-        _training(config, record),
-        _scores(found, config),
-        _limits(),
+        *(
+            f"## {title}\n\n" + ("".join(f"- {line}\n" for line in lines) or "Not run.\n")
+            for title, lines in lists.items()
+        ),
         _use(config, record),
         _origin(record),
     ]
@@ -147,26 +153,20 @@ def _what(config: RunConfig) -> str:
     )
 
 
-def _prepared(run: Path, config: RunConfig) -> dict[str, Any]:
-    """Read the record of the data set prepared in the results, or return an empty one."""
-    path = Path(Layout(results_of(run)).dataset_record(config.dataset_name))
-    return read_json(path, "data set's record") if path.exists() else {}
-
-
-def _data(config: RunConfig, record: dict[str, Any], prepared: dict[str, Any]) -> str:
+def _data(run: Path, config: RunConfig, record: dict[str, Any]) -> list[str]:
     dataset = config.dataset
     digest = record.get("dataset_sha256")
     if digest is None and config.training == "imported":
         digest = "unknown of the weights' training"
-        if "sha256" in prepared:
-            digest += f"; of the images prepared here {prepared['sha256']}"
-    lines = [
-        f"- Data set: {config.dataset_name}{f' ({dataset.description})' if dataset.description else ''}",
-        f"- Classes: {_classes(dataset.classes, record.get('class_names') or [])}",
-        f"- Licence or terms of the images: {dataset.licence or 'not stated in the configuration'}",
-        f"- SHA-256 of images and labels: {digest or 'unknown'}",
+        prepared = Path(Layout(results_of(run)).dataset_record(config.dataset_name))
+        if prepared.exists() and "sha256" in (content := read_json(prepared, "data set's record")):
+            digest += f"; of the images prepared here {content['sha256']}"
+    return [
+        f"Data set: {config.dataset_name}{f' ({dataset.description})' if dataset.description else ''}",
+        f"Classes: {_classes(dataset.classes, record.get('class_names') or [])}",
+        f"Licence or terms of the images: {dataset.licence or 'not stated in the configuration'}",
+        f"SHA-256 of images and labels: {digest or 'unknown'}",
     ]
-    return "## Data\n\n" + "\n".join(lines) + "\n"
 
 
 def _classes(count: int, names: list[str]) -> str:
@@ -177,28 +177,28 @@ def _classes(count: int, names: list[str]) -> str:
     return f"{count}: {', '.join(names[:CLASSES_NAMED])}{more}"
 
 
-def _training(config: RunConfig, record: dict[str, Any]) -> str:
+def _training(config: RunConfig, record: dict[str, Any]) -> list[str]:
     parameters = record.get("parameters") or {"generator": _count(config)}
     if config.training == "imported":
-        lines = ["- Imported weights: nothing is known here of their training but what their files say"]
+        lines = ["Imported weights: nothing is known here of their training but what their files say"]
     else:
         training = config.training
+        weights = ", ".join(f"{kind} {config.per_level(f'losses.{kind}_weight')}" for kind in LOSSES)
         lines = [
-            f"- {record.get('iterations', MISSING)} iterations of {training.batch} images, seed {config.seed}, "
+            f"{record.get('iterations', MISSING)} iterations of {training.batch} images, seed {config.seed}, "
             f"{training.precision}",
-            f"- Adam, learning rate {training.learning_rate:g}, warm-up {training.warmup}",
-            f"- Averages of the weights: {', '.join(training.averages) or 'none'}",
-            "- Weights of the losses by level (l = 1 first): "
-            + ", ".join(f"{kind} {config.per_level(f'losses.{kind}_weight')}" for kind in LOSSES),
+            f"Adam, learning rate {training.learning_rate:g}, warm-up {training.warmup}",
+            f"Averages of the weights: {', '.join(training.averages) or 'none'}",
+            f"Weights of the losses by level (l = 1 first): {weights}",
         ]
     took = cell(record.get("seconds") and record["seconds"] / 3600, "{:.2g} h")
-    lines += [
-        f"- Noise schedule: α {config.process.alphas}, σ {config.process.sigmas}",
-        f"- Parameters of the generator: {parameters.get('generator', MISSING)}; of the discriminator: "
+    return [
+        *lines,
+        f"Noise schedule: α {config.process.alphas}, σ {config.process.sigmas}",
+        f"Parameters of the generator: {parameters.get('generator', MISSING)}; of the discriminator: "
         f"{parameters.get('discriminator') or MISSING}",
-        f"- On: {record.get('device') or MISSING}; took {took}",
+        f"On: {record.get('device') or MISSING}; took {took}",
     ]
-    return "## Training\n\n" + "\n".join(lines) + "\n"
 
 
 def _count(config: RunConfig) -> int:
@@ -209,23 +209,14 @@ def _count(config: RunConfig) -> int:
     return count_cost(config).generator_parameters
 
 
-def _scores(scores: list[dict[str, Any]], config: RunConfig) -> str:
-    if not scores:
-        return "## Scores\n\nNot run.\n"
+def _scores(scores: list[dict[str, Any]], config: RunConfig) -> list[str]:
     lines = []
     for score in scores:
-        values = [
-            f"{metric['label']} {metric['value']:.4g}"
-            for metric in score["metrics"].values()
-            if metric["value"] is not None
-        ]
+        known = [metric for metric in score["metrics"].values() if metric["value"] is not None]
+        values = ", ".join(f"{metric['label']} {metric['value']:.4g}" for metric in known)
         which = checkpoint(score["subject"], training_length(config))
-        lines.append(f"- {which} checkpoint: {', '.join(values)}. Protocol: {describe(score)}")
-    return "## Scores\n\n" + "\n".join(lines) + "\n"
-
-
-def _limits() -> str:
-    return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in LIMITS) + "\n"
+        lines.append(f"{which} checkpoint: {values}. Protocol: {describe(score)}")
+    return lines
 
 
 def _use(config: RunConfig, record: dict[str, Any]) -> str:
