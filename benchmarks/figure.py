@@ -88,9 +88,9 @@ def _comparison(path: Path, kind: str) -> dict[str, Any]:
     record = read_benchmark(path)
     rows = [*record["rows"], *record.get("gains", [])]
     if any(each["speedup"] is None for each in rows):
-        raise UserError(f"{path}: compares nothing; python -m benchmarks sample|train makes what can be drawn")
+        raise UserError(f"{path}: not a comparison; `python -m benchmarks sample|train` makes one")
     if any(each[kind] is None for each in rows):
-        raise UserError(f"{path}: has no CPU seconds, which mean nothing on a GPU; leave out --clock cpu")
+        raise UserError(f"{path}: contains no CPU seconds, which are not recorded on a GPU; omit --clock cpu")
     return record
 
 

@@ -205,7 +205,7 @@ def assert_alike(one, other, **tolerance):
         ("table {0}/none.json", "none.json: benchmark record not found"),
         ("figure {0}/none.json --output {0}/figure", "none.json: benchmark record not found"),
         ("table {0}/wrong.json", "wrong.json: rows[0].seconds: "),
-        ("figure {0}/single.json --output {0}/figure", "single.json: compares nothing"),
+        ("figure {0}/single.json --output {0}/figure", "single.json: not a comparison"),
     ],
 )
 def test_mistakes(tmp_path, capsys, command, expected):
@@ -234,7 +234,7 @@ def test_cpu_seconds_are_not_recorded_on_a_gpu(tmp_path, monkeypatch, capsys):
     assert not run("table", tmp_path / "gpu.json")
     assert "CPU" not in capsys.readouterr().out
     assert not run("figure", tmp_path / "gpu.json", "--output", tmp_path / "figure")
-    expected = "gpu.json: has no CPU seconds, which mean nothing on a GPU; leave out --clock cpu"
+    expected = "gpu.json: contains no CPU seconds, which are not recorded on a GPU; omit --clock cpu"
     assert run("figure", tmp_path / "gpu.json", "--clock", "cpu", "--output", tmp_path / "other") == 2
     assert expected in capsys.readouterr().err
     assert not list(tmp_path.glob("other*"))

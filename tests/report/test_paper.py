@@ -325,7 +325,7 @@ def test_the_card(study, tmp_path, capsys):
     capsys.readouterr()
     other = results(tmp_path, seed0=fid()) / "scores/cifar10/seed0.json"
     assert tiny.call("card", run, "--score", other, "--output", tmp_path / "no.md") == 2
-    assert "is not a score of run digits, seed 0" in capsys.readouterr().err
+    assert "not a score of run digits, seed 0" in capsys.readouterr().err
 
 
 def test_a_run_is_exported_whole(study, tmp_path, capsys):
@@ -364,7 +364,7 @@ def test_samples_and_scores_of_earlier_weights_are_not_exported(study, tmp_path,
         made_by = sha256(run / "milestones/000000008.safetensors")
         expected = {}
     else:
-        expected = dict.fromkeys((score, samples), "does not say by which" if made_by is None else "of other weights")
+        expected = dict.fromkeys((score, samples), "does not record" if made_by is None else "of other weights")
     for path in (score, samples):
         whole = path.read_text()
         values = json.loads(whole)

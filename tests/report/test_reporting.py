@@ -150,7 +150,7 @@ def test_metrics_of_a_resumed_and_killed_run(tmp_path):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"iterat')
     assert read_metrics(path)["x"].tolist() == [1.0, 3.0]
     path.write_text("rubbish\n" + json.dumps(lines[0]) + "\n")
-    with pytest.raises(UserError, match="line 1 is not a line of metrics"):
+    with pytest.raises(UserError, match="line 1 contains no metrics"):
         read_metrics(path)
 
 

@@ -193,7 +193,7 @@ def test_a_mistake_is_one_line(case, config, capsys):
         ("resolve schedules-smoke.paper", "schedules-smoke.yaml: no point paper; did you mean paper-exact?"),
         (
             "sweep heat schedules-smoke start --output x",
-            "start: no grid of two axes of sweep schedules-smoke; these",
+            "start: not a grid of two axes of sweep schedules-smoke, which has",
         ),
         ("sweep rank schedules-smoke --best best.yaml", "no point has a frechet_distance yet, so none is the best"),
     ],

@@ -135,7 +135,7 @@ def bench_preparation(
         _make_room(work.rows, min(limit, len(source.names)), side)
         stages, refused, stored = _time_stages(work, source)
         if not stored:
-            raise UserError(f"{path}: none of the images measured can be used")
+            raise UserError(f"{path}: none of the measured images can be used")
         whole = {count: _time_whole(work, source, count, limit) for count in sorted({1, workers})}
     moved = {"read": stored, "write": 3 * side**2}
     rows = [
@@ -157,7 +157,7 @@ def preparation_lines(found: dict[str, Any]) -> list[str]:
         f"preparation of {found['path']} at side {found['side']}: {found['images']} images",
         *(f"  {stage:<8} {spent * 1e6:8.1f} µs per image" for stage, spent in seconds.items()),
         f"  limited by {slowest}: {seconds[slowest] / sum(seconds.values()):.0%} of the time",
-        *([f"  {found['refused']} of the images measured cannot be used"] if found["refused"] else []),
+        *([f"  {found['refused']} of the measured images cannot be used"] if found["refused"] else []),
         *(
             f"  {each['images_per_second']['median']:8.0f} images per second with {each['way']}"
             for each in found["rows"]

@@ -90,16 +90,16 @@ def check_of_run(path: str | Path, what: str, subject: dict[str, Any], run: Path
     """
     name = f"run {record['experiment']}, seed {record['seed']}"
     if (subject.get("experiment"), subject.get("run_seed")) != (record["experiment"], record["seed"]):
-        raise UserError(f"{path}: is not {what} of {name}")
+        raise UserError(f"{path}: not {what} of {name}")
     made_by, iteration = subject.get("weights_sha256"), subject.get("iteration")
     if made_by is None:
-        raise UserError(f"{path}: does not say by which weights of {name} its images were drawn; draw them again")
+        raise UserError(f"{path}: does not record which weights of {name} its images were drawn with; draw them again")
     if made_by == record["weights_sha256"]:
         return
     kept = [file for file in numbered(milestone(run, 0).parent, ".safetensors") if iteration_of(file) == iteration]
     if not any(sha256(file) == made_by for file in kept):
         raise UserError(
-            f"{path}: is {what} of other weights (iteration {'unknown' if iteration is None else iteration}) than "
+            f"{path}: {what} of other weights (iteration {'unknown' if iteration is None else iteration}) than "
             f"{name} has now; draw and score its images again"
         )
 

@@ -41,10 +41,10 @@ def read_metrics(path: str | Path) -> pd.DataFrame:
     rows: dict[int, dict] = {}
     for number, row in enumerate(read_metrics_lines(Path(path)), start=1):
         if row is None:
-            raise UserError(f"{path}: line {number} is not a line of metrics; delete it")
+            raise UserError(f"{path}: line {number} contains no metrics; delete it")
         rows[row["iteration"]] = row
     if not rows:
-        raise UserError(f"{path}: holds no metrics yet")
+        raise UserError(f"{path}: contains no metrics yet")
     return pd.DataFrame([rows[iteration] for iteration in sorted(rows)])
 
 

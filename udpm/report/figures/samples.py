@@ -130,7 +130,7 @@ def _load_chain(path: str | Path) -> tuple[dict[str, np.ndarray], list[int], dic
     validate(ChainRecord, record, f"{path}: record")
     levels = [level for level in range(1, len(arrays) + 1) if f"x_{level}" in arrays]
     if levels != list(range(1, len(levels) + 1)) or not levels or "labels" not in arrays:
-        raise UserError(f"{path}: not a chain: its arrays are not labels, x_1, f_1, …; `udpm sample --chain` makes it")
+        raise UserError(f"{path}: not a chain; expected arrays labels, x_1, f_1, … as `udpm sample --chain` makes them")
     check_array(f"{path}: labels", arrays["labels"], np.integer, ("n",))
     count = len(arrays["labels"])
     side = arrays["x_1"].shape[-1] if arrays["x_1"].ndim else 0
@@ -270,7 +270,7 @@ def plot_forward_process(config: str | Path, dataset: str | Path, stem: str | Pa
     """
     run, store = read_resolved(RunConfig, config), open_store(dataset)
     if run.dataset.side != store.side:
-        raise UserError(f"{config}: is for images of side {run.dataset.side}, but {dataset} has {store.side}")
+        raise UserError(f"{config}: images of side {run.dataset.side}, but {dataset} has {store.side}")
     schedule = Schedule.from_config(run.process)
     numbers, names = _examples(store)
     images = np.array(store.images[numbers])

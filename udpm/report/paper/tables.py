@@ -89,7 +89,7 @@ def read_speed(path: str | Path) -> dict[str, Any]:
     """
     record = read_benchmark(path)
     if record["steps_per_second"] is None or record["images_per_second"] is None:
-        raise UserError(f"{path}: holds no steps at the full side; udpm bench sample measures them")
+        raise UserError(f"{path}: contains no full-side steps; `udpm bench sample` measures them")
     return record
 
 
@@ -113,7 +113,7 @@ def runtime_table(
 def _runtime_rows(
     published: PublishedRuntime, costs: dict[str, Cost], datasets: dict[str, str], speeds: dict[str, dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """In full precision."""
+    """Return the rows in full precision."""
     quoted = [
         _row(
             f"published{' code' if cost.standing == COUNTED else ''}, {cost.side}×{cost.side}",

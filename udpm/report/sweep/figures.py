@@ -42,8 +42,8 @@ def plot_heat_map(loaded: LoadedSweep, found: list[Result], grid: str, stem: str
     """
     axes = loaded.sweep.grids.get(grid)
     if axes is None or len(axes) != 2:
-        drawn = ", ".join(loaded.sweep.heat_maps) or "none of this sweep"
-        raise UserError(f"{grid}: no grid of two axes of sweep {loaded.name}; these are: {drawn}")
+        drawn = ", ".join(loaded.sweep.heat_maps) or "none"
+        raise UserError(f"{grid}: not a grid of two axes of sweep {loaded.name}, which has: {drawn}")
     rows, columns = axes
     metric = loaded.sweep.rank_by
     inside = [result for result in found if result.resolved.point.grid == grid]
