@@ -19,7 +19,7 @@ from udpm.training.trainer import train
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "first_losses.json"
 # With a low rate the last digits of another CPU's arithmetic stay last digits: Adam's first steps have the size of the
-# rate whatever the gradient.
+# rate for every gradient.
 SETTING = {
     "training__iterations": 50,
     "training__learning_rate": 1e-5,

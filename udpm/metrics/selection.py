@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,8 +79,8 @@ def select(paths: Sequence[str | Path]) -> dict[str, Any]:
             raise UserError(f"{path}: {key} differs from that of {first}; score all milestones alike")
     found = sorted(scores.values(), key=lambda score: score["subject"]["iteration"])
     iterations = [score["subject"]["iteration"] for score in found]
-    if len(set(iterations)) != len(iterations):
-        twice = next(iteration for iteration in iterations if iterations.count(iteration) > 1)
+    twice = next((one for one, other in pairwise(iterations) if one == other), None)
+    if twice is not None:
         raise UserError(f"{first}: two of these files score iteration {twice}; give each milestone once")
     best = min(found, key=lambda score: score["metrics"]["frechet_distance"]["value"])
     subject, protocol = best["subject"], best["protocol"]

@@ -147,22 +147,12 @@ def loss_weights(config: RunConfig) -> list[LossWeights]:
     """Return the weights of each level before any decay, l = 1 first."""
     losses = config.losses
     schedule = Schedule.from_config(config.process)
-    dropout = config.per_level("discriminator.dropout") if config.discriminator else [0.0] * schedule.levels
-    columns = zip(
-        config.per_level("losses.reconstruction_weight"),
-        config.per_level("losses.lpips_weight"),
-        config.per_level("losses.adversarial_weight"),
-        config.per_level("losses.r1_gamma"),
-        dropout,
-        strict=True,
-    )
+    terms = ("reconstruction_weight", "lpips_weight", "adversarial_weight", "r1_gamma")
+    by_level = {term.partition("_")[0]: config.per_level(f"losses.{term}") for term in terms}
+    by_level["dropout"] = config.per_level("discriminator.dropout") if config.discriminator else [0.0] * schedule.levels
     return [
         LossWeights(
-            reconstruction=reconstruction,
-            lpips=lpips,
-            adversarial=adversarial,
-            r1=r1,
-            dropout=drop,
+            **{name: values[level - 1] for name, values in by_level.items()},
             divisor=_divisor(config, schedule, level),
             squared=losses.reconstruction == "l2",
             discriminator_size=config.dataset.side if losses.upsample_discriminator_input else 0,
@@ -172,7 +162,7 @@ def loss_weights(config: RunConfig) -> list[LossWeights]:
             discriminator_every=1 if config.training == "imported" else config.training.discriminator_every,
             **_instance_noise(config, schedule, level),
         )
-        for level, (reconstruction, lpips, adversarial, r1, drop) in enumerate(columns, start=1)
+        for level in range(1, schedule.levels + 1)
     ]
 
 

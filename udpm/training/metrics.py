@@ -69,7 +69,9 @@ class Metrics:
         self._path, self._ranks = path, ranks or RankInfo()
         self._iteration = start
         self._kept: dict[str, list[tuple[int, torch.Tensor]]] = {}
-        lines = _lines_up_to(path, start)
+        earlier = read_metrics_lines(path) if path.exists() else iter(())
+        # A killed process can leave a torn last line; the work that it describes is repeated.
+        lines = [line for line in earlier if line is not None and line["iteration"] <= start]
         self.seconds = lines[-1].get("seconds", 0.0) if lines else 0.0
         if self._ranks.rank == 0:
             write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
@@ -154,13 +156,6 @@ def _memory() -> dict[str, float]:
     if torch.cuda.is_initialized():
         found["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
     return found
-
-
-def _lines_up_to(path: Path, iteration: int) -> list[dict]:
-    if not path.exists():
-        return []
-    # A killed process can leave a torn last line; the work that it describes is repeated.
-    return [line for line in read_metrics_lines(path) if line is not None and line["iteration"] <= iteration]
 
 
 def progress_line(line: dict[str, Any], total: int, batch: int) -> str:
