@@ -85,7 +85,7 @@ class NoiseFile(Record):
 
 
 class Scored(Record):
-    """The subject of a score; None where a value is unknown."""
+    """The subject of a score; None is unknown."""
 
     kind: Literal["samples", "images", "heldout", "noise"]
     experiment: str | None = None

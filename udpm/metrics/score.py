@@ -92,6 +92,7 @@ def heldout(store: Store) -> ScoredImages:
 
 def noise(store: Store, count: int) -> ScoredImages:
     """Return the ceiling: every byte of every pixel drawn uniformly from 0..255, with balanced labels."""
+    # An earlier name of baselines, kept because the images depend on it.
     generator = np.random.Generator(np.random.PCG64(derive_seed("noise yardstick", NOISE_SEED)))
     images = generator.integers(0, 256, (count, store.side, store.side, 3), dtype=np.uint8)
     labels = np.arange(count, dtype=np.int64) % max(store.classes, 1)
@@ -129,7 +130,7 @@ def score(
         "inception_score": _inception_score(first, extractor, config),
         "class_frechet_distance": _by_class(subject, labels, first, reference),
         "class_agreement": _agreement(subject, labels, first, extractor),
-        **_memorisation(subject, store, count),
+        **_memorization(subject, store, count),
     }
     return {
         "format": FORMAT,
@@ -154,7 +155,7 @@ def score(
 
 
 def _finite(metric: dict[str, Any]) -> dict[str, Any]:
-    """A metric as it is, or without its value where a number of it is NaN or infinite: it says nothing then."""
+    """Return a metric, without its value if any of its numbers is NaN or infinite."""
     numbers = [metric.get("value"), metric.get("std"), *metric.get("values", []), *metric.get("by_class", {}).values()]
     if all(number is None or math.isfinite(number) for number in numbers):
         return metric
@@ -269,7 +270,7 @@ def _agreement(subject: ScoredImages, labels: np.ndarray, features: np.ndarray, 
     return metric | {"value": float((classes == labels).mean()), "by_class": class_agreement(classes, labels)}
 
 
-def _memorisation(subject: ScoredImages, store: Store | None, count: int) -> dict[str, Any]:
+def _memorization(subject: ScoredImages, store: Store | None, count: int) -> dict[str, Any]:
     """Return the mean distance to the nearest training image and its ratio to held-out images' (1: no memorization)."""
     distance: dict[str, Any] = {"value": None, "label": "distance to the nearest training image"}
     ratio: dict[str, Any] = {"value": None, "label": "nearest-image distance ratio"}

@@ -52,7 +52,7 @@ class NoiseFile(Record):
 
 
 class SamplesRecord(Record):
-    """Required content of a sample set's record; None where a value is unknown."""
+    """Required content of a sample set's record; None is unknown."""
 
     format: Annotated[str, Exactly(FORMAT)]
     count: PositiveInt

@@ -58,7 +58,7 @@ class State:
         return cls(generator, ema_models, discriminator, optimizers, decays, config.training.ema_warmup)
 
     def update_ema(self) -> None:
-        """Update every average, a ← d·a + (1 - d)·θ, with the generator as it is after this iteration."""
+        """Update every average, a ← d·a + (1 - d)·θ, with the generator of this iteration."""
         begun = (1 + self.iteration) / (10 + self.iteration)
         for name, ema in self.ema_models.items():
             decay = min(self.decays[name], begun) if self.ema_warmup else self.decays[name]

@@ -89,7 +89,7 @@ class RunWriter:
     progress: tqdm = field(init=False)
 
     def begin(self) -> bool:
-        """Claim the folder for this run; return whether anything is left to train.
+        """Claim the folder for this run; return False if training is complete.
 
         Raises:
             UserError: the folder holds another run, or this one trained on other images.
