@@ -10,7 +10,6 @@ import sys
 import time
 from collections import Counter
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,43 +94,16 @@ def _workers(wanted: int | None, source: Source) -> int:
     return max(1, min(wanted, needed)) if source.reader.parallel else 1
 
 
-@dataclass(frozen=True)
 class _Job:
-    """One preparation.
+    """One preparation of a store in `folder`, with its work in progress in a hidden folder next to it."""
 
-    Attributes:
-        config: configuration of the data set.
-        source: its images.
-        folder: folder of the store.
-    """
-
-    config: DatasetConfig
-    source: Source
-    folder: Path
-
-    @property
-    def partial(self) -> Path:
-        """Folder of work in progress."""
-        return self.folder.with_name(f".{self.folder.name}.partial")
-
-    @property
-    def rows(self) -> Path:
-        """File of all images' pixels, including refused ones."""
-        return self.partial / "rows.npy"
-
-    @property
-    def journal(self) -> Path:
-        """Journal of the finished chunks of `rows`."""
-        return self.partial / "journal.jsonl"
-
-    @property
-    def store(self) -> Path:
-        """Folder of the new store before it is published."""
-        return self._work.new
-
-    @property
-    def _work(self) -> WorkFolder:
-        return WorkFolder(self.folder, self.partial, "store", "replaced", (self.rows.name, self.journal.name))
+    def __init__(self, config: DatasetConfig, source: Source, folder: Path) -> None:
+        self.config, self.source, self.folder = config, source, folder
+        partial = folder.with_name(f".{folder.name}.partial")
+        # The pixels of all images, including refused ones, and which chunks of them are finished.
+        self.rows, self.journal = partial / "rows.npy", partial / "journal.jsonl"
+        self._work = WorkFolder(folder, partial, "store", "replaced", (self.rows.name, self.journal.name))
+        self.store = self._work.new
 
     @property
     def header(self) -> dict[str, Any]:

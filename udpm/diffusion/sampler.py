@@ -1,4 +1,4 @@
-"""The sampling chain, L calls of a network from noise to an image; the noise it starts from, and mixtures of it."""
+"""The sampling chain, L network calls from noise to an image, and its latents: the noise, drawn or mixed."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def sample(
         base: z, a white image, (B, 3, N, N).
         noises: ε_L, …, ε_1 (coarsest first), (B, 3, N/2^l, N/2^l).
         labels: (B,) int64, or None.
-        form: of the posterior.
+        form: form of the posterior.
 
     Returns:
-        The L links, coarsest first; the last one's output is the image, in about [-1, 1].
+        The L steps, coarsest first; the output of the last is the image, in about [-1, 1].
     """
 
     state = marginal(schedule, downsample(base, schedule.scale, schedule.levels), schedule.levels, noises[0])

@@ -109,8 +109,7 @@ def generator_shape(tensors: Tensors, classes: int | None = None) -> UNetShape:
     Raises:
         UnknownArchitecture: not a generator of the three families.
     """
-    stem = _only(tensors, r"net\.enc\.(\d+)x\1_conv\.weight", "a first convolution net.enc.SxS_conv")
-    side = int(stem[1])
+    side = _stem_side(tensors)
     embedding = _tensor(tensors, "net.map_layer0.weight")
     channels = len(embedding) // 4
     sides = sorted({int(found[1]) for found in _matches(tensors, r"net\.enc\.(\d+)x\1_block0\.conv0\.weight")})[::-1]
@@ -188,19 +187,17 @@ def _matches(tensors: Tensors, pattern: str) -> list[re.Match[str]]:
     return [found for found in (re.fullmatch(pattern, name) for name in tensors) if found]
 
 
-def _only(tensors: Tensors, pattern: str, what: str) -> re.Match[str]:
-    found = _matches(tensors, pattern)
+def _stem_side(tensors: Tensors) -> int:
+    found = _matches(tensors, r"net\.enc\.(\d+)x\1_conv\.weight")
     if len(found) != 1:
         raise UnknownArchitecture(
-            f"not a generator of NCSN++, DDPM++ or ADM: found {len(found) or 'no'} {what.removeprefix('a ')} among "
-            f"{len(tensors)} tensors such as {first_names(list(tensors)[:2])}"
+            f"not a generator of NCSN++, DDPM++ or ADM: found {len(found) or 'no'} first convolution net.enc.SxS_conv "
+            f"among {len(tensors)} tensors such as {first_names(list(tensors)[:2])}"
         )
-    stem = tensors[found[0].string]
-    if stem.ndim != 4 or stem.shape[1] != IMAGE_CHANNELS:
-        raise UnknownArchitecture(
-            f"{found[0].string}: expected shape (C, {IMAGE_CHANNELS}, 3, 3), got {tuple(stem.shape)}"
-        )
-    return found[0]
+    name, shape = found[0].string, tuple(tensors[found[0].string].shape)
+    if len(shape) != 4 or shape[1] != IMAGE_CHANNELS:
+        raise UnknownArchitecture(f"{name}: expected shape (C, {IMAGE_CHANNELS}, 3, 3), got {shape}")
+    return int(found[0][1])
 
 
 def _tensor(tensors: Tensors, name: str) -> torch.Tensor:

@@ -86,8 +86,8 @@ class Flag:
         return self.default is None or self.convert is _level_values or self.name in {"EMA_weight", "from_itrs"}
 
 
-def _sampling(name: str, kind: type, home: str, meaning: str = "", convert: Callable = _same, **more: Any) -> Flag:
-    return Flag(name, kind, GIVEN, home, meaning, convert, command="sampling", **more)
+def _sampling(name: str, kind: type, home: str, meaning: str = "", convert: Callable = _same) -> Flag:
+    return Flag(name, kind, GIVEN, home, meaning, convert, command="sampling")
 
 
 FLAGS = (
