@@ -288,7 +288,7 @@ def test_a_finished_store_is_kept_and_a_changed_one_prepared_again(many, tmp_pat
     assert (tmp_path / "store/dataset.json").stat().st_mtime_ns == before
     tiny.flip_byte(tmp_path / "store/images.npy", 5000)
     prepare(folder_config(many / "many.zip"), tmp_path / "store")
-    assert "prepared again" in capsys.readouterr().err
+    assert "preparing again" in capsys.readouterr().err
     same_store(tmp_path / "store", many / "store")
     prepare(folder_config(many / "many.zip", side=8), tmp_path / "store")
     assert open_store(tmp_path / "store").side == 8
