@@ -74,6 +74,7 @@ def test_sampling_against_the_plain_way(tmp_path, capsys):
     assert all(gain["used"] for gain in record["gains"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_training_against_the_plain_way(tmp_path, capsys):
     config = tiny.write_config(tmp_path, training__precision="bfloat16")

@@ -478,7 +478,7 @@ TWICE = {
     "card": "card run --output {}/README.md",
     "curves": "figure curves run/metrics.jsonl --output {}/curves",
     "schedule": "schedule digits --config config --output {}/schedule",
-    "plan": "sweep plan schedules-digits --config config --output {}/plan",
+    "plan": "sweep plan schedules-smoke --config config --output {}/plan",
     "cost": "cost digits --config config --output {}/cost",
     "import": "import run/weights.safetensors --output {}/w.safetensors",
     "sheet": "info dataset --sheet {}/sheet.png",
@@ -697,7 +697,10 @@ def wholeness(folder):
     return {name: content for name, content in tiny.snapshot(folder).items() if not name.name.endswith(".json")}
 
 
-@pytest.mark.parametrize("exchanges", [True, False], ids=["exchange", "two renames"])
+@pytest.mark.parametrize(
+    "exchanges",
+    [pytest.param(True, id="exchange"), pytest.param(False, id="two renames", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("made", MADE)
 def test_a_kill_at_any_rename_leaves_one_whole_version(project, tmp_path, monkeypatch, made, exchanges):
     """The old or the new one if folders can be exchanged; after the next run, only the new one."""

@@ -354,6 +354,7 @@ def no_room(*_):
 # --- what cannot begin -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_lpips_without_its_weights(digits, tmp_path):
     """No network, and none of the weights in torchvision's folder."""
     config = tiny.write_config(tmp_path, losses__lpips_weight=[1.0, 0.0, 0.0])

@@ -442,14 +442,15 @@ def test_arithmetic_is_counted_as_the_cost_of_a_call_is():
 
 def test_arithmetic_of_an_iteration():
     """Forward once, backward nearly twice; a discriminator costs more, and so do two images for one."""
-    config = tiny.run_config(losses__adversarial_weight=0.0, training__level_probabilities=[1.0, 0.0, 0.0])
+    finest = {"training__level_probabilities": [1.0, 0.0, 0.0]}
+    config = tiny.run_config(losses__adversarial_weight=0.0, **finest)
     with torch.device("meta"):
         forward = multiply_adds(build_generator(config.model), 8)
     alone = iteration_cost(config).multiply_adds
     assert 2.7 * forward < alone / 8 < 3 * forward
-    one, two = (tiny.run_config(losses__adversarial_weight=0.0, training__batch=batch) for batch in (8, 16))
-    assert iteration_cost(two).multiply_adds == pytest.approx(2 * iteration_cost(one).multiply_adds)
-    judged = tiny.run_config(training__level_probabilities=[1.0, 0.0, 0.0])
+    doubled = tiny.run_config(losses__adversarial_weight=0.0, training__batch=16, **finest)
+    assert iteration_cost(doubled).multiply_adds == pytest.approx(2 * alone)
+    judged = tiny.run_config(**finest)
     assert iteration_cost(judged).multiply_adds > alone + 8 * forward
 
 

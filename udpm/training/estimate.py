@@ -155,15 +155,16 @@ def iteration_cost(config: RunConfig, perceptual: Perceptual | None = None) -> I
         config: of a run that trains.
         perceptual: LPIPS; None leaves out its arithmetic.
     """
-    training, levels = config.training, config.process.levels
+    training = config.training
     counter = IterationCounter(config, perceptual)
     start, length = config.losses.adversarial_start, training.discriminator_every * config.losses.r1_every
     cycle = range(start, start + length)
+    shares = {level: share for level, share in enumerate(level_shares(config), start=1) if share}
     means = [
         IterationCost.mean([counter.count(level, iteration) for iteration in cycle], [1 / length] * length)
-        for level in range(1, levels + 1)
+        for level in shares
     ]
-    return IterationCost.mean(means, level_shares(config))
+    return IterationCost.mean(means, list(shares.values()))
 
 
 class IterationCounter:
