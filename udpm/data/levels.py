@@ -71,13 +71,7 @@ def block_sums(images: np.ndarray, level: int) -> np.ndarray:
 
 
 def decode(sums: np.ndarray, level: int, scale: int) -> np.ndarray:
-    """Compute H^l x_0 = s^l·(2S/(255·4^l) - 1) in float64, rounded once to float32.
-
-    Args:
-        sums: block sums S of `level`.
-        level: l.
-        scale: s, the sum of H's taps (2 or 1).
-    """
+    """Compute H^l x_0 = s^l·(2S/(255·4^l) - 1) from block sums S in float64, rounded once to float32; s is `scale`."""
     return decoding_table(level, scale)[sums] if level <= 4 else _value(sums, level, scale)
 
 

@@ -259,7 +259,9 @@ def list_images(root: Path, limit: int, obtain: str = "") -> Listing:
     else:
         hint = f"; {obtain}" if obtain else ""
         raise UserError(f"{root}: no such folder or .zip of images{hint}")
-    _check_names(root, [tidy(name) for name in names])
+    for name, count in Counter(map(tidy, names)).most_common(1):
+        if count > 1:
+            raise UserError(f"{root}: contains {shown(name)} {count} times; remove all but one of them")
     order = sorted(range(len(names)), key=names.__getitem__)
     wanted = [i for i in order if _is_image(names[i])]
     others = {names[i]: keys[i] for i in order if not _is_image(names[i])}
@@ -274,13 +276,6 @@ def list_images(root: Path, limit: int, obtain: str = "") -> Listing:
 def format_counts(counts: dict[str, int]) -> str:
     """Format counts by kind for a message, "3 .gif, 1 .txt"."""
     return ", ".join(f"{count} {what}" for what, count in counts.items())
-
-
-def _check_names(root: Path, paths: list[bytes]) -> None:
-    if len(set(paths)) == len(paths):
-        return
-    name, count = Counter(paths).most_common(1)[0]
-    raise UserError(f"{root}: {shown(name)} is in it {count} times; remove all but one of them")
 
 
 def _visible(names: list[bytes], keys: np.ndarray) -> tuple[list[bytes], np.ndarray, dict[str, int]]:

@@ -114,12 +114,7 @@ def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def check_tensors(where: str, tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size]) -> None:
-    """Check that tensors have the expected names and shapes, and no others.
-
-    Args:
-        where: beginning of the error.
-        tensors: tensors by name.
-        expected: shapes by name.
+    """Check that tensors have exactly the expected names and shapes; `where` is the beginning of the error.
 
     Raises:
         UserError: some are missing, unknown or of another shape.
