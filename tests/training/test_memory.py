@@ -121,6 +121,11 @@ def test_r1_and_the_finest_level_take_most():
 def test_recorded_passes_have_separate_gradients():
     plain, recorded = (estimate_memory(run_config(training__cuda_graphs=graphs)) for graphs in (False, True))
     assert recorded.state - plain.state == 2 * estimate_resources(run_config(), 1).gradients
+    # Another step is called while the memory of the largest one's recording is held; the same, if its weight decays.
+    assert 1.2 * plain.kept < recorded.kept < 1.9 * plain.kept
+    decaying = estimate_memory(run_config(training__cuda_graphs=True, losses__r1_decay_per_1000=0.9))
+    assert decaying.kept == 2 * plain.kept
+    assert decaying.per_image == pytest.approx(2 * plain.per_image)
 
 
 def test_the_batch_that_fits():

@@ -43,7 +43,8 @@ class BatchMemory:
         state: weights, gradients, moments and averages; with recorded passes, their gradients.
         perceptual: weights of LPIPS.
         batch: images at once on a device: its share of the batch, or a part of it with `training.accumulate`.
-        kept: peak of what the networks keep of these images.
+        kept: peak of what the networks keep of these images; with recorded passes, also the peak of the calls before a
+            recording.
         level: of the step with the peak.
         player: of the step with the peak.
         per_image: growth of the peak per further image.
@@ -82,7 +83,13 @@ def estimate_memory(config: RunConfig, perceptual: Perceptual | None = None, bat
     training = config.training
     batch = batch or training.batch // training.processes // training.accumulate
     steps = _Steps(config, perceptual)
-    kept, level, player = max((steps.peak(player, level, batch), level, player) for player, level in steps.largest())
+    order = sorted(steps.largest(), key=lambda step: steps.peak(step[0], step[1], batch), reverse=True)
+    together = order[:1]
+    if training.cuda_graphs:
+        # One step is called before it is recorded, while the recordings' memory has room for the largest. A decaying
+        # weight has the largest recorded anew.
+        together = [order[0], order[0] if config.losses.r1_decay_per_1000 != 1 else order[:2][-1]]
+    kept, more = (sum(steps.peak(player, level, size) for player, level in together) for size in (batch, batch + GROUP))
     needs = estimate_resources(config, training.iterations)
     # Every recording has separate gradients.
     recorded = (config.process.levels - 1) * needs.gradients if training.cuda_graphs else 0
@@ -91,9 +98,9 @@ def estimate_memory(config: RunConfig, perceptual: Perceptual | None = None, bat
         perceptual=tensor_bytes(perceptual.parameters()) if perceptual is not None else 0,
         batch=batch,
         kept=kept,
-        level=level,
-        player=player,
-        per_image=(steps.peak(player, level, batch + GROUP) - kept) / GROUP,
+        level=order[0][1],
+        player=order[0][0],
+        per_image=(more - kept) / GROUP,
     )
 
 
@@ -108,6 +115,7 @@ class _Steps:
         self._weights = [weights.at(iteration) for weights in loss_weights(config)]
         if perceptual is None:
             self._weights = [replace(weights, lpips=0.0) for weights in self._weights]
+        self._known: dict[tuple[str, int, int], int] = {}
 
     def largest(self) -> list[tuple[str, int]]:
         """Return players and levels, without levels whose terms a finer one has, too."""
@@ -123,6 +131,11 @@ class _Steps:
 
     def peak(self, player: str, level: int, batch: int) -> int:
         """Return the peak of the bytes that a step adds to the state, which includes gradients."""
+        if (player, level, batch) not in self._known:
+            self._known[player, level, batch] = self._count(player, level, batch)
+        return self._known[player, level, batch]
+
+    def _count(self, player: str, level: int, batch: int) -> int:
         weights = self._weights[level - 1]
         parameters = self._counter.parameters(player)
         for parameter in parameters:
