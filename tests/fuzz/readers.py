@@ -63,7 +63,7 @@ from udpm.runs.lock import read_owner
 from udpm.runs.status import read_status, statuses_json
 from udpm.sampling.generate import draw_samples, explore_latents
 from udpm.sampling.sample_set import join_shards, load_samples
-from udpm.sampling.sampler import stored
+from udpm.sampling.sampler import read_noise
 from udpm.training.checkpoint import checkpoints, resume
 from udpm.training.metrics import Metrics
 from udpm.training.state import State
@@ -294,7 +294,7 @@ def _extractor(folder):
 
 def _noise_file(folder):
     config = tiny.run_config()
-    source, _ = stored(folder / "noise.npz", Schedule.from_config(config.process), config.dataset.side, 3)
+    source, _ = read_noise(folder / "noise.npz", Schedule.from_config(config.process), config.dataset.side, 3)
     source(range(0, 3))
 
 

@@ -90,7 +90,7 @@ def sample_command(
     from udpm.config.validation import validate
     from udpm.metrics.selection import check_selected, read_selection
     from udpm.runs.layout import milestone
-    from udpm.sampling.generate import draw_samples, kept_weights
+    from udpm.sampling.generate import draw_samples, milestone_weights
 
     if output is None and chain is None:
         raise usage_error("Missing option '--output'.")
@@ -105,7 +105,7 @@ def sample_command(
     kept = milestone(weights.parent, sampling.iteration) if sampling.iteration is not None else None
     check({"sampling.noise": sampling.noise, "sampling.iteration": kept})
     if selection is not None and sampling.iteration is not None:
-        check_selected(selection, chosen, kept_weights(weights, sampling.iteration), sampling.weights)
+        check_selected(selection, chosen, milestone_weights(weights, sampling.iteration), sampling.weights)
     with as_user_errors(f"lower --batch (sampling.batch, is {sampling.batch})"):
         written = draw_samples(weights, sampling, output, chain, shard)
     click.echo("\n".join(written))

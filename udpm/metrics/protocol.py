@@ -38,7 +38,7 @@ class Metric(Record):
     splits: PositiveInt | None = None
 
 
-class Used(Record):
+class UsedExtractor(Record):
     """The extractor of a protocol."""
 
     name: str = "unknown"
@@ -47,7 +47,7 @@ class Used(Record):
     heldout_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
-class Against(Record):
+class UsedReference(Record):
     """The reference of a protocol."""
 
     dataset: str = "unknown"
@@ -60,15 +60,15 @@ class Protocol(Record):
     """The protocol of a score."""
 
     n: PositiveInt
-    extractor: Used
-    reference: Against
+    extractor: UsedExtractor
+    reference: UsedReference
     preprocessing: str | None = None
     neighbours: PositiveInt | None = None
     device: str = ""
     tf32: bool | None = None
 
 
-class Chosen(Record):
+class UsedSelection(Record):
     """The selection of a score's milestone."""
 
     iterations: list[NonNegativeInt]
@@ -84,7 +84,7 @@ class NoiseFile(Record):
     sha256: str
 
 
-class Scored(Record):
+class ScoreSubject(Record):
     """The subject of a score; None is unknown."""
 
     kind: Literal["samples", "images", "heldout", "noise"]
@@ -104,10 +104,10 @@ class Scored(Record):
     source: str = ""
     noise: NoiseFile | None = None
     origin: Origin | None = None
-    selection: Chosen | None = None
+    selection: UsedSelection | None = None
 
 
-class Made(Record):
+class ScoreProvenance(Record):
     """The provenance of a score."""
 
     versions: dict[str, str] = {}
@@ -118,10 +118,10 @@ class Score(Record):
     """Required content of a score."""
 
     format: Annotated[str, Exactly(FORMAT)]
-    subject: Scored
+    subject: ScoreSubject
     metrics: dict[str, Metric]
     protocol: Protocol
-    provenance: Made = Made()
+    provenance: ScoreProvenance = ScoreProvenance()
 
     @model_validator(mode="after")
     def _values_are_possible(self) -> Score:

@@ -23,7 +23,7 @@ from udpm.diffusion.sampler import Latent, interpolate, mix
 from udpm.networks.weights import load_model
 from udpm.runs.layout import milestone
 from udpm.sampling.sample_set import save_samples
-from udpm.sampling.sampler import NOT_FINITE, NoiseSource, Sampler, stored
+from udpm.sampling.sampler import NOT_FINITE, NoiseSource, Sampler, read_noise
 
 UNLABELLED_CHAINS = 8
 
@@ -52,7 +52,7 @@ def draw_samples(
     source: int | NoiseSource = config.seed
     identity: dict[str, Any] = {"seed": config.seed}
     if config.noise is not None:
-        source, identity = stored(config.noise, sampler.schedule, sampler.model.config.side, config.count)
+        source, identity = read_noise(config.noise, sampler.schedule, sampler.model.config.side, config.count)
         identity = {"seed": None, "noise": identity}
     record = {
         **sampler.model.record,
@@ -87,7 +87,7 @@ def draw_samples(
 def _load_sampler(weights: Path, config: Sampling) -> tuple[Sampler, torch.device]:
     device = devices.configure(config.device, config.threads, tf32=config.tf32)
     if config.iteration is not None:
-        weights = kept_weights(weights, config.iteration)
+        weights = milestone_weights(weights, config.iteration)
     model = load_model(weights, config.weights, device)
     how = {"compiles": config.compile, "graphs": config.cuda_graphs}
     return Sampler(model, config.posterior, config.batch, config.guidance, config.precision, **how), device
@@ -108,7 +108,7 @@ def shard_numbers(count: int, batch: int, index: int, shards: int) -> range:
     return range(start, min(stop, count))
 
 
-def kept_weights(weights: Path, iteration: int) -> Path:
+def milestone_weights(weights: Path, iteration: int) -> Path:
     """Return the file of a milestone.
 
     Raises:

@@ -33,7 +33,7 @@ NoiseSource = Callable[[range], Latent]
 """Function from image numbers to their noise, on the CPU."""
 
 
-def stored(path: str | Path, schedule: Schedule, side: int, count: int) -> tuple[NoiseSource, dict[str, Any]]:
+def read_noise(path: str | Path, schedule: Schedule, side: int, count: int) -> tuple[NoiseSource, dict[str, Any]]:
     """Read noise from a file: .npz with `base` (n, 3, N, N) and `eps_L` … `eps_1`, eps_l of (n, 3, N/2^l, N/2^l).
 
     Args:
