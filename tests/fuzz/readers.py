@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import golden_vectors as golden
@@ -316,10 +316,16 @@ def _header(folder):
     _described(folder / "runs/digits/seed0/weights.safetensors")
 
 
-def _checkpoint(folder):
+@cache
+def _run():
+    """A small run's configuration and state; building them takes as long as reading a checkpoint."""
     config = tiny.run_config()
-    state = State.fresh(config, CPU)
-    resume(folder / RUN / "checkpoints", state, config.training.iterations, lambda path, reason: None)
+    return config, State.fresh(config, CPU)
+
+
+def _checkpoint(folder):
+    config, state = _run()
+    resume(folder / RUN / "checkpoints", state, config.training.iterations, lambda path, told: None)
 
 
 def _forged(folder):
