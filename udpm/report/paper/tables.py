@@ -93,6 +93,13 @@ def read_speed(path: str | Path) -> dict[str, Any]:
     return record
 
 
+RUNTIME_COLUMNS = (
+    *("what", "dataset", "image_giga_multiply_adds", "step_giga_multiply_adds", "ratio", "generator_mega_parameters"),
+    *("images_per_second", "steps_per_second", "speed_ratio", "device", "batch", "precision"),
+    *("standing", "source", "state"),
+)
+
+
 def runtime_table(
     published: PublishedRuntime, costs: dict[str, Cost], datasets: dict[str, str], speeds: dict[str, dict[str, Any]]
 ) -> Table:
@@ -107,42 +114,36 @@ def runtime_table(
     rows = _runtime_rows(published, costs, datasets, speeds)
     shown = pd.DataFrame([_readable(row) for row in rows])
     notes = _runtime_notes(published, costs, speeds)
-    return Table(shown, notes, published.title, pd.DataFrame(rows), words=2, titled=True)
+    return Table(shown, notes, published.title, pd.DataFrame(rows, columns=RUNTIME_COLUMNS), words=2, titled=True)
 
 
 def _runtime_rows(
     published: PublishedRuntime, costs: dict[str, Cost], datasets: dict[str, str], speeds: dict[str, dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Return the rows in full precision."""
-    quoted = [
-        _row(
-            f"published{' code' if cost.standing == COUNTED else ''}, {cost.side}×{cost.side}",
-            cost.dataset,
-            cost.image,
-            cost.step,
-            # Published nowhere, so counted, too.
-            published.parameters.get(cost.dataset, 0) / MEGA or None if cost.standing == COUNTED else None,
-            standing=cost.standing,
-            source=cost.source,
-        )
-        for cost in published.costs
-    ]
+    rows: list[dict[str, Any]] = []
+    for quoted in published.costs:
+        counted = quoted.standing == COUNTED
+        what = f"published{' code' if counted else ''}, {quoted.side}×{quoted.side}"
+        # Published nowhere, so counted, too.
+        parameters = published.parameters.get(quoted.dataset, 0) / MEGA or None if counted else None
+        row = _row(what, quoted.dataset, quoted.image, quoted.step, parameters)
+        rows.append(row | {"standing": quoted.standing, "source": quoted.source, "state": "published"})
     for speed in published.speeds:
-        line = _row("published speed", speed.dataset, None, None, None, standing=speed.standing, source=speed.source)
-        quoted.append(line | _speed(speed.udpm, speed.step, speed.device))
-    own = []
+        row = _row("published speed", speed.dataset) | _speed(speed.udpm, speed.step, speed.device)
+        rows.append(row | {"standing": speed.standing, "source": speed.source, "state": "published"})
     for name, cost in costs.items():
-        line = _row(name, datasets[name], cost.total / GIGA, cost.full_side / GIGA, cost.generator_parameters / MEGA)
+        row = _row(name, datasets[name], cost.total / GIGA, cost.full_side / GIGA, cost.generator_parameters / MEGA)
         found = speeds.get(name)
         if found:
-            line |= _speed(found["images_per_second"], found["steps_per_second"], found["device"])
-            line |= {"batch": found["batch"], "precision": found["precision"]}
-        own.append(line | {"state": "measured" if found else NOT_RUN})
-    return quoted + own
+            row |= _speed(found["images_per_second"], found["steps_per_second"], found["device"])
+            row |= {"batch": found["batch"], "precision": found["precision"]}
+        rows.append(row | {"state": "measured" if found else NOT_RUN})
+    return rows
 
 
 def _row(
-    what: str, dataset: str, image: float | None, step: float | None, parameters: float | None, **more: Any
+    what: str, dataset: str, image: float | None = None, step: float | None = None, parameters: float | None = None
 ) -> dict[str, Any]:
     return {
         "what": what,
@@ -151,16 +152,6 @@ def _row(
         "step_giga_multiply_adds": step,
         "ratio": image / step if image is not None and step is not None else None,
         "generator_mega_parameters": parameters,
-        "images_per_second": None,
-        "steps_per_second": None,
-        "speed_ratio": None,
-        "device": None,
-        "batch": None,
-        "precision": None,
-        "standing": None,
-        "source": None,
-        "state": "published",
-        **more,
     }
 
 
@@ -177,11 +168,11 @@ def _readable(row: dict[str, Any]) -> dict[str, str]:
         "one full-side step (G)": _number(row["step_giga_multiply_adds"]),
         "ratio": _number(row["ratio"], "{:.3f}"),
         "generator (M)": _number(row["generator_mega_parameters"]),
-        "images/s": _number(row["images_per_second"], missing=missing),
-        "steps/s": _number(row["steps_per_second"], missing=missing),
-        "images per step": _number(row["speed_ratio"], missing=missing),
-        "device": row["device"] or missing,
-        "standing": row["standing"] or MISSING,
+        "images/s": _number(row.get("images_per_second"), missing=missing),
+        "steps/s": _number(row.get("steps_per_second"), missing=missing),
+        "images per step": _number(row.get("speed_ratio"), missing=missing),
+        "device": row.get("device") or missing,
+        "standing": row.get("standing") or MISSING,
     }
 
 
