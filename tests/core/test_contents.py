@@ -668,7 +668,7 @@ def test_any_chain_makes_a_figure_that_fits(tmp_path, count, classes, levels):
         ({"x_2": np.full((3, 3, 2, 2), np.nan)}, "x_2 contains values that are not finite"),
         ({"f_2": np.zeros((3, 3, 4, 4), np.uint8)}, "f_2 is uint8"),
         ({"f_2": None}, "array f_2 not found"),
-        ({"x_1": None}, "its arrays are not labels, x_1, f_1, …"),
+        ({"x_1": None}, "expected arrays labels, x_1, f_1, …"),
         ({"labels": np.array(["a"] * 3)}, "labels is <U1"),
         ({"record": {"scale": "2"}}, "record: scale: "),
         ({"record": {"classes": -1}}, "record: classes: "),
