@@ -54,12 +54,12 @@ def _estimated(session: Session, batch: int | None = None, **changes: Any) -> st
             "ratio": ratio,
         }
     )
-    told = f"batch {found.batch}{lacks}: estimated {found.total / GIB:.2f} GiB, measured {measured / GIB:.2f} GiB"
+    text = f"batch {found.batch}{lacks}: estimated {found.total / GIB:.2f} GiB, measured {measured / GIB:.2f} GiB"
     if reserved is not None:
-        told += f" ({reserved / GIB:.2f} GiB reserved, {before / GIB:.2f} GiB in use before)"
+        text += f" ({reserved / GIB:.2f} GiB reserved, {before / GIB:.2f} GiB in use before)"
     if recorded and not session.on_gpu:
-        return f"{told}; ratio {ratio:.3f}; nothing is recorded on a CPU"
-    return expect(abs(ratio - 1) <= WITHIN, f"{told}; ratio {ratio:.3f}")
+        return f"{text}; ratio {ratio:.3f}; nothing is recorded on a CPU"
+    return expect(abs(ratio - 1) <= WITHIN, f"{text}; ratio {ratio:.3f}")
 
 
 BATCHES = (32, 64)

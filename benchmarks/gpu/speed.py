@@ -33,7 +33,7 @@ WARM = 3
 """Calls before those that are timed, in which kernels are loaded and passes recorded."""
 BENCHED = 20
 SECONDS = 1.0
-"""Of all repetitions of a call together, about."""
+"""Approximate time of all repetitions of a call."""
 MOST = 20
 """Calls of a repetition."""
 COMPILING = 60.0
