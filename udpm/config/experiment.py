@@ -196,6 +196,10 @@ class Experiment(Section):
             raise ValueError(f"seeds: duplicate seed in {self.seeds}")
 
 
+NO_SIGNAL = 0.01
+"""Signal-to-noise ratio below which x_L counts as pure noise."""
+
+
 class RunConfig(Section):
     """Everything that one training run depends on, resolved; `udpm train` reads it and weight files store it."""
 
@@ -234,6 +238,28 @@ class RunConfig(Section):
                     "LPIPS-VGG needs at least 16, so it must be 0 there"
                 )
 
+    @check
+    def _energy_score_has_draws_that_differ(self) -> RunConfig:
+        losses, last, snr = self.losses, self.process.levels, self.process.last_snr
+        if losses.energy_redraw and snr >= NO_SIGNAL:
+            raise ValueError(
+                f"losses.energy_redraw: true, but the signal-to-noise ratio of x_{last} is {snr:.2g}, so draws differ "
+                f"in what they show of the image; it must be below {NO_SIGNAL:g}, or use generator.latent_channels"
+            )
+        for level, weight in enumerate(self.per_level("losses.energy_weight"), start=1):
+            if weight and not self.generator.latent_channels and not (losses.energy_redraw and level == last):
+                raise ValueError(
+                    f"losses.energy_weight: {weight:g} at level {level}, where all draws are the same: the output is a "
+                    f"function of x_{level} alone; set generator.latent_channels above 0"
+                    + (", or losses.energy_redraw" if level == last else "")
+                )
+            side = self.dataset.side >> (level - 1)
+            if weight and losses.energy_patch and side % losses.energy_patch:
+                raise ValueError(
+                    f"losses.energy_patch: {losses.energy_patch} does not divide {side}, the side at level {level}"
+                )
+        return self
+
     @property
     def classes(self) -> int:
         """Number of classes of the data set; 0 if unlabelled."""
@@ -271,6 +297,7 @@ def _per_level_values(experiment: Experiment) -> list[tuple[str, object]]:
     found: list[tuple[str, object]] = [
         ("losses.reconstruction_weight", losses.reconstruction_weight),
         ("losses.lpips_weight", losses.lpips_weight),
+        ("losses.energy_weight", losses.energy_weight),
         ("losses.adversarial_weight", losses.adversarial_weight),
         ("losses.r1_gamma", losses.r1_gamma),
         ("losses.discriminator_noise.std", losses.discriminator_noise.std),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -40,6 +41,15 @@ class Process(Section):
         if wrong:
             raise ValueError("\n".join(wrong))
 
+    @property
+    def last_snr(self) -> float:
+        """Signal-to-noise ratio of x_L, as a ratio of amplitudes; see `udpm.diffusion.schedule.Schedule.snr`."""
+        variance = 0.0
+        for alpha, sigma in zip(self.alphas, self.sigmas, strict=True):
+            variance = alpha**2 * variance + sigma**2
+        scale = 2 if self.normalization == "norm" else 1
+        return math.prod(self.alphas) * scale**self.levels / math.sqrt(variance)
+
 
 class Generator(Section):
     """The U-Net f(x_l, t_l, y) that predicts H^{l-1} x_0; one network for all levels."""
@@ -57,6 +67,9 @@ class Generator(Section):
     coarsest level, always has it."""
     dropout: Fraction = 0.0
     """Dropout probability in the residual blocks."""
+    latent_channels: Annotated[int, Field(ge=0, le=64)] = 0
+    """k: channels of the latent z_l ~ N(0, I) that each call gets next to x_l, so that its output is a random function
+    of x_l; 0 for none, as in the paper."""
     class_conditional: bool = False
     """Condition the network on the class label."""
     label_dropout: Fraction = 0.0

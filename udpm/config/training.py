@@ -21,6 +21,7 @@ from udpm.config.validation import (
 DecayFactor = Annotated[float, Field(gt=0, le=1)]
 
 LpipsExponent = Annotated[float, Field(ge=1, allow_inf_nan=False)]
+EnergyExponent = Annotated[float, Field(gt=0, lt=2)]
 
 
 class DiscriminatorNoise(Section):
@@ -47,8 +48,20 @@ class Losses(Section):
     """vgg: ImageNet weights, downloaded by torchvision; vgg-random: untrained, for tests without the download."""
     lpips_exponent: LpipsExponent = 2.0
     """Exponent on the feature differences inside LPIPS; below 1 its gradient would be infinite."""
+    energy_weight: NonNegativeFloat | list[NonNegativeFloat] = 0.0
+    """λe of the energy score, a proper scoring rule of several draws of the output that share x_l: their mean distance
+    from the target minus half their mean distance from each other. One value, or one for each level; needs
+    generator.latent_channels, or energy_redraw at the coarsest level. Not in the paper."""
+    energy_exponent: EnergyExponent = 1.0
+    """β: exponent on the distances of the energy score, between 0 and 2."""
+    energy_draws: Annotated[int, Field(ge=2, le=64)] = 2
+    """m: draws of the output per image where the energy score has a weight; each costs a call of the generator."""
+    energy_patch: NonNegativeInt = 0
+    """Side of the square patches whose distances the energy score averages; 0 for the distance of whole images."""
+    energy_redraw: bool = False
+    """Also draw x_L anew for each draw. Only where x_L carries next to nothing of the image (SNR below 0.01)."""
     adversarial_weight: NonNegativeFloat | list[NonNegativeFloat] = 0.0
-    """λa of softplus(-D). One value, or one for each level; all zero means no discriminator is trained."""
+    """λa of softplus(-D). One value, or one for each level: where it is 0, no discriminator step is taken."""
     r1_gamma: NonNegativeFloat | list[NonNegativeFloat] = 0.0
     """γ of the R1 gradient penalty. One value, or one for each level."""
     r1_every: PositiveInt = 1

@@ -12,7 +12,7 @@ from udpm.config.experiment import RunConfig
 from udpm.config.model import check_fit
 from udpm.core.errors import UserError
 from udpm.networks.discriminator import build_discriminator
-from udpm.networks.unet import IMAGE_CHANNELS, UNet, generator_shape
+from udpm.networks.unet import UNet, generator_shape
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def multiply_adds(network: UNet, side: int) -> int:
     attention. Excludes normalisations, activations, softmax, and the pooling and repetition that implement filter
     [1, 1]. The network must be on the meta device.
     """
-    image = torch.empty(1, IMAGE_CHANNELS, side, side, device="meta")
+    image = torch.empty(1, network.shape.inputs, side, side, device="meta")
     label = torch.zeros(1, dtype=torch.int64, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(image, 0.5, label)

@@ -89,6 +89,7 @@ class UNetShape:
         classes: number of classes; 0 for an unconditional network.
         dropout: probability in the residual blocks.
         label_dropout: True if training drops labels, which adds one entry to the one-hot label.
+        latent_channels: k, channels of the input after the image's.
         upscale: output side over input side; 1 only to count the cost of a network that does not upsample.
     """
 
@@ -101,7 +102,13 @@ class UNetShape:
     classes: int = 0
     dropout: float = 0.0
     label_dropout: bool = False
+    latent_channels: int = 0
     upscale: int = UPSCALE
+
+    @property
+    def inputs(self) -> int:
+        """Channels of the input."""
+        return IMAGE_CHANNELS + self.latent_channels
 
     @property
     def label_inputs(self) -> int:
@@ -195,7 +202,7 @@ class UNet(nn.Module):
         self.shape = shape
         depths = range(len(shape.multipliers))
         self.embedding = Embedding(shape.family, shape.channels, shape.label_inputs)
-        self.stem = nn.Conv2d(IMAGE_CHANNELS, _width(shape, -1), 3, padding=1)
+        self.stem = nn.Conv2d(shape.inputs, _width(shape, -1), 3, padding=1)
         self.encoder = nn.ModuleList(EncoderLevel(shape, depth) for depth in depths)
         self.decoder = nn.ModuleList(DecoderLevel(shape, depth) for depth in reversed(depths))
         self.norm = group_norm(_width(shape, 0), STYLES[shape.family].eps)
@@ -206,7 +213,8 @@ class UNet(nn.Module):
         """Predict H^{l-1} x_0 from x_l.
 
         Args:
-            x: x_l, (B, 3, h, w); h and w multiples of 2^(U-Net levels - 1).
+            x: x_l, and z_l if the network takes a latent, (B, 3 + k, h, w); h and w multiples of
+                2^(U-Net levels - 1).
             time: t_l in (0, 1), a number or (B,).
             labels: (B,) int64 if the network is class-conditional, else ignored; negative values mean "no label",
                 for networks trained with label dropout.
@@ -237,6 +245,7 @@ def generator_shape(config: ModelConfig) -> UNetShape:
         classes=config.classes,
         dropout=section.dropout,
         label_dropout=section.label_dropout > 0,
+        latent_channels=section.latent_channels,
     )
 
 
@@ -253,8 +262,8 @@ def _width(shape: UNetShape, depth: int) -> int:
 
 
 def _pyramid_width(shape: UNetShape, depth: int) -> int:
-    # The pyramid starts as the image; after each step it has the width of the feature map.
-    return _width(shape, depth - 1) if depth else IMAGE_CHANNELS
+    # The pyramid starts as the input; after each step it has the width of the feature map.
+    return _width(shape, depth - 1) if depth else shape.inputs
 
 
 def _skip_widths(shape: UNetShape, depth: int) -> list[int]:

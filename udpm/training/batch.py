@@ -37,6 +37,8 @@ class TrainingBatch:
         fake_noise: instance noise for generated images, (B, 3, 2h, 2w), or None.
         real_noise: instance noise for real images; None in the generator's step.
         dropped_labels: (B,) bool, images whose label the generator does not see, or None.
+        latent: z_l of each of the m draws of the output, (B, m, k, h, w), or None for a generator without.
+        redraws: ε of x_L for all draws but the first, (B, m - 1, 3, h, w); None where all draws share x_l.
     """
 
     level: int
@@ -46,10 +48,28 @@ class TrainingBatch:
     fake_noise: torch.Tensor | None = None
     real_noise: torch.Tensor | None = None
     dropped_labels: torch.Tensor | None = None
+    latent: torch.Tensor | None = None
+    redraws: torch.Tensor | None = None
 
     def state(self, schedule: Schedule) -> torch.Tensor:
         """Return x_l drawn from q(x_l | x_0), (B, 3, h, w): H of the target is H^l x_0."""
         return marginal(schedule, downsample(self.target, schedule.scale), self.level, self.noise)
+
+    def inputs(self, schedule: Schedule, state: torch.Tensor) -> torch.Tensor:
+        """Return [x_l, z_l] for each draw of the output, (m·B, 3 + k, h, w), all images' first draw first.
+
+        Args:
+            schedule: of the process.
+            state: x_l of the first draw, (B, 3, h, w).
+        """
+        states = [state]
+        if self.redraws is not None:
+            states += [replace(self, noise=noise).state(schedule) for noise in self.redraws.unbind(1)]
+        if self.latent is None:
+            return state if len(states) == 1 else torch.cat(states)
+        draws = self.latent.shape[1]
+        states = states if len(states) == draws else states * draws
+        return torch.cat([torch.cat(states), self.latent.transpose(0, 1).flatten(0, 1)], dim=1)
 
     def tensors(self) -> dict[str, Any]:
         """Return all tensors by name, without those that are None."""
@@ -122,6 +142,9 @@ def players_at(config: RunConfig, iteration: int) -> list[str]:
     """Return the players of an iteration, counted from 0, in order."""
     starts = iteration >= config.losses.adversarial_start
     plays = config.adversarial and starts and iteration % config.training.discriminator_every == 0
+    if plays:
+        weights = config.per_level("losses.adversarial_weight")
+        plays = all(weights) or weights[draw_level(config, "discriminator", iteration) - 1] > 0
     return ["discriminator", "generator"] if plays else ["generator"]
 
 
@@ -163,18 +186,25 @@ def draw_noise(
     whole = config.training.batch
     _, channels, height, width = target.shape
 
-    def normal(purpose: str, *sides: int) -> torch.Tensor:
+    def normal(purpose: str, *shape: int) -> torch.Tensor:
         generator = _generator(config.seed, purpose, player, iteration)
-        return to_device(torch.randn((whole, channels, *sides), generator=generator)[part], target.device)
+        return to_device(torch.randn((whole, *shape), generator=generator)[part], target.device)
 
+    state, image = (channels, height // 2, width // 2), (channels, height, width)
+    scores = player == "generator" and config.per_level("losses.energy_weight")[level - 1] > 0
+    draws = config.losses.energy_draws if scores else 1
+    redraws = draws > 1 and config.losses.energy_redraw and level == config.process.levels
+    latent = config.generator.latent_channels
     return TrainingBatch(
         level,
         target,
         labels,
-        normal("state", height // 2, width // 2),
-        fake_noise=normal("fake", height, width) * std if std else None,
-        real_noise=normal("real", height, width) * std if std and player == "discriminator" else None,
+        normal("state", *state),
+        fake_noise=normal("fake", *image) * std if std else None,
+        real_noise=normal("real", *image) * std if std and player == "discriminator" else None,
         dropped_labels=_dropped_labels(config, player, iteration, part, target.device),
+        latent=normal("latent", draws, latent, *state[1:]) if latent else None,
+        redraws=normal("state of further draws", draws - 1, *state) if redraws else None,
     )
 
 

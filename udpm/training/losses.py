@@ -101,12 +101,15 @@ class LossWeights:
         reconstruction: λ1.
         lpips: λp; 0 leaves LPIPS out.
         adversarial: λa.
+        energy: λe.
         r1: γ.
         noise: standard deviation of the instance noise, added to the discriminator's input.
         scale: factor of an image before noise is added.
         dropout: of the discriminator.
         divisor: of output and target before every loss (s^{l-1}, or 1).
         squared: squared error instead of absolute.
+        energy_exponent: β of the energy score.
+        energy_patch: side of its patches; 0 for whole images.
         discriminator_size: side to which the discriminator's input is enlarged; 0 keeps its side.
         noise_decay: factor of `noise` every 1000 iterations.
         r1_decay: factor of `r1` every 1000 iterations.
@@ -124,6 +127,9 @@ class LossWeights:
     dropout: float
     divisor: float
     squared: bool
+    energy: float = 0.0
+    energy_exponent: float = 1.0
+    energy_patch: int = 0
     discriminator_size: int = 0
     noise_decay: float = 1.0
     r1_decay: float = 1.0
@@ -147,7 +153,7 @@ def loss_weights(config: RunConfig) -> list[LossWeights]:
     """Return the weights of each level before any decay, l = 1 first."""
     losses = config.losses
     schedule = Schedule.from_config(config.process)
-    terms = ("reconstruction_weight", "lpips_weight", "adversarial_weight", "r1_gamma")
+    terms = ("reconstruction_weight", "energy_weight", "lpips_weight", "adversarial_weight", "r1_gamma")
     by_level = {term.partition("_")[0]: config.per_level(f"losses.{term}") for term in terms}
     by_level["dropout"] = config.per_level("discriminator.dropout") if config.discriminator else [0.0] * schedule.levels
     return [
@@ -155,6 +161,8 @@ def loss_weights(config: RunConfig) -> list[LossWeights]:
             **{name: values[level - 1] for name, values in by_level.items()},
             divisor=_divisor(config, schedule, level),
             squared=losses.reconstruction == "l2",
+            energy_exponent=losses.energy_exponent,
+            energy_patch=losses.energy_patch,
             discriminator_size=config.dataset.side if losses.upsample_discriminator_input else 0,
             r1_decay=losses.r1_decay_per_1000,
             adversarial_start=losses.adversarial_start,
@@ -184,11 +192,15 @@ def _instance_noise(config: RunConfig, schedule: Schedule, level: int) -> dict[s
 
 
 def predict(generator: Network, schedule: Schedule, batch: TrainingBatch, state: torch.Tensor) -> torch.Tensor:
-    """Return f(x_l, t_l, y)."""
+    """Return m draws of f([x_l, z_l], t_l, y), (m·B, 3, 2h, 2w), all images' first draw first; m is 1 but for the
+    energy score."""
     labels = batch.labels
     if labels is not None and batch.dropped_labels is not None:
         labels = labels.masked_fill(batch.dropped_labels, NO_LABEL)
-    return generator(state, schedule.time(batch.level), labels)
+    inputs = batch.inputs(schedule, state)
+    if labels is not None and len(inputs) > len(labels):
+        labels = labels.repeat(len(inputs) // len(labels))
+    return generator(inputs, schedule.time(batch.level), labels)
 
 
 def discriminator_losses(
@@ -233,20 +245,30 @@ def generator_losses(
     weights: LossWeights,
     batch: TrainingBatch,
 ) -> dict[str, torch.Tensor]:
-    """Compute λ1·error(out, target) + λp·LPIPS(out, target) + λa·softplus(-D(out + n)).
+    """Compute λ1·error(out, target) + λe·energy score + λp·LPIPS(out, target) + λa·softplus(-D(out + n)).
 
+    With several draws of the output, the error is the mean over all of them; LPIPS and D see the first.
     The generator must be in train mode; the discriminator in eval mode, its weights not requiring gradients.
 
     Returns:
-        Scalars: "total" to minimize; for the record, unweighted, "reconstruction" and, with weights above 0, "lpips"
-        and "adversarial".
+        Scalars: "total" to minimize; for the record, unweighted, "reconstruction" and, with weights above 0, "energy"
+        with "spread" (see `energy_score`), "lpips" and "adversarial".
     """
     state = batch.state(schedule)
     output = predict(generator, schedule, batch, state).float() / weights.divisor
     target = batch.target / weights.divisor
-    reconstruction = F.mse_loss(output, target) if weights.squared else F.l1_loss(output, target)
+    draws = len(output) // len(target)
+    targets = target if draws == 1 else target.repeat(draws, 1, 1, 1)
+    reconstruction = F.mse_loss(output, targets) if weights.squared else F.l1_loss(output, targets)
     stats = {"reconstruction": reconstruction.detach()}
     total = weights.reconstruction * reconstruction
+    if weights.energy > 0:
+        score, spread = energy_score(
+            output.unflatten(0, (draws, -1)), target, weights.energy_exponent, weights.energy_patch
+        )
+        stats |= {"energy": score.detach(), "spread": spread.detach()}
+        total = total + weights.energy * score
+    output = output[: len(target)]
     if weights.lpips > 0:
         assert perceptual is not None
         distance = perceptual(output, target).mean()
@@ -260,6 +282,45 @@ def generator_losses(
         stats["adversarial"] = adversarial.detach()
         total = total + weights.adversarial * adversarial
     return {"total": total, **stats}
+
+
+SMOOTHING = 1e-5
+"""c of the energy score's distances: small beside a grey level, 8e-3, and large enough for float32."""
+
+
+def energy_score(
+    draws: torch.Tensor, target: torch.Tensor, exponent: float = 1.0, patch: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute mean_i d(f_i, v) - ½ mean_{i≠j} d(f_i, f_j) with d(a, b) = (‖a - b‖² + c²)^{β/2}, averaged over images.
+
+    ‖·‖ is the root mean square over an image, or over each patch of it, then averaged over patches. With the distances
+    of whole images, the law of draws that minimises the expected score is the target's own given what the draws share
+    (Gneiting & Raftery 2007: the score is strictly proper for 0 < β < 2; c > 0 keeps d of negative type, and its
+    gradient finite where draws coincide). The mean over pairs i ≠ j makes the estimate unbiased for every m.
+
+    Args:
+        draws: f_1 … f_m, (m, B, 3, H, W) float32, m ≥ 2.
+        target: v, (B, 3, H, W) float32.
+        exponent: β in (0, 2).
+        patch: side of the patches, which divides H and W; 0 for whole images.
+
+    Returns:
+        The score, and the mean distance between draws over that from the target: 0 where a latent has no effect, 1
+        where draws are spread as far as the target is from them.
+    """
+
+    def distance(difference: torch.Tensor) -> torch.Tensor:
+        squared = difference.square()
+        if patch:
+            squares = F.avg_pool2d(squared.flatten(0, -4).mean(1, keepdim=True), patch)
+        else:
+            squares = squared.mean(dim=(-3, -2, -1))
+        return (squares + SMOOTHING**2).pow(exponent / 2)
+
+    error = distance(draws - target).mean()
+    pairs = [distance(draws[later:] - draws[later - 1]) for later in range(1, len(draws))]
+    apart = torch.cat([pair.flatten() for pair in pairs]).mean()
+    return error - apart / 2, apart / error
 
 
 def add_instance_noise(image: torch.Tensor, weights: LossWeights, noise: torch.Tensor | None) -> torch.Tensor:
