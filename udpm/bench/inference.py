@@ -13,12 +13,12 @@ from udpm.bench.measure import ceilings, repeated
 from udpm.bench.record import Workload, record, row
 from udpm.config.experiment import RunConfig
 from udpm.core import devices
-from udpm.diffusion.sampler import noise_sides, sample
+from udpm.diffusion.sampler import sample, seeded
 from udpm.diffusion.schedule import Schedule
 from udpm.metrics.extractor import Extractor
 from udpm.networks.flops import Cost, count_cost
 from udpm.networks.inference import prepare_for_inference
-from udpm.networks.unet import IMAGE_CHANNELS, UNet, build_generator, generator_shape
+from udpm.networks.unet import UNet, build_generator, generator_shape
 
 
 def bench_sampling(config: RunConfig, device: torch.device, batch: int, seconds: float) -> dict[str, Any]:
@@ -39,13 +39,14 @@ def bench_sampling(config: RunConfig, device: torch.device, batch: int, seconds:
     side, shape = config.dataset.side, generator_shape(config.model)
     schedule, cost, best = Schedule.from_config(config.process), count_cost(config), ceilings(device)
     generator = build_generator(config.model).eval().to(device)
-    noises = [torch.randn(batch, IMAGE_CHANNELS, part, part, device=device) for part in noise_sides(schedule, side)]
-    images = torch.randn(batch, IMAGE_CHANNELS, side, side, device=device)
+    latent = seeded(schedule, side, 0, range(batch), shape.latent_channels).map(lambda values: values.to(device))
+    images = torch.randn(batch, shape.inputs, side, side, device=device)
     labels = torch.zeros(batch, dtype=torch.int64, device=device) if config.model.classes else None
     network = prepare_for_inference(generator)
     full = prepare_for_inference(UNet(replace(shape, side=side, upscale=1)).eval().to(device))
     with torch.inference_mode():
-        chain = repeated(lambda: sample(schedule, network, images, noises, labels), device, seconds)
+        base, noises, inputs = latent
+        chain = repeated(lambda: sample(schedule, network, base, noises, labels, inputs=inputs), device, seconds)
         step = repeated(lambda: full(images, 0.5, labels), device, seconds)
     step_work = Workload(batch, cost.full_side * batch, 4 * cost.full_side_parameters)
     rows = [

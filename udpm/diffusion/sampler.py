@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,11 +33,14 @@ def sample(
     schedule: Schedule,
     network: Network,
     base: torch.Tensor,
-    noises: list[torch.Tensor],
+    noises: Sequence[torch.Tensor],
     labels: torch.Tensor | None = None,
     form: PosteriorForm = "scalar",
+    inputs: Sequence[torch.Tensor] = (),
 ) -> list[SamplingStep]:
     """Run the chain: x_L = ᾱ_L H^L z + σ̃_L ε_L; x_{l-1} = μ_l + Σ_l^{1/2} ε_{l-1}; x_0 = f(x_1, t_1).
+
+    A network that takes a latent is called with [x_l, z_l].
 
     Args:
         schedule: α, σ and s.
@@ -46,6 +49,7 @@ def sample(
         noises: ε_L, …, ε_1 (coarsest first), (B, 3, N/2^l, N/2^l).
         labels: (B,) int64, or None.
         form: form of the posterior.
+        inputs: z_L, …, z_1 (coarsest first), (B, k, N/2^l, N/2^l); none for a network without.
 
     Returns:
         The L steps, coarsest first; the output of the last is the image, in about [-1, 1].
@@ -53,8 +57,9 @@ def sample(
 
     state = marginal(schedule, downsample(base, schedule.scale, schedule.levels), schedule.levels, noises[0])
     steps: list[SamplingStep] = []
-    for level, noise in zip(range(schedule.levels, 0, -1), [*noises[1:], None], strict=True):
-        output = network(state, schedule.time(level), labels)
+    for index, (level, noise) in enumerate(zip(range(schedule.levels, 0, -1), [*noises[1:], None], strict=True)):
+        seen = torch.cat([state, inputs[index]], dim=1) if inputs else state
+        output = network(seen, schedule.time(level), labels)
         steps.append(SamplingStep(level, state, output))
         if noise is not None:
             state = posterior(schedule, state, output, level, form).draw(noise)
@@ -67,10 +72,12 @@ class Latent(NamedTuple):
     Attributes:
         base: z, a white image, (B, 3, N, N).
         noises: ε_L, …, ε_1 (coarsest first), (B, 3, N/2^l, N/2^l).
+        inputs: z_L, …, z_1 (coarsest first), (B, k, N/2^l, N/2^l); none for a network that takes no latent.
     """
 
     base: torch.Tensor
     noises: tuple[torch.Tensor, ...]
+    inputs: tuple[torch.Tensor, ...] = ()
 
     def noise(self, level: int) -> torch.Tensor:
         """Return ε_l."""
@@ -81,30 +88,56 @@ class Latent(NamedTuple):
         index = len(self.noises) - level
         return self._replace(noises=(*self.noises[:index], noise, *self.noises[index + 1 :]))
 
+    def input(self, level: int) -> torch.Tensor:
+        """Return z_l."""
+        return self.inputs[len(self.inputs) - level]
 
-def seeded(schedule: Schedule, side: int, seed: int, numbers: Sequence[int]) -> Latent:
+    def replaced_input(self, level: int, value: torch.Tensor) -> Latent:
+        """Replace z_l and keep all other maps."""
+        index = len(self.inputs) - level
+        return self._replace(inputs=(*self.inputs[:index], value, *self.inputs[index + 1 :]))
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Latent:
+        """Apply a function to every map."""
+        return Latent(function(self.base), tuple(map(function, self.noises)), tuple(map(function, self.inputs)))
+
+
+def seeded(schedule: Schedule, side: int, seed: int, numbers: Sequence[int], channels: int = 0) -> Latent:
     """Draw the latents of numbered images, each a function of only (seed, number), on the CPU.
+
+    z_l is drawn last, so base and noises are the same with and without.
 
     Args:
         schedule: used for the number of levels.
         side: N.
         seed: seed of the sample set.
         numbers: numbers of the images.
+        channels: k of the z_l.
     """
-    sides = [side, *noise_sides(schedule, side)]
-    maps: list[list[torch.Tensor]] = [[] for _ in sides]
+    sides = noise_sides(schedule, side)
+    shapes = [(3, size, size) for size in (side, *sides)]
+    shapes += [(channels, size, size) for size in sides] if channels else []
+    maps: list[list[torch.Tensor]] = [[] for _ in shapes]
     for number in numbers:
         generator = torch.Generator().manual_seed(derive_seed(seed, "image", number))
-        for drawn, size in zip(maps, sides, strict=True):
-            drawn.append(torch.randn(3, size, size, generator=generator))
-    base, *noises = [torch.stack(drawn) for drawn in maps]
-    return Latent(base, tuple(noises))
+        for drawn, shape in zip(maps, shapes, strict=True):
+            drawn.append(torch.randn(shape, generator=generator))
+    return _latent([torch.stack(drawn) for drawn in maps], len(sides))
+
+
+def _latent(maps: Sequence[torch.Tensor], levels: int) -> Latent:
+    base, *others = maps
+    return Latent(base, tuple(others[:levels]), tuple(others[levels:]))
+
+
+def _maps(latents: Sequence[Latent]) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Yield the same map of several latents, one map after the other."""
+    return zip(*((latent.base, *latent.noises, *latent.inputs) for latent in latents), strict=True)
 
 
 def join(latents: Sequence[Latent]) -> Latent:
     """Concatenate several batches."""
-    maps = [torch.cat(parts) for parts in zip(*((latent.base, *latent.noises) for latent in latents), strict=True)]
-    return Latent(maps[0], tuple(maps[1:]))
+    return _latent([torch.cat(parts) for parts in _maps(latents)], len(latents[0].noises))
 
 
 def mix(first: torch.Tensor, second: torch.Tensor, keep: float) -> torch.Tensor:
@@ -128,6 +161,6 @@ def interpolate(corners: Sequence[Latent], across: float, down: float) -> Latent
     """
     mixed = [
         mix(mix(first, second, across), mix(third, fourth, across), down)
-        for first, second, third, fourth in zip(*((corner.base, *corner.noises) for corner in corners), strict=True)
+        for first, second, third, fourth in _maps(corners)
     ]
-    return Latent(mixed[0], tuple(mixed[1:]))
+    return _latent(mixed, len(corners[0].noises))

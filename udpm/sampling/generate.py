@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,7 +52,10 @@ def draw_samples(
     source: int | NoiseSource = config.seed
     identity: dict[str, Any] = {"seed": config.seed}
     if config.noise is not None:
-        source, identity = read_noise(config.noise, sampler.schedule, sampler.model.config.side, config.count)
+        model = sampler.model.config
+        source, identity = read_noise(
+            config.noise, sampler.schedule, model.side, config.count, model.generator.latent_channels
+        )
         identity = {"seed": None, "noise": identity}
     record = {
         **sampler.model.record,
@@ -188,22 +191,23 @@ def perturb(sampler: Sampler, config: Latents) -> Arrays:
     One row per class; without classes, per seed.
 
     Returns:
-        images (L, R, S, N, N, 3) uint8; levels (L,); strengths (L, S), the g of each; labels, seeds (R,).
+        images (M, R, S, N, N, 3) uint8 of the M maps of `_maps`; levels, and kinds where there are two, (M,);
+        strengths (M, S), the g of each; labels, seeds (R,).
     """
     seeds = config.seeds[:1] if sampler.classes else config.seeds
     rows = [(label, seed) for label in _labels(sampler, config) for seed in seeds]
     strongest = _strongest(sampler.schedule.levels, config)
-    levels = _levels(sampler)
-    strengths = np.stack([np.linspace(1, strongest[level - 1], config.strengths) for level in levels])
+    maps = _maps(sampler)
+    strengths = np.stack([np.linspace(1, strongest[found.level - 1], config.strengths) for found in maps])
     latents, labels = [], []
-    for level, shares in zip(levels, strengths, strict=True):
+    for found, shares in zip(maps, strengths, strict=True):
         for label, seed in rows:
             latent = sampler.latent(seed)
-            other = _another(latent, level, seed)
-            latents += [latent.replaced(level, mix(latent.noise(level), other, keep)) for keep in shares]
+            other = found.another(latent, seed)
+            latents += [found.replaced(latent, mix(found.of(latent), other, keep)) for keep in shares]
             labels += [label] * len(shares)
-    images = _grid(sampler.decode(latents, labels), len(levels), len(rows), config.strengths)
-    return {"images": images, "levels": np.array(levels), "strengths": strengths, **_named(rows)}
+    images = _grid(sampler.decode(latents, labels), len(maps), len(rows), config.strengths)
+    return {"images": images, **_names(maps), "strengths": strengths, **_named(rows)}
 
 
 def swap(sampler: Sampler, config: Latents) -> Arrays:
@@ -212,18 +216,19 @@ def swap(sampler: Sampler, config: Latents) -> Arrays:
     One row per class; without classes, one for the first two seeds and one for the other two.
 
     Returns:
-        images (R, L + 2, N, N, 3) uint8; levels (L,) of the middle columns; labels (R,); seeds (R, 2) of A and B.
+        images (R, M + 2, N, N, 3) uint8; levels, and kinds where there are two, (M,), of the middle columns;
+        labels (R,); seeds (R, 2) of A and B.
     """
     pairs = [config.seeds[:2]] if sampler.classes else [config.seeds[:2], config.seeds[2:]]
     rows = [(label, pair) for label in _labels(sampler, config) for pair in pairs]
-    levels = _levels(sampler)
+    maps = _maps(sampler)
     latents, labels = [], []
     for label, pair in rows:
         first, second = map(sampler.latent, pair)
-        latents += [first, *(second.replaced(level, first.noise(level)) for level in levels), second]
-        labels += [label] * (len(levels) + 2)
-    images = _grid(sampler.decode(latents, labels), len(rows), len(levels) + 2)
-    return {"images": images, "levels": np.array(levels), **_named(rows)}
+        latents += [first, *(found.replaced(second, found.of(first)) for found in maps), second]
+        labels += [label] * (len(maps) + 2)
+    images = _grid(sampler.decode(latents, labels), len(rows), len(maps) + 2)
+    return {"images": images, **_names(maps), **_named(rows)}
 
 
 def interpolate_four(sampler: Sampler, config: Latents) -> Arrays:
@@ -245,21 +250,22 @@ def pca(sampler: Sampler, config: Latents) -> Arrays:
     """Compute principal components of images that differ in one map, mix(ε_l, ε'_i, g) for i = 0, 1, ….
 
     Returns:
-        images (L, n, N, N, 3) uint8; mean (L, N, N, 3) and components (L, K, N, N, 3), float32, of the images in
-        [-1, 1] before rounding; explained (L, K), shares of the variance; levels (L,); labels, seeds (1,).
+        images (M, n, N, N, 3) uint8; mean (M, N, N, 3) and components (M, K, N, N, 3), float32, of the images in
+        [-1, 1] before rounding; explained (M, K), shares of the variance; levels, and kinds where there are
+        two, (M,); labels, seeds (1,).
     """
     label, seed = _labels(sampler, config)[0], config.seeds[0]
-    latent, levels = sampler.latent(seed), _levels(sampler)
+    latent, maps = sampler.latent(seed), _maps(sampler)
     found: dict[str, list[np.ndarray]] = {"images": [], "mean": [], "components": [], "explained": []}
-    for level in levels:
-        others = (_another(latent, level, seed, number) for number in range(config.pca_images))
-        latents = [latent.replaced(level, mix(latent.noise(level), other, config.pca_keep)) for other in others]
+    for varied in maps:
+        others = (varied.another(latent, seed, number) for number in range(config.pca_images))
+        latents = [varied.replaced(latent, mix(varied.of(latent), other, config.pca_keep)) for other in others]
         images = sampler.decode(latents, [label] * len(latents)).clamp(-1, 1)
         parts = principal_components(images.permute(0, 2, 3, 1).numpy(), config.pca_components)
         for name, value in zip(found, (to_bytes(images), *parts), strict=True):
             found[name].append(value)
     arrays = {name: np.stack(values) for name, values in found.items()}
-    return {**arrays, "levels": np.array(levels), "labels": np.array([label]), "seeds": np.array([seed])}
+    return {**arrays, **_names(maps), "labels": np.array([label]), "seeds": np.array([seed])}
 
 
 EXPERIMENTS: dict[str, Callable[[Sampler, Latents], Arrays]] = {
@@ -294,8 +300,43 @@ def principal_components(images: np.ndarray, count: int) -> tuple[np.ndarray, np
     return mean.reshape(shape).astype(np.float32), components.reshape(-1, *shape).astype(np.float32), shares
 
 
-def _levels(sampler: Sampler) -> list[int]:
-    return list(range(sampler.schedule.levels, 0, -1))
+class NoiseMap(NamedTuple):
+    """One map of a latent: ε_l, or the z_l that the network is called with.
+
+    Attributes:
+        kind: "eps" or "z".
+        level: l.
+    """
+
+    kind: str
+    level: int
+
+    def of(self, latent: Latent) -> torch.Tensor:
+        """Return the map of a latent."""
+        return latent.noise(self.level) if self.kind == "eps" else latent.input(self.level)
+
+    def replaced(self, latent: Latent, value: torch.Tensor) -> Latent:
+        """Replace the map of a latent."""
+        return (latent.replaced if self.kind == "eps" else latent.replaced_input)(self.level, value)
+
+    def another(self, latent: Latent, seed: int, number: int = 0) -> torch.Tensor:
+        """Draw another such map, one of many independent of each other and of the seed's own."""
+        purpose = "perturbation" if self.kind == "eps" else "perturbation of z"
+        generator = torch.Generator().manual_seed(derive_seed(seed, purpose, self.level, number))
+        return torch.randn(self.of(latent).shape, generator=generator)
+
+
+def _maps(sampler: Sampler) -> list[NoiseMap]:
+    """List the maps that determine an image, coarsest first: ε_L, …, ε_1, and then z_L, …, z_1."""
+    kinds = ["eps", "z"] if sampler.model.config.generator.latent_channels else ["eps"]
+    return [NoiseMap(kind, level) for kind in kinds for level in range(sampler.schedule.levels, 0, -1)]
+
+
+def _names(maps: list[NoiseMap]) -> Arrays:
+    """Levels of maps, and their kinds where there are two."""
+    kinds = [found.kind for found in maps]
+    named = {"kinds": np.array(kinds)} if len(set(kinds)) > 1 else {}
+    return {"levels": np.array([found.level for found in maps]), **named}
 
 
 def _labels(sampler: Sampler, config: Latents) -> list[int]:
@@ -313,12 +354,6 @@ def _strongest(levels: int, config: Latents) -> list[float]:
     if len(given) != levels:
         raise UserError(f"strongest: has {len(given)} values, but the model has {levels} levels; give one for each")
     return given
-
-
-def _another(latent: Latent, level: int, seed: int, number: int = 0) -> torch.Tensor:
-    """Draw ε'_l, independent of the seed's ε_l and of other numbers' draws."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, "perturbation", level, number))
-    return torch.randn(latent.noise(level).shape, generator=generator)
 
 
 def _grid(images: torch.Tensor, *shape: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from udpm.core.errors import UserError
 from udpm.core.files import sha256
 from udpm.core.progress import Progress, delay_by_one, prefetch
 from udpm.core.provenance import count_images
-from udpm.data.npz import read_npz
+from udpm.data.npz import array_names, read_npz
 from udpm.diffusion.process import adjoint
 from udpm.diffusion.sampler import Latent, Network, SamplingStep, join, sample, seeded
 from udpm.diffusion.schedule import PosteriorForm, Schedule
@@ -33,39 +33,50 @@ NoiseSource = Callable[[range], Latent]
 """Function from image numbers to their noise, on the CPU."""
 
 
-def read_noise(path: str | Path, schedule: Schedule, side: int, count: int) -> tuple[NoiseSource, dict[str, Any]]:
-    """Read noise from a file: .npz with `base` (n, 3, N, N) and `eps_L` … `eps_1`, eps_l of (n, 3, N/2^l, N/2^l).
+def read_noise(
+    path: str | Path, schedule: Schedule, side: int, count: int, channels: int = 0
+) -> tuple[NoiseSource, dict[str, Any]]:
+    """Read noise from a file: .npz with `base` (n, 3, N, N), `eps_L` … `eps_1`, eps_l of (n, 3, N/2^l, N/2^l), and for
+    a model with a latent `z_L` … `z_1`, z_l of (n, k, N/2^l, N/2^l).
 
     Args:
         path: of the file.
         schedule: of the levels.
         side: N.
         count: number of images to draw.
+        channels: k; 0 for a model without a latent.
 
     Returns:
         The source, and the file's identity for records.
 
     Raises:
-        UserError: the file is missing or unreadable, or an array is missing, of another shape, not finite or too short.
+        UserError: the file is missing or unreadable; an array is missing, of another shape, not finite or too short; or
+            the file has a latent and the model takes none.
     """
-    sides = {"base": side} | {f"eps_{level}": side >> level for level in range(schedule.levels, 0, -1)}
-    arrays = read_npz(path, "noise file", names=sides)
-    for name in sides:
+    coarsest_first = range(schedule.levels, 0, -1)
+    shapes = {"base": (3, side, side)} | {f"eps_{level}": (3, side >> level, side >> level) for level in coarsest_first}
+    latents = {f"z_{level}": (channels, side >> level, side >> level) for level in coarsest_first}
+    if channels:
+        shapes |= latents
+    elif unused := latents.keys() & set(array_names(path, "noise file")):
+        raise UserError(f"{path}: has {', '.join(sorted(unused))}, but this model takes no latent; leave them out")
+    arrays = read_npz(path, "noise file", names=shapes)
+    for name in shapes:
         if name not in arrays:
-            raise UserError(f"{path}: array {name} not found; this model needs {', '.join(sides)}")
+            raise UserError(f"{path}: array {name} not found; this model needs {', '.join(shapes)}")
     check_array(f"{path}: base", arrays["base"], np.floating, ("n", 3, side, side))
     count_held = len(arrays["base"])
-    for name, size in sides.items():
-        check_array(f"{path}: {name}", arrays[name], np.floating, (count_held, 3, size, size))
+    for name, shape in shapes.items():
+        check_array(f"{path}: {name}", arrays[name], np.floating, (count_held, *shape))
         if np.abs(arrays[name]).max() > LARGEST:
             raise UserError(f"{path}: {name} holds values beyond ±{LARGEST:g}; expected standard normal noise")
     if count_held < count:
         raise UserError(f"{path}: has the noise of {count_held} images; expected at least {count}")
-    maps = [torch.from_numpy(arrays[name].astype(np.float32)) for name in sides]
+    base, *maps = [torch.from_numpy(arrays[name].astype(np.float32)) for name in shapes]
+    held = Latent(base, tuple(maps[: schedule.levels]), tuple(maps[schedule.levels :]))
 
     def look_up(numbers: range) -> Latent:
-        base, *noises = [values[numbers.start : numbers.stop] for values in maps]
-        return Latent(base, tuple(noises))
+        return held.map(lambda values: values[numbers.start : numbers.stop])
 
     return look_up, {"file": Path(path).name, "sha256": sha256(path)}
 
@@ -228,8 +239,7 @@ class Sampler:
             latent = source(range(start, start + len(part)))
             if several and len(part) < self.batch:
                 latent, part = _filled(latent, part, self.batch)
-            base, *noises = [pinned(values, self._device) for values in (latent.base, *latent.noises)]
-            return Latent(base, tuple(noises)), part
+            return latent.map(lambda values: pinned(values, self._device)), part
 
         starts = range(0, len(labels), self.batch)
         parts = [labels[start : start + self.batch] for start in starts]
@@ -281,15 +291,13 @@ class Sampler:
         return found
 
     def _chain(self, latent: Latent, labels: np.ndarray) -> list[SamplingStep]:
-        return sample(self.schedule, self._network, *self._fed(latent, labels), self.posterior)
-
-    def _fed(self, latent: Latent, labels: np.ndarray) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None]:
-        """Copy a batch to the device: base, noises, and labels if the network uses them."""
-        base, *noises = [to_device(values, self._device) for values in (latent.base, *latent.noises)]
-        return base, noises, to_device(torch.from_numpy(labels), self._device) if self.classes else None
+        base, noises, inputs = latent.map(lambda values: to_device(values, self._device))
+        chosen = to_device(torch.from_numpy(labels), self._device) if self.classes else None
+        return sample(self.schedule, self._network, base, noises, chosen, self.posterior, inputs)
 
     def _seeded(self, seed: int) -> NoiseSource:
-        return partial(seeded, self.schedule, self.model.config.side, seed)
+        config = self.model.config
+        return partial(seeded, self.schedule, config.side, seed, channels=config.generator.latent_channels)
 
     def _checked(self, count: int, labels: Sequence[int | str] | int | str | None) -> np.ndarray:
         if count < 1:
@@ -314,9 +322,8 @@ class Sampler:
 def _filled(latent: Latent, labels: np.ndarray, batch: int) -> tuple[Latent, np.ndarray]:
     """Fill up a batch with its last image."""
     missing = batch - len(labels)
-    maps = (latent.base, *latent.noises)
-    base, *noises = [torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) for part in maps]
-    return Latent(base, tuple(noises)), np.pad(labels, (0, missing), mode="edge")
+    filled = latent.map(lambda part: torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]))
+    return filled, np.pad(labels, (0, missing), mode="edge")
 
 
 def _guided(network: Network, weight: float) -> Network:

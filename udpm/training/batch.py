@@ -140,12 +140,17 @@ class Prefetcher:
 
 def players_at(config: RunConfig, iteration: int) -> list[str]:
     """Return the players of an iteration, counted from 0, in order."""
-    starts = iteration >= config.losses.adversarial_start
-    plays = config.adversarial and starts and iteration % config.training.discriminator_every == 0
-    if plays:
-        weights = config.per_level("losses.adversarial_weight")
-        plays = all(weights) or weights[draw_level(config, "discriminator", iteration) - 1] > 0
+    weights = config.per_level("losses.adversarial_weight")
+    plays = discriminator_is_due(config, iteration)
+    if plays and not all(weights):
+        plays = weights[draw_level(config, "discriminator", iteration) - 1] > 0
     return ["discriminator", "generator"] if plays else ["generator"]
+
+
+def discriminator_is_due(config: RunConfig, iteration: int) -> bool:
+    """Return whether the discriminator takes a step in an iteration if its level has an adversarial weight."""
+    starts = iteration >= config.losses.adversarial_start
+    return config.adversarial and starts and iteration % config.training.discriminator_every == 0
 
 
 def level_shares(config: RunConfig) -> list[float]:
@@ -191,9 +196,7 @@ def draw_noise(
         return to_device(torch.randn((whole, *shape), generator=generator)[part], target.device)
 
     state, image = (channels, height // 2, width // 2), (channels, height, width)
-    scores = player == "generator" and config.per_level("losses.energy_weight")[level - 1] > 0
-    draws = config.losses.energy_draws if scores else 1
-    redraws = draws > 1 and config.losses.energy_redraw and level == config.process.levels
+    draws, redraws = draw_counts(config, player, level)
     latent = config.generator.latent_channels
     return TrainingBatch(
         level,
@@ -204,8 +207,15 @@ def draw_noise(
         real_noise=normal("real", *image) * std if std and player == "discriminator" else None,
         dropped_labels=_dropped_labels(config, player, iteration, part, target.device),
         latent=normal("latent", draws, latent, *state[1:]) if latent else None,
-        redraws=normal("state of further draws", draws - 1, *state) if redraws else None,
+        redraws=normal("state of further draws", redraws, *state) if redraws else None,
     )
+
+
+def draw_counts(config: RunConfig, player: str, level: int) -> tuple[int, int]:
+    """Return how many draws of the output a step makes, and how many of them have an x_L of their own."""
+    scores = player == "generator" and config.per_level("losses.energy_weight")[level - 1] > 0
+    draws = config.losses.energy_draws if scores else 1
+    return draws, draws - 1 if config.losses.energy_redraw and level == config.process.levels else 0
 
 
 def _dropped_labels(

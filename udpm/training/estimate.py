@@ -19,7 +19,7 @@ from udpm.diffusion.schedule import Schedule
 from udpm.networks.discriminator import build_discriminator
 from udpm.networks.flops import parameters
 from udpm.networks.unet import IMAGE_CHANNELS, build_generator
-from udpm.training.batch import TrainingBatch, level_shares, players_at
+from udpm.training.batch import TrainingBatch, discriminator_is_due, draw_counts, level_shares
 from udpm.training.losses import LossWeights, Perceptual, discriminator_losses, generator_losses, loss_weights
 
 GB, MB = 1e9, 1e6
@@ -190,7 +190,9 @@ class IterationCounter:
         layers, products of attention. The discriminator counts twice (generated and real images), R1 adds the gradient
         with respect to the images and its backward pass, and LPIPS counts both images' features.
         """
-        weights, players = self._weights[level - 1].at(iteration), tuple(players_at(self._config, iteration))
+        weights = self._weights[level - 1].at(iteration)
+        plays = discriminator_is_due(self._config, iteration) and weights.adversarial > 0
+        players = ("discriminator", "generator") if plays else ("generator",)
         if self._perceptual is None:
             weights = replace(weights, lpips=0.0)
         if (level, weights, players) not in self._known:
@@ -210,7 +212,7 @@ class IterationCounter:
         generator.train(player == "generator")
         if discriminator is not None:
             discriminator.train(player == "discriminator").requires_grad_(player == "discriminator")
-        given = self._batch(level, weights, batch)
+        given = self._batch(player, level, weights, batch)
         if player == "discriminator" and discriminator is not None:
             return discriminator_losses(generator, discriminator, self._schedule, weights, given)["total"]
         return generator_losses(generator, discriminator, self._perceptual, self._schedule, weights, given)["total"]
@@ -220,14 +222,20 @@ class IterationCounter:
         network = self._generator if player == "generator" else self._discriminator
         return list(network.parameters()) if network is not None else []
 
-    def _batch(self, level: int, weights: LossWeights, batch: int) -> TrainingBatch:
+    def _batch(self, player: str, level: int, weights: LossWeights, batch: int) -> TrainingBatch:
         side = self._config.dataset.side >> (level - 1)
+        draws, redraws = draw_counts(self._config, player, level)
+        channels = self._config.generator.latent_channels
         with torch.device("meta"):
             target = torch.empty(batch, IMAGE_CHANNELS, side, side)
             noise = torch.empty(batch, IMAGE_CHANNELS, side // 2, side // 2)
             added = torch.empty_like(target) if weights.noise else None
             labels = torch.empty(batch, dtype=torch.int64)
-        return TrainingBatch(level, target, labels, noise, fake_noise=added, real_noise=added)
+            latent = torch.empty(batch, draws, channels, side // 2, side // 2) if channels else None
+            more = torch.empty(batch, redraws, *noise.shape[1:]) if redraws else None
+        return TrainingBatch(
+            level, target, labels, noise, fake_noise=added, real_noise=added, latent=latent, redraws=more
+        )
 
     def _bytes(self, weights: LossWeights, players: tuple[str, ...]) -> int:
         """Return the bytes moved: each call and each backward pass reads its network's weights once."""

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from udpm.config.experiment import RunConfig
-from udpm.training.batch import players_at
+from udpm.training.batch import discriminator_is_due
 from udpm.training.estimate import IterationCounter, estimate_resources, tensor_bytes
 from udpm.training.losses import LossWeights, Perceptual, loss_weights
 
@@ -111,7 +111,7 @@ class _Steps:
         self._config, self._counter = config, IterationCounter(config, perceptual)
         start, every = config.losses.adversarial_start, config.training.discriminator_every * config.losses.r1_every
         iteration = -(-start // every) * every
-        self.players = players_at(config, iteration)
+        self.players = ["discriminator", "generator"] if discriminator_is_due(config, iteration) else ["generator"]
         self._weights = [weights.at(iteration) for weights in loss_weights(config)]
         if perceptual is None:
             self._weights = [replace(weights, lpips=0.0) for weights in self._weights]
@@ -124,6 +124,8 @@ class _Steps:
             finer: list[set[str]] = []
             for level, weights in enumerate(self._weights, start=1):
                 terms = {name for name in TERMS[player] if getattr(weights, name) > 0}
+                if player == "discriminator" and not weights.adversarial:
+                    continue
                 if not any(terms <= other for other in finer):
                     found.append((player, level))
                 finer.append(terms)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SHOWN = {
     "generator/reconstruction": "rec",
+    "generator/energy": "energy",
+    "generator/spread": "spread",
     "generator/lpips": "lpips",
     "generator/adversarial": "adv",
     "discriminator/real": "D real",

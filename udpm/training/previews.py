@@ -55,10 +55,11 @@ def draw_preview(network: nn.Module, config: ModelConfig) -> np.ndarray:
     # Not inference_mode: training could not use tensors that a network caches in it.
     with torch.no_grad():
         for start in range(0, len(labels), COLUMNS):
-            latent = seeded(schedule, config.side, SEED, range(start, start + COLUMNS))
-            base, *noises = [values.to(device) for values in (latent.base, *latent.noises)]
+            numbers = range(start, start + COLUMNS)
+            latent = seeded(schedule, config.side, SEED, numbers, config.generator.latent_channels)
+            base, noises, inputs = latent.map(lambda values: values.to(device))
             chosen = torch.tensor(labels[start : start + COLUMNS], device=device) if config.classes else None
-            images.append(to_bytes(sample(schedule, network, base, noises, chosen)[-1].output))
+            images.append(to_bytes(sample(schedule, network, base, noises, chosen, inputs=inputs)[-1].output))
     network.train(training)
     return image_grid(images, COLUMNS, GAP, max(1, SHOWN_SIDE // config.side))
 

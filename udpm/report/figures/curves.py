@@ -22,6 +22,8 @@ from udpm.runs.records import read_metrics_lines
 
 PANELS = {
     "generator/reconstruction": "generator: reconstruction",
+    "generator/energy": "generator: energy score",
+    "generator/spread": "generator: distance between draws / from target",
     "generator/lpips": "generator: LPIPS",
     "generator/adversarial": "generator: adversarial",
     "discriminator/loss": "discriminator: loss",

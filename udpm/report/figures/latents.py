@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from udpm.config.validation import NonNegativeInt, Record, validate
-from udpm.core.arrays import check_arrays, image_grid
+from udpm.core.arrays import check_array, check_arrays, image_grid
 from udpm.core.errors import UserError
 from udpm.data.npz import load_arrays
 from udpm.metrics.protocol import class_words, run_words, weights_words
@@ -28,6 +28,8 @@ NARROWEST = 5.6
 
 Arrays = dict[str, np.ndarray]
 
+SYMBOLS = {"eps": "ε", "z": "z"}
+"""Kinds of noise maps in an experiment's array `kinds`, for models whose calls take a latent."""
 IMAGE = ("N", "N", 3)
 EXPECTED: dict[str, dict[str, tuple[type, tuple[int | str, ...]]]] = {
     "perturb": {
@@ -120,6 +122,10 @@ def _load(path: str | Path) -> tuple[Arrays, dict[str, Any]]:
         raise UserError(f"{path}: format is {record.get('format')!r}, expected {FORMAT!r}; `udpm latents` makes it")
     validate(LatentsRecord, record, f"{path}: record")
     check_arrays(path, arrays, EXPECTED[record["kind"]])
+    if "kinds" in arrays:
+        check_array(f"{path}: kinds", arrays["kinds"], np.str_, (len(arrays["levels"]),))
+        if unknown := set(arrays["kinds"].tolist()) - SYMBOLS.keys():
+            raise UserError(f"{path}: kinds holds {', '.join(sorted(unknown))}; expected {' and '.join(SYMBOLS)}")
     if record["kind"] == "swap" and arrays["images"].shape[1] != len(arrays["levels"]) + 2:
         columns, levels = arrays["images"].shape[1], len(arrays["levels"])
         raise UserError(f"{path}: images has {columns} columns for {levels} levels; expected {levels + 2}")
@@ -127,18 +133,26 @@ def _load(path: str | Path) -> tuple[Arrays, dict[str, Any]]:
 
 
 def _perturb(arrays: Arrays, record: dict[str, Any]) -> Content:
-    images, levels, strengths = arrays["images"], arrays["levels"], arrays["strengths"]
+    images, levels, strengths, maps = arrays["images"], arrays["levels"], arrays["strengths"], _symbols(arrays)
     labels, seeds = arrays["labels"], arrays["seeds"]
     rows = [
         class_words(record, label) if record["classes"] else f"seed {seed}"
         for label, seed in zip(labels, seeds, strict=True)
     ]
     grids = [
-        Grid(pictures, rows, [f"{share:.3g}" for share in shares], title=f"{_map(level, images)}, share g kept:")
-        for pictures, level, shares in zip(images, levels, strengths, strict=True)
+        Grid(
+            pictures, rows, [f"{share:.3g}" for share in shares], title=f"{symbol}{_map(level, images)}, share g kept:"
+        )
+        for pictures, symbol, level, shares in zip(images, maps, levels, strengths, strict=True)
     ]
     lines = [
-        {"level": levels[panel], "row": row, "column": column, "label": labels[row], "seed": seeds[row]}
+        {
+            "level": f"{maps[panel]}{levels[panel]}",
+            "row": row,
+            "column": column,
+            "label": labels[row],
+            "seed": seeds[row],
+        }
         | {"strength": strengths[panel, column]}
         for panel, row, column in np.ndindex(images.shape[:3])
     ]
@@ -150,8 +164,9 @@ def _swap(arrays: Arrays, record: dict[str, Any]) -> Content:
     first, second = ("A", "B") if not record["classes"] else (f"A\nseed {seeds[0, 0]}", f"B\nseed {seeds[0, 1]}")
     named = [class_words(record, label) for label in labels]
     rows = named if record["classes"] else [f"seeds {a}, {b}" for a, b in seeds]
-    columns = [first, *(f"B, but\nl = {level} of A" for level in levels), second]
-    names = ["A", *(f"B with level {level} of A" for level in levels), "B"]
+    maps = list(zip(_symbols(arrays), levels, strict=True))
+    columns = [first, *(f"B, but\n{symbol}l = {level} of A" for symbol, level in maps), second]
+    names = ["A", *(f"B with {symbol}level {level} of A" for symbol, level in maps), "B"]
     lines = [
         {"row": row, "column": column, "label": labels[row], "image": names[column]}
         | {"seed_a": seeds[row, 0], "seed_b": seeds[row, 1]}
@@ -182,11 +197,12 @@ def _pca(arrays: Arrays, record: dict[str, Any]) -> Content:
     values = np.concatenate([mean[:, None], components / np.where(largest > 0, largest, 1)], axis=1)
     pictures = ((values + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
     grids = []
-    for row, level, shares in zip(pictures, arrays["levels"], explained, strict=True):
+    maps = _symbols(arrays)
+    for row, symbol, level, shares in zip(pictures, maps, arrays["levels"], explained, strict=True):
         columns = ["mean", *(f"{number}\n{100 * share:.3g} %" for number, share in enumerate(shares, start=1))]
-        grids.append(Grid(row[None], [_map(level, pictures)], columns))
+        grids.append(Grid(row[None], [f"{symbol}{_map(level, pictures)}"], columns))
     lines = [
-        {"level": arrays["levels"][panel], "component": number, "label": arrays["labels"][0]}
+        {"level": f"{maps[panel]}{arrays['levels'][panel]}", "component": number, "label": arrays["labels"][0]}
         | {"seed": arrays["seeds"][0], "explained": explained[panel, number - 1] if number else None}
         for panel, number in np.ndindex(pictures.shape[:2])
     ]
@@ -205,6 +221,12 @@ CONTENTS: dict[str, Callable[[Arrays, dict[str, Any]], Content]] = {
 
 def _of_class(arrays: Arrays, record: dict[str, Any]) -> str:
     return f", {class_words(record, arrays['labels'][0])}" if record["classes"] else ""
+
+
+def _symbols(arrays: Arrays) -> list[str]:
+    """What precedes the level of each map: nothing where all of them are ε."""
+    kinds = arrays["kinds"].tolist() if "kinds" in arrays else [None] * len(arrays["levels"])
+    return ["" if kind is None else f"{SYMBOLS[kind]}, " for kind in kinds]
 
 
 def _map(level: int, images: np.ndarray) -> str:
