@@ -59,7 +59,7 @@ def assert_close_bytes(found, expected):
 def by_hand(model, network, labels, seed):
     """The chain of images 0..len(labels) - 1, without the sampler: their outputs, coarsest first."""
     schedule = Schedule.from_config(model.config.process)
-    base, noises = seeded(schedule, 16, seed, range(len(labels)))
+    base, noises, _ = seeded(schedule, 16, seed, range(len(labels)))
     coarsest = torch.nn.functional.avg_pool2d(base, 8) * 8
     state, outputs = 0.5 * 0.2 * 1e-3 * coarsest + schedule.sigma_tilde(3) * noises[0], []
     for level, noise in ((3, noises[1]), (2, noises[2]), (1, None)):
@@ -131,7 +131,7 @@ def test_the_chain_without_labels_has_none_either(guidable, tmp_path):
 
 
 def noise_of(seed, count):
-    base, noises = seeded(Schedule.from_config(tiny.run_config().process), 16, seed, range(count))
+    base, noises, _ = seeded(Schedule.from_config(tiny.run_config().process), 16, seed, range(count))
     return {"base": base.numpy()} | {f"eps_{level}": noises[3 - level].numpy() for level in (3, 2, 1)}
 
 
