@@ -17,7 +17,7 @@ from udpm.diffusion.schedule import Schedule
 from udpm.networks.unet import build_generator
 from udpm.networks.weights import load_model, save_weights
 from udpm.report.figures.latents import plot_latents
-from udpm.sampling.latents import swap
+from udpm.sampling.generate import swap
 from udpm.sampling.sampler import Sampler
 from udpm.training.trainer import train
 

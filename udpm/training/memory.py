@@ -31,7 +31,7 @@ BLOCK = 512
 """Bytes that PyTorch's allocator rounds up to."""
 GROUP = 4
 """Multiple that batches are rounded down to, for the discriminator's groups."""
-TERMS = {"discriminator": ("r1", "noise", "dropout"), "generator": ("lpips", "adversarial", "noise")}
+TERMS = {"discriminator": ("r1", "noise", "dropout"), "generator": ("energy", "lpips", "adversarial", "noise")}
 """Fields of `LossWeights` that add to what a player's step keeps."""
 
 
