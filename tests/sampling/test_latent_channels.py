@@ -96,7 +96,7 @@ def test_noise_files_that_do_not_fit(weights, tmp_path, capsys, changes, expecte
 def test_a_latent_for_a_model_without(trained, tmp_path, capsys):
     path = noise_file(tmp_path / "n.npz")
     command = f"sample {trained / 'weights.safetensors'} --count 6 --noise {path} --output x.npz"
-    tiny.assert_refused(tmp_path, command, "holds z_1, z_2, z_3, but this model takes no latent", capsys)
+    tiny.assert_refused(tmp_path, command, "has z_1, z_2, z_3, but this model takes no latent", capsys)
 
 
 @pytest.mark.parametrize("kind", ["perturb", "swap", "interpolate", "pca"])
