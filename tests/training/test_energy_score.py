@@ -10,6 +10,7 @@ from torch import nn
 from udpm.config.load import resolve_run
 from udpm.core.errors import UserError
 from udpm.diffusion.schedule import Schedule
+from udpm.training.batch import draw_level, draw_noise
 from udpm.training.losses import energy_score
 from udpm.training.trainer import Trainer
 
@@ -140,14 +141,21 @@ def test_a_level_without_adversarial_weight_takes_no_discriminator_step(levels, 
     trainer = Trainer(config, levels, CPU)
     steps = {iteration: trainer.players(iteration) for iteration in range(30)}
     for iteration, players in steps.items():
-        assert ("discriminator" in players) == (
-            trainer.batch_source(config, trainer._images(trainer.place, "memory"))("discriminator", iteration).level
-            == 1
-        )
+        assert ("discriminator" in players) == (draw_level(config, "discriminator", iteration) == 1)
     assert len({len(players) for players in steps.values()}) == 2
 
 
-BASE = {"losses.energy_weight": [0.0, 0.0, 1.0]}
+def test_each_position_of_the_batch_has_its_own_draws():
+    """Two processes draw what one draws for the whole batch."""
+    config = tiny.run_config(**LATENT, losses__energy_redraw=True, losses__energy_draws=3)
+    target, labels = torch.zeros(8, 3, 4, 4), torch.zeros(8, dtype=torch.int64)
+    whole = draw_noise(config, "generator", 5, 3, target, labels, 0.0)
+    for part in (slice(0, 4), slice(4, 8)):
+        own = draw_noise(config, "generator", 5, 3, target[part], labels[part], 0.0, part)
+        for name, value in own.tensors().items():
+            assert torch.equal(value, whole.tensors()[name][part]), name
+    assert whole.latent.shape == (8, 3, 1, 2, 2)
+    assert whole.redraws.shape == (8, 2, 3, 2, 2)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,19 @@ CASES = [
         marks=SLOW,
     ),
     pytest.param(0, 5, 0, {"losses__adversarial_weight": 0.0}, id="no discriminator", marks=SLOW),
+    pytest.param(
+        0,
+        6,
+        0,
+        {
+            "generator__latent_channels": 1,
+            "losses__energy_weight": [0.0, 1.0, 1.0],
+            "losses__energy_redraw": True,
+            "training__level_probabilities": None,
+        },
+        id="energy score",
+        marks=SLOW,
+    ),
 ]
 
 

@@ -58,7 +58,9 @@ def _shard(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 )
 @click.option("--posterior", type=click.Choice(["scalar", "exact"]), help="Covariance of the posterior.")
 @click.option("--guidance", type=float, help="w of classifier-free guidance; for models trained with label dropout.")
-@click.option("--noise", type=str, help="Noise file, .npz with base, eps_L, …, eps_1, instead of a seed.")
+@click.option(
+    "--noise", type=str, help="Noise file, .npz with base, eps_L, …, eps_1 (and z_L, …, z_1), instead of a seed."
+)
 @click.option("--weights", "kind", type=str, help="ema, raw, or another average such as ema-0.999.")
 @click.option("--iteration", type=int, help="Sample the weights kept at this iteration of training.")
 @click.option("--selection", type=FILE, help="Sample the milestone chosen in this file (.json of udpm select).")
