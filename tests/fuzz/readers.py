@@ -324,7 +324,7 @@ def _run():
 
 def _checkpoint(folder):
     config, state = _run()
-    resume(folder / RUN / "checkpoints", state, config.training.iterations, lambda path, told: None)
+    resume(folder / RUN / "checkpoints", state, config.training.iterations, lambda path, reason: None)
 
 
 def _forged(folder):

@@ -156,7 +156,7 @@ def check_archive(path: str | os.PathLike, what: str) -> None:
 
 
 def _check_pickles(file: BinaryIO) -> None:
-    """Scan an archive's pickles without building anything: PyTorch allocates whatever a length claims."""
+    """Scan an archive's pickles without building anything: PyTorch allocates as much as a length claims."""
     import pickletools
 
     name = "directory"

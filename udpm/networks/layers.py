@@ -115,7 +115,7 @@ class FourierFeatures(nn.Module):
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """Disable autocast on a device."""
-    # The meta device, used for estimates, has no autocast; the CPU's is the switch of what stands in for it there.
+    # The meta device, used for estimates, has no autocast; estimates use the CPU's switch instead.
     return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
 
 

@@ -212,7 +212,7 @@ def draw_noise(
 
 
 def draw_counts(config: RunConfig, player: str, level: int) -> tuple[int, int]:
-    """Return how many draws of the output a step makes, and how many of them have an x_L of their own."""
+    """Return the number of draws of the output in a step, and for how many of them x_L is drawn anew."""
     scores = player == "generator" and config.per_level("losses.energy_weight")[level - 1] > 0
     draws = config.losses.energy_draws if scores else 1
     return draws, draws - 1 if config.losses.energy_redraw and level == config.process.levels else 0

@@ -285,7 +285,7 @@ def generator_losses(
 
 
 SMOOTHING = 1e-5
-"""c of the energy score's distances: small beside a grey level, 8e-3, and large enough for float32."""
+"""c of the energy score's distances: small compared to a grey level, 8e-3, and large enough for float32."""
 
 
 def energy_score(
@@ -306,7 +306,7 @@ def energy_score(
 
     Returns:
         The score, and the mean distance between draws over that from the target: 0 where a latent has no effect, 1
-        where draws are spread as far as the target is from them.
+        where draws differ from each other as much as from the target.
     """
 
     def distance(difference: torch.Tensor) -> torch.Tensor:

@@ -224,7 +224,7 @@ def _of_class(arrays: Arrays, record: dict[str, Any]) -> str:
 
 
 def _symbols(arrays: Arrays) -> list[str]:
-    """What precedes the level of each map: nothing where all of them are ε."""
+    """Return the prefix of each map's level; empty if all maps are ε."""
     kinds = arrays["kinds"].tolist() if "kinds" in arrays else [None] * len(arrays["levels"])
     return ["" if kind is None else f"{SYMBOLS[kind]}, " for kind in kinds]
 
