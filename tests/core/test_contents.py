@@ -671,6 +671,7 @@ def test_any_chain_makes_a_figure_that_fits(tmp_path, count, classes, levels):
         ({"x_1": None}, "expected arrays labels, x_1, f_1, …"),
         ({"labels": np.array(["a"] * 3)}, "labels is <U1"),
         ({"record": {"scale": "2"}}, "record: scale: "),
+        ({"record": {"scale": 1e300}}, "record: scale: "),
         ({"record": {"classes": -1}}, "record: classes: "),
     ],
 )

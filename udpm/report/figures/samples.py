@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,7 +15,7 @@ from matplotlib.figure import SubFigure
 
 from udpm.config.experiment import RunConfig
 from udpm.config.load import read_resolved
-from udpm.config.validation import NonNegativeInt, PositiveFloat, Record, validate
+from udpm.config.validation import NonNegativeInt, Record, validate
 from udpm.core.arrays import check_array, image_grid
 from udpm.core.errors import UserError
 from udpm.data.levels import decode
@@ -44,7 +44,7 @@ class ChainRecord(Record):
 
     classes: NonNegativeInt = 0
     class_names: list[str] = []
-    scale: PositiveFloat = 2
+    scale: Literal[1, 2] = 2
 
 
 def plot_samples(path: str | Path, stem: str | Path) -> None:
