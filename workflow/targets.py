@@ -351,19 +351,24 @@ def digest(texts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
-def drawn(stem: str, caption: str, category: str = "Figures", **labels: str) -> list[Any]:
+def drawn(stem: str, caption: str, category: str, **labels: str) -> list[Any]:
     """Return the files of a figure as outputs of a rule; the report shows the first.
 
     Args:
         stem: their path without suffix.
-        caption: path of its explanation, relative to the rule's file.
+        caption: name of its explanation in the folder report.
         category: in the report.
         labels: in the report, by column.
     """
     from snakemake.io import multiext, report
 
-    png = report(f"{stem}.png", caption, category=category, labels=labels)
+    png = report(f"{stem}.png", f"../report/{caption}.rst", category=category, labels=labels)
     return [png, *multiext(stem, ".svg", ".csv")]
+
+
+def drawn_of(stem: str, caption: str, figure: str, seed: str = "{seed}") -> list[Any]:
+    """Return the files of a figure of an experiment, as `drawn` does."""
+    return drawn(stem, caption, "Figures", figure=figure, experiment="{experiment}", seed=seed)
 
 
 def tabled(stem: str, caption: str, category: str, readable: dict[str, str], full: dict[str, str]) -> list[Any]:
@@ -375,6 +380,6 @@ def tabled(stem: str, caption: str, category: str, readable: dict[str, str], ful
     """
     from snakemake.io import multiext, report
 
-    html = report(f"{stem}.html", caption, category=category, labels=readable)
-    csv = report(f"{stem}.csv", caption, category=category, labels=full)
+    html = report(f"{stem}.html", f"../report/{caption}.rst", category=category, labels=readable)
+    csv = report(f"{stem}.csv", f"../report/{caption}.rst", category=category, labels=full)
     return [html, csv, *multiext(stem, ".md", ".tex")]

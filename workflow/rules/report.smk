@@ -5,7 +5,7 @@ rule render_table:
     output:
         tabled(
             LAYOUT.table("scores"),
-            "../report/scores.rst",
+            "scores",
             "Scores",
             {"table": "scores to read"},
             {"table": "scores with the whole protocol"},
@@ -25,11 +25,7 @@ rule count_cost:
     """Count the multiply-adds of an image and the parameters of the networks."""
     output:
         tabled(
-            LAYOUT.table("cost"),
-            "../report/cost.rst",
-            "Cost",
-            {"table": "cost to read"},
-            {"table": "cost, every call and network"},
+            LAYOUT.table("cost"), "cost", "Cost", {"table": "cost to read"}, {"table": "cost, every call and network"}
         ),
     log:
         LAYOUT.log("count_cost/cost"),
@@ -48,12 +44,7 @@ rule count_cost:
 RUN_FIGURES = {
     "samples": ("samples", INPUTS.samples, {"samples": INPUTS.sample_set}, None),
     "chain": ("denoising chain", LAYOUT.samples("_chain.npz"), {}, None),
-    "curves": (
-        "training curves",
-        LAYOUT.completion(),
-        {"run": subpath(input[0], parent=True)},
-        LAYOUT.metrics(),
-    ),
+    "curves": ("training curves", LAYOUT.completion(), {"run": subpath(input[0], parent=True)}, LAYOUT.metrics()),
     "selection": ("milestones", LAYOUT.choice(), {}, None),
 }
 for figure, (title, source, of, given) in RUN_FIGURES.items():
@@ -65,13 +56,7 @@ for figure, (title, source, of, given) in RUN_FIGURES.items():
         input:
             source,
         output:
-            drawn(
-                LAYOUT.figure(f"{{experiment}}/seed{{seed}}/{figure}"),
-                f"../report/{figure}.rst",
-                figure=title,
-                experiment="{experiment}",
-                seed="{seed}",
-            ),
+            drawn_of(LAYOUT.figure(f"{{experiment}}/seed{{seed}}/{figure}"), figure, title),
         log:
             LAYOUT.log(f"render_{figure}/{{experiment}}_seed{{seed}}"),
         localrule: True
@@ -91,13 +76,7 @@ rule render_latents:
     input:
         LAYOUT.latents(),
     output:
-        drawn(
-            LAYOUT.figure("{experiment}/seed{seed}/latents_{kind}"),
-            "../report/latents.rst",
-            figure="latents: {kind}",
-            experiment="{experiment}",
-            seed="{seed}",
-        ),
+        drawn_of(LAYOUT.figure("{experiment}/seed{seed}/latents_{kind}"), "latents", "latents: {kind}"),
     log:
         LAYOUT.log("render_latents/{experiment}_seed{seed}_{kind}"),
     conda:
@@ -113,13 +92,7 @@ rule render_schedule:
     input:
         INPUTS.first_run_config,
     output:
-        drawn(
-            LAYOUT.figure("{experiment}/schedule"),
-            "../report/schedule.rst",
-            figure="schedule",
-            experiment="{experiment}",
-            seed="all",
-        ),
+        drawn_of(LAYOUT.figure("{experiment}/schedule"), "schedule", "schedule", seed="all"),
     log:
         LAYOUT.log("render_schedule/{experiment}"),
     conda:
@@ -136,13 +109,7 @@ rule render_forward:
         config=INPUTS.first_run_config,
         dataset=INPUTS.dataset_record,
     output:
-        drawn(
-            LAYOUT.figure("{experiment}/forward"),
-            "../report/forward.rst",
-            figure="forward process",
-            experiment="{experiment}",
-            seed="all",
-        ),
+        drawn_of(LAYOUT.figure("{experiment}/forward"), "forward", "forward process", seed="all"),
     log:
         LAYOUT.log("render_forward/{experiment}"),
     conda:
@@ -160,13 +127,7 @@ rule render_neighbours:
         samples=INPUTS.samples,
         dataset=INPUTS.dataset_record,
     output:
-        drawn(
-            LAYOUT.figure("{experiment}/seed{seed}/neighbours"),
-            "../report/neighbours.rst",
-            figure="nearest training images",
-            experiment="{experiment}",
-            seed="{seed}",
-        ),
+        drawn_of(LAYOUT.figure("{experiment}/seed{seed}/neighbours"), "neighbours", "nearest training images"),
     log:
         LAYOUT.log("render_neighbours/{experiment}_seed{seed}"),
     conda:
@@ -191,7 +152,7 @@ rule render_paper_table:
     output:
         tabled(
             LAYOUT.table("paper/{table}"),
-            "../report/paper.rst",
+            "paper",
             "Paper",
             {"table": "{table}", "format": "to read"},
             {"table": "{table}", "format": "full precision"},
@@ -234,13 +195,7 @@ rule render_tradeoff:
         published=PAPER.published_files,
         scores=PAPER.tradeoff_scores,
     output:
-        drawn(
-            LAYOUT.figure("paper/tradeoff"),
-            "../report/tradeoff.rst",
-            "Paper",
-            table="FID against multiply-adds",
-            format="figure",
-        ),
+        drawn(LAYOUT.figure("paper/tradeoff"), "tradeoff", "Paper", table="FID against multiply-adds", format="figure"),
     log:
         LAYOUT.log("render_tradeoff/tradeoff"),
     conda:
@@ -291,9 +246,7 @@ rule write_card:
         "../../envs/udpm.yaml"
     params:
         run=subpath(input.run, parent=True),
-        scores=lambda wildcards, input: [
-            word for path in input.scores for word in ("--score", path)
-        ],
+        scores=lambda wildcards, input: [word for path in input.scores for word in ("--score", path)],
     shell:
         "udpm card {params.scores:q} --output {output:q} -- {params.run:q} > {log:q} 2>&1"
 
@@ -352,13 +305,7 @@ rule draw_heat_map:
     input:
         lambda wildcards: SWEEP.scores(wildcards.grid),
     output:
-        drawn(
-            LAYOUT.sweep("heat_{grid}"),
-            "../report/sweep_heat.rst",
-            "Sweeps",
-            sweep="{sweep}",
-            what="heat map: {grid}",
-        ),
+        drawn(LAYOUT.sweep("heat_{grid}"), "sweep_heat", "Sweeps", sweep="{sweep}", what="heat map: {grid}"),
     log:
         LAYOUT.log("draw_heat_map/{sweep}_{grid}"),
     conda:
@@ -378,13 +325,7 @@ rule draw_strip:
         SWEEP.scores(),
         SWEEP.shown_samples(),
     output:
-        drawn(
-            LAYOUT.sweep("strip"),
-            "../report/sweep_strip.rst",
-            "Sweeps",
-            sweep="{sweep}",
-            what="the same images of every point",
-        ),
+        drawn(LAYOUT.sweep("strip"), "sweep_strip", "Sweeps", sweep="{sweep}", what="the same images of every point"),
     log:
         LAYOUT.log("draw_strip/{sweep}"),
     conda:

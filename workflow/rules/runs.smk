@@ -3,11 +3,7 @@
 rule train_model:
     """Train a model, or resume its training."""
     input:
-        unpack(
-            lambda wildcards: INPUTS.training_inputs(
-                wildcards, workflow.dag_settings.forceall
-            )
-        ),
+        unpack(lambda wildcards: INPUTS.training_inputs(wildcards, workflow.dag_settings.forceall)),
     output:
         weights=LAYOUT.weights(),
         record=LAYOUT.completion(),

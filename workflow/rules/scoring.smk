@@ -167,12 +167,7 @@ use rule score_samples as score_best with:
     params:
         usage=LAYOUT.usage("score_best/{experiment}_seed{seed}"),
         samples=None,
-        extra=lambda wildcards, input: [
-            "--samples",
-            input.samples,
-            "--selection",
-            input.selection,
-        ],
+        extra=lambda wildcards, input: ["--samples", input.samples, "--selection", input.selection],
 
 
 rule score_baseline:
