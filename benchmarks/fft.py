@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from udpm.diffusion.process import marginal
@@ -28,21 +30,23 @@ def sample_by_fft(
     schedule: Schedule,
     network: Network,
     base: torch.Tensor,
-    noises: list[torch.Tensor],
+    noises: Sequence[torch.Tensor],
     labels: torch.Tensor | None = None,
+    inputs: Sequence[torch.Tensor] = (),
 ) -> list[SamplingStep]:
     """The chain with the scalar posterior; see `udpm.diffusion.sampler.sample`."""
 
     coarsest = downsample_by_fft(base, schedule.scale, schedule.levels)
     state = marginal(schedule, coarsest, schedule.levels, noises[0])
     steps: list[SamplingStep] = []
-    for level, noise in zip(range(schedule.levels, 0, -1), [*noises[1:], None], strict=True):
-        output = network(state, schedule.time(level), labels)
+    for index, (level, noise) in enumerate(zip(range(schedule.levels, 0, -1), [*noises[1:], None], strict=True)):
+        seen = torch.cat([state, inputs[index]], dim=1) if inputs else state
+        output = network(seen, schedule.time(level), labels)
         steps.append(SamplingStep(level, state, output))
         if noise is not None:
             numbers = coefficients(schedule, level, "scalar")
-            seen = numbers.state * adjoint_by_fft(state, schedule.scale) + numbers.output * output
-            state = numbers.variance_blocks * seen + numbers.variance_blocks**0.5 * noise
+            back = numbers.state * adjoint_by_fft(state, schedule.scale) + numbers.output * output
+            state = numbers.variance_blocks * back + numbers.variance_blocks**0.5 * noise
     return steps
 
 

@@ -93,7 +93,8 @@ class SwitchedSampler(Sampler):
     def _by_operator(self, latent: Latent, labels: np.ndarray) -> list[SamplingStep]:
         if self.gains.pooling:
             return super()._chain(latent, labels)
-        return sample_by_fft(self.schedule, self._network, *self._fed(latent, labels))
+        (base, noises, inputs), chosen = self._fed(latent, labels)
+        return sample_by_fft(self.schedule, self._network, base, noises, chosen, inputs)
 
 
 PART = "batch"

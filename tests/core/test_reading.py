@@ -181,7 +181,9 @@ def test_skips_invalid_lines_of_metrics(tmp_path, capsys):
         run = make_run(tmp_path, "run", config__json={}, metrics__jsonl=text)
         assert tiny.call("status", run, "--json") == 0
         assert json.loads(capsys.readouterr().out)[0]["iteration"] == 3
-        tiny.assert_refused(tmp_path, f"figure curves {run}/metrics.jsonl --output {run}/f", "line 2 is not", capsys)
+        tiny.assert_refused(
+            tmp_path, f"figure curves {run}/metrics.jsonl --output {run}/f", "line 2 contains no metrics", capsys
+        )
         metrics = Metrics(run / "metrics.jsonl", 3)
         assert metrics.seconds == 2.0
         assert [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] == good

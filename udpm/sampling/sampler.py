@@ -291,9 +291,13 @@ class Sampler:
         return found
 
     def _chain(self, latent: Latent, labels: np.ndarray) -> list[SamplingStep]:
-        base, noises, inputs = latent.map(lambda values: to_device(values, self._device))
-        chosen = to_device(torch.from_numpy(labels), self._device) if self.classes else None
+        (base, noises, inputs), chosen = self._fed(latent, labels)
         return sample(self.schedule, self._network, base, noises, chosen, self.posterior, inputs)
+
+    def _fed(self, latent: Latent, labels: np.ndarray) -> tuple[Latent, torch.Tensor | None]:
+        """Copy a batch to the device; no labels if the network takes none."""
+        chosen = to_device(torch.from_numpy(labels), self._device) if self.classes else None
+        return latent.map(lambda values: to_device(values, self._device)), chosen
 
     def _seeded(self, seed: int) -> NoiseSource:
         config = self.model.config
