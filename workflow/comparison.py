@@ -20,12 +20,8 @@ HOURS = 1.0
 
 @dataclass(frozen=True)
 class Request:
-    """Request of one job; CPUs, memory and GPUs are for each of its nodes.
-
-    Attributes:
-        minutes: of wall time; 0 if none is requested.
-        gpu_model: type of its GPUs; None: any.
-    """
+    """Request of one job; CPUs, memory and GPUs are for each of its nodes. Zero minutes of wall time: none requested;
+    no `gpu_model`: any."""
 
     partition: str | None
     minutes: int

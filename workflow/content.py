@@ -55,9 +55,7 @@ class Content:
     def stale(self, jobs: Iterable[Any], remember: bool) -> set[str]:
         """Return the first outputs of jobs that must run again although all their outputs exist.
 
-        Args:
-            jobs: Snakemake's, all that the targets depend on.
-            remember: whether to write entries for outputs that have none.
+        Takes all jobs that the targets depend on. With `remember`, it writes entries for outputs that have none.
         """
         found: set[str] = set()
         new: dict[str, Any] = {}
@@ -152,7 +150,8 @@ class Content:
         try:
             name = self._name(path)
             if name.startswith(RECORDS) and name.endswith(".json"):
-                return _digest(_essence(read_json(path, "record"), Path(path).name))
+                essence = _essence(read_json(path, "record"), Path(path).name)
+                return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()
             return self.digests(path)
         except UserError:
             # The job that reads it reports why.
@@ -209,10 +208,6 @@ def without_mutable_keys(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def _read(path: Path) -> tuple[dict[str, Any], int]:
     made: dict[str, Any] = {}
     try:
@@ -232,10 +227,7 @@ def install(content: Content | None, workflow: Any) -> None:
     """Make Snakemake decide by content what runs again, and keep the outputs of the rules in `KEPT`.
 
     Snakemake 9 compares times in spite of `rerun-triggers`, and offers no hook to decide otherwise.
-
-    Args:
-        content: None in the processes that run single jobs, which decide nothing.
-        workflow: Snakemake's.
+    `content` is None in the processes that run single jobs, which decide nothing.
     """
     from snakemake.dag import DAG
     from snakemake.io import _IOFile

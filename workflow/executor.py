@@ -234,12 +234,7 @@ NO_RETRY: set[Any] = set()
 
 
 def install(plan: Experiments, jobs: Jobs) -> None:
-    """Replace the plugin's executor.
-
-    Args:
-        plan: the experiments and the cluster's configuration.
-        jobs: knows which jobs are local; records which were killed.
-    """
+    """Replace the plugin's executor. `jobs` knows which jobs are local, and records which were killed."""
 
     def alike(job, slurm: str | None) -> str | None:
         return failed_twice_identically(Path(plan.layout.run(job.wildcards.experiment, job.wildcards.seed)), job=slurm)

@@ -21,12 +21,7 @@ INVENTORY = "source.jsonl"
 
 
 class Existing:
-    """Check the prepared data sets and runs that the plan uses.
-
-    Args:
-        plan: the experiments.
-        content: collects outputs that must be made again.
-    """
+    """Check the prepared data sets and runs that the plan uses; `content` collects outputs that must be made again."""
 
     def __init__(self, plan: Experiments, content: Content) -> None:
         self._plan, self._content, self._layout = plan, content, plan.layout

@@ -106,7 +106,7 @@ class Experiments:
         if self.sweep is None or not points or not points.issubset(names):
             return any_of(names)
         # Matching against a list of a thousand names would take half of Snakemake's time.
-        return "|".join(filter(None, (any_of(set(names) - points, none=""), self.sweep.any_point)))
+        return "|".join(filter(None, (any_of(set(names) - points, none=""), rf"{re.escape(self.sweep.name)}\.[^/]+")))
 
     def is_imported(self, name: str) -> bool:
         """Return whether an experiment uses given weights instead of training."""
@@ -282,12 +282,7 @@ class Experiments:
 class Sweep:
     """The points of one sweep as experiments.
 
-    Args:
-        name: of the sweep.
-        results: folder of all results.
-
     Attributes:
-        loaded: the sweep.
         experiments: the points and the base, by name as experiments.
         runs: configurations by (experiment, seed).
         trained: by (experiment, seed), the point whose run is used.
@@ -303,11 +298,6 @@ class Sweep:
         self.trained = trained_points(self.loaded, Path(results))
         self.experiments: dict[str, Experiment] = {self.loaded.sweep.base: self.loaded.base}
         self.experiments |= {point: resolved.experiment for point, resolved in self.loaded.points.items()}
-
-    @property
-    def any_point(self) -> str:
-        """A regular expression that matches the points' names as experiments."""
-        return rf"{re.escape(self.name)}\.[^/]+"
 
     def check(self, check_run: Callable[[str, int], None]) -> None:
         """Call a check with experiment and seed of every run.

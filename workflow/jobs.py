@@ -72,15 +72,8 @@ FINISHED: set[Any] = set()
 class Jobs:
     """Resources of the rules, as Snakemake's functions of wildcards and attempt.
 
-    Args:
-        plan: the experiments.
-        cluster: its limits.
-        has_scheduler: whether jobs go to a scheduler.
-
     Attributes:
         max_memory: returns the megabytes of the largest node, the most that a job requests.
-        training: resources of training a run.
-        sampling: of drawing images.
         scoring: of passes of the feature extractor.
         figures: of drawing the images of one figure.
         neighbours: of the figure of nearest training images.
@@ -232,12 +225,8 @@ def group_name(job: Any) -> str | None:
 
 
 def group_jobs(jobs: Iterable[Any], longest: Callable[[str | None], int]) -> dict[str, frozenset[Any]]:
-    """Return groups of at least two jobs by name. Jobs that request different nodes or accounts are not grouped.
-
-    Args:
-        jobs: all jobs that will run.
-        longest: returns the time limit of a partition in minutes. Groups that take longer are split.
-    """
+    """Return groups of at least two of the jobs that will run, by name. Jobs that request different nodes or accounts
+    are not grouped, and groups that take longer than their partition's `longest`, in minutes, are split."""
     found: dict[tuple[str, frozenset], set[Any]] = defaultdict(set)
     for job in jobs:
         name = group_name(job)
@@ -283,8 +272,7 @@ def group_resources(jobs: Iterable[Any]) -> dict[str, Any]:
 def install_groups(longest: Callable[[str | None], int]) -> None:
     """Make Snakemake's main process group jobs, and keep the outputs of finished members if a group fails.
 
-    Args:
-        longest: returns the time limit of a partition in minutes.
+    `longest` returns the time limit of a partition in minutes.
     """
     from snakemake.dag import DAG
     from snakemake.jobs import GroupJob, Job

@@ -58,11 +58,9 @@ def read_options() -> Options:
 
 @one_line
 def check_config_values(values: Iterable[str]) -> None:
-    """Refuse values of ``--config`` that would change on their way to a job.
+    """Refuse values (KEY=VALUE) of ``--config`` that would change on their way to a job.
 
-    Args:
-        values: as KEY=VALUE. Snakemake passes Python's repr of them to a node's shell, which reads it unchanged only if
-            nothing is escaped.
+    Snakemake passes Python's repr of them to a node's shell, which reads it unchanged only if nothing is escaped.
     """
     for text in values:
         if repr(text) != f"'{text}'":
@@ -73,16 +71,7 @@ def check_config_values(values: Iterable[str]) -> None:
 def check_before_jobs(plan: Experiments, jobs: Jobs, options: Options, workflow: Any) -> Limits:
     """Make Snakemake check all jobs to submit, before the first job of any kind starts.
 
-    Mistakes end the process: one line for each, exit code 2.
-
-    Args:
-        plan: the experiments.
-        jobs: knows which jobs are local.
-        options: of the plugin.
-        workflow: Snakemake's.
-
-    Returns:
-        The limits, for further queries.
+    Mistakes end the process: one line for each, exit code 2. Returns the limits, for further queries.
     """
     from snakemake.scheduling.job_scheduler import JobScheduler
 
@@ -114,13 +103,7 @@ def is_local(job: Any, jobs: Jobs, workflow: Any) -> bool:
 
 
 class Limits:
-    """The limits of SLURM, to find jobs that it would refuse or never start.
-
-    Args:
-        plan: the experiments and the cluster's configuration.
-        site: what SLURM grants.
-        options: of the plugin.
-    """
+    """The limits of SLURM, to find jobs that it would refuse or never start."""
 
     def __init__(self, plan: Experiments, site: Site, options: Options) -> None:
         self._plan, self.site, self._options = plan, site, options

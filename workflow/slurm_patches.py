@@ -57,8 +57,6 @@ class States:
 
     Args:
         ask: the plugin's function: (command, logger) -> (state by job, seconds), or (None, None) if the command fails.
-        run: runs a SLURM command.
-        say: prints a line for the user.
 
     Attributes:
         last: last known state by job, not translated.
@@ -76,12 +74,7 @@ class States:
         self.last: dict[str, str] = {}
 
     async def query(self, command: str, logger: Any) -> tuple[dict[str, str], float]:
-        """Return states by job, as the plugin understands them; empty if SLURM is down.
-
-        Args:
-            command: prints the states.
-            logger: the plugin's.
-        """
+        """Return states by job, as the plugin understands them; empty if SLURM is down. `command` prints them."""
         found, seconds = await self._ask(command, logger)
         if (found is None) != self._silent:
             self._silent = found is None

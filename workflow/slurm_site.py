@@ -80,12 +80,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class Answer:
-    """The output of a SLURM command.
-
-    Attributes:
-        lines: of its output; empty if it failed.
-        trouble: the reason of its failure in one line; None if it succeeded.
-    """
+    """The lines that a SLURM command printed, or, in one line, the reason of its failure."""
 
     lines: tuple[str, ...] = ()
     trouble: str | None = None

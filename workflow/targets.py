@@ -354,11 +354,7 @@ def digest(texts: Iterable[str]) -> str:
 def drawn(stem: str, caption: str, category: str, **labels: str) -> list[Any]:
     """Return the files of a figure as outputs of a rule; the report shows the first.
 
-    Args:
-        stem: their path without suffix.
-        caption: name of its explanation in the folder report.
-        category: in the report.
-        labels: in the report, by column.
+    `stem` is their path without suffix, `caption` the name of its explanation in the folder report.
     """
     from snakemake.io import multiext, report
 
@@ -374,9 +370,7 @@ def drawn_of(stem: str, caption: str, figure: str, seed: str = "{seed}") -> list
 def tabled(stem: str, caption: str, category: str, readable: dict[str, str], full: dict[str, str]) -> list[Any]:
     """Return the files of a table as outputs of a rule, as `drawn` does for figures.
 
-    Args:
-        readable: labels of the rounded table in the report.
-        full: labels of the table in full precision.
+    In the report, `readable` labels the rounded table, and `full` that in full precision.
     """
     from snakemake.io import multiext, report
 

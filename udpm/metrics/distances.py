@@ -28,13 +28,7 @@ def frechet_distance(mu: np.ndarray, sigma: np.ndarray, other_mu: np.ndarray, ot
     """‖μ₁ - μ₂‖² + tr Σ₁ + tr Σ₂ - 2 tr (Σ₁^{1/2} Σ₂ Σ₁^{1/2})^{1/2}  (Dowson and Landau 1982).
 
     The trace of the root is the sum of the roots of the eigenvalues of hᵀ Σ₂ h for any h with h hᵀ = Σ₁. This form is
-    symmetric, so it stays real and stable for singular covariances.
-
-    Args:
-        mu: μ₁, (d,).
-        sigma: Σ₁, (d, d).
-        other_mu: μ₂, (d,).
-        other_sigma: Σ₂, (d, d).
+    symmetric, so it stays real and stable for singular covariances. Means are (d,), covariances (d, d).
     """
     half = _half(sigma)
     products = np.linalg.eigvalsh(half.T @ other_sigma @ half) if half.size else np.zeros(1)
@@ -76,13 +70,8 @@ def _rounding(values: np.ndarray) -> float:
 def kernel_distance(real: np.ndarray, drawn: np.ndarray, subsets: int, size: int) -> tuple[float, float, int]:
     """Return mean and standard deviation of MMD² over subsets (Bińkowski et al. 2018, KID).
 
-    A subset takes `size` features of each set, without replacement, seeded by its number alone.
-
-    Args:
-        real: (N, d) features.
-        drawn: (M, d) features.
-        subsets: number of subsets.
-        size: features of each set in a subset; capped at the smaller set's size.
+    A subset takes `size` features of each set, (N, d) and (M, d), without replacement, seeded by its number alone; at
+    most as many as the smaller set has.
 
     Returns:
         Mean, population standard deviation, and the size used.
@@ -134,11 +123,7 @@ def class_distances(
 ) -> dict[int, float]:
     """Return the Fréchet distance between real and drawn images of each class with at least two of both.
 
-    Args:
-        real: (N, d) features.
-        real_labels: (N,) int64.
-        drawn: (M, d) features.
-        labels: (M,) int64, the classes that were to be drawn.
+    Features are (N, d) and (M, d), their labels (N,) and (M,) int64: of drawn images, the classes that were asked for.
     """
     found = {}
     for label in np.intersect1d(real_labels, labels):
@@ -182,12 +167,7 @@ def precision_recall(
 
     The manifold of a set is the union of balls around its points, each with the k-th nearest neighbour on its edge.
     Precision is the share of drawn points in the real manifold, recall the share of real points in the drawn one.
-
-    Args:
-        real: (N, d) features.
-        drawn: (M, d) features.
-        neighbours: k.
-        device: for the distances.
+    Features are (N, d) and (M, d), `neighbours` is k.
 
     Raises:
         UserError: a set has not more than k points.
@@ -208,9 +188,7 @@ def nearest_distances(images: np.ndarray, bank: np.ndarray) -> np.ndarray:
 def nearest_images(images: np.ndarray, bank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find each image's nearest in a bank; distances are root mean squares over pixels in [0, 1].
 
-    Args:
-        images: (N, side, side, 3) uint8.
-        bank: (M, side, side, 3) uint8.
+    Images are (n, side, side, 3) uint8.
 
     Returns:
         Numbers in the bank, (N,) int64, and distances, (N,) float64.

@@ -61,9 +61,6 @@ class Extractor:
     Attributes:
         path: the TorchScript file.
         name: from the record, else the file's stem; "inception" for Inception.
-        sha256: of the file.
-        module: the loaded network.
-        device: of the network.
         record: the JSON record next to the file, or empty.
         inputs: the preprocessing.
     """
@@ -211,12 +208,7 @@ def extractor_files(config: Scoring) -> dict[str, Path | None]:
 
 
 def open_extractor(config: Scoring, path: str | Path | None, device: torch.device) -> Extractor:
-    """Load the configured extractor.
-
-    Args:
-        config: names it and its preprocessing.
-        path: its TorchScript file, if not the configured one.
-        device: of the network.
+    """Load the configured extractor, with its preprocessing, from `path` if that is given.
 
     Raises:
         UserError: the file is missing, is not a TorchScript file, or is another extractor's.
@@ -309,8 +301,6 @@ def extract(
 
     Args:
         images: (N, h, w, 3) uint8.
-        extractor: the network.
-        batch: images per call.
         cache: folder that keeps features by SHA-256 of images and extractor; None keeps none.
 
     Returns:

@@ -73,10 +73,6 @@ class Inputs:
 def resizer(name: str, side: int) -> Callable[[np.ndarray], np.ndarray]:
     """Return clean-fid's function from (h, w, 3) uint8 to (side, side, 3) float32 in [0, 255].
 
-    Args:
-        name: library and filter, such as pil_bicubic.
-        side: in pixels.
-
     Raises:
         UserError: clean-fid is not installed.
     """
@@ -104,10 +100,7 @@ MODES = {
 class Inception(nn.Module):
     """Inception in clean-fid's wrapper of the TorchScript file: (N, 3, h, w) in [0, 255] to (N, 2048) features.
 
-    Args:
-        folder: of ``inception-2015-12-05.pt``.
-        mode: one of `MODES`.
-        device: of the network.
+    `mode` is one of `MODES`.
 
     Raises:
         UserError: clean-fid is not installed, or the file is no TorchScript Inception.
@@ -174,11 +167,6 @@ class Classifier(nn.Module):
 
 def train_classifier(store: Store, seed: int, output: str | Path) -> float:
     """Train on the training split and write a TorchScript file and its record (same name, .json).
-
-    Args:
-        store: labelled images with a test split.
-        seed: of weights, order and shifts.
-        output: the TorchScript file.
 
     Returns:
         Accuracy on the test split.

@@ -93,11 +93,6 @@ def write_reference(
     """Compute and write mu and sigma (float64), features (float32), labels and the record as one .npz.
 
     Args:
-        store: a prepared data set.
-        split: of the data set.
-        extractor: of the features.
-        batch: images per call.
-        output: the .npz.
         flips: add every image's mirror image.
         cache: folder of features from earlier passes.
 
@@ -134,10 +129,7 @@ def write_image_reference(
 def import_reference(path: str | Path, extractor: Extractor, output: str | Path) -> None:
     """Make a reference from published statistics: an .npz with mu and sigma, as pytorch-fid and EDM write it.
 
-    Args:
-        path: the .npz.
-        extractor: that its publishers name.
-        output: the reference.
+    The extractor is the one that their publishers name.
 
     Raises:
         UserError: unreadable, not statistics, or not of this extractor's width.
@@ -182,13 +174,9 @@ def load_reference(path: str | Path) -> Reference:
 def check_statistics(path: str | Path, mu: np.ndarray, sigma: np.ndarray) -> None:
     """Check that two arrays are a mean and a covariance.
 
-    Args:
-        path: of their file, for the error.
-        mu: must be (d,) and finite.
-        sigma: must be (d, d), finite, symmetric and positive semidefinite up to rounding, and not all zero.
-
     Raises:
-        UserError: an array is not as above.
+        UserError: mu is not (d,) and finite, or sigma not (d, d), finite, symmetric and positive semidefinite up to
+            rounding, or all zero.
     """
     check_array(f"{path}: mu", mu, np.floating, ("d",))
     check_array(f"{path}: sigma", sigma, np.floating, (len(mu), len(mu)))

@@ -63,17 +63,16 @@ def sampled(samples: SampleSet, count: int | None = None, selection: str | Path 
     found = len(samples.images)
     if count is not None and count > found:
         raise UserError(f"the sample set has {found} images, fewer than --count {count}; lower --count")
-    identity = {
-        key: value for key, value in samples.record.items() if key not in {"format", "provenance", "class_names"}
-    }
+    record = samples.record
+    identity = {key: value for key, value in record.items() if key not in {"format", "provenance", "class_names"}}
     identity["samples_sha256"] = identity.pop("sha256")
     if selection is not None:
         identity["selection"] = chosen_as(selection, identity)
     return ScoredImages(
         samples.images[:count],
         samples.labels[:count],
-        samples.record.get("classes", 0) > 0,
-        {"kind": "samples", **identity, "made_by": samples.record.get("provenance")},
+        record.get("classes", 0) > 0,
+        {"kind": "samples", **identity, "made_by": record.get("provenance")},
     )
 
 
@@ -110,11 +109,7 @@ def score(
     """Compute all metrics, each with its value or the reason for having none.
 
     Args:
-        subject: the images.
         store: the reference's data set; None leaves out distances to training images.
-        reference: to score against.
-        extractor: of the reference's features.
-        config: of the scoring.
         cache: folder of features from earlier passes.
 
     Raises:

@@ -61,11 +61,7 @@ SAME = ("experiment", "run_seed", "dataset_sha256", "seed")
 def select(paths: Sequence[str | Path]) -> dict[str, Any]:
     """Select the milestone whose images have the least Fréchet distance; ties go to the earliest.
 
-    Args:
-        paths: score files, one for each milestone of one run.
-
-    Returns:
-        The content of a selection file.
+    `paths` are score files, one for each milestone of one run. Returns the content of a selection file.
 
     Raises:
         UserError: a file is not the score of a milestone, two are of one milestone, or they are not comparable.
@@ -106,13 +102,7 @@ def read_selection(path: str | Path) -> dict[str, Any]:
 
 
 def check_selected(path: str | Path, selection: dict[str, Any], weights: Path, kind: str) -> None:
-    """Check that weights are those of the selected milestone.
-
-    Args:
-        path: of the selection, for the error.
-        selection: its content.
-        weights: the milestone's file.
-        kind: of weights to sample from: "ema", "raw" or another average.
+    """Check that the weights in a milestone's file, and their kind ("ema", "raw" or another average), are the selected.
 
     Raises:
         UserError: they are of another run, milestone or average.
@@ -131,11 +121,7 @@ def check_selected(path: str | Path, selection: dict[str, Any], weights: Path, k
 
 
 def chosen_as(path: str | Path, subject: dict[str, Any]) -> dict[str, Any]:
-    """Return the selection of a sample set's milestone, for its score's protocol.
-
-    Args:
-        path: the selection.
-        subject: the sample set's identity.
+    """Return the selection of a sample set's milestone, for its score's protocol; `subject` is the set's identity.
 
     Raises:
         UserError: the images are not of the selected milestone, or are those that it was selected by.

@@ -34,8 +34,6 @@ def draw_samples(
     """Draw `config.count` images, or one shard of them, and write them with their record.
 
     Args:
-        weights: a run's weight file.
-        config: of the sampling.
         output: .npz of the sample set, with a record of the same name (.json). None draws chains only.
         chain: .npz of the states and network outputs of one image per class (arrays x_l, f_l, labels, record).
         shard: (i, k), 1 <= i <= k: the i-th of k parts, cut at multiples of the batch. The images do not depend on k.
@@ -156,11 +154,8 @@ def explore_latents(weights: Path, kind: str, config: Latents, sampling: Samplin
     """Run one experiment, write images, axes and record as one .npz, and return the number of images.
 
     Args:
-        weights: a run's weight file.
         kind: a key of EXPERIMENTS.
-        config: of the experiment.
         sampling: of the sampler; its count, labels, seed and noise are not used.
-        output: .npz.
 
     Raises:
         UserError: weights missing or damaged, or a configuration that does not fit the model.
@@ -277,13 +272,9 @@ EXPERIMENTS: dict[str, Callable[[Sampler, Latents], Arrays]] = {
 
 
 def principal_components(images: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return mean, leading principal components and their shares of the variance.
+    """Return mean, K = `count` < n leading principal components and their shares of the variance: (n, …) float.
 
     The largest entry of each component is made positive, since its sign is arbitrary.
-
-    Args:
-        images: (n, …) float.
-        count: K < n.
 
     Returns:
         mean (…) float32; components (K, …) float32, orthonormal, by decreasing share; shares (K,) float64.
@@ -301,12 +292,7 @@ def principal_components(images: np.ndarray, count: int) -> tuple[np.ndarray, np
 
 
 class NoiseMap(NamedTuple):
-    """One map of a latent: ε_l, or the z_l that the network is called with.
-
-    Attributes:
-        kind: "eps" or "z".
-        level: l.
-    """
+    """One map of a latent: ε_l (kind "eps"), or the z_l that the network is called with (kind "z")."""
 
     kind: str
     level: int

@@ -116,12 +116,7 @@ def save_samples(
     The record is written before the images, which are by then complete and synced under a temporary name: after a kill
     in between, `load_samples` finds the images that the record describes.
 
-    Args:
-        path: of the .npz.
-        images: (n, side, side, 3) uint8.
-        labels: (n,) int64.
-        record: of their origin.
-        outputs: by level, of the images' shape.
+    Arrays are as in `SampleSet`; the record is of their origin.
     """
     path = Path(path)
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
@@ -321,10 +316,6 @@ def _written(jobs: list[Job]) -> Iterator[int]:
 
 def _write_all(jobs: list[Job]) -> int:
     for image, path in jobs:
-        _write(image, path)
+        options: dict[str, Any] = {"quality": JPEG_QUALITY, "subsampling": 0} if path.suffix == ".jpg" else {}
+        Image.fromarray(image).save(path, **options)
     return len(jobs)
-
-
-def _write(image: np.ndarray, path: Path) -> None:
-    options: dict[str, Any] = {"quality": JPEG_QUALITY, "subsampling": 0} if path.suffix == ".jpg" else {}
-    Image.fromarray(image).save(path, **options)

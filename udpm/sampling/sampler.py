@@ -163,12 +163,9 @@ class Sampler:
         return np.array(numbers, dtype=np.int64)
 
     def sample(self, count: int, labels: Sequence[int | str] | int | str | None = None, seed: int = 0) -> np.ndarray:
-        """Draw images 0..count - 1 of a seed.
+        """Draw images 0..count - 1 of a seed, count > 0.
 
-        Args:
-            count: number of images, > 0.
-            labels: one class for all, or one each, by name ("cat") or number from 0 (3); default balanced.
-            seed: of the sample set.
+        Labels are one class for all, or one each, by name ("cat") or number from 0 (3); default balanced.
 
         Returns:
             (count, N, N, 3) uint8, RGB.
@@ -226,11 +223,7 @@ class Sampler:
         """Yield the sampling chains of images first..first + len(labels) - 1, batch by batch.
 
         An image's bits depend on the batch size; the last batch is filled up, so every job draws the same bits.
-
-        Args:
-            labels: (n,) int64; `NO_LABEL` for none.
-            noise: a seed, or a source of noise.
-            first: number of the first image, a multiple of the batch.
+        The arguments are those of `images`.
         """
         source = self._seeded(noise) if isinstance(noise, int) else noise
         several = first + len(labels) > self.batch
@@ -262,11 +255,7 @@ class Sampler:
 
     @torch.inference_mode()
     def decode(self, latents: Sequence[Latent], labels: Sequence[int]) -> torch.Tensor:
-        """Draw the images of latents.
-
-        Args:
-            latents: n, each of one image.
-            labels: n classes; ignored if unconditional.
+        """Draw the images of n latents, each of one image; labels are ignored if unconditional.
 
         Returns:
             (n, 3, N, N) float32 in about [-1, 1], on the CPU.

@@ -16,7 +16,6 @@ import torch
 from udpm.config.experiment import RunConfig
 from udpm.core.arrays import derive_seed
 from udpm.core.devices import bind_thread, to_device
-from udpm.data.loader import Batches
 from udpm.diffusion.process import downsample, marginal
 from udpm.diffusion.schedule import Schedule
 
@@ -58,9 +57,7 @@ class TrainingBatch:
     def inputs(self, schedule: Schedule, state: torch.Tensor) -> torch.Tensor:
         """Return [x_l, z_l] for each draw of the output, (m·B, 3 + k, h, w), all images' first draw first.
 
-        Args:
-            schedule: of the process.
-            state: x_l of the first draw, (B, 3, h, w).
+        `state` is x_l of the first draw, (B, 3, h, w).
         """
         states = [state]
         if self.redraws is not None:
@@ -82,26 +79,6 @@ class TrainingBatch:
             return [self]
         parts = {name: value.chunk(count) for name, value in self.tensors().items()}
         return [replace(self, **{name: values[index] for name, values in parts.items()}) for index in range(count)]
-
-
-class BatchSource:
-    """Make the batch of a player's step.
-
-    Args:
-        config: of the run.
-        images: batches of images, this process's part.
-        noise_std: standard deviation of the instance noise at (level, iteration).
-    """
-
-    def __init__(self, config: RunConfig, images: Batches, noise_std: Callable[[int, int], float]) -> None:
-        self._config, self._images, self._noise_std = config, images, noise_std
-
-    def __call__(self, player: str, iteration: int) -> TrainingBatch:
-        """Return the batch of `player` in an iteration, counted from 0."""
-        level = draw_level(self._config, player, iteration)
-        target, labels = self._images(iteration, level)
-        std = self._noise_std(level, iteration)
-        return draw_noise(self._config, player, iteration, level, target, labels, std, self._images.part)
 
 
 class Prefetcher:
@@ -230,13 +207,8 @@ def _dropped_labels(
 
 
 def drops_out(config: RunConfig, player: str, discriminator: float) -> bool:
-    """Return True if a player's step uses dropout; only the player's network is in train mode.
-
-    Args:
-        config: of the run.
-        player: "discriminator" or "generator".
-        discriminator: dropout of the discriminator at the step's level.
-    """
+    """Return True if a player's step, at a level with this dropout of the discriminator, uses dropout; only the
+    player's network is in train mode."""
     return bool(config.generator.dropout if player == "generator" else discriminator)
 
 

@@ -55,11 +55,6 @@ class CheckpointRecord(Record):
 def save_checkpoint(folder: Path, state: State, description: dict[str, Any]) -> None:
     """Write the state as ``<iteration>.safetensors``, then its manifest; then remove all but the newest two.
 
-    Args:
-        folder: of the checkpoints.
-        state: to save.
-        description: of the run.
-
     Raises:
         UserError: the disk is full or cannot be written; earlier checkpoints are unchanged.
     """
@@ -76,14 +71,7 @@ def save_failure(
     """Write ``failures/<iteration>.safetensors``: the state, and the first batch whose loss was not finite.
 
     Losses are checked once per interval (training.log_every), so the state is that of the interval's end. Metadata hold
-    its `iteration`, and as `first` the batch's, counted from 0.
-
-    Args:
-        run: the run's folder.
-        state: at the interval's end.
-        problem: the loss and its iteration.
-        batch: of this iteration, over all processes.
-        description: of the run.
+    its `iteration`, and as `first` that of the batch, which is over all processes, counted from 0.
     """
     parts = {f"batch/{FAILURE_NAMES.get(name, name)}": value for name, value in batch.tensors().items()}
     about = {"format": FAILURE_FORMAT, "term": problem.term, "player": problem.player, "level": batch.level}
@@ -102,8 +90,6 @@ def resume(
     """Load the newest complete checkpoint; warn about incomplete ones and skip them.
 
     Args:
-        folder: of the checkpoints.
-        state: to load into.
         total: iterations of the whole training.
         check: called with a complete checkpoint and its description before loading; raises UserError if it is not this
             run's.

@@ -14,24 +14,13 @@ from udpm.runs.config_guard import check_config
 from udpm.runs.records import is_run
 from udpm.runs.status import read_status
 from udpm.training.checkpoint import KEPT
-from udpm.training.estimate import (
-    ResourceEstimate,
-    estimate_resources,
-    format_bytes,
-    format_total,
-    iteration_cost,
-)
+from udpm.training.estimate import ResourceEstimate, estimate_resources, format_bytes, format_total, iteration_cost
 from udpm.training.losses import load_lpips
 from udpm.training.memory import CARDS, estimate_memory
 
 
 def describe_run(config: RunConfig, levels: Levels | None, run: Path | None) -> str:
     """Describe a run before it starts: configuration, networks, memory, disk, arithmetic and devices, a line for each.
-
-    Args:
-        config: of the run, which trains.
-        levels: the data set and its caches, or None.
-        run: the run's folder, or None.
 
     Raises:
         UserError: the folder contains a run of another configuration.

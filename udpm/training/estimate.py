@@ -41,12 +41,7 @@ class ResourceEstimate:
 
     Attributes:
         parameters: number of trainable values, by player.
-        weights: of all trained networks.
-        gradients: of all trained networks.
-        moments: of Adam.
-        averages: of the generator.
-        checkpoint: size of one.
-        milestone: size of one.
+        checkpoint, milestone: size of one.
         milestones: their number at the end.
         final: size of the weights at the end.
     """
@@ -91,14 +86,8 @@ def estimate_resources(config: RunConfig, iterations: int) -> ResourceEstimate:
 
 
 def milestone_warning(estimate: ResourceEstimate, done: int, every: int, run: Path) -> str | None:
-    """Return one line on the disk space of the remaining milestones, or None if it is small.
-
-    Args:
-        estimate: of the run.
-        done: number of iterations done.
-        every: training.keep_every.
-        run: the run's folder, which must exist.
-    """
+    """Return one line on the disk space of the milestones after `done` iterations, one every `every`; None if it is
+    small. The run's folder must exist."""
     ahead = estimate.milestones - (done // every if every else 0)
     if ahead * estimate.milestone <= WARN_ABOVE_BYTES:
         return None
@@ -149,11 +138,8 @@ class IterationCost:
 def iteration_cost(config: RunConfig, perceptual: Perceptual | None = None) -> IterationCost:
     """Return the mean cost of an iteration, of all processes together, with levels as training draws them.
 
-    The mean is over one period of discriminator steps and R1, after the start of the adversarial loss.
-
-    Args:
-        config: of a run that trains.
-        perceptual: LPIPS; None leaves out its arithmetic.
+    The mean is over one period of discriminator steps and R1, after the start of the adversarial loss. Without
+    `perceptual`, it leaves out LPIPS.
     """
     training = config.training
     counter = IterationCounter(config, perceptual)
@@ -168,12 +154,7 @@ def iteration_cost(config: RunConfig, perceptual: Perceptual | None = None) -> I
 
 
 class IterationCounter:
-    """Count the cost of a run's iterations, on meta tensors.
-
-    Args:
-        config: of the run.
-        perceptual: LPIPS; None leaves out its arithmetic.
-    """
+    """Count the cost of a run's iterations, on meta tensors; without `perceptual`, leave out LPIPS."""
 
     def __init__(self, config: RunConfig, perceptual: Perceptual | None = None) -> None:
         self._config, self._schedule = config, Schedule.from_config(config.process)

@@ -26,15 +26,9 @@ def recorder_for(config: RunConfig, device: torch.device) -> Record | None:
 
 @dataclass(frozen=True)
 class _Recorded:
-    """A recorded pass.
+    """A recorded pass, limited to the inputs and weights of `key`.
 
-    Attributes:
-        key: of its inputs and weights, to which it is limited.
-        inputs: the batch that it reads; later ones are copied into it.
-        replay: repeats the pass.
-        names: of the losses.
-        losses: their values, overwritten by the next replay.
-        gradients: of all parameters, None without one; overwritten by the next replay.
+    It reads `inputs`, into which later batches are copied. The next replay overwrites losses and gradients.
     """
 
     key: tuple
@@ -54,11 +48,7 @@ class RecordedPasses:
     Optimizers and averages are not recorded: they are a few kernels each, and CUDA's fused Adam rounds a learning rate
     on the device to float32, which one from the host is not.
 
-    Args:
-        run_pass: adds the gradients of a batch to the parameters' and returns the losses, detached.
-        parameters: of each player's network.
-        record: makes a recording.
-        accumulate: sum the gradients of several batches.
+    `run_pass` adds the gradients of a batch to the parameters' and returns the losses, detached.
     """
 
     def __init__(

@@ -29,10 +29,6 @@ class Perceptual(nn.Module):
     """LPIPS with a free exponent: Σ over layers of the mean over positions of w·|φ(a) - φ(b)|^p.
 
     φ are unit-normalized features, w ≥ 0 the package's learned weights; p = 2 is LPIPS (Zhang et al. 2018).
-
-    Args:
-        lpips: the package's frozen model.
-        exponent: p.
     """
 
     def __init__(self, lpips: nn.Module, exponent: float) -> None:
@@ -220,12 +216,8 @@ def discriminator_losses(
     fake = add_instance_noise(fake, weights, batch.fake_noise)
     real = add_instance_noise(batch.target / weights.divisor, weights, batch.real_noise).requires_grad_(weights.r1 > 0)
     time = schedule.time(batch.level)
-    on_fake = discriminator(
-        upsample_for_discriminator(fake, weights), time, batch.labels, weights.dropout, state
-    ).float()
-    on_real = discriminator(
-        upsample_for_discriminator(real, weights), time, batch.labels, weights.dropout, state
-    ).float()
+    shown = (upsample_for_discriminator(image, weights) for image in (fake, real))
+    on_fake, on_real = (discriminator(image, time, batch.labels, weights.dropout, state).float() for image in shown)
     loss = 0.5 * (F.softplus(on_fake).mean() + F.softplus(-on_real).mean())
     stats = {"loss": loss.detach(), "real": on_real.detach().mean(), "fake": on_fake.detach().mean()}
     if weights.r1 == 0:

@@ -45,8 +45,7 @@ class BatchMemory:
         batch: images at once on a device: its share of the batch, or a part of it with `training.accumulate`.
         kept: peak of what the networks keep of these images; with recorded passes, also the peak of the calls before a
             recording.
-        level: of the step with the peak.
-        player: of the step with the peak.
+        level, player: of the step with the peak.
         per_image: growth of the peak per further image.
     """
 
@@ -161,12 +160,7 @@ class _Steps:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Track the storages of tensors that operations create in its context.
-
-    Attributes:
-        live: bytes of existing ones.
-        peak: maximum of `live`.
-    """
+    """Track the storages of tensors that operations create in its context: bytes of live ones, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -38,14 +38,7 @@ SHOWN = {
 
 
 class NotFinite(Exception):
-    """A loss or a gradient is NaN or infinite.
-
-    Attributes:
-        player: of the step.
-        term: of the loss, such as "adversarial".
-        level: l.
-        iteration: the first one, counted from 0.
-    """
+    """A loss's term, such as "adversarial", or a gradient is NaN or infinite; iterations count from 0."""
 
     def __init__(self, player: str, term: str, level: int, iteration: int) -> None:
         self.player, self.term, self.level, self.iteration = player, term, level, iteration
@@ -93,11 +86,6 @@ class Metrics:
 
     def take(self, iteration: int, learning_rate: float, batch: int) -> dict[str, Any]:
         """Return the line of the interval since the last one: means over iterations and processes. A collective call.
-
-        Args:
-            iteration: number of iterations done.
-            learning_rate: of the last iteration.
-            batch: images per iteration.
 
         Raises:
             NotFinite: a loss or a gradient is not finite.
@@ -163,12 +151,9 @@ def _memory() -> dict[str, float]:
 def progress_line(line: dict[str, Any], total: int, batch: int) -> str:
     """Return a log line: "iteration 40 of 3200, 812 img/s, 2.1 min left, rate 0.0008 | l=1 rec 0.2 … | 0.60 GiB".
 
-    Args:
-        line: of ``metrics.jsonl``.
-        total: number of iterations.
-        batch: images per iteration.
+    `line` is one of ``metrics.jsonl``; the time left is at its speed.
     """
-    left = duration(seconds_left(line, total, batch))
+    left = duration((total - line["iteration"]) * batch / max(line["images_per_second"], 1e-9))
     head = f"iteration {line['iteration']} of {total}, {line['images_per_second']:.4g} img/s, {left} left"
     memory = f"{line['memory_gib']:.2f} GiB"
     if "gpu_memory_gib" in line:
@@ -182,11 +167,6 @@ def progress_text(line: dict[str, Any]) -> str:
     losses = [(level, line.get(f"generator/reconstruction/l{level}")) for level in levels_in(line)]
     losses_text = ", ".join(f"l={level} {value:.3g}" for level, value in losses if value is not None)
     return f"{line['images_per_second']:.4g} img/s; rec {losses_text}"
-
-
-def seconds_left(line: dict[str, Any], total: int, batch: int) -> float:
-    """Return the seconds to the end at the speed of a line of ``metrics.jsonl``."""
-    return (total - line["iteration"]) * batch / max(line["images_per_second"], 1e-9)
 
 
 def levels_in(line: dict[str, Any]) -> list[int]:

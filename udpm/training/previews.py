@@ -28,11 +28,7 @@ def preview_path(run: Path, iteration: int) -> Path:
 
 
 def preview_labels(classes: int) -> list[int]:
-    """Return the class of each preview, row by row: the first eight classes in equal numbers of rows.
-
-    Args:
-        classes: number of classes; 0 if unconditional, and all labels are 0.
-    """
+    """Return the class of each preview, row by row: the first eight in equal numbers of rows; 0 without classes."""
     shown = min(max(classes, 1), ROWS)
     rows = [row // (ROWS // shown) for row in range(shown * (ROWS // shown))]
     return [label for label in rows for _ in range(COLUMNS)]
@@ -40,10 +36,6 @@ def preview_labels(classes: int) -> list[int]:
 
 def draw_preview(network: nn.Module, config: ModelConfig) -> np.ndarray:
     """Draw a grid of images 0, 1, … of seed 0, scalar posterior, without changing random state or network.
-
-    Args:
-        network: a generator, in any mode.
-        config: of the generator.
 
     Returns:
         (height, width, 3) uint8, RGB.

@@ -23,7 +23,7 @@ from udpm.networks.inference import compile_network
 from udpm.runs.attempts import Attempt, attempted, make_folder
 from udpm.runs.config_guard import preparation_changes
 from udpm.runs.lock import STALE_SECONDS, RunLock
-from udpm.training.batch import BatchSource, Prefetcher, TrainingBatch, drops_out, players_at, seed_dropout
+from udpm.training.batch import Prefetcher, TrainingBatch, draw_level, draw_noise, drops_out, players_at, seed_dropout
 from udpm.training.graphs import RecordedPasses, recorder_for
 from udpm.training.losses import (
     LossWeights,
@@ -109,7 +109,11 @@ def open_run(
             an extra is missing.
     """
     with nullcontext(attempt) if attempt is not None else attempted(run, config, allow_world_size_change) as attempt:
-        _check_prepared(levels, config)
+        if otherwise := preparation_changes(levels.store.record, config.dataset):
+            raise UserError(
+                f"{levels.store.folder}: was prepared with another configuration than the run's "
+                f"({'; '.join(otherwise.values())}); resolve the run again, or prepare the data set again"
+            )
         training, ranks = config.training, detect_ranks(config.training.processes)
         if training.tensorboard:
             writer_class()
@@ -129,23 +133,8 @@ def open_run(
                 )  # fmt: skip
 
 
-def _check_prepared(levels: Levels, config: RunConfig) -> None:
-    otherwise = preparation_changes(levels.store.record, config.dataset)
-    if otherwise:
-        raise UserError(
-            f"{levels.store.folder}: was prepared with another configuration than the run's "
-            f"({'; '.join(otherwise.values())}); resolve the run again, or prepare the data set again"
-        )
-
-
 class Trainer:
     """One run: its state, its data, and one iteration.
-
-    Args:
-        config: of the run.
-        levels: the data set and its caches.
-        device: of the training.
-        ranks: this process's rank and the number of processes.
 
     Raises:
         UserError: LPIPS cannot be loaded, or the epochs have less than one batch.
@@ -187,11 +176,7 @@ class Trainer:
         self.state.iteration += 1
 
     def train_step(self, player: str, iteration: int) -> tuple[int, Losses]:
-        """Take one optimizer step of one network.
-
-        Args:
-            player: "discriminator" or "generator".
-            iteration: counted from 0.
+        """Take one optimizer step of one network, "discriminator" or "generator"; iterations count from 0.
 
         Returns:
             The level, and losses and the gradient's norm as scalars on the device.
@@ -215,7 +200,9 @@ class Trainer:
             found.append(self._backward(losses))
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
         all_reduce_mean(gradients, self.ranks)
-        means = _means(found)
+        means = found[0]
+        if len(found) > 1:
+            means = {name: torch.stack([losses[name] for losses in found]).mean() for name in means}
         means["gradient"] = torch.nn.utils.get_total_norm(gradients)
         optimizer.step()
         return batch.level, means
@@ -248,8 +235,15 @@ class Trainer:
         return rate * min(1.0, iteration / training.warmup) if training.warmup else rate
 
     def batch_source(self, config: RunConfig, images: Batches) -> Callable[[str, int], TrainingBatch]:
-        """Return a function that makes the batch of a player's step."""
-        return BatchSource(config, images, lambda level, iteration: self.loss_weights[level - 1].at(iteration).noise)
+        """Return a function that makes the batch of a player's step; `images` gives this process's part."""
+
+        def make(player: str, iteration: int) -> TrainingBatch:
+            level = draw_level(config, player, iteration)
+            target, labels = images(iteration, level)
+            std = self.loss_weights[level - 1].at(iteration).noise
+            return draw_noise(config, player, iteration, level, target, labels, std, images.part)
+
+        return make
 
     def global_batch(self, player: str, iteration: int) -> TrainingBatch:
         """Return the batch of a player's step over all processes."""
@@ -279,13 +273,6 @@ class Trainer:
             rank=ranks.rank,
             world=ranks.world,
         )
-
-
-def _means(found: list[Losses]) -> Losses:
-    """Return the mean of each loss over a batch's parts."""
-    if len(found) == 1:
-        return found[0]
-    return {name: torch.stack([losses[name] for losses in found]).mean() for name in found[0]}
 
 
 def _iterations(config: RunConfig, images: Batches) -> int:

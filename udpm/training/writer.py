@@ -47,21 +47,13 @@ class RunWriter:
     """The run's folder, as seen by one process of an attempt.
 
     Attributes:
-        config: of the run.
-        levels: the data set and its caches.
-        run: the run's folder.
         stop: true once training is to stop; read after every iteration.
-        device: of the training.
-        ranks: this process's rank and the number of processes.
-        agreement: of all processes.
         owner: the folder's lock, on rank 0.
-        attempt: this attempt.
-        deadline: on the monotonic clock.
+        deadline: on the monotonic clock, like `saved`.
         allow_world_size_change: accept another number of processes than before.
         history: numbers of processes so far, with their first iterations.
         origin: of the initial weights, if they were imported.
-        saved: time of the last checkpoint, on the monotonic clock.
-        events: for TensorBoard, if configured.
+        saved: time of the last checkpoint.
         state: to save; set by `resume`, like the following.
         iterations: of the whole training.
         metrics: of the interval.
@@ -107,10 +99,6 @@ class RunWriter:
 
     def resume(self, state: State, iterations: int) -> Metrics:
         """Load the newest checkpoint or the initial weights into `state`; return the metrics to add to.
-
-        Args:
-            state: to load into, and to save from now on.
-            iterations: of the whole training.
 
         Raises:
             StoppedEarly: the processes read different checkpoints.
@@ -173,9 +161,6 @@ class RunWriter:
 
     def after_iteration(self, learning_rate: float) -> None:
         """Write what is due after an iteration; stop on a signal or at the deadline.
-
-        Args:
-            learning_rate: of the iteration.
 
         Raises:
             NotFinite: a loss or a gradient of the last interval is not finite.
@@ -262,9 +247,7 @@ class RunWriter:
     def fail(self, problem: NotFinite, batch: Callable[[], TrainingBatch]) -> None:
         """Save state and batch of an iteration whose loss is not finite, and end the training.
 
-        Args:
-            problem: the loss and its iteration.
-            batch: makes the batch of all processes.
+        `batch` makes the batch of all processes.
 
         Raises:
             UserError: always.
