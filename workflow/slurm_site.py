@@ -165,10 +165,7 @@ class Site:
     def max_jobs(self, account: str | None = None, partition: str | None = None, qos: str | None = None) -> int | None:
         """Return how many jobs the user may have in the queue, waiting and running; None if unlimited.
 
-        Args:
-            account: account of the jobs; None: any of the user's.
-            partition: partition of the jobs; None: the site's default.
-            qos: their quality of service; None: the default of account and partition.
+        No account means any of the user's, no partition the site's default, no `qos` the default of both.
         """
         enforced = self.settings.get("AccountingStorageEnforce")
         if enforced is not None and not re.search(r"\b(limits|safe|all)\b", enforced, re.IGNORECASE):

@@ -131,10 +131,7 @@ def save_samples(
 
 
 def load_samples(path: str | Path) -> SampleSet:
-    """Read a sample set and its record.
-
-    Args:
-        path: the .npz, or the record (.json) of a set drawn in shards.
+    """Read a sample set and its record, from the .npz, or from the record (.json) of a set drawn in shards.
 
     Raises:
         UserError: a file is missing or unreadable, or its record does not describe it.
@@ -316,6 +313,10 @@ def _written(jobs: list[Job]) -> Iterator[int]:
 
 def _write_all(jobs: list[Job]) -> int:
     for image, path in jobs:
-        options: dict[str, Any] = {"quality": JPEG_QUALITY, "subsampling": 0} if path.suffix == ".jpg" else {}
-        Image.fromarray(image).save(path, **options)
+        _write(image, path)
     return len(jobs)
+
+
+def _write(image: np.ndarray, path: Path) -> None:
+    options: dict[str, Any] = {"quality": JPEG_QUALITY, "subsampling": 0} if path.suffix == ".jpg" else {}
+    Image.fromarray(image).save(path, **options)

@@ -39,12 +39,7 @@ def read_noise(
     """Read noise from a file: .npz with `base` (n, 3, N, N), `eps_L` … `eps_1`, eps_l of (n, 3, N/2^l, N/2^l), and for
     a model with a latent `z_L` … `z_1`, z_l of (n, k, N/2^l, N/2^l).
 
-    Args:
-        path: of the file.
-        schedule: of the levels.
-        side: N.
-        count: number of images to draw.
-        channels: k; 0 for a model without a latent.
+    `side` is N; `count` the number of images to draw; `channels` is k, 0 for a model without a latent.
 
     Returns:
         The source, and the file's identity for records.

@@ -113,8 +113,7 @@ class IterationCost:
     """Cost of an iteration.
 
     Attributes:
-        discriminator: multiply-adds of its step; 0 without one.
-        generator: multiply-adds of its step.
+        discriminator, generator: multiply-adds of its step; 0 without one.
         bytes: least number read and written, of parameters, gradients, moments and averages; no feature maps.
     """
 

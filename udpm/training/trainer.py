@@ -58,9 +58,6 @@ def train(
     another trainer holds the folder.
 
     Args:
-        config: of the run.
-        levels: the data set and its caches.
-        run: the run's folder.
         stop: true once training is to stop; read after every iteration.
         max_minutes: stop after this time, with the state saved.
         allow_world_size_change: continue a run of another number of processes, and record it.
