@@ -48,10 +48,7 @@ def check_array(
 def check_arrays(
     path: str | os.PathLike, arrays: Mapping[str, np.ndarray], expected: Mapping[str, tuple[type, Sequence[int | str]]]
 ) -> None:
-    """Check type and shape of each array of a file; a name in several shapes stands for one size.
-
-    Args:
-        expected: type and shape by name, as for `check_array`.
+    """Check type and shape of each array of a file, as `check_array` does; a name in several shapes is one size.
 
     Raises:
         UserError: one is missing, or its type, shape or a value differs.

@@ -26,8 +26,8 @@ than one colour and weights need."""
 _ENCRYPTED = 0x1
 
 
-class Members:
-    """Iterable of an archive's files, each with its name as stored bytes and its key.
+def members(file: BinaryIO) -> Iterator[tuple[bytes, tuple[int, int, int, int, int]]]:
+    """Iterate over an archive's files, each with its name as stored bytes and its key.
 
     A key is offset, compressed size, size, method (-1: encrypted) and CRC-32. Every member is within the file, and no
     two share bytes.
@@ -35,24 +35,19 @@ class Members:
     Raises:
         zipfile.BadZipFile: on iterating, not an archive, or its directory is damaged.
     """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def __iter__(self) -> Iterator[tuple[bytes, tuple[int, int, int, int, int]]]:
-        size, held = os.fstat(self._file.fileno()).st_size, 0
-        try:
-            count, shift = _find_directory(self._file)
-            for _ in range(count):
-                name, key = _directory_entry(self._file, shift)
-                offset, packed, unpacked, _, _ = key
-                held += packed
-                if not 0 <= offset <= size or held > size or unpacked > _LARGEST:
-                    raise zipfile.BadZipFile("its directory claims more than the file holds")
-                if not name.endswith(b"/"):
-                    yield name, key
-        except (OverflowError, ValueError, struct.error):
-            raise zipfile.BadZipFile("it is cut short, or its directory is damaged") from None
+    size, held = os.fstat(file.fileno()).st_size, 0
+    try:
+        count, shift = _find_directory(file)
+        for _ in range(count):
+            name, key = _directory_entry(file, shift)
+            offset, packed, unpacked, _, _ = key
+            held += packed
+            if not 0 <= offset <= size or held > size or unpacked > _LARGEST:
+                raise zipfile.BadZipFile("its directory claims more than the file holds")
+            if not name.endswith(b"/"):
+                yield name, key
+    except (OverflowError, ValueError, struct.error):
+        raise zipfile.BadZipFile("it is cut short, or its directory is damaged") from None
 
 
 def enter_member(file: BinaryIO, offset: int) -> bool:
@@ -137,10 +132,7 @@ def check_unpacked(size: int, packed: int) -> None:
 
 
 def check_archive(path: str | os.PathLike, what: str) -> None:
-    """Check an archive before a library opens it, such as a PyTorch file.
-
-    Args:
-        path: the file. A file that is no .zip, as older versions of PyTorch wrote, is not checked.
+    """Check an archive before a library opens it; a file that is no .zip, as older PyTorch wrote, is not checked.
 
     Raises:
         UserError: missing, not a regular file, or a .zip that is damaged or unpacks to more than the limits allow.
@@ -149,7 +141,7 @@ def check_archive(path: str | os.PathLike, what: str) -> None:
         if file.read(4) != b"PK\x03\x04":
             return
         try:
-            check_unpacked(sum(key[2] for _, key in Members(file)), os.fstat(file.fileno()).st_size)
+            check_unpacked(sum(key[2] for _, key in members(file)), os.fstat(file.fileno()).st_size)
             _check_pickles(file)
         except zipfile.BadZipFile as error:
             raise UserError(f"{path}: not a readable {what}: {error}") from None

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,10 +44,7 @@ def is_device_failure(error: BaseException) -> bool:
 
 @contextmanager
 def as_user_errors(relief: str = LESS) -> Iterator[None]:
-    """Convert a device failure into a `UserError` of one line; other errors pass through.
-
-    Args:
-        relief: advice if memory runs out.
+    """Convert a device failure into a `UserError` of one line, with the advice `relief` if memory runs out.
 
     Raises:
         UserError: memory ran out, or the device or one of its libraries failed.
@@ -61,11 +58,9 @@ def as_user_errors(relief: str = LESS) -> Iterator[None]:
 
 
 def describe_failure(error: BaseException, relief: str = LESS) -> str:
-    """Describe a device failure in one line, without addresses and process IDs, which change from run to run.
+    """Describe an error for which `is_device_failure` holds in one line, with the advice `relief` if memory ran out.
 
-    Args:
-        error: for which `is_device_failure` holds.
-        relief: advice if memory runs out.
+    Leaves out addresses and process IDs, which change from run to run.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not is_out_of_memory(error):
@@ -75,12 +70,8 @@ def describe_failure(error: BaseException, relief: str = LESS) -> str:
         return f"the device or one of its libraries failed: {': '.join([first, *last[:1]])}"
     asked = _ASKED.search(str(error))
     size = f" (tried to allocate {asked[1]})" if asked else ""
-    return f"out of memory on {_where(str(error))}{size}: {relief}"
-
-
-def _where(text: str) -> str:
-    on_gpu = re.search(r"\b(CUDA|GPU|HIP|CUBLAS\w*|CUDNN\w*|NCCL)", text, re.IGNORECASE)
-    return "the GPU" if on_gpu else "the CPU"
+    on_gpu = re.search(r"\b(CUDA|GPU|HIP|CUBLAS\w*|CUDNN\w*|NCCL)", str(error), re.IGNORECASE)
+    return f"out of memory on {'the GPU' if on_gpu else 'the CPU'}{size}: {relief}"
 
 
 def configure(device: str, threads: int, local: int = 0, *, tf32: bool = False, own_gpu: bool = False) -> torch.device:
@@ -190,11 +181,7 @@ def bind_thread(device: torch.device) -> None:
 
 
 class AsyncHostCopy:
-    """Asynchronous copy of values to the host.
-
-    Args:
-        values: on any device; later changes to them are not copied.
-    """
+    """Asynchronous copy of values on any device to the host; later changes to them are not copied."""
 
     def __init__(self, values: torch.Tensor) -> None:
         self._done: torch.cuda.Event | None = None
@@ -217,7 +204,6 @@ class AsyncHostCopy:
 # The published Linux wheel of torchvision is built for CUDA. With a CPU build of torch its compiled operators do not
 # load, and `import torchvision` (hence lpips and clean-fid) fails when it registers a fake kernel for torchvision::nms.
 # Declaring the two schemas is enough: transforms and models never call them. The library must stay alive.
-_OPERATORS = ("nms", "qnms")
 _library: torch.library.Library | None = None
 
 
@@ -228,14 +214,12 @@ def patch_torchvision() -> None:
 
     if _library is not None or hasattr(torch.ops.torchvision, "nms"):
         return
-    try:
+    with suppress(RuntimeError):
         import torchvision  # noqa: F401
-    except RuntimeError:
-        pass
-    else:
+
         return
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         del sys.modules[name]
     _library = torch.library.Library("torchvision", "DEF")
-    for name in _OPERATORS:
+    for name in ("nms", "qnms"):
         _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

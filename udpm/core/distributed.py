@@ -101,10 +101,7 @@ def process_group(
     """Connect all processes while the context is open; does nothing for a single one.
 
     Under srun rank 0 takes a free port, so that jobs on one node never collide, and writes it to a file in the run's
-    folder for the others.
-
-    Args:
-        folder: the run's folder, visible to all processes.
+    folder, which is visible to all processes.
 
     Raises:
         UserError: the backend is missing or does not work, or the others did not connect.
@@ -121,9 +118,14 @@ def process_group(
         _connect(ranks, backend, folder, stop, device)
         yield
     except BaseException:
-        _leave(failed=True)
+        if dist.group.WORLD is not None:
+            # Report the first failure, not its consequences; do not wait for what a dead process cannot finish.
+            with suppress(Exception):
+                dist.group.WORLD.abort()
+            with suppress(Exception):
+                dist.destroy_process_group()
         raise
-    _leave(failed=False)
+    dist.destroy_process_group()
 
 
 def _connect(ranks: RankInfo, backend: str, folder: Path, stop: StopRequest | bool, device: torch.device | str) -> None:
@@ -154,20 +156,6 @@ def _try_out(backend: str, device: torch.device | str) -> None:
         total = int(number.item())
     if total != dist.get_world_size():
         raise RuntimeError(f"{dist.get_world_size()} ones add up to {total}")
-
-
-def _leave(*, failed: bool) -> None:
-    """Close the connections. After a failure, do not wait for collectives that a dead process will never finish."""
-    import torch.distributed as dist
-
-    if not failed:
-        dist.destroy_process_group()
-    elif dist.group.WORLD is not None:
-        # Report the first failure, not its consequences here.
-        with suppress(Exception):
-            dist.group.WORLD.abort()
-        with suppress(Exception):
-            dist.destroy_process_group()
 
 
 class Agreement:
@@ -244,18 +232,12 @@ def _collective() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not _peer_ended(error):
+        # NCCL: "A call failed possibly due to a network error or a remote process exiting prematurely".
+        peer_ended = "ncclRemoteError" in str(error) or not is_device_failure(error)
+        if is_out_of_memory(error) or not peer_ended:
             raise
         reason = first_line(error)
         raise StoppedEarly(f"another process of this training ended ({reason}): run the same command again") from None
-
-
-def _peer_ended(error: RuntimeError) -> bool:
-    """Return whether a collective failed because another process ended, rather than because of this device."""
-    if is_out_of_memory(error):
-        return False
-    # NCCL: "A call failed possibly due to a network error or a remote process exiting prematurely".
-    return "ncclRemoteError" in str(error) or not is_device_failure(error)
 
 
 def _rendezvous(ranks: RankInfo, folder: Path, stop: StopRequest | bool) -> TCPStore:

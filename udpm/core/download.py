@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import urllib.request
 from dataclasses import dataclass
@@ -16,13 +15,7 @@ from udpm.core.progress import Progress
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """File published by a third party.
-
-    Attributes:
-        name: its file name.
-        url: address to download it from.
-        sha256: of its bytes, in hexadecimal.
-    """
+    """File published by a third party, with its SHA-256 in hexadecimal."""
 
     name: str
     url: str
@@ -72,27 +65,25 @@ def fetch(file: PublishedFile, folder: str | Path, *, download: bool = True) -> 
 
 
 def _download(file: PublishedFile, path: Path) -> None:
-    digest = hashlib.sha256()
     with atomic_path(path) as temporary:
         try:
-            _receive(file, temporary, digest)
+            _receive(file, temporary)
         # No network, a refused connection and a time-out are OSErrors; the others come from an incomplete response.
         except (OSError, HTTPException, ValueError) as error:
             raise UserError(f"{path}: cannot be downloaded ({error}); {_by_hand(file, path)}") from None
-        if digest.hexdigest() != file.sha256:
+        if (found := sha256(temporary)) != file.sha256:
             raise UserError(
-                f"{path}: the download from {file.url} has SHA-256 {digest.hexdigest()}, expected {file.sha256}; "
+                f"{path}: the download from {file.url} has SHA-256 {found}, expected {file.sha256}; "
                 f"{_by_hand(file, path)}"
             )
 
 
-def _receive(file: PublishedFile, path: Path, digest) -> None:
+def _receive(file: PublishedFile, path: Path) -> None:
     with urllib.request.urlopen(file.url, timeout=TIMEOUT_SECONDS) as answer, open(path, "wb") as handle:
         total = int(answer.headers.get("Content-Length") or 0)
         with Progress(total, f"download {file.name}", "byte") as progress:
             while chunk := answer.read(CHUNK_BYTES):
                 handle.write(chunk)
-                digest.update(chunk)
                 progress.update(len(chunk))
 
 

@@ -13,9 +13,6 @@ class UserError(Exception):
         mistakes: one, or several in one file; each says what is wrong, where, and what would be right.
     """
 
-    def __init__(self, *mistakes: str) -> None:
-        super().__init__(*mistakes)
-
     def __str__(self) -> str:
         return "\n".join(self.mistakes)
 

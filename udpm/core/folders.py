@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from udpm.core.errors import UserError
-from udpm.core.files import leading, remove_temporary, sha256, sync, through_links, write_json
+from udpm.core.files import exclusive, leading, remove_temporary, sha256, sync, through_links, write_json
 from udpm.core.reading import read_json
 
 CONTENTS = ".udpm.json"
@@ -94,15 +94,12 @@ def check_folder(folder: str | os.PathLike, kind: FolderKind) -> None:
 def atomic_folder(path: str | os.PathLike, kind: FolderKind) -> Iterator[Path]:
     """Yield an empty folder next to `path`; on success its files are synced and it replaces `path`, else it is removed.
 
-    Args:
-        path: the folder, or a link to it. An existing one is replaced only if it is empty or of this kind.
+    `path` may be a link to the folder. An existing one is replaced only if it is empty or of this kind.
 
     Raises:
         UserError: the folder cannot be written or the disk is full, it contains something else, or another process is
             writing it.
     """
-    from udpm.core.files import exclusive
-
     check_folder(path, kind)
     target = through_links(path)
     with exclusive(target, kind.making):

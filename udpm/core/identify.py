@@ -222,7 +222,5 @@ def _text(text: str, suffix: str) -> Kind | None:
 def _json(value: Any) -> Kind | None:
     if not isinstance(value, dict):
         return None
-    kind = of_format(value.get("format"))
-    if kind is not None:
-        return kind
-    return next((Kind(name, takes) for keys, name, takes in RESOLVED if keys <= value.keys()), None)
+    known = (Kind(name, takes) for keys, name, takes in RESOLVED if keys <= value.keys())
+    return of_format(value.get("format")) or next(known, None)

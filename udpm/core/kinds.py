@@ -28,11 +28,7 @@ PNG = b"\x89PNG"
 
 
 def mark(csv: str | None = None) -> str:
-    """Return the mark to write into a file. `seal` fills in the digest of the rest of the file.
-
-    Args:
-        csv: content of the .csv that is written with it, if any.
-    """
+    """Return the mark of a file written with this .csv, if any. `seal` fills in the digest of the rest of the file."""
     of_csv = "" if csv is None else f"csv SHA-256 {hashlib.sha256(csv.encode()).hexdigest()}; "
     return f"udpm; {of_csv}file SHA-256 {EMPTY}"
 
@@ -61,11 +57,6 @@ def seal_text(text: str) -> str:
 def seal_file(path: Path) -> None:
     """`seal` a file that a library wrote."""
     path.write_bytes(seal(path.read_bytes()))
-
-
-def is_sealed(path: Path) -> bool:
-    """Return whether a file's mark contains a digest of the file, right or wrong."""
-    return OWN.search(ends(path)) is not None
 
 
 def is_unedited(path: Path) -> bool:
@@ -116,12 +107,7 @@ BUNDLE = FolderKind("exported run", "exporting into this folder", "bundle.json",
 
 @dataclass(frozen=True)
 class FileKind:
-    """A kind of file.
-
-    Attributes:
-        what: for messages, such as "score".
-        made: returns whether udpm wrote an existing file. Reads a bounded number of bytes.
-    """
+    """A kind of file, such as "score". `made` tells from a bounded number of bytes whether udpm wrote a file."""
 
     what: str
     made: Callable[[Path], bool]
@@ -129,11 +115,9 @@ class FileKind:
 
 @dataclass(frozen=True)
 class KeptFolder:
-    """A kind of folder to which a command adds files without changing others.
+    """A kind of folder, such as "training run", to which a command adds files without changing others.
 
-    Attributes:
-        what: for messages, such as "training run".
-        foreign: returns names in it that show that it is something else; none for an empty folder.
+    `foreign` returns names in it that show that it is something else; none for an empty folder.
     """
 
     what: str
@@ -230,15 +214,13 @@ def _is_run_weights(path: Path) -> bool:
 
 
 def unedited(begins: bytes, older: Callable[[Path], bool]) -> Callable[[Path], bool]:
-    """Return a function that recognizes files with a digest of themselves, as long as they are unedited.
+    """Return a function that recognizes files with this beginning and a digest of themselves, if they are unedited.
 
-    Args:
-        begins: pattern of the beginning of such a file.
-        older: recognizes the files of earlier versions, which have no digest.
+    `older` recognizes the files of earlier versions, which have no digest.
     """
 
     def made(path: Path) -> bool:
-        if is_sealed(path):
+        if OWN.search(ends(path)) is not None:
             return re.match(begins, leading(path)) is not None and is_unedited(path)
         return older(path)
 

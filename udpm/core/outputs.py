@@ -20,13 +20,7 @@ COMPANIONS = {".npz": ".json", ".json": ".npz", ".pt": ".json"}
 
 @dataclass(frozen=True)
 class Output:
-    """An output of a command.
-
-    Attributes:
-        option: that names it, for messages.
-        path: the file or folder.
-        kind: its kind; None: a folder in which files of other names are written.
-    """
+    """An output of a command, which `option` names. Kind None: a folder in which files of other names are written."""
 
     option: str
     path: Path
@@ -40,12 +34,9 @@ def nothing(folder: Path, name: Path) -> bool:
 
 @dataclass(frozen=True)
 class Input:
-    """An input of a command.
+    """An input of a command, which `option` names; a folder is read with everything below it.
 
-    Attributes:
-        option: that names it, for messages.
-        path: the file or folder; a folder is read with everything below it.
-        holds: returns whether an output is allowed in the folder, given the folder and the output's relative name.
+    `holds` returns whether an output is allowed in the folder, given the folder and the output's relative name.
     """
 
     option: str

@@ -78,19 +78,16 @@ def use_private_cache_dirs(environment: MutableMapping[str, str] = os.environ) -
         environment[name] = os.path.join(folder, name.lower())
 
 
-DECIDED_BY_PARENT = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-
 class _Worker(SpawnProcess):
     """A process that signals to the whole process group cannot end before `init_worker` has run in it."""
 
     def start(self) -> None:
         # A new process inherits the signal mask of the starting thread. Signals that arrive meanwhile stay pending.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, DECIDED_BY_PARENT)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             # The resource tracker starts with the first worker and unblocks signals.
             resource_tracker.ensure_running()
-            signal.pthread_sigmask(signal.SIG_BLOCK, DECIDED_BY_PARENT)
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             super().start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -107,9 +104,8 @@ initializer."""
 
 def init_worker() -> None:
     """Initialize a worker: ignore signals, which its parent handles, and end when the parent ends."""
-    for number in DECIDED_BY_PARENT:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, DECIDED_BY_PARENT)
+    _ignore()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -67,15 +67,9 @@ class Progress:
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
-PREFETCH = 2
-"""Number of results to compute ahead."""
-
 
 def prefetch(
-    function: Callable[[Item], Made],
-    items: Iterable[Item],
-    depth: int = PREFETCH,
-    begin: Callable[[], object] | None = None,
+    function: Callable[[Item], Made], items: Iterable[Item], depth: int = 2, begin: Callable[[], object] | None = None
 ) -> Generator[Made, None, None]:
     """Yield a function's results in order, computed ahead in a thread. An error is raised where its result would be.
 

@@ -21,9 +21,8 @@ from udpm.core.errors import UserError
 from udpm.core.files import sha256, write_text
 from udpm.core.reading import read_bytes
 
-NANOSECONDS = 10**9
 LONGEST = 2**28
-SETTLED = 2 * NANOSECONDS
+SETTLED = 2 * 10**9
 """Age in nanoseconds after which another change is sure to alter a file's ctime: file systems' clocks are coarse."""
 
 Key = tuple[int, int, int, int]

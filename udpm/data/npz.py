@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from udpm.core.arrays import content_digest
-from udpm.core.containers import Members, check_unpacked, enter_member
+from udpm.core.containers import check_unpacked, enter_member, members
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path
 from udpm.core.reading import opened, parse_json
@@ -58,7 +58,6 @@ def read_npz(
     """Read the arrays of an .npz, or those of `names` that exist.
 
     Args:
-        path: the file.
         what: expected content, for the error.
         made_by: command that makes the file, for the error.
         names: arrays to read; default: all.
@@ -70,10 +69,10 @@ def read_npz(
         raise UserError(f"{path}: {what} not found; `{made_by}` makes it")
     with opened(path, what) as file:
         try:
-            members = _arrays_in(file)
-            wanted = [name for name in members if names is None or name in names]
-            check_unpacked(sum(members[name][2] for name in wanted), os.fstat(file.fileno()).st_size)
-            return {name: _read_member(file, name, members[name]) for name in wanted}
+            keys = _arrays_in(file)
+            wanted = [name for name in keys if names is None or name in names]
+            check_unpacked(sum(keys[name][2] for name in wanted), os.fstat(file.fileno()).st_size)
+            return {name: _read_member(file, name, keys[name]) for name in wanted}
         except (Damaged, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{path}: not a readable {what}: {error}") from None
 
@@ -114,7 +113,7 @@ def _arrays_in(file: BinaryIO) -> dict[str, tuple[int, int, int, int, int]]:
     if file.read(len(_MAGIC)) == _MAGIC:
         raise Damaged("it is one array (.npy), not an archive of them (.npz)")
     found: dict[str, tuple[int, int, int, int, int]] = {}
-    for name, key in Members(file):
+    for name, key in members(file):
         array = name.decode("utf-8", "backslashreplace").removesuffix(".npy")
         if array in found:
             raise Damaged(f"array {array} exists twice")
@@ -229,7 +228,6 @@ def load_arrays(path: str | Path, what: str, made_by: str) -> tuple[dict[str, np
     """Read the arrays and the record that `save_arrays` wrote; the caller checks the values.
 
     Args:
-        path: the file.
         what: expected content, for the error ("chain").
         made_by: command that makes the file, for the error.
 

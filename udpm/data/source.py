@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from udpm.core.containers import Members, enter_member
+from udpm.core.containers import enter_member, members
 from udpm.core.errors import UserError
 from udpm.core.reading import opened
 from udpm.data.decode import ImageError
@@ -100,7 +100,7 @@ def list_members(path: Path) -> tuple[list[bytes], np.ndarray]:
     names, keys = [], array("q")
     with opened(path, ".zip") as file:
         try:
-            for name, key in Members(file):
+            for name, key in members(file):
                 names.append(name)
                 keys.extend(key)
         except zipfile.BadZipFile as error:
@@ -109,12 +109,7 @@ def list_members(path: Path) -> tuple[list[bytes], np.ndarray]:
 
 
 def read_member(file: BinaryIO, key: np.ndarray, limit: int) -> bytes:
-    """Read one member's bytes, and check their CRC-32.
-
-    Args:
-        file: the archive.
-        key: the member's row from `list_members`.
-        limit: largest size in bytes.
+    """Read the bytes of one member of an archive, `key` being its row from `list_members`; check their CRC-32.
 
     Raises:
         ImageError: really larger than the limit, encrypted, compressed by an unusual method, or damaged.
@@ -238,12 +233,7 @@ class Listing:
 
 
 def list_images(root: Path, limit: int, obtain: str = "") -> Listing:
-    """List all files of a folder or .zip.
-
-    Args:
-        root: the folder or .zip.
-        limit: largest file in bytes.
-        obtain: instructions to obtain the data, for the error.
+    """List all files of a folder or .zip; `obtain` says in an error how to get the data.
 
     Raises:
         UserError: missing, without images, a loop of links, or two files of the same name.

@@ -14,7 +14,6 @@ from udpm.config.experiment import RunConfig
 from udpm.config.model import WIDEST
 from udpm.networks.layers import ADM, ResidualBlock, one_hot, sinusoids, times_like, without_autocast
 
-SLOPE = 0.2
 GROUP = 4
 
 
@@ -120,7 +119,7 @@ def build_discriminator(config: RunConfig) -> Discriminator:
 
 def leaky(x: torch.Tensor) -> torch.Tensor:
     """Leaky ReLU with slope 0.2."""
-    return F.leaky_relu(x, SLOPE)
+    return F.leaky_relu(x, 0.2)
 
 
 def batch_deviation(h: torch.Tensor) -> torch.Tensor:

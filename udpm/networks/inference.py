@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -86,21 +85,6 @@ def record_graph(call: Callable[[], Output], pool: Any = None) -> Recording:
     return graph.replay, output
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """A recorded call.
-
-    Attributes:
-        inputs: x, time, and labels if any; copy new inputs into them.
-        replay: repeats the call.
-        output: output of the last call.
-    """
-
-    inputs: tuple[torch.Tensor, ...]
-    replay: Callable[[], object]
-    output: torch.Tensor
-
-
 class CUDAGraphRunner:
     """Call a network by replaying CUDA graphs, one per shape and layout of its input. For inference only.
 
@@ -111,26 +95,22 @@ class CUDAGraphRunner:
 
     def __init__(self, network: Callable[..., torch.Tensor], record: Record = record_graph) -> None:
         self._network, self._record = network, record
-        self._kept: dict[tuple, _Kept] = {}
+        self._kept: dict[tuple, tuple[tuple[torch.Tensor, ...], Callable[[], object], torch.Tensor]] = {}
 
     @torch.inference_mode()
     def __call__(self, x: torch.Tensor, time: float | torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Call the network; arguments and output are those of `UNet`. Later calls do not overwrite the output."""
         given = (x, times_like(time, x)) if labels is None else (x, times_like(time, x), labels)
         key = tuple((value.shape, value.stride(), value.dtype) for value in given)
-        kept = self._kept.get(key)
-        if kept is None:
-            kept = self._kept[key] = self._recorded(given)
-        for held, value in zip(kept.inputs, given, strict=True):
+        if key not in self._kept:
+            inputs = tuple(value.clone() for value in given)
+            self._kept[key] = inputs, *self._record(lambda: self._network(*inputs))
+        inputs, replay, output = self._kept[key]
+        for held, value in zip(inputs, given, strict=True):
             held.copy_(value)
-        kept.replay()
+        replay()
         # The next replay overwrites the original.
-        return kept.output.clone()
-
-    def _recorded(self, given: tuple[torch.Tensor, ...]) -> _Kept:
-        inputs = tuple(value.clone() for value in given)
-        replay, output = self._record(lambda: self._network(*inputs))
-        return _Kept(inputs, replay, output)
+        return output.clone()
 
 
 Precision = Literal["float32", "bfloat16"]

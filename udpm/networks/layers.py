@@ -66,15 +66,9 @@ class Resample(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Residual self-attention over all positions: (proj(attention(norm x)) + x) · gain.
+    """Residual self-attention over all positions: (proj(attention(norm x)) + x) · gain; the heads divide C channels.
 
     The 3C channels of q, k, v are laid out with q/k/v fastest: head h, channel c at h·3C/heads + 3c + {0, 1, 2}.
-
-    Args:
-        channels: C.
-        heads: number of heads; divides C.
-        eps: of the normalisation.
-        gain: factor on the sum.
     """
 
     def __init__(self, channels: int, heads: int, eps: float, gain: float) -> None:
@@ -189,12 +183,8 @@ class ResidualBlock(nn.Module):
     """Two normalised 3×3 convolutions with a skip, conditioned on an embedding; optional resampling and attention.
 
     Args:
-        inputs: channels in.
-        outputs: channels out.
         embedding: width of the embedding.
-        style: see `BlockStyle`.
         resample: "down", "up" or None; happens before the first convolution and in the skip.
-        attention: True to append self-attention.
         dropout: probability, before the second convolution.
     """
 

@@ -26,14 +26,9 @@ from udpm.networks.layers import (
 
 
 class Embedding(nn.Module):
-    """Embed time and label as one vector of width 4C.
+    """Embed time and label, one-hot of width K (0: unconditional), as one vector of width 4C.
 
     NCSN++ and DDPM++ add the label to the features of time; ADM adds it after the two linear layers.
-
-    Args:
-        family: family of the generator.
-        channels: C.
-        label_inputs: K, width of the one-hot label; 0 for an unconditional network.
     """
 
     def __init__(self, family: str, channels: int, label_inputs: int) -> None:
@@ -72,7 +67,6 @@ class Embedding(nn.Module):
 
 
 IMAGE_CHANNELS = 3
-UPSCALE = 2
 
 
 @dataclass(frozen=True)
@@ -103,7 +97,7 @@ class UNetShape:
     dropout: float = 0.0
     label_dropout: bool = False
     latent_channels: int = 0
-    upscale: int = UPSCALE
+    upscale: int = 2
 
     @property
     def inputs(self) -> int:
@@ -143,7 +137,8 @@ class EncoderLevel(nn.Module):
         self.down = make(previous, previous, resample="down") if depth else None
         self.pyramid = None
         if depth and shape.family == "ncsnpp":
-            self.pyramid = PyramidStep(_pyramid_width(shape, depth - 1), previous)
+            # The pyramid starts as the input; after each step it has the width of the feature map.
+            self.pyramid = PyramidStep(_width(shape, depth - 2) if depth > 1 else shape.inputs, previous)
         attention = shape.side >> depth in shape.attention
         self.blocks = nn.ModuleList(
             make(previous if index == 0 else width, width, attention=attention) for index in range(shape.blocks)
@@ -180,7 +175,8 @@ class DecoderLevel(nn.Module):
         attention = shape.side >> depth in shape.attention
         inputs = width if deepest else _width(shape, depth + 1)
         self.blocks = nn.ModuleList()
-        for index, skip in enumerate(reversed(_skip_widths(shape, depth))):
+        # The skip connections of the encoder's level from last to first, which is the stem's at depth 0.
+        for index, skip in enumerate([*[width] * shape.blocks, _width(shape, depth - 1)]):
             attends = attention and (shape.family == "adm" or index == shape.blocks)
             self.blocks.append(make(inputs + skip, width, attention=attends))
             inputs = width
@@ -261,21 +257,8 @@ def _width(shape: UNetShape, depth: int) -> int:
     return shape.channels * shape.multipliers[depth]
 
 
-def _pyramid_width(shape: UNetShape, depth: int) -> int:
-    # The pyramid starts as the input; after each step it has the width of the feature map.
-    return _width(shape, depth - 1) if depth else shape.inputs
-
-
-def _skip_widths(shape: UNetShape, depth: int) -> list[int]:
-    """Return the channels of an encoder level's skip connections, in order (with the stem's at depth 0)."""
-    return [_width(shape, depth - 1), *[_width(shape, depth)] * shape.blocks]
-
-
 def _block_maker(shape: UNetShape) -> Callable[..., ResidualBlock]:
     return partial(ResidualBlock, embedding=4 * shape.channels, style=STYLES[shape.family], dropout=shape.dropout)
-
-
-NEAR_ZERO = 1e-5
 
 
 @torch.no_grad()
@@ -288,7 +271,9 @@ def initialize(network: UNet, family: str) -> None:
     layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     if family == "adm":
         for module in layers:
-            _uniform_by_fan_in(module)
+            bound = module.weight[0].numel() ** -0.5
+            for parameter in module.parameters():
+                nn.init.uniform_(parameter, -bound, bound)
         if network.embedding.label is not None:
             # fan_in is K, so the factor √K gives N(0, 1).
             nn.init.normal_(network.embedding.label.weight)
@@ -300,17 +285,10 @@ def initialize(network: UNet, family: str) -> None:
         nn.init.xavier_uniform_(module.weight)
         _zero_bias(module)
     for last in _last_layers(network):
-        last.weight.mul_(NEAR_ZERO)
+        last.weight.mul_(1e-5)
     for block in _blocks(network):
         if block.attention is not None:
             block.attention.qkv.weight.mul_(math.sqrt(0.2))
-
-
-def _uniform_by_fan_in(module: nn.Conv2d | nn.Linear) -> None:
-    bound = module.weight[0].numel() ** -0.5
-    nn.init.uniform_(module.weight, -bound, bound)
-    if module.bias is not None:
-        nn.init.uniform_(module.bias, -bound, bound)
 
 
 def _zero_bias(module: nn.Conv2d | nn.Linear) -> None:

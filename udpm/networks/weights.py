@@ -71,11 +71,9 @@ def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], descriptio
 def read_tensors(
     path: str | Path, expected_format: str, integers: Collection[str] = ()
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what `write_tensors` wrote: tensors on the CPU, and the description.
+    """Read what `write_tensors` wrote: tensors on the CPU, and the description, which must have the expected format.
 
     Args:
-        path: the file.
-        expected_format: required format of the description.
         integers: last parts of the names of int64 tensors; all others must be floating-point and finite.
 
     Raises:
@@ -147,8 +145,6 @@ def save_weights(
     """Write a generator's weights with everything needed to use them.
 
     Args:
-        path: file to write.
-        config: configuration of the generator.
         networks: state dicts by name: "ema" (averaged), additional averages, "raw"; optionally "discriminator".
         description: experiment, run_seed, dataset, dataset_sha256, class_names, iteration, and other known values.
     """
@@ -157,12 +153,7 @@ def save_weights(
 
 
 def load_model(path: str | Path, weights: str = "ema", device: torch.device | str = "cpu") -> Model:
-    """Load a generator from its weight file.
-
-    Args:
-        path: file written by `save_weights`.
-        weights: "ema", "raw", or the name of an additional average.
-        device: device of the generator.
+    """Load a generator from a file by `save_weights`, with weights "ema", "raw", or those of an additional average.
 
     Raises:
         UserError: missing, damaged, not a weight file, or without these weights.
@@ -216,11 +207,6 @@ def check_generator(path: str | Path, config: ModelConfig, state: Mapping[str, t
     """Check tensors against a generator's configuration, before building it.
 
     A file may describe a network of any size, so first compare the numbers that cost time or memory with the tensors.
-
-    Args:
-        path: file of the tensors, for the error.
-        config: configuration of the generator.
-        state: its tensors.
 
     Raises:
         UserError: they do not match.
