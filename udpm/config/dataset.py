@@ -64,8 +64,7 @@ def class_title(label: int, names: Sequence[str]) -> str:
 def class_folders(names: Sequence[str], classes: int, taken: Iterable[str] = ()) -> list[str]:
     """Return folder names for classes: their names without unsafe characters, or all numbers if those would collide.
 
-    Args:
-        taken: names already used in the same folder.
+    They also collide with the names in `taken`, which the same folder has already.
     """
     folders = [_UNSAFE.sub("_", name) or str(number) for number, name in enumerate(names)]
     different = {name.casefold() for name in folders} - {name.casefold() for name in taken}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from operator import attrgetter
+from typing import Annotated
 
 from pydantic import Field
 
@@ -66,10 +67,17 @@ class Experiment(Section):
 
     @check
     def _lists_have_one_value_per_level(self) -> None:
+        losses = (
+            *("reconstruction_weight", "lpips_weight", "energy_weight", "adversarial_weight", "r1_gamma"),
+            "discriminator_noise.std",
+        )
+        paths = [*(f"losses.{key}" for key in losses), "latents.strongest"]
+        paths += ["training.level_probabilities"] if self.training != "imported" else []
+        paths += ["discriminator.dropout"] if self.discriminator is not None else []
         wrong = [
             f"{path}: has {len(value)} values, but process.levels is {self.process.levels}; "
             "give one value, or one for each level"
-            for path, value in _per_level_values(self)
+            for path, value in ((path, attrgetter(path)(self)) for path in paths)
             if isinstance(value, list) and len(value) != self.process.levels
         ]
         if wrong:
@@ -239,7 +247,7 @@ class RunConfig(Section):
                 )
 
     @check
-    def _energy_score_has_draws_that_differ(self) -> RunConfig:
+    def _energy_score_has_draws_that_differ(self) -> None:
         losses, last, snr = self.losses, self.process.levels, self.process.last_snr
         if losses.energy_redraw and snr >= NO_SIGNAL:
             raise ValueError(
@@ -258,7 +266,6 @@ class RunConfig(Section):
                 raise ValueError(
                     f"losses.energy_patch: {losses.energy_patch} does not divide {side}, the side at level {level}"
                 )
-        return self
 
     @property
     def classes(self) -> int:
@@ -282,29 +289,8 @@ class RunConfig(Section):
 
     def per_level(self, path: str) -> list[float]:
         """Values of a per-level key such as "losses.r1_gamma", one for each level, l = 1 first."""
-        value: Any = self
-        for key in path.split("."):
-            value = getattr(value, key)
-        return _as_list(value, self.process.levels)
+        return _as_list(attrgetter(path)(self), self.process.levels)
 
 
 def _as_list(value: float | list[float], count: int) -> list[float]:
     return list(value) if isinstance(value, list) else [value] * count
-
-
-def _per_level_values(experiment: Experiment) -> list[tuple[str, object]]:
-    losses = experiment.losses
-    found: list[tuple[str, object]] = [
-        ("losses.reconstruction_weight", losses.reconstruction_weight),
-        ("losses.lpips_weight", losses.lpips_weight),
-        ("losses.energy_weight", losses.energy_weight),
-        ("losses.adversarial_weight", losses.adversarial_weight),
-        ("losses.r1_gamma", losses.r1_gamma),
-        ("losses.discriminator_noise.std", losses.discriminator_noise.std),
-        ("latents.strongest", experiment.latents.strongest),
-    ]
-    if experiment.training != "imported":
-        found.append(("training.level_probabilities", experiment.training.level_probabilities))
-    if experiment.discriminator is not None:
-        found.append(("discriminator.dropout", experiment.discriminator.dropout))
-    return found

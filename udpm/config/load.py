@@ -42,10 +42,7 @@ def load_study(values: dict[str, Any], where: str) -> Study:
 
 
 def load_experiment(name: str, config: str | Path = "config") -> Experiment:
-    """Read experiment `name` from ``<config>/experiments/``, with its ancestors, or build the point of a sweep.
-
-    Args:
-        name: of a file, or SWEEP.POINT.
+    """Read experiment `name` from ``<config>/experiments/``, with its ancestors, or build a sweep's SWEEP.POINT.
 
     Raises:
         UserError: missing file, circular `extends`, or an invalid value.

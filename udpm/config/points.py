@@ -59,11 +59,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A point with its validated experiment.
+    """A point with its validated experiment, which includes the budget.
 
-    Attributes:
-        experiment: its experiment, with the budget.
-        overrides: values that an experiment extending the base needs to be this point without the budget.
+    An experiment that extends the base needs the values in `overrides` to be this point without the budget.
     """
 
     point: Point
@@ -73,14 +71,7 @@ class Resolved:
 
 @dataclass(frozen=True)
 class LoadedSweep:
-    """A sweep with all its points.
-
-    Attributes:
-        sweep: content of its file.
-        base: the base experiment.
-        points: points by experiment name.
-        runs: runs of all points and seeds.
-    """
+    """A sweep with all its points, by experiment name, and the runs of all points and seeds."""
 
     name: str
     sweep: Sweep
@@ -101,9 +92,7 @@ class LoadedSweep:
         """Map every run to the point that trains it; points that differ only after training share a run.
 
         Prefer a point whose run already exists, else the first: adding a point before them then changes nothing.
-
-        Args:
-            missing: returns 0 for a run that has begun, more for others; the first minimum is used.
+        `missing` returns 0 for a run that has begun, more for others; the first minimum is used.
         """
         alike: dict[str, list[Run]] = {}
         for key, run in self.runs.items():
@@ -139,10 +128,7 @@ def points_of(name: str, sweep: Sweep, where: str) -> dict[str, Point]:
 
 
 def resolve_point(point: Point, base: dict[str, Any], seeds: list[int] | None, where: str) -> Resolved:
-    """Build a point's experiment, and check that it is also valid at the base's length.
-
-    Args:
-        base: values of the base experiment.
+    """Build a point's experiment from the base's values, and check that it is also valid at the base's length.
 
     Raises:
         UserError: an invalid value.

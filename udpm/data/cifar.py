@@ -22,7 +22,6 @@ from udpm.data.source import Source
 
 CLASSES = OWN_CLASSES["cifar10"]
 BATCHES = [f"data_batch_{number}" for number in range(1, 6)]
-TEST = "test_batch"
 BATCH_BYTES, ARCHIVE_BYTES = 2**26, 2**28
 """Largest batch and, unpacked, archive that is read: the official ones have 31 and 186 MB."""
 PIXELS = 3 * CIFAR_SIDE**2
@@ -64,7 +63,7 @@ class Batches:
     @property
     def names(self) -> list[str]:
         """File names of the batches, training first."""
-        return [name + FORMS[self.kind][2] for name in (*BATCHES, TEST)]
+        return [name + FORMS[self.kind][2] for name in (*BATCHES, "test_batch")]
 
     @property
     def files(self) -> list[Path]:

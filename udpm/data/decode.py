@@ -46,14 +46,7 @@ class ImageError(Exception):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Settings that determine an image's pixels, and limits on decoding.
-
-    Attributes:
-        side: side of the prepared image in pixels.
-        background: red, green, blue behind transparent parts.
-        max_pixels: largest width × height that is decoded.
-        max_file_bytes: largest file that is read.
-    """
+    """Settings that determine an image's pixels, and limits on decoding; see `DatasetConfig`."""
 
     side: int
     background: tuple[int, int, int] = (255, 255, 255)
@@ -85,7 +78,6 @@ def to_rgb(content: bytes | np.ndarray, recipe: Preprocessing) -> tuple[Image.Im
 
     Args:
         content: an encoded file, or (height, width, 3) uint8 pixels.
-        recipe: background and limits.
 
     Returns:
         The upright RGB image, and the mode it was stored in.

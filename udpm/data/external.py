@@ -25,13 +25,10 @@ ARRAYS = ("images", "arr_0", "samples", "data", "x", "imgs", "image")
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files of one size, read and decoded slice by slice.
+    """Image files of one size in a folder or .zip, read and decoded slice by slice.
 
     Attributes:
-        root: the folder or .zip.
-        names: file names.
         keys: location of each file for the reader.
-        reader: reader of the files.
         shape: (n, h, w, 3).
         left_out: numbers of other files in it, by kind.
     """
@@ -53,7 +50,8 @@ class ImageFiles:
             UserError: a file cannot be decoded, or has another size than the first.
         """
         # A .zip is one open file with one position: read its members one by one, then decode them in parallel.
-        files = [self._content(name, key) for name, key in zip(self.names[part], self.keys[part], strict=True)]
+        keyed = zip(self.names[part], self.keys[part], strict=True)
+        files = [_content(self.root, self.reader, name, key) for name, key in keyed]
         with quiet_decoders(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             images = list(pool.map(partial(_decode, self.root), self.names[part], files))
         for name, image in zip(self.names[part], images, strict=True):
@@ -63,12 +61,6 @@ class ImageFiles:
                     f"{_size(self.shape[1:])}; bring them to one size (udpm prepare)"
                 )
         return np.stack(images)
-
-    def _content(self, name: bytes, key: np.ndarray) -> bytes:
-        try:
-            return self.reader.load(name, key)
-        except ImageError as refusal:
-            raise UserError(f"{self.root}: {shown(name)} {refusal}") from None
 
 
 def open_images(path: str | Path, count: int | None = None) -> np.ndarray | ImageFiles:
@@ -105,14 +97,18 @@ def _image_files(path: Path) -> ImageFiles:
     limits = Preprocessing(1)
     found = list_images(path, limits.max_file_bytes)
     name, left_out = found.names[0], found.left_out()
-    try:
-        with quiet_decoders():
-            first = _decode(path, name, found.reader.load(name, found.keys[0]))
-    except ImageError as refusal:
-        raise UserError(f"{path}: {shown(name)} {refusal}") from None
+    with quiet_decoders():
+        first = _decode(path, name, _content(path, found.reader, name, found.keys[0]))
     if left_out:
         print(f"{path}: {len(found.names)} images; left out: {format_counts(left_out)}", file=sys.stderr)
     return ImageFiles(path, found.names, found.keys, found.reader, (len(found.names), *first.shape), left_out)
+
+
+def _content(root: Path, reader: TreeReader | ZipReader, name: bytes, key: np.ndarray) -> bytes:
+    try:
+        return reader.load(name, key)
+    except ImageError as refusal:
+        raise UserError(f"{root}: {shown(name)} {refusal}") from None
 
 
 def _decode(root: Path, name: bytes, content: bytes) -> np.ndarray:

@@ -124,13 +124,7 @@ CHUNK = 64
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive images of a source.
-
-    Attributes:
-        number: number of the chunk; its first image is number × CHUNK.
-        names: names of the images.
-        keys: keys of the images, (n, k).
-    """
+    """Consecutive images of a source, from image number × CHUNK, with their names and keys, (n, k)."""
 
     number: int
     names: list[bytes]
@@ -163,13 +157,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Work:
-    """Everything needed to process a chunk.
-
-    Attributes:
-        reader: reader of the source.
-        recipe: settings of the pixels.
-        rows: file of all rows, in its full size.
-    """
+    """Everything needed to process a chunk, whose rows go to the file of all rows, which has its full size."""
 
     reader: Reader
     recipe: Preprocessing
@@ -217,13 +205,9 @@ def chunk_of(source: Source, number: int) -> Chunk:
 
 
 def process_chunks(work: Work, todo: Iterable[Chunk], workers: int, stop: StopRequest | bool) -> Iterator[Outcome]:
-    """Process chunks and yield their outcomes in any order; after a request to stop, finish those already started.
+    """Process chunks, with one worker in this process, and yield their outcomes in any order.
 
-    Args:
-        work: how to process a chunk.
-        todo: chunks.
-        workers: number of processes; 1: this process.
-        stop: checked after every chunk.
+    After a request to stop, which is checked after every chunk, finish those already started.
 
     Raises:
         StoppedEarly: a worker was killed.

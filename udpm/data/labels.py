@@ -62,13 +62,7 @@ class Labels:
 
 
 def label_images(listing: Listing, paths: list[bytes], layout: Layout, config: DatasetConfig) -> Labels:
-    """Label all images, in the order of the splits.
-
-    Args:
-        listing: listing of all files.
-        paths: the images' names, folders separated by slashes.
-        layout: their splits.
-        config: configuration of the data set.
+    """Label all images, in the order of the splits; in their `paths`, slashes separate folders.
 
     Raises:
         UserError: a label file that is invalid, does not match the images, is in another folder, or has a column of

@@ -66,13 +66,7 @@ class Layout:
 
 
 def arrange(paths: list[bytes], others: list[bytes], config: DatasetConfig, root: Path) -> Layout:
-    """Find the splits of a tree.
-
-    Args:
-        paths: the images' names, folders separated by slashes.
-        others: names of the other files.
-        config: configuration of the data set.
-        root: root of the tree, for errors.
+    """Find the splits of a tree, given the names of images and other files; slashes separate folders.
 
     Raises:
         UserError: ambiguous names, no training images, or too many to hold out.

@@ -40,9 +40,7 @@ class CacheRecord(Record):
 class Levels:
     """A data set at all levels.
 
-    Attributes:
-        store: the images.
-        sums: block sums of level l at index l: (N, side/2^l, side/2^l, 3); index 0 is the images themselves.
+    `sums` has the block sums of level l at index l: (N, side/2^l, side/2^l, 3); index 0 is the images themselves.
     """
 
     store: Store

@@ -59,7 +59,6 @@ def prepare(
     resumes from it; a finished store of the same images, prepared in the same way, is left unchanged.
 
     Args:
-        config: the data set.
         folder: folder of the store; an existing one is replaced once the new one is complete.
         workers: number of processes; default: the configuration's, else one per core if that pays.
         stop: checked after every chunk of images.
@@ -251,7 +250,7 @@ class _Job:
         source, config = self.source, self.config
         kept = np.ones(len(source.names), dtype=bool)
         kept[list(refused)] = False
-        labels = source.labels[kept]
+        labels, numbers = source.labels[kept], np.flatnonzero(kept)
         splits, ranges = split_ranges(source.splits, kept)
         digest, hashes = self._finish_images(kept)
         digest.update(labels.astype("<i8").tobytes())
@@ -276,16 +275,13 @@ class _Job:
                 "modes": dict(sorted(modes.items())),
             },
             "skipped": [{"name": shown(source.names[number]), "why": refused[number]} for number in sorted(refused)],
-            "duplicates": find_duplicates(hashes, labels, splits, lambda row: self._name_of_kept(row, kept)),
+            "duplicates": find_duplicates(hashes, labels, splits, lambda row: shown(source.names[numbers[row]])),
             "source": {"fingerprint": self.fingerprint(), **source.notes},
             "config": config.model_dump(mode="json", exclude={"workers"}),
             "files": {path.name: sha256(path) for path in sorted(self.store.iterdir())},
             "sha256": digest.hexdigest(),
             "provenance": provenance.record(),
         }
-
-    def _name_of_kept(self, row: int, kept: np.ndarray) -> str:
-        return shown(self.source.names[int(np.flatnonzero(kept)[row])])
 
     def _finish_images(self, kept: np.ndarray) -> tuple[Any, np.ndarray]:
         """Write ``images.npy`` of the store in one pass over all rows.

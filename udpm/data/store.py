@@ -227,13 +227,7 @@ def array_header(shape: tuple[int, ...], dtype: type) -> bytes:
 
 
 def check_files(folder: Path, record: dict[str, Any], names: list[str] | None = None) -> list[str]:
-    """List files that are missing, or whose SHA-256 is not that of the record.
-
-    Args:
-        folder: folder of the files.
-        record: record with their SHA-256 sums under "files".
-        names: files to check; default: all.
-    """
+    """List files (default: all) that are missing, or whose SHA-256 is not that under "files" in the record."""
     sums = record.get("files", {})
     wanted = list(sums) if names is None else names
     return [name for name in wanted if not (folder / name).exists() or sha256(folder / name) != sums.get(name)]

@@ -22,13 +22,7 @@ def mean_square(store: Store, level: int, split: str = "train") -> float:
 
     A block's mean is 2S/(255·4^level) - 1 for its integer sum S, so the squares are summed in integers.
 
-    Args:
-        store: the data set; its side is divisible by 2^level.
-        level: >= 0.
-        split: name of the split.
-
-    Returns:
-        In [0, 1].
+    The side must be divisible by 2^level, level >= 0. The result is in [0, 1].
 
     Raises:
         UserError: no such split.
@@ -90,11 +84,7 @@ def differences(store: Store) -> list[str]:
 def draw_sheet(store: Store, path: Path) -> list[int]:
     """Draw a contact sheet of the training split: one row per class, with images spread evenly over the split.
 
-    Without classes, fill the rows in order. Shows at most the first `ROWS` classes.
-
-    Args:
-        store: the data set.
-        path: .png or .jpg.
+    Without classes, fill the rows in order. Shows at most the first `ROWS` classes. The file is a .png or .jpg.
 
     Returns:
         Numbers of the images shown, row by row.

@@ -67,13 +67,9 @@ def discriminator_names(shape: DiscriminatorShape) -> dict[str, str]:
 
 
 def from_published(tensors: dict[str, torch.Tensor], names: dict[str, str]) -> dict[str, torch.Tensor]:
-    """Convert a published state dict to our names, in float32.
+    """Convert a published state dict to our names (from `generator_names` or `discriminator_names`), in float32.
 
     Leaves out resampling filters, which the published code stores although they are constants.
-
-    Args:
-        tensors: published name to tensor.
-        names: from `generator_names` or `discriminator_names`.
 
     Raises:
         KeyError: a tensor that does not exist in this architecture.
@@ -99,12 +95,9 @@ class UnknownArchitecture(ValueError):
 
 
 def generator_shape(tensors: Tensors, classes: int | None = None) -> UNetShape:
-    """Infer the shape of a generator.
+    """Infer the shape of a generator; `classes` is their number, if known.
 
-    Args:
-        tensors: published name to tensor.
-        classes: number of classes, if known. Label dropout adds one input to the label layer, which the tensors alone
-            cannot distinguish from an additional class.
+    Label dropout adds one input to the label layer, which the tensors alone cannot distinguish from another class.
 
     Raises:
         UnknownArchitecture: not a generator of the three families.
@@ -132,11 +125,7 @@ def generator_shape(tensors: Tensors, classes: int | None = None) -> UNetShape:
 
 
 def discriminator_shape(tensors: Tensors, side: int) -> DiscriminatorShape:
-    """Infer the shape of a discriminator; its number of blocks determines the number of levels.
-
-    Args:
-        tensors: published name to tensor.
-        side: N, the full image side.
+    """Infer the shape of a discriminator for images of side N; its number of blocks determines the number of levels.
 
     Raises:
         UnknownArchitecture: not a discriminator.

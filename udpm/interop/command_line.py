@@ -12,11 +12,7 @@ from udpm.interop.flags import BY_NAME, LOSS_WEIGHTS, Flag, is_placeholder
 
 SHELL = re.compile(r"[|&;]+|&?\d*>{1,2}(&\d|[^<>]*)")
 """Shell operators that end a command or redirect its output."""
-
-
 TRUTH = {"": True, "true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-
-
 NUMBERS = {int: "a whole number", float: "a number"}
 
 

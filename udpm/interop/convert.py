@@ -32,13 +32,7 @@ WEIGHTS = Path("resources/weights")
 
 @dataclass(frozen=True)
 class ScheduleOptions:
-    """Schedule given by options.
-
-    Attributes:
-        alphas: α_l, one for each level, l = 1 first, or None.
-        sigmas: σ_l, one for each level, or None.
-        normalization: normalization of H's box, or None.
-    """
+    """Schedule given by options: α_l and σ_l, one for each level with l = 1 first, and the normalization of H's box."""
 
     alphas: list[float] | None = None
     sigmas: list[float] | None = None
@@ -122,11 +116,8 @@ def convert_checkpoint(
     Args:
         checkpoints: see `checkpoint.read_weights`; may be empty.
         described: experiment described by flags, checked against the tensors.
-        schedule: schedule given by options.
-        classes: number of classes, if given.
         output: weight file to write; default: in resources/weights/.
         name: name of the experiment, or None to write none.
-        folder: folder of the configuration.
 
     Returns:
         Lines that list the written files, and notes.
@@ -145,7 +136,7 @@ def convert_checkpoint(
     if output is None and weights.exists():
         raise UserError(f"{weights}: already exists; name another file with --output")
     guard([Output("--output", weights, IMPORTED)], [Input("CHECKPOINTS", path) for path in checkpoints])
-    imported = read_weights(checkpoints, classes or _classes(described))
+    imported = read_weights(checkpoints, classes or (described.dataset["classes"] if described else None) or None)
     if classes is not None and imported.classes != classes:
         raise UserError(f"--classes: {classes}, but the network in {where} has labels for {imported.classes}")
     process, notes = _reconcile_schedule(schedule, described, imported, where)
@@ -236,13 +227,9 @@ def _written(files: dict[Path, dict[str, Any]], described: PublishedConfig | Non
     for path, content in files.items():
         kind = path.parent.name.removesuffix("s")
         head = f"# yaml-language-server: $schema=../schema/{kind}.schema.json\n"
-        write_text(path, head + _yaml(content))
+        write_text(path, head + yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
     all_notes = [*notes, *(described.notes if described is not None else [])]
     return [*(f"{path}: written" for path in files), *(f"note: {note}" for note in all_notes)]
-
-
-def _classes(described: PublishedConfig | None) -> int | None:
-    return described.dataset["classes"] or None if described is not None else None
 
 
 def _check_trains(described: PublishedConfig, name: str) -> None:
@@ -271,10 +258,8 @@ def _check_matches_tensors(described: PublishedConfig, model: ModelConfig, where
     if described.checkpoint is not None:
         found = model.generator
         if set(generator["attention"]) != set(found.attention):
-            notes = [
-                *notes,
-                f"attention is at sides {found.attention}, according to the tensors, not {generator['attention']}",
-            ]
+            sides = f"{found.attention}, according to the tensors, not {generator['attention']}"
+            notes = [*notes, f"attention is at sides {sides}"]
         generator = generator | {"attention": found.attention, "label_dropout": found.label_dropout}
     experiment = described.experiment | {"generator": generator}
     values = {
@@ -309,16 +294,8 @@ _Dumper.add_representer(
 )
 
 
-def _yaml(values: dict[str, Any]) -> str:
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-
-
 def import_weights(config: RunConfig, run: Path) -> None:
-    """Import a run's weights: write ``weights.safetensors`` and ``complete.json``, as training would.
-
-    Args:
-        config: configuration of a run whose training is imported.
-        run: the run's folder.
+    """Import a run's weights: write ``weights.safetensors`` and ``complete.json`` to its folder, as training would.
 
     Raises:
         UserError: the weights are missing, damaged or of another model.
