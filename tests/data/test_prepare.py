@@ -671,7 +671,7 @@ def test_no_signal_ends_a_worker_that_has_only_begun(number):
     process.start()
     process.join()
     assert process.exitcode == 0
-    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(processes.DECIDED_BY_PARENT)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(processes.SIGNALS)
 
 
 def test_a_worker_killed_after_a_request_to_stop_is_a_stop(many, tmp_path, monkeypatch):
