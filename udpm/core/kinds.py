@@ -107,7 +107,7 @@ BUNDLE = FolderKind("exported run", "exporting into this folder", "bundle.json",
 
 @dataclass(frozen=True)
 class FileKind:
-    """A kind of file, such as "score". `made` tells from a bounded number of bytes whether udpm wrote a file."""
+    """A kind of file, such as "score". `made` reads a bounded number of bytes to see if udpm wrote it."""
 
     what: str
     made: Callable[[Path], bool]
