@@ -123,7 +123,7 @@ def class_distances(
 ) -> dict[int, float]:
     """Return the Fréchet distance between real and drawn images of each class with at least two of both.
 
-    Features are (N, d) and (M, d), their labels (N,) and (M,) int64: of drawn images, the classes that were asked for.
+    Features are (N, d) and (M, d), their labels (N,) and (M,) int64: of drawn images, the classes to draw.
     """
     found = {}
     for label in np.intersect1d(real_labels, labels):
