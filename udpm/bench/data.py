@@ -31,13 +31,7 @@ LEVELS = 3
 
 
 def bench_feeding(side: int, batch: int, device: torch.device, best: dict[str, float]) -> list[dict[str, Any]]:
-    """Measure batches of random images with flips; nothing is kept.
-
-    Args:
-        side: N.
-        batch: images per batch.
-        device: receives the batches.
-        best: its ceilings.
+    """Measure batches of random images with flips, sent to a device whose ceilings are `best`; nothing is kept.
 
     Returns:
         Rows of a record. Bytes are the block sums read and the float32 values written.
@@ -59,25 +53,18 @@ def feeding_lines(found: dict[str, Any]) -> list[str]:
     """Format the rows of `bench_feeding` in a record."""
     fed = [each for each in found["rows"] if "float32_bytes" in each]
     what = f"feeding batches of {found['batch']} at side {found['side']} to {found['device']}"
-    lines = [f"{what}: {found['fed']} images, flipped at random"]
-    for each in fed:
-        rate = each["images_per_second"]["median"]
-        made = each["float32_bytes"] / each["seconds"]["median"]
-        lines.append(
-            f"  {each['way']:6} {each['part']} {rate:9.0f} images per second, {made / 1e9:.2f} GB/s of float32"
-        )
-    return lines
+    return [
+        f"{what}: {found['fed']} images, flipped at random",
+        *(
+            f"  {each['way']:6} {each['part']} {each['images_per_second']['median']:9.0f} images per second, "
+            f"{each['float32_bytes'] / each['seconds']['median'] / 1e9:.2f} GB/s of float32"
+            for each in fed
+        ),
+    ]
 
 
 def random_levels(folder: Path, side: int, levels: int, count: int) -> Levels:
-    """Make an unlabelled data set of random bytes.
-
-    Args:
-        folder: of its arrays.
-        side: of the images.
-        levels: L.
-        count: number of images.
-    """
+    """Make an unlabelled data set of random bytes, with its arrays in a folder."""
     images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
     arrays = [images, *(block_sums(images, level) for level in range(1, levels))]
     maps = []
@@ -116,8 +103,6 @@ def bench_preparation(
     """Measure the preparation of a folder or .zip; nothing is kept.
 
     Args:
-        config: of the folder or .zip.
-        source: its images.
         workers: number of processes of the last measurement.
         limit: maximum number of images in each measurement of the whole.
         best: ceilings of the CPU.
@@ -132,7 +117,8 @@ def bench_preparation(
     path, side = config.path, config.side
     with tempfile.TemporaryDirectory() as folder:
         work = fill.Work(source.reader, Preprocessing.from_config(config), Path(folder) / "rows")
-        _make_room(work.rows, min(limit, len(source.names)), side)
+        with open(work.rows, "wb") as file:
+            file.truncate(HEADER_BYTES + (min(limit, len(source.names)) + 2 * fill.CHUNK) * side**2 * 3)
         stages, refused, stored = _time_stages(work, source)
         if not stored:
             raise UserError(f"{path}: none of the measured images can be used")
@@ -224,8 +210,3 @@ def _clocks() -> tuple[float, float]:
 def _add(timing: Timing, begin: tuple[float, float], end: tuple[float, float], images: int) -> None:
     timing.wall.append((end[0] - begin[0]) / images)
     timing.cpu.append((end[1] - begin[1]) / images)
-
-
-def _make_room(rows: Path, count: int, side: int) -> None:
-    with open(rows, "wb") as file:
-        file.truncate(HEADER_BYTES + (count + 2 * fill.CHUNK) * side**2 * 3)

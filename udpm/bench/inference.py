@@ -25,16 +25,8 @@ def bench_sampling(config: RunConfig, device: torch.device, batch: int, seconds:
     """Measure a whole sampling chain, and one call of the network built for the full side.
 
     Networks are freshly initialized, since their speed does not depend on their values, and run in float32. Noise is
-    drawn beforehand and images stay on the device.
-
-    Args:
-        config: of a run.
-        device: where to run, from `devices.configure`.
-        batch: images per call.
-        seconds: of each of both measurements, approximately.
-
-    Returns:
-        The record, with median images per second of both.
+    drawn beforehand and images stay on the device, one from `devices.configure`. Each measurement takes about the given
+    seconds. Returns the record, with median images per second of both.
     """
     side, shape = config.dataset.side, generator_shape(config.model)
     schedule, cost, best = Schedule.from_config(config.process), count_cost(config), ceilings(device)
@@ -92,13 +84,7 @@ SEED = 0
 def bench_extractor(extractor: Extractor, side: int, batch: int) -> dict[str, Any]:
     """Measure an extractor on images of random bytes.
 
-    Args:
-        extractor: is measured.
-        side: of the images.
-        batch: images per call.
-
-    Returns:
-        The record. Bytes are those of images, network inputs, weights and features.
+    Returns the record. Bytes are those of images, network inputs, weights and features.
 
     Raises:
         UserError: the extractor does not accept images of this side.

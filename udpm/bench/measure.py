@@ -63,12 +63,7 @@ def now(device: torch.device) -> float:
 def repeated(call: Callable[[], object], device: torch.device, seconds: float) -> Timing:
     """Time a call over `BLOCKS` repetitions, each of as many calls as fill the time, after one uncounted call.
 
-    The device is synchronized only between repetitions.
-
-    Args:
-        call: is timed.
-        device: where it runs.
-        seconds: of all repetitions together, approximately.
+    The device is synchronized only between repetitions, which together take about the given seconds.
     """
     call()
     timing = Timing()
@@ -91,9 +86,8 @@ def ceilings(device: torch.device) -> dict[str, float]:
     """Measure the ceilings of a device: FLOP/s of a large matrix product by type, bytes/s of a large copy."""
     import torch
 
-    found = {}
-    for kind in (torch.float32, torch.bfloat16):
-        found[f"{str(kind).removeprefix('torch.')}_flops"] = _product_flops(kind, device)
+    kinds = {"float32_flops": torch.float32, "bfloat16_flops": torch.bfloat16}
+    found = {name: _product_flops(kind, device) for name, kind in kinds.items()}
     # Not zeros, which a GPU computes and moves faster than other values.
     source = torch.empty(COPIED_BYTES // 8, dtype=torch.int64, device=device).random_()
     target = torch.empty_like(source)

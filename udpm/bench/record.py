@@ -44,16 +44,7 @@ class Workload:
 
 
 def row(part: str, way: str, timing: Timing, work: Workload, best: dict[str, float], **more: Any) -> dict[str, Any]:
-    """Return a row of a record: time and work of one call, and its share of the device's ceilings.
-
-    Args:
-        part: of the work.
-        way: of doing it.
-        timing: of the call.
-        work: of the call.
-        best: the device's ceilings.
-        more: further entries.
-    """
+    """Return a row of a record: time and work of one call, and its share of the device's ceilings `best`."""
     found: dict[str, Any] = {
         "part": part,
         "way": way,
@@ -71,15 +62,7 @@ def row(part: str, way: str, timing: Timing, work: Workload, best: dict[str, flo
 
 
 def record(of: str, device: torch.device, best: dict[str, float], rows: list[dict], **more: Any) -> dict[str, Any]:
-    """Return the record of a benchmark.
-
-    Args:
-        of: "sampling", "training", "scoring" or "data".
-        device: where it ran.
-        best: its ceilings.
-        rows: from `row`.
-        more: further entries.
-    """
+    """Return the record of a benchmark of "sampling", "training", "scoring" or "data"."""
     return {
         "format": FORMAT,
         "of": of,

@@ -88,7 +88,6 @@ def bench_training(config: RunConfig, levels: Levels, iterations: int) -> dict[s
 
     Args:
         config: of a run; its number of processes is ignored.
-        levels: its data set and caches.
         iterations: number measured, after a warm-up.
 
     Returns:

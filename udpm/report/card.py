@@ -21,7 +21,7 @@ from udpm.metrics.protocol import describe, read_scores
 from udpm.report.scores import checkpoint, training_length
 from udpm.report.table import MISSING, cell
 from udpm.runs.layout import Layout, milestone, results_of
-from udpm.runs.records import iteration_of, numbered, read_complete
+from udpm.runs.records import WEIGHTS, iteration_of, numbered, read_complete
 from udpm.sampling.sample_set import load_samples
 
 TASK = "unconditional-image-generation"
@@ -40,11 +40,7 @@ LIMITS = (
 
 
 def model_card(run: Path, scores: Sequence[str | Path] = ()) -> str:
-    """Return the text of a run's model card.
-
-    Args:
-        run: folder of a finished run.
-        scores: score files of its images.
+    """Return the text of a finished run's model card, with the given score files of its images.
 
     Raises:
         UserError: no finished run, a score that cannot be read, or one of another run or of earlier weights.
@@ -82,7 +78,6 @@ def check_of_run(path: str | Path, what: str, subject: dict[str, Any], run: Path
         path: sample set's record or score, for the error.
         what: "a sample set" or "a score", for the error.
         subject: its entries on the images.
-        run: the run's folder.
         record: the run's ``complete.json``.
 
     Raises:
@@ -178,7 +173,12 @@ def _classes(count: int, names: list[str]) -> str:
 
 
 def _training(config: RunConfig, record: dict[str, Any]) -> list[str]:
-    parameters = record.get("parameters") or {"generator": _count(config)}
+    parameters = record.get("parameters")
+    if not parameters:
+        # Torch takes seconds to load.
+        from udpm.networks.flops import count_cost
+
+        parameters = {"generator": count_cost(config).generator_parameters}
     if config.training == "imported":
         lines = ["Imported weights: nothing is known here of their training but what their files say"]
     else:
@@ -199,14 +199,6 @@ def _training(config: RunConfig, record: dict[str, Any]) -> list[str]:
         f"{parameters.get('discriminator') or MISSING}",
         f"On: {record.get('device') or MISSING}; took {took}",
     ]
-
-
-def _count(config: RunConfig) -> int:
-    """Count the generator's parameters for a record that lacks them."""
-    # Torch takes seconds to load.
-    from udpm.networks.flops import count_cost
-
-    return count_cost(config).generator_parameters
 
 
 def _scores(scores: list[dict[str, Any]], config: RunConfig) -> list[str]:
@@ -237,20 +229,15 @@ def _origin(record: dict[str, Any]) -> str:
 
 FORMAT = "udpm-bundle/1"
 RECORD = "bundle.json"
-WEIGHTS = "weights.safetensors"
 
 
 def bundle_run(run: Path, folder: Path) -> list[str]:
-    """Copy a finished run's weights, configuration, card, scores and samples into a folder.
+    """Copy a finished run's weights, configuration, card, scores and samples into a folder; return the files' names.
 
     Samples and scores are taken from the same results (RESULTS/runs/EXPERIMENT/seedN is the run) and are optional.
 
     Args:
-        run: its folder.
         folder: of the bundle; an unchanged bundle is replaced once the new one is complete, anything else is refused.
-
-    Returns:
-        Names of the files.
 
     Raises:
         UserError: the run is not finished, its weights are not those of its record, samples or scores are of other

@@ -24,7 +24,6 @@ class ScoreSummary:
     """An experiment's Fréchet distances of one protocol.
 
     Attributes:
-        experiment: its name.
         checkpoint: last, best, milestone or given.
         values: by training seed.
         score: of the first seed; all share its protocol.
@@ -78,10 +77,7 @@ def summarize_scores(
 ) -> list[ScoreSummary]:
     """Summarize the scores of an experiment's runs, one entry per checkpoint and protocol.
 
-    Args:
-        scores: from `read_scores`.
-        experiment: its name.
-        iterations: length of its training, which distinguishes a milestone from the end; None: unknown.
+    The length of its training in iterations distinguishes a milestone from the end; None: unknown.
     """
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for score in scores:
@@ -126,12 +122,9 @@ SAMPLING_COLUMNS = (
 )
 """Columns of a score's protocol."""
 PATTERNS = {
-    "frechet_distance": "{:.2f}",
-    "class_frechet_distance": "{:.2f}",
+    **dict.fromkeys(("frechet_distance", "class_frechet_distance"), "{:.2f}"),
     "kernel_distance": "{:.3g}",
-    "precision": "{:.3f}",
-    "recall": "{:.3f}",
-    "class_agreement": "{:.3f}",
+    **dict.fromkeys(("precision", "recall", "class_agreement"), "{:.3f}"),
 }
 """Metrics and the format of their values."""
 ORDER = {"samples": 0, "images": 1, "heldout": 2, "noise": 3}
@@ -163,6 +156,7 @@ def _full(scores: list[dict[str, Any]]) -> pd.DataFrame:
     rows = []
     for score in scores:
         subject, known = score["subject"], facts(score)
+        origin = subject["origin"]["files"] if subject["origin"] else []
         rows.append(
             {
                 "experiment": score["experiment"],
@@ -174,7 +168,7 @@ def _full(scores: list[dict[str, Any]]) -> pd.DataFrame:
                 **{key: known[key] for key in (*SCORING_COLUMNS, *SAMPLING_COLUMNS)},
                 **_selection(subject),
                 "weights_sha256": known["weights_sha256"],
-                "weights_origin": "; ".join(file.get("name", "unknown") for file in _origin(subject)),
+                "weights_origin": "; ".join(file.get("name", "unknown") for file in origin),
                 "device": known["device"],
                 "scoring_tf32": known["scoring_tf32"],
                 **{f"version_{name}": value for name, value in score["provenance"]["versions"].items()},
@@ -207,16 +201,17 @@ def _readable(scores: list[dict[str, Any]]) -> pd.DataFrame:
 
 def _notes(scores: list[dict[str, Any]]) -> list[str]:
     """Describe every protocol in a line, then the reasons for missing values."""
-    notes = []
-    for score, heading in zip(scores, _frechet_columns(scores), strict=True):
-        notes.append(
-            f"{heading}: Fréchet distance in {features_words(score['protocol'])}; precision and recall with "
-            f"k = {score['protocol']['neighbours']}. N images each, as listed: distances at different N do not compare."
-        )
-    for score in scores:
-        for metric in score["metrics"].values():
-            if metric["value"] is None:
-                notes.append(f"{_subject(score)}: no {metric['label']}, because {metric['reason'] or 'unknown'}.")
+    notes = [
+        f"{heading}: Fréchet distance in {features_words(score['protocol'])}; precision and recall with "
+        f"k = {score['protocol']['neighbours']}. N images each, as listed: distances at different N do not compare."
+        for score, heading in zip(scores, _frechet_columns(scores), strict=True)
+    ]
+    notes += [
+        f"{_subject(score)}: no {metric['label']}, because {metric['reason'] or 'unknown'}."
+        for score in scores
+        for metric in score["metrics"].values()
+        if metric["value"] is None
+    ]
     for score in scores:
         subject, versions = score["subject"], score["provenance"]["versions"]
         if subject["kind"] == "samples":
@@ -286,8 +281,3 @@ def _selection(subject: dict[str, Any]) -> dict[str, Any]:
         return {}
     shown = {f"selection_{key}": selection[key] for key in ("n", "seed", "frechet_distance")}
     return shown | {"selection_iterations": " ".join(map(str, selection["iterations"]))}
-
-
-def _origin(subject: dict[str, Any]) -> list[dict[str, str]]:
-    """Return the files of imported weights."""
-    return subject["origin"]["files"] if subject["origin"] else []

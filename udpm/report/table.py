@@ -34,8 +34,6 @@ class Table:
 
     Attributes:
         shown: the readable table, all of it text; if empty, only notes are written.
-        notes: under it.
-        title: of the page.
         full: table of the .csv, in full precision; None: as shown.
         words: number of leading columns that are left-aligned.
         titled: whether markdown and LaTeX contain the title, too.
@@ -90,10 +88,7 @@ class Table:
     def write(self, stem: str | Path) -> str:
         """Write ``STEM.csv`` (the full table) and the readable ``STEM.md``, ``STEM.tex`` and ``STEM.html``.
 
-        Readable files contain a mark with the digests of their .csv and of themselves.
-
-        Returns:
-            The markdown.
+        Readable files contain a mark with the digests of their .csv and of themselves. Returns the markdown.
         """
         csv = (self.shown if self.full is None else self.full).to_csv(index=False)
         text = self.markdown()
@@ -111,13 +106,7 @@ def cell(value: Any, pattern: str = "{}") -> str:
 
 
 def html_page(title: str, tables: Iterable[Table], csv: str | None = None) -> str:
-    """Return a page of tables with the mark of udpm.
-
-    Args:
-        title: of the page.
-        tables: in order.
-        csv: contents of the .csv that is written with it, if any.
-    """
+    """Return a page of tables with the mark of udpm, given the contents of the .csv that is written with it, if any."""
     head = f'<!doctype html><meta charset="utf-8"><meta name="generator" content="{mark(csv)}"><title>{title}</title>\n'
     return seal_text(head + "".join(f"{table.html()}\n" for table in tables))
 

@@ -146,12 +146,8 @@ def tradeoff_points(
 ) -> pd.DataFrame:
     """Return one row per point: published scores of known cost, and measured ones of the same metric.
 
-    A method that calls a full-side network at every evaluation costs NFE × one such call.
-
-    Args:
-        tables: published scores; those without `figure` are ignored.
-        runtime: published and counted costs.
-        scores: measured ones, from `read_scores`.
+    A method that calls a full-side network at every evaluation costs NFE × one such call. Tables without `figure` are
+    ignored.
     """
     points: dict[tuple, dict[str, Any]] = {}
     for table in (table for table in tables if table.figure):
@@ -173,12 +169,7 @@ def tradeoff_points(
 
 
 def plot_tradeoff(points: pd.DataFrame, stem: str | Path) -> None:
-    """Plot FID against multiply-adds, one panel per data set: hollow marks are published, filled ones measured here.
-
-    Args:
-        points: from `tradeoff_points`.
-        stem: path without suffix.
-    """
+    """Plot FID against multiply-adds, one panel per data set: hollow marks are published, filled ones measured here."""
     datasets = list(dict.fromkeys(points["dataset"]))
     figure, grid = plt.subplots(1, len(datasets), figsize=(9.0, 4.4), squeeze=False, sharey=True, layout="constrained")
     looks = _looks(points)

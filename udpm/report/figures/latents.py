@@ -146,14 +146,8 @@ def _perturb(arrays: Arrays, record: dict[str, Any]) -> Content:
         for pictures, symbol, level, shares in zip(images, maps, levels, strengths, strict=True)
     ]
     lines = [
-        {
-            "level": f"{maps[panel]}{levels[panel]}",
-            "row": row,
-            "column": column,
-            "label": labels[row],
-            "seed": seeds[row],
-        }
-        | {"strength": strengths[panel, column]}
+        {"level": f"{maps[panel]}{levels[panel]}", "row": row, "column": column, "label": labels[row]}
+        | {"seed": seeds[row], "strength": strengths[panel, column]}
         for panel, row, column in np.ndindex(images.shape[:3])
     ]
     return Content("One noise map mixed with another draw, the others fixed", grids, pd.DataFrame(lines))

@@ -185,12 +185,6 @@ def plot_neighbours(samples: str | Path, dataset: str | Path, stem: str | Path, 
     Samples of a model that copies are nearer to training images than held-out images are. The ratio of the mean
     distances is the score's nearest-image distance ratio, here of the first `LIMIT` images.
 
-    Args:
-        samples: .npz of a sample set.
-        dataset: the prepared data set that the model was trained on.
-        stem: path without suffix.
-        columns: number of samples shown.
-
     Raises:
         UserError: no readable sample set or data set, or images of another side.
     """

@@ -56,11 +56,6 @@ def schedule_table(schedule: Schedule, side: int, mean_square: float = 1.0) -> p
     Columns are those of `HEADINGS` and, in the last level's row, `prior_std` (τ), `mean_square` (m₂), and bounds on
     KL(q(x_L) ‖ ·) in nats per dimension: `divergence` (from N(0, τ² I)) and `divergence_standard` (from N(0, I)).
 
-    Args:
-        schedule: α, σ and s.
-        side: N.
-        mean_square: m₂ of the bounds.
-
     Raises:
         UserError: sigmas whose squares leave double precision.
     """
@@ -73,12 +68,7 @@ def schedule_table(schedule: Schedule, side: int, mean_square: float = 1.0) -> p
 
 
 def readable_schedule(table: pd.DataFrame, source: str) -> str:
-    """Return the rounded table as markdown, with notes on its columns and on the start of sampling.
-
-    Args:
-        table: from `schedule_table`.
-        source: of its m₂.
-    """
+    """Return the rounded table as markdown, with notes on its columns, the source of m₂ and the start of sampling."""
     shown = table[list(HEADINGS)].rename(columns=HEADINGS)
     shown = shown.map(lambda value: MISSING if pd.isna(value) else f"{value:.4g}")
     last = table.iloc[-1]
@@ -106,13 +96,7 @@ def schedule_warning(table: pd.DataFrame) -> str | None:
 
 
 def plot_schedule(table: pd.DataFrame, name: str, stem: str | Path) -> None:
-    """Plot signal, noise and their ratio at every level; the data is the full table.
-
-    Args:
-        table: from `schedule_table`.
-        name: of the schedule, for the title.
-        stem: path without suffix.
-    """
+    """Plot signal, noise and their ratio at every level; the data is the full table."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.0), layout="constrained")
     # The two lines cross; numbers are placed on their outer sides.
     upper = table["snr"] >= 1
@@ -131,11 +115,7 @@ def plot_schedule(table: pd.DataFrame, name: str, stem: str | Path) -> None:
 
 
 def plot_run_schedule(path: str | Path, stem: str | Path) -> None:
-    """Plot the schedule of a run.
-
-    Args:
-        path: the run's resolved configuration.
-        stem: path without suffix.
+    """Plot the schedule in a run's resolved configuration.
 
     Raises:
         UserError: no readable configuration.

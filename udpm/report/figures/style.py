@@ -51,11 +51,7 @@ plt.rcParams.update(
 def tile(columns: int, rows: int, largest: float, margins: tuple[float, float]) -> float:
     """Return the side of the square cells of a grid that fits on a figure, in inches.
 
-    Args:
-        columns: of the grid.
-        rows: of the grid.
-        largest: maximum side.
-        margins: width and height that the figure needs outside the grid, in inches.
+    The figure needs the width and height `margins` outside the grid, in inches.
     """
     width, height = margins
     return min(largest, (LARGEST / DPI - width) / columns, (LARGEST / DPI - height) / rows)
@@ -86,12 +82,9 @@ def plot_row(cells: Sequence[Axes], images: Iterable[np.ndarray], caption: str) 
 
 
 def save(figure: Figure, stem: str | Path, data: pd.DataFrame) -> None:
-    """Write ``STEM.svg``, ``STEM.png`` and ``STEM.csv``, each atomically, and close the figure.
+    """Write ``STEM.svg``, ``STEM.png`` and ``STEM.csv`` (the data), each atomically, and close the figure.
 
-    Args:
-        figure: is scaled down if a side exceeds 1180 pixels; its text keeps its size.
-        stem: path without suffix.
-        data: of the figure.
+    The figure is scaled down if a side exceeds 1180 pixels; its text keeps its size.
     """
     size = figure.get_size_inches()
     if max(size) * DPI > LARGEST:

@@ -45,10 +45,7 @@ def comparison_table(
 ) -> Table:
     """Return a table of published scores with measured ones.
 
-    Args:
-        table: the published scores.
-        scores: measured ones, from `read_scores`.
-        experiments: configurations of the experiments named in the table; None if not readable.
+    An experiment whose configuration is not readable has None.
     """
     lines = entries(table, scores, experiments)
     several = len({row.dataset for row in table.rows}) > 1

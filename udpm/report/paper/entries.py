@@ -169,11 +169,7 @@ def command(experiment: str, config: Experiment | None, target: str = "all") -> 
 def advice(experiment: str, checkpoint: str, config: Experiment | None, target: str = "all") -> Advice:
     """Return how to obtain the score of a checkpoint and a target of the workflow that uses it.
 
-    Args:
-        experiment: name.
-        checkpoint: last or best.
-        config: of the experiment; None if its file cannot be read.
-        target: of the workflow.
+    The checkpoint is last or best; the configuration is None if the experiment's file cannot be read.
     """
     if config is None:
         return Advice(why=f"config/experiments/{experiment}.yaml cannot be read")

@@ -61,10 +61,7 @@ class StudyReport:
         self._layout = Layout(self._results)
 
     def write(self, name: str, stem: str | Path) -> str:
-        """Write a table as ``STEM.csv``, ``.md``, ``.tex`` and ``.html``.
-
-        Returns:
-            The markdown.
+        """Write a table as ``STEM.csv``, ``.md``, ``.tex`` and ``.html``, and return the markdown.
 
         Raises:
             UserError: no such table, a published file or a score that cannot be read.
@@ -86,10 +83,7 @@ class StudyReport:
     def write_summary(self, folder: Path) -> str:
         """Write ``summary.md`` and ``overview.html`` on the study's experiments.
 
-        Scores and records that cannot be read are listed on the page.
-
-        Returns:
-            The markdown.
+        Scores and records that cannot be read are listed on the page. Returns the markdown.
 
         Raises:
             UserError: a configuration that cannot be read.

@@ -42,11 +42,7 @@ COST_NOTES = [
 
 
 def cost_table(costs: dict[str, Cost]) -> Table:
-    """Return the cost of an image next to one call of a network at the full side.
-
-    Args:
-        costs: by experiment.
-    """
+    """Return the cost of an image, by experiment, next to one call of a network at the full side."""
     rows = [{"experiment": name, **row} for name, cost in costs.items() for row in _cost_rows(cost)]
     known = {f"version_{package}": version for package, version in versions().items() if package in COUNTING}
     full = pd.DataFrame(rows).astype(dict.fromkeys(COLUMNS[1:], "Int64")).assign(**known)
@@ -103,13 +99,9 @@ RUNTIME_COLUMNS = (
 def runtime_table(
     published: PublishedRuntime, costs: dict[str, Cost], datasets: dict[str, str], speeds: dict[str, dict[str, Any]]
 ) -> Table:
-    """Return the run-time table: published rows, then counted and measured ones.
+    """Return the run-time table: published rows, then counted and measured ones, by experiment.
 
-    Args:
-        published: numbers of others.
-        costs: counted here, by experiment.
-        datasets: of these experiments.
-        speeds: measured here, by experiment; only of those measured.
+    `speeds` has only the experiments that were measured.
     """
     rows = _runtime_rows(published, costs, datasets, speeds)
     shown = pd.DataFrame([_readable(row) for row in rows])
@@ -265,9 +257,7 @@ class Setup:
     """An experiment's configuration and the cost of its networks.
 
     Attributes:
-        config: resolved.
         ran: whether a run has this configuration; otherwise, one would be started with it.
-        cost: with the numbers of parameters.
     """
 
     config: RunConfig
@@ -281,12 +271,7 @@ class Setup:
 
 
 def setup_table(kind: str, setups: dict[str, Setup]) -> Table:
-    """Return the table of settings: one row per setting, one column per experiment.
-
-    Args:
-        kind: training (Table 3), generator or discriminator.
-        setups: by experiment.
-    """
+    """Return a table of settings, one of `TITLES`: one row per setting, one column per experiment."""
     rows = [
         {"setting": name, **{experiment: _setting(kind, keys, setup) for experiment, setup in setups.items()}}
         for name, keys in ROWS[kind].items()

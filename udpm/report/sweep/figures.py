@@ -73,14 +73,9 @@ def plot_heat_map(loaded: LoadedSweep, found: list[Result], grid: str, stem: str
 
 
 def _plot_values(axes: Axes, values: np.ndarray, scale: str, pattern: str, *, falls: bool) -> None:
-    """Show values as colours, bright is good, with the best outlined.
+    """Show values (rows × columns, NaN where unknown) as colours, bright is good, with the best outlined.
 
-    Args:
-        axes: where to.
-        values: rows × columns, NaN where unknown.
-        scale: label of the colours.
-        pattern: format of a value.
-        falls: whether the greatest value is the best.
+    The best is the greatest if `falls`. `scale` is the label of the colours.
     """
     axes.grid(False)
     # The background of cells without a value.
@@ -128,7 +123,6 @@ class StripRow:
     """A point of the strip.
 
     Attributes:
-        result: its scores.
         seed: the point's first training seed, whose images are shown.
         samples: its images, or None.
         why: reason for having no images.
@@ -148,14 +142,7 @@ class StripRow:
 
 
 def plot_sample_strip(loaded: LoadedSweep, found: list[Result], results: Path, stem: str | Path) -> None:
-    """Plot the same images of every point, in the sweep's order; of many points, the best.
-
-    Args:
-        loaded: the sweep.
-        found: scores of its points, best first.
-        results: folder of results.
-        stem: path without suffix.
-    """
+    """Plot the same images of every point, in the sweep's order; of many points, the best, which `found` has first."""
     kept = {result.name for result in found[:ROWS]}
     by_name = {result.name: result for result in found}
     points = {name: point for name, point in loaded.points.items() if point.point.name in kept}

@@ -247,12 +247,7 @@ def label_of(found: list[Result], metric: str) -> str:
 
 
 def ranking_table(loaded: LoadedSweep, found: list[Result]) -> Table:
-    """Return the ranking, one row per point: mean, standard deviation and all seeds' values of each metric.
-
-    Args:
-        loaded: the sweep.
-        found: scores of its points, best first.
-    """
+    """Return the ranking, one row per point, best first: mean, standard deviation and all seeds' values by metric."""
     metrics = dict.fromkeys((loaded.sweep.rank_by, *ALWAYS))
     full, shown = [], []
     for result in found:
