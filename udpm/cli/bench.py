@@ -51,15 +51,7 @@ def bench_command() -> None:
 @JSON
 @OUTPUT
 def data(
-    images: Path | None,
-    side: str,
-    workers: int | None,
-    limit: int,
-    batch: int,
-    device: str,
-    threads: int,
-    as_json: bool,
-    output: Path | None,
+    images: Path | None, side: str, workers: int | None, limit: int, batch: int, device: str, threads: int, **shown: Any
 ) -> None:
     """Measure how fast images are prepared, what limits it, and how fast training is fed.
 
@@ -84,7 +76,7 @@ def data(
         found = bench_preparation(*opened, workers or len(os.sched_getaffinity(0)), limit, best)
     rows = found.pop("rows", []) + bench_feeding(int(side), batch, where, best)
     made = record("data", where, best, rows, **found | {"side": int(side), "batch": batch, "fed": IMAGES})
-    report(made, lambda made: [*(preparation_lines(made) if images else []), *feeding_lines(made)], as_json, output)
+    report(made, lambda made: [*(preparation_lines(made) if images else []), *feeding_lines(made)], **shown)
 
 
 @bench_command.command(
@@ -99,16 +91,7 @@ def data(
 @THREADS
 @JSON
 @OUTPUT
-def train(
-    config: Path,
-    dataset: Path | None,
-    cache: Path | None,
-    iterations: int,
-    batch: int | None,
-    threads: int | None,
-    as_json: bool,
-    output: Path | None,
-) -> None:
+def train(config: Path, iterations: int, as_json: bool, output: Path | None, **setting: Any) -> None:
     """Measure how fast a run trains, and where its time goes: data, both players' steps, LPIPS, optimizers, averages.
 
     CONFIG is a run's resolved configuration (udpm resolve). With random images LPIPS has random weights too. Nothing is
@@ -116,7 +99,7 @@ def train(
     """
     from udpm.bench.training import bench_training, training_lines
 
-    resolved, images = training_setting(config, dataset, cache, batch, threads)
+    resolved, images = training_setting(config, **setting)
     with images.opened(resolved) as levels:
         report(bench_training(resolved, levels, iterations), training_lines, as_json, output)
 
@@ -151,16 +134,7 @@ def score(config: Path, extractor: Path | None, side: int, as_json: bool, output
 @click.option("--output", type=OutputFile(kinds.BENCH), help="Also write the record, .json, for the run-time table.")
 @THREADS
 @JSON
-def sample(
-    experiment: str,
-    config: Path,
-    batch: int | None,
-    seconds: float,
-    device: str | None,
-    output: Path | None,
-    threads: int | None,
-    as_json: bool,
-) -> None:
+def sample(seconds: float, as_json: bool, output: Path | None, **setting: Any) -> None:
     """Measure images per second, and those of one step of a network at the full side.
 
     EXPERIMENT is the name of a file in config/experiments/. Networks are freshly initialized: this needs neither
@@ -168,7 +142,7 @@ def sample(
     """
     from udpm.bench.inference import bench_sampling, sampling_lines
 
-    run, where, images = sampling_setting(experiment, config, batch, device, threads)
+    run, where, images = sampling_setting(**setting)
     report(bench_sampling(run, where, images, seconds), sampling_lines, as_json, output)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -250,23 +250,16 @@ class Asked(NamedTuple):
 @click.option("--dataset", type=FOLDER, help="Prepared data set, for bounds valid for its training split.")
 @click.option("--output", type=OutputStem(kinds.FIGURE), metavar="STEM", help="Also write STEM.csv, .svg and .png.")
 def schedule_command(
-    experiment: str | None,
-    config: Path,
-    alphas: list[float] | None,
-    sigmas: list[float] | None,
-    side: int | None,
-    normalization: str | None,
-    dataset: Path | None,
-    output: Path | None,
+    experiment: str | None, config: Path, dataset: Path | None, output: Path | None, **typed: Any
 ) -> None:
     """Show signal, noise and posterior of a noise schedule at every level, and how well sampling starts.
 
     The schedule is that of EXPERIMENT, a file in config/experiments/, or the one given by --alphas and --sigmas. Warns
     if the distribution of the schedule's last state is not that which sampling starts from.
     """
-    if alphas is not None and sigmas is not None and experiment is None:
-        asked = _typed(alphas, sigmas, side, normalization)
-    elif experiment is not None and all(value is None for value in (alphas, sigmas, side, normalization)):
+    if typed["alphas"] is not None and typed["sigmas"] is not None and experiment is None:
+        asked = _typed(**typed)
+    elif experiment is not None and all(value is None for value in typed.values()):
         asked = _experiment(experiment, config)
     else:
         raise usage_error("give either an EXPERIMENT, or --alphas and --sigmas (with --side and --normalization)")

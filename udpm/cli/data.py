@@ -35,11 +35,10 @@ def fetch_command(file: str, folder: Path | None, sha256: str | None, offline: b
     from dataclasses import replace
 
     from udpm.core import download as published
-    from udpm.core.download import fetch
 
     wanted = {"inception": published.INCEPTION, "vgg": published.VGG, "cifar10": published.CIFAR10}[file]
     wanted = replace(wanted, sha256=sha256.lower()) if sha256 else wanted
-    path = fetch(wanted, folder or _default_folder(file), download=not offline)
+    path = published.fetch(wanted, folder or _default_folder(file), download=not offline)
     click.echo(f"{path}: ok, SHA-256 {wanted.sha256}")
 
 
@@ -100,7 +99,7 @@ def info_command(path: Path, sheet: Path | None, check: bool) -> None:
     chain, a latent-space experiment, or a published checkpoint (.pt). For a data set, the output includes the images
     per class, mean and standard deviation (0..255, training split).
     """
-    if (sheet or check) and not _is_prepared(path):
+    if (sheet or check) and not any((path / name).exists() for name in ("dataset.json", "cache.json")):
         raise UserError(f"{path}: --sheet is for a data set, --check for a data set or a level cache")
     if check:
         _check(path)
@@ -112,10 +111,6 @@ def info_command(path: Path, sheet: Path | None, check: bool) -> None:
         click.echo(f"{sheet}: contact sheet", err=True)
     if not check:
         click.echo(json.dumps(_describe(path), indent=2, ensure_ascii=False))
-
-
-def _is_prepared(path: Path) -> bool:
-    return (path / "dataset.json").exists() or (path / "cache.json").exists()
 
 
 def _check(path: Path) -> None:
@@ -133,7 +128,6 @@ def _check(path: Path) -> None:
 
 
 def _describe(path: Path) -> dict:
-
     if (path / "dataset.json").exists():
         from udpm.data.store import open_store
         from udpm.data.summary import summarize

@@ -63,10 +63,7 @@ class Whole(click.IntRange):
 class InputPath(click.Path):
     """A file or folder that a command reads; no output may be the same path, contain it or be inside it.
 
-    Args:
-        files: accept a file.
-        folders: accept a folder.
-        holds: returns True if an output inside it is allowed, given the folder and the relative path.
+    An output inside it is allowed if `holds` returns True, given the folder and the relative path.
     """
 
     def __init__(
@@ -110,11 +107,7 @@ class OutputPath(click.Path):
 
 
 class OutputFile(OutputPath):
-    """One file.
-
-    Args:
-        sides: kinds of additional files with the same name, by suffix.
-    """
+    """One file, and additional files with the same name: `sides` has their kinds by suffix."""
 
     def __init__(self, kind: FileKind, *suffixes: str, sides: dict[str, FileKind] | None = None) -> None:
         super().__init__(path_type=Path, dir_okay=False)
@@ -133,11 +126,7 @@ class OutputFile(OutputPath):
 
 
 class OutputStem(OutputPath):
-    """Several files whose paths are one stem plus a suffix.
-
-    Args:
-        kinds: kinds of files by suffix.
-    """
+    """Several files whose paths are one stem plus a suffix."""
 
     def __init__(self, kinds: dict[str, FileKind]) -> None:
         super().__init__(path_type=Path)
@@ -225,7 +214,10 @@ def check(
     outputs = list(writes or [])
     for running in (context, context.find_root()):
         for param in running.command.params:
-            for path in _paths(running.params.get(param.name)):
+            value = running.params.get(param.name)
+            for path in value if isinstance(value, tuple) else (value,):
+                if not isinstance(path, Path):
+                    continue
                 option = param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
                 if isinstance(param.type, InputPath):
                     inputs.append(Input(option, path, param.type.holds))
@@ -234,16 +226,10 @@ def check(
     guard(outputs, inputs)
 
 
-def _paths(value: Any) -> list[Path]:
-    parts = value if isinstance(value, tuple) else (value,)
-    return [part for part in parts if isinstance(part, Path)]
-
-
 class Classes(click.ParamType):
     """Comma-separated names or numbers of classes, such as cat,dog or 3,5; quote a name that contains a comma.
 
-    Args:
-        words: words allowed instead of a list, returned unchanged.
+    Any of `words` is allowed instead of a list, and returned unchanged.
     """
 
     name = "classes"
@@ -265,11 +251,7 @@ class Classes(click.ParamType):
 
 
 class Numbers(click.ParamType):
-    """Comma-separated numbers, such as 0,1,2.
-
-    Args:
-        number: type of each number, int or float.
-    """
+    """Comma-separated numbers of one type, such as 0,1,2."""
 
     name = "numbers"
 

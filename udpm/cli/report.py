@@ -49,14 +49,8 @@ def table_command(scores: tuple[Path, ...], output: Path) -> None:
 @CONFIG_FOLDER
 @click.option("--experiment", "experiments", multiple=True, help="Add to set-up and run-time tables; repeatable.")
 @click.option("--output", type=SharedFolder(), required=True, help="Folder of the tables: TABLE.csv, .md, .tex, .html.")
-@click.pass_context
 def paper_command(
-    context: click.Context,
-    tables: tuple[str, ...],
-    results: Path,
-    config: Path,
-    experiments: tuple[str, ...],
-    output: Path,
+    tables: tuple[str, ...], results: Path, config: Path, experiments: tuple[str, ...], output: Path
 ) -> None:
     """Render the paper's tables with published and measured numbers, or "not run".
 
@@ -79,7 +73,7 @@ def paper_command(
             wrong = True
             click.echo(" ".join(f"error: {error}".split()), err=True)
     if wrong:
-        context.exit(EXIT_USER_ERROR)
+        click.get_current_context().exit(EXIT_USER_ERROR)
 
 
 @click.command(cls=Verb, epilog="Example: udpm summary digits --results results --output results")

@@ -143,7 +143,6 @@ def score_command(again: Path | None, features: Path | None, output: Path, **giv
     from udpm.metrics.protocol import SEALED
 
     request = _requested(given) if again is None else _remembered(again, given)
-    _check_named(request)
     found = _score(request, features)
     if again is not None:
         _check_same(again, found)
@@ -186,27 +185,19 @@ def _remembered(path: Path, given: dict[str, Any]) -> dict[str, Any]:
     return request
 
 
-def _check_named(request: dict[str, Any]) -> None:
-    """Check the output against files that only the configuration or an earlier score names."""
-    from udpm.config import Scoring
-    from udpm.config.validation import validate
-    from udpm.metrics.extractor import extractor_files
-
-    named = {name: request[name] for name in PATHS}
-    check(named | extractor_files(validate(Scoring, request["scoring"], "scoring")))
-
-
 def _score(request: dict[str, Any], features: Path | None) -> dict[str, Any]:
     from udpm.config import Scoring
     from udpm.config.validation import validate
     from udpm.data.external import open_images
     from udpm.data.store import open_store
     from udpm.metrics import score as scores
-    from udpm.metrics.extractor import open_extractor
+    from udpm.metrics.extractor import extractor_files, open_extractor
     from udpm.metrics.reference import load_reference
     from udpm.sampling.sample_set import load_samples
 
     scoring = validate(Scoring, request["scoring"], "scoring")
+    # Some files are named only by the configuration or an earlier score.
+    check({name: request[name] for name in PATHS} | extractor_files(scoring))
     device = devices.configure(scoring.device, scoring.threads)
     store = open_store(request["dataset"]) if request["dataset"] else None
     if request["samples"]:

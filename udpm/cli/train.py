@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,19 +27,13 @@ from udpm.core.processes import StopRequest
 @click.option("--allow-world-size-change", is_flag=True, help="Resume a run with another number of processes.")
 @click.option(
     "--stale-after",
+    "stale",
     type=click.FloatRange(0, min_open=True),
     default=60,
     help="Seconds without a heartbeat after which another trainer in the folder counts as dead.",
 )
 def train_command(
-    config: Path,
-    dataset: Path | None,
-    cache: Path | None,
-    run: Path | None,
-    dry_run: bool,
-    max_minutes: float | None,
-    allow_world_size_change: bool,
-    stale_after: float,
+    config: Path, dataset: Path | None, cache: Path | None, run: Path | None, dry_run: bool, **how: Any
 ) -> None:
     """Train a model.
 
@@ -51,44 +46,31 @@ def train_command(
     resolved = read_resolved(RunConfig, config)
     if dry_run:
         check({"weights": resolved.weights})
-        _describe(resolved, dataset, cache, run)
+        from udpm.data.levels import open_levels
+
+        levels = open_levels(dataset, cache, resolved.process.levels) if dataset and cache else None
+        if resolved.training == "imported":
+            raise UserError(f"{resolved.experiment}: training is imported; nothing to train")
+        from udpm.training.dryrun import describe_run
+
+        click.echo(describe_run(resolved, levels, run), nl=False)
         return
     dataset, cache, run = _given("--dataset", dataset), _given("--cache", cache), _given("--run", run)
     check({"weights": resolved.weights})
     from udpm.runs.attempts import attempted
 
     # Imports and files may fail, so record the attempt first.
-    with attempted(run, resolved, allow_world_size_change) as attempt:
+    with attempted(run, resolved, how["allow_world_size_change"]) as attempt:
         from udpm.data.levels import open_levels
         from udpm.training.trainer import train
 
-        train(
-            resolved,
-            open_levels(dataset, cache, resolved.process.levels),
-            run,
-            stop,
-            max_minutes=max_minutes,
-            allow_world_size_change=allow_world_size_change,
-            stale=stale_after,
-            attempt=attempt,
-        )
+        train(resolved, open_levels(dataset, cache, resolved.process.levels), run, stop, attempt=attempt, **how)
 
 
 def _given(name: str, value: Path | None) -> Path:
     if value is None:
         raise usage_error(f"Missing option '{name}'.")
     return value
-
-
-def _describe(config, dataset: Path | None, cache: Path | None, run: Path | None) -> None:
-    from udpm.data.levels import open_levels
-
-    levels = open_levels(dataset, cache, config.process.levels) if dataset and cache else None
-    if config.training == "imported":
-        raise UserError(f"{config.experiment}: training is imported; nothing to train")
-    from udpm.training.dryrun import describe_run
-
-    click.echo(describe_run(config, levels, run), nl=False)
 
 
 @click.command(cls=Verb, epilog="Example: udpm status --results results")

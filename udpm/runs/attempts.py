@@ -50,7 +50,6 @@ _SIGNS = [
     (r"\d+", "#"),
     (rf"#(?:[.,:-]#)*{_UNIT}(?!\w)", "#"),
 ]
-_PATTERNS = [(re.compile(pattern), sign) for pattern, sign in _SIGNS]
 
 
 def reason_of(error: BaseException) -> str:
@@ -81,8 +80,8 @@ def kind_of(reason: str, host: str | None = None) -> str:
             return text
     for name in sorted({host, host.partition(".")[0]} if host else (), key=len, reverse=True):
         reason = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", "HOST", reason)
-    for pattern, sign in _PATTERNS:
-        reason = pattern.sub(sign, reason)
+    for pattern, sign in _SIGNS:
+        reason = re.sub(pattern, sign, reason)
     return " ".join(reason.split())
 
 

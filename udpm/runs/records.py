@@ -242,9 +242,7 @@ class Leftovers:
     """Files of one run that can be removed.
 
     Attributes:
-        run: its folder.
-        files: to remove.
-        size: their total size in bytes.
+        size: total size of the files in bytes.
         kept: why the run's checkpoints must stay; empty if they can go, or if none exist.
     """
 

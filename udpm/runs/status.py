@@ -107,14 +107,16 @@ def read_status(run: Path) -> RunStatus:
     if owner is not None and not is_dead(owner):
         return _at_work(run, owner, lines, known, training, now)
     failure, last = _last_failure(run), attempts[-1] if attempts else PastAttempt()
-    if failure is not None and failure[0] >= (checkpoint.get("checkpoint") or 0) and _not_finite(last):
-        return RunStatus(str(run), "failed", **known | _where(last), note=failure[1])
+    # A file in failures/ may explain the state: older runs have no record of attempts.
+    not_finite = last.ended != "failed" or "is not finite" in last.reason
+    if failure is not None and failure[0] >= (checkpoint.get("checkpoint") or 0) and not_finite:
+        return RunStatus(str(run), "failed", **known | _where(last.record), note=failure[1])
     if last.ended == "failed":
         note = " ".join(last.reason.removeprefix(f"{run}: ").split())
-        return RunStatus(str(run), "failed", **known | _where(last), note=note)
+        return RunStatus(str(run), "failed", **known | _where(last.record), note=note)
     note = ""
     if last.ended is None and last.record:
-        note, known = _silent(last, now), known | _where(last)
+        note, known = _silent(last, now), known | _where(last.record)
     elif owner is not None:
         note = f"{name_of(owner)} ended abruptly"
     return RunStatus(str(run), "stopped" if checkpoint else "waiting", **known, note=note)
@@ -144,7 +146,7 @@ def _at_work(
 ) -> RunStatus:
     """Return the state of a run whose owner is not known to be dead."""
     age = max(0.0, now - owner.get("time", 0.0))
-    known = known | {"heartbeat_age": age, **{key: owner.get(key) for key in ("host", "job", "attempt")}}
+    known = known | {"heartbeat_age": age} | _where(owner)
     quiet = _quiet(run, owner, now)
     if age > STALE_SECONDS:
         return RunStatus(str(run), "stalled", **known, note=f"no heartbeat from {name_of(owner)}")
@@ -152,11 +154,6 @@ def _at_work(
         note = f"{name_of(owner)} is alive, but has written no metrics for {duration(quiet)}"
         return RunStatus(str(run), "stalled", **known, note=note)
     return RunStatus(str(run), "running", **known, seconds_left=_seconds_left(known, training))
-
-
-def _not_finite(last: PastAttempt) -> bool:
-    """Return whether a file in failures/ explains the state: older runs have no record of attempts."""
-    return last.ended != "failed" or "is not finite" in last.reason
 
 
 def _silent(last: PastAttempt, now: float) -> str:
@@ -169,8 +166,8 @@ def _silent(last: PastAttempt, now: float) -> str:
     return f"{who} began {began} ago and {what}"
 
 
-def _where(last: PastAttempt) -> dict[str, Any]:
-    return {key: last.record.get(key) for key in ("host", "job", "attempt")}
+def _where(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: record.get(key) for key in ("host", "job", "attempt")}
 
 
 def _is_extended(total: Any, training: dict[str, Any]) -> bool:
