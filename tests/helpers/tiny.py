@@ -13,6 +13,9 @@ from safetensors import safe_open
 from udpm.cli import main
 from udpm.config import RunConfig
 from udpm.config.load import resolve_run, to_json, validate
+from udpm.core import devices
+from udpm.networks.unet import build_generator
+from udpm.networks.weights import save_weights
 
 PROVENANCE = {"versions": {"udpm": "1"}, "commit": None, "machine": "x"}
 FINISHED = {"experiment": "a", "seed": 0, "iterations": 9, "weights_sha256": "0" * 64, "provenance": PROVENANCE}
@@ -192,6 +195,19 @@ class StopAfter:
 
     def __str__(self):
         return "test"
+
+
+def save_random_weights(path, **changes):
+    """Save weights of the tiny model at random; unlike new ones, the last layers are not near zero, so inputs show."""
+    devices.configure("cpu", 1)
+    config = run_config(**changes).model
+    torch.manual_seed(0)
+    generator = build_generator(config)
+    for module in generator.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.xavier_normal_(module.weight)
+    save_weights(path, config, {"ema": generator.state_dict()}, {"iteration": 0})
+    return path
 
 
 def weights(run):

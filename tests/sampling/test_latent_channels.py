@@ -10,12 +10,10 @@ import torch
 from PIL import Image
 
 from udpm.config import Latents
-from udpm.core import devices
 from udpm.core.errors import StoppedEarly
 from udpm.diffusion.sampler import seeded
 from udpm.diffusion.schedule import Schedule
-from udpm.networks.unet import build_generator
-from udpm.networks.weights import load_model, save_weights
+from udpm.networks.weights import load_model
 from udpm.report.figures.latents import plot_latents
 from udpm.sampling.generate import swap
 from udpm.sampling.sampler import Sampler
@@ -26,17 +24,9 @@ CHANNELS = 2
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Random weights whose last layers are not near zero, so that the latent shows."""
-    devices.configure("cpu", 1)
-    config = tiny.run_config(generator__latent_channels=CHANNELS).model
-    torch.manual_seed(0)
-    generator = build_generator(config)
-    for module in generator.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            torch.nn.init.xavier_normal_(module.weight)
+    """Weights of a model with a latent."""
     path = tmp_path_factory.mktemp("latent") / "weights.safetensors"
-    save_weights(path, config, {"ema": generator.state_dict()}, {"iteration": 0})
-    return path
+    return tiny.save_random_weights(path, generator__latent_channels=CHANNELS)
 
 
 def drawn(weights, output, *options):

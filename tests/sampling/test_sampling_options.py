@@ -9,7 +9,6 @@ import tiny
 import torch
 from PIL import Image
 
-from udpm.core import devices
 from udpm.core.devices import to_bytes
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
@@ -18,8 +17,7 @@ from udpm.diffusion.process import adjoint, posterior
 from udpm.diffusion.sampler import seeded
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.layers import NO_LABEL
-from udpm.networks.unet import build_generator
-from udpm.networks.weights import load_model, save_weights
+from udpm.networks.weights import load_model
 from udpm.sampling import sample_set as sets
 from udpm.sampling.sample_set import load_samples, save_samples
 from udpm.sampling.sampler import Sampler
@@ -27,17 +25,9 @@ from udpm.sampling.sampler import Sampler
 
 @pytest.fixture(scope="module")
 def guidable(tmp_path_factory):
-    """Weights of a model with label dropout: random, and its last layers not near zero, so that labels show."""
-    devices.configure("cpu", 1)
-    config = tiny.run_config(generator__label_dropout=0.1).model
-    torch.manual_seed(0)
-    generator = build_generator(config)
-    for module in generator.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            torch.nn.init.xavier_normal_(module.weight)
+    """Weights of a model with label dropout."""
     path = tmp_path_factory.mktemp("guidable") / "weights.safetensors"
-    save_weights(path, config, {"ema": generator.state_dict()}, {"iteration": 0})
-    return path
+    return tiny.save_random_weights(path, generator__label_dropout=0.1)
 
 
 @pytest.fixture

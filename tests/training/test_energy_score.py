@@ -11,6 +11,7 @@ from udpm.config.load import resolve_run
 from udpm.core.errors import UserError
 from udpm.diffusion.schedule import Schedule
 from udpm.training.batch import draw_level, draw_noise
+from udpm.training.dryrun import describe_run
 from udpm.training.losses import energy_score
 from udpm.training.trainer import Trainer
 
@@ -184,3 +185,7 @@ def test_the_last_ratio_is_the_schedules():
         process = resolve_run(name, 0, tiny.ROOT / "config").process
         schedule = Schedule.from_config(process)
         assert process.last_snr == schedule.snr(schedule.levels)
+
+
+def test_a_dry_run_names_it():
+    assert "energy score [0.0, 1.0, 1.0]" in describe_run(tiny.run_config(**LATENT), None, None)

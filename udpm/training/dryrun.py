@@ -73,8 +73,8 @@ def _describe_folder(config: RunConfig, run: Path | None) -> str:
 
 
 def _describe_losses(config: RunConfig) -> str:
-    keys = {config.losses.reconstruction: "reconstruction_weight", "LPIPS": "lpips_weight"}
-    keys |= {"adversarial": "adversarial_weight", "R1": "r1_gamma"}
+    keys = {config.losses.reconstruction: "reconstruction_weight", "energy score": "energy_weight"}
+    keys |= {"LPIPS": "lpips_weight", "adversarial": "adversarial_weight", "R1": "r1_gamma"}
     weights = {name: config.per_level(f"losses.{key}") for name, key in keys.items()}
     return ", ".join(f"{name} {values}" for name, values in weights.items() if any(values))
 
