@@ -103,6 +103,12 @@ class Training(Section):
     """Adam's β1 and β2, for both networks."""
     warmup: NonNegativeInt = 5000
     """Iterations of linear warm-up of both rates: rate × min(1, iteration / warmup)."""
+    learning_rate_end: DecayFactor = 1.0
+    """Fraction of both rates that is left at the end of a cosine decay from the end of the warm-up; 1 for none. Not in
+    the paper."""
+    decay_iterations: PositiveInt | None = None
+    """Iteration at which the decay of both rates ends; constant afterwards. Default: the end of training, which then
+    cannot be extended to more iterations."""
     discriminator_every: PositiveInt = 1
     """Iterations between discriminator steps."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
@@ -167,6 +173,25 @@ class Training(Section):
     def processes(self) -> int:
         """Number of processes on all nodes."""
         return self.nodes * self.processes_per_node
+
+    @property
+    def decays_to_the_end(self) -> bool:
+        """True if the learning rates depend on the number of iterations."""
+        return self.learning_rate_end < 1 and self.decay_iterations is None
+
+    @check
+    def _decay_follows_the_warm_up(self) -> None:
+        if self.decay_iterations is not None and self.learning_rate_end == 1:
+            raise ValueError(
+                f"decay_iterations: {self.decay_iterations}, but learning_rate_end is 1, so the rates do not decay; "
+                "set it below 1, or leave decay_iterations out"
+            )
+        key = "iterations" if self.decay_iterations is None else "decay_iterations"
+        if self.learning_rate_end < 1 and getattr(self, key) <= self.warmup:
+            raise ValueError(
+                f"{key}: {getattr(self, key)}, but the rates decay after {self.warmup} iterations of warmup; "
+                "must be more than that"
+            )
 
     @check
     def _averages_differ(self) -> None:

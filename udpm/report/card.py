@@ -183,11 +183,12 @@ def _training(config: RunConfig, record: dict[str, Any]) -> list[str]:
         lines = ["Imported weights: nothing is known here of their training but what their files say"]
     else:
         training = config.training
+        decay = f", cosine decay to {training.learning_rate_end:g} of it" if training.learning_rate_end < 1 else ""
         weights = ", ".join(f"{kind} {config.per_level(f'losses.{kind}_weight')}" for kind in LOSSES)
         lines = [
             f"{record.get('iterations', MISSING)} iterations of {training.batch} images, seed {config.seed}, "
             f"{training.precision}",
-            f"Adam, learning rate {training.learning_rate:g}, warm-up {training.warmup}",
+            f"Adam, learning rate {training.learning_rate:g}, warm-up {training.warmup}{decay}",
             f"Averages of the weights: {', '.join(training.averages) or 'none'}",
             f"Weights of the losses by level (l = 1 first): {weights}",
         ]

@@ -46,7 +46,7 @@ WORLD_SIZE_KEYS = {"training.nodes", "training.processes_per_node", "training.ac
 """Keys that split the batch: weights then agree up to rounding."""
 
 ITERATIONS = "training.iterations"
-"""May grow: no earlier iteration depends on the total, so training resumes from its state."""
+"""May grow, unless the learning rates decay to the end: no earlier iteration depends on the total."""
 
 
 def mutable_keys(section: str) -> set[str]:
@@ -133,7 +133,10 @@ def run_changes(earlier: RunConfig, now: RunConfig, free: set[str]) -> dict[str,
     changed = differences(earlier, now, free)
     trained = "imported" not in (earlier.training, now.training)
     if trained and now.training.iterations > earlier.training.iterations:
-        changed.pop(ITERATIONS, None)
+        if now.training.decays_to_the_end:
+            changed[ITERATIONS] += ", which moves the end of the decay; runs with training.decay_iterations can grow"
+        else:
+            changed.pop(ITERATIONS)
     return changed
 
 

@@ -89,7 +89,11 @@ def _describe_training(config: RunConfig, iterations: int) -> str:
         batches += f", in {training.accumulate} parts"
     switches = {"TF32": training.tf32, "channels last": training.channels_last, "compiled": training.compile}
     used = [name for name, on in (switches | {"CUDA graphs": training.cuda_graphs}).items() if on]
-    return ", ".join([batches, f"rate {training.learning_rate:g}", training.precision, *used])
+    rate = f"rate {training.learning_rate:g}"
+    if training.learning_rate_end < 1:
+        end = training.learning_rate * training.learning_rate_end
+        rate += f", {end:g} from iteration {training.decay_iterations or iterations}"
+    return ", ".join([batches, rate, training.precision, *used])
 
 
 def _describe_gpu(config: RunConfig) -> str:

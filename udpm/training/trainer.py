@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -224,12 +225,18 @@ class Trainer:
         return players_at(self.config, iteration)
 
     def learning_rate(self, iteration: int, player: str = "generator") -> float:
-        """Return rate · min(1, iteration/warmup); iterations count from 0."""
+        """Return rate · min(1, iteration/warmup), after it on half a cosine to its end; iterations count from 0."""
         training = self.config.training
         rate = training.learning_rate
         if player == "discriminator" and training.discriminator_learning_rate is not None:
             rate = training.discriminator_learning_rate
-        return rate * min(1.0, iteration / training.warmup) if training.warmup else rate
+        if iteration < training.warmup:
+            return rate * (iteration / training.warmup)
+        if training.learning_rate_end == 1:
+            return rate
+        decays = (training.decay_iterations or self.iterations) - training.warmup
+        left = (1 + math.cos(math.pi * min(1.0, (iteration - training.warmup) / decays))) / 2
+        return rate * (training.learning_rate_end + (1 - training.learning_rate_end) * left)
 
     def batch_source(self, config: RunConfig, images: Batches) -> Callable[[str, int], TrainingBatch]:
         """Return a function that makes the batch of a player's step; `images` gives this process's part."""

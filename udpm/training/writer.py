@@ -135,7 +135,10 @@ class RunWriter:
         """Check that a checkpoint has this run's images and configuration."""
         self._check_images(checkpoint, description)
         earlier = validate(RunConfig, description["run"], str(checkpoint))
-        changed = differences(earlier, self.config, MUTABLE_KEYS | WORLD_SIZE_KEYS | {ITERATIONS})
+        free = MUTABLE_KEYS | WORLD_SIZE_KEYS
+        changed = differences(
+            earlier, self.config, free if self.config.training.decays_to_the_end else free | {ITERATIONS}
+        )
         if changed:
             shown = "; ".join(changed.values())
             raise UserError(f"{checkpoint}: is of another run ({shown}); remove it from the folder")
