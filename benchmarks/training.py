@@ -21,11 +21,10 @@ from udpm.config.experiment import RunConfig
 from udpm.core import devices
 from udpm.core.errors import UserError
 from udpm.data.levels import Levels
-from udpm.data.loader import Batches
 from udpm.data.store import Store
 from udpm.diffusion.process import downsample, marginal
 from udpm.diffusion.schedule import Schedule
-from udpm.training.batch import Prefetcher, TrainingBatch, draw_level, draw_noise, level_shares
+from udpm.training.batch import Batches, Prefetcher, TrainingBatch, draw_level, draw_noise, level_shares
 from udpm.training.estimate import IterationCost, IterationCounter
 from udpm.training.losses import LossWeights
 from udpm.training.metrics import Metrics

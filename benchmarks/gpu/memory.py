@@ -11,7 +11,7 @@ import torch
 from benchmarks.gpu.checks import Check, Session, expect
 from benchmarks.gpu.speed import measured_run
 from benchmarks.gpu.subjects import random_data
-from udpm.training.memory import LiveBytes, estimate_memory
+from udpm.training.dryrun import LiveBytes, estimate_memory
 from udpm.training.trainer import Trainer
 
 ITERATIONS = 2

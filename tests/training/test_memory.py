@@ -10,9 +10,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from udpm.config.load import resolve_run
 from udpm.core.errors import UserError
 from udpm.training import dryrun
+from udpm.training.dryrun import AsOnGPU, BatchMemory, LiveBytes, _Steps, estimate_memory
 from udpm.training.estimate import IterationCounter, estimate_resources
 from udpm.training.losses import loss_weights
-from udpm.training.memory import AsOnGPU, BatchMemory, LiveBytes, _Steps, estimate_memory
 from udpm.training.trainer import Trainer
 
 WIDE = {"generator__channels": 32, "discriminator__channels": 32, "losses__lpips_weight": 0.0}

@@ -9,9 +9,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from udpm.config.load import resolve_run
+from udpm.training.dryrun import AsOnGPU
 from udpm.training.estimate import IterationCounter
 from udpm.training.losses import loss_weights
-from udpm.training.memory import AsOnGPU
 
 FREE = {
     "detach", "view", "_unsafe_view", "permute", "transpose", "t", "expand", "slice", "select", "unsqueeze", "squeeze",

@@ -22,8 +22,7 @@ from udpm.networks.unet import UNet, build_generator
 from udpm.runs import lock as owners
 from udpm.runs.status import QUIET_AT_FIRST
 from udpm.training.estimate import _Flops, estimate_resources, iteration_cost, milestone_warning
-from udpm.training.metrics import progress_line, progress_text
-from udpm.training.previews import COLUMNS, draw_preview, preview_labels, preview_path
+from udpm.training.metrics import COLUMNS, draw_preview, preview_labels, preview_path, progress_line, progress_text
 from udpm.training.state import State
 from udpm.training.trainer import train
 

@@ -20,10 +20,10 @@ from udpm.core.errors import UserError
 from udpm.data import fill
 from udpm.data.decode import ImageError, Preprocessing, fit, quiet_decoders, to_rgb
 from udpm.data.levels import Levels, block_sums
-from udpm.data.loader import Batches
 from udpm.data.open import open_source
 from udpm.data.source import Source
 from udpm.data.store import HEADER_BYTES, Store
+from udpm.training.batch import Batches
 
 IMAGES = 50_000
 SECONDS = 1.0

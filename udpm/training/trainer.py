@@ -18,13 +18,22 @@ from udpm.core.distributed import Agreement, RankInfo, all_reduce_mean, detect_r
 from udpm.core.errors import UserError
 from udpm.core.processes import StopRequest
 from udpm.data.levels import Levels
-from udpm.data.loader import Batches, DataLocation
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.inference import compile_network
 from udpm.runs.attempts import Attempt, attempted, make_folder
 from udpm.runs.config_guard import preparation_changes
 from udpm.runs.lock import STALE_SECONDS, RunLock
-from udpm.training.batch import Prefetcher, TrainingBatch, draw_level, draw_noise, drops_out, players_at, seed_dropout
+from udpm.training.batch import (
+    Batches,
+    DataLocation,
+    Prefetcher,
+    TrainingBatch,
+    draw_level,
+    draw_noise,
+    drops_out,
+    players_at,
+    seed_dropout,
+)
 from udpm.training.graphs import RecordedPasses, recorder_for
 from udpm.training.losses import (
     LossWeights,

@@ -37,8 +37,16 @@ from udpm.runs.records import SEALED, is_finished, read_complete
 from udpm.training.batch import TrainingBatch
 from udpm.training.checkpoint import forget_after, resume, save_checkpoint, save_failure
 from udpm.training.estimate import estimate_resources, milestone_warning
-from udpm.training.metrics import Events, Metrics, NotFinite, progress_line, progress_text
-from udpm.training.previews import draw_preview, preview_path, write_preview
+from udpm.training.metrics import (
+    Events,
+    Metrics,
+    NotFinite,
+    draw_preview,
+    preview_path,
+    progress_line,
+    progress_text,
+    write_preview,
+)
 from udpm.training.state import State
 
 
