@@ -169,6 +169,7 @@ def _check_heads(generator: Generator, sides: list[int]) -> None:
 
 WIDEST = 512
 """Channels of the discriminator's widest map."""
+Deviation = Literal["sum", "mean", "none"]
 
 
 class Discriminator(Section):
@@ -183,6 +184,9 @@ class Discriminator(Section):
     sees_state: bool = False
     """Also condition it on the noisy state x_l that an image was made from, as in denoising diffusion GANs; not in the
     paper."""
+    minibatch_deviation: Deviation = "sum"
+    """Map of the minibatch standard deviation: its sum over channels and positions (as published), its mean over them,
+    which is of the features' size, or no such map."""
 
     @check
     def _widths_can_be_normalized(self) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from udpm.config.experiment import RunConfig
-from udpm.config.model import WIDEST
+from udpm.config.model import WIDEST, Deviation
 from udpm.networks.layers import ADM, ResidualBlock, one_hot, sinusoids, times_like, without_autocast
 
 GROUP = 4
@@ -27,6 +27,7 @@ class DiscriminatorShape:
         channels: base width F.
         classes: number of classes; 0 if it is not conditioned on the label.
         sees_state: True if it is also conditioned on the state x_l that an image was made from.
+        deviation: what its map of the minibatch standard deviation has of channels and positions; "none" for no map.
     """
 
     side: int
@@ -34,6 +35,7 @@ class DiscriminatorShape:
     channels: int
     classes: int = 0
     sees_state: bool = False
+    deviation: Deviation = "sum"
 
 
 class Discriminator(nn.Module):
@@ -56,8 +58,8 @@ class Discriminator(nn.Module):
             for index in range((shape.side >> (shape.levels - 1)).bit_length())
         ]
         self.blocks = cast(Sequence[ResidualBlock], nn.ModuleList(blocks))
-        outputs = blocks[-1].conv_out.out_channels
-        self.final = nn.Conv2d(outputs + 1, min(WIDEST, 8 * width), 3, padding=1)
+        outputs = blocks[-1].conv_out.out_channels + (shape.deviation != "none")
+        self.final = nn.Conv2d(outputs, min(WIDEST, 8 * width), 3, padding=1)
         self.head = nn.Linear(min(WIDEST, 8 * width), 1)
         initialize(self)
 
@@ -97,7 +99,8 @@ class Discriminator(nn.Module):
         # The deviation is summed over thousands of values: bfloat16 would round away the differences between groups.
         with without_autocast(h.device):
             h = h.float()
-            h = torch.cat([h, batch_deviation(h)], dim=1)
+            if self.shape.deviation != "none":
+                h = torch.cat([h, batch_deviation(h, mean=self.shape.deviation == "mean")], dim=1)
             h = leaky(self.final(h)).sum(dim=(2, 3))
             return F.dropout(self.head(h), dropout, self.training)
 
@@ -113,6 +116,7 @@ def build_discriminator(config: RunConfig) -> Discriminator:
             channels=section.channels,
             classes=config.classes if section.class_conditional else 0,
             sees_state=section.sees_state,
+            deviation=section.minibatch_deviation,
         )
     )
 
@@ -122,14 +126,15 @@ def leaky(x: torch.Tensor) -> torch.Tensor:
     return F.leaky_relu(x, 0.2)
 
 
-def batch_deviation(h: torch.Tensor) -> torch.Tensor:
+def batch_deviation(h: torch.Tensor, *, mean: bool = False) -> torch.Tensor:
     """Compute the minibatch standard deviation as an additional map.
 
     A group is G = 4 samples, or the largest divisor of B below 4; sample b is grouped with b ± B/G. The population
-    standard deviation over the group (variance + 1e-8) is summed over channels and positions.
+    standard deviation over the group (variance + 1e-8) is summed or averaged over channels and positions.
 
     Args:
         h: (B, C, h, w).
+        mean: average instead of the sum.
 
     Returns:
         (B, 1, h, w), equal for all samples of a group.
@@ -137,7 +142,8 @@ def batch_deviation(h: torch.Tensor) -> torch.Tensor:
     batch, _, height, width = h.shape
     size = next(size for size in range(min(GROUP, batch), 0, -1) if batch % size == 0)
     groups = h.reshape(size, batch // size, -1)
-    deviation = (groups.var(dim=0, unbiased=False) + 1e-8).sqrt().sum(dim=1)
+    deviations = (groups.var(dim=0, unbiased=False) + 1e-8).sqrt()
+    deviation = deviations.mean(dim=1) if mean else deviations.sum(dim=1)
     return deviation.repeat(size)[:, None, None, None].expand(-1, 1, height, width)
 
 
