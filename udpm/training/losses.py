@@ -207,8 +207,8 @@ def discriminator_losses(
     The generator must be in eval mode, the discriminator in train mode.
 
     Returns:
-        Scalars: "total" to minimize; for the record "loss" (without R1), "r1" (unweighted, if γ > 0), and D's mean
-        outputs "real" and "fake".
+        Scalars: "total" to minimize; for the record "loss" (without R1), "r1" (unweighted, if γ > 0), D's mean
+        outputs "real" and "fake", and "auc" (see `separation`).
     """
     state = batch.state(schedule)
     with torch.no_grad():
@@ -219,7 +219,8 @@ def discriminator_losses(
     shown = (upsample_for_discriminator(image, weights) for image in (fake, real))
     on_fake, on_real = (discriminator(image, time, batch.labels, weights.dropout, state).float() for image in shown)
     loss = 0.5 * (F.softplus(on_fake).mean() + F.softplus(-on_real).mean())
-    stats = {"loss": loss.detach(), "real": on_real.detach().mean(), "fake": on_fake.detach().mean()}
+    seen = on_real.detach(), on_fake.detach()
+    stats = {"loss": loss.detach(), "real": seen[0].mean(), "fake": seen[1].mean(), "auc": separation(*seen)}
     if weights.r1 == 0:
         return {"total": loss, **stats}
     # Autocast would choose other types for some gradients than their operations had.
@@ -244,7 +245,7 @@ def generator_losses(
 
     Returns:
         Scalars: "total" to minimize; for the record, unweighted, "reconstruction" and, with weights above 0, "energy"
-        with "spread" (see `energy_score`), "lpips" and "adversarial".
+        with "spread" (see `energy_score`), "lpips", and "adversarial" with "adversarial_share" (`gradient_share`).
     """
     state = batch.state(schedule)
     output = predict(generator, schedule, batch, state).float() / weights.divisor
@@ -260,20 +261,55 @@ def generator_losses(
         )
         stats |= {"energy": score.detach(), "spread": spread.detach()}
         total = total + weights.energy * score
-    output = output[: len(target)]
+    first = output[: len(target)]
     if weights.lpips > 0:
         assert perceptual is not None
-        distance = perceptual(output, target).mean()
+        distance = perceptual(first, target).mean()
         stats["lpips"] = distance.detach()
         total = total + weights.lpips * distance
     if weights.adversarial > 0:
         assert discriminator is not None
-        shown = upsample_for_discriminator(add_instance_noise(output, weights, batch.fake_noise), weights)
+        branch = first.view_as(first)
+        stats["adversarial_share"] = gradient_share(output, branch)
+        shown = upsample_for_discriminator(add_instance_noise(branch, weights, batch.fake_noise), weights)
         logits = discriminator(shown, schedule.time(batch.level), batch.labels, 0.0, state).float()
         adversarial = F.softplus(-logits).mean()
         stats["adversarial"] = adversarial.detach()
         total = total + weights.adversarial * adversarial
     return {"total": total, **stats}
+
+
+def separation(on_real: torch.Tensor, on_fake: torch.Tensor) -> torch.Tensor:
+    """Return the share of pairs of a real and a generated image that D's outputs, (n, 1) and (m, 1), order correctly.
+
+    This is the area under the ROC curve: 1 if D separates all, ½ if it separates nothing.
+    """
+    return 0.5 + 0.5 * torch.sign(on_real - on_fake.T).mean()
+
+
+def gradient_share(output: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+    """Return a scalar that the backward pass fills: ‖g‖ / (‖g‖ + ‖g'‖), 0 until then and where a norm is not finite.
+
+    g is the part of the loss's gradient with respect to the network's output that comes through `branch`, g' the rest.
+
+    Args:
+        output: (m·B, 3, H, W).
+        branch: a view of its first B images, which one term of the loss uses alone.
+    """
+    share = output.new_zeros(())
+    if not output.requires_grad:
+        return share
+    parts: list[torch.Tensor] = []
+    branch.register_hook(parts.append)
+
+    def fill(gradient: torch.Tensor) -> None:
+        rest, part = gradient.clone(), parts.pop()
+        rest[: len(part)] -= part
+        norms = torch.stack([torch.linalg.vector_norm(part), torch.linalg.vector_norm(rest)])
+        share.copy_(torch.nan_to_num(norms[0] / norms.sum()))
+
+    output.register_hook(fill)
+    return share
 
 
 SMOOTHING = 1e-5

@@ -39,6 +39,7 @@ SHOWN = {
     "generator/adversarial": "adv",
     "discriminator/real": "D real",
     "discriminator/fake": "fake",
+    "discriminator/auc": "AUC",
     "discriminator/r1": "R1",
 }
 """Metrics in log lines, in this order, and their short names."""

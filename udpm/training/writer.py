@@ -47,6 +47,7 @@ from udpm.training.metrics import (
     progress_text,
     write_preview,
 )
+from udpm.training.players import Watch
 from udpm.training.state import State
 
 
@@ -86,6 +87,7 @@ class RunWriter:
     state: State = field(init=False)
     iterations: int = field(init=False)
     metrics: Metrics = field(init=False)
+    watch: Watch = field(init=False)
     progress: tqdm = field(init=False)
 
     def begin(self) -> bool:
@@ -131,6 +133,7 @@ class RunWriter:
         if not self.history or self.history[-1]["processes"] != self.ranks.world:
             self.history.append({"from_iteration": state.iteration, "processes": self.ranks.world})
         self.metrics = Metrics(self.run / "metrics.jsonl", state.iteration, self.ranks)
+        self.watch = Watch(self.config.losses.adversarial_start)
         self._warn_disk()
         if self.config.training.tensorboard and self.owner is not None:
             self.events = Events(self.run / "tensorboard", state.iteration)
@@ -221,6 +224,8 @@ class RunWriter:
             self._log(progress_line(line, self.iterations, self.config.training.batch), sys.stderr)
         else:
             self.progress.set_postfix_str(progress_text(line), refresh=False)
+        for text in self.watch.verdicts(line, self.config.process.levels):
+            self._log(f"warning: {text}; `udpm diagnose` measures it on held-out images", sys.stderr)
 
     def _save_preview(self) -> None:
         """Draw and save a preview on rank 0 while the others wait."""

@@ -27,8 +27,11 @@ PANELS = {
     "generator/lpips": "generator: LPIPS",
     "generator/adversarial": "generator: adversarial",
     "discriminator/loss": "discriminator: loss",
+    "generator/adversarial_share": "generator: share of the gradient that is D's",
+    "discriminator/auc": "discriminator: AUC of real and generated",
     "discriminator/r1": "discriminator: squared gradient (R1)",
 }
+UNITS = {"discriminator/r1": "‖∇D‖²", "discriminator/auc": "AUC", "generator/adversarial_share": "share"}
 LOGARITHMIC = {"generator/reconstruction", "discriminator/r1"}
 
 
@@ -87,7 +90,7 @@ def _panel(axes: Axes, metrics: pd.DataFrame, kind: str, levels: list[str]) -> N
         )
     axes.set_title(PANELS[kind])
     axes.set_xlabel("iteration")
-    axes.set_ylabel("loss" if kind != "discriminator/r1" else "‖∇D‖²")
+    axes.set_ylabel(UNITS.get(kind, "loss"))
     if kind in LOGARITHMIC and (metrics[levels].min() > 0).all():
         axes.set_yscale("log")
     axes.legend()
