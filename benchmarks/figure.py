@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from benchmarks.gains import PLAIN
-from udpm.bench.record import read_benchmark
+from udpm.bench.measure import read_benchmark
 from udpm.core.errors import UserError
 from udpm.report.figures.style import COLOURS, MARKERS, save
 from udpm.report.table import MISSING, Table

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from udpm.bench.measure import Timing, spread
 from udpm.core.errors import UserError
-from udpm.core.processes import SPAWN, init_worker
+from udpm.core.work import SPAWN, init_worker
 
 if TYPE_CHECKING:
     import torch

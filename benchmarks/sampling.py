@@ -12,9 +12,8 @@ import torch
 
 from benchmarks.fft import sample_by_fft
 from benchmarks.gains import PLAIN, gain_by_gain, in_turn, peak_bytes, speedup
-from udpm.bench.inference import work_of
-from udpm.bench.measure import ceilings
-from udpm.bench.record import record, row
+from udpm.bench.measure import ceilings, record, row
+from udpm.bench.networks import work_of
 from udpm.config.experiment import RunConfig
 from udpm.core import devices
 from udpm.diffusion.sampler import Latent, SamplingStep

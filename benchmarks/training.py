@@ -14,9 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.fft import downsample_by_fft
 from benchmarks.gains import PLAIN, gain_by_gain, in_turn, mean_timing, peak_bytes, speedup
-from udpm.bench.measure import ceilings
-from udpm.bench.record import Workload, record, row
-from udpm.bench.training import CONFIGURED, MEAN, BenchmarkData, changed, setting, trained
+from udpm.bench.measure import Workload, ceilings, record, row
+from udpm.bench.networks import CONFIGURED, MEAN, BenchmarkData, changed, setting, trained
 from udpm.config.experiment import RunConfig
 from udpm.core import devices
 from udpm.core.errors import UserError

@@ -26,9 +26,8 @@ from udpm.config import (
 )
 from udpm.config.dataset import OWN_CLASSES, class_number
 from udpm.config.validation import Record, Section, SplitRanges, validate
-from udpm.core.download import INCEPTION
 from udpm.core.errors import EXIT_USER_ERROR, UserError
-from udpm.core.files import expanded
+from udpm.core.files import INCEPTION, expanded
 from udpm.core.reading import read_json
 from udpm.runs.config_guard import MUTABLE_KEYS, differences, mutable_keys, preparation_changes
 from udpm.runs.layout import Layout, milestone

@@ -16,7 +16,7 @@ from benchmarks.gpu.checks import Check, Session
 from benchmarks.gpu.speed import measured_run
 from benchmarks.gpu.subjects import awake_model
 from udpm.bench.measure import now
-from udpm.bench.training import BenchmarkData
+from udpm.bench.networks import BenchmarkData
 from udpm.networks.inference import Precision
 from udpm.sampling.sampler import Sampler
 from udpm.training.trainer import Trainer

@@ -15,9 +15,8 @@ from benchmarks.gains import mean_timing
 from benchmarks.gpu.checks import Check, Session, Skipped
 from benchmarks.gpu.subjects import awake_model, experiment, random_data
 from benchmarks.training import SwitchedTrainer, TrainingGains
-from udpm.bench.measure import BLOCKS, Timing, now
-from udpm.bench.record import Workload, row
-from udpm.bench.training import BenchmarkData, bench_training, for_speed
+from udpm.bench.measure import BLOCKS, Timing, Workload, now, row
+from udpm.bench.networks import BenchmarkData, bench_training, for_speed
 from udpm.config import RunConfig
 from udpm.diffusion.sampler import Network, noise_sides, sample
 from udpm.diffusion.schedule import Schedule

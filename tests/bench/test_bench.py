@@ -10,8 +10,8 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from udpm.bench import data as feeding
-from udpm.bench import inference as benchmark
 from udpm.bench import measure
+from udpm.bench import networks as benchmark
 from udpm.config import Scoring, to_json
 from udpm.networks.discriminator import build_discriminator
 from udpm.networks.flops import count_cost

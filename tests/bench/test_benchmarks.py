@@ -18,8 +18,7 @@ from benchmarks.gains import comparison_lines, in_turn, speedup, switches
 from benchmarks.sampling import SwitchedSampler, sampling_ways
 from benchmarks.training import SwitchedTrainer, TrainingGains
 from udpm.bench import measure
-from udpm.bench import record as records
-from udpm.bench.record import Workload
+from udpm.bench.measure import Workload
 from udpm.core.arrays import sealed
 from udpm.core.files import write_json
 from udpm.data.levels import open_levels
@@ -228,7 +227,7 @@ def test_cpu_seconds_are_not_recorded_on_a_gpu(tmp_path, monkeypatch, capsys):
     found = speedup(timings["slow"], timings["fast"])
     assert found["speedup"]["count"] == 2
     assert found["cpu_speedup"] is None
-    ways = {name: records.row("batch", name, timings[name], Workload(1, 9, 9), CEILINGS) | found for name in timings}
+    ways = {name: measure.row("batch", name, timings[name], Workload(1, 9, 9), CEILINGS) | found for name in timings}
     record = single_record() | {"rows": list(ways.values())}
     assert "CPU" not in comparison_lines(record)[-1]
     (tmp_path / "gpu.json").write_text(json.dumps(record))

@@ -25,13 +25,13 @@ from PIL import Image
 
 from udpm.cli import main
 from udpm.config import DatasetConfig
-from udpm.core import folders, processes, progress
+from udpm.core import folders, work
 from udpm.core.devices import patch_torchvision
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import exclusive
 from udpm.core.folders import list_contents
 from udpm.core.kinds import DATASET
-from udpm.core.processes import StopRequest
+from udpm.core.work import StopRequest
 from udpm.data import fill
 from udpm.data import prepare as preparation
 from udpm.data.decode import ImageError, Preprocessing, _opaque_rgb, fit, quiet_decoders, to_rgb
@@ -259,8 +259,8 @@ def test_an_archives_directory_is_read_as_the_library_does(tmp_path, monkeypatch
 
 
 def test_a_log_shows_progress(capsys, monkeypatch):
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
-    with progress.Progress(100, "prepare", "image", initial=40) as bar:
+    monkeypatch.setattr(work, "SECONDS_BETWEEN_LINES", 0)
+    with work.Progress(100, "prepare", "image", initial=40) as bar:
         bar.update(10)
     assert re.fullmatch(r"prepare: 50 of 100 images, \d+ per second, \d+\.\d minutes left\n", capsys.readouterr().err)
 
@@ -667,11 +667,11 @@ class Signalled:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_no_signal_ends_a_worker_that_has_only_begun(number):
-    process = processes.SPAWN.Process(target=repr, args=(Signalled(number),))
+    process = work.SPAWN.Process(target=repr, args=(Signalled(number),))
     process.start()
     process.join()
     assert process.exitcode == 0
-    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(processes.SIGNALS)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(work.SIGNALS)
 
 
 def test_a_worker_killed_after_a_request_to_stop_is_a_stop(many, tmp_path, monkeypatch):

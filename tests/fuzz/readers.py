@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from fuzz import mutate
-from udpm.bench.record import read_benchmark
+from udpm.bench.measure import read_benchmark
 from udpm.cli import data as info
 from udpm.config import (
     DatasetConfig,

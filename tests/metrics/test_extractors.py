@@ -17,9 +17,8 @@ from PIL import Image
 from udpm.config import Scoring, to_json
 from udpm.core import devices
 from udpm.core.devices import patch_torchvision
-from udpm.core.download import INCEPTION, PublishedFile, fetch
 from udpm.core.errors import UserError
-from udpm.core.files import sha256
+from udpm.core.files import INCEPTION, PublishedFile, fetch, sha256
 from udpm.metrics import extractor as extractors
 from udpm.metrics.distances import frechet_distance, statistics
 from udpm.metrics.extractor import extract, load_extractor, open_extractor

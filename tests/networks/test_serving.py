@@ -13,7 +13,7 @@ from udpm.config.load import validate
 from udpm.config.validation import read_yaml
 from udpm.core import devices
 from udpm.core.errors import UserError
-from udpm.core.progress import delay_by_one, prefetch
+from udpm.core.work import delay_by_one, prefetch
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.inference import CUDAGraphRunner, compile_network, prepare_for_inference
 from udpm.networks.unet import UNet, UNetShape

@@ -16,7 +16,7 @@ from udpm.core import devices, distributed
 from udpm.core.devices import describe_failure, is_device_failure
 from udpm.core.distributed import Agreement, RankInfo, detect_ranks, process_group
 from udpm.core.errors import StoppedEarly, UserError
-from udpm.core.progress import prefetch
+from udpm.core.work import prefetch
 from udpm.diffusion.schedule import Schedule
 from udpm.metrics.extractor import Extractor, extract
 from udpm.metrics.protocol import comparable, sampling_words, used_tf32

@@ -71,7 +71,7 @@ def test_of_two_processes_one_is_killed_then_both_are_stopped(pair):
 def test_a_second_interrupt_ends_at_once(single):
     program = (
         "import os, signal, time\n"
-        "from udpm.core.processes import StopRequest\n"
+        "from udpm.core.work import StopRequest\n"
         "stop = StopRequest.install()\n"
         "for number in (signal.SIGTERM, signal.SIGINT):\n"
         "    os.kill(os.getpid(), number)\n"

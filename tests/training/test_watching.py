@@ -16,7 +16,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from udpm.core.errors import StoppedEarly, UserError
-from udpm.core.progress import duration
+from udpm.core.work import duration
 from udpm.networks.flops import multiply_adds
 from udpm.networks.unet import UNet, build_generator
 from udpm.runs import lock as owners

@@ -13,7 +13,7 @@ from tiny import ROOT, call
 from udpm.config import Sampling, load_cluster
 from udpm.config.validation import validate
 from udpm.core.errors import StoppedEarly, UserError
-from udpm.core.processes import use_private_cache_dirs
+from udpm.core.work import use_private_cache_dirs
 from udpm.runs.attempts import ATTEMPTS, recorded
 from udpm.sampling.generate import draw_samples, shard_numbers
 from udpm.sampling.sample_set import load_samples

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from udpm.bench.measure import BLOCKS, Timing, repeated
-from udpm.bench.record import Workload, row
+from udpm.bench.measure import BLOCKS, Timing, Workload, repeated, row
 from udpm.config.dataset import DatasetConfig
 from udpm.core.errors import UserError
 from udpm.data import fill

@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "SLURM_JOB_ID" in os.environ:
         # Slow to import.
-        from udpm.core.processes import use_private_cache_dirs
+        from udpm.core.work import use_private_cache_dirs
 
         use_private_cache_dirs()
     try:

@@ -17,7 +17,7 @@ from udpm.core.files import write_json
 if TYPE_CHECKING:
     import torch
 
-    from udpm.bench.training import BenchmarkData
+    from udpm.bench.networks import BenchmarkData
     from udpm.config import RunConfig
 
 SIDES = ("8", "16", "32", "64", "128", "256")
@@ -65,8 +65,7 @@ def data(
         open_for_bench,
         preparation_lines,
     )
-    from udpm.bench.measure import ceilings
-    from udpm.bench.record import record
+    from udpm.bench.measure import ceilings, record
 
     where = devices.configure(device, threads)
     # Open the images first: measuring the ceilings takes seconds, and the path may be wrong.
@@ -97,7 +96,7 @@ def train(config: Path, iterations: int, as_json: bool, output: Path | None, **s
     CONFIG is a run's resolved configuration (udpm resolve). With random images LPIPS has random weights too. Nothing is
     kept.
     """
-    from udpm.bench.training import bench_training, training_lines
+    from udpm.bench.networks import bench_training, training_lines
 
     resolved, images = training_setting(config, **setting)
     with images.opened(resolved) as levels:
@@ -115,7 +114,7 @@ def score(config: Path, extractor: Path | None, side: int, as_json: bool, output
 
     CONFIG is a resolved scoring section (udpm resolve --part scoring). Nothing is kept.
     """
-    from udpm.bench.inference import bench_extractor, scoring_lines
+    from udpm.bench.networks import bench_extractor, scoring_lines
     from udpm.config import Scoring, read_resolved
     from udpm.metrics.extractor import extractor_files, open_extractor
 
@@ -140,7 +139,7 @@ def sample(seconds: float, as_json: bool, output: Path | None, **setting: Any) -
     EXPERIMENT is the name of a file in config/experiments/. Networks are freshly initialized: this needs neither
     weights nor data.
     """
-    from udpm.bench.inference import bench_sampling, sampling_lines
+    from udpm.bench.networks import bench_sampling, sampling_lines
 
     run, where, images = sampling_setting(**setting)
     report(bench_sampling(run, where, images, seconds), sampling_lines, as_json, output)
@@ -150,7 +149,7 @@ def training_setting(
     config: Path, dataset: Path | None, cache: Path | None, batch: int | None, threads: int | None
 ) -> tuple[RunConfig, BenchmarkData]:
     """Return the configuration and the data to measure training with."""
-    from udpm.bench.training import BenchmarkData, for_speed
+    from udpm.bench.networks import BenchmarkData, for_speed
     from udpm.config import RunConfig, read_resolved
 
     if (dataset is None) != (cache is None):

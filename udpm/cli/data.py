@@ -12,8 +12,8 @@ from udpm.core import kinds
 from udpm.core.containers import read_header
 from udpm.core.errors import UserError
 from udpm.core.files import expanded
-from udpm.core.processes import StopRequest
 from udpm.core.reading import read_json
+from udpm.core.work import StopRequest
 
 FILES = ("inception", "vgg", "cifar10")
 
@@ -34,7 +34,7 @@ def fetch_command(file: str, folder: Path | None, sha256: str | None, offline: b
     """
     from dataclasses import replace
 
-    from udpm.core import download as published
+    from udpm.core import files as published
 
     wanted = {"inception": published.INCEPTION, "vgg": published.VGG, "cifar10": published.CIFAR10}[file]
     wanted = replace(wanted, sha256=sha256.lower()) if sha256 else wanted

@@ -10,7 +10,7 @@ import click
 from udpm.cli.options import FILE, FOLDER, RESULTS, OutputFolder, Verb, check, usage_error
 from udpm.core import kinds
 from udpm.core.errors import UserError
-from udpm.core.processes import StopRequest
+from udpm.core.work import StopRequest
 
 
 @click.command(

@@ -18,7 +18,7 @@ from udpm.config.validation import (
     WorkflowPath,
     check,
 )
-from udpm.core.download import INCEPTION
+from udpm.core.files import INCEPTION
 
 Label = NonNegativeInt | Annotated[str, Field(min_length=1)]
 """A class, by number or name."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch.distributed import TCPStore
 
-    from udpm.core.processes import StopRequest
+    from udpm.core.work import StopRequest
 
 RENDEZVOUS_SECONDS = 300.0
 

@@ -20,8 +20,8 @@ from pydantic import Field, ValidationError
 from udpm.config.validation import NonNegativeInt, Record
 from udpm.core.errors import StoppedEarly
 from udpm.core.files import write_text
-from udpm.core.processes import SPAWN, StopRequest, init_worker
 from udpm.core.reading import read_json_lines
+from udpm.core.work import SPAWN, StopRequest, init_worker
 from udpm.data.decode import ImageError, Preprocessing, fit, quiet_decoders, to_rgb
 from udpm.data.source import Reader, Source
 from udpm.data.store import HEADER_BYTES

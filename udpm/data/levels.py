@@ -16,8 +16,8 @@ from udpm.core.errors import UserError
 from udpm.core.files import sha256, write_json
 from udpm.core.folders import atomic_folder
 from udpm.core.kinds import CACHE
-from udpm.core.progress import Progress
 from udpm.core.reading import read_json
+from udpm.core.work import Progress
 from udpm.data.store import Store, array_header, check_files, open_array, open_store
 
 FORMAT = "udpm-cache/1"

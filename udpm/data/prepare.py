@@ -23,8 +23,7 @@ from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import exclusive, sha256, through_links, write_json
 from udpm.core.folders import WorkFolder, check_folder, list_contents
 from udpm.core.kinds import DATASET
-from udpm.core.processes import StopRequest
-from udpm.core.progress import Progress
+from udpm.core.work import Progress, StopRequest
 from udpm.data.decode import STEPS, Preprocessing
 from udpm.data.fill import CHUNK, Journal, Outcome, Work, chunk_of, chunks, process_chunks
 from udpm.data.open import difference, open_source, read_inventory, take_inventory, write_inventory

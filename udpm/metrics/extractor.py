@@ -19,11 +19,10 @@ from udpm.core import devices
 from udpm.core.arrays import check_array
 from udpm.core.containers import check_archive
 from udpm.core.devices import describe_failure, is_device_failure
-from udpm.core.download import INCEPTION, PublishedFile, fetch
 from udpm.core.errors import UserError, first_line
-from udpm.core.files import sha256
-from udpm.core.progress import Progress, prefetch
+from udpm.core.files import INCEPTION, PublishedFile, fetch, sha256
 from udpm.core.provenance import count_images
+from udpm.core.work import Progress, prefetch
 from udpm.data.npz import load_arrays, save_arrays
 from udpm.metrics.extractor_networks import FORMAT, MODES, SEALED, Inception, Inputs
 

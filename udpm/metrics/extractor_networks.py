@@ -17,9 +17,8 @@ from torch import nn
 from udpm.core import provenance
 from udpm.core.arrays import derive_seed, sealed
 from udpm.core.devices import is_device_failure, patch_torchvision
-from udpm.core.download import INCEPTION
 from udpm.core.errors import UserError, first_line
-from udpm.core.files import atomic_path, sha256, write_json
+from udpm.core.files import INCEPTION, atomic_path, sha256, write_json
 from udpm.data.store import Store
 
 FORMAT = "udpm-extractor/1"

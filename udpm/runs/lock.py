@@ -21,8 +21,8 @@ from pydantic import Field
 from udpm.config.validation import NonNegativeFloat, NonNegativeInt, Record, is_valid
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import write_json
-from udpm.core.processes import StopRequest
 from udpm.core.reading import read_json
+from udpm.core.work import StopRequest
 
 RECORD = "owner.json"
 OWNER_BYTES = 2**16

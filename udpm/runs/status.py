@@ -16,8 +16,8 @@ from udpm.config.points import LoadedSweep
 from udpm.config.validation import Model, Section
 from udpm.core.containers import read_header
 from udpm.core.errors import UserError
-from udpm.core.progress import duration
 from udpm.core.reading import JSON_BYTES, read_text
+from udpm.core.work import duration
 from udpm.runs.attempts import PastAttempt, read_attempts
 from udpm.runs.config_guard import MUTABLE_KEYS, differences, missing, run_changes
 from udpm.runs.layout import Layout

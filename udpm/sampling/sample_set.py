@@ -24,8 +24,7 @@ from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import atomic_path, sha256, sync, unfinished, write_json
 from udpm.core.folders import atomic_folder
 from udpm.core.kinds import IMAGES, SAMPLES_COMMENT
-from udpm.core.processes import SPAWN, init_worker
-from udpm.core.progress import Progress, map_ordered
+from udpm.core.work import SPAWN, Progress, init_worker, map_ordered
 from udpm.data.npz import read_npz
 
 FORMAT = "udpm-samples/1"

@@ -16,8 +16,8 @@ from udpm.core.arrays import check_array
 from udpm.core.devices import AsyncHostCopy, bind_thread, pinned, to_device, to_uint8
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
-from udpm.core.progress import Progress, delay_by_one, prefetch
 from udpm.core.provenance import count_images
+from udpm.core.work import Progress, delay_by_one, prefetch
 from udpm.data.npz import array_names, read_npz
 from udpm.diffusion.process import adjoint
 from udpm.diffusion.sampler import Latent, Network, SamplingStep, join, sample, seeded

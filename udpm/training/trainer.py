@@ -16,7 +16,7 @@ from udpm.core import devices
 from udpm.core.devices import as_user_errors
 from udpm.core.distributed import Agreement, RankInfo, all_reduce_mean, detect_ranks, process_group
 from udpm.core.errors import UserError
-from udpm.core.processes import StopRequest
+from udpm.core.work import StopRequest
 from udpm.data.levels import Levels
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.inference import compile_network

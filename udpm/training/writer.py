@@ -24,8 +24,8 @@ from udpm.core.arrays import sealed
 from udpm.core.distributed import Agreement, RankInfo
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import remove_temporary, sha256, write_json
-from udpm.core.processes import StopRequest
 from udpm.core.provenance import count_images
+from udpm.core.work import StopRequest
 from udpm.data.levels import Levels
 from udpm.networks.flops import parameters
 from udpm.networks.weights import save_weights

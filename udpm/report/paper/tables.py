@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from udpm.bench.record import read_benchmark
+from udpm.bench.measure import read_benchmark
 from udpm.config.experiment import RunConfig
 from udpm.config.published_scores import GRADES, SETUPS, PublishedRuntime
 from udpm.core.errors import UserError
