@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Discriminator as Choice
-from pydantic import Field, Tag
+from pydantic import Field, Tag, model_validator
 
 from udpm.config.validation import (
     Fraction,
@@ -111,12 +111,17 @@ class Training(Section):
     cannot be extended to more iterations."""
     discriminator_every: PositiveInt = 1
     """Iterations between discriminator steps."""
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
-    """Decay of the exponential moving average of the generator, updated every iteration; 0 for none."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = 0.9999
+    """Decay of the exponential moving average of the generator, updated every iteration; 0 for none. null: ema_halflife
+    gives it."""
+    ema_halflife: PositiveFloat | None = None
+    """Instead of ema_decay: images after which weights count half in the average; decay is 0.5^(batch/ema_halflife)."""
     more_ema_decays: list[Annotated[float, Field(gt=0, lt=1)]] = []
     """Decays of additional averages, which sampling.weights selects by names such as ema-0.999."""
     ema_warmup: bool = False
     """Start all averages with a smaller decay: min(ema_decay, (1 + iteration)/(10 + iteration))."""
+    ema_rampup: DecayFactor | None = None
+    """Start all averages with a shorter half-life: at most this fraction of the images so far (StyleGAN2: 0.05)."""
     level_probabilities: list[NonNegativeFloat] | None = None
     """Probability of drawing each level, l = 1 first; default: uniform, as published."""
     flip: bool = True
@@ -155,9 +160,14 @@ class Training(Section):
     """Iterations between previews, a grid of images sampled from the same noise each time; 0 for none."""
 
     @property
+    def average_decay(self) -> float:
+        """Decay of the average "ema"; 0 without one."""
+        return (self.ema_decay or 0.0) if self.ema_halflife is None else 0.5 ** (self.batch / self.ema_halflife)
+
+    @property
     def averages(self) -> dict[str, float]:
         """Decays of the exponential moving averages, by name."""
-        first = {"ema": self.ema_decay} if self.ema_decay else {}
+        first = {"ema": self.average_decay} if self.average_decay else {}
         return first | {f"ema-{decay!r}": decay for decay in self.more_ema_decays}
 
     @property
@@ -193,9 +203,32 @@ class Training(Section):
                 "must be more than that"
             )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _the_half_life_replaces_the_default_decay(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("ema_halflife") is not None:
+            return {"ema_decay": None} | values
+        return values
+
+    @check
+    def _the_average_has_one_decay(self) -> None:
+        if self.ema_halflife is None:
+            if self.ema_decay is None:
+                raise ValueError("ema_decay: null, but ema_halflife gives none; set one of them, or 0 for no average")
+        elif self.ema_decay is not None:
+            raise ValueError(
+                f"ema_halflife: {self.ema_halflife:g}, but ema_decay is {self.ema_decay:g}; set ema_decay: null"
+            )
+        elif not 0 < self.average_decay < 1:
+            raise ValueError(
+                f"ema_halflife: {self.ema_halflife:g} images give no decay between 0 and 1 for a batch of {self.batch}"
+            )
+        if self.ema_rampup is not None and self.ema_warmup:
+            raise ValueError("ema_rampup: starts the averages, and so does ema_warmup; leave one out")
+
     @check
     def _averages_differ(self) -> None:
-        decays = [self.ema_decay, *self.more_ema_decays]
+        decays = [self.average_decay, *self.more_ema_decays]
         if len(set(decays)) < len(decays) or not all(repr(decay).startswith("0.") for decay in self.more_ema_decays):
             raise ValueError(
                 f"more_ema_decays: must be at least 0.0001 and differ from each other and from ema_decay, got {decays}"

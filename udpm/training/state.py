@@ -32,6 +32,7 @@ class State:
     optimizers: dict[str, torch.optim.Adam]
     decays: dict[str, float]
     ema_warmup: bool
+    ema_rampup: float | None
     iteration: int = 0
 
     @classmethod
@@ -55,16 +56,26 @@ class State:
             for name, network in networks.items()
             if network is not None
         }
-        return cls(generator, ema_models, discriminator, optimizers, decays, config.training.ema_warmup)
+        start = config.training.ema_warmup, config.training.ema_rampup
+        return cls(generator, ema_models, discriminator, optimizers, decays, *start)
 
     def update_ema(self) -> None:
         """Update every average, a ← d·a + (1 - d)·θ, with the generator of this iteration."""
-        begun = (1 + self.iteration) / (10 + self.iteration)
+        largest = self._largest_decay()
         for name, ema in self.ema_models.items():
-            decay = min(self.decays[name], begun) if self.ema_warmup else self.decays[name]
+            decay = min(self.decays[name], largest)
             # AveragedModel.update_parameters would read its counter, which synchronizes the device.
             get_ema_multi_avg_fn(decay)(_values(ema.module), _values(self.generator), None)
             ema.n_averaged += 1
+
+    def _largest_decay(self) -> float:
+        """Return the bound on the decays of averages that have just begun."""
+        if self.ema_warmup:
+            return (1 + self.iteration) / (10 + self.iteration)
+        if self.ema_rampup is None:
+            return 1.0
+        # Images per iteration cancel.
+        return 0.5 ** (1 / (self.ema_rampup * self.iteration)) if self.iteration else 0.0
 
     def fingerprint(self) -> int:
         """Return a checksum of the bits of networks and averages."""

@@ -216,7 +216,7 @@ TRAINING = {
     "learning rate, discriminator": "training.discriminator_learning_rate or training.learning_rate",
     "Adam β": "training.betas",
     "warm-up iterations": "training.warmup",
-    "EMA decay": "training.ema_decay",
+    "EMA decay": "training.average_decay",
     "level probabilities": "training.level_probabilities",
     "horizontal flips": "training.flip",
     "precision": "training.precision",
