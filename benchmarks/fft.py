@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from udpm.diffusion.process import marginal
-from udpm.diffusion.sampler import Network, SamplingStep
+from udpm.diffusion.process import Network, SamplingStep, marginal
 from udpm.diffusion.schedule import Schedule, coefficients
 
 
@@ -34,7 +33,7 @@ def sample_by_fft(
     labels: torch.Tensor | None = None,
     inputs: Sequence[torch.Tensor] = (),
 ) -> list[SamplingStep]:
-    """The chain with the scalar posterior; see `udpm.diffusion.sampler.sample`."""
+    """The chain with the scalar posterior; see `udpm.diffusion.process.sample`."""
 
     coarsest = downsample_by_fft(base, schedule.scale, schedule.levels)
     state = marginal(schedule, coarsest, schedule.levels, noises[0])

@@ -16,9 +16,9 @@ from udpm.bench.measure import ceilings, record, row
 from udpm.bench.networks import work_of
 from udpm.config.experiment import RunConfig
 from udpm.core import devices
-from udpm.diffusion.sampler import Latent, SamplingStep
+from udpm.diffusion.process import Latent, SamplingStep
 from udpm.diffusion.schedule import Schedule
-from udpm.networks.flops import count_cost
+from udpm.networks.inference import count_cost
 from udpm.networks.unet import build_generator
 from udpm.networks.weights import Model
 from udpm.sampling.sampler import Sampler

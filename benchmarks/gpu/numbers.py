@@ -11,8 +11,7 @@ import torch
 from benchmarks.gpu.checks import Check, Session, expect
 from benchmarks.gpu.subjects import difference, wake
 from udpm.core import devices
-from udpm.diffusion.process import adjoint, downsample, posterior, project
-from udpm.diffusion.sampler import noise_sides, sample
+from udpm.diffusion.process import adjoint, downsample, noise_sides, posterior, project, sample
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.discriminator import build_discriminator
 from udpm.networks.inference import Precision, prepare_for_inference

@@ -18,10 +18,9 @@ from benchmarks.training import SwitchedTrainer, TrainingGains
 from udpm.bench.measure import BLOCKS, Timing, Workload, now, row
 from udpm.bench.networks import BenchmarkData, bench_training, for_speed
 from udpm.config import RunConfig
-from udpm.diffusion.sampler import Network, noise_sides, sample
+from udpm.diffusion.process import Network, noise_sides, sample
 from udpm.diffusion.schedule import Schedule
-from udpm.networks.flops import count_cost
-from udpm.networks.inference import Precision
+from udpm.networks.inference import Precision, count_cost
 from udpm.networks.weights import Model
 from udpm.sampling.sampler import Sampler
 from udpm.training.batch import level_shares

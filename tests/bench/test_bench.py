@@ -14,7 +14,7 @@ from udpm.bench import measure
 from udpm.bench import networks as benchmark
 from udpm.config import Scoring, to_json
 from udpm.networks.discriminator import build_discriminator
-from udpm.networks.flops import count_cost
+from udpm.networks.inference import count_cost
 from udpm.networks.unet import build_generator
 from udpm.training.estimate import IterationCounter, iteration_cost
 

@@ -12,8 +12,8 @@ import torch
 
 from udpm.cli import main
 from udpm.core.errors import UserError
+from udpm.data.levels import mean_square
 from udpm.data.store import open_store
-from udpm.data.summary import mean_square
 from udpm.diffusion.process import downsample
 from udpm.diffusion.schedule import Schedule, divergence_bound, prior_variance
 from udpm.report.figures.schedule import HEADINGS, schedule_table
@@ -189,7 +189,7 @@ def test_bad_input(case, capsys, tmp_path, digits):
 
 
 def test_reporting_imports_no_torch():
-    modules = "udpm.report.figures.schedule, udpm.report.paper.tables, udpm.data.summary"
+    modules = "udpm.report.figures.schedule, udpm.report.paper.tables, udpm.data.levels"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -17,10 +17,9 @@ from udpm.cli import main
 from udpm.config import DatasetConfig
 from udpm.core.errors import UserError
 from udpm.data import levels as cache
-from udpm.data.levels import block_sums, decode, open_levels, write_cache
+from udpm.data.levels import block_sums, decode, differences, draw_sheet, open_levels, write_cache
 from udpm.data.prepare import prepare
 from udpm.data.store import open_store
-from udpm.data.summary import differences, draw_sheet
 from udpm.diffusion.process import downsample
 from udpm.runs.config_guard import MUTABLE_KEYS
 from udpm.training.batch import Batches

@@ -14,10 +14,9 @@ from udpm.config import DatasetConfig
 from udpm.config.load import validate
 from udpm.core.errors import UserError
 from udpm.data.decode import ImageError, Preprocessing, quiet_decoders, to_rgb
-from udpm.data.external import open_images
 from udpm.data.labels import natural
 from udpm.data.layout import split_word
-from udpm.data.open import open_source
+from udpm.data.open import open_images, open_source
 from udpm.data.prepare import prepare
 from udpm.data.store import open_store
 from udpm.metrics import score as scores

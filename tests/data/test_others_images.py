@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from udpm.core.errors import UserError
-from udpm.data.external import open_images
+from udpm.data.open import open_images
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 6, 3), np.uint8)
 GREY = IMAGES[..., :1]

@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udpm.diffusion.process import adjoint, downsample, marginal, posterior, project, step
-from udpm.diffusion.sampler import noise_sides, sample
+from udpm.diffusion.process import adjoint, downsample, marginal, noise_sides, posterior, project, sample, step
 from udpm.diffusion.schedule import Schedule
 
 PAPER = Schedule((0.5, 0.2, 1e-3), (0.1, 0.2, 0.3))

@@ -16,7 +16,7 @@ from PIL import Image
 
 from fuzz import mutate
 from udpm.bench.measure import read_benchmark
-from udpm.cli import data as info
+from udpm.cli import train as info
 from udpm.config import (
     DatasetConfig,
     Latents,
@@ -38,11 +38,10 @@ from udpm.core.containers import read_header
 from udpm.core.files import sha256
 from udpm.data.cifar import Batches
 from udpm.data.decode import ImageError, Preprocessing, fit, quiet_decoders, to_rgb
-from udpm.data.external import open_images
 from udpm.data.fill import Journal
 from udpm.data.levels import open_levels, write_cache
 from udpm.data.npz import load_arrays, save_arrays
-from udpm.data.open import open_source
+from udpm.data.open import open_images, open_source
 from udpm.data.prepare import prepare
 from udpm.data.store import open_store
 from udpm.diffusion.schedule import Schedule

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from udpm.cli import main
 from udpm.config import resolve_run
 from udpm.core.errors import UserError
-from udpm.networks.flops import count_cost
+from udpm.networks.inference import count_cost
 from udpm.networks.layers import SelfAttention
 from udpm.report.paper.tables import cost_table
 

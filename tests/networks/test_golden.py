@@ -4,8 +4,7 @@ import golden_vectors as golden
 import pytest
 import torch
 
-from udpm.diffusion.process import adjoint, downsample, marginal, posterior
-from udpm.diffusion.sampler import sample
+from udpm.diffusion.process import adjoint, downsample, marginal, posterior, sample
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.layers import Resample
 

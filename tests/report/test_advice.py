@@ -12,7 +12,7 @@ import yaml
 from scored import fid, results
 
 from udpm.config.published_scores import load_published
-from udpm.networks.flops import Cost
+from udpm.networks.inference import Cost
 from udpm.report.paper.entries import differences
 from udpm.report.paper.study import StudyReport
 from udpm.report.paper.tables import Setup, setup_table

@@ -14,7 +14,7 @@ from udpm.metrics.protocol import DRAWING, FEATURES, MEASURING, comparable, desc
 from udpm.metrics.selection import select
 from udpm.report.paper.study import StudyReport
 from udpm.report.scores import score_table, summarize_scores
-from udpm.report.sweep.tables import ranking_table, read_results
+from udpm.report.sweep import ranking_table, read_results
 
 SUBJECT = {
     **{"kind": "samples", "experiment": "digits", "run_seed": 0, "iteration": 3200, "weights": "ema", "seed": 0},

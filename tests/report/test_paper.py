@@ -27,7 +27,7 @@ from udpm.config.schema import json_schema
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
 from udpm.metrics.distances import nearest_images
-from udpm.networks.flops import count_cost
+from udpm.networks.inference import count_cost
 from udpm.report.figures.style import LARGEST
 from udpm.report.paper.entries import entries, verdict
 from udpm.report.paper.study import StudyReport

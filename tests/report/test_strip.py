@@ -15,11 +15,10 @@ from PIL import Image
 
 from udpm.config import to_json
 from udpm.data.store import open_store
-from udpm.diffusion.process import step
-from udpm.diffusion.sampler import seeded
+from udpm.diffusion.process import seeded, step
 from udpm.diffusion.schedule import Schedule
 from udpm.report.figures.style import LARGEST
-from udpm.report.sweep.figures import ROWS
+from udpm.report.figures.sweep import ROWS
 from udpm.sampling.sample_set import save_samples
 
 SUFFIXES = (".svg", ".png", ".csv")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from udpm.config import Latents
 from udpm.core.errors import StoppedEarly
-from udpm.diffusion.sampler import seeded
+from udpm.diffusion.process import seeded
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.weights import load_model
 from udpm.report.figures.latents import plot_latents

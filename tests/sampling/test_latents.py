@@ -21,7 +21,7 @@ from udpm.core import devices
 from udpm.core.devices import to_bytes
 from udpm.core.errors import UserError
 from udpm.data.npz import load_arrays, save_arrays
-from udpm.diffusion.sampler import Latent, interpolate, join, mix
+from udpm.diffusion.process import Latent, interpolate, join, mix
 from udpm.networks.unet import build_generator
 from udpm.networks.weights import load_model, save_weights
 from udpm.report.figures.latents import plot_latents

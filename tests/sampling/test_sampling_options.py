@@ -13,8 +13,7 @@ from udpm.core.devices import to_bytes
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
 from udpm.data.npz import load_arrays
-from udpm.diffusion.process import adjoint, posterior
-from udpm.diffusion.sampler import seeded
+from udpm.diffusion.process import adjoint, posterior, seeded
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.layers import NO_LABEL
 from udpm.networks.weights import load_model

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.work import duration
-from udpm.networks.flops import multiply_adds
+from udpm.networks.inference import multiply_adds
 from udpm.networks.unet import UNet, build_generator
 from udpm.runs import lock as owners
 from udpm.runs.status import QUIET_AT_FIRST

@@ -15,8 +15,8 @@ from udpm.cli import main
 from udpm.config import list_configs, load_experiment, load_sweep, resolve_run, to_json
 from udpm.core.errors import UserError
 from udpm.core.kinds import EXPERIMENT
-from udpm.report.sweep.figures import plot_heat_map
-from udpm.report.sweep.tables import best_experiment, ranking_table, read_results
+from udpm.report.figures.sweep import plot_heat_map
+from udpm.report.sweep import best_experiment, ranking_table, read_results
 from udpm.runs.layout import Layout
 from udpm.runs.status import trained_points
 

@@ -20,11 +20,10 @@ from udpm.config.training import Training
 from udpm.core import devices
 from udpm.core.errors import UserError
 from udpm.data.levels import Levels, open_levels
-from udpm.diffusion.sampler import sample, seeded
+from udpm.diffusion.process import sample, seeded
 from udpm.diffusion.schedule import Schedule
 from udpm.metrics.extractor import Extractor
-from udpm.networks.flops import Cost, count_cost
-from udpm.networks.inference import prepare_for_inference
+from udpm.networks.inference import Cost, count_cost, prepare_for_inference
 from udpm.networks.unet import UNet, build_generator, generator_shape
 from udpm.training.batch import draw_level, level_shares, players_at
 from udpm.training.estimate import iteration_cost

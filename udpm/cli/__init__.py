@@ -40,13 +40,11 @@ MODULES = {
         "schedule": "Show the numbers of a noise schedule, and how well sampling starts.",
         "cost": "Count the multiply-adds and parameters of an image.",
     },
-    "data": {
+    "train": {
         "fetch": "Download weights and data sets in advance.",
         "prepare": "Convert a source of images to a checked, memory-mapped store.",
         "cache": "Write the downsampled levels of a prepared data set.",
         "info": "Describe a file or folder made by udpm.",
-    },
-    "train": {
         "train": "Train a model, or resume its training.",
         "status": "Show the status of training runs.",
         "clean": "Remove checkpoints of finished runs.",

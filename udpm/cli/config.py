@@ -315,7 +315,7 @@ def _images(asked: Asked, dataset: Path | None) -> tuple[int, float, str]:
         raise UserError(f"side {side} cannot be halved {levels} times: not divisible by 2^{levels} = {2**levels}")
     if store is None:
         return side, 1.0, "the largest possible for images in [-1, 1]; --dataset measures it"
-    from udpm.data.summary import mean_square
+    from udpm.data.levels import mean_square
 
     count = len(store.images[store.split("train")])
     return side, mean_square(store, levels), f"measured on the {count} training images of {dataset}"
@@ -331,7 +331,7 @@ def cost_command(experiments: tuple[str, ...], config: Path, output: Path | None
     Each EXPERIMENT is the name of a file in config/experiments/. Needs no weights and no data.
     """
     from udpm.config import load_experiment, resolve_run
-    from udpm.networks.flops import count_cost
+    from udpm.networks.inference import count_cost
     from udpm.report.paper.tables import cost_table
 
     runs = {name: resolve_run(name, load_experiment(name, config).seeds[0], config) for name in experiments}

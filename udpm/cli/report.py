@@ -237,7 +237,7 @@ def plan(sweep: str, config: Path, output: Path | None) -> None:
     With --output the table is also written as STEM.csv, .md, .tex and .html.
     """
     from udpm.config import load_sweep
-    from udpm.report.sweep.tables import plan_table
+    from udpm.report.sweep import plan_table
 
     table = plan_table(load_sweep(sweep, config))
     click.echo(table.markdown() if output is None else table.write(output), nl=False)
@@ -278,7 +278,7 @@ def rank(sweep: str, config: Path, results: Path, output: Path | None, best: Pat
     With --output the table is also written as STEM.csv, .md, .tex and .html.
     """
     from udpm.config import load_sweep
-    from udpm.report.sweep.tables import best_experiment, ranking_table, read_results
+    from udpm.report.sweep import best_experiment, ranking_table, read_results
 
     loaded = load_sweep(sweep, config)
     found = read_results(loaded, results)
@@ -297,8 +297,8 @@ def rank(sweep: str, config: Path, results: Path, output: Path | None, best: Pat
 def heat(sweep: str, grid: str, config: Path, results: Path, output: Path) -> None:
     """Draw a GRID of two axes as a heat map: STEM.svg, STEM.png, and its data as STEM.csv."""
     from udpm.config import load_sweep
-    from udpm.report.sweep.figures import plot_heat_map
-    from udpm.report.sweep.tables import read_results
+    from udpm.report.figures.sweep import plot_heat_map
+    from udpm.report.sweep import read_results
 
     loaded = load_sweep(sweep, config)
     plot_heat_map(loaded, read_results(loaded, results), grid, output)
@@ -316,8 +316,8 @@ def strip(sweep: str, config: Path, results: Path, output: Path) -> None:
     only the best are shown.
     """
     from udpm.config import load_sweep
-    from udpm.report.sweep.figures import plot_sample_strip
-    from udpm.report.sweep.tables import read_results
+    from udpm.report.figures.sweep import plot_sample_strip
+    from udpm.report.sweep import read_results
 
     loaded = load_sweep(sweep, config)
     plot_sample_strip(loaded, read_results(loaded, results), results, output)

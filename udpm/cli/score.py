@@ -78,7 +78,7 @@ def reference_command(
     have no kernel distance, precision or recall.
     """
     from udpm.config import Scoring, read_resolved
-    from udpm.data.external import open_images
+    from udpm.data.open import open_images
     from udpm.data.store import RECORD, open_store
     from udpm.metrics import reference
     from udpm.metrics.extractor import extractor_files, open_extractor
@@ -188,7 +188,7 @@ def _remembered(path: Path, given: dict[str, Any]) -> dict[str, Any]:
 def _score(request: dict[str, Any], features: Path | None) -> dict[str, Any]:
     from udpm.config import Scoring
     from udpm.config.validation import validate
-    from udpm.data.external import open_images
+    from udpm.data.open import open_images
     from udpm.data.store import open_store
     from udpm.metrics import score as scores
     from udpm.metrics.extractor import extractor_files, open_extractor

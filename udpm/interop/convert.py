@@ -23,7 +23,7 @@ from udpm.interop.architecture import Tensors
 from udpm.interop.checkpoint import Imported, differences, read_weights
 from udpm.interop.command_line import checkpoint_name, only_samples, parse_command
 from udpm.interop.flags import PAPER_SCHEDULE, read_flags, to_experiment
-from udpm.networks.flops import count_cost
+from udpm.networks.inference import count_cost
 from udpm.networks.weights import save_weights
 from udpm.runs.records import SEALED
 

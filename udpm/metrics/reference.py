@@ -14,8 +14,8 @@ from udpm.core import devices, provenance
 from udpm.core.arrays import check_array
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
-from udpm.data.external import left_out_of
 from udpm.data.npz import load_arrays, read_npz, save_arrays
+from udpm.data.open import left_out_of
 from udpm.data.store import Store
 from udpm.metrics.distances import statistics
 from udpm.metrics.extractor import Extractor, Images, extract

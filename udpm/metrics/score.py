@@ -13,7 +13,7 @@ from udpm.config.evaluation import Scoring
 from udpm.core import devices, provenance
 from udpm.core.arrays import derive_seed
 from udpm.core.errors import UserError
-from udpm.data.external import left_out_of
+from udpm.data.open import left_out_of
 from udpm.data.store import Store
 from udpm.metrics.distances import (
     class_agreement,

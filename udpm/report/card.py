@@ -176,7 +176,7 @@ def _training(config: RunConfig, record: dict[str, Any]) -> list[str]:
     parameters = record.get("parameters")
     if not parameters:
         # Torch takes seconds to load.
-        from udpm.networks.flops import count_cost
+        from udpm.networks.inference import count_cost
 
         parameters = {"generator": count_cost(config).generator_parameters}
     if config.training == "imported":

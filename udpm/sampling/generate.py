@@ -19,7 +19,7 @@ from udpm.core.arrays import derive_seed
 from udpm.core.devices import to_bytes
 from udpm.core.errors import UserError
 from udpm.data.npz import save_arrays
-from udpm.diffusion.sampler import Latent, interpolate, mix
+from udpm.diffusion.process import Latent, interpolate, mix
 from udpm.networks.weights import load_model
 from udpm.runs.layout import milestone
 from udpm.sampling.sample_set import save_samples

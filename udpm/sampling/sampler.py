@@ -19,8 +19,7 @@ from udpm.core.files import sha256
 from udpm.core.provenance import count_images
 from udpm.core.work import Progress, delay_by_one, prefetch
 from udpm.data.npz import array_names, read_npz
-from udpm.diffusion.process import adjoint
-from udpm.diffusion.sampler import Latent, Network, SamplingStep, join, sample, seeded
+from udpm.diffusion.process import Latent, Network, SamplingStep, adjoint, join, sample, seeded
 from udpm.diffusion.schedule import PosteriorForm, Schedule
 from udpm.networks.inference import Precision, prepare_for_inference
 from udpm.networks.layers import NO_LABEL

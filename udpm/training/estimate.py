@@ -17,7 +17,7 @@ from torch.utils.flop_counter import flop_registry
 from udpm.config.experiment import RunConfig
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.discriminator import build_discriminator
-from udpm.networks.flops import parameters
+from udpm.networks.inference import parameters
 from udpm.networks.unet import IMAGE_CHANNELS, build_generator
 from udpm.training.batch import TrainingBatch, discriminator_is_due, draw_counts, level_shares
 from udpm.training.losses import LossWeights, Perceptual, discriminator_losses, generator_losses, loss_weights

@@ -23,7 +23,7 @@ from udpm.core.distributed import RankInfo, all_reduce_mean, all_reduce_min
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path, write_text
 from udpm.core.work import duration
-from udpm.diffusion.sampler import sample, seeded
+from udpm.diffusion.process import sample, seeded
 from udpm.diffusion.schedule import Schedule
 from udpm.runs.records import read_metrics_lines
 

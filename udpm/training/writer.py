@@ -27,7 +27,7 @@ from udpm.core.files import remove_temporary, sha256, write_json
 from udpm.core.provenance import count_images
 from udpm.core.work import StopRequest
 from udpm.data.levels import Levels
-from udpm.networks.flops import parameters
+from udpm.networks.inference import parameters
 from udpm.networks.weights import save_weights
 from udpm.runs.attempts import Attempt
 from udpm.runs.config_guard import ITERATIONS, MUTABLE_KEYS, WORLD_SIZE_KEYS, check_config, differences

@@ -21,8 +21,7 @@ from udpm.core.errors import UserError
 from udpm.data.levels import decode
 from udpm.data.npz import load_arrays
 from udpm.data.store import Store, open_store
-from udpm.diffusion.process import step
-from udpm.diffusion.sampler import seeded
+from udpm.diffusion.process import seeded, step
 from udpm.diffusion.schedule import Schedule
 from udpm.metrics.distances import nearest_images
 from udpm.metrics.protocol import calls_words, class_words, run_words, weights_words

@@ -25,7 +25,7 @@ from udpm.core.errors import UserError
 from udpm.core.files import write_text
 from udpm.core.kinds import PAGE_TITLE, mark, seal_text
 from udpm.metrics.protocol import FEATURES, comparable, read_scores
-from udpm.networks.flops import Cost, count_cost
+from udpm.networks.inference import Cost, count_cost
 from udpm.report.paper.comparison import comparison_table
 from udpm.report.paper.entries import BASELINES, NOT_RUN, NOT_SCORED, advice, another_with_best, command, verdict
 from udpm.report.paper.tables import Setup, read_speed, runtime_table, setup_table

@@ -18,7 +18,7 @@ from udpm.report.paper.entries import NOT_RUN
 from udpm.report.table import MISSING, Table, cell
 
 if TYPE_CHECKING:
-    from udpm.networks.flops import Cost
+    from udpm.networks.inference import Cost
 
 GIGA, MEGA = 1e9, 1e6
 COUNTED = "C"

@@ -20,7 +20,7 @@ from udpm.core.errors import UserError
 from udpm.metrics.protocol import class_words, noise_words
 from udpm.report.figures.style import COLOURS, bare, save
 from udpm.report.scores import PATTERNS
-from udpm.report.sweep.tables import Result, label_of
+from udpm.report.sweep import Result, label_of
 from udpm.report.table import MISSING
 from udpm.runs.layout import Layout
 from udpm.sampling.sample_set import SampleSet, load_samples

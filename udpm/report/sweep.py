@@ -111,7 +111,7 @@ def _arithmetic_of(run: RunConfig) -> str:
 def _image(run: RunConfig) -> int:
     import torch
 
-    from udpm.networks.flops import multiply_adds
+    from udpm.networks.inference import multiply_adds
     from udpm.networks.unet import build_generator
 
     with torch.device("meta"):
