@@ -7,7 +7,7 @@ import tiny
 import torch
 
 from udpm.training.losses import gradient_share, separation
-from udpm.training.players import SETTLES, WINDOW, Watch, verdict
+from udpm.training.metrics import SETTLES, WINDOW, Watch, verdict
 from udpm.training.trainer import train
 
 
@@ -89,8 +89,8 @@ def test_a_watch_takes_lines_without_a_discriminator():
 
 
 def test_training_warns_of_a_discriminator_that_separates_nothing(levels, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("udpm.training.players.SETTLES", 4)
-    monkeypatch.setattr("udpm.training.players.CHANCE", 1.1)
+    monkeypatch.setattr("udpm.training.metrics.SETTLES", 4)
+    monkeypatch.setattr("udpm.training.metrics.CHANCE", 1.1)
     train(tiny.run_config(), levels, tmp_path / "run", False)
     warnings = [text for text in capsys.readouterr().err.splitlines() if text.startswith("warning: the discriminator")]
     assert warnings

@@ -41,13 +41,13 @@ from udpm.training.metrics import (
     Events,
     Metrics,
     NotFinite,
+    Watch,
     draw_preview,
     preview_path,
     progress_line,
     progress_text,
     write_preview,
 )
-from udpm.training.players import Watch
 from udpm.training.state import State
 
 
