@@ -37,6 +37,13 @@ SMALL = {
     "training.device": "cpu",
 }
 
+ALIVE = {
+    "discriminator__minibatch_deviation": "mean",
+    "losses__adversarial": "relativistic",
+    "losses__r2_gamma": 0.3,
+}
+"""All options of the adversarial loss that are not the paper's, together."""
+
 
 def run_config(**changes):
     """Return the digits experiment, made small; changes are dotted keys with "__" for the dots."""

@@ -64,12 +64,16 @@ def one_thread():
 # --- layouts ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_resuming_changes_nothing(levels, channels_last, precision):
-    config = tiny.run_config(
-        training__channels_last=channels_last, training__precision=precision, training__warmup=0, training__batch=4
-    )
+@pytest.mark.parametrize(
+    ("precision", "channels_last", "changes"),
+    [
+        *((precision, layout, {}) for precision in ("float32", "bfloat16") for layout in (False, True)),
+        ("bfloat16", False, tiny.ALIVE),
+    ],
+)
+def test_resuming_changes_nothing(levels, channels_last, precision, changes):
+    switches = {"training__channels_last": channels_last, "training__precision": precision}
+    config = tiny.run_config(**switches, **changes, training__warmup=0, training__batch=4)
     whole = Trainer(config, levels, CPU)
     for _ in range(2):
         whole.iterate()

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from udpm.training.losses import gradient_share, separation
+from udpm.training.adversarial import gradient_share, separation
 from udpm.training.metrics import SETTLES, WINDOW, Watch, verdict
 from udpm.training.trainer import train
 

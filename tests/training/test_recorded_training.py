@@ -97,6 +97,7 @@ CASES = [
         id="energy score",
         marks=SLOW,
     ),
+    pytest.param(0, 4, 0, tiny.ALIVE | {"losses__r1_gamma": 0.0, "losses__r1_every": 2}, id="all of an adversary's"),
 ]
 
 
@@ -105,7 +106,7 @@ def test_recorded_training_is_the_eager_one(levels, recorder, first, iterations,
     eager, added = trained_for(levels, iterations, first, **changes)
     assert recorder.calls == 0
     found, again = trained_for(levels, iterations, first, **changes, training__cuda_graphs=True)
-    kinds = {(player, level, "r1" in losses) for player, level, losses in added}
+    kinds = {(player, level, bool({"r1", "r2"} & losses.keys())) for player, level, losses in added}
     assert recorder.calls == len(kinds) + anew
     if changes.get("training__level_probabilities", ()) is None:
         assert len(kinds) == 6

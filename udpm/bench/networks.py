@@ -239,7 +239,7 @@ def bench_training(config: RunConfig, levels: Levels, iterations: int) -> dict[s
 def warm_up(config: RunConfig) -> int:
     """Return the number of iterations after which everything was done at least once.
 
-    Each network is compiled or recorded at its first step at each level, with and without R1.
+    Each network is compiled or recorded at its first step at each level, with and without R1 or R2.
     """
     if not (config.training.compile or config.training.cuda_graphs):
         return WARM_UP
@@ -247,7 +247,7 @@ def warm_up(config: RunConfig) -> int:
     levels = [level for level, share in enumerate(level_shares(config), start=1) if share]
     start, length = losses.adversarial_start, config.training.discriminator_every * losses.r1_every
     missing = {
-        (player, level, player == "discriminator" and weights[level - 1].at(iteration).r1 > 0)
+        (player, level, player == "discriminator" and weights[level - 1].at(iteration).penalised)
         for iteration in range(start, start + length)
         for player in players_at(config, iteration)
         for level in levels
@@ -256,8 +256,8 @@ def warm_up(config: RunConfig) -> int:
     while missing and iteration < MOST_WARM_UP:
         for player in players_at(config, iteration):
             level = draw_level(config, player, iteration)
-            r1 = player == "discriminator" and weights[level - 1].at(iteration).r1 > 0
-            missing.discard((player, level, r1))
+            penalised = player == "discriminator" and weights[level - 1].at(iteration).penalised
+            missing.discard((player, level, penalised))
         iteration += 1
     return max(iteration, WARM_UP)
 

@@ -68,7 +68,7 @@ class Experiment(Section):
     @check
     def _lists_have_one_value_per_level(self) -> None:
         losses = (
-            *("reconstruction_weight", "lpips_weight", "energy_weight", "adversarial_weight", "r1_gamma"),
+            *("reconstruction_weight", "lpips_weight", "energy_weight", "adversarial_weight", "r1_gamma", "r2_gamma"),
             "discriminator_noise.std",
         )
         paths = [*(f"losses.{key}" for key in losses), "latents.strongest"]
@@ -265,6 +265,17 @@ class RunConfig(Section):
             if weight and losses.energy_patch and side % losses.energy_patch:
                 raise ValueError(
                     f"losses.energy_patch: {losses.energy_patch} does not divide {side}, the side at level {level}"
+                )
+
+    @check
+    def _pairs_keep_their_logits(self) -> None:
+        if self.discriminator is None or self.losses.adversarial != "relativistic":
+            return
+        for level, dropout in enumerate(self.per_level("discriminator.dropout"), start=1):
+            if dropout and self.per_level("losses.adversarial_weight")[level - 1]:
+                raise ValueError(
+                    f"discriminator.dropout: {dropout:g} at level {level} would drop one logit of a pair that "
+                    "losses.adversarial: relativistic compares; it must be 0 there"
                 )
 
     @property

@@ -62,12 +62,17 @@ class Losses(Section):
     """Also draw x_L anew for each draw. Only where x_L carries next to nothing of the image (SNR below 0.01)."""
     adversarial_weight: NonNegativeFloat | list[NonNegativeFloat] = 0.0
     """λa of softplus(-D). One value, or one for each level: where it is 0, no discriminator step is taken."""
+    adversarial: Literal["standard", "relativistic"] = "standard"
+    """standard: the discriminator judges each image alone, as published; relativistic: it compares each output with its
+    target, softplus(D(fake) - D(real)), as in R3GAN."""
     r1_gamma: NonNegativeFloat | list[NonNegativeFloat] = 0.0
-    """γ of the R1 gradient penalty. One value, or one for each level."""
+    """γ of the R1 gradient penalty, on real images. One value, or one for each level."""
+    r2_gamma: NonNegativeFloat | list[NonNegativeFloat] = 0.0
+    """γ of the R2 gradient penalty, the same on generated images. Not in the paper."""
     r1_every: PositiveInt = 1
-    """Apply R1 only in every k-th discriminator step, with k times γ, where k is this value; not in the paper."""
+    """Apply R1 and R2 only in every k-th discriminator step, with k times γ, k being this value; not in the paper."""
     r1_decay_per_1000: DecayFactor = 1.0
-    """Factor on r1_gamma every 1000 iterations."""
+    """Factor on r1_gamma and r2_gamma every 1000 iterations."""
     adversarial_start: NonNegativeInt = 0
     """Number of iterations at the start without adversarial loss and discriminator step."""
     discriminator_noise: DiscriminatorNoise = DiscriminatorNoise()

@@ -157,7 +157,7 @@ class TrainingBatch:
         labels: (B,) int64, or None for unlabelled data.
         noise: ε of x_l, (B, 3, h, w).
         fake_noise: instance noise for generated images, (B, 3, 2h, 2w), or None.
-        real_noise: instance noise for real images; None in the generator's step.
+        real_noise: instance noise for real images; None where a step does not show them to the discriminator.
         dropped_labels: (B,) bool, images whose label the generator does not see, or None.
         latent: z_l of each of the m draws of the output, (B, m, k, h, w), or None for a generator without.
         redraws: ε of x_L for all draws but the first, (B, m - 1, 3, h, w); None where all draws share x_l.
@@ -304,11 +304,17 @@ def draw_noise(
         labels,
         normal("state", *state),
         fake_noise=normal("fake", *image) * std if std else None,
-        real_noise=normal("real", *image) * std if std and player == "discriminator" else None,
+        real_noise=normal("real", *image) * std if std and shows_real(config, player, level) else None,
         dropped_labels=_dropped_labels(config, player, iteration, part, target.device),
         latent=normal("latent", draws, latent, *state[1:]) if latent else None,
         redraws=normal("state of further draws", redraws, *state) if redraws else None,
     )
+
+
+def shows_real(config: RunConfig, player: str, level: int) -> bool:
+    """Return whether a player's step shows real images to the discriminator."""
+    judged = config.per_level("losses.adversarial_weight")[level - 1] > 0
+    return player == "discriminator" or (judged and config.losses.adversarial == "relativistic")
 
 
 def draw_counts(config: RunConfig, player: str, level: int) -> tuple[int, int]:

@@ -94,7 +94,8 @@ def _describe_folder(config: RunConfig, run: Path | None) -> str:
 
 def _describe_losses(config: RunConfig) -> str:
     keys = {config.losses.reconstruction: "reconstruction_weight", "energy score": "energy_weight"}
-    keys |= {"LPIPS": "lpips_weight", "adversarial": "adversarial_weight", "R1": "r1_gamma"}
+    kind = "adversarial" if config.losses.adversarial == "standard" else "relativistic adversarial"
+    keys |= {"LPIPS": "lpips_weight", kind: "adversarial_weight", "R1": "r1_gamma", "R2": "r2_gamma"}
     weights = {name: config.per_level(f"losses.{key}") for name, key in keys.items()}
     return ", ".join(f"{name} {values}" for name, values in weights.items() if any(values))
 
@@ -150,7 +151,7 @@ BLOCK = 512
 """Bytes that PyTorch's allocator rounds up to."""
 GROUP = 4
 """Multiple that batches are rounded down to, for the discriminator's groups."""
-TERMS = {"discriminator": ("r1", "noise", "dropout"), "generator": ("energy", "lpips", "adversarial", "noise")}
+TERMS = {"discriminator": ("r1", "r2", "noise", "dropout"), "generator": ("energy", "lpips", "adversarial", "noise")}
 """Fields of `LossWeights` that add to what a player's step keeps."""
 
 

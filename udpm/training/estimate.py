@@ -167,8 +167,8 @@ class IterationCounter:
         """Return the cost of an iteration, counted from 0, at level l.
 
         Halves the FLOPs of PyTorch's formulas, for the forward and backward passes of both steps: convolutions, linear
-        layers, products of attention. The discriminator counts twice (generated and real images), R1 adds the gradient
-        with respect to the images and its backward pass, and LPIPS counts both images' features.
+        layers, products of attention. The discriminator counts twice (generated and real images), R1 and R2 add the
+        gradient with respect to the images and its backward pass, and LPIPS counts both images' features.
         """
         weights = self._weights[level - 1].at(iteration)
         plays = discriminator_is_due(self._config, iteration) and weights.adversarial > 0
@@ -221,10 +221,11 @@ class IterationCounter:
         """Return the bytes moved: each call and each backward pass reads its network's weights once."""
         generator, discriminator = _size(self._generator), _size(self._discriminator)
         passes = generator * (2 + GRADIENTS + ADAM + AVERAGE * len(self._config.training.averages))
-        passes += discriminator * (2 if weights.adversarial > 0 else 0)
+        passes += discriminator * (2 + weights.relativistic if weights.adversarial > 0 else 0)
         if "discriminator" in players:
-            # Two calls, each with a backward pass; R1's gradient, and the pass through it.
-            passes += generator + discriminator * (4 + GRADIENTS + ADAM + (2 if weights.r1 > 0 else 0))
+            # Two calls, each with a backward pass; each penalty's gradient, and the pass through it.
+            penalties = 2 * ((weights.r1 > 0) + (weights.r2 > 0))
+            passes += generator + discriminator * (4 + GRADIENTS + ADAM + penalties)
         if weights.lpips > 0:
             passes += 3 * _size(self._perceptual)
         return FLOAT * passes

@@ -42,8 +42,8 @@ class _Recorded:
 class RecordedPasses:
     """Run the forward and backward pass of a player's step by recordings.
 
-    There is one recording per player, level and use of R1, renewed when a loss weight changes. It reads weights in
-    place: they may change between calls, but not move.
+    There is one recording per player, level and use of penalties, renewed when a loss weight changes. It reads weights
+    in place: they may change between calls, but not move.
 
     Optimizers and averages are not recorded: they are a few kernels each, and CUDA's fused Adam rounds a learning rate
     on the device to float32, which one from the host is not.
@@ -61,10 +61,12 @@ class RecordedPasses:
 
     def __call__(self, player: str, batch: TrainingBatch, weights: LossWeights) -> dict[str, torch.Tensor]:
         """Do the same as `run_pass`, by a recording."""
-        # Irrelevant to a recording: the batch's noise is already scaled, and R1 is the discriminator's.
-        weights = replace(weights, noise=0.0, r1=weights.r1 if player == "discriminator" else 0.0)
+        # Irrelevant to a recording: the batch's noise is already scaled, and penalties are the discriminator's.
+        weights = replace(weights, noise=0.0)
+        if player == "generator":
+            weights = replace(weights, r1=0.0, r2=0.0)
         key = (weights, *((name, value.shape, value.stride()) for name, value in batch.tensors().items()))
-        slot = (player, batch.level, weights.r1 > 0)
+        slot = (player, batch.level, weights.penalised)
         if slot not in self._kept or self._kept[slot].key != key:
             # Free the old recording's memory first.
             self._kept.pop(slot, None)

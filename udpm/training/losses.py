@@ -22,6 +22,7 @@ from udpm.core.devices import patch_torchvision
 from udpm.core.errors import UserError
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.layers import NO_LABEL, without_autocast
+from udpm.training.adversarial import gradient_penalty, gradient_share, separation
 from udpm.training.batch import TrainingBatch
 
 
@@ -98,7 +99,8 @@ class LossWeights:
         lpips: λp; 0 leaves LPIPS out.
         adversarial: λa.
         energy: λe.
-        r1: γ.
+        r1: γ of the penalty on real images.
+        r2: γ of the penalty on generated images.
         noise: standard deviation of the instance noise, added to the discriminator's input.
         scale: factor of an image before noise is added.
         dropout: of the discriminator.
@@ -106,11 +108,12 @@ class LossWeights:
         squared: squared error instead of absolute.
         energy_exponent: β of the energy score.
         energy_patch: side of its patches; 0 for whole images.
+        relativistic: compare D's outputs on an image and its target.
         discriminator_size: side to which the discriminator's input is enlarged; 0 keeps its side.
         noise_decay: factor of `noise` every 1000 iterations.
-        r1_decay: factor of `r1` every 1000 iterations.
+        r1_decay: factor of `r1` and `r2` every 1000 iterations.
         adversarial_start: first iteration with λa; 0 before.
-        r1_every: apply R1 in every n-th discriminator step, with n·γ.
+        r1_every: apply R1 and R2 in every n-th discriminator step, with n·γ.
         discriminator_every: iterations from one discriminator step to the next.
     """
 
@@ -126,12 +129,19 @@ class LossWeights:
     energy: float = 0.0
     energy_exponent: float = 1.0
     energy_patch: int = 0
+    r2: float = 0.0
+    relativistic: bool = False
     discriminator_size: int = 0
     noise_decay: float = 1.0
     r1_decay: float = 1.0
     adversarial_start: int = 0
     r1_every: int = 1
     discriminator_every: int = 1
+
+    @property
+    def penalised(self) -> bool:
+        """Whether a discriminator step differentiates D's gradient: R1 or R2."""
+        return self.r1 > 0 or self.r2 > 0
 
     def at(self, iteration: int) -> LossWeights:
         """Return the weights in force at an iteration, counted from 0: decay goes in steps of 1000."""
@@ -141,6 +151,7 @@ class LossWeights:
             self,
             noise=self.noise * self.noise_decay**thousands,
             r1=lazy * self.r1 * self.r1_decay**thousands,
+            r2=lazy * self.r2 * self.r1_decay**thousands,
             adversarial=self.adversarial if iteration >= self.adversarial_start else 0.0,
         )
 
@@ -149,7 +160,7 @@ def loss_weights(config: RunConfig) -> list[LossWeights]:
     """Return the weights of each level before any decay, l = 1 first."""
     losses = config.losses
     schedule = Schedule.from_config(config.process)
-    terms = ("reconstruction_weight", "energy_weight", "lpips_weight", "adversarial_weight", "r1_gamma")
+    terms = ("reconstruction_weight", "energy_weight", "lpips_weight", "adversarial_weight", "r1_gamma", "r2_gamma")
     by_level = {term.partition("_")[0]: config.per_level(f"losses.{term}") for term in terms}
     by_level["dropout"] = config.per_level("discriminator.dropout") if config.discriminator else [0.0] * schedule.levels
     return [
@@ -159,6 +170,7 @@ def loss_weights(config: RunConfig) -> list[LossWeights]:
             squared=losses.reconstruction == "l2",
             energy_exponent=losses.energy_exponent,
             energy_patch=losses.energy_patch,
+            relativistic=losses.adversarial == "relativistic",
             discriminator_size=config.dataset.side if losses.upsample_discriminator_input else 0,
             r1_decay=losses.r1_decay_per_1000,
             adversarial_start=losses.adversarial_start,
@@ -204,30 +216,33 @@ def discriminator_losses(
 ) -> dict[str, torch.Tensor]:
     """Compute ½ softplus(D(fake + n)) + ½ softplus(-D(real + n')) + (γ/2)·mean ‖∇ ΣD(real + n')‖².
 
-    The generator must be in eval mode, the discriminator in train mode.
+    The relativistic loss is softplus(D(fake + n) - D(real + n')), of an output and its own target. R2 is the penalty at
+    fake + n. The generator must be in eval mode, the discriminator in train mode.
 
     Returns:
-        Scalars: "total" to minimize; for the record "loss" (without R1), "r1" (unweighted, if γ > 0), D's mean
-        outputs "real" and "fake", and "auc" (see `separation`).
+        Scalars: "total" to minimize; for the record "loss" (without penalties), D's mean outputs "real" and "fake",
+        "auc" (see `separation`), and "r1" and "r2" (unweighted, if γ > 0).
     """
     state = batch.state(schedule)
     with torch.no_grad():
         fake = predict(generator, schedule, batch, state).float() / weights.divisor
-    fake = add_instance_noise(fake, weights, batch.fake_noise)
+    fake = add_instance_noise(fake, weights, batch.fake_noise).requires_grad_(weights.r2 > 0)
     real = add_instance_noise(batch.target / weights.divisor, weights, batch.real_noise).requires_grad_(weights.r1 > 0)
     time = schedule.time(batch.level)
     shown = (upsample_for_discriminator(image, weights) for image in (fake, real))
     on_fake, on_real = (discriminator(image, time, batch.labels, weights.dropout, state).float() for image in shown)
-    loss = 0.5 * (F.softplus(on_fake).mean() + F.softplus(-on_real).mean())
+    if weights.relativistic:
+        loss = F.softplus(on_fake - on_real).mean()
+    else:
+        loss = 0.5 * (F.softplus(on_fake).mean() + F.softplus(-on_real).mean())
     seen = on_real.detach(), on_fake.detach()
     stats = {"loss": loss.detach(), "real": seen[0].mean(), "fake": seen[1].mean(), "auc": separation(*seen)}
-    if weights.r1 == 0:
-        return {"total": loss, **stats}
-    # Autocast would choose other types for some gradients than their operations had.
-    with without_autocast(real.device):
-        (gradient,) = torch.autograd.grad(on_real.sum(), real, create_graph=True)
-    r1 = gradient.float().square().sum(dim=(1, 2, 3)).mean()
-    return {"total": loss + weights.r1 / 2 * r1, **stats, "r1": r1.detach()}
+    for name, weight, logits, image in (("r1", weights.r1, on_real, real), ("r2", weights.r2, on_fake, fake)):
+        if weight > 0:
+            penalty = gradient_penalty(logits, image)
+            stats[name] = penalty.detach()
+            loss = loss + weight / 2 * penalty
+    return {"total": loss, **stats}
 
 
 def generator_losses(
@@ -240,6 +255,7 @@ def generator_losses(
 ) -> dict[str, torch.Tensor]:
     """Compute λ1·error(out, target) + λe·energy score + λp·LPIPS(out, target) + λa·softplus(-D(out + n)).
 
+    The relativistic adversarial loss is softplus(D(target + n') - D(out + n)), whose gradient is the output's alone.
     With several draws of the output, the error is the mean over all of them; LPIPS and D see the first.
     The generator must be in train mode; the discriminator in eval mode, its weights not requiring gradients.
 
@@ -273,43 +289,15 @@ def generator_losses(
         stats["adversarial_share"] = gradient_share(output, branch)
         shown = upsample_for_discriminator(add_instance_noise(branch, weights, batch.fake_noise), weights)
         logits = discriminator(shown, schedule.time(batch.level), batch.labels, 0.0, state).float()
+        if weights.relativistic:
+            with torch.no_grad():
+                shown = upsample_for_discriminator(add_instance_noise(target, weights, batch.real_noise), weights)
+                on_real = discriminator(shown, schedule.time(batch.level), batch.labels, 0.0, state).float()
+            logits = logits - on_real
         adversarial = F.softplus(-logits).mean()
         stats["adversarial"] = adversarial.detach()
         total = total + weights.adversarial * adversarial
     return {"total": total, **stats}
-
-
-def separation(on_real: torch.Tensor, on_fake: torch.Tensor) -> torch.Tensor:
-    """Return the share of pairs of a real and a generated image that D's outputs, (n, 1) and (m, 1), order correctly.
-
-    This is the area under the ROC curve: 1 if D separates all, ½ if it separates nothing.
-    """
-    return 0.5 + 0.5 * torch.sign(on_real - on_fake.T).mean()
-
-
-def gradient_share(output: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
-    """Return a scalar that the backward pass fills: ‖g‖ / (‖g‖ + ‖g'‖), 0 until then and where a norm is not finite.
-
-    g is the part of the loss's gradient with respect to the network's output that comes through `branch`, g' the rest.
-
-    Args:
-        output: (m·B, 3, H, W).
-        branch: a view of its first B images, which one term of the loss uses alone.
-    """
-    share = output.new_zeros(())
-    if not output.requires_grad:
-        return share
-    parts: list[torch.Tensor] = []
-    branch.register_hook(parts.append)
-
-    def fill(gradient: torch.Tensor) -> None:
-        rest, part = gradient.clone(), parts.pop()
-        rest[: len(part)] -= part
-        norms = torch.stack([torch.linalg.vector_norm(part), torch.linalg.vector_norm(rest)])
-        share.copy_(torch.nan_to_num(norms[0] / norms.sum()))
-
-    output.register_hook(fill)
-    return share
 
 
 SMOOTHING = 1e-5

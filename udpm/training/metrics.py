@@ -42,6 +42,7 @@ SHOWN = {
     "discriminator/fake": "fake",
     "discriminator/auc": "AUC",
     "discriminator/r1": "R1",
+    "discriminator/r2": "R2",
 }
 """Metrics in log lines, in this order, and their short names."""
 

@@ -225,7 +225,7 @@ class Trainer:
         if not training_discriminator:
             return partial(generator_losses, generator, discriminator, self.perceptual, self.schedule)
         # A compiled network cannot be differentiated twice.
-        trained = state.discriminator if weights.r1 > 0 else discriminator
+        trained = state.discriminator if weights.penalised else discriminator
         assert trained is not None
         return partial(discriminator_losses, generator, trained, self.schedule)
 

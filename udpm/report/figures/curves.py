@@ -30,9 +30,11 @@ PANELS = {
     "generator/adversarial_share": "generator: share of the gradient that is D's",
     "discriminator/auc": "discriminator: AUC of real and generated",
     "discriminator/r1": "discriminator: squared gradient (R1)",
+    "discriminator/r2": "discriminator: squared gradient (R2)",
 }
-UNITS = {"discriminator/r1": "‖∇D‖²", "discriminator/auc": "AUC", "generator/adversarial_share": "share"}
-LOGARITHMIC = {"generator/reconstruction", "discriminator/r1"}
+UNITS = {"discriminator/r1": "‖∇D‖²", "discriminator/r2": "‖∇D‖²", "discriminator/auc": "AUC"}
+UNITS |= {"generator/adversarial_share": "share"}
+LOGARITHMIC = {"generator/reconstruction", "discriminator/r1", "discriminator/r2"}
 
 
 def read_metrics(path: str | Path) -> pd.DataFrame:
