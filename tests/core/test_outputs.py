@@ -50,7 +50,7 @@ def commands():
 COMMANDS = commands()
 WRITTEN = ("output", "sheet", "table", "best", "features", "run", "chain", "folder", "docs", "usage")
 """Names of parameters that name an output."""
-READ = {("card", "run")}
+READ = {("card", "run"), ("average", "run")}
 """Exceptions, which are inputs."""
 
 
@@ -76,6 +76,7 @@ FORMS = {
     "prepare": "set.json --output {}",
     "cache": "dataset --output {}",
     "train": "run.json --dataset dataset --cache cache --run {}",
+    "average": "run --width=0.1 --output {}",
     "sample": "run/weights.safetensors --config sampling.json --noise noise.npz --output {} --chain {}",
     "join": "s.npz --output {}",
     "export": "s.npz --output {}",
@@ -276,7 +277,7 @@ def test_files_named_by_a_configuration_are_inputs(project, tmp_path, capsys):
 
 FILES = [
     *("SAMPLES", "SAMPLE_RECORD", "JOINED", "CHAIN", "LATENTS", "REFERENCE", "SCORE", "SELECTION", "BENCH"),
-    *("EXTRACTOR", "EXTRACTOR_RECORD", "IMPORTED", "USAGE", "CARD", "EXPERIMENT", "SHEET"),
+    *("EXTRACTOR", "EXTRACTOR_RECORD", "AVERAGE", "IMPORTED", "USAGE", "CARD", "EXPERIMENT", "SHEET"),
 ]
 KINDS = {name: getattr(kinds, name) for name in FILES}
 KINDS |= {f"{name} {suffix}": kind for name in ("FIGURE", "TABLE") for suffix, kind in getattr(kinds, name).items()}

@@ -29,6 +29,11 @@ SETTING = {
     "training__checkpoint_every": 2,
     "training__keep_every": 10,
     "training__log_every": 1,
+    "training__posthoc_average": True,
+    "training__ema_decay": None,
+    "training__ema_halflife": 100.0,
+    "training__ema_rampup": 0.5,
+    "training__learning_rate_end": 0.1,
 }
 PATIENCE = 240
 """Seconds after which a process that should end is taken to hang."""
@@ -124,8 +129,9 @@ class Soak:
             self.compare(run)
 
     def compare(self, run):
-        """Compare weights and milestones with the undisturbed run's, and check that no temporary file remains."""
-        for path in ["weights.safetensors", *(f"milestones/{iteration:09d}.safetensors" for iteration in (10, 20))]:
+        """Compare what is kept of weights with the undisturbed run's, and check that no temporary file remains."""
+        kept = [f"{kind}/{each:09d}.safetensors" for kind in ("milestones", "snapshots") for each in (10, 20)]
+        for path in ["weights.safetensors", *kept]:
             found, expected = (tiny.tensors(folder / path) for folder in (run, self.undisturbed))
             different = [key for key in expected if key not in found or not torch.equal(found[key], expected[key])]
             if different or found.keys() != expected.keys():

@@ -13,7 +13,7 @@ from udpm.runs.layout import Layout, milestone, results_of
 
 FOLDERS = (
     *(folder for folder in layout.READ if folder != "content"),
-    *("benchmarks", "figures", "logs", "milestones", "sweeps", "tables"),
+    *("benchmarks", "figures", "logs", "milestones", "snapshots", "sweeps", "tables"),
 )
 SPELLED = re.compile(rf"(?:^|/)(?:{'|'.join(FOLDERS)})/")
 OTHERS = {

@@ -124,9 +124,10 @@ def test_two_processes_are_one_that_accumulates(digits, shared, tmp_path):
 
 
 def test_a_bit_in_weights_or_averages_shows(levels):
-    first, second = (State.fresh(tiny.run_config(), torch.device("cpu")) for _ in range(2))
+    config = tiny.run_config(training__posthoc_average=True)
+    first, second = (State.fresh(config, torch.device("cpu")) for _ in range(2))
     assert first.fingerprint() == second.fingerprint()
-    for network in (second.generator, second.discriminator, second.ema_models["ema"].module):
+    for network in (second.generator, second.discriminator, *(each.module for each in second.averages.values())):
         weight = next(network.parameters()).data.view(-1)
         kept = weight[0].clone()
         weight[0] = torch.nextafter(kept, torch.tensor(9.0))

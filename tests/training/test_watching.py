@@ -398,12 +398,14 @@ def test_training_needs_its_folders(tmp_path, capsys):
 
 
 def test_estimates_are_the_sizes_of_the_files(levels, tmp_path):
-    config = tiny.run_config(training__iterations=6, training__keep_every=3, training__more_ema_decays=[0.9])
+    changes = {"training__more_ema_decays": [0.9], "training__posthoc_average": True}
+    config = tiny.run_config(training__iterations=6, training__keep_every=3, **changes)
     train(config, levels, tmp_path, False)
     needs = estimate_resources(config, 6)
     sizes = {
         "checkpoint": tmp_path / "checkpoints/000000006.safetensors",
         "milestone": tmp_path / "milestones/000000006.safetensors",
+        "snapshot": tmp_path / "snapshots/000000006.safetensors",
         "final": tmp_path / "weights.safetensors",
     }
     for name, path in sizes.items():
@@ -411,10 +413,11 @@ def test_estimates_are_the_sizes_of_the_files(levels, tmp_path):
             header = 8 + int.from_bytes(file.read(8), "little")
         assert path.stat().st_size - header == getattr(needs, name), name
     assert needs.milestones == len(list((tmp_path / "milestones").iterdir())) == 2
+    assert needs.snapshots == len(list((tmp_path / "snapshots").glob("*.safetensors"))) == 2
     assert needs.parameters == json.loads((tmp_path / "complete.json").read_text())["parameters"]
     state = State.fresh(config, torch.device("cpu"))
     assert needs.averages == sum(
-        value.nbytes for average in state.ema_models.values() for value in average.module.state_dict().values()
+        value.nbytes for average in state.averages.values() for value in average.module.state_dict().values()
     )
 
 

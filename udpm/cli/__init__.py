@@ -48,6 +48,7 @@ MODULES = {
         "train": "Train a model, or resume its training.",
         "status": "Show the status of training runs.",
         "clean": "Remove checkpoints of finished runs.",
+        "average": "Reconstruct an average of a run's weights, of any width.",
     },
     "sample": {
         "sample": "Sample images from trained weights.",

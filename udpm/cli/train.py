@@ -303,3 +303,21 @@ def clean_command(folders: tuple[Path, ...], yes: bool) -> None:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:.2f} MB"
+
+
+@click.command(cls=Verb, epilog="Example: udpm average results/runs/digits/seed0 --width 0.12 --output a.safetensors")
+@click.argument("run", type=FOLDER)
+@click.option(
+    "--width", type=float, required=True, help="Standard deviation of the averaged iterations / their number."
+)
+@click.option("--output", type=OutputFile(kinds.AVERAGE, ".safetensors"), required=True, help="Weight file to write.")
+@click.option("--at", type=Whole(1), help="Iteration of the snapshot at which the average ends; default: the last.")
+def average_command(run: Path, width: float, output: Path, at: int | None) -> None:
+    """Reconstruct an average of a run's weights after training, of any width.
+
+    RUN is the folder of a run with training.posthoc_average, finished or not. Its snapshots are combined to the average
+    that training would have tracked for this width, above 0 and at most 0.25. `udpm sample` takes the result.
+    """
+    from udpm.training.posthoc import average_run
+
+    click.echo(average_run(run, width, output, at))

@@ -21,6 +21,8 @@ from udpm.config.validation import (
 DecayFactor = Annotated[float, Field(gt=0, le=1)]
 
 LpipsExponent = Annotated[float, Field(ge=1, allow_inf_nan=False)]
+POWER_WIDTHS = (0.05, 0.1)
+"""Widths of the averages that `posthoc_average` tracks: standard deviation of the iterations in units of the last."""
 EnergyExponent = Annotated[float, Field(gt=0, lt=2)]
 
 
@@ -127,6 +129,9 @@ class Training(Section):
     """Start all averages with a smaller decay: min(ema_decay, (1 + iteration)/(10 + iteration))."""
     ema_rampup: DecayFactor | None = None
     """Start all averages with a shorter half-life: at most this fraction of the images so far (StyleGAN2: 0.05)."""
+    posthoc_average: bool = False
+    """Also track averages of widths 0.05 and 0.1, and save a snapshot of both every keep_every iterations and at the
+    end, from which udpm average reconstructs an average of another width. Changes no weights."""
     level_probabilities: list[NonNegativeFloat] | None = None
     """Probability of drawing each level, l = 1 first; default: uniform, as published."""
     flip: bool = True
@@ -174,6 +179,11 @@ class Training(Section):
         """Decays of the exponential moving averages, by name."""
         first = {"ema": self.average_decay} if self.average_decay else {}
         return first | {f"ema-{decay!r}": decay for decay in self.more_ema_decays}
+
+    @property
+    def power_averages(self) -> dict[str, float]:
+        """Widths of the averages that snapshots hold, by name."""
+        return {f"power-{width:g}": width for width in POWER_WIDTHS} if self.posthoc_average else {}
 
     @property
     def kept_weights(self) -> list[str]:
@@ -230,6 +240,11 @@ class Training(Section):
             )
         if self.ema_rampup is not None and self.ema_warmup:
             raise ValueError("ema_rampup: starts the averages, and so does ema_warmup; leave one out")
+
+    @check
+    def _snapshots_are_kept(self) -> None:
+        if self.posthoc_average and not self.keep_every:
+            raise ValueError("posthoc_average: needs snapshots, but keep_every is 0; set keep_every above 0")
 
     @check
     def _averages_differ(self) -> None:

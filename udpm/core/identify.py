@@ -39,6 +39,7 @@ class Kind:
 FORMATS = {
     "udpm-weights": ("a weights file", "for udpm sample and udpm latents"),
     "udpm-checkpoint": ("a checkpoint of a training", "its run's weights.safetensors is what commands take"),
+    "udpm-snapshot": ("a snapshot of a training's averages", "its run's folder is what udpm average takes"),
     "udpm-samples": ("the record of a sample set", "the .npz of the same name is the set"),
     "udpm-latents": ("a latent-space experiment", "for udpm figure latents"),
     "udpm-reference": ("a reference", "for udpm score --reference"),

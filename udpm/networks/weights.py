@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from udpm.config.model import ModelConfig
-from udpm.config.validation import NonNegativeInt, Record, Sha256, validate
+from udpm.config.validation import NonNegativeInt, PositiveFloat, Record, Sha256, validate
 from udpm.core.containers import read_header
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path, sha256
@@ -24,6 +24,12 @@ FORMAT = "udpm-weights/2"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SHOWN = 5
 """Largest number of names in an error."""
+
+
+class AverageRecord(Record):
+    """Reconstruction of weights by `udpm average`."""
+
+    width: PositiveFloat
 
 
 class WeightsRecord(Record):
@@ -36,6 +42,7 @@ class WeightsRecord(Record):
     dataset_sha256: Sha256 | None = None
     iteration: NonNegativeInt | None = None
     origin: dict[str, Any] | None = None
+    average: AverageRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,8 @@ class Model:
         generator: generator in eval mode.
         config: its shape and its process.
         record: experiment, run_seed, dataset, dataset_sha256, iteration (each None if unknown), origin (of imported
-            weights), class_names (if known), name of the weights, and the file's SHA-256.
+            weights), class_names (if known), average_width (if reconstructed), name of the weights, and the file's
+            SHA-256.
     """
 
     generator: UNet
@@ -171,6 +179,7 @@ def load_model(path: str | Path, weights: str = "ema", device: torch.device | st
     record = {
         **{key: description.get(key) for key in known},
         **class_names_of(path, description, config),
+        **({"average_width": description["average"]["width"]} if description.get("average") else {}),
         "weights": weights,
         "weights_sha256": sha256(path),
     }

@@ -140,6 +140,12 @@ def run_changes(earlier: RunConfig, now: RunConfig, free: set[str]) -> dict[str,
     return changed
 
 
+def state_changes(earlier: RunConfig, now: RunConfig) -> dict[str, str]:
+    """Return, by key, the differences that make a state saved with an earlier configuration another run's."""
+    free = MUTABLE_KEYS | WORLD_SIZE_KEYS
+    return differences(earlier, now, free if now.training.decays_to_the_end else free | {ITERATIONS})
+
+
 def differences(earlier: Section, now: Section, free: set[str]) -> dict[str, str]:
     """Return, by key, how a configuration differs from an earlier one, ignoring the keys in `free`."""
     before, after = (_flat(config.model_dump(mode="json")) for config in (earlier, now))

@@ -217,6 +217,11 @@ def milestone(run: str | Path, iteration: int) -> Path:
     return Path(run) / "milestones" / f"{iteration:09d}.safetensors"
 
 
+def snapshot(run: str | Path, iteration: int) -> Path:
+    """Averages of an iteration for `udpm average`, in the run's folder; their manifest has the suffix .json."""
+    return Path(run) / "snapshots" / f"{iteration:09d}.safetensors"
+
+
 def results_of(run: Path) -> Path:
     """Folder of results of a run in RESULTS/runs/EXPERIMENT/seedN."""
     return run.resolve().parent.parent.parent

@@ -65,7 +65,7 @@ def describe_run(config: RunConfig, levels: Levels | None, run: Path | None) -> 
         "run": f"{config.experiment}, seed {config.seed}{_describe_folder(config, run)}",
         "data": data,
         "process": f"{config.process.levels} levels, alphas {config.process.alphas}, sigmas {config.process.sigmas}",
-        "networks": f"{networks}; averages {', '.join(training.averages) or 'none'}",
+        "networks": f"{networks}; averages {', '.join([*training.averages, *training.power_averages]) or 'none'}",
         "losses": _describe_losses(config),
         "training": _describe_training(config, iterations),
         "memory": (
@@ -138,6 +138,8 @@ def _describe_disk(config: RunConfig, estimate: ResourceEstimate) -> str:
     if estimate.milestones:
         total = format_total(estimate.milestones, estimate.milestone)
         parts.append(f"milestones {total}, one every {config.training.keep_every}")
+    if estimate.snapshots:
+        parts.append(f"snapshots for udpm average {format_total(estimate.snapshots, estimate.snapshot)}")
     return "; ".join([*parts, f"weights at the end {format_bytes(estimate.final)}"])
 
 

@@ -43,6 +43,7 @@ class ResourceEstimate:
         parameters: number of trainable values, by player.
         checkpoint, milestone: size of one.
         milestones: their number at the end.
+        snapshot, snapshots: size of one, for `udpm average`, and their number at the end.
         final: size of the weights at the end.
     """
 
@@ -54,6 +55,8 @@ class ResourceEstimate:
     checkpoint: int
     milestone: int
     milestones: int
+    snapshot: int
+    snapshots: int
     final: int
 
     @property
@@ -65,7 +68,8 @@ class ResourceEstimate:
 def estimate_resources(config: RunConfig, iterations: int) -> ResourceEstimate:
     """Estimate the resources of a run of `iterations` iterations."""
     networks = _networks(config)
-    averages = len(config.training.averages)
+    kept, powers = len(config.training.averages), len(config.training.power_averages)
+    averages = kept + powers
     generator = tensor_bytes(networks["generator"].state_dict().values())
     weights = sum(tensor_bytes(network.state_dict().values()) for network in networks.values())
     gradients = sum(tensor_bytes(network.parameters()) for network in networks.values())
@@ -79,23 +83,24 @@ def estimate_resources(config: RunConfig, iterations: int) -> ResourceEstimate:
         moments=2 * gradients,
         averages=averages * generator,
         checkpoint=weights + 2 * gradients + averages * generator + counters,
-        milestone=max(averages, 1) * generator,
+        milestone=max(kept, 1) * generator,
         milestones=iterations // every if every else 0,
-        final=(averages + 1) * generator,
+        snapshot=powers * generator,
+        snapshots=-(-iterations // every) if powers else 0,
+        final=(kept + 1) * generator,
     )
 
 
 def milestone_warning(estimate: ResourceEstimate, done: int, every: int, run: Path) -> str | None:
-    """Return one line on the disk space of the milestones after `done` iterations, one every `every`; None if it is
-    small. The run's folder must exist."""
-    ahead = estimate.milestones - (done // every if every else 0)
-    if ahead * estimate.milestone <= WARN_ABOVE_BYTES:
+    """Return one line on the disk space of the milestones after `done` iterations, one every `every`, with snapshots;
+    None if it is small. The run's folder must exist."""
+    ahead, size = estimate.milestones - (done // every if every else 0), estimate.milestone + estimate.snapshot
+    if ahead * size <= WARN_ABOVE_BYTES:
         return None
-    text = (
-        f"milestones will take {format_total(ahead, estimate.milestone)} (training.keep_every: {every}; 0 keeps none)"
-    )
+    what, none = ("milestones and snapshots", "") if estimate.snapshot else ("milestones", "; 0 keeps none")
+    text = f"{what} will take {format_total(ahead, size)} (training.keep_every: {every}{none})"
     free = shutil.disk_usage(run).free
-    return text if free > ahead * estimate.milestone else f"warning: {text}, but only {format_bytes(free)} are free"
+    return text if free > ahead * size else f"warning: {text}, but only {format_bytes(free)} are free"
 
 
 def format_total(count: int, size: int) -> str:
@@ -220,7 +225,8 @@ class IterationCounter:
     def _bytes(self, weights: LossWeights, players: tuple[str, ...]) -> int:
         """Return the bytes moved: each call and each backward pass reads its network's weights once."""
         generator, discriminator = _size(self._generator), _size(self._discriminator)
-        passes = generator * (2 + GRADIENTS + ADAM + AVERAGE * len(self._config.training.averages))
+        averages = len(self._config.training.averages) + len(self._config.training.power_averages)
+        passes = generator * (2 + GRADIENTS + ADAM + AVERAGE * averages)
         passes += discriminator * (2 + weights.relativistic if weights.adversarial > 0 else 0)
         if "discriminator" in players:
             # Two calls, each with a backward pass; each penalty's gradient, and the pass through it.

@@ -17,6 +17,7 @@ from udpm.interop.convert import load_pretrained
 from udpm.networks.discriminator import Discriminator, build_discriminator
 from udpm.networks.unet import UNet, build_generator
 from udpm.networks.weights import tensors_under
+from udpm.training.posthoc import decay as power_decay
 
 
 @dataclass
@@ -28,9 +29,11 @@ class State:
 
     generator: UNet
     ema_models: dict[str, AveragedModel]
+    power_models: dict[str, AveragedModel]
     discriminator: Discriminator | None
     optimizers: dict[str, torch.optim.Adam]
     decays: dict[str, float]
+    widths: dict[str, float]
     ema_warmup: bool
     ema_rampup: float | None
     iteration: int = 0
@@ -47,8 +50,8 @@ class State:
         if config.adversarial:
             torch.manual_seed(derive_seed(config.seed, "weights", "discriminator"))
             discriminator = build_discriminator(config).to(**options)
-        decays = config.training.averages
-        ema_models = {name: make_ema(generator) for name in decays}
+        decays, widths = config.training.averages, config.training.power_averages
+        ema_models, power_models = ({name: make_ema(generator) for name in names} for names in (decays, widths))
         betas = tuple(config.training.betas)
         networks = {"generator": generator, "discriminator": discriminator}
         optimizers = {
@@ -57,15 +60,16 @@ class State:
             if network is not None
         }
         start = config.training.ema_warmup, config.training.ema_rampup
-        return cls(generator, ema_models, discriminator, optimizers, decays, *start)
+        return cls(generator, ema_models, power_models, discriminator, optimizers, decays, widths, *start)
 
     def update_ema(self) -> None:
         """Update every average, a ← d·a + (1 - d)·θ, with the generator of this iteration."""
         largest = self._largest_decay()
-        for name, ema in self.ema_models.items():
-            decay = min(self.decays[name], largest)
+        decays = {name: min(decay, largest) for name, decay in self.decays.items()}
+        decays |= {name: power_decay(width, self.iteration + 1) for name, width in self.widths.items()}
+        for name, ema in self.averages.items():
             # AveragedModel.update_parameters would read its counter, which synchronizes the device.
-            get_ema_multi_avg_fn(decay)(_values(ema.module), _values(self.generator), None)
+            get_ema_multi_avg_fn(decays[name])(_values(ema.module), _values(self.generator), None)
             ema.n_averaged += 1
 
     def _largest_decay(self) -> float:
@@ -79,7 +83,7 @@ class State:
 
     def fingerprint(self) -> int:
         """Return a checksum of the bits of networks and averages."""
-        networks = [*self.networks.values(), *(ema.module for ema in self.ema_models.values())]
+        networks = [*self.networks.values(), *(ema.module for ema in self.averages.values())]
         bits = [
             value.contiguous().view(torch.int32).sum(dtype=torch.int64)
             for network in networks
@@ -112,10 +116,15 @@ class State:
         """The trained networks, by player."""
         return {name: getattr(self, name) for name in self.optimizers}
 
+    @property
+    def averages(self) -> dict[str, AveragedModel]:
+        """All averages, by name."""
+        return self.ema_models | self.power_models
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the whole state as named tensors."""
         found: dict[str, torch.Tensor] = {}
-        for kind, ema in self.ema_models.items():
+        for kind, ema in self.averages.items():
             found |= {f"{kind}/{name}": value for name, value in ema.state_dict().items()}
         for player, network in self.networks.items():
             found |= {f"{player}/{name}": value for name, value in network.state_dict().items()}
@@ -130,7 +139,7 @@ class State:
         Raises:
             RuntimeError: names or shapes do not fit.
         """
-        for kind, ema in self.ema_models.items():
+        for kind, ema in self.averages.items():
             ema.load_state_dict(tensors_under(tensors, f"{kind}/"))
         for player, network in self.networks.items():
             network.load_state_dict(tensors_under(tensors, f"{player}/"))

@@ -30,7 +30,7 @@ from udpm.data.levels import Levels
 from udpm.networks.inference import parameters
 from udpm.networks.weights import save_weights
 from udpm.runs.attempts import Attempt
-from udpm.runs.config_guard import ITERATIONS, MUTABLE_KEYS, WORLD_SIZE_KEYS, check_config, differences
+from udpm.runs.config_guard import check_config, state_changes
 from udpm.runs.layout import milestone
 from udpm.runs.lock import RECORD, RunLock
 from udpm.runs.records import SEALED, is_finished, read_complete
@@ -48,6 +48,7 @@ from udpm.training.metrics import (
     progress_text,
     write_preview,
 )
+from udpm.training.posthoc import save_snapshot
 from udpm.training.state import State
 
 
@@ -122,7 +123,7 @@ class RunWriter:
         if self.owner is not None:
             forget_after(folder, state.iteration)
             remove_temporary(self.run, keep=RECORD)
-            for part in ("checkpoints", "milestones", "failures", "previews"):
+            for part in ("checkpoints", "milestones", "snapshots", "failures", "previews"):
                 remove_temporary(self.run / part)
         if description is None:
             if self.config.weights is not None:
@@ -146,10 +147,7 @@ class RunWriter:
         """Check that a checkpoint has this run's images and configuration."""
         self._check_images(checkpoint, description)
         earlier = validate(RunConfig, description["run"], str(checkpoint))
-        free = MUTABLE_KEYS | WORLD_SIZE_KEYS
-        changed = differences(
-            earlier, self.config, free if self.config.training.decays_to_the_end else free | {ITERATIONS}
-        )
+        changed = state_changes(earlier, self.config)
         if changed:
             shown = "; ".join(changed.values())
             raise UserError(f"{checkpoint}: is of another run ({shown}); remove it from the folder")
@@ -199,6 +197,8 @@ class RunWriter:
             self._save_preview()
         if keeps:
             self._commit(self._save_milestone)
+        if self.state.power_models and (keeps or iteration == self.iterations):
+            self._commit(self._save_snapshot)
         if saves:
             self._check_replicas_equal()
             self._commit(self._save_checkpoint)
@@ -247,6 +247,11 @@ class RunWriter:
         networks = {name: ema.module.state_dict() for name, ema in state.ema_models.items()}
         path = milestone(self.run, state.iteration)
         save_weights(path, self.config.model, networks or {"raw": state.generator.state_dict()}, self._description())
+
+    def _save_snapshot(self) -> None:
+        """Keep the averages that `udpm average` combines."""
+        averages = {name: model.module.state_dict() for name, model in self.state.power_models.items()}
+        save_snapshot(self.run, self.state.iteration, averages, self._description())
 
     def _save_checkpoint(self) -> None:
         # Not in weight files: their bytes stay as they were before splits were recorded.
