@@ -58,6 +58,7 @@ from udpm.report.figures.curves import milestone_table, read_metrics
 from udpm.report.figures.latents import plot_latents
 from udpm.report.figures.samples import plot_chain
 from udpm.runs.attempts import any_killed, failed_twice_identically
+from udpm.runs.layout import snapshot
 from udpm.runs.lock import read_owner
 from udpm.runs.status import read_status, statuses_json
 from udpm.sampling.generate import draw_samples, explore_latents
@@ -65,6 +66,7 @@ from udpm.sampling.sample_set import join_shards, load_samples
 from udpm.sampling.sampler import read_noise
 from udpm.training.checkpoint import checkpoints, resume
 from udpm.training.metrics import Metrics
+from udpm.training.posthoc import average_run
 from udpm.training.state import State
 from udpm.training.trainer import train
 
@@ -101,6 +103,8 @@ def make_inputs(folder):
     config = tiny.run_config()
     run = folder / "runs/digits/seed0"
     train(config, open_levels(folder / "dataset", folder / "cache", 3), run, stop=False)
+    averaged = tiny.run_config(training__posthoc_average=True, training__keep_every=1, training__iterations=2)
+    train(averaged, open_levels(folder / "dataset", folder / "cache", 3), folder / "averaged", stop=False)
     (folder / "run.json").write_text(to_json(config))
     sampling = Sampling(count=20, threads=1, batch=10)
     (folder / "sampling.json").write_text(to_json(sampling))
@@ -331,6 +335,15 @@ def _forged(folder):
     _with_digest(checkpoints(folder / RUN / "checkpoints")[-1], lambda: _checkpoint(folder))
 
 
+def _average(folder):
+    average_run(folder / "averaged", 0.08, folder / "average.safetensors")
+
+
+def _forged_snapshot(folder):
+    """Read a snapshot whose manifest has a matching digest."""
+    _with_digest(snapshot(folder / "averaged", 1), lambda: _average(folder))
+
+
 def _forged_samples(folder):
     """Read a sample set whose record has a matching digest."""
     _with_digest(folder / "samples.npz", lambda: _samples(folder))
@@ -420,6 +433,7 @@ def registry(folder):
     """Return all readers; the names of some valid files depend on the folder."""
     kept = next(folder.glob("kept.*"))
     checkpoint = checkpoints(folder / RUN / "checkpoints")[-1].relative_to(folder)
+    snapshot_file = str(snapshot("averaged", 1))
     as_json, as_yaml, as_npz, as_npy, octets, sealed = (
         mutate.as_json,
         mutate.as_yaml,
@@ -480,6 +494,8 @@ def registry(folder):
         Reader("safetensors header", f"{RUN}/weights.safetensors", mutate.as_safetensors, _header),
         Reader("checkpoint", str(checkpoint), mutate.as_safetensors, _forged, 0.05),
         Reader("checkpoint's manifest", str(checkpoint.with_suffix(".json")), sealed, _checkpoint, 0.05),
+        Reader("snapshot", snapshot_file, mutate.as_safetensors, _forged_snapshot, 0.05),
+        Reader("snapshot's manifest", snapshot_file.replace("safetensors", "json"), sealed, _average, 0.05),
         Reader("complete.json", f"{RUN}/complete.json", sealed, _finished),
         Reader("run's config.json", f"{RUN}/config.json", as_json, _finished),
         Reader("metrics.jsonl", "working/metrics.jsonl", mutate.as_lines, _metrics, 0.2),
