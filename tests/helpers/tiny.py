@@ -41,6 +41,14 @@ ALIVE = {
     "discriminator__minibatch_deviation": "mean",
     "losses__adversarial": "relativistic",
     "losses__r2_gamma": 0.3,
+    "losses__augmentation": {
+        "flip": True,
+        "translation": 0.125,
+        "cutout": 0.5,
+        "colour": 0.0,
+        "probability": 0.9,
+        "ramp": 2,
+    },
 }
 """All options of the adversarial loss that are not the paper's, together."""
 

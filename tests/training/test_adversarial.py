@@ -1,17 +1,30 @@
 """Options that keep a discriminator alive: closed forms, what the players are shown, refusals."""
 
 import math
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 import torch.nn.functional as F
 
+from udpm.config.training import Augmentation
 from udpm.core import devices
 from udpm.core.errors import UserError
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.discriminator import Discriminator, DiscriminatorShape, batch_deviation
 from udpm.training import dryrun
+from udpm.training.augmentation import (
+    COLOURS,
+    DRAWS,
+    GEOMETRY,
+    check_colours,
+    draw_parameters,
+    move,
+    probability_at,
+    transform,
+)
 from udpm.training.batch import draw_noise
 from udpm.training.estimate import IterationCounter
 from udpm.training.losses import discriminator_losses, generator_losses, loss_weights
@@ -140,6 +153,133 @@ def test_penalties_decay_and_are_lazy_together():
     assert last.at(0).r2 == 0
 
 
+# --- augmentation ----------------------------------------------------------------------------------------------------
+
+
+def parameters(mirrored=0, down=0, right=0, square=(0, 0, 0, 0), colours=()):
+    return torch.tensor([[mirrored, down, right, *square, *colours]], dtype=torch.float32)
+
+
+def drawn(section, side=16, iteration=10, count=4000):
+    uniform = torch.rand(count, DRAWS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    section = Augmentation(**section)
+    return draw_parameters(section, side, probability_at(section, iteration), uniform)
+
+
+def test_images_move_by_whole_pixels():
+    image = normal(0, 1, 3, 4, 6)
+    down = transform(image, parameters(down=1, right=-2))
+    assert torch.equal(down[..., 1:, :-2], image[..., :-1, 2:])
+    assert not down[..., 0, :].any()
+    assert not down[..., -2:].any()
+    assert torch.equal(transform(image, parameters(mirrored=1)), image.flip(-1))
+    assert torch.equal(transform(image, parameters(mirrored=1, right=1))[..., 1:], image.flip(-1)[..., :-1])
+    cut = transform(image, parameters(square=(-1, 4, 2, 6)))
+    expected = image.clone()
+    expected[..., :2, 4:] = 0
+    assert torch.equal(cut, expected)
+    assert torch.equal(transform(image, parameters(colours=(0, 0, 0))), image)
+
+
+def test_colours():
+    image = normal(0, 1, 3, 4, 4)
+    torch.testing.assert_close(transform(image, parameters(colours=(0.3, 0, 0))), image + 0.3)
+    grey = transform(image, parameters(colours=(0, -1, 0)))
+    torch.testing.assert_close(grey, image.mean(dim=1, keepdim=True).expand_as(image))
+    half = transform(image, parameters(colours=(0, 0, -0.5)))
+    torch.testing.assert_close(half, (image + image.mean()) / 2)
+
+
+def test_parameters_are_uniform():
+    found = drawn({"flip": True, "translation": 0.125, "cutout": 0.5, "colour": 0.8})
+    assert found.shape == (4000, GEOMETRY + COLOURS)
+    mirrored, down, right, top, left, bottom, far, *colours = found.unbind(1)
+    assert mirrored.mean().item() == pytest.approx(0.5, abs=0.03)
+    for shift in (down, right):
+        assert torch.bincount((shift + 2).long()).tolist() == [pytest.approx(800, abs=120)] * 5
+    for first, end in ((top, bottom), (left, far)):
+        assert (end - first == 8).all()
+        assert torch.bincount((first + 4).long()).tolist() == [pytest.approx(4000 / 17, abs=70)] * 17
+    for values, largest in zip(colours, (0.4, 0.8, 0.4), strict=True):
+        assert values.std().item() == pytest.approx(largest / 3**0.5, rel=0.05)
+        assert values.abs().max() <= largest
+    # A shift of 1/8 of 4 pixels is one pixel; a cut of 3 pixels is around a pixel.
+    small = drawn({"translation": 0.125, "cutout": 0.75}, side=4)
+    assert small[:, 1].unique().tolist() == [-1, 0, 1]
+    assert small[:, 3].unique().tolist() == [-1, 0, 1, 2]
+    assert not small[:, 0].any()
+
+
+def test_the_probability_rises_along_half_a_cosine():
+    section = {"translation": 0.5, "probability": 0.8, "ramp": 100}
+    found = [probability_at(Augmentation(**section), iteration) for iteration in (0, 25, 50, 100, 1000)]
+    assert found == pytest.approx([0, 0.4 * (1 - 0.5**0.5), 0.4, 0.8, 0.8])
+    assert not drawn(section, iteration=0).any(dim=0)[:3].any()
+    moved = drawn(section, iteration=50)[:, 1:3].any(dim=1).float().mean().item()
+    assert moved == pytest.approx(0.4 * (1 - 1 / 17**2), abs=0.03)
+    image = normal(0, 4000, 3, 2, 2)
+    assert torch.equal(transform(image, drawn(section, side=2, iteration=0)), image)
+
+
+AUGMENTED = {"losses__augmentation": tiny.ALIVE["losses__augmentation"] | {"probability": 1.0, "ramp": 0}}
+DIFFUSION = {"losses__discriminator_noise": {"kind": "diffusion", "std": 0.0, "decay_per_1000": 1.0}}
+
+
+@pytest.mark.parametrize("kind", [{}, DIFFUSION])
+def test_both_players_show_transformed_images_with_noise_on_top(kind):
+    step = Step(linear, **AUGMENTED, **RELATIVISTIC, **kind)
+    scale = step.weights.scale
+    assert scale == (0.5 if kind else 1)
+    for player, play in (("discriminator", step.discriminator), ("generator", step.generator)):
+        step.shown.clear()
+        play()
+        batch = step.batch(player)
+        fake, real = step.shown
+        torch.testing.assert_close(fake, scale * transform(step.output / 2, batch.fake_transform) + batch.fake_noise)
+        torch.testing.assert_close(real, scale * transform(step.target / 2, batch.real_transform) + batch.real_noise)
+        assert not torch.equal(batch.fake_transform, batch.real_transform)
+
+
+def test_penalties_are_of_the_image_before_transforms():
+    step = Step(linear, **AUGMENTED, losses__r1_gamma=0.4, losses__r2_gamma=0.6)
+    losses, batch = step.discriminator(), step.batch("discriminator")
+    for term, found in (("r1", batch.real_transform), ("r2", batch.fake_transform)):
+        _, gradient = torch.autograd.functional.vjp(
+            lambda image, given=found: transform(image, given), step.target, WEIGHT.expand(4, -1, -1, -1)
+        )
+        torch.testing.assert_close(losses[term], gradient.square().sum(dim=(1, 2, 3)).mean())
+        # The cut and the edges have no gradient.
+        assert losses[term] < 0.9 * WEIGHT.square().sum()
+
+
+def test_gradients_of_gradients_flow_through_transforms():
+    image = normal(0, 2, 3, 4, 4).double().requires_grad_()
+    both = parameters(1, 1, -1, (1, 0, 3, 2), (0.1, 0.5, -0.3)).expand(2, -1)
+    assert torch.autograd.gradgradcheck(lambda image: transform(image, both).pow(2), image)
+
+
+def test_a_state_that_is_seen_moves_with_its_image():
+    step, seen = Step(linear, **AUGMENTED, discriminator__sees_state=True), []
+    step.judge = lambda image, time, labels, dropout, state: (seen.append(state), linear(image))[1]
+    step.discriminator()
+    step.generator()
+    for state, (player, name) in zip(
+        seen, (("discriminator", "fake"), ("discriminator", "real"), ("generator", "fake")), strict=True
+    ):
+        batch = step.batch(player)
+        large = F.interpolate(batch.state(step.schedule), scale_factor=2, mode="nearest")
+        torch.testing.assert_close(state, move(large, batch.tensors()[f"{name}_transform"]))
+
+
+def test_grey_images_have_no_colours_to_transform(levels):
+    colours = Augmentation(colour=0.5)
+    for modes, grey in (({"L": 2, "I;16": 1}, True), ({"L": 2, "RGB": 1}, False), ({}, False)):
+        store = SimpleNamespace(folder="images", record={"preprocessing": {"modes": modes}})
+        with pytest.raises(UserError, match="all images in images are grey") if grey else nullcontext():
+            check_colours(colours, SimpleNamespace(store=store))
+    check_colours(Augmentation(flip=True), levels)
+
+
 # --- training with everything on -------------------------------------------------------------------------------------
 
 
@@ -184,6 +324,7 @@ def test_what_options_cost():
 def test_a_dry_run_names_them():
     text = dryrun._describe_losses(tiny.run_config(**tiny.ALIVE))
     assert "relativistic adversarial [0.5, 1.0, 1.0], R1 [0.1, 0.5, 2.0], R2 [0.3, 0.3, 0.3]" in text
+    assert "augmentation with probability 0.9" in text
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -198,6 +339,22 @@ def test_a_dry_run_names_them():
             "discriminator.dropout: 0.2 at level 2 would drop",
         ),
         ({"losses__adversarial": "hinge"}, "losses.adversarial: input should be "),
+        (
+            {"losses__augmentation": {"colour": 0.5}},
+            "losses.augmentation.colour: 0.5, but data set digits is grey; use 0",
+        ),
+        ({"losses__augmentation": {"translation": 0.6}}, "losses.augmentation.translation: input should be less than"),
+        ({"losses__augmentation": {"cutout": 1.0}}, "losses.augmentation.cutout: input should be less than 1"),
+        (
+            {"losses__augmentation": {"probability": 0.0}},
+            "losses.augmentation.probability: input should be greater than 0",
+        ),
+        ({"losses__augmentation": {"flips": True}}, "losses.augmentation.flips: unknown key; did you mean flip?"),
+        (
+            {"losses__augmentation": {"ramp": -1}},
+            "losses.augmentation.ramp: input should be greater than or equal to 0",
+        ),
+        ({"losses__augmentation": True}, "losses.augmentation: input should be a section"),
         ({"losses__r2_gamma": -1.0}, "losses.r2_gamma: input should be "),
     ],
 )

@@ -28,7 +28,8 @@ from udpm.networks.weights import load_model
 from udpm.sampling.sampler import Sampler
 from udpm.training import checkpoint
 from udpm.training.batch import Prefetcher
-from udpm.training.losses import discriminator_losses, load_lpips
+from udpm.training.losses import discriminator_losses
+from udpm.training.perceptual import load_lpips
 from udpm.training.state import State
 from udpm.training.trainer import Trainer, train
 

@@ -26,7 +26,7 @@ def at_level(level):
     return [float(other == level) for other in (1, 2, 3)]
 
 
-@pytest.mark.parametrize("changes", [{}, {"training__accumulate": 2}, {"losses__r1_gamma": 0.0}])
+@pytest.mark.parametrize("changes", [{}, {"training__accumulate": 2}, tiny.ALIVE | {"losses__r1_gamma": 0.0}])
 def test_the_estimate_is_what_a_real_iteration_takes(levels, changes):
     config = run_config(**changes, training__level_probabilities=at_level(1))
     with LiveBytes() as counted:

@@ -21,7 +21,8 @@ from udpm.networks.unet import UNet, UNetShape
 from udpm.networks.weights import load_model
 from udpm.sampling.sample_set import load_samples
 from udpm.training.batch import draw_noise
-from udpm.training.losses import TrainingBatch, discriminator_losses, generator_losses, load_lpips, loss_weights
+from udpm.training.losses import TrainingBatch, discriminator_losses, generator_losses, loss_weights
+from udpm.training.perceptual import load_lpips
 from udpm.training.state import State
 from udpm.training.trainer import Trainer, train
 

@@ -268,6 +268,12 @@ class RunConfig(Section):
                 )
 
     @check
+    def _grey_images_keep_their_colours(self) -> None:
+        colour = self.losses.augmentation.colour
+        if colour and self.dataset.source == "digits":
+            raise ValueError(f"losses.augmentation.colour: {colour:g}, but data set {self.dataset_name} is grey; use 0")
+
+    @check
     def _pairs_keep_their_logits(self) -> None:
         if self.discriminator is None or self.losses.adversarial != "relativistic":
             return

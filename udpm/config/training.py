@@ -37,6 +37,28 @@ class DiscriminatorNoise(Section):
     """Factor on std every 1000 iterations."""
 
 
+class Augmentation(Section):
+    """Random transforms of the images that the discriminator sees, real and generated ones alike; not in the paper."""
+
+    flip: bool = False
+    """Mirror half of the images horizontally."""
+    translation: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Largest shift in each direction as a fraction of the side, at least 1 pixel if above 0; the rest becomes 0."""
+    cutout: Fraction = 0.0
+    """Side of a square that becomes 0 as a fraction of the image's, at least 1 pixel if above 0."""
+    colour: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Strength of random brightness, saturation and contrast; 1 is that of DiffAugment. Not for grey images."""
+    probability: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Probability of each transform, at the end of the ramp."""
+    ramp: NonNegativeInt = 0
+    """Iterations over which the probability rises from 0, along half a cosine; 0: from the start."""
+
+    @property
+    def transforms(self) -> bool:
+        """Whether any transform is on."""
+        return self.flip or max(self.translation, self.cutout, self.colour) > 0
+
+
 class Losses(Section):
     """Weights of the loss terms; lists hold one value for each level, l = 1 (finest) first."""
 
@@ -79,6 +101,8 @@ class Losses(Section):
     """Number of iterations at the start without adversarial loss and discriminator step."""
     discriminator_noise: DiscriminatorNoise = DiscriminatorNoise()
     """Noise added to what the discriminator sees."""
+    augmentation: Augmentation = Augmentation()
+    """Random transforms of the images that the discriminator sees."""
     upsample_discriminator_input: bool = False
     """Upsample the discriminator's input to the full side N at every level, bilinearly."""
     normalize: bool = True

@@ -21,6 +21,7 @@ from udpm.core.devices import bind_thread, to_device
 from udpm.data.levels import Levels, decoding_table
 from udpm.diffusion.process import downsample, marginal
 from udpm.diffusion.schedule import Schedule
+from udpm.training.augmentation import DRAWS, draw_parameters, probability_at
 
 DataLocation = Literal["auto", "device", "memory"]
 LARGEST_SHARE = 0.25
@@ -161,6 +162,8 @@ class TrainingBatch:
         dropped_labels: (B,) bool, images whose label the generator does not see, or None.
         latent: z_l of each of the m draws of the output, (B, m, k, h, w), or None for a generator without.
         redraws: ε of x_L for all draws but the first, (B, m - 1, 3, h, w); None where all draws share x_l.
+        fake_transform: parameters of the transforms of generated images that the discriminator sees, or None.
+        real_transform: those of real images.
     """
 
     level: int
@@ -172,6 +175,8 @@ class TrainingBatch:
     dropped_labels: torch.Tensor | None = None
     latent: torch.Tensor | None = None
     redraws: torch.Tensor | None = None
+    fake_transform: torch.Tensor | None = None
+    real_transform: torch.Tensor | None = None
 
     def state(self, schedule: Schedule) -> torch.Tensor:
         """Return x_l drawn from q(x_l | x_0), (B, 3, h, w): H of the target is H^l x_0."""
@@ -295,7 +300,15 @@ def draw_noise(
         generator = _generator(config.seed, purpose, player, iteration)
         return to_device(torch.randn((whole, *shape), generator=generator)[part], target.device)
 
+    def transform(whose: str) -> torch.Tensor:
+        generator = _generator(config.seed, f"{whose} transform", player, iteration)
+        uniform = torch.rand((whole, DRAWS), generator=generator, dtype=torch.float64)[part]
+        section = config.losses.augmentation
+        parameters = draw_parameters(section, height, probability_at(section, iteration), uniform)
+        return to_device(parameters, target.device)
+
     state, image = (channels, height // 2, width // 2), (channels, height, width)
+    augments, real = config.losses.augmentation.transforms, shows_real(config, player, level)
     draws, redraws = draw_counts(config, player, level)
     latent = config.generator.latent_channels
     return TrainingBatch(
@@ -304,10 +317,12 @@ def draw_noise(
         labels,
         normal("state", *state),
         fake_noise=normal("fake", *image) * std if std else None,
-        real_noise=normal("real", *image) * std if std and shows_real(config, player, level) else None,
+        real_noise=normal("real", *image) * std if std and real else None,
         dropped_labels=_dropped_labels(config, player, iteration, part, target.device),
         latent=normal("latent", draws, latent, *state[1:]) if latent else None,
         redraws=normal("state of further draws", redraws, *state) if redraws else None,
+        fake_transform=transform("fake") if augments else None,
+        real_transform=transform("real") if augments and real else None,
     )
 
 

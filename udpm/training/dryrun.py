@@ -36,7 +36,8 @@ from udpm.training.estimate import (
     iteration_cost,
     tensor_bytes,
 )
-from udpm.training.losses import LossWeights, Perceptual, load_lpips, loss_weights
+from udpm.training.losses import LossWeights, loss_weights
+from udpm.training.perceptual import Perceptual, load_lpips
 
 
 def describe_run(config: RunConfig, levels: Levels | None, run: Path | None) -> str:
@@ -97,7 +98,10 @@ def _describe_losses(config: RunConfig) -> str:
     kind = "adversarial" if config.losses.adversarial == "standard" else "relativistic adversarial"
     keys |= {"LPIPS": "lpips_weight", kind: "adversarial_weight", "R1": "r1_gamma", "R2": "r2_gamma"}
     weights = {name: config.per_level(f"losses.{key}") for name, key in keys.items()}
-    return ", ".join(f"{name} {values}" for name, values in weights.items() if any(values))
+    parts = [f"{name} {values}" for name, values in weights.items() if any(values)]
+    if config.losses.augmentation.transforms:
+        parts.append(f"augmentation with probability {config.losses.augmentation.probability:g}")
+    return ", ".join(parts)
 
 
 def _describe_training(config: RunConfig, iterations: int) -> str:

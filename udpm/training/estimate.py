@@ -19,8 +19,10 @@ from udpm.diffusion.schedule import Schedule
 from udpm.networks.discriminator import build_discriminator
 from udpm.networks.inference import parameters
 from udpm.networks.unet import IMAGE_CHANNELS, build_generator
+from udpm.training.augmentation import parameter_count
 from udpm.training.batch import TrainingBatch, discriminator_is_due, draw_counts, level_shares
-from udpm.training.losses import LossWeights, Perceptual, discriminator_losses, generator_losses, loss_weights
+from udpm.training.losses import LossWeights, discriminator_losses, generator_losses, loss_weights
+from udpm.training.perceptual import Perceptual
 
 GB, MB = 1e9, 1e6
 WARN_ABOVE_BYTES = 1e9
@@ -218,9 +220,12 @@ class IterationCounter:
             labels = torch.empty(batch, dtype=torch.int64)
             latent = torch.empty(batch, draws, channels, side // 2, side // 2) if channels else None
             more = torch.empty(batch, redraws, *noise.shape[1:]) if redraws else None
+            count = parameter_count(self._config.losses.augmentation)
+            transform = torch.empty(batch, count) if count else None
         return TrainingBatch(
-            level, target, labels, noise, fake_noise=added, real_noise=added, latent=latent, redraws=more
-        )
+            level, target, labels, noise, fake_noise=added, real_noise=added, latent=latent, redraws=more,
+            fake_transform=transform, real_transform=transform,
+        )  # fmt: skip
 
     def _bytes(self, weights: LossWeights, players: tuple[str, ...]) -> int:
         """Return the bytes moved: each call and each backward pass reads its network's weights once."""

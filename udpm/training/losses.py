@@ -1,91 +1,23 @@
-"""The losses of the discriminator's and the generator's step, each at one level, and LPIPS.
+"""The losses of the discriminator's and the generator's step, each at one level.
 
 The losses draw no random numbers: noise is part of the batch.
 """
 
 from __future__ import annotations
 
-import io
-import sys
-import warnings
 from collections.abc import Callable
-from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from udpm.config.experiment import RunConfig
-from udpm.core.devices import patch_torchvision
-from udpm.core.errors import UserError
 from udpm.diffusion.schedule import Schedule
-from udpm.networks.layers import NO_LABEL, without_autocast
+from udpm.networks.layers import NO_LABEL
 from udpm.training.adversarial import gradient_penalty, gradient_share, separation
+from udpm.training.augmentation import move_state, transform
 from udpm.training.batch import TrainingBatch
-
-
-class Perceptual(nn.Module):
-    """LPIPS with a free exponent: Σ over layers of the mean over positions of w·|φ(a) - φ(b)|^p.
-
-    φ are unit-normalized features, w ≥ 0 the package's learned weights; p = 2 is LPIPS (Zhang et al. 2018).
-    """
-
-    def __init__(self, lpips: nn.Module, exponent: float) -> None:
-        super().__init__()
-        # The package has no types.
-        self.lpips: Any = lpips
-        self.exponent = exponent
-
-    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Map two (B, 3, h, w) images in [-1, 1] to (B,) float32 distances; gradients flow to `output` alone.
-
-        Always in float32: in bfloat16, rounding would exceed the difference of two similar images.
-        """
-        output, target = output.float(), target.float()
-        with without_autocast(output.device):
-            with torch.no_grad():
-                expected = self._features(target)
-            layers = zip(self._features(output), expected, self.lpips.lins, strict=True)
-            distances = [weigh((a - b).abs() ** self.exponent).mean(dim=(1, 2, 3)) for a, b, weigh in layers]
-            return torch.stack(distances).sum(dim=0)
-
-    def _features(self, image: torch.Tensor) -> list[torch.Tensor]:
-        from lpips import normalize_tensor
-
-        return [normalize_tensor(feature) for feature in self.lpips.net(self.lpips.scaling_layer(image))]
-
-
-def load_lpips(network: str, exponent: float, device: torch.device) -> Perceptual:
-    """Load LPIPS over VGG-16, frozen, in eval mode.
-
-    Args:
-        network: "vgg" (ImageNet weights, kept by torchvision under TORCH_HOME) or "vgg-random" (untrained).
-        exponent: of the feature differences.
-        device: of the network.
-
-    Raises:
-        UserError: the lpips extra is not installed, or the weights are missing and cannot be downloaded.
-    """
-    patch_torchvision()
-    try:
-        import lpips
-    except ImportError:
-        raise UserError("losses.lpips_weight: above 0 needs the lpips extra: pip install 'udpm[lpips]'") from None
-    try:
-        # Progress of the download only on a terminal: in a log it would be many lines.
-        shown = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
-        with warnings.catch_warnings(), shown:
-            warnings.simplefilter("ignore", UserWarning)
-            model = lpips.LPIPS(net="vgg", pnet_rand=network == "vgg-random", verbose=False)
-    except OSError as error:
-        raise UserError(
-            f"losses.lpips_weight: VGG-16's weights cannot be downloaded ({error}); put vgg16-397923af.pth into "
-            f"{torch.hub.get_dir()}/checkpoints"
-        ) from None
-    return Perceptual(model, exponent).requires_grad_(False).eval().to(device)
-
+from udpm.training.perceptual import Perceptual
 
 Network = Callable[..., torch.Tensor]
 
@@ -109,6 +41,7 @@ class LossWeights:
         energy_exponent: β of the energy score.
         energy_patch: side of its patches; 0 for whole images.
         relativistic: compare D's outputs on an image and its target.
+        sees_state: D sees x_l, too.
         discriminator_size: side to which the discriminator's input is enlarged; 0 keeps its side.
         noise_decay: factor of `noise` every 1000 iterations.
         r1_decay: factor of `r1` and `r2` every 1000 iterations.
@@ -131,6 +64,7 @@ class LossWeights:
     energy_patch: int = 0
     r2: float = 0.0
     relativistic: bool = False
+    sees_state: bool = False
     discriminator_size: int = 0
     noise_decay: float = 1.0
     r1_decay: float = 1.0
@@ -171,6 +105,7 @@ def loss_weights(config: RunConfig) -> list[LossWeights]:
             energy_exponent=losses.energy_exponent,
             energy_patch=losses.energy_patch,
             relativistic=losses.adversarial == "relativistic",
+            sees_state=config.discriminator is not None and config.discriminator.sees_state,
             discriminator_size=config.dataset.side if losses.upsample_discriminator_input else 0,
             r1_decay=losses.r1_decay_per_1000,
             adversarial_start=losses.adversarial_start,
@@ -226,20 +161,22 @@ def discriminator_losses(
     state = batch.state(schedule)
     with torch.no_grad():
         fake = predict(generator, schedule, batch, state).float() / weights.divisor
-    fake = add_instance_noise(fake, weights, batch.fake_noise).requires_grad_(weights.r2 > 0)
-    real = add_instance_noise(batch.target / weights.divisor, weights, batch.real_noise).requires_grad_(weights.r1 > 0)
-    time = schedule.time(batch.level)
-    shown = (upsample_for_discriminator(image, weights) for image in (fake, real))
-    on_fake, on_real = (discriminator(image, time, batch.labels, weights.dropout, state).float() for image in shown)
+    real = batch.target / weights.divisor
+    fakes = show(fake, state, weights, batch.fake_noise, batch.fake_transform, penalised=weights.r2 > 0)
+    reals = show(real, state, weights, batch.real_noise, batch.real_transform, penalised=weights.r1 > 0)
+    on_fake, on_real = (
+        discriminator(shown.image, schedule.time(batch.level), batch.labels, weights.dropout, shown.state).float()
+        for shown in (fakes, reals)
+    )
     if weights.relativistic:
         loss = F.softplus(on_fake - on_real).mean()
     else:
         loss = 0.5 * (F.softplus(on_fake).mean() + F.softplus(-on_real).mean())
     seen = on_real.detach(), on_fake.detach()
     stats = {"loss": loss.detach(), "real": seen[0].mean(), "fake": seen[1].mean(), "auc": separation(*seen)}
-    for name, weight, logits, image in (("r1", weights.r1, on_real, real), ("r2", weights.r2, on_fake, fake)):
+    for name, weight, logits, shown in (("r1", weights.r1, on_real, reals), ("r2", weights.r2, on_fake, fakes)):
         if weight > 0:
-            penalty = gradient_penalty(logits, image)
+            penalty = gradient_penalty(logits, shown.before)
             stats[name] = penalty.detach()
             loss = loss + weight / 2 * penalty
     return {"total": loss, **stats}
@@ -287,12 +224,13 @@ def generator_losses(
         assert discriminator is not None
         branch = first.view_as(first)
         stats["adversarial_share"] = gradient_share(output, branch)
-        shown = upsample_for_discriminator(add_instance_noise(branch, weights, batch.fake_noise), weights)
-        logits = discriminator(shown, schedule.time(batch.level), batch.labels, 0.0, state).float()
+        time = schedule.time(batch.level)
+        fakes = show(branch, state, weights, batch.fake_noise, batch.fake_transform)
+        logits = discriminator(fakes.image, time, batch.labels, 0.0, fakes.state).float()
         if weights.relativistic:
             with torch.no_grad():
-                shown = upsample_for_discriminator(add_instance_noise(target, weights, batch.real_noise), weights)
-                on_real = discriminator(shown, schedule.time(batch.level), batch.labels, 0.0, state).float()
+                reals = show(target, state, weights, batch.real_noise, batch.real_transform)
+                on_real = discriminator(reals.image, time, batch.labels, 0.0, reals.state).float()
             logits = logits - on_real
         adversarial = F.softplus(-logits).mean()
         stats["adversarial"] = adversarial.detach()
@@ -337,6 +275,50 @@ def energy_score(
     pairs = [distance(draws[later:] - draws[later - 1]) for later in range(1, len(draws))]
     apart = torch.cat([pair.flatten() for pair in pairs]).mean()
     return error - apart / 2, apart / error
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the discriminator sees.
+
+    Attributes:
+        before: images that R1 or R2 differentiates by: before T, and without T with their noise.
+        image: images as it sees them.
+        state: x_l as it sees it.
+    """
+
+    before: torch.Tensor
+    image: torch.Tensor
+    state: torch.Tensor
+
+
+def show(
+    image: torch.Tensor,
+    state: torch.Tensor,
+    weights: LossWeights,
+    noise: torch.Tensor | None,
+    parameters: torch.Tensor | None,
+    *,
+    penalised: bool = False,
+) -> Shown:
+    """Return what the discriminator sees of images v: scale·T(v) + noise, enlarged.
+
+    Args:
+        image: v, real or generated, divided by the divisor.
+        state: x_l that they were made from, which T moves, too.
+        weights: at the level.
+        noise: already scaled, or None.
+        parameters: of T, or None for none.
+        penalised: whether `before` is differentiated.
+    """
+    before = add_instance_noise(image, weights, noise if parameters is None else None)
+    if penalised:
+        before.requires_grad_()
+    seen = before
+    if parameters is not None:
+        seen = add_instance_noise(transform(before / weights.scale, parameters), weights, noise)
+        state = move_state(state, image, parameters) if weights.sees_state else state
+    return Shown(before, upsample_for_discriminator(seen, weights), state)
 
 
 def add_instance_noise(image: torch.Tensor, weights: LossWeights, noise: torch.Tensor | None) -> torch.Tensor:

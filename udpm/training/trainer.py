@@ -23,6 +23,7 @@ from udpm.networks.inference import compile_network
 from udpm.runs.attempts import Attempt, attempted, make_folder
 from udpm.runs.config_guard import preparation_changes
 from udpm.runs.lock import STALE_SECONDS, RunLock
+from udpm.training.augmentation import check_colours
 from udpm.training.batch import (
     Batches,
     DataLocation,
@@ -37,13 +38,12 @@ from udpm.training.batch import (
 from udpm.training.graphs import RecordedPasses, recorder_for
 from udpm.training.losses import (
     LossWeights,
-    Perceptual,
     discriminator_losses,
     generator_losses,
-    load_lpips,
     loss_weights,
 )
 from udpm.training.metrics import Metrics, NotFinite, writer_class
+from udpm.training.perceptual import Perceptual, load_lpips
 from udpm.training.state import State
 from udpm.training.writer import RunWriter
 
@@ -121,6 +121,7 @@ def open_run(
                 f"{levels.store.folder}: was prepared with another configuration than the run's "
                 f"({'; '.join(otherwise.values())}); resolve the run again, or prepare the data set again"
             )
+        check_colours(config.losses.augmentation, levels)
         training, ranks = config.training, detect_ranks(config.training.processes)
         if training.tensorboard:
             writer_class()
