@@ -2,6 +2,7 @@
 
 import os
 
+import cores  # noqa: F401
 import pytest
 import tiny
 import torch
@@ -12,6 +13,7 @@ from udpm.config import DatasetConfig
 from udpm.core import devices
 from udpm.data.levels import open_levels, write_cache
 from udpm.data.prepare import prepare
+from udpm.runs import lock
 from udpm.training.trainer import train
 
 # No deadline, since the machine may be busy.
@@ -32,6 +34,15 @@ def pytest_runtest_setup(item):
     """Skip tests that need a GPU if none is visible."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a GPU and `pytest -m gpu`")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting():
+    """Do not wait for other trainers, of which there are none, nor for the disk, since nothing cuts the power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lock, "SETTLE", 0.01)
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,16 @@ CPU = torch.device("cpu")
 CEILINGS = dict.fromkeys(("float32_flops", "bfloat16_flops", "copy_bytes"), 1e9)
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Ceilings and times too short to be meaningful."""
+    monkeypatch.setattr(measure, "LARGEST", 256)
+    monkeypatch.setattr(measure, "COPIED_BYTES", 1 << 16)
+    for module in (benchmark, feeding):
+        monkeypatch.setattr(module, "SECONDS", 0.02)
+    monkeypatch.setattr(feeding, "IMAGES", 300)
+
+
 @pytest.mark.slow
 def test_the_shares_of_a_training_iteration(digits, tmp_path, capsys):
     config = tiny.write_config(tmp_path)
@@ -41,9 +51,7 @@ def test_the_shares_of_a_training_iteration(digits, tmp_path, capsys):
     assert tiny.snapshot(tmp_path) == before
 
 
-def test_the_speed_of_preparing_and_feeding_images(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(feeding, "IMAGES", 300)
-    monkeypatch.setattr(feeding, "SECONDS", 0.02)
+def test_the_speed_of_preparing_and_feeding_images(quick, tmp_path, capsys):
     for number in range(6):
         Image.new("RGB", (20, 18), (number, 0, 0)).save(tmp_path / f"{number}.png")
     assert not tiny.call("bench", "data", tmp_path, "--side", 16, "--workers", 1, "--device", "cpu", "--batch", 32)
@@ -56,8 +64,7 @@ def test_the_speed_of_preparing_and_feeding_images(tmp_path, monkeypatch, capsys
     assert all(int(rate) > 0 for _, _, rate in fed)
 
 
-def test_the_speed_of_extracting_features(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "SECONDS", 0.02)
+def test_the_speed_of_extracting_features(quick, tmp_path, capsys):
     torch.jit.save(torch.jit.trace(torch.nn.Flatten(), torch.zeros(2, 3, 20, 20)), str(tmp_path / "x.pt"))
     scoring = Scoring(extractor=str(tmp_path / "x.pt"), input_side=20, batch=4, threads=1)
     (tmp_path / "scoring.json").write_text(to_json(scoring))
@@ -69,16 +76,6 @@ def test_the_speed_of_extracting_features(tmp_path, monkeypatch, capsys):
     assert [name for name, _ in rates] == ["resize", "network", "both"]
     assert all(int(rate) > 0 for _, rate in rates)
     assert tiny.snapshot(tmp_path) == before
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Ceilings and times too short to be meaningful."""
-    monkeypatch.setattr(measure, "LARGEST", 256)
-    monkeypatch.setattr(measure, "COPIED_BYTES", 1 << 16)
-    for module in (benchmark, feeding):
-        monkeypatch.setattr(module, "SECONDS", 0.02)
-    monkeypatch.setattr(feeding, "IMAGES", 300)
 
 
 def record_of(capsys, *arguments):

@@ -20,6 +20,7 @@ from pylatexenc.latexwalker import LatexEnvironmentNode, LatexGroupNode, LatexWa
 from scored import fid, results
 
 import udpm
+from udpm.bench import measure
 from udpm.cli import main
 from udpm.config import Sampling, load_experiment, resolve_run
 from udpm.config.published_scores import load_published, load_runtime, published_names, table_names
@@ -165,6 +166,8 @@ def everything(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         counted = functools.cache(lambda name: count_cost(resolve_run(name, 0, CONFIG)))
         patch.setattr("udpm.report.paper.study.count_cost", lambda run: counted(run.experiment))
+        patch.setattr(measure, "LARGEST", 256)
+        patch.setattr(measure, "COPIED_BYTES", 1 << 16)
         return rendered_twice(folder)
 
 

@@ -35,8 +35,7 @@ from udpm.training.trainer import train
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Do not wait for other trainers, and run outside of any workflow or job."""
-    monkeypatch.setattr(owners, "SETTLE", 0.01)
+    """Run outside of any workflow or job."""
     for name in (SERIES, "SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
 

@@ -14,7 +14,6 @@ from udpm.runs.lock import RunLock, read_owner
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(owners, "HEARTBEAT", 0.05)
-    monkeypatch.setattr(owners, "SETTLE", 0.01)
 
 
 class Clock:

@@ -221,7 +221,6 @@ def test_a_full_disk(digits, levels, trained, disk, tmp_path, capsys, changes, l
 def test_the_lock_has_a_heartbeat_on_a_full_disk(disk, monkeypatch, capsys):
     """Without room for a new record, its time still shows that the owner lives."""
     monkeypatch.setattr(owners, "HEARTBEAT", 0.05)
-    monkeypatch.setattr(owners, "SETTLE", 0.01)
     record = disk / owners.RECORD
     with RunLock(disk, False) as owner:
         fill(disk)

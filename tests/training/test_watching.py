@@ -14,25 +14,18 @@ import tiny
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.flop_counter import FlopCounterMode
 
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.work import duration
-from udpm.networks.inference import multiply_adds
+from udpm.networks.inference import counted_flops, multiply_adds
 from udpm.networks.unet import UNet, build_generator
 from udpm.runs import lock as owners
 from udpm.runs.status import QUIET_AT_FIRST
-from udpm.training.estimate import _Flops, estimate_resources, iteration_cost, milestone_warning
+from udpm.training.estimate import estimate_resources, iteration_cost, milestone_warning
 from udpm.training.metrics import COLUMNS, draw_preview, preview_labels, preview_path, progress_line, progress_text
 from udpm.training.state import State
 from udpm.training.trainer import train
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """No other trainer competes for these folders, so the lock need not wait to settle."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(owners, "SETTLE", 0.01)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -432,14 +425,18 @@ def test_large_milestones_are_announced(tmp_path):
     assert milestone_warning(huge, 0, 10_000, tmp_path).startswith("warning: ")
 
 
-def test_arithmetic_is_counted_as_the_cost_of_a_call_is():
+def test_arithmetic_is_counted_as_pytorch_counts_it():
     config = tiny.run_config()
     with torch.device("meta"):
         network = build_generator(config.model)
     assert isinstance(network, UNet)
-    with _Flops() as counter, torch.no_grad():
-        network(torch.empty(1, 3, 8, 8, device="meta"), 0.5, torch.zeros(1, dtype=torch.int64, device="meta"))
-    assert counter.flops // 2 == multiply_adds(network, 8)
+    image, label = torch.empty(1, 3, 8, 8, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        network(image, 0.5, label).sum().backward()
+    with counted_flops() as counted:
+        network(image, 0.5, label).sum().backward()
+    assert counted.flops == counter.get_total_flops()
+    assert 2 < counted.flops // 2 / multiply_adds(network, 8) < 3
 
 
 def test_arithmetic_of_an_iteration():

@@ -46,6 +46,7 @@ def describe_run(config: RunConfig, levels: Levels | None, run: Path | None) -> 
     Raises:
         UserError: the folder contains a run of another configuration.
     """
+    folder = _describe_folder(config, run)
     training, side = config.training, config.dataset.side
     data = f"{config.dataset_name}, {side}×{side}, {f'{config.classes} classes' if config.classes else 'no labels'}"
     iterations = training.iterations
@@ -63,7 +64,7 @@ def describe_run(config: RunConfig, levels: Levels | None, run: Path | None) -> 
     if any(config.per_level("losses.lpips_weight")):
         arithmetic += " without LPIPS"
     lines = {
-        "run": f"{config.experiment}, seed {config.seed}{_describe_folder(config, run)}",
+        "run": f"{config.experiment}, seed {config.seed}{folder}",
         "data": data,
         "process": f"{config.process.levels} levels, alphas {config.process.alphas}, sigmas {config.process.sigmas}",
         "networks": f"{networks}; averages {', '.join([*training.averages, *training.power_averages]) or 'none'}",

@@ -7,17 +7,14 @@ from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from udpm.config.experiment import RunConfig
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.discriminator import build_discriminator
-from udpm.networks.inference import parameters
+from udpm.networks.inference import counted_flops, parameters
 from udpm.networks.unet import IMAGE_CHANNELS, build_generator
 from udpm.training.augmentation import parameter_count
 from udpm.training.batch import TrainingBatch, discriminator_is_due, draw_counts, level_shares
@@ -189,7 +186,7 @@ class IterationCounter:
         return self._known[level, weights, players]
 
     def _step(self, player: str, level: int, weights: LossWeights) -> int:
-        with _Flops() as counted:
+        with counted_flops() as counted:
             self.forward(player, level, weights, self._config.training.batch).backward()
         return counted.flops // 2
 
@@ -240,23 +237,6 @@ class IterationCounter:
         if weights.lpips > 0:
             passes += 3 * _size(self._perceptual)
         return FLOAT * passes
-
-
-class _Flops(TorchDispatchMode):
-    """Add up the FLOPs of operations in its context, including gradients of gradients."""
-
-    # PyTorch's FlopCounterMode also tracks modules, by hooks that break when a gradient is differentiated.
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        found = function(*args, **(kwargs or {}))
-        formula = flop_registry.get(function._overloadpacket)
-        if formula is not None:
-            self.flops += formula(*args, **(kwargs or {}), out_val=found)
-        return found
 
 
 def _networks(config: RunConfig) -> dict[str, nn.Module]:
