@@ -32,6 +32,7 @@ SECTIONS = {
     "sample_milestone": "sampling",
     "sample_best": "sampling",
     "explore_latents": "sampling",
+    "diagnose_run": "sampling",
     "measure_speed": "sampling",
     "compute_reference": "scoring",
     "score_samples": "scoring",
@@ -41,7 +42,7 @@ SECTIONS = {
     "render_neighbours": "scoring",
 }
 """By rule, the section of `resources` that its jobs use."""
-FIGURE_RULES = {"sample_chain", "explore_latents", "render_neighbours"}
+FIGURE_RULES = {"sample_chain", "explore_latents", "diagnose_run", "render_neighbours"}
 """Rules whose jobs make the contents of one figure, and take `resources.figure_hours`."""
 
 GROUPED = {
@@ -53,6 +54,7 @@ GROUPED = {
     "sample_chain": ("run", "experiment", "seed"),
     "explore_latents": ("run", "experiment", "seed"),
     "score_samples": ("run", "experiment", "seed"),
+    "diagnose_run": ("run", "experiment", "seed"),
     "render_neighbours": ("run", "experiment", "seed"),
     "sample_milestone": ("milestone", "experiment", "seed", "iteration"),
     "score_milestone": ("milestone", "experiment", "seed", "iteration"),

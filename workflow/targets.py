@@ -11,6 +11,7 @@ from typing import Any
 from experiments import CONFIG, Experiments, Sweep, one_line
 
 from udpm.config import list_configs, to_json
+from udpm.config.evaluation import Diagnosis
 from udpm.config.published_scores import RUNTIME, SETUPS, load_published, published_names, table_names
 from udpm.core.errors import UserError
 from udpm.runs.status import point_statuses, summarize_points
@@ -54,11 +55,17 @@ class StudyTargets:
         runs = [f"{name}/seed{seed}/{kind}" for name, seed in self._plan.runs() for kind in self._figure_kinds(name)]
         return [f"{self._layout.figure(figure)}.png" for figure in schedules + runs]
 
+    def diagnoses(self) -> list[str]:
+        """Return the figures of where runs lose quality and variety, of all experiments that are scored."""
+        runs = [f"{name}/seed{seed}/diagnosis" for name, seed in self._plan.runs() if self._plan.is_scored(name)]
+        return [f"{self._layout.figure(figure)}.png" for figure in runs]
+
     def _figure_kinds(self, name: str) -> list[str]:
         kinds = ["samples", "chain"]
         kinds += ["neighbours"] if self._plan.is_scored(name) else []
         kinds += [] if self._plan.is_imported(name) else ["curves"]
         kinds += ["selection"] if self._plan.known[name].candidates else []
+        kinds += ["diagnosis"] if self._plan.is_scored(name) and self._plan.known[name].diagnosis else []
         return [*kinds, *(f"latents_{kind}" for kind in LATENTS)]
 
     def exported(self) -> list[str]:
@@ -296,6 +303,13 @@ class Inputs:
         given = {key: getattr(sampling, key) for key in keys if getattr(sampling, key) is not None}
         words = [word for key, value in given.items() for word in (f"--{key}", value)]
         return Arguments(*words, *["--tf32"] * sampling.tf32)
+
+    def diagnosis_options(self, wildcards) -> Arguments:
+        """Return options that make `udpm diagnose` draw as the run's samples are drawn, from the configured images."""
+        experiment = self._plan.experiment(wildcards)
+        section = experiment.diagnosis or Diagnosis()
+        own = ("--count", section.count, "--draws", section.draws, "--seed", experiment.sampling.seed)
+        return Arguments(*own, *self.latent_options(wildcards))
 
     # Scores.
 

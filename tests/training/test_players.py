@@ -47,8 +47,8 @@ def test_share_alone_is_one_and_none_is_zero():
 @pytest.mark.parametrize(
     ("auc", "share", "loss", "words"),
     [
-        (0.605, 0.0099, 0.693, "l = 2 separates nothing: AUC 0.60 (0.5 is chance), and 1.0% of the generator's"),
-        (0.5, None, math.log(2), "separates nothing: AUC 0.50 (0.5 is chance)"),
+        (0.605, 0.0099, 0.693, "l = 2 separates almost nothing: AUC 0.60 (0.5 is chance), and 1.0% of the generator's"),
+        (0.5, None, math.log(2), "separates almost nothing: AUC 0.50 (0.5 is chance)"),
         (0.9, 0.01, 0.6, "hardly moves the generator: AUC 0.90, and 1.0%"),
         (1.0, 0.3, 0.001, "has won: AUC 1.00, loss 0.001"),
         (0.76, 0.3, 0.6, None),
@@ -74,7 +74,7 @@ def test_a_watch_waits_and_tells_once():
     found = [watch.verdicts(line(iteration, 0.5), 3) for iteration in range(50, 3000, 50)]
     told = [index for index, texts in enumerate(found) if texts]
     assert told == [(200 + SETTLES) // 50 - 1]
-    assert "l = 1 separates nothing" in found[told[0]][0]
+    assert "l = 1 separates almost nothing" in found[told[0]][0]
 
 
 def test_a_watch_judges_the_last_iterations_only():

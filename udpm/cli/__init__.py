@@ -62,6 +62,7 @@ MODULES = {
         "score": "Score a sample set or a baseline against a reference.",
         "select": "Choose a run's best milestone by its score.",
     },
+    "diagnose": {"diagnose": "Find where a run loses quality and variety, by level."},
     "report": {
         "table": "Render scores as a table (csv, md, tex, html).",
         "paper": "Render the paper's tables with published and measured numbers.",

@@ -173,6 +173,15 @@ def selection(source: Path, output: Path) -> None:
     plot_selection(source, output)
 
 
+@_plotting("diagnosis results/diagnoses/digits/seed0.json --output figures/diagnosis")
+@SOURCE
+def diagnosis(source: Path, output: Path) -> None:
+    """Plot where a run loses quality and variety, by level, and what its discriminator contributes."""
+    from udpm.report.figures.diagnosis import plot_diagnosis
+
+    plot_diagnosis(source, output)
+
+
 @_plotting("schedule results/configs/digits/seed0.json --output figures/schedule")
 @SOURCE
 def schedule(source: Path, output: Path) -> None:

@@ -176,6 +176,15 @@ class Scoring(Section):
             raise ValueError(f"{key}: is about the data set's statistics, but reference names others; leave one out")
 
 
+class Diagnosis(Section):
+    """What a diagnosis of a run is measured on (`udpm diagnose`)."""
+
+    count: Annotated[int, Field(ge=2, le=10_000_000)] = 1000
+    """Use at most this many held-out images."""
+    draws: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Draws of each image; their spread is shown."""
+
+
 class Selection(Section):
     """Report the milestone with the smallest Fréchet distance as a run's best. Its images are sampled only for the
     selection, so that the reported score is independent of it."""

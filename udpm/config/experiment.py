@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from udpm.config.dataset import DatasetConfig
-from udpm.config.evaluation import Latents, Sampling, Scoring, Selection
+from udpm.config.evaluation import Diagnosis, Latents, Sampling, Scoring, Selection
 from udpm.config.model import Discriminator, Generator, ModelConfig, Process, check_fit
 from udpm.config.study import Resources
 from udpm.config.training import Losses, Training, TrainingOrImported
@@ -41,6 +41,9 @@ class Experiment(Section):
     """null: score nothing, and make no reference, nearest training images or selection."""
     selection: Selection | None = None
     """Also report the best milestone; default: only the end of training."""
+    diagnosis: Diagnosis | None = None
+    """Also show by level where each run loses quality and variety, on held-out images; default: only in
+    ``snakemake diagnoses``."""
     latents: Latents = Latents()
     resources: Resources = Resources()
     """Cluster resources that jobs request."""

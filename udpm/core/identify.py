@@ -45,6 +45,7 @@ FORMATS = {
     "udpm-reference": ("a reference", "for udpm score --reference"),
     "udpm-score": ("a score", "for udpm table, udpm select and udpm card --score"),
     "udpm-selection": ("a selection", "for udpm sample --selection and udpm figure selection"),
+    "udpm-diagnosis": ("a diagnosis", "for udpm figure diagnosis"),
     "udpm-bench": ("a record of speeds", "for python -m benchmarks table"),
     "udpm-extractor": ("the record of an extractor", "the .pt of the same name is the extractor"),
     "udpm-dataset": ("the record of a prepared data set", "its folder is the data set"),

@@ -167,10 +167,28 @@ def sample(
     Returns:
         The L steps, coarsest first; the output of the last is the image, in about [-1, 1].
     """
-
     state = marginal(schedule, downsample(base, schedule.scale, schedule.levels), schedule.levels, noises[0])
+    return sample_from(schedule, network, state, noises[1:], labels, form, inputs)
+
+
+def sample_from(
+    schedule: Schedule,
+    network: Network,
+    state: torch.Tensor,
+    noises: Sequence[torch.Tensor],
+    labels: torch.Tensor | None = None,
+    form: PosteriorForm = "scalar",
+    inputs: Sequence[torch.Tensor] = (),
+) -> list[SamplingStep]:
+    """Run the last l steps of the chain, from x_l on; the other arguments and the result are those of `sample`.
+
+    Args:
+        state: x_l, (B, 3, N/2^l, N/2^l).
+        noises: ε_{l-1}, …, ε_1.
+        inputs: z_l, …, z_1; none for a network without.
+    """
     steps: list[SamplingStep] = []
-    for index, (level, noise) in enumerate(zip(range(schedule.levels, 0, -1), [*noises[1:], None], strict=True)):
+    for index, (level, noise) in enumerate(zip(range(len(noises) + 1, 0, -1), [*noises, None], strict=True)):
         seen = torch.cat([state, inputs[index]], dim=1) if inputs else state
         output = network(seen, schedule.time(level), labels)
         steps.append(SamplingStep(level, state, output))

@@ -115,7 +115,7 @@ def score(
     Raises:
         UserError: reference, extractor and data set do not belong together, or the images have another side.
     """
-    _belong_together(subject, store, reference, extractor)
+    check_match(subject, store, reference, extractor)
     count = _range_count(subject, config)
     features, digest = extract(subject.images, extractor, config.batch, cache)
     first, labels = features[:count], subject.labels[:count]
@@ -169,7 +169,12 @@ def frechet_label(extractor: Extractor, count: int) -> tuple[str, str]:
     return ("fid", "FID") if count == FID_COUNT else (f"fid_{short}", f"FID-{short}")
 
 
-def _belong_together(subject: ScoredImages, store: Store | None, reference: Reference, extractor: Extractor) -> None:
+def check_match(subject: ScoredImages, store: Store | None, reference: Reference, extractor: Extractor) -> None:
+    """Check that images, data set, reference and extractor belong together.
+
+    Raises:
+        UserError: they do not.
+    """
     made_with = reference.record["extractor"]["sha256"]
     if made_with != extractor.sha256:
         raise UserError(

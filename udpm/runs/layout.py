@@ -7,8 +7,8 @@ from pathlib import Path
 
 CARD = "README.md"
 READ = (
-    *("caches", "configs", "content", "datasets", "extractors", "features", "images", "latents", "references", "runs"),
-    *("samples", "scores", "selection", "speed"),
+    *("caches", "configs", "content", "datasets", "diagnoses", "extractors", "features", "images", "latents"),
+    *("references", "runs", "samples", "scores", "selection", "speed"),
 )
 """Folders that commands or the workflow read. Tables, figures and pages are only written."""
 
@@ -163,6 +163,10 @@ class Layout:
     ) -> str:
         """Scores of a milestone."""
         return f"{self.selection(experiment, seed)}/scores/{iteration}.json"
+
+    def diagnosis(self, experiment: str = EXPERIMENT, seed: int | str = SEED) -> str:
+        """Where a run loses quality and variety, by level."""
+        return f"{self.results}/diagnoses/{experiment}/seed{seed}.json"
 
     def speed(self, experiment: str = EXPERIMENT) -> str:
         """Measured speed of an experiment's sampling."""

@@ -45,7 +45,7 @@ def draw_samples(
         UserError: weights missing or damaged, or more shards than batches.
     """
     numbers = shard_numbers(config.count, config.batch, *shard)
-    sampler, device = _load_sampler(weights, config)
+    sampler, device = load_sampler(weights, config)
     labels = sampler.labels(config.count, config.labels)[numbers.start : numbers.stop]
     source: int | NoiseSource = config.seed
     identity: dict[str, Any] = {"seed": config.seed}
@@ -85,7 +85,12 @@ def draw_samples(
     return written
 
 
-def _load_sampler(weights: Path, config: Sampling) -> tuple[Sampler, torch.device]:
+def load_sampler(weights: Path, config: Sampling) -> tuple[Sampler, torch.device]:
+    """Load weights, or those of the milestone that the configuration names, to draw images from.
+
+    Raises:
+        UserError: weights missing or damaged, or without this average.
+    """
     device = devices.configure(config.device, config.threads, tf32=config.tf32)
     if config.iteration is not None:
         weights = milestone_weights(weights, config.iteration)
@@ -160,7 +165,7 @@ def explore_latents(weights: Path, kind: str, config: Latents, sampling: Samplin
     Raises:
         UserError: weights missing or damaged, or a configuration that does not fit the model.
     """
-    sampler, device = _load_sampler(weights, sampling)
+    sampler, device = load_sampler(weights, sampling)
     arrays = EXPERIMENTS[kind](sampler, config)
     record = {
         "format": LATENTS_FORMAT,

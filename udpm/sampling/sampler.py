@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from udpm.core.errors import UserError
 from udpm.core.files import sha256
 from udpm.core.provenance import count_images
 from udpm.core.work import Progress, delay_by_one, prefetch
+from udpm.data.levels import block_sums, decode
 from udpm.data.npz import array_names, read_npz
-from udpm.diffusion.process import Latent, Network, SamplingStep, adjoint, join, sample, seeded
+from udpm.diffusion.process import Latent, Network, SamplingStep, adjoint, join, marginal, sample, sample_from, seeded
 from udpm.diffusion.schedule import PosteriorForm, Schedule
 from udpm.networks.inference import Precision, prepare_for_inference
 from udpm.networks.layers import NO_LABEL
@@ -73,6 +74,13 @@ def read_noise(
         return held.map(lambda values: values[numbers.start : numbers.stop])
 
     return look_up, {"file": Path(path).name, "sha256": sha256(path)}
+
+
+class Start(NamedTuple):
+    """Real images x_0, (n, N, N, 3) uint8, that chains start from: x_l ~ q(x_l | x_0), with the image's own ε_l."""
+
+    level: int
+    images: np.ndarray
 
 
 UNCONDITIONAL = "labels: this model is unconditional; leave them out"
@@ -170,7 +178,12 @@ class Sampler:
         return self.images(self._checked(count, labels), seed)[1]
 
     def images(
-        self, labels: np.ndarray, noise: int | NoiseSource, first: int = 0, levels: Sequence[int] = (1,)
+        self,
+        labels: np.ndarray,
+        noise: int | NoiseSource,
+        first: int = 0,
+        levels: Sequence[int] = (1,),
+        start: Start | None = None,
     ) -> dict[int, np.ndarray]:
         """Draw images first..first + len(labels) - 1 and the network's outputs at coarser levels, at full side.
 
@@ -181,6 +194,7 @@ class Sampler:
             noise: a seed, or a source of noise.
             first: number of the first image, a multiple of the batch.
             levels: of the outputs to return; 1 is the image.
+            start: real images to start from instead of noise, one for each label.
 
         Returns:
             By level, (n, N, N, 3) uint8, RGB.
@@ -195,7 +209,7 @@ class Sampler:
                 {step.level: AsyncHostCopy(self._shown(step)) for step in steps if step.level in sets},
                 AsyncHostCopy(torch.isfinite(steps[-1].output).all()),
             )
-            for steps in self.chains(labels, noise, first)
+            for steps in self.chains(labels, noise, first, start)
         )
         for batch, finite in delay_by_one(launched):
             if not finite.wait():
@@ -213,7 +227,9 @@ class Sampler:
         return to_uint8(adjoint(step.output, scale, times) * (4 / scale**2) ** times)
 
     @torch.inference_mode()
-    def chains(self, labels: np.ndarray, noise: int | NoiseSource, first: int = 0) -> Iterator[list[SamplingStep]]:
+    def chains(
+        self, labels: np.ndarray, noise: int | NoiseSource, first: int = 0, start: Start | None = None
+    ) -> Iterator[list[SamplingStep]]:
         """Yield the sampling chains of images first..first + len(labels) - 1, batch by batch.
 
         An image's bits depend on the batch size; the last batch is filled up, so every job draws the same bits.
@@ -222,23 +238,20 @@ class Sampler:
         source = self._seeded(noise) if isinstance(noise, int) else noise
         several = first + len(labels) > self.batch
 
-        def prepared(part: np.ndarray, start: int) -> tuple[Latent, np.ndarray]:
-            latent = source(range(start, start + len(part)))
+        def prepared(offset: int) -> tuple[Latent, np.ndarray, Start | None]:
+            part = labels[offset : offset + self.batch]
+            latent = source(range(first + offset, first + offset + len(part)))
+            origin = None if start is None else start._replace(images=start.images[offset : offset + self.batch])
             if several and len(part) < self.batch:
-                latent, part = _filled(latent, part, self.batch)
-            return latent.map(lambda values: pinned(values, self._device)), part
+                latent, part, origin = _filled(latent, part, self.batch, origin)
+            return latent.map(lambda values: pinned(values, self._device)), part, origin
 
-        starts = range(0, len(labels), self.batch)
-        parts = [labels[start : start + self.batch] for start in starts]
-        feed = prefetch(
-            lambda index: prepared(parts[index], first + starts[index]),
-            range(len(parts)),
-            begin=partial(bind_thread, self._device),
-        )
+        offsets = range(0, len(labels), self.batch)
+        feed = prefetch(prepared, offsets, begin=partial(bind_thread, self._device))
         with closing(feed), Progress(len(labels), "sample", "image") as progress:
-            for part, (latent, chosen) in zip(parts, feed, strict=True):
-                steps = self._chain(latent, chosen)
-                count = len(part)
+            for offset, (latent, chosen, origin) in zip(offsets, feed, strict=True):
+                steps = self._chain(latent, chosen, origin)
+                count = min(self.batch, len(labels) - offset)
                 yield [step._replace(state=step.state[:count], output=step.output[:count]) for step in steps]
                 progress.update(count)
                 count_images(count)
@@ -264,7 +277,7 @@ class Sampler:
                 count = len(part)
                 if self._prefers_one_size and len(latents) > self.batch and count < self.batch:
                     # A smaller batch would be compiled or recorded again.
-                    batch, part = _filled(batch, part, self.batch)
+                    batch, part, _ = _filled(batch, part, self.batch)
                 images.append(self._chain(batch, part)[-1].output[:count].float().cpu())
                 progress.update(count)
                 count_images(count)
@@ -273,9 +286,15 @@ class Sampler:
             raise UserError(NOT_FINITE)
         return found
 
-    def _chain(self, latent: Latent, labels: np.ndarray) -> list[SamplingStep]:
+    def _chain(self, latent: Latent, labels: np.ndarray, start: Start | None = None) -> list[SamplingStep]:
         (base, noises, inputs), chosen = self._fed(latent, labels)
-        return sample(self.schedule, self._network, base, noises, chosen, self.posterior, inputs)
+        if start is None:
+            return sample(self.schedule, self._network, base, noises, chosen, self.posterior, inputs)
+        level = start.level
+        real = decode(block_sums(start.images, level), level, self.schedule.scale).transpose(0, 3, 1, 2)
+        state = marginal(self.schedule, to_device(torch.from_numpy(real), self._device), level, noises[-level])
+        remaining = noises[len(noises) - level + 1 :]
+        return sample_from(self.schedule, self._network, state, remaining, chosen, self.posterior, inputs[-level:])
 
     def _fed(self, latent: Latent, labels: np.ndarray) -> tuple[Latent, torch.Tensor | None]:
         """Copy a batch to the device; no labels if the network takes none."""
@@ -306,11 +325,15 @@ class Sampler:
         return chosen.astype(np.int64)
 
 
-def _filled(latent: Latent, labels: np.ndarray, batch: int) -> tuple[Latent, np.ndarray]:
+def _filled(
+    latent: Latent, labels: np.ndarray, batch: int, start: Start | None = None
+) -> tuple[Latent, np.ndarray, Start | None]:
     """Fill up a batch with its last image."""
     missing = batch - len(labels)
     filled = latent.map(lambda part: torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]))
-    return filled, np.pad(labels, (0, missing), mode="edge")
+    if start is not None:
+        start = start._replace(images=np.pad(start.images, ((0, missing), (0, 0), (0, 0), (0, 0)), mode="edge"))
+    return filled, np.pad(labels, (0, missing), mode="edge"), start
 
 
 def _guided(network: Network, weight: float) -> Network:

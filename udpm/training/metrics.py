@@ -190,7 +190,7 @@ def _losses(line: dict[str, Any], level: int) -> str:
 
 
 CHANCE = 0.65
-"""AUC below which a discriminator separates nothing that a generator could learn from; ½ is chance."""
+"""AUC below which a discriminator separates almost nothing; ½ is chance."""
 FAINT = 0.02
 """Share of the generator's gradient below which a discriminator has no influence on it."""
 WON = 0.05
@@ -212,7 +212,7 @@ def verdict(level: int, auc: float, share: float | None, loss: float) -> str | N
     """
     known = "" if share is None else f", and {share:.1%} of the generator's gradient is its own"
     if auc < CHANCE:
-        return f"the discriminator at l = {level} separates nothing: AUC {auc:.2f} (0.5 is chance){known}"
+        return f"the discriminator at l = {level} separates almost nothing: AUC {auc:.2f} (0.5 is chance){known}"
     if loss < WON:
         return f"the discriminator at l = {level} has won: AUC {auc:.2f}, loss {loss:.2g} (0.69 is chance){known}"
     if share is not None and share < FAINT:

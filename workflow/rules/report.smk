@@ -46,6 +46,7 @@ RUN_FIGURES = {
     "chain": ("denoising chain", LAYOUT.samples("_chain.npz"), {}, None),
     "curves": ("training curves", LAYOUT.completion(), {"run": subpath(input[0], parent=True)}, LAYOUT.metrics()),
     "selection": ("milestones", LAYOUT.choice(), {}, None),
+    "diagnosis": ("diagnosis", LAYOUT.diagnosis(), {}, None),
 }
 for figure, (title, source, of, given) in RUN_FIGURES.items():
 

@@ -200,6 +200,49 @@ rule score_baseline:
         " --output {output:q} > {log:q} 2>&1"
 
 
+rule diagnose_run:
+    """Find where a run loses quality and variety, by level, on held-out images."""
+    input:
+        weights=INPUTS.weights,
+        reference=INPUTS.reference,
+        dataset=INPUTS.dataset_record,
+        config=INPUTS.scoring,
+        extractor=INPUTS.made_extractor,
+    output:
+        diagnosis=LAYOUT.diagnosis(),
+        table=report(
+            f"{LAYOUT.table('diagnoses/{experiment}_seed{seed}')}.html",
+            caption="../report/diagnosis.rst",
+            category="Scores",
+            labels={"table": "diagnosis of {experiment}, seed {seed}"},
+        ),
+        others=multiext(LAYOUT.table("diagnoses/{experiment}_seed{seed}"), ".csv", ".md", ".tex"),
+    log:
+        LAYOUT.log("diagnose_run/{experiment}_seed{seed}"),
+    benchmark:
+        LAYOUT.benchmark("diagnose_run/{experiment}_seed{seed}")
+    wildcard_constraints:
+        experiment=PLAN.pattern(PLAN.is_scored),
+    conda:
+        "../../envs/udpm.yaml"
+    threads: JOBS.sampling_threads
+    resources:
+        **JOBS.figures,
+    params:
+        usage=LAYOUT.usage("diagnose_run/{experiment}_seed{seed}"),
+        run=subpath(input.weights, parent=True),
+        dataset=subpath(input.dataset, parent=True),
+        extractor=INPUTS.extractor,
+        features=LAYOUT.features,
+        options=INPUTS.diagnosis_options,
+        stem=subpath(output.table, strip_suffix=".html"),
+    shell:
+        "udpm --usage {params.usage:q} diagnose {params.options:q} --reference {input.reference:q}"
+        " --extractor {params.extractor:q} --dataset {params.dataset:q} --config {input.config:q}"
+        " --features {params.features:q} --output {output.diagnosis:q} --table {params.stem:q} -- {params.run:q}"
+        " > {log:q} 2>&1"
+
+
 rule select_checkpoint:
     """Choose the milestone of least Fréchet distance of a run."""
     input:
