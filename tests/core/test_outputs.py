@@ -50,7 +50,7 @@ def commands():
 COMMANDS = commands()
 WRITTEN = ("output", "sheet", "table", "best", "features", "run", "chain", "folder", "docs", "usage")
 """Names of parameters that name an output."""
-READ = {("card", "run"), ("average", "run")}
+READ = {("card", "run"), ("average", "run"), ("diagnose", "run")}
 """Exceptions, which are inputs."""
 
 
@@ -89,6 +89,8 @@ FORMS = {
     "score": "--samples s.npz --reference r.npz --extractor x.pt --dataset dataset --config scoring.json "
     "--features {} --output {}",
     "select": "score.json --output {} --table {}",
+    "diagnose": "run --dataset dataset --reference r.npz --extractor x.pt --config scoring.json --features {} "
+    "--output {} --table {}",
     "table": "score.json --output {}",
     "paper": "table1 --config config --output {}",
     "summary": "digits --config config --output {}",
@@ -97,6 +99,7 @@ FORMS = {
     "figure chain": "s.npz --output {}",
     "figure curves": "run/metrics.jsonl --output {}",
     "figure selection": "score.json --output {}",
+    "figure diagnosis": "score.json --output {}",
     "figure schedule": "run.json --output {}",
     "figure forward": "run.json --dataset dataset --output {}",
     "figure latents": "s.npz --output {}",

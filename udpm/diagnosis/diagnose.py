@@ -67,8 +67,7 @@ def diagnose(
         raise UserError(f"{run}: was trained on {differs}; give its data set")
     if len(images) <= scoring.neighbours:
         raise UserError(
-            f"{store.folder}: the test split has {len(images)} images; scoring.neighbours: {scoring.neighbours} "
-            "needs more"
+            f"{len(images)} held-out images are too few: scoring.neighbours: {scoring.neighbours} needs more"
         )
     seeds = range(sampling.seed, sampling.seed + draws)
     measure = Measure(images, labels, reference, network, scoring.batch, scoring.neighbours, cache)
