@@ -32,7 +32,7 @@ from udpm.config import (
 from udpm.config.load import read_resolved, resolve_run, validate
 from udpm.config.published_scores import load_published, load_runtime
 from udpm.config.validation import read_yaml
-from udpm.core import devices
+from udpm.core import arrays, devices
 from udpm.core.arrays import SEAL
 from udpm.core.containers import read_header
 from udpm.core.files import sha256
@@ -44,6 +44,7 @@ from udpm.data.npz import load_arrays, save_arrays
 from udpm.data.open import open_images, open_source
 from udpm.data.prepare import prepare
 from udpm.data.store import open_store
+from udpm.diagnosis.record import SEALED, read_diagnosis
 from udpm.diffusion.schedule import Schedule
 from udpm.interop.checkpoint import read_weights
 from udpm.interop.command_line import parse_command
@@ -55,6 +56,7 @@ from udpm.networks.weights import load_model
 from udpm.report import scores as tables
 from udpm.report.card import model_card
 from udpm.report.figures.curves import milestone_table, read_metrics
+from udpm.report.figures.diagnosis import diagnosis_table, plot_diagnosis
 from udpm.report.figures.latents import plot_latents
 from udpm.report.figures.samples import plot_chain
 from udpm.runs.attempts import any_killed, failed_twice_identically
@@ -235,11 +237,38 @@ def _scores(folder):
     }
     (folder / "score.json").write_text(json.dumps(score))
     (folder / "selection.json").write_text(json.dumps(selection.select([folder / "score.json"])))
+    (folder / "diagnosis.json").write_text(json.dumps(_diagnosis(score["protocol"])))
     spread = {"median": 1.0, "low": 0.5, "high": 2.0}
     record = {"format": "udpm-bench/1", "of": "sampling", "experiment": "digits", "batch": 8, "device": "cpu"}
     record |= {"ceilings": {"float32_flops": 1e9, "bfloat16_flops": 1e9, "copy_bytes": 1e9}}
     record["rows"] = [{"part": "image", "seconds": spread, "cpu_seconds": None, "images_per_second": spread}]
     (folder / "bench.json").write_text(json.dumps(record))
+
+
+def _diagnosis(protocol):
+    """A diagnosis of two levels."""
+    starts = [{"start": 0, "frechet_distance": [7.0], "precision": [0.9], "recall": [0.9], "variance": [1.0]}]
+    for start in (1, 2, "noise"):
+        starts.append(starts[0] | {"start": start, "frechet_distance": [9.0, 9.5], "variance": [0.5, 0.4]})
+    player = {"level": 1, "real": 0.1, "fake": 0.0, "auc": 0.6, "loss": 0.69, "r1": 0.1, "share": 0.1, "cosine": -0.1}
+    found = {
+        "format": "udpm-diagnosis/1",
+        "subject": {"experiment": "digits", "run_seed": 0, "iteration": 7, "weights": "ema", "weights_sha256": "b" * 64}
+        | {"posterior": "scalar", "guidance": 1.0, "precision": "float32", "nfe": 2},
+        "protocol": protocol | {"draws": 2, "seed": 0, "label": "FD"},
+        "chain": {
+            "starts": starts,
+            "levels": [{"level": level, "variance": [0.5, 0.4]} for level in (2, 1)],
+            "bands": [{"below": 0.25, "variance": [0.5, 0.4]}, {"below": 0.5, "variance": [0.5, 0.4]}],
+            "maps": [{"map": name, "share": [0.5, 0.4]} for name in ("eps_2", "z_2", "eps_1", "z_1")],
+        },
+        "discriminator": {
+            "iteration": 7,
+            "levels": [player | {"gradients": {"reconstruction": 1.0, "adversarial": 0.1}}],
+            "reason": "",
+        },
+    }
+    return arrays.sealed(found, SEALED)
 
 
 def _described(path):
@@ -487,6 +516,20 @@ def registry(folder):
             "selection.json",
             as_json,
             lambda f: milestone_table(selection.read_selection(f / "selection.json")).write(f / "table"),
+            0.01,
+        ),
+        Reader(
+            "diagnosis",
+            "diagnosis.json",
+            sealed,
+            lambda f: diagnosis_table(read_diagnosis(f / "diagnosis.json")).write(f / "table"),
+            0.1,
+        ),
+        Reader(
+            "diagnosis' figure",
+            "diagnosis.json",
+            sealed,
+            lambda f: plot_diagnosis(f / "diagnosis.json", f / "figure"),
             0.01,
         ),
         Reader("benchmark", "bench.json", as_json, lambda f: read_benchmark(f / "bench.json")),

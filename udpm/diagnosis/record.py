@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from udpm.config.validation import Exactly, NonNegativeFloat, NonNegativeInt, PositiveInt, Record, read_record
+from udpm.config.validation import Exactly, NonNegativeInt, PositiveInt, Record, read_record
 from udpm.metrics.protocol import UsedExtractor, UsedReference
 from udpm.training.metrics import verdict
 
@@ -27,16 +27,21 @@ SPREADS = 2
 """Standard deviations over draws that a loss must exceed to be found."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Numbers = Annotated[list[float], Field(min_length=1)]
+MOST_ROWS = 64
+MOST = 1e12
+"""Largest number in a diagnosis; figures of larger ones cannot be drawn."""
+Number = Annotated[float, Field(ge=-MOST, le=MOST)]
+Size = Annotated[float, Field(ge=0, le=MOST)]
+Numbers = Annotated[list[Number], Field(min_length=1, max_length=1000)]
 
 
 class StartRecord(Record):
     """Scores of the chain from one start, a value for each draw; None is unknown."""
 
     start: NonNegativeInt | Literal["noise"]
-    frechet_distance: Annotated[list[NonNegativeFloat], Field(min_length=1)]
-    precision: Annotated[list[Share | None], Field(min_length=1)]
-    recall: Annotated[list[Share | None], Field(min_length=1)]
+    frechet_distance: Annotated[list[Size], Field(min_length=1, max_length=1000)]
+    precision: Annotated[list[Share | None], Field(min_length=1, max_length=1000)]
+    recall: Annotated[list[Share | None], Field(min_length=1, max_length=1000)]
     variance: Numbers
 
 
@@ -50,7 +55,7 @@ class LevelRecord(Record):
 class BandRecord(Record):
     """Variance of the full chain's images over that of real ones in a band of frequencies, in cycles per pixel."""
 
-    below: NonNegativeFloat
+    below: Size
     variance: Numbers
 
 
@@ -64,31 +69,31 @@ class MapRecord(Record):
 class ChainRecord(Record):
     """What the chain loses."""
 
-    starts: Annotated[list[StartRecord], Field(min_length=3)]
-    levels: Annotated[list[LevelRecord], Field(min_length=1)]
-    bands: list[BandRecord]
-    maps: list[MapRecord]
+    starts: Annotated[list[StartRecord], Field(min_length=3, max_length=MOST_ROWS)]
+    levels: Annotated[list[LevelRecord], Field(min_length=1, max_length=MOST_ROWS)]
+    bands: Annotated[list[BandRecord], Field(max_length=MOST_ROWS)]
+    maps: Annotated[list[MapRecord], Field(max_length=MOST_ROWS)]
 
 
 class PlayerRecord(Record):
     """The discriminator at one level."""
 
     level: PositiveInt
-    real: float
-    fake: float
+    real: Number
+    fake: Number
     auc: Share
-    loss: NonNegativeFloat
-    r1: NonNegativeFloat
-    gradients: dict[str, NonNegativeFloat]
+    loss: Size
+    r1: Size
+    gradients: dict[str, Size]
     share: Share
-    cosine: float | None = None
+    cosine: Number | None = None
 
 
 class DiscriminatorRecord(Record):
     """The discriminator at every level, or the reason for having none."""
 
     iteration: NonNegativeInt | None = None
-    levels: list[PlayerRecord] = []
+    levels: Annotated[list[PlayerRecord], Field(max_length=MOST_ROWS)] = []
     reason: str = ""
 
 
