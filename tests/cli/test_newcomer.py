@@ -191,7 +191,7 @@ WRITTEN = [
     ("cache dataset --output {}/cache", "cache: 4 levels, of side 8, 4, 2, 1"),
     ("sample run/weights.safetensors --count 4 --output {}/a.npz", "a.npz: 4 images of 4 classes, 16×16"),
     ("latents swap run/weights.safetensors --labels 3 --output {}/l.npz", "l.npz: 5 images"),
-    ("figure curves run/metrics.jsonl --output {}/c", "c.png: 988×650 pixels; also .svg, and .csv of the data"),
+    ("figure curves run/metrics.jsonl --output {}/c", "c.png: 1170×650 pixels; also .svg, and .csv of the data"),
     ("export samples.npz --output {}/images", "images: 4 files"),
     ("card run --output {}/README.md", "README.md: model card of run, 0 scores"),
 ]
