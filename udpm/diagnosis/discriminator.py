@@ -17,14 +17,8 @@ from udpm.diffusion.schedule import Schedule
 from udpm.runs.records import CHECKPOINTS
 from udpm.training.batch import TrainingBatch, draw_noise
 from udpm.training.checkpoint import resume
-from udpm.training.losses import (
-    LossWeights,
-    Perceptual,
-    discriminator_losses,
-    generator_losses,
-    load_lpips,
-    loss_weights,
-)
+from udpm.training.losses import LossWeights, discriminator_losses, generator_losses, loss_weights
+from udpm.training.perceptual import Perceptual, load_lpips
 from udpm.training.state import State
 
 TERMS = ("reconstruction", "energy", "lpips", "adversarial")

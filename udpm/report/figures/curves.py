@@ -66,7 +66,8 @@ def plot_curves(path: str | Path, stem: str | Path) -> None:
     panels = {kind: levels for kind, levels in panels.items() if levels}
     columns = 3 if len(panels) > 4 else 2 if len(panels) > 1 else 1
     rows = -(-len(panels) // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(9.0 if columns == 3 else 7.6, 2.5 * rows), squeeze=False, layout="constrained")
+    size = (9.0 if columns == 3 else 7.6, 2.5 * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axes, (kind, levels) in zip(grid.flat, panels.items(), strict=False):
         _panel(axes, metrics, kind, levels)
     for axes in grid.flat[len(panels) :]:
