@@ -41,6 +41,7 @@ ALIVE = {
     "discriminator__minibatch_deviation": "mean",
     "losses__adversarial": "relativistic",
     "losses__r2_gamma": 0.3,
+    "losses__feature_matching_weight": [1.0, 0.5, 0.0],
     "losses__augmentation": {
         "flip": True,
         "translation": 0.125,

@@ -153,6 +153,43 @@ def test_penalties_decay_and_are_lazy_together():
     assert last.at(0).r2 == 0
 
 
+# --- feature matching ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pairs", [{}, RELATIVISTIC])
+def test_features_of_an_output_are_compared_with_its_targets(pairs):
+    step = Step(linear, **pairs, losses__feature_matching_weight=0.7)
+
+    def judge(image, *_, maps):
+        maps.extend([image, 3 * image.mean(dim=(2, 3))])
+        return linear(image)
+
+    step.judge = judge
+    step.target.requires_grad_()
+    losses, batch = step.generator(), step.batch("generator")
+    difference = (step.target - step.output) / 2 + batch.real_noise - batch.fake_noise
+    expected = difference.abs().mean() + 3 * difference.mean(dim=(2, 3)).abs().mean()
+    torch.testing.assert_close(losses["feature_matching"], expected.detach())
+    rest = losses["reconstruction"] + losses["adversarial"]
+    torch.testing.assert_close(losses["total"], rest + 0.7 * expected)
+
+
+def test_maps_are_the_outputs_of_blocks():
+    network, maps = Discriminator(DiscriminatorShape(16, 3, 8)), []
+    outputs = []
+    for block in network.blocks:
+        block.register_forward_hook(lambda _, inputs, output: outputs.append(F.leaky_relu(output, 0.2)))
+    network(normal(0, 2, 3, 16, 16), 0.5, maps=maps)
+    assert len(maps) == len(outputs) == 3
+    assert all(torch.equal(found, output) for found, output in zip(maps, outputs, strict=True))
+
+
+def test_before_the_adversary_starts_there_are_no_features():
+    first = loss_weights(tiny.run_config(losses__feature_matching_weight=1.0, losses__adversarial_start=5))[0]
+    assert [first.at(iteration).feature_matching for iteration in (4, 5)] == [0, 1]
+    assert not first.at(4).compares
+
+
 # --- augmentation ----------------------------------------------------------------------------------------------------
 
 
@@ -355,6 +392,10 @@ def test_a_dry_run_names_them():
             "losses.augmentation.ramp: input should be greater than or equal to 0",
         ),
         ({"losses__augmentation": True}, "losses.augmentation: input should be a section"),
+        (
+            {"losses__adversarial_weight": [1.0, 0.0, 1.0], "losses__feature_matching_weight": 0.3},
+            "losses.feature_matching_weight: 0.3 at level 2, where no adversarial_weight trains the discriminator",
+        ),
         ({"losses__r2_gamma": -1.0}, "losses.r2_gamma: input should be "),
     ],
 )

@@ -72,6 +72,7 @@ class Experiment(Section):
     def _lists_have_one_value_per_level(self) -> None:
         losses = (
             *("reconstruction_weight", "lpips_weight", "energy_weight", "adversarial_weight", "r1_gamma", "r2_gamma"),
+            "feature_matching_weight",
             "discriminator_noise.std",
         )
         paths = [*(f"losses.{key}" for key in losses), "latents.strongest"]
@@ -271,6 +272,16 @@ class RunConfig(Section):
                 )
 
     @check
+    def _features_are_of_a_trained_discriminator(self) -> None:
+        weights = (self.per_level(f"losses.{key}_weight") for key in ("feature_matching", "adversarial"))
+        for level, (weight, adversarial) in enumerate(zip(*weights, strict=False), start=1):
+            if weight and not adversarial:
+                raise ValueError(
+                    f"losses.feature_matching_weight: {weight:g} at level {level}, where no adversarial_weight trains "
+                    "the discriminator; it must be 0 there"
+                )
+
+    @check
     def _grey_images_keep_their_colours(self) -> None:
         colour = self.losses.augmentation.colour
         if colour and self.dataset.source == "digits":
@@ -280,8 +291,9 @@ class RunConfig(Section):
     def _pairs_keep_their_logits(self) -> None:
         if self.discriminator is None or self.losses.adversarial != "relativistic":
             return
-        for level, dropout in enumerate(self.per_level("discriminator.dropout"), start=1):
-            if dropout and self.per_level("losses.adversarial_weight")[level - 1]:
+        values = (self.per_level(key) for key in ("discriminator.dropout", "losses.adversarial_weight"))
+        for level, (dropout, adversarial) in enumerate(zip(*values, strict=False), start=1):
+            if dropout and adversarial:
                 raise ValueError(
                     f"discriminator.dropout: {dropout:g} at level {level} would drop one logit of a pair that "
                     "losses.adversarial: relativistic compares; it must be 0 there"

@@ -89,6 +89,9 @@ class Losses(Section):
     adversarial: Literal["standard", "relativistic"] = "standard"
     """standard: the discriminator judges each image alone, as published; relativistic: it compares each output with its
     target, softplus(D(fake) - D(real)), as in R3GAN."""
+    feature_matching_weight: NonNegativeFloat | list[NonNegativeFloat] = 0.0
+    """Weight of the mean absolute difference between the discriminator's features of output and target, summed over its
+    blocks. One value, or one for each level; needs an adversarial weight there. Not in the paper."""
     r1_gamma: NonNegativeFloat | list[NonNegativeFloat] = 0.0
     """γ of the R1 gradient penalty, on real images. One value, or one for each level."""
     r2_gamma: NonNegativeFloat | list[NonNegativeFloat] = 0.0

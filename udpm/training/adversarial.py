@@ -15,6 +15,12 @@ def gradient_penalty(logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor
     return gradient.float().square().sum(dim=(1, 2, 3)).mean()
 
 
+def feature_distance(maps: list[torch.Tensor], expected: list[torch.Tensor]) -> torch.Tensor:
+    """Compute the mean absolute difference between maps of the same shapes, summed over maps."""
+    pairs = zip(maps, expected, strict=True)
+    return torch.stack([(map_.float() - other.float()).abs().mean() for map_, other in pairs]).sum()
+
+
 def separation(on_real: torch.Tensor, on_fake: torch.Tensor) -> torch.Tensor:
     """Return the share of pairs of a real and a generated image that D's outputs, (n, 1) and (m, 1), order correctly.
 

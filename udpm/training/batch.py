@@ -328,8 +328,11 @@ def draw_noise(
 
 def shows_real(config: RunConfig, player: str, level: int) -> bool:
     """Return whether a player's step shows real images to the discriminator."""
-    judged = config.per_level("losses.adversarial_weight")[level - 1] > 0
-    return player == "discriminator" or (judged and config.losses.adversarial == "relativistic")
+    adversarial, features = (
+        config.per_level(f"losses.{key}")[level - 1] for key in ("adversarial_weight", "feature_matching_weight")
+    )
+    pairs = adversarial > 0 and config.losses.adversarial == "relativistic"
+    return player == "discriminator" or pairs or features > 0
 
 
 def draw_counts(config: RunConfig, player: str, level: int) -> tuple[int, int]:

@@ -98,6 +98,7 @@ def _describe_losses(config: RunConfig) -> str:
     keys = {config.losses.reconstruction: "reconstruction_weight", "energy score": "energy_weight"}
     kind = "adversarial" if config.losses.adversarial == "standard" else "relativistic adversarial"
     keys |= {"LPIPS": "lpips_weight", kind: "adversarial_weight", "R1": "r1_gamma", "R2": "r2_gamma"}
+    keys |= {"feature matching": "feature_matching_weight"}
     weights = {name: config.per_level(f"losses.{key}") for name, key in keys.items()}
     parts = [f"{name} {values}" for name, values in weights.items() if any(values)]
     if config.losses.augmentation.transforms:
@@ -158,7 +159,10 @@ BLOCK = 512
 """Bytes that PyTorch's allocator rounds up to."""
 GROUP = 4
 """Multiple that batches are rounded down to, for the discriminator's groups."""
-TERMS = {"discriminator": ("r1", "r2", "noise", "dropout"), "generator": ("energy", "lpips", "adversarial", "noise")}
+TERMS = {
+    "discriminator": ("r1", "r2", "noise", "dropout"),
+    "generator": ("energy", "lpips", "adversarial", "feature_matching", "noise"),
+}
 """Fields of `LossWeights` that add to what a player's step keeps."""
 
 

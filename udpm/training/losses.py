@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from udpm.config.experiment import RunConfig
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.layers import NO_LABEL
-from udpm.training.adversarial import gradient_penalty, gradient_share, separation
+from udpm.training.adversarial import feature_distance, gradient_penalty, gradient_share, separation
 from udpm.training.augmentation import move_state, transform
 from udpm.training.batch import TrainingBatch
 from udpm.training.perceptual import Perceptual
@@ -31,6 +31,7 @@ class LossWeights:
         lpips: λp; 0 leaves LPIPS out.
         adversarial: λa.
         energy: λe.
+        feature_matching: λf; needs `adversarial`.
         r1: γ of the penalty on real images.
         r2: γ of the penalty on generated images.
         noise: standard deviation of the instance noise, added to the discriminator's input.
@@ -60,6 +61,7 @@ class LossWeights:
     divisor: float
     squared: bool
     energy: float = 0.0
+    feature_matching: float = 0.0
     energy_exponent: float = 1.0
     energy_patch: int = 0
     r2: float = 0.0
@@ -77,6 +79,11 @@ class LossWeights:
         """Whether a discriminator step differentiates D's gradient: R1 or R2."""
         return self.r1 > 0 or self.r2 > 0
 
+    @property
+    def compares(self) -> bool:
+        """Whether a generator step shows real images to the discriminator, too."""
+        return self.adversarial > 0 and (self.relativistic or self.feature_matching > 0)
+
     def at(self, iteration: int) -> LossWeights:
         """Return the weights in force at an iteration, counted from 0: decay goes in steps of 1000."""
         thousands = iteration // 1000
@@ -87,6 +94,7 @@ class LossWeights:
             r1=lazy * self.r1 * self.r1_decay**thousands,
             r2=lazy * self.r2 * self.r1_decay**thousands,
             adversarial=self.adversarial if iteration >= self.adversarial_start else 0.0,
+            feature_matching=self.feature_matching if iteration >= self.adversarial_start else 0.0,
         )
 
 
@@ -94,8 +102,8 @@ def loss_weights(config: RunConfig) -> list[LossWeights]:
     """Return the weights of each level before any decay, l = 1 first."""
     losses = config.losses
     schedule = Schedule.from_config(config.process)
-    terms = ("reconstruction_weight", "energy_weight", "lpips_weight", "adversarial_weight", "r1_gamma", "r2_gamma")
-    by_level = {term.partition("_")[0]: config.per_level(f"losses.{term}") for term in terms}
+    keys = ("reconstruction_weight", "energy_weight", "lpips_weight", "adversarial_weight", "feature_matching_weight")
+    by_level = {key.rpartition("_")[0]: config.per_level(f"losses.{key}") for key in (*keys, "r1_gamma", "r2_gamma")}
     by_level["dropout"] = config.per_level("discriminator.dropout") if config.discriminator else [0.0] * schedule.levels
     return [
         LossWeights(
@@ -193,12 +201,14 @@ def generator_losses(
     """Compute λ1·error(out, target) + λe·energy score + λp·LPIPS(out, target) + λa·softplus(-D(out + n)).
 
     The relativistic adversarial loss is softplus(D(target + n') - D(out + n)), whose gradient is the output's alone.
+    Feature matching adds λf·Σ_k mean |D_k(target + n') - D_k(out + n)| over the outputs D_k of D's blocks.
     With several draws of the output, the error is the mean over all of them; LPIPS and D see the first.
     The generator must be in train mode; the discriminator in eval mode, its weights not requiring gradients.
 
     Returns:
         Scalars: "total" to minimize; for the record, unweighted, "reconstruction" and, with weights above 0, "energy"
-        with "spread" (see `energy_score`), "lpips", and "adversarial" with "adversarial_share" (`gradient_share`).
+        with "spread" (see `energy_score`), "lpips", "feature_matching", and "adversarial" with "adversarial_share"
+        (`gradient_share`).
     """
     state = batch.state(schedule)
     output = predict(generator, schedule, batch, state).float() / weights.divisor
@@ -224,18 +234,39 @@ def generator_losses(
         assert discriminator is not None
         branch = first.view_as(first)
         stats["adversarial_share"] = gradient_share(output, branch)
-        time = schedule.time(batch.level)
-        fakes = show(branch, state, weights, batch.fake_noise, batch.fake_transform)
-        logits = discriminator(fakes.image, time, batch.labels, 0.0, fakes.state).float()
-        if weights.relativistic:
-            with torch.no_grad():
-                reals = show(target, state, weights, batch.real_noise, batch.real_transform)
-                on_real = discriminator(reals.image, time, batch.labels, 0.0, reals.state).float()
-            logits = logits - on_real
-        adversarial = F.softplus(-logits).mean()
-        stats["adversarial"] = adversarial.detach()
-        total = total + weights.adversarial * adversarial
+        judged = _judged(discriminator, schedule, weights, batch, state, branch, target)
+        stats |= {name: value.detach() for name, value in judged.items()}
+        for name, value in judged.items():
+            total = total + getattr(weights, name) * value
     return {"total": total, **stats}
+
+
+def _judged(
+    discriminator: Network,
+    schedule: Schedule,
+    weights: LossWeights,
+    batch: TrainingBatch,
+    state: torch.Tensor,
+    output: torch.Tensor,
+    target: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """Return the unweighted terms of the generator's loss that the discriminator gives, by their names in `weights`."""
+    maps: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+
+    def judge(shown: Shown, kept: list[torch.Tensor]) -> torch.Tensor:
+        asked = {"maps": kept} if weights.feature_matching > 0 else {}
+        return discriminator(shown.image, schedule.time(batch.level), batch.labels, 0.0, shown.state, **asked).float()
+
+    logits = judge(show(output, state, weights, batch.fake_noise, batch.fake_transform), maps[0])
+    if weights.compares:
+        with torch.no_grad():
+            on_real = judge(show(target, state, weights, batch.real_noise, batch.real_transform), maps[1])
+        if weights.relativistic:
+            logits = logits - on_real
+    found = {"adversarial": F.softplus(-logits).mean()}
+    if weights.feature_matching > 0:
+        found["feature_matching"] = feature_distance(*maps)
+    return found
 
 
 SMOOTHING = 1e-5

@@ -26,6 +26,7 @@ PANELS = {
     "generator/spread": "generator: distance between draws / from target",
     "generator/lpips": "generator: LPIPS",
     "generator/adversarial": "generator: adversarial",
+    "generator/feature_matching": "generator: difference of D's features",
     "discriminator/loss": "discriminator: loss",
     "generator/adversarial_share": "generator: share of the gradient that is D's",
     "discriminator/auc": "discriminator: AUC of real and generated",
