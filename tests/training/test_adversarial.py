@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from udpm.config.training import Augmentation
 from udpm.core import devices
 from udpm.core.errors import UserError
+from udpm.diffusion.process import marginal, posterior, step
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.discriminator import Discriminator, DiscriminatorShape, batch_deviation
 from udpm.training import dryrun
@@ -27,7 +28,7 @@ from udpm.training.augmentation import (
 )
 from udpm.training.batch import draw_noise
 from udpm.training.estimate import IterationCounter
-from udpm.training.losses import discriminator_losses, generator_losses, loss_weights
+from udpm.training.losses import discriminator_losses, generator_losses, loss_weights, show
 from udpm.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -315,6 +316,55 @@ def test_grey_images_have_no_colours_to_transform(levels):
         with pytest.raises(UserError, match="all images in images are grey") if grey else nullcontext():
             check_colours(colours, SimpleNamespace(store=store))
     check_colours(Augmentation(flip=True), levels)
+
+
+# --- draws of the posterior ------------------------------------------------------------------------------------------
+
+POSTERIOR = {"losses__discriminator_noise": {"kind": "posterior", "std": 0.0, "decay_per_1000": 1.0}}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("level", [2, 3])
+def test_real_pairs_have_the_law_of_the_process(level):
+    """Cov(x_{l-1}, x_l) of pairs drawn backwards, by x_l and then the posterior, is that of pairs drawn forwards."""
+    config = tiny.run_config(**POSTERIOR, training__batch=20_000)
+    schedule, weights = Schedule.from_config(config.process), loss_weights(config)[level - 1]
+    target = torch.full((20_000, 3, 2, 2), 0.8)
+    batch = draw_noise(config, "discriminator", 0, level, target, torch.zeros(20_000), weights.noise)
+    state = batch.state(schedule)
+    found = show(schedule, weights, batch, state, target / weights.divisor, "real").image * weights.divisor
+    before = marginal(schedule, target, level - 1, normal(1, *target.shape))
+    after = step(schedule, before, level, normal(2, *state.shape))
+
+    def covariance(previous, state):
+        return torch.cov(torch.cat([previous.flatten(2), state.flatten(2)], dim=2).flatten(0, 1).T)
+
+    expected = covariance(before, after)
+    torch.testing.assert_close(covariance(found, state), expected, rtol=0.05, atol=0.02 * expected.diag().max().item())
+    torch.testing.assert_close(found.mean(), before.mean(), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("changes", [{}, AUGMENTED])
+def test_players_show_draws_of_the_posterior(changes):
+    step = Step(linear, **POSTERIOR, **changes, discriminator__sees_state=True)
+    scale = 0.5
+    assert step.weights.scale == scale
+    step.discriminator()
+    step.generator()
+    cases = (("discriminator", "fake"), ("discriminator", "real"), ("generator", "fake"))
+    for image, (player, whose) in zip(step.shown, cases, strict=True):
+        batch = step.batch(player)
+        made = step.output if whose == "fake" else step.target
+        law = posterior(step.schedule, batch.state(step.schedule), made, 2, "exact")
+        expected = law.draw(batch.tensors()[f"{whose}_noise"]) / 2
+        if changes:
+            expected = scale * transform(expected / scale, batch.tensors()[f"{whose}_transform"])
+        torch.testing.assert_close(image, expected)
+
+
+def test_the_finest_level_shows_the_image_itself():
+    finest = loss_weights(tiny.run_config(**POSTERIOR))[0]
+    assert (finest.posterior, finest.noise, finest.scale) == (False, 0, 1)
 
 
 # --- training with everything on -------------------------------------------------------------------------------------

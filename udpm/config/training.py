@@ -29,8 +29,9 @@ EnergyExponent = Annotated[float, Field(gt=0, lt=2)]
 class DiscriminatorNoise(Section):
     """Noise added to what the discriminator sees."""
 
-    kind: Literal["none", "noisy", "diffusion"] = "none"
-    """none; noisy: N(0, std²) with std decaying during training; diffusion: the forward process to level l-1."""
+    kind: Literal["none", "noisy", "diffusion", "posterior"] = "none"
+    """none; noisy: N(0, std²) with std decaying during training; diffusion: the forward process to level l-1;
+    posterior: a draw of x_{l-1} from the posterior given x_l and the image (not in the paper)."""
     std: NonNegativeFloat | list[NonNegativeFloat] = 0.0
     """For kind noisy: standard deviation for images in [-1, 1]. One value, or one for each level with l = 1 first."""
     decay_per_1000: DecayFactor = 1.0

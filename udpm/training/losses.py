@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from udpm.config.experiment import RunConfig
+from udpm.diffusion.process import posterior
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.layers import NO_LABEL
 from udpm.training.adversarial import feature_distance, gradient_penalty, gradient_share, separation
@@ -43,6 +44,7 @@ class LossWeights:
         energy_patch: side of its patches; 0 for whole images.
         relativistic: compare D's outputs on an image and its target.
         sees_state: D sees x_l, too.
+        posterior: D sees draws of x_{l-1} given x_l and an image, whose noise `noise` is.
         discriminator_size: side to which the discriminator's input is enlarged; 0 keeps its side.
         noise_decay: factor of `noise` every 1000 iterations.
         r1_decay: factor of `r1` and `r2` every 1000 iterations.
@@ -67,6 +69,7 @@ class LossWeights:
     r2: float = 0.0
     relativistic: bool = False
     sees_state: bool = False
+    posterior: bool = False
     discriminator_size: int = 0
     noise_decay: float = 1.0
     r1_decay: float = 1.0
@@ -118,6 +121,7 @@ def loss_weights(config: RunConfig) -> list[LossWeights]:
             r1_decay=losses.r1_decay_per_1000,
             adversarial_start=losses.adversarial_start,
             r1_every=losses.r1_every,
+            posterior=losses.discriminator_noise.kind == "posterior" and level > 1,
             discriminator_every=1 if config.training == "imported" else config.training.discriminator_every,
             **_instance_noise(config, schedule, level),
         )
@@ -139,6 +143,8 @@ def _instance_noise(config: RunConfig, schedule: Schedule, level: int) -> dict[s
         # The marginal of level l-1, (ᾱ·divisor·v + σ̃ ε)/divisor; at l = 1 nothing is added.
         std = schedule.sigma_tilde(level - 1) / _divisor(config, schedule, level)
         return {"scale": schedule.alpha_bar(level - 1), "noise": std}
+    if section.kind == "posterior" and level > 1:
+        return {"scale": schedule.alpha_bar(level - 1), "noise": 1.0}
     return {"scale": 1.0, "noise": 0.0}
 
 
@@ -170,8 +176,8 @@ def discriminator_losses(
     with torch.no_grad():
         fake = predict(generator, schedule, batch, state).float() / weights.divisor
     real = batch.target / weights.divisor
-    fakes = show(fake, state, weights, batch.fake_noise, batch.fake_transform, penalised=weights.r2 > 0)
-    reals = show(real, state, weights, batch.real_noise, batch.real_transform, penalised=weights.r1 > 0)
+    fakes = show(schedule, weights, batch, state, fake, "fake", penalised=weights.r2 > 0)
+    reals = show(schedule, weights, batch, state, real, "real", penalised=weights.r1 > 0)
     on_fake, on_real = (
         discriminator(shown.image, schedule.time(batch.level), batch.labels, weights.dropout, shown.state).float()
         for shown in (fakes, reals)
@@ -257,10 +263,10 @@ def _judged(
         asked = {"maps": kept} if weights.feature_matching > 0 else {}
         return discriminator(shown.image, schedule.time(batch.level), batch.labels, 0.0, shown.state, **asked).float()
 
-    logits = judge(show(output, state, weights, batch.fake_noise, batch.fake_transform), maps[0])
+    logits = judge(show(schedule, weights, batch, state, output, "fake"), maps[0])
     if weights.compares:
         with torch.no_grad():
-            on_real = judge(show(target, state, weights, batch.real_noise, batch.real_transform), maps[1])
+            on_real = judge(show(schedule, weights, batch, state, target, "real"), maps[1])
         if weights.relativistic:
             logits = logits - on_real
     found = {"adversarial": F.softplus(-logits).mean()}
@@ -313,7 +319,7 @@ class Shown:
     """What the discriminator sees.
 
     Attributes:
-        before: images that R1 or R2 differentiates by: before T, and without T with their noise.
+        before: images that R1 or R2 differentiates by, before T; with their noise unless T comes between.
         image: images as it sees them.
         state: x_l as it sees it.
     """
@@ -324,25 +330,32 @@ class Shown:
 
 
 def show(
-    image: torch.Tensor,
-    state: torch.Tensor,
+    schedule: Schedule,
     weights: LossWeights,
-    noise: torch.Tensor | None,
-    parameters: torch.Tensor | None,
+    batch: TrainingBatch,
+    state: torch.Tensor,
+    image: torch.Tensor,
+    whose: str,
     *,
     penalised: bool = False,
 ) -> Shown:
     """Return what the discriminator sees of images v: scale·T(v) + noise, enlarged.
 
     Args:
-        image: v, real or generated, divided by the divisor.
-        state: x_l that they were made from, which T moves, too.
-        weights: at the level.
-        noise: already scaled, or None.
-        parameters: of T, or None for none.
-        penalised: whether `before` is differentiated.
+        schedule: of the process.
+        weights: at the batch's level.
+        batch: with the noise and the parameters of T.
+        state: x_l that the images were made from, which T moves, too.
+        image: v, divided by the divisor.
+        whose: "fake" or "real".
+        penalised: whether R1 or R2 differentiates by the images.
     """
-    before = add_instance_noise(image, weights, noise if parameters is None else None)
+    noise, parameters = getattr(batch, f"{whose}_noise"), getattr(batch, f"{whose}_transform")
+    if weights.posterior:
+        law = posterior(schedule, state, image * weights.divisor, batch.level, "exact")
+        before, noise = law.draw(noise) / weights.divisor, None
+    else:
+        before = add_instance_noise(image, weights, noise if parameters is None else None)
     if penalised:
         before.requires_grad_()
     seen = before
