@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 
 from udpm.config import Scoring, to_json
+from udpm.core import devices
 from udpm.core.errors import UserError
 from udpm.data.store import open_store
 from udpm.diagnosis.chain import _bands, noise_shares, variance_ratio
+from udpm.diagnosis.discriminator import Players, diagnose_discriminator
 from udpm.diagnosis.record import findings, read_diagnosis
 from udpm.diffusion.process import Latent, downsample, sample, sample_from, seeded
 from udpm.diffusion.schedule import Schedule
@@ -22,6 +24,7 @@ from udpm.metrics.extractor_networks import train_classifier
 from udpm.networks.weights import load_model
 from udpm.report.figures.diagnosis import diagnosis_table
 from udpm.sampling.sampler import Sampler, Start
+from udpm.training.state import State
 
 
 @pytest.fixture(scope="module")
@@ -280,3 +283,25 @@ def test_a_record_that_was_edited_is_refused(change, expected, diagnosis, tmp_pa
     (tmp_path / "d.json").write_text(json.dumps(found))
     with pytest.raises(UserError, match=expected):
         read_diagnosis(tmp_path / "d.json")
+
+
+def test_gradients_of_all_terms_add_up(levels):
+    """The terms' mean gradients are parts of that of the whole loss."""
+    config = tiny.run_config(
+        training__batch=20, losses__feature_matching_weight=0.5, losses__energy_weight=[0, 0.5, 0.5],
+        losses__energy_redraw=False, generator__latent_channels=1,
+    )  # fmt: skip
+    devices.configure("cpu", 1)
+    state = State.fresh(config, torch.device("cpu"))
+    players = Players(
+        config, state, np.asarray(levels.store.images[:40]), levels.store.labels[:40], torch.device("cpu")
+    )
+    found = diagnose_discriminator(players)
+    assert [set(row["gradients"]) for row in found] == [
+        {"reconstruction", "adversarial", "feature_matching"},
+        {"reconstruction", "energy", "adversarial", "feature_matching"},
+        {"energy", "adversarial", "feature_matching"},
+    ]
+    for row in found:
+        assert row["share"] == pytest.approx(row["gradients"]["adversarial"] / sum(row["gradients"].values()))
+        assert all(norm > 0 for norm in row["gradients"].values())
