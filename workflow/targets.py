@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,14 @@ from experiments import CONFIG, Experiments, Sweep, one_line
 
 from udpm.config import list_configs, to_json
 from udpm.config.evaluation import Diagnosis
-from udpm.config.published_scores import RUNTIME, SETUPS, load_published, published_names, table_names
+from udpm.config.published_scores import (
+    RUNTIME,
+    SETUPS,
+    PublishedTable,
+    load_published,
+    published_names,
+    table_names,
+)
 from udpm.core.errors import UserError
 from udpm.runs.status import point_statuses, summarize_points
 
@@ -106,7 +115,7 @@ class PaperTargets:
 
     def material(self, wildcards) -> list[str]:
         """Return the measurements that a table shows."""
-        others = self._others(self._named(published_names(CONFIG)))
+        others = self._others(self._named(self._readable))
         if wildcards.table in SETUPS:
             found = [path for name in others for path in self._found(self._layout.completion(name, "*"))]
             return sorted({*self.runs(), *found})
@@ -117,11 +126,11 @@ class PaperTargets:
 
     def tradeoff_scores(self, _wildcards=None) -> list[str]:
         """Return the scores that the figure of FID against multiply-adds shows."""
-        return self.scores(self._named(published_names(CONFIG), figure=True))
+        return self.scores(self._named(self._readable, figure=True))
 
     def all_scores(self, _wildcards=None) -> list[str]:
         """Return the scores of all tables, and of the study."""
-        return sorted({*self._study.scores(), *self.scores(self._named(published_names(CONFIG)))})
+        return sorted({*self._study.scores(), *self.scores(self._named(self._readable))})
 
     def scores(self, names: list[str]) -> list[str]:
         """Return the scores of experiments: all in the study, and existing ones of others."""
@@ -153,17 +162,20 @@ class PaperTargets:
     def _found(self, pattern: str) -> list[str]:
         return list(map(str, self._layout.found(pattern)))
 
-    @staticmethod
-    def _named(tables: list[str], figure: bool = False) -> list[str]:
-        """Return the experiments that tables of published scores name; a broken file's own job reports it."""
-        named: list[str] = []
-        for table in tables:
-            try:
-                found = load_published(table, CONFIG)
-            except UserError:
-                continue
-            named += found.experiments if found.figure or not figure else []
+    def _named(self, tables: Iterable[str], figure: bool = False) -> list[str]:
+        """Return the experiments that tables of published scores name."""
+        found = [self._readable[name] for name in tables if name in self._readable]
+        named = [name for table in found if table.figure or not figure for name in table.experiments]
         return list(dict.fromkeys(named))
+
+    @cached_property
+    def _readable(self) -> dict[str, PublishedTable]:
+        """Tables of published scores; a broken file's own job reports it."""
+        found = {}
+        for name in published_names(CONFIG):
+            with suppress(UserError):
+                found[name] = load_published(name, CONFIG)
+        return found
 
 
 class SweepTargets:

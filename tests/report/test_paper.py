@@ -5,10 +5,9 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import dag
 import jsonschema
 import numpy as np
 import pandas as pd
@@ -421,8 +420,7 @@ def test_nearest_images_are_the_nearest():
 def dry_run(folder, command="snakemake paper_tables --config"):
     """The jobs of a dry run: (rule, its wildcards)."""
     _, *words = shlex.split(command)
-    given = [Path(sys.executable).with_name("snakemake"), "-n", *words, f"results={folder}/results"]
-    done = subprocess.run(given, cwd=tiny.ROOT, capture_output=True, text=True)
+    done = dag.snakemake("-n", *words, f"results={folder}/results")
     assert done.returncode == 0, done.stderr
     rules = re.findall(r"^(?:local)?rule (\w+):$(?:\n .*)*?\n    wildcards: (.*)$", done.stdout, re.MULTILINE)
     return [(rule, dict(part.split("=") for part in wildcards.split(", "))) for rule, wildcards in rules]

@@ -126,13 +126,14 @@ def test_training_resumes_exactly(levels, tmp_path, change):
         "losses__energy_redraw": True,
         "losses__energy_draws": 3,
         "losses__energy_patch": 2,
-        "training__preview_every": 6,
+        "training__iterations": 6,
+        "training__preview_every": 3,
         **change,
     }
     config = tiny.run_config(**options)
     train(config, levels, tmp_path / "whole", False)
     with pytest.raises(StoppedEarly):
-        train(config, levels, tmp_path / "parts", tiny.StopAfter(5))
+        train(config, levels, tmp_path / "parts", tiny.StopAfter(3))
     train(config, levels, tmp_path / "parts", False)
     tiny.assert_same_weights(tmp_path / "parts", tmp_path / "whole")
     line = tiny.metrics(tmp_path / "whole")[-1]

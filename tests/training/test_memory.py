@@ -1,5 +1,6 @@
 """Memory of a training, estimated without values."""
 
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -20,6 +21,11 @@ WIDE = {"generator__channels": 32, "discriminator__channels": 32, "losses__lpips
 
 def run_config(**changes):
     return tiny.run_config(**WIDE | {"losses__r1_gamma": 0.5, "training__precision": "float32"} | changes)
+
+
+@cache
+def plain_memory():
+    return estimate_memory(run_config())
 
 
 def at_level(level):
@@ -101,15 +107,13 @@ def test_attention_and_dropout_keep_what_fused_kernels_keep():
 
 
 def test_bfloat16_and_small_parts_take_less():
-    sizes = [
-        estimate_memory(run_config(training__batch=64, **changes)).kept
-        for changes in ({}, {"training__precision": "bfloat16"}, {"training__accumulate": 4})
-    ]
+    less = [{"training__precision": "bfloat16"}, {"training__accumulate": 2}]
+    sizes = [plain_memory().kept, *(estimate_memory(run_config(**changes)).kept for changes in less)]
     assert all(less < more for more, less in pairwise(sizes))
 
 
 def test_r1_and_the_finest_level_take_most():
-    found = estimate_memory(run_config())
+    found = plain_memory()
     assert (found.player, found.level) == ("discriminator", 1)
     assert estimate_memory(run_config(losses__r1_gamma=0.0)).kept < found.kept
     steps = _Steps(run_config(losses__r1_gamma=[0.0, 0.0, 0.5]), None)
@@ -119,7 +123,7 @@ def test_r1_and_the_finest_level_take_most():
 
 
 def test_recorded_passes_have_separate_gradients():
-    plain, recorded = (estimate_memory(run_config(training__cuda_graphs=graphs)) for graphs in (False, True))
+    plain, recorded = plain_memory(), estimate_memory(run_config(training__cuda_graphs=True))
     assert recorded.state - plain.state == 2 * estimate_resources(run_config(), 1).gradients
     # Another step is called while the memory of the largest one's recording is held; the same, if its weight decays.
     assert 1.2 * plain.kept < recorded.kept < 1.9 * plain.kept
@@ -134,7 +138,7 @@ def test_the_batch_that_fits():
     )
     assert [found.largest_batch(size) for size in (1, 2.5, 24, 80)] == [0, 2, 196, 700]
     # Linear in the batch, so that an estimate of another batch confirms it.
-    small = estimate_memory(run_config())
+    small = plain_memory()
     twice = estimate_memory(run_config(), batch=2 * small.batch)
     assert twice.kept == pytest.approx(small.kept + small.batch * small.per_image, rel=0.03)
 

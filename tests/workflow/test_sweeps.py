@@ -2,10 +2,10 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import dag
 import pandas as pd
 import pytest
 import yaml
@@ -347,8 +347,7 @@ def test_a_heat_map_with_a_cell_missing(config, tmp_path):
 
 
 def snakemake(folder, *arguments):
-    command = [BIN / "snakemake", *arguments]
-    return subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True)
+    return dag.snakemake(*arguments, cwd=folder)
 
 
 @pytest.fixture

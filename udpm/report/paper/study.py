@@ -102,7 +102,7 @@ class StudyReport:
             {name: self._experiment(name) for name in self._named() if name not in experiments}, scores
         )
         sections = [
-            Table(*_headlines(experiments, found, scores, self._readable_tables()), "Headline numbers"),
+            Table(*_headlines(experiments, found, scores, self._readable_tables), "Headline numbers"),
             Table(*_what_ran(runs, experiments), "What ran"),
             *([Table(pd.DataFrame(), problems, "What cannot be read")] if problems else []),
             Table(pd.DataFrame(), missing, "What is missing"),
@@ -142,9 +142,10 @@ class StudyReport:
 
     def _named(self) -> list[str]:
         """Return the study's experiments, then those of all readable tables, each once."""
-        named = [name for table in self._readable_tables() for name in table.experiments]
+        named = [name for table in self._readable_tables for name in table.experiments]
         return list(dict.fromkeys([*self._experiments, *named]))
 
+    @cached_property
     def _readable_tables(self) -> list[PublishedTable]:
         found = []
         for name in published_names(self._config):
