@@ -14,14 +14,7 @@ from experiments import CONFIG, Experiments, Sweep, one_line
 
 from udpm.config import list_configs, to_json
 from udpm.config.evaluation import Diagnosis
-from udpm.config.published_scores import (
-    RUNTIME,
-    SETUPS,
-    PublishedTable,
-    load_published,
-    published_names,
-    table_names,
-)
+from udpm.config.published_scores import RUNTIME, SETUPS, load_published, published_names, table_names
 from udpm.core.errors import UserError
 from udpm.runs.status import point_statuses, summarize_points
 
@@ -169,7 +162,7 @@ class PaperTargets:
         return list(dict.fromkeys(named))
 
     @cached_property
-    def _readable(self) -> dict[str, PublishedTable]:
+    def _readable(self) -> dict[str, Any]:
         """Tables of published scores; a broken file's own job reports it."""
         found = {}
         for name in published_names(CONFIG):
