@@ -123,6 +123,19 @@ def test_two_processes_are_one_that_accumulates(digits, shared, tmp_path):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.slow
+def test_two_processes_with_every_option_of_the_adversary(digits, tmp_path):
+    """Each has its own part of the batch's transforms and noise."""
+    changes = tiny.ALIVE | {"training__iterations": 8, "training__warmup": 0}
+    for name, parts in (("two", {"training__processes_per_node": 2}), ("one", {"training__accumulate": 2})):
+        (tmp_path / name).mkdir()
+        config = tiny.write_config(tmp_path / name, **changes, **parts)
+        arguments = command(digits, config, tmp_path / name / "run")
+        code, output = ended(torchrun(*arguments)) if name == "two" else (tiny.udpm(*arguments).returncode, "")
+        assert code == 0, output
+    assert closeness(tmp_path / "one/run", tmp_path / "two/run") < 1e-5
+
+
 def test_a_bit_in_weights_or_averages_shows(levels):
     config = tiny.run_config(training__posthoc_average=True)
     first, second = (State.fresh(config, torch.device("cpu")) for _ in range(2))

@@ -47,10 +47,13 @@ def step(config, player, level):
     return total, counter.parameters(player), operations.names
 
 
-@pytest.mark.parametrize("family", ["ncsnpp", "ddpmpp", "adm"])
+@pytest.mark.parametrize(
+    ("family", "changes"), [("ncsnpp", {}), ("ddpmpp", {}), ("adm", {}), pytest.param("ncsnpp", tiny.ALIVE, id="alive")]
+)
 @pytest.mark.parametrize("player", ["discriminator", "generator"])
-def test_losses_and_gradients_are_float32(family, player):
-    config = tiny.run_config(**WIDE, generator__family=family, losses__r1_gamma=0.5, generator__dropout=0.1)
+def test_losses_and_gradients_are_float32(family, player, changes):
+    changes = {**WIDE, **changes, "losses__r1_gamma": 0.5, "generator__dropout": 0.1}
+    config = tiny.run_config(**changes, generator__family=family)
     for level in (1, 2, 3):
         total, parameters, _ = step(config, player, level)
         assert total.dtype == torch.float32
