@@ -362,6 +362,7 @@ def test_a_dry_run_writes_nothing(digits, tmp_path, capsys):
     assert found["run"] == f"digits, seed 0; {run} is new"
     assert found["data"] == "digits, 16×16, 10 classes, 1297 training images"
     assert found["training"].startswith("12 iterations of 8 images")
+    assert found["losses"].startswith("l1 [1.0, 1.0, 0.0], adversarial [")
 
 
 def test_a_dry_run_of_the_paper_estimates_resources(tmp_path, capsys):

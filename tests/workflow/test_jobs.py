@@ -205,9 +205,12 @@ def test_more_shards_than_batches():
         validate(Sampling, {"count": 10, "batch": 5, "shards": 3}, "sampling")
 
 
-def test_usage_of_a_command(trained, tmp_path):
+def test_usage_of_a_command(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("udpm.core.provenance._images", 0)
     weights = trained / "weights.safetensors"
-    tiny.udpm("--usage", tmp_path / "u.jsonl", "sample", weights, "--count", 6, "--output", tmp_path / "a.npz")
+    assert not tiny.call(
+        "--usage", tmp_path / "u.jsonl", "sample", weights, "--count", 6, "--output", tmp_path / "a.npz"
+    )
     (line,) = [json.loads(text) for text in (tmp_path / "u.jsonl").read_text().splitlines()]
     assert (line["verb"], line["images"]) == ("sample", 6)
     assert line["images_per_second"] == pytest.approx(6 / line["seconds"], rel=0.1)
