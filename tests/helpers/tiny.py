@@ -57,8 +57,8 @@ ALIVE = {
 
 
 def run_config(**changes):
-    """Return the digits experiment, made small; changes are dotted keys with "__" for the dots."""
-    values = resolve_run("digits", 0, ROOT / "config").model_dump()
+    """Return the published losses on the digits, made small; changes are dotted keys with "__" for the dots."""
+    values = resolve_run("digits-paper", 0, ROOT / "config").model_dump() | {"experiment": "digits"}
     for key, value in (SMALL | {key.replace("__", "."): value for key, value in changes.items()}).items():
         section = values
         *parents, last = key.split(".")
