@@ -21,7 +21,7 @@ from udpm.diffusion.schedule import Schedule
 from udpm.networks.inference import count_cost
 from udpm.networks.unet import build_generator
 from udpm.networks.weights import Model
-from udpm.sampling.sampler import Sampler
+from udpm.sampling.sampler import Sampler, Start
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ class SwitchedSampler(Sampler):
             model.generator.to(memory_format=torch.contiguous_format)
         self.gains = gains
 
-    def _chain(self, latent: Latent, labels: np.ndarray) -> list[SamplingStep]:
+    def _chain(self, latent: Latent, labels: np.ndarray, start: Start | None = None) -> list[SamplingStep]:
+        assert start is None
         if self.gains.inference_mode:
             return self._by_operator(latent, labels)
         with torch.inference_mode(False), torch.no_grad():

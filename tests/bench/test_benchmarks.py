@@ -106,6 +106,7 @@ def test_gains_of_training_one_by_one(tmp_path, capsys):
             assert_spread(gain[key], 2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_comparisons_as_text_as_table_and_as_figure(tmp_path, capsys):
     for name, arguments in {
