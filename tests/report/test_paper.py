@@ -381,6 +381,7 @@ def test_samples_and_scores_of_earlier_weights_are_not_exported(study, tmp_path,
         path.write_text(whole)
 
 
+@pytest.mark.slow
 def test_figures(study, digits, tmp_path):
     results(tmp_path, seed0_best=fid(9.0))
     samples = study / "samples/digits/seed0.npz"

@@ -107,6 +107,7 @@ def test_a_strip_without_images_shows_them_as_missing(sweep):
     assert set(pd.read_csv("strip.csv")["images"]) == {"missing"}
 
 
+@pytest.mark.slow
 def test_same_scores_same_bytes(sweep):
     few = {"a": axis("a"), "b": axis("b") | {"values": [0.5]}}
     write(sweep, points={name: POINTS[name] for name in ("full", "gone")}, grids={"g": few})

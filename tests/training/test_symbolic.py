@@ -48,7 +48,13 @@ def step(config, player, level):
 
 
 @pytest.mark.parametrize(
-    ("family", "changes"), [("ncsnpp", {}), ("ddpmpp", {}), ("adm", {}), pytest.param("ncsnpp", tiny.ALIVE, id="alive")]
+    ("family", "changes"),
+    [
+        ("ncsnpp", {}),
+        pytest.param("ddpmpp", {}, marks=pytest.mark.slow),
+        pytest.param("adm", {}, marks=pytest.mark.slow),
+        pytest.param("ncsnpp", tiny.ALIVE, id="alive"),
+    ],
 )
 @pytest.mark.parametrize("player", ["discriminator", "generator"])
 def test_losses_and_gradients_are_float32(family, player, changes):

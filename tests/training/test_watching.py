@@ -365,6 +365,7 @@ def test_a_dry_run_writes_nothing(digits, tmp_path, capsys):
     assert found["losses"].startswith("l1 [1.0, 1.0, 0.0], adversarial [")
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_the_paper_estimates_resources(tmp_path, capsys):
     tiny.udpm("resolve", "cifar10", "--output", tmp_path / "run.json")
     found = dry_run(capsys, tmp_path / "run.json")
