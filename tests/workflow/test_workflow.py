@@ -150,6 +150,7 @@ def test_the_whole_dag(study):
         "neighbours",
         "curves",
         "schedule",
+        "diagnosis",
     } | latents
     record = json.loads((study / RESULTS / "runs/digits-smoke/seed0/complete.json").read_text())
     assert record["iterations"] == 40
