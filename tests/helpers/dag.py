@@ -25,13 +25,13 @@ def run(*command, cwd=ROOT, **options):
 
 
 def snakemake(*arguments, cwd=ROOT):
-    """Call Snakemake; a dry run starts in a process that has already imported it, which takes most of its time."""
-    if "-n" in arguments:
-        return _dry_run(tuple(map(str, arguments)), cwd)
+    """Call Snakemake; if it starts no jobs, in a process that has already imported it, which takes most of the time."""
+    if {"-n", "--lint"} & set(arguments):
+        return _forked(tuple(map(str, arguments)), cwd)
     return run(BIN / "snakemake", *arguments, cwd=cwd)
 
 
-def _dry_run(arguments, cwd):
+def _forked(arguments, cwd):
     server = _server()
     with tempfile.TemporaryDirectory() as folder:
         given = {"arguments": arguments, "cwd": str(cwd), "environment": dict(os.environ), "folder": folder}
@@ -44,7 +44,7 @@ def _dry_run(arguments, cwd):
 
 @functools.cache
 def _server():
-    """Start the process, which forks for every dry run."""
+    """Start the process, which forks for every call."""
     server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     atexit.register(server.stdin.close)
     return server

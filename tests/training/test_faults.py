@@ -263,6 +263,7 @@ def test_a_read_only_folder(digits, trained, disk, tmp_path, capsys, finished):
     assert tiny.snapshot(disk) == before
 
 
+@pytest.mark.slow
 def test_training_continues_without_a_writable_log(digits, trained, tmp_path):
     config = tiny.write_config(tmp_path)
     launch = [sys.executable, "-m", "udpm", *map(str, command(digits, config, tmp_path / "run"))]
