@@ -121,7 +121,7 @@ def test_bands_are_octaves():
 
 
 class Additive:
-    """Stands in for a sampler whose images are sums of the noise maps with these weights, in bytes."""
+    """Replaces a sampler by one whose images are sums of the noise maps with these weights, in bytes."""
 
     def __init__(self, channels=0, **weights):
         config = tiny.run_config(generator__latent_channels=channels).model

@@ -1,4 +1,4 @@
-"""What training tells of its two players: separation, share of the gradient, and warnings."""
+"""Statistics of generator and discriminator in training: separation, share of the gradient, and warnings."""
 
 import math
 
@@ -72,9 +72,9 @@ def line(iteration, auc):
 def test_a_watch_waits_and_tells_once():
     watch = Watch(start=200)
     found = [watch.verdicts(line(iteration, 0.5), 3) for iteration in range(50, 3000, 50)]
-    told = [index for index, texts in enumerate(found) if texts]
-    assert told == [(200 + SETTLES) // 50 - 1]
-    assert "l = 1 separates almost nothing" in found[told[0]][0]
+    warned = [index for index, texts in enumerate(found) if texts]
+    assert warned == [(200 + SETTLES) // 50 - 1]
+    assert "l = 1 separates almost nothing" in found[warned[0]][0]
 
 
 def test_a_watch_judges_the_last_iterations_only():

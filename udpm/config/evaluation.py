@@ -177,7 +177,7 @@ class Scoring(Section):
 
 
 class Diagnosis(Section):
-    """What a diagnosis of a run is measured on (`udpm diagnose`)."""
+    """Images and draws of a run's diagnosis (`udpm diagnose`)."""
 
     count: Annotated[int, Field(ge=2, le=10_000_000)] = 1000
     """Use at most this many held-out images."""

@@ -56,7 +56,7 @@ class Augmentation(Section):
 
     @property
     def transforms(self) -> bool:
-        """Whether any transform is on."""
+        """True if any transform is on."""
         return self.flip or max(self.translation, self.cutout, self.colour) > 0
 
 

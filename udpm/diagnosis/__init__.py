@@ -1,1 +1,1 @@
-"""Where a trained model loses quality and variety: by level of the chain, and between generator and discriminator."""
+"""Diagnosis of a trained model: losses of quality and variety by level, and the part of the discriminator."""

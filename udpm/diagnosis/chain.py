@@ -24,7 +24,7 @@ from udpm.sampling.sampler import NoiseSource, Sampler, Start
 
 @dataclass(frozen=True)
 class Measure:
-    """What images are compared with.
+    """Real images and features to compare images with.
 
     Attributes:
         images: held-out real images, (n, N, N, 3) uint8.

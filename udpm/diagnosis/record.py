@@ -67,7 +67,7 @@ class MapRecord(Record):
 
 
 class ChainRecord(Record):
-    """What the chain loses."""
+    """Measurements of the chain."""
 
     starts: Annotated[list[StartRecord], Field(min_length=3, max_length=MOST_ROWS)]
     levels: Annotated[list[LevelRecord], Field(min_length=1, max_length=MOST_ROWS)]
@@ -98,7 +98,7 @@ class DiscriminatorRecord(Record):
 
 
 class DiagnosisProtocol(Record):
-    """How a diagnosis was measured."""
+    """The protocol of a diagnosis."""
 
     n: PositiveInt
     draws: PositiveInt

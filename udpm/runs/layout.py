@@ -165,7 +165,7 @@ class Layout:
         return f"{self.selection(experiment, seed)}/scores/{iteration}.json"
 
     def diagnosis(self, experiment: str = EXPERIMENT, seed: int | str = SEED) -> str:
-        """Where a run loses quality and variety, by level."""
+        """Diagnosis of a run."""
         return f"{self.results}/diagnoses/{experiment}/seed{seed}.json"
 
     def speed(self, experiment: str = EXPERIMENT) -> str:

@@ -1,4 +1,4 @@
-"""What the losses take from the discriminator: the penalty on its gradient, and how much it tells the generator."""
+"""Terms and statistics of the adversarial losses: gradient penalty, features, separation, share of the gradient."""
 
 from __future__ import annotations
 

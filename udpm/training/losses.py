@@ -79,12 +79,12 @@ class LossWeights:
 
     @property
     def penalised(self) -> bool:
-        """Whether a discriminator step differentiates D's gradient: R1 or R2."""
+        """True if a discriminator step differentiates D's gradient: R1 or R2."""
         return self.r1 > 0 or self.r2 > 0
 
     @property
     def compares(self) -> bool:
-        """Whether a generator step shows real images to the discriminator, too."""
+        """True if a generator step shows real images to the discriminator, too."""
         return self.adversarial > 0 and (self.relativistic or self.feature_matching > 0)
 
     def at(self, iteration: int) -> LossWeights:
@@ -316,7 +316,7 @@ def energy_score(
 
 @dataclass(frozen=True)
 class Shown:
-    """What the discriminator sees.
+    """Inputs of the discriminator.
 
     Attributes:
         before: images that R1 or R2 differentiates by, before T; with their noise unless T comes between.

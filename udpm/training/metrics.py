@@ -1,4 +1,4 @@
-"""What a training shows of itself: ``metrics.jsonl``, log lines, warnings, previews, and TensorBoard's event files."""
+"""Signs of a training's progress: ``metrics.jsonl``, log lines, warnings, previews, and TensorBoard's event files."""
 
 from __future__ import annotations
 
@@ -328,7 +328,7 @@ class Events:
 
 
 COLUMNS, ROWS, GAP = 8, 8, 2
-"""Of a preview: images in a row, rows, and pixels between images."""
+"""Measures of a preview: images in a row, rows, and pixels between images."""
 SEED = 0
 SHOWN_SIDE = 64
 """Smaller images are enlarged by a whole factor up to about this side."""
