@@ -82,7 +82,7 @@ def test_figures(shared_study):
     assert jobs["explore_latents"] == 4
     folder = shared_study.folder / "results/figures"
     latents = [f"latents_{kind}" for kind in ("perturb", "swap", "interpolate", "pca")]
-    run = [f"smoke/seed0/{kind}" for kind in ("samples", "chain", "neighbours", "curves", *latents)]
+    run = [f"smoke/seed0/{kind}" for kind in ("samples", "chain", "neighbours", "curves", "diagnosis", *latents)]
     expected = ["smoke/schedule", "smoke/forward", *run, "paper/tradeoff"]
     # Figures of the study's experiments; points of a sweep have their strip.
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png")) == sorted(

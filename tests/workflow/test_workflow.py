@@ -52,6 +52,14 @@ def test_dry_run_of_everything_shipped(tmp_path, profile):
     assert jobs["prepare_dataset"] == len(list_configs(ROOT / "config/datasets"))
 
 
+def test_diagnoses_are_a_target_of_their_own(tmp_path):
+    """Of all scored experiments, also of those that do not have them in `all`."""
+    done = snakemake("-n", "diagnoses", "--config", "experiments=[digits,cifar10]", f"results={tmp_path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = dict(re.findall(r"^(diagnose_run|render_diagnosis|train_model) +(\d+)$", done.stdout, re.M))
+    assert counts == {"diagnose_run": "2", "render_diagnosis": "2", "train_model": "2"}
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -268,6 +276,8 @@ def test_another_extractor_is_noticed_with_its_times_kept(clone):
         "compute_reference": 1,
         "score_samples": 1,
         "score_baseline": 2,
+        "diagnose_run": 1,
+        "render_diagnosis": 1,
         "render_table": 1,
         "summarize": 1,
         "write_card": 1,
