@@ -58,16 +58,16 @@ class StudyTargets:
         return [f"{self._layout.figure(figure)}.png" for figure in schedules + runs]
 
     def diagnoses(self) -> list[str]:
-        """Return the figures of where runs lose quality and variety, of all experiments that are scored."""
-        runs = [f"{name}/seed{seed}/diagnosis" for name, seed in self._plan.runs() if self._plan.is_scored(name)]
-        return [f"{self._layout.figure(figure)}.png" for figure in runs]
+        """Return the figures of where runs lose quality and variety, of all experiments with held-out images."""
+        runs = [run for run in self._plan.runs() if "heldout" in self._plan.baselines(run[0])]
+        return [f"{self._layout.figure(f'{name}/seed{seed}/diagnosis')}.png" for name, seed in runs]
 
     def _figure_kinds(self, name: str) -> list[str]:
         kinds = ["samples", "chain"]
         kinds += ["neighbours"] if self._plan.is_scored(name) else []
         kinds += [] if self._plan.is_imported(name) else ["curves"]
         kinds += ["selection"] if self._plan.known[name].candidates else []
-        kinds += ["diagnosis"] if self._plan.is_scored(name) and self._plan.known[name].diagnosis else []
+        kinds += ["diagnosis"] if "heldout" in self._plan.baselines(name) and self._plan.known[name].diagnosis else []
         return [*kinds, *(f"latents_{kind}" for kind in LATENTS)]
 
     def exported(self) -> list[str]:

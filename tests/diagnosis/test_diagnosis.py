@@ -102,6 +102,25 @@ def test_variance_is_within_classes():
     assert variance_ratio(-means + deviations, real, labels) == pytest.approx(1, rel=1e-4)
 
 
+def test_one_image_of_each_class_has_no_variance(results, trained, tmp_path, monkeypatch):
+    """The numbers are missing, and the record, the table, the figure and the findings say nothing about them."""
+    real = np.random.default_rng(0).normal(size=(5, 4, 4, 3))
+    assert variance_ratio(real, real, np.arange(5)) is None
+    monkeypatch.setattr("udpm.diagnosis.chain._deviations", lambda images, labels: np.zeros(images.shape, np.float32))
+    output, count = tmp_path / "d.json", ("--count", 5, "--draws", 1, "--threads", 1)
+    run = results / "runs/digits/seed0"
+    assert not tiny.call("diagnose", run, *count, "--output", output, "--table", tmp_path / "t")
+    found = read_diagnosis(output)
+    assert found["chain"]["levels"][0]["variance"] == [None]
+    assert not [text for text in findings(found) if text.startswith("Outputs vary")]
+    assert not tiny.call("figure", "diagnosis", output, "--output", tmp_path / "f")
+
+
+def test_images_that_do_not_vary_are_determined_by_no_map():
+    sampler = Additive(eps_3=0.0)
+    assert {row["share"][0] for row in noise_shares(sampler, np.zeros(4, int), range(1))} == {None}
+
+
 def test_bands_are_octaves():
     """Averaging pairs of pixels in both directions leaves the coarse band, and takes all of the highest frequency."""
     generator = np.random.default_rng(0)

@@ -72,3 +72,19 @@ def test_labels_are_names_of_the_images_classes(planned, capsys):
         printed = capsys.readouterr().err
         assert f"some.yaml: {key}.labels: no class is called 'c'; the classes are a, b" in printed
         assert len(printed.splitlines()) == 1
+
+
+def test_a_diagnosis_needs_held_out_images(planned):
+    """An experiment inherits it; without a test split, training must not end in a job that fails."""
+    from experiments import Experiments
+    from targets import StudyTargets
+
+    def diagnosed():
+        targets = StudyTargets(Experiments({"experiments": ["some"]}, False))
+        shown = [path for path in targets.figures() if path.endswith("diagnosis.png")]
+        assert shown == targets.diagnoses()
+        return bool(shown)
+
+    for holdout, expected in ((0, False), (1, True)):
+        planned({"holdout": holdout} if holdout else {})
+        assert diagnosed() is expected

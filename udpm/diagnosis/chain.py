@@ -100,12 +100,14 @@ def _mean_blocks(images: np.ndarray, level: int) -> np.ndarray:
     return means.repeat(size, axis=1).repeat(size, axis=2)
 
 
-def variance_ratio(drawn: np.ndarray, real: np.ndarray, labels: np.ndarray) -> float:
+def variance_ratio(drawn: np.ndarray, real: np.ndarray, labels: np.ndarray) -> float | None:
     """Return the variance within classes of drawn images over that of real ones, both (n, …), summed over pixels.
 
-    Image n of both has class n of `labels`, (n,), so that both have the same sizes of classes.
+    Image n of both has class n of `labels`, (n,), so that both have the same sizes of classes. None if the real images
+    have no variance, as with one image of each class.
     """
-    return _ratio(_deviations(drawn, labels), _deviations(real, labels))
+    total, found = (np.square(_deviations(part, labels), dtype=np.float64).sum() for part in (real, drawn))
+    return float(found / total) if total else None
 
 
 def _deviations(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -114,11 +116,6 @@ def _deviations(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     for label in np.unique(labels):
         values[labels == label] -= values[labels == label].mean(axis=0)
     return values
-
-
-def _ratio(drawn: np.ndarray, real: np.ndarray) -> float:
-    total = float(np.square(real, dtype=np.float64).sum())
-    return float(np.square(drawn, dtype=np.float64).sum()) / total if total else float("nan")
 
 
 def _bands(real: np.ndarray, drawn: Sequence[np.ndarray], labels: np.ndarray, levels: int) -> list[dict[str, Any]]:
@@ -153,10 +150,10 @@ def noise_shares(sampler: Sampler, labels: np.ndarray, seeds: Sequence[int]) -> 
 
     The share of ε_l is Var E[x | ε_l] / Var x = 1 - E‖x - x'‖² / E‖x - x''‖², where x' has the same ε_l as x and other
     noise otherwise, and x'' has other noise throughout (Sobol's first-order index). Shares of maps that act
-    independently add up to 1. The base noise counts with ε_L.
+    independently add up to 1. The base noise counts with ε_L. None if the images do not vary.
     """
     maps = _maps(sampler)
-    found: dict[str, list[float]] = {name: [] for name in maps}
+    found: dict[str, list[float | None]] = {name: [] for name in maps}
     for seed in seeds:
         sources = _seeded(sampler, seed), _seeded(sampler, seed + len(seeds))
         one, other = (sampler.images(labels, source)[1].astype(np.float32) for source in sources)
@@ -164,7 +161,7 @@ def noise_shares(sampler: Sampler, labels: np.ndarray, seeds: Sequence[int]) -> 
         for name, keep in maps.items():
             images = sampler.images(labels, _mixed(*sources, keep))[1]
             near = float(np.square(one - images).mean(dtype=np.float64))
-            found[name].append(1 - near / apart if apart else float("nan"))
+            found[name].append(1 - near / apart if apart else None)
     return [{"map": name, "share": shares} for name, shares in found.items()]
 
 

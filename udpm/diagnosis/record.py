@@ -32,7 +32,7 @@ MOST = 1e12
 """Largest number in a diagnosis; figures of larger ones cannot be drawn."""
 Number = Annotated[float, Field(ge=-MOST, le=MOST)]
 Size = Annotated[float, Field(ge=0, le=MOST)]
-Numbers = Annotated[list[Number], Field(min_length=1, max_length=1000)]
+Numbers = Annotated[list[Number | None], Field(min_length=1, max_length=1000)]
 
 
 class StartRecord(Record):
@@ -170,7 +170,7 @@ def findings(diagnosis: dict[str, Any]) -> list[str]:
     label = diagnosis["protocol"]["label"]
     found = [*_worst(chain["starts"], "frechet_distance", 1, label, "quality")]
     found += _worst(chain["starts"], "recall", -1, "recall", "variety")
-    ratios = [(row["level"], fmean(row["variance"])) for row in chain["levels"]]
+    ratios = [(row["level"], known[0]) for row in chain["levels"] if (known := mean_std(row["variance"]))]
     for much, chosen in (
         ("little", [(level, ratio) for level, ratio in ratios if ratio < NARROW]),
         ("much", [(level, ratio) for level, ratio in ratios if ratio > WIDE]),
@@ -179,9 +179,11 @@ def findings(diagnosis: dict[str, Any]) -> list[str]:
             where = ", ".join(f"{ratio:.2f} at l = {level}" for level, ratio in chosen)
             found.append(f"Outputs vary too {much} within a class: of the real variance, {where}.")
     for row in chain["maps"]:
-        share = fmean(row["share"])
-        if row["map"].startswith("z_") and share < UNUSED:
-            found.append(f"The latent {row['map']} has no effect: it determines {share:.1%} of the images' variance.")
+        share = mean_std(row["share"])
+        if row["map"].startswith("z_") and share is not None and share[0] < UNUSED:
+            found.append(
+                f"The latent {row['map']} has no effect: it determines {share[0]:.1%} of the images' variance."
+            )
     for row in diagnosis["discriminator"]["levels"]:
         text = verdict(row["level"], row["auc"], row["share"] if len(row["gradients"]) > 1 else None, row["loss"])
         if text is not None:
