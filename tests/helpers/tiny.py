@@ -160,13 +160,13 @@ def wait_for(condition, *processes, seconds=550):
         time.sleep(0.01)
 
 
+CLOCKS = {"seconds", "cpu_seconds", "images_per_second", "memory_gib"}
+
+
 def metrics(run):
     """Return the lines of metrics.jsonl without values that depend on the clock."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {key: value for key, value in line.items() if key not in {"seconds", "images_per_second", "memory_gib"}}
-        for line in lines
-    ]
+    return [{key: value for key, value in line.items() if key not in CLOCKS} for line in lines]
 
 
 def snapshot(folder, but=()):

@@ -294,6 +294,34 @@ def test_ranking_with_a_seed_missing(config, tmp_path):
     assert "c: not ranked, since it was not measured as most points were." in ranking_table(sweep, found).markdown()
 
 
+def test_ranking_shows_the_processor_time_of_the_training_that_was_scored(config, tmp_path, trained):
+    write(config, points={"a": {}, "b": {"losses.r1_gamma": 1}})
+    run = tmp_path / "runs/mine.a/seed0"
+    run.mkdir(parents=True)
+    shutil.copy(trained / "complete.json", run)
+    record = json.loads((run / "complete.json").read_text())
+    assert 0 < record["cpu_seconds"] == pytest.approx(json.loads(last_line(trained))["cpu_seconds"], abs=1e-3)
+    for name in ("a", "b"):
+        score(tmp_path, name, 0, 1.0)
+        path = tmp_path / f"scores/mine.{name}/seed0.json"
+        found = json.loads(path.read_text())
+        found["subject"] |= {"experiment": f"mine.{name}", "run_seed": 0, "weights_sha256": record["weights_sha256"]}
+        path.write_text(json.dumps(found))
+    sweep = load_sweep("mine", config)
+    # The run of b is not there.
+    assert [result.cpu_seconds for result in read_results(sweep, tmp_path)] == [{0: record["cpu_seconds"]}, {}]
+    shown = ranking_table(sweep, read_results(sweep, tmp_path)).shown["training (CPU s)"].tolist()
+    assert shown == [f"{record['cpu_seconds']:.0f}", "–"]
+    # Other weights than the run has now.
+    found["subject"] |= {"experiment": "mine.a", "weights_sha256": "0" * 64}
+    path.write_text(json.dumps(found))
+    assert read_results(sweep, tmp_path)[1].cpu_seconds == {}
+
+
+def last_line(run):
+    return (run / "metrics.jsonl").read_text().splitlines()[-1]
+
+
 def test_ranking_by_a_metric_that_should_be_high(config, tmp_path):
     write(config, points={"a": {}, "b": {"losses.r1_gamma": 1}}, rank_by="class_agreement")
     score(tmp_path, "a", 0, 1.0, agreement=0.5)

@@ -22,6 +22,7 @@ from udpm.metrics.protocol import DRAWING, MEASURING, comparable, features_words
 from udpm.report.scores import PATTERNS
 from udpm.report.table import MISSING, Table, cell
 from udpm.runs.layout import Layout
+from udpm.runs.records import read_complete
 
 GIGA, HOUR = 1e9, 3600
 LONGEST = 60
@@ -153,7 +154,7 @@ def _plan_notes(table: pd.DataFrame, loaded: LoadedSweep) -> Iterator[str]:
             yield f"{row.point}: {row.warning}."
 
 
-LOSSES = ("reconstruction", "lpips", "adversarial")
+LOSSES = ("reconstruction", "energy", "lpips", "adversarial")
 ALWAYS = ("frechet_distance", "precision", "recall", "class_agreement")
 """Metrics of the readable table, in addition to the one ranked by."""
 BETWEEN_POINTS = (*MEASURING, "kernel_subsets")
@@ -168,12 +169,14 @@ class Result:
     Attributes:
         resolved: the point.
         scores: by seed.
+        cpu_seconds: processor time of the trainings, by seed, where it is known.
         missing: reasons for seeds without a score.
         rank: place in the ranking, from 1, or None.
     """
 
     resolved: Resolved
     scores: dict[int, dict[str, Any]] = field(default_factory=dict)
+    cpu_seconds: dict[int, float] = field(default_factory=dict)
     missing: dict[int, str] = field(default_factory=dict)
     rank: int | None = None
 
@@ -237,10 +240,23 @@ def _read_point(resolved: Resolved, name: str, results: Path) -> Result:
     result = Result(resolved)
     for seed in resolved.experiment.seeds:
         try:
-            result.scores[seed] = read_score(Layout(results).scores(f"seed{seed}", name))
+            score = result.scores[seed] = read_score(Layout(results).scores(f"seed{seed}", name))
         except UserError as error:
             result.missing[seed] = str(error)
+            continue
+        seconds = _cpu_seconds(score["subject"], results)
+        if seconds is not None:
+            result.cpu_seconds[seed] = seconds
     return result
+
+
+def _cpu_seconds(subject: dict[str, Any], results: Path) -> float | None:
+    """Return the processor time of the training that made the scored weights, or None if its run does not tell."""
+    try:
+        run = read_complete(Path(Layout(results).run(subject["experiment"], subject["run_seed"])))
+    except (UserError, KeyError):
+        return None
+    return run["cpu_seconds"] if run["weights_sha256"] == subject.get("weights_sha256") else None
 
 
 def label_of(found: list[Result], metric: str) -> str:
@@ -257,6 +273,8 @@ def ranking_table(loaded: LoadedSweep, found: list[Result]) -> Table:
         row: dict[str, Any] = {"rank": result.rank, "point": result.name, "changes": point.changes_text}
         row |= {"grid": point.grid, "axis_values": " ".join(point.labels)}
         row |= {"seeds": " ".join(map(str, seeds)), "missing_seeds": " ".join(map(str, result.missing))}
+        row |= {"cpu_seconds": statistics.fmean(taken) if (taken := result.cpu_seconds.values()) else None}
+        row["cpu_seconds_values"] = " ".join(str(result.cpu_seconds.get(seed, MISSING)) for seed in seeds)
         for metric in PATTERNS:
             values = result.values(metric)
             row |= {metric: result.mean(metric), f"{metric}_std": result.spread(metric)}
@@ -269,6 +287,7 @@ def ranking_table(loaded: LoadedSweep, found: list[Result]) -> Table:
                 "changes of the base": point.changes_text or MISSING,
                 "seeds": f"{len(seeds) - len(result.missing)} of {len(seeds)}",
                 **{label_of(found, metric): result.format(metric) for metric in metrics},
+                "training (CPU s)": cell(row["cpu_seconds"], "{:.0f}"),
             }
         )
     table = pd.DataFrame(full).astype({"rank": "Int64"})
@@ -279,7 +298,8 @@ def _ranking_notes(loaded: LoadedSweep, found: list[Result]) -> list[str]:
     way = "greatest" if loaded.sweep.falls else "least"
     notes = [
         f"Ranked by {loaded.sweep.rank_by}, the {way} first: mean over seeds ± their sample standard deviation. All at "
-        f"the sweep's budget, which is not the length of {loaded.sweep.base}.",
+        f"the sweep's budget, which is not the length of {loaded.sweep.base}. CPU s: processor time of a point's "
+        "trainings, mean over seeds.",
     ]
     ranked = [result for result in found if result.rank is not None]
     if ranked:

@@ -27,8 +27,8 @@ ITERATION = re.compile(r"[0-9]{9,18}")
 CHECKPOINT_FILE = re.compile(r"[0-9]{9,18}\.(?:safetensors|json)|\..+\.tmp-.+")
 """Names of checkpoints, of their manifests, and of temporary files that a killed process left."""
 SEALED = (
-    *("format", "experiment", "seed", "iterations", "seconds", "parameters", "device", "processes", "origin"),
-    *("dataset_sha256", "dataset_splits", "class_names", "weights_sha256"),
+    *("format", "experiment", "seed", "iterations", "seconds", "cpu_seconds", "parameters", "device", "processes"),
+    *("origin", "dataset_sha256", "dataset_splits", "class_names", "weights_sha256"),
 )
 """Keys that the digest of ``complete.json`` covers: all that are shown or that decisions depend on."""
 
@@ -55,6 +55,7 @@ class Complete(Record):
     seed: NonNegativeInt
     iterations: NonNegativeInt | None = None
     seconds: NonNegativeFloat | None = None
+    cpu_seconds: NonNegativeFloat | None = None
     parameters: dict[str, NonNegativeInt] = {}
     device: str | None = None
     origin: Origin | None = None
@@ -73,6 +74,7 @@ class MetricsLine(Record):
 
     iteration: NonNegativeInt
     seconds: NonNegativeFloat = 0.0
+    cpu_seconds: NonNegativeFloat = 0.0
     images_per_second: NonNegativeFloat = 0.0
 
 

@@ -69,6 +69,7 @@ class Metrics:
 
     Attributes:
         seconds: training time up to the last line, over all attempts.
+        cpu_seconds: processor time of all processes over the same iterations, without that of loader workers.
     """
 
     def __init__(self, path: Path, start: int, ranks: RankInfo | None = None) -> None:
@@ -79,9 +80,10 @@ class Metrics:
         # A killed process can leave a torn last line; the work that it describes is repeated.
         lines = [line for line in earlier if line is not None and line["iteration"] <= start]
         self.seconds = lines[-1].get("seconds", 0.0) if lines else 0.0
+        self.cpu_seconds = lines[-1].get("cpu_seconds", 0.0) if lines else 0.0
         if self._ranks.rank == 0:
             write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
-        self._since = time.monotonic()
+        self._since, self._cpu_since = time.monotonic(), time.process_time()
         self._count = 0
 
     def add(self, player: str, level: int, losses: dict[str, torch.Tensor]) -> None:
@@ -103,7 +105,10 @@ class Metrics:
         """
         keys = sorted(self._kept)
         means = [torch.stack([value for _, value in self._kept[key]]).mean() for key in keys]
-        all_reduce_mean(means, self._ranks)
+        cpu = time.process_time()
+        elapsed_cpu = torch.tensor(cpu - self._cpu_since, device=means[0].device if means else None)
+        self._cpu_since = cpu
+        all_reduce_mean([*means, elapsed_cpu], self._ranks)
         values = torch.stack(means).tolist() if means else []
         broken = [key for key, value in zip(keys, values, strict=True) if not math.isfinite(value)]
         if broken:
@@ -111,9 +116,11 @@ class Metrics:
         now = time.monotonic()
         elapsed, self._since = now - self._since, now
         self.seconds += elapsed
+        self.cpu_seconds += elapsed_cpu.item() * self._ranks.world
         line = {
             "iteration": iteration,
             "seconds": round(self.seconds, 3),
+            "cpu_seconds": round(self.cpu_seconds, 3),
             "images_per_second": round(self._count * batch / elapsed, 2),
             "learning_rate": learning_rate,
             **_memory(),

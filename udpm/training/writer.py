@@ -298,6 +298,7 @@ class RunWriter:
             "seed": self.config.seed,
             "iterations": state.iteration,
             "seconds": self.metrics.seconds,
+            "cpu_seconds": self.metrics.cpu_seconds,
             "parameters": {name: parameters(network) for name, network in state.networks.items()},
             "device": devices.describe(self.device),
             "processes": self.history,
