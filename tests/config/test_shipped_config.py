@@ -65,6 +65,17 @@ def test_the_demo_keeps_the_papers_levels_and_schedule():
     assert demo.process == paper.process
 
 
+def test_the_proofs_points_are_the_recipes():
+    """Changes of a recipe reach the sweep that compares it with the published one."""
+    for point, experiment in (("recipe", "digits"), ("published", "digits-paper")):
+        given = resolve_run(f"recipe-digits.{point}", 1, CONFIG)
+        own = resolve_run(experiment, 1, CONFIG).model_dump()
+        # The demo trains for less.
+        own["training"]["iterations"] = given.training.iterations
+        own["losses"]["adversarial_start"] = given.losses.adversarial_start
+        assert given.model_dump() == own | {"experiment": f"recipe-digits.{point}"}
+
+
 @pytest.mark.parametrize("kind", FILES)
 def test_schemas_are_the_models(kind):
     assert json.loads((CONFIG / f"schema/{kind}.schema.json").read_text()) == json_schema(kind), "run `udpm schema`"
