@@ -71,14 +71,14 @@ def _together(session: Session, start: Start, backend: str) -> str:
     code, text = run_command(*_command(session, folder, "one", **changes, training__accumulate=2))
     expect(code == 0, f"one process: exit code {code}: {text}")
     found, expected = (load_file(folder / name / "weights.safetensors") for name in ("two", "one"))
-    fresh = State.fresh(experiment("digits", **changes), torch.device("cpu")).generator.state_dict()
+    fresh = State.fresh(experiment("digits-paper", **changes), torch.device("cpu")).generator.state_dict()
     saved = {name: fresh[name.partition("/")[2]] for name in expected}
     return f"{compared(saved, found, expected)}, after {ITERATIONS} iterations"
 
 
 def _command(session: Session, folder: Path, name: str, **changes: Any) -> list[str]:
     path = folder / f"{name}.json"
-    path.write_text(to_json(experiment("digits", **changes)), encoding="utf-8")
+    path.write_text(to_json(experiment("digits-paper", **changes)), encoding="utf-8")
     data = ["--dataset", session.digits.dataset, "--cache", session.digits.cache]
     return ["train", *map(str, [path, *data, "--run", folder / name])]
 

@@ -59,7 +59,7 @@ class Digits:
 
 def prepare_digits(folder: Path) -> Digits:
     """Prepare the embedded data set; needs scikit-learn."""
-    config = resolve_run("digits", 0, CONFIG)
+    config = resolve_run("digits-paper", 0, CONFIG)
     with redirect_stdout(io.StringIO()):
         prepare(config.dataset, folder / "dataset")
         write_cache(folder / "dataset", folder / "cache")
@@ -91,7 +91,7 @@ def small_run(device: torch.device, *, wide: bool, **changes: Any) -> RunConfig:
         wide: the CIFAR-10 experiment with 32 channels, enough for a GPU; else the digits' with 8.
         changes: as `experiment` takes them.
     """
-    name, sizes = ("cifar10", WIDE) if wide else ("digits", NARROW)
+    name, sizes = ("cifar10", WIDE) if wide else ("digits-paper", NARROW)
     return experiment(name, **SMALL | sizes | {"training__device": device.type} | changes)
 
 

@@ -203,7 +203,9 @@ def _undisturbed(session: Session, **changes: Any) -> str:
 
 def _out_of_memory(session: Session) -> str:
     """`udpm train` with an absurd batch: one line on stderr, exit code 2."""
-    config = experiment("digits", training__device=session.device.type, training__batch=ABSURD, training__iterations=2)
+    config = experiment(
+        "digits-paper", training__device=session.device.type, training__batch=ABSURD, training__iterations=2
+    )
     path = session.folder / "absurd.json"
     path.write_text(to_json(config), encoding="utf-8")
     if session.on_gpu:

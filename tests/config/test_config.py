@@ -83,5 +83,5 @@ def test_a_path_may_be_anything_that_fits_on_a_line(key):
 
 
 def test_digits_resolves():
-    run = resolve_run("digits", 0, ROOT / "config")
+    run = resolve_run("digits-paper", 0, ROOT / "config")
     assert run.per_level("losses.r1_gamma") == [0.1, 0.5, 2]

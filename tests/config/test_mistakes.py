@@ -8,10 +8,13 @@ from udpm.config import Experiment
 from udpm.config.load import read_yaml, validate
 from udpm.core.errors import UserError
 
+DIGITS = tiny.ROOT / "config/experiments/digits.yaml"
+LENGTH = read_yaml(DIGITS)["training"]["iterations"]
+
 
 def changed(**changes):
     """Return the digits experiment with changed keys ("a__b" for a.b; ... removes one)."""
-    values = read_yaml(tiny.ROOT / "config/experiments/digits.yaml")
+    values = read_yaml(DIGITS)
     for dotted, value in changes.items():
         section = values
         *parents, last = dotted.split("__")
@@ -70,8 +73,8 @@ def mistakes(**changes):
         (
             {"selection": {"milestones": [7]}, "training__keep_every": 0, "sampling__iteration": 7},
             [
-                "sampling.iteration: 7 is not kept; training keeps every 0 (keep_every) up to 3200",
-                "selection: training keeps no milestones; training.keep_every is 0, must be in 1..3200",
+                f"sampling.iteration: 7 is not kept; training keeps every 0 (keep_every) up to {LENGTH}",
+                f"selection: training keeps no milestones; training.keep_every is 0, must be in 1..{LENGTH}",
                 "sampling.iteration: samples one milestone, but selection samples the best; leave one out",
             ],
         ),

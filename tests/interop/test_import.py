@@ -424,14 +424,16 @@ CASES = {
     "a run of another model": (
         lambda f: (f / "bad.json").write_text(
             to_json(
-                resolve_run("digits", 0).model_copy(update={"training": "imported", "weights": "model_ema_state_x.pt"})
+                resolve_run("digits-paper", 0).model_copy(
+                    update={"training": "imported", "weights": "model_ema_state_x.pt"}
+                )
             )
         ),
         "import --run-config bad.json --run run",
-        "model_ema_state_x.pt: not the model of experiment digits: side is 32, not 16",
+        "model_ema_state_x.pt: not the model of experiment digits-paper: side is 32, not 16",
     ),
     "a run that is not imported": (
-        lambda f: (f / "bad.json").write_text(to_json(resolve_run("digits", 0))),
+        lambda f: (f / "bad.json").write_text(to_json(resolve_run("digits-paper", 0))),
         "import --run-config bad.json --run run",
         "training: is not imported",
     ),

@@ -287,7 +287,7 @@ def test_published_sampling_commands_are_accepted_with_a_checkpoint(project, cap
 
 
 def test_from_itrs_and_a_file_name_agree(project, capsys):
-    config = resolve_run("digits", 0).model
+    config = resolve_run("digits-paper", 0).model
     small = config.model_copy(update={"generator": config.generator.model_copy(update={"channels": 8})})
     torch.save(tiny.as_published(small), "model_ema_state_x_epoch_3_itr_20000.pt")
     flags = "--img_size 16 --classes_num 10 --model_channels 8 --model_ch_mult 1 2 --num_blocks_per_res "
