@@ -8,7 +8,7 @@ import pytest
 import yaml
 from tiny import ROOT
 
-from udpm.config import load_sweep
+from udpm.config import load_sweep, resolve_run
 from udpm.core.errors import UserError
 from udpm.metrics.protocol import DRAWING, FEATURES, MEASURING, comparable, describe
 from udpm.metrics.selection import select
@@ -16,8 +16,9 @@ from udpm.report.paper.study import StudyReport
 from udpm.report.scores import score_table, summarize_scores
 from udpm.report.sweep import ranking_table, read_results
 
+LAST = resolve_run("digits", 0, ROOT / "config").training.iterations
 SUBJECT = {
-    **{"kind": "samples", "experiment": "digits", "run_seed": 0, "iteration": 3200, "weights": "ema", "seed": 0},
+    **{"kind": "samples", "experiment": "digits", "run_seed": 0, "iteration": LAST, "weights": "ema", "seed": 0},
     **{"weights_sha256": "1" * 64, "posterior": "scalar", "guidance": 1.0, "precision": "float32", "nfe": 3},
     **{"classes": 10, "device": "cuda", "tf32": False},
 }
