@@ -32,6 +32,9 @@ def test_a_stopped_run_is_resumed(earlier, capsys):
     for name, value in expected.items():
         # Without the optimizer's state, or with other batches, weights would differ by about the rate, 1e-3.
         assert (found[name] - value).abs().mean() < 1e-5, name
+    # Its first iterations did not record their processor time, so the whole run's is unknown.
+    assert json.loads((run / "complete.json").read_text())["cpu_seconds"] is None
+    assert "cpu_seconds" not in (run / "metrics.jsonl").read_text()
 
 
 def test_weights_make_the_same_images(earlier, tmp_path):

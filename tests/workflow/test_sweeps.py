@@ -290,6 +290,7 @@ def test_ranking_with_a_seed_missing(config, tmp_path):
     assert (found[1].mean("frechet_distance"), found[1].spread("frechet_distance")) == (6.0, pytest.approx(2**0.5))
     text = ranking_table(sweep, found).markdown()
     assert "6.00 ± 1.41" in text
+    assert "budget" not in text
     assert f"b, seed 1: no score ({tmp_path}/scores/mine.b/seed1.json: score not found)" in text
     score(tmp_path, "c", 0, 1.0, count=50)
     found = read_results(sweep, tmp_path)

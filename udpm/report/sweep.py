@@ -251,7 +251,7 @@ def _read_point(resolved: Resolved, name: str, results: Path) -> Result:
 
 
 def _cpu_seconds(subject: dict[str, Any], results: Path) -> float | None:
-    """Return the processor time of the training that made the scored weights, or None if its run does not tell."""
+    """Return the processor time of the training that made the scored weights, or None if it is not recorded."""
     try:
         run = read_complete(Path(Layout(results).run(subject["experiment"], subject["run_seed"])))
     except (UserError, KeyError):
@@ -296,10 +296,11 @@ def ranking_table(loaded: LoadedSweep, found: list[Result]) -> Table:
 
 def _ranking_notes(loaded: LoadedSweep, found: list[Result]) -> list[str]:
     way = "greatest" if loaded.sweep.falls else "least"
+    budget = f"All at the sweep's budget, which is not the length of {loaded.sweep.base}. "
+    length = budget if loaded.sweep.budget else ""
     notes = [
-        f"Ranked by {loaded.sweep.rank_by}, the {way} first: mean over seeds ± their sample standard deviation. All at "
-        f"the sweep's budget, which is not the length of {loaded.sweep.base}. CPU s: processor time of a point's "
-        "trainings, mean over seeds.",
+        f"Ranked by {loaded.sweep.rank_by}, the {way} first: mean over seeds ± their sample standard deviation. "
+        f"{length}CPU s: processor time of a point's trainings, mean over seeds.",
     ]
     ranked = [result for result in found if result.rank is not None]
     if ranked:

@@ -69,7 +69,8 @@ class Metrics:
 
     Attributes:
         seconds: training time up to the last line, over all attempts.
-        cpu_seconds: processor time of all processes over the same iterations, without that of loader workers.
+        cpu_seconds: processor time of all processes and their threads over the same iterations; None if an earlier
+            version, which did not record it, trained a part of them.
     """
 
     def __init__(self, path: Path, start: int, ranks: RankInfo | None = None) -> None:
@@ -80,7 +81,7 @@ class Metrics:
         # A killed process can leave a torn last line; the work that it describes is repeated.
         lines = [line for line in earlier if line is not None and line["iteration"] <= start]
         self.seconds = lines[-1].get("seconds", 0.0) if lines else 0.0
-        self.cpu_seconds = lines[-1].get("cpu_seconds", 0.0) if lines else 0.0
+        self.cpu_seconds: float | None = lines[-1].get("cpu_seconds") if lines else 0.0
         if self._ranks.rank == 0:
             write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._since, self._cpu_since = time.monotonic(), time.process_time()
@@ -116,11 +117,12 @@ class Metrics:
         now = time.monotonic()
         elapsed, self._since = now - self._since, now
         self.seconds += elapsed
-        self.cpu_seconds += elapsed_cpu.item() * self._ranks.world
+        if self.cpu_seconds is not None:
+            self.cpu_seconds = round(self.cpu_seconds + elapsed_cpu.item() * self._ranks.world, 3)
         line = {
             "iteration": iteration,
             "seconds": round(self.seconds, 3),
-            "cpu_seconds": round(self.cpu_seconds, 3),
+            **({} if self.cpu_seconds is None else {"cpu_seconds": self.cpu_seconds}),
             "images_per_second": round(self._count * batch / elapsed, 2),
             "learning_rate": learning_rate,
             **_memory(),
