@@ -250,3 +250,13 @@ def test_rare_steps_are_counted_as_rare():
     assert found.generator == with_r1.generator == without.generator
     mean = (with_r1.discriminator + 2 * without.discriminator) / 3 / 2
     assert found.discriminator == pytest.approx(mean, rel=1e-6)
+
+
+def test_iterations_before_the_adversarial_loss_are_counted():
+    """A run whose discriminator starts late costs less than one of the same length whose does not."""
+    late, none = tiny.run_config(losses__adversarial_start=9), tiny.run_config(losses__adversarial_weight=0.0)
+    before, after = iteration_cost(none).multiply_adds, iteration_cost(late).multiply_adds
+    assert after == iteration_cost(tiny.run_config(), iterations=12).multiply_adds > 2 * before
+    for length, expected in ((12, 0.75 * before + 0.25 * after), (6, before), (9000, after)):
+        found = iteration_cost(late, iterations=length).multiply_adds
+        assert found == pytest.approx(expected, rel=1e-3), length

@@ -11,7 +11,7 @@ import yaml
 from udpm.cli import VERBS, main
 from udpm.config import Scoring, to_json
 
-EXPERIMENT = "config/experiments/digits.yaml"
+EXPERIMENT = "config/experiments/digits-paper.yaml"
 
 
 def edit(folder, path, **changes):
@@ -37,7 +37,7 @@ def damage(path):
     path.write_bytes(path.read_bytes()[:300])
 
 
-RESOLVE = "resolve digits --output out.json"
+RESOLVE = "resolve digits-paper --output out.json"
 TRAIN = "train run.json --dataset dataset --cache cache --run fresh"
 SAMPLE = "sample run/weights.safetensors --config sampling.json --output out.npz"
 SCORE = "score --heldout --reference reference.npz --extractor x.pt --dataset dataset --config scoring.json"
@@ -90,13 +90,13 @@ CASES = {
         "losses.lpips_weight: 1 at level 2, whose images have side 8",
     ),
     "no such experiment": (lambda f: None, "resolve digit", "digit.yaml: no such file; did you mean digits?"),
-    "circular extends": (lambda f: edit(f, EXPERIMENT, extends="digits"), RESOLVE, "extends: circular: "),
+    "circular extends": (lambda f: edit(f, EXPERIMENT, extends="digits-paper"), RESOLVE, "extends: circular: "),
     "a key twice": (
         lambda f: (f / EXPERIMENT).write_text("dataset: digits\ndataset: cifar10\n"),
         RESOLVE,
         "duplicate key 'dataset' (line 2)",
     ),
-    "not YAML": (lambda f: (f / EXPERIMENT).write_text("a: [1,\nb: }"), RESOLVE, "digits.yaml: not valid YAML"),
+    "not YAML": (lambda f: (f / EXPERIMENT).write_text("a: [1,\nb: }"), RESOLVE, "digits-paper.yaml: not valid YAML"),
     "no experiment named": (lambda f: None, "resolve", "give either an EXPERIMENT or --dataset NAME"),
     "unknown option": (lambda f: None, "resolve digits --sed 1", "No such option"),
     "unknown verb": (lambda f: None, "trian", "No such command 'trian'"),

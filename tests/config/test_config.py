@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
     ],
 )
 def test_mistakes_are_one_line(key, value, expected):
-    values = copy.deepcopy(read_yaml(ROOT / "config/experiments/digits.yaml"))
+    values = copy.deepcopy(read_yaml(ROOT / "config/experiments/digits-paper.yaml"))
     section = values
     *parents, last = key.split(".")
     for parent in parents:
@@ -56,7 +56,7 @@ PATHS = {
 @pytest.mark.parametrize("key", PATHS)
 def test_a_path_may_be_anything_that_fits_on_a_line(key):
     model = PATHS[key]
-    files = {Experiment: "experiments/digits", DatasetConfig: "datasets/afhqv2", Study: "config"}
+    files = {Experiment: "experiments/digits-paper", DatasetConfig: "datasets/afhqv2", Study: "config"}
     values = read_yaml(ROOT / f"config/{files[model]}.yaml")
     *parents, last = key.split(".")
     section = values

@@ -8,7 +8,7 @@ from udpm.config import Experiment
 from udpm.config.load import read_yaml, validate
 from udpm.core.errors import UserError
 
-DIGITS = tiny.ROOT / "config/experiments/digits.yaml"
+DIGITS = tiny.ROOT / "config/experiments/digits-paper.yaml"
 LENGTH = read_yaml(DIGITS)["training"]["iterations"]
 
 

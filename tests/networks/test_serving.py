@@ -102,7 +102,7 @@ def test_graphs_have_no_effect_on_a_cpu():
 
 
 def test_one_way_of_calling():
-    values = read_yaml(tiny.ROOT / "config/experiments/digits.yaml")
+    values = read_yaml(tiny.ROOT / "config/experiments/digits-paper.yaml")
     values["sampling"] |= {"compile": True, "cuda_graphs": True}
     with pytest.raises(UserError, match=r"digits: sampling.cuda_graphs: compile already uses CUDA graphs; leave one"):
         validate(Experiment, values, "digits")

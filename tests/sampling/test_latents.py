@@ -449,7 +449,7 @@ def test_mistakes(case, trained, unconditional, tmp_path, monkeypatch, capsys):
     ],
 )
 def test_mistakes_in_an_experiment(values, expected):
-    experiment = read_yaml(tiny.ROOT / "config/experiments/digits.yaml")
+    experiment = read_yaml(tiny.ROOT / "config/experiments/digits-paper.yaml")
     experiment["generator"]["class_conditional"] = "labels" not in values["latents"]
     with pytest.raises(UserError, match=expected):
         validate(Experiment, experiment | values, "x.yaml")
@@ -457,7 +457,7 @@ def test_mistakes_in_an_experiment(values, expected):
 
 @pytest.mark.parametrize("section", ["latents", "sampling"])
 def test_labels_that_the_data_set_lacks_are_found_before_training(section):
-    experiment = read_yaml(tiny.ROOT / "config/experiments/digits.yaml") | {section: {"labels": [3, 10]}}
+    experiment = read_yaml(tiny.ROOT / "config/experiments/digits-paper.yaml") | {section: {"labels": [3, 10]}}
     dataset = load_dataset("digits", tiny.ROOT / "config")
     with pytest.raises(UserError, match=rf"x.yaml: {section}.labels: must be in 0..9, the classes of data set digits"):
         run_config(validate(Experiment, experiment, "x.yaml"), "x", 0, dataset, "x.yaml")

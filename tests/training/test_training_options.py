@@ -547,7 +547,7 @@ def test_averages_may_warm_up(levels):
 
 
 def test_weights_that_training_does_not_keep_are_found_before_it(tmp_path):
-    values = read_yaml(tiny.ROOT / "config/experiments/digits.yaml")
+    values = read_yaml(tiny.ROOT / "config/experiments/digits-paper.yaml")
     values["sampling"]["weights"] = "ema-0.5"
     with pytest.raises(UserError, match=r"sampling\.weights: ema-0\.5 is not kept; training keeps ema, raw"):
         validate(Experiment, values, "x")

@@ -66,6 +66,8 @@ def edit(path, /, **changes):
 def study(tmp_path, monkeypatch, trained, digits):
     """A study whose one run is finished."""
     shutil.copytree(ROOT / "config", tmp_path / "config")
+    # As the finished run was trained.
+    shutil.copy(ROOT / "config/experiments/digits-paper.yaml", tmp_path / "config/experiments/digits.yaml")
     edit(tmp_path / "config/experiments/digits.yaml", **{k.replace(".", "__"): v for k, v in tiny.SMALL.items()})
     shutil.copytree(digits / "dataset", tmp_path / "results/datasets/digits")
     shutil.copytree(digits / "cache", tmp_path / "results/caches/digits")

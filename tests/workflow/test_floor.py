@@ -11,13 +11,13 @@ from tiny import ROOT
 from udpm.config import load_dataset
 from udpm.data.prepare import prepare
 
-EXPERIMENT = {"extends": "digits", "dataset": "mine", "latents": {"labels": []}}
+EXPERIMENT = {"extends": "digits-paper", "dataset": "mine", "latents": {"labels": []}}
 
 
 @pytest.fixture
 def planned(tmp_path, monkeypatch, capsys):
     """Plan an experiment on images/; return its baselines, and stderr."""
-    for kind in ("experiments/digits", "datasets/digits"):
+    for kind in ("experiments/digits-paper", "datasets/digits"):
         target = tmp_path / "config" / f"{kind}.yaml"
         target.parent.mkdir(parents=True)
         shutil.copy(ROOT / "config" / f"{kind}.yaml", target)

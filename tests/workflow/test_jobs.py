@@ -84,7 +84,7 @@ def asked(study, training=(), resources=None, environment=None, attempt=1):
 
     keys = "".join(f"  {key}: {value}\n" for key, value in dict(training).items())
     (study / "config/experiments").mkdir(parents=True, exist_ok=True)
-    for kind in ("experiments/digits", "experiments/digits-smoke", "datasets/digits"):
+    for kind in ("experiments/digits-paper", "experiments/digits-smoke", "datasets/digits"):
         target = study / "config" / f"{kind}.yaml"
         target.parent.mkdir(exist_ok=True)
         target.write_text((ROOT / "config" / f"{kind}.yaml").read_text())

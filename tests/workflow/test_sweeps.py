@@ -37,7 +37,7 @@ def config(tmp_path, monkeypatch):
 
 
 def write(config, name="mine", **values):
-    (config / f"sweeps/{name}.yaml").write_text(yaml.safe_dump({"base": "digits", **values}, sort_keys=False))
+    (config / f"sweeps/{name}.yaml").write_text(yaml.safe_dump({"base": "digits-paper", **values}, sort_keys=False))
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -225,14 +225,14 @@ def test_points_that_differ_after_training_share_a_run(config, tmp_path):
 
 def test_points_are_scored_as_their_base_is(config):
     write(config, points={"a": {}, "b": {"scoring.neighbours": 5}})
-    assert load_sweep("mine", config).scored == {"mine.a": "digits", "mine.b": "mine.b"}
+    assert load_sweep("mine", config).scored == {"mine.a": "digits-paper", "mine.b": "mine.b"}
 
 
 def test_status_names_the_key(config, capsys):
     results = config.parent / "results"
     write(config, points={name: {} | ({"losses.r1_gamma": n} if n else {}) for n, name in enumerate("abcd")})
     sweep = load_sweep("mine", config)
-    iterations = resolve_run("digits", 0, config).training.iterations
+    iterations = resolve_run("digits-paper", 0, config).training.iterations
     for name in "bcd":
         folder = Path(Layout(results).run(f"mine.{name}", 0))
         folder.mkdir(parents=True)
@@ -259,10 +259,10 @@ def test_the_plan_shows_schedules_and_hours(config, capsys):
     assert not call("sweep", "plan", "mine", "--output", "plan")
     printed = capsys.readouterr().out
     assert "a: the last state x_L and what sampling starts from may differ" in printed
-    assert "3 points of digits, 4 trainings" in printed
+    assert "3 points of digits-paper, 4 trainings" in printed
     table = pd.read_csv("plan.csv").set_index("point")
     assert list(table["trainings"]) == [2, 2, 0]
-    run, seconds = resolve_run("digits", 0, config), table["device_hours"] * 3600
+    run, seconds = resolve_run("digits-paper", 0, config), table["device_hours"] * 3600
     training = run.training.iterations * table["iteration_multiply_adds"]["b"]
     expected = 2 * (training + 1000 * table["image_multiply_adds"]["b"]) / 2e13
     assert seconds["b"] == pytest.approx(expected)
@@ -359,7 +359,7 @@ def test_the_best_point_runs_at_full_length(config, tmp_path):
     assert not EXPERIMENT.made(path)
     path.write_text(text)
     assert EXPERIMENT.made(path)
-    best, base = load_experiment("best", config), load_experiment("digits", config)
+    best, base = load_experiment("best", config), load_experiment("digits-paper", config)
     assert best.process.alphas == [0.5, 0.2, 0.1]
     assert best.losses.adversarial_weight == [0.1, 0.5, 1]
     assert (best.training, best.generator, best.seeds) == (base.training, base.generator, base.seeds)

@@ -93,8 +93,8 @@ def data(
 def train(config: Path, iterations: int, as_json: bool, output: Path | None, **setting: Any) -> None:
     """Measure how fast a run trains, and where its time goes: data, both players' steps, LPIPS, optimizers, averages.
 
-    CONFIG is a run's resolved configuration (udpm resolve). With random images LPIPS has random weights too. Nothing is
-    kept.
+    CONFIG is a run's resolved configuration (udpm resolve). An adversarial loss that starts late is measured as if it
+    had started. With random images LPIPS has random weights too. Nothing is kept.
     """
     from udpm.bench.networks import bench_training, training_lines
 

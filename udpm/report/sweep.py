@@ -87,9 +87,9 @@ def _cost(loaded: LoadedSweep, resolved: Resolved, run: RunConfig, trainings: in
 
     experiment, key = resolved.experiment, _arithmetic_of(run)
     if key not in counted:
-        counted[key] = _image(run), 0 if run.training == "imported" else iteration_cost(run).multiply_adds
-    image, iteration = counted[key]
-    iterations = 0 if run.training == "imported" else run.training.iterations
+        iterations = 0 if run.training == "imported" else run.training.iterations
+        counted[key] = _image(run), iterations and iteration_cost(run, iterations=iterations).multiply_adds, iterations
+    image, iteration, iterations = counted[key]
     total = trainings * iterations * iteration + len(experiment.seeds) * experiment.sampling.count * image
     return {
         "image_multiply_adds": image,
@@ -106,7 +106,7 @@ def _arithmetic_of(run: RunConfig) -> str:
     weights = ("energy_weight", "adversarial_weight", "r1_gamma", "r2_gamma", "feature_matching_weight")
     used = [[bool(value) for value in run.per_level(f"losses.{key}")] for key in weights]
     parts = run.model_dump(mode="json", include={"generator", "discriminator", "training"})
-    settings = {"upsample_discriminator_input", "r1_every", "adversarial", "energy_draws"}
+    settings = {"upsample_discriminator_input", "r1_every", "adversarial", "adversarial_start", "energy_draws"}
     parts["losses"] = run.losses.model_dump(mode="json", include=settings)
     return json.dumps([parts, used, run.process.levels, run.dataset.side, run.classes])
 

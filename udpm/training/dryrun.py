@@ -60,7 +60,8 @@ def describe_run(config: RunConfig, levels: Levels | None, run: Path | None) -> 
     networks = f"generator {config.generator.family} {counts['generator'] / 1e6:.2f} M parameters"
     if "discriminator" in counts:
         networks += f", discriminator {counts['discriminator'] / 1e6:.2f} M"
-    arithmetic = f"{iteration_cost(config).multiply_adds / 1e9:.4g} G multiply-adds per iteration"
+    cost = iteration_cost(config, iterations=iterations)
+    arithmetic = f"{cost.multiply_adds / 1e9:.4g} G multiply-adds per iteration"
     if any(config.per_level("losses.lpips_weight")):
         arithmetic += " without LPIPS"
     lines = {

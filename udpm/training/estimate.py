@@ -138,22 +138,32 @@ class IterationCost:
         return self.discriminator + self.generator
 
 
-def iteration_cost(config: RunConfig, perceptual: Perceptual | None = None) -> IterationCost:
+def iteration_cost(
+    config: RunConfig, perceptual: Perceptual | None = None, iterations: int | None = None
+) -> IterationCost:
     """Return the mean cost of an iteration, of all processes together, with levels as training draws them.
 
-    The mean is over one period of discriminator steps and R1, after the start of the adversarial loss. Without
-    `perceptual`, it leaves out LPIPS.
+    The mean is over one period of discriminator steps and R1. Without `perceptual`, it leaves out LPIPS.
+
+    Args:
+        iterations: length of the training. The iterations before ``losses.adversarial_start`` then count, too;
+            default: only those after it.
     """
-    training = config.training
     counter = IterationCounter(config, perceptual)
-    start, length = config.losses.adversarial_start, training.discriminator_every * config.losses.r1_every
-    cycle = range(start, start + length)
+    start, length = config.losses.adversarial_start, config.training.discriminator_every * config.losses.r1_every
     shares = {level: share for level, share in enumerate(level_shares(config), start=1) if share}
-    means = [
-        IterationCost.mean([counter.count(level, iteration) for iteration in cycle], [1 / length] * length)
-        for level in shares
-    ]
-    return IterationCost.mean(means, list(shares.values()))
+
+    def mean(cycle: range) -> IterationCost:
+        return IterationCost.mean(
+            [counter.count(level, iteration) for level in shares for iteration in cycle],
+            [share / len(cycle) for share in shares.values() for _ in cycle],
+        )
+
+    after = mean(range(start, start + length))
+    if not start or iterations is None:
+        return after
+    before = min(start / iterations, 1.0)
+    return IterationCost.mean([mean(range(1)), after], [before, 1 - before])
 
 
 class IterationCounter:
