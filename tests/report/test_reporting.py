@@ -1,5 +1,6 @@
 """Tables and figures: contents, missing values, protocols, sizes, bytes."""
 
+import itertools
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from udpm.config import Sampling, to_json
 from udpm.core.errors import UserError
+from udpm.report.figures import curves
 from udpm.report.figures.curves import plot_curves, read_metrics
 from udpm.report.figures.samples import plot_chain, plot_samples
 from udpm.report.figures.schedule import plot_run_schedule
@@ -146,6 +148,20 @@ def test_figures_of_nothing(tmp_path, kind):
             draw(tmp_path / source, tmp_path / "figure")
         assert "\n" not in str(error.value)
         assert not list(tmp_path.glob("figure*"))
+
+
+def test_titles_of_all_panels_are_apart(tmp_path, monkeypatch):
+    line = {"iteration": 1} | {f"{kind}/l{level}": float(level) for kind in curves.PANELS for level in (1, 2, 3)}
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line | {"iteration": n}) + "\n" for n in (1, 2)))
+    monkeypatch.setattr(curves, "save", lambda figure, *rest: figures.append(figure))
+    figures: list = []
+    curves.plot_curves(tmp_path / "metrics.jsonl", tmp_path / "figure")
+    figures[0].draw_without_rendering()
+    edges = figures[0].bbox
+    boxes = [axes.title.get_window_extent() for axes in figures[0].axes if axes.get_visible()]
+    assert len(boxes) == len(curves.PANELS)
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert all(edges.x0 <= box.x0 and box.x1 <= edges.x1 for box in boxes)
 
 
 def test_metrics_of_a_resumed_and_killed_run(tmp_path):

@@ -23,18 +23,18 @@ from udpm.runs.records import read_metrics_lines
 PANELS = {
     "generator/reconstruction": "generator: reconstruction",
     "generator/energy": "generator: energy score",
-    "generator/spread": "generator: distance between draws / from target",
+    "generator/spread": "generator: spread of draws",
     "generator/lpips": "generator: LPIPS",
     "generator/adversarial": "generator: adversarial",
     "generator/feature_matching": "generator: difference of D's features",
     "discriminator/loss": "discriminator: loss",
-    "generator/adversarial_share": "generator: share of the gradient that is D's",
-    "discriminator/auc": "discriminator: AUC of real and generated",
+    "generator/adversarial_share": "generator: adversarial gradient",
+    "discriminator/auc": "discriminator: separation",
     "discriminator/r1": "discriminator: squared gradient (R1)",
     "discriminator/r2": "discriminator: squared gradient (R2)",
 }
 UNITS = {"discriminator/r1": "‖∇D‖²", "discriminator/r2": "‖∇D‖²", "discriminator/auc": "AUC"}
-UNITS |= {"generator/adversarial_share": "share"}
+UNITS |= {"generator/adversarial_share": "share of all", "generator/spread": "distance / distance from target"}
 LOGARITHMIC = {"generator/reconstruction", "discriminator/r1", "discriminator/r2"}
 
 
