@@ -23,17 +23,12 @@ import torch
 from udpm.data.levels import write_cache
 from udpm.data.prepare import prepare
 
-SETTING = {
+SETTING = tiny.ALL | {
     "training__iterations": 20,
     "training__batch": 4,
     "training__checkpoint_every": 2,
     "training__keep_every": 10,
     "training__log_every": 1,
-    "training__posthoc_average": True,
-    "training__ema_decay": None,
-    "training__ema_halflife": 100.0,
-    "training__ema_rampup": 0.5,
-    "training__learning_rate_end": 0.1,
 }
 PATIENCE = 240
 """Seconds after which a process that should end is taken to hang."""

@@ -55,6 +55,20 @@ ALIVE = {
 }
 """All options of the adversarial loss that are not the paper's, together."""
 
+ALL = ALIVE | {
+    "generator__latent_channels": 2,
+    "losses__energy_weight": [0.0, 1.0, 1.0],
+    "losses__energy_redraw": True,
+    "losses__energy_draws": 3,
+    "losses__energy_patch": 2,
+    "training__learning_rate_end": 0.1,
+    "training__ema_decay": None,
+    "training__ema_halflife": 100.0,
+    "training__ema_rampup": 0.2,
+    "training__posthoc_average": True,
+}
+"""All options of training that are not the paper's, together."""
+
 
 def run_config(**changes):
     """Return the published losses on the digits, made small; changes are dotted keys with "__" for the dots."""

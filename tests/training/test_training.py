@@ -177,9 +177,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(levels, tmp_path):
 
 @pytest.fixture(scope="module")
 def undisturbed(digits, tmp_path_factory):
-    """A training command, and the run that it makes undisturbed."""
+    """A training command, and the run that it makes undisturbed, with every option; its adversary comes late."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    config = tiny.write_config(folder, training__iterations=60, training__checkpoint_every=7)
+    changes = {"losses__adversarial_start": 15, "training__iterations": 60, "training__keep_every": 10}
+    config = tiny.write_config(folder, **tiny.ALL, **changes, training__checkpoint_every=7)
     command = ["train", config, "--dataset", digits / "dataset", "--cache", digits / "cache", "--run"]
     tiny.udpm(*command, folder / "run")
     return command, folder / "run"
