@@ -277,7 +277,7 @@ def _described(path):
 
 
 def _experiment(folder):
-    resolve_run("digits", 0, folder / "config")
+    resolve_run("digits-paper", 0, folder / "config")
 
 
 def _study(folder):
@@ -472,7 +472,7 @@ def registry(folder):
         mutate.as_sealed,
     )
     readers = [
-        Reader("experiment.yaml", "config/experiments/digits.yaml", as_yaml, _experiment),
+        Reader("experiment.yaml", "config/experiments/digits-paper.yaml", as_yaml, _experiment),
         Reader("dataset.yaml", "config/datasets/digits.yaml", as_yaml, lambda f: load_dataset("digits", f / "config")),
         Reader(
             "sweep.yaml",

@@ -34,7 +34,7 @@ def study(tmp_path, trained):
     scoring = {"extractor": "inception", "inception_folder": FOLDER, "inception_sha256": digest, "download": False}
     scoring |= {"kernel_subsets": 3, "reference_split": "test", "threads": 1}
     for mode in MODES:
-        values = {"extends": "digits", "generator": {"channels": tiny.SMALL["generator.channels"]}}
+        values = {"extends": "digits-paper", "generator": {"channels": tiny.SMALL["generator.channels"]}}
         values |= {"training": "imported", "weights": WEIGHTS, "sampling": {"count": 50, "threads": 1}}
         values["scoring"] = scoring | {"inception_mode": mode}
         (tmp_path / f"config/experiments/{mode}.yaml").write_text(yaml.safe_dump(values))
@@ -89,7 +89,7 @@ def published(tmp_path, trained):
 
 
 def configure(folder, **changes):
-    values = {"extends": "digits", "generator": {"channels": tiny.SMALL["generator.channels"]}}
+    values = {"extends": "digits-paper", "generator": {"channels": tiny.SMALL["generator.channels"]}}
     values |= {"training": "imported", "weights": WEIGHTS, "sampling": {"count": 20, "threads": 1}}
     values["scoring"] = {"extractor": NETWORK, "reference": STATISTICS, "threads": 1} | changes
     (folder / "config/experiments/published.yaml").write_text(yaml.safe_dump(values))
