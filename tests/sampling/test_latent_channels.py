@@ -14,6 +14,7 @@ from udpm.core.errors import StoppedEarly
 from udpm.diffusion.process import seeded
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.weights import load_model
+from udpm.report.figures import latents
 from udpm.report.figures.latents import plot_latents
 from udpm.sampling.generate import swap
 from udpm.sampling.sampler import Sampler
@@ -104,6 +105,15 @@ def test_latents_are_maps_of_their_own(weights, tmp_path, kind):
     assert arrays["levels"].tolist() == [3, 2, 1] * 2
     rows = list(csv.DictReader((tmp_path / "figure.csv").read_text().splitlines()))
     assert any("z, " in row["image" if kind == "swap" else "level"] for row in rows)
+
+
+def test_every_column_of_a_swap_has_its_name(weights, tmp_path, monkeypatch):
+    assert not tiny.call("latents", "swap", weights, "--labels", "0,1", "--output", tmp_path / "swap.npz")
+    figures: list = []
+    monkeypatch.setattr(latents, "save", lambda figure, *rest: figures.append(figure))
+    latents.plot_latents(tmp_path / "swap.npz", tmp_path / "figure")
+    names = [label.get_text().split("\n")[-1] for label in figures[0].axes[0].get_xticklabels()]
+    assert names == ["seed 0", *(f"{noise} of A" for noise in ("ε₃", "ε₂", "ε₁", "z₃", "z₂", "z₁")), "seed 1"]
 
 
 def test_what_a_swap_takes_from_the_other(weights):

@@ -74,7 +74,10 @@ def test_sweep(shared_study):
         assert np.isfinite(tables[stem][column]).all()
     assert tables["ranking"]["rank"].tolist() == [1, 2, 3]
     (config / "experiments/best.yaml").write_text((folder / "best.yaml").read_text())
-    assert load_experiment("best", config).training.iterations == load_experiment("digits-paper", config).training.iterations
+    assert (
+        load_experiment("best", config).training.iterations
+        == load_experiment("digits-paper", config).training.iterations
+    )
 
 
 def test_figures(shared_study):

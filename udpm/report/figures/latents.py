@@ -17,7 +17,7 @@ from udpm.core.arrays import check_array, check_arrays, image_grid
 from udpm.core.errors import UserError
 from udpm.data.npz import load_arrays
 from udpm.metrics.protocol import class_words, run_words, weights_words
-from udpm.report.figures.style import DPI, LARGEST, save
+from udpm.report.figures.style import DPI, LARGEST, save, subscript
 
 FORMAT = "udpm-latents/1"
 
@@ -159,7 +159,9 @@ def _swap(arrays: Arrays, record: dict[str, Any]) -> Content:
     named = [class_words(record, label) for label in labels]
     rows = named if record["classes"] else [f"seeds {a}, {b}" for a, b in seeds]
     maps = list(zip(_symbols(arrays), levels, strict=True))
-    columns = [first, *(f"B, but\n{symbol}l = {level} of A" for symbol, level in maps), second]
+    # Short names, since columns are narrow and one that does not fit would be left out.
+    short = [f"{(symbol or SYMBOLS['eps']).rstrip(', ')}{subscript(level)}" for symbol, level in maps]
+    columns = [first, *(f"B, but\n{name} of A" for name in short), second]
     names = ["A", *(f"B with {symbol}level {level} of A" for symbol, level in maps), "B"]
     lines = [
         {"row": row, "column": column, "label": labels[row], "image": names[column]}

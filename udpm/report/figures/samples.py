@@ -25,7 +25,7 @@ from udpm.diffusion.process import seeded, step
 from udpm.diffusion.schedule import Schedule
 from udpm.metrics.distances import nearest_images
 from udpm.metrics.protocol import calls_words, class_words, run_words, weights_words
-from udpm.report.figures.style import COLOURS, bare, plot_row, save, tile, tiles
+from udpm.report.figures.style import COLOURS, bare, plot_row, save, subscript, tile, tiles
 from udpm.sampling.sample_set import SampleSet, load_samples
 
 COLUMNS = 12
@@ -146,19 +146,14 @@ def _shown(values: np.ndarray, kind: str, level: int, scale: int) -> tuple[np.nd
     """Return values as colours in [0, 1], (n, 3, h, w), and the row's caption."""
     side = values.shape[-1]
     if kind == "f":
-        name = "x₀ = f(x₁)" if level == 1 else f"f(x{_subscript(level)})"
+        name = "x₀ = f(x₁)" if level == 1 else f"f(x{subscript(level)})"
         return ((values / scale ** (level - 1) + 1) / 2).clip(0, 1), f"{name}\n{side}×{side}"
-    return _shown_state(values), f"x{_subscript(level)}\n{side}×{side}, ±{NOISE_RANGE} std"
+    return _shown_state(values), f"x{subscript(level)}\n{side}×{side}, ±{NOISE_RANGE} std"
 
 
 def _shown_state(values: np.ndarray) -> np.ndarray:
     """Return noisy states as colours in [0, 1]."""
     return ((values / (NOISE_RANGE * (values.std() or 1)) + 1) / 2).clip(0, 1)
-
-
-def _subscript(number: int) -> str:
-    """Return a number in subscript digits."""
-    return str(number).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
 
 
 def _rows(labels: np.ndarray, record: dict[str, Any]) -> tuple[list[str], list[list[int]]]:
@@ -273,7 +268,7 @@ def plot_forward_process(config: str | Path, dataset: str | Path, stem: str | Pa
     for level, (row, pictures) in enumerate(zip(grid, shown, strict=True)):
         side = pictures.shape[1]
         ratio = f"\nSNR {schedule.snr(level):.2g}" if level else ""
-        plot_row(row, pictures, f"x{_subscript(level)}\n{side}×{side}{ratio}")
+        plot_row(row, pictures, f"x{subscript(level)}\n{side}×{side}{ratio}")
     for axes, name in zip(grid[0], names, strict=True):
         axes.set_title(name)
     some = f", {len(numbers)} of {store.classes} classes" if len(numbers) < store.classes else ""

@@ -102,3 +102,8 @@ def _save(figure: Figure, stem: str | Path, suffix: str, metadata: dict[str, str
     with atomic_path(f"{stem}{suffix}") as temporary:
         figure.savefig(temporary, format=suffix[1:], metadata=metadata)
         seal_file(temporary)
+
+
+def subscript(number: int) -> str:
+    """Return a number in subscript digits."""
+    return str(number).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
