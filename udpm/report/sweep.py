@@ -86,10 +86,10 @@ def _cost(loaded: LoadedSweep, resolved: Resolved, run: RunConfig, trainings: in
     from udpm.training.estimate import iteration_cost
 
     experiment, key = resolved.experiment, _arithmetic_of(run)
+    iterations = 0 if run.training == "imported" else run.training.iterations
     if key not in counted:
-        iterations = 0 if run.training == "imported" else run.training.iterations
-        counted[key] = _image(run), iterations and iteration_cost(run, iterations=iterations).multiply_adds, iterations
-    image, iteration, iterations = counted[key]
+        counted[key] = _image(run), iteration_cost(run, iterations=iterations).multiply_adds if iterations else 0
+    image, iteration = counted[key]
     total = trainings * iterations * iteration + len(experiment.seeds) * experiment.sampling.count * image
     return {
         "image_multiply_adds": image,

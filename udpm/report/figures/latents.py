@@ -159,8 +159,9 @@ def _swap(arrays: Arrays, record: dict[str, Any]) -> Content:
     named = [class_words(record, label) for label in labels]
     rows = named if record["classes"] else [f"seeds {a}, {b}" for a, b in seeds]
     maps = list(zip(_symbols(arrays), levels, strict=True))
+    kinds = arrays["kinds"].tolist() if "kinds" in arrays else ["eps"] * len(levels)
     # Short names, since columns are narrow and one that does not fit would be left out.
-    short = [f"{(symbol or SYMBOLS['eps']).rstrip(', ')}{subscript(level)}" for symbol, level in maps]
+    short = [f"{SYMBOLS[kind]}{subscript(level)}" for kind, level in zip(kinds, levels, strict=True)]
     columns = [first, *(f"B, but\n{name} of A" for name in short), second]
     names = ["A", *(f"B with {symbol}level {level} of A" for symbol, level in maps), "B"]
     lines = [

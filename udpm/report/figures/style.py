@@ -48,6 +48,11 @@ plt.rcParams.update(
 )
 
 
+def subscript(number: int) -> str:
+    """Return a number in subscript digits."""
+    return str(number).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
+
+
 def tile(columns: int, rows: int, largest: float, margins: tuple[float, float]) -> float:
     """Return the side of the square cells of a grid that fits on a figure, in inches.
 
@@ -102,8 +107,3 @@ def _save(figure: Figure, stem: str | Path, suffix: str, metadata: dict[str, str
     with atomic_path(f"{stem}{suffix}") as temporary:
         figure.savefig(temporary, format=suffix[1:], metadata=metadata)
         seal_file(temporary)
-
-
-def subscript(number: int) -> str:
-    """Return a number in subscript digits."""
-    return str(number).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
