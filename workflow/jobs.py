@@ -8,6 +8,7 @@ if others fail, and are not made again.
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -21,6 +22,7 @@ from targets import Arguments
 
 from udpm.config import ClusterConfig
 from udpm.config.study import JobResources
+from udpm.core import gpus
 from udpm.runs.attempts import any_killed
 
 MEGABYTES = 1000
@@ -121,7 +123,9 @@ class Jobs:
         if training.nodes > 1:
             threads = training.threads + training.workers
             return Arguments("tasks", training.nodes, training.processes_per_node, threads)
-        return Arguments("udpm") if training.processes == 1 else Arguments("ranks", training.processes)
+        if training.processes == 1:
+            return Arguments("udpm")
+        return Arguments("ranks" if training.device == "cpu" else "gpu_ranks", training.processes)
 
     def preparation_threads(self, wildcards) -> int:
         """Return the CPU threads of preparing a data set: one for each worker."""
@@ -199,6 +203,19 @@ class Jobs:
 
 def _key(wildcards) -> frozenset[tuple[str, str]]:
     return frozenset((name, str(value)) for name, value in wildcards.items())
+
+
+def limit_gpus(workflow: Any) -> None:
+    """Run jobs on this machine's GPUs one to a GPU, unless `--resources gpu=N` allows more than there are."""
+    count, limits = len(gpus.visible()), workflow.global_resources
+    if not count:
+        return
+    asked = limits.get("gpu").value
+    if asked is None:
+        workflow.register_resource("gpu", count)
+    if asked is None or asked <= count:
+        # Jobs inherit it. GPUs may also be in use by another call of `snakemake`.
+        os.environ.setdefault(gpus.POLICY, "exclusive")
 
 
 def limit_retries(workflow: Any) -> None:

@@ -149,10 +149,9 @@ class Limits:
 
     def _without_slurm(self, dry_run: bool) -> list[str]:
         what = f"SLURM's commands ({', '.join(self.site.missing)}) not found in PATH"
-        alone = "snakemake --resources gpu=1" if has_gpus() else "snakemake"
         if dry_run:
-            return [f"{what}: this is the plan, but it cannot run here; without SLURM: {alone}"]
-        advice = f"start it on a cluster's login node, or run everything on this machine: {alone}"
+            return [f"{what}: this is the plan, but it cannot run here; without SLURM: snakemake"]
+        advice = "start it on a cluster's login node, or run everything on this machine: snakemake"
         raise UserError(f"--profile slurm: {what}; {advice}")
 
     def _check_accounting(self) -> Iterable[str]:
@@ -226,11 +225,6 @@ class Limits:
         """Return the time limit of a partition in minutes; None: of the site's default."""
         granted = [found.minutes for found in self.site.candidates(partition, bool(self._options.partition_config))]
         return int(min(self._plan.cluster.minutes(self._plan.cluster.max_hours), max(granted, default=math.inf)))
-
-
-def has_gpus() -> bool:
-    """Return whether this machine seems to have a GPU (NVIDIA or AMD)."""
-    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
 
 
 def _asked_by(askers: list[str]) -> str:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from snakemake.resources import Resource, Resources
 from tiny import ROOT, call
 
 from udpm.config import Sampling, load_cluster
 from udpm.config.validation import validate
+from udpm.core import gpus
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.work import use_private_cache_dirs
 from udpm.runs.attempts import ATTEMPTS, recorded
@@ -19,6 +21,8 @@ from udpm.sampling.generate import draw_samples, shard_numbers
 from udpm.sampling.sample_set import load_samples
 
 sys.path.insert(0, str(ROOT / "workflow"))
+
+from jobs import limit_gpus
 
 
 def test_cluster_from_file_and_environment(tmp_path):
@@ -229,3 +233,33 @@ def test_caches_of_a_job(tmp_path):
     plain = {"TMPDIR": "/nowhere"}
     use_private_cache_dirs(plain)
     assert plain == {"TMPDIR": "/nowhere"}
+
+
+class FakeWorkflow:
+    """What `limit_gpus` uses of Snakemake's."""
+
+    def __init__(self, asked):
+        self.global_resources = Resources({} if asked is None else {"gpu": Resource("gpu", asked)})
+
+    def register_resource(self, name, value):
+        self.global_resources[name] = value
+
+
+@pytest.mark.parametrize(
+    ("visible", "asked", "limit", "policy"),
+    [
+        ("0,1", None, 2, "exclusive"),
+        ("0,1", 1, 1, "exclusive"),
+        ("0,1", 5, 5, None),
+        ("", None, None, None),
+        ("", 1, 1, None),
+    ],
+)
+def test_local_jobs_get_a_gpu_each(monkeypatch, visible, asked, limit, policy):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    os.environ.pop(gpus.POLICY, None)
+    workflow = FakeWorkflow(asked)
+    limit_gpus(workflow)
+    assert workflow.global_resources.get("gpu").value == limit
+    assert os.environ.get(gpus.POLICY) == policy

@@ -169,7 +169,7 @@ def test_the_whole_dag(study):
 @pytest.mark.slow
 def test_several_processes_train_together(study):
     path = study / "config/experiments/two.yaml"
-    path.write_text("extends: digits-smoke\ntraining: {processes_per_node: 2}\n")
+    path.write_text("extends: digits-smoke\ntraining: {processes_per_node: 2, device: auto}\n")
     done = snakemake("--config", "experiments=two", "--", f"{RESULTS}/runs/two/seed0/complete.json", cwd=study)
     path.unlink()
     assert done.returncode == 0, done.stdout + done.stderr

@@ -10,11 +10,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from udpm.core import gpus
 from udpm.core.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+    from udpm.core.work import StopRequest
 
 
 # PyTorch has exception types for only some of these; libraries, TorchScript and NCCL report only text.
@@ -74,7 +77,15 @@ def describe_failure(error: BaseException, relief: str = LESS) -> str:
     return f"out of memory on {'the GPU' if on_gpu else 'the CPU'}{size}: {relief}"
 
 
-def configure(device: str, threads: int, local: int = 0, *, tf32: bool = False, own_gpu: bool = False) -> torch.device:
+def configure(
+    device: str,
+    threads: int,
+    local: int | None = None,
+    *,
+    tf32: bool = False,
+    own_gpu: bool = False,
+    stop: StopRequest | bool = False,
+) -> torch.device:
     """Choose the device and fix the number of CPU threads.
 
     Results on a CPU depend on the number of threads, so the configuration sets it and overrides OMP_NUM_THREADS.
@@ -82,12 +93,15 @@ def configure(device: str, threads: int, local: int = 0, *, tf32: bool = False, 
     Args:
         device: "auto" (CUDA if available, else CPU), "cpu" or "cuda".
         threads: CPU threads of this process, >= 1.
-        local: local rank of this process on its node: the index of its GPU.
+        local: index of its GPU, the local rank of one of several processes; None: a GPU that no other process of udpm
+            uses, if one is free.
         tf32: allow GPUs to compute float32 products with TF32 inputs.
         own_gpu: the launcher may have assigned this process one GPU, the only one that it sees.
+        stop: checked while waiting for a GPU.
 
     Raises:
         UserError: "cuda" is configured but not available, or the node has fewer GPUs than processes.
+        StoppedEarly: a signal came while waiting.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
@@ -100,7 +114,12 @@ def configure(device: str, threads: int, local: int = 0, *, tf32: bool = False, 
     if device == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count()
-    if own_gpu and count == 1:
+    names = gpus.visible()
+    if len(names) != count:
+        names = [str(number) for number in range(count)]
+    if local is None:
+        (local,) = gpus.claim(names, wait=gpus.is_exclusive(), stop=stop)
+    elif own_gpu and count == 1:
         # `srun --gpus-per-task=1` and the like. NCCL refuses two processes that see the same GPU.
         local = 0
     if local >= count:
@@ -108,6 +127,7 @@ def configure(device: str, threads: int, local: int = 0, *, tf32: bool = False, 
             f"device: process {local + 1} of this node sees {count} GPU{'s' * (count != 1)}; request a GPU for each "
             "process, or start fewer (training.processes_per_node)"
         )
+    gpus.mark(names[local])
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     # Benchmarking algorithms would let timing decide how results are rounded.
     torch.backends.cudnn.benchmark = False

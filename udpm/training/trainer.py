@@ -125,8 +125,9 @@ def open_run(
         training, ranks = config.training, detect_ranks(config.training.processes)
         if training.tensorboard:
             writer_class()
+        local = ranks.local if ranks.world > 1 else None
         device = devices.configure(
-            training.device, training.threads, ranks.local, tf32=training.tf32, own_gpu=ranks.by_srun
+            training.device, training.threads, local, tf32=training.tf32, own_gpu=ranks.by_srun, stop=stop
         )
         make_folder(run)
         with process_group(ranks, _backend(config, device), run, stop, device):
