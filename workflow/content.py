@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sysconfig
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from udpm.runs.layout import Layout, milestone
 
 ANYWHERE = Layout("results:")
 """Paths as the records name them, so that the folder of results may be moved or copied."""
+PACKAGES = sysconfig.get_path("purelib")
 RECORDS = tuple(f"{folder}/" for folder in (ANYWHERE.configs, ANYWHERE.runs, ANYWHERE.datasets))
 """Folders of JSON files of which only some keys count."""
 NOT_COUNTED = ("usage", "figure", "extra")
@@ -140,8 +142,8 @@ class Content:
         return self._name(str(job.output[0]))
 
     def _name(self, text: str) -> str:
-        """Replace the folder of results in a text by the name it has in the records."""
-        return self._prefix.sub("results:", text)
+        """Replace the folders of results and of installed packages in a text by the names they have in the records."""
+        return self._prefix.sub("results:", text).replace(PACKAGES, "packages:")
 
     def identity(self, path: str) -> str | None:
         """Return the digest of what matters in a file; None if the file does not exist."""

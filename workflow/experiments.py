@@ -25,9 +25,10 @@ from udpm.config import (
     to_json,
 )
 from udpm.config.dataset import OWN_CLASSES, class_number
+from udpm.config.evaluation import NAMED_EXTRACTORS
 from udpm.config.validation import Record, Section, SplitRanges, validate
 from udpm.core.errors import EXIT_USER_ERROR, UserError
-from udpm.core.files import INCEPTION, expanded
+from udpm.core.files import INCEPTION, expanded, lite0_path
 from udpm.core.reading import read_json
 from udpm.runs.config_guard import MUTABLE_KEYS, differences, mutable_keys, preparation_changes
 from udpm.runs.layout import Layout, milestone
@@ -194,15 +195,23 @@ class Experiments:
         extractor = self.scoring(name, "extractor")
         if extractor == "inception" and not self.scoring(name, "download"):
             given["scoring.download: false, but scoring.inception_folder"] = self.extractor(name)
-        elif extractor not in ("digits", "inception"):
+        elif extractor == "lite0":
+            lite0_path()
+        elif extractor not in NAMED_EXTRACTORS:
             given["scoring.extractor"] = extractor
         for key, file in given.items():
             if file is not None and not Path(file).exists():
                 raise UserError(f"{source_file(name, CONFIG)}: {key}: {file} not found")
 
     def extractor(self, name: str) -> str:
-        """Return the TorchScript file of a scored experiment's feature extractor."""
+        """Return the file of a scored experiment's feature extractor.
+
+        Raises:
+            UserError: its package is not installed.
+        """
         extractor = self.scoring(name, "extractor")
+        if extractor == "lite0":
+            return str(lite0_path())
         if extractor == "digits":
             return self.layout.extractor(self.known[name].dataset)
         return f"{self.scoring(name, 'inception_folder')}/{INCEPTION.name}" if extractor == "inception" else extractor

@@ -327,12 +327,16 @@ class Inputs:
         return self._layout.section("scoring", self._plan.scored_as(wildcards.experiment))
 
     def extractor(self, wildcards) -> str:
-        """Return the TorchScript file of a job's feature extractor."""
+        """Return the file of a job's feature extractor."""
         return self._plan.extractor(wildcards.experiment)
 
     def made_extractor(self, wildcards) -> list[str]:
-        """Return the extractor as an input if the workflow makes or downloads it, or if it exists."""
-        made = self._plan.scoring(wildcards.experiment, "extractor") in ("digits", "inception")
+        """Return the extractor as an input if the workflow makes or downloads it, or if it is a file that exists."""
+        name = self._plan.scoring(wildcards.experiment, "extractor")
+        if name == "lite0":
+            # Its contents are fixed, and its path is another one in every environment.
+            return []
+        made = name in ("digits", "inception")
         return [self.extractor(wildcards)] if made or Path(self.extractor(wildcards)).exists() else []
 
     def inception_folders(self) -> dict[str, Arguments]:
@@ -347,9 +351,10 @@ class Inputs:
 
     def baseline(self, wildcards) -> Arguments:
         """Return the option of `udpm score` for the floor or the ceiling."""
-        if wildcards.baseline == "heldout":
-            return Arguments("--heldout")
-        return Arguments("--noise", self._plan.experiment(wildcards).sampling.count)
+        count = self._plan.experiment(wildcards).sampling.count
+        return (
+            Arguments("--heldout", "--match", count) if wildcards.baseline == "heldout" else Arguments("--noise", count)
+        )
 
     def milestone_scores(self, wildcards) -> list[str]:
         """Return the scores of the milestones that a run's best is chosen from."""

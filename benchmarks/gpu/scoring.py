@@ -13,7 +13,7 @@ from benchmarks.gpu.checks import Check, Session, expect
 from benchmarks.gpu.subjects import difference
 from udpm.core.files import sha256
 from udpm.metrics import distances
-from udpm.metrics.distances import precision_recall
+from udpm.metrics.distances import prdc
 from udpm.metrics.extractor import load_extractor
 from udpm.metrics.extractor_networks import Classifier, Inputs
 
@@ -24,7 +24,7 @@ NEAREST = (2048, 16384)
 """Images whose nearest ones are looked for, and among how many."""
 
 
-def _precision_recall(session: Session) -> str:
+def _prdc(session: Session) -> str:
     """Use features with many points on the edges of balls."""
     draw = np.random.default_rng(0)
     count = POINTS if session.full else POINTS // 10
@@ -32,8 +32,9 @@ def _precision_recall(session: Session) -> str:
     # Copies of real points and points between two of them are in a ball or on its edge.
     drawn[: count // 3] = real[: count // 3]
     drawn[count // 3 : count // 2] += 0.5 * real[count // 3 : count // 2]
-    found, expected = (precision_recall(real, drawn, NEIGHBOURS, device) for device in (session.device, "cpu"))
-    return expect(found == expected, f"{found[0]:.6f}, {found[1]:.6f} for {expected[0]:.6f}, {expected[1]:.6f}")
+    found, expected = (prdc(real, drawn, NEIGHBOURS, device) for device in (session.device, "cpu"))
+    figures = (", ".join(f"{value:.6f}" for value in values) for values in (found, expected))
+    return expect(found == expected, " for ".join(figures))
 
 
 def _extractor(session: Session) -> str:
@@ -75,7 +76,7 @@ def _nearest(session: Session) -> str:
 
 
 CHECKS = [
-    Check("scoring", "precision and recall equal the CPU's", _precision_recall),
+    Check("scoring", "precision, recall, density and coverage equal the CPU's", _prdc),
     Check("scoring", "a TorchScript extractor's features match the CPU's", _extractor),
     Check("scoring", "nearest images on one core of the host", _nearest),
 ]

@@ -245,7 +245,7 @@ def test_a_recording_of_old_inputs_is_found(session, monkeypatch):
 
 
 def test_other_precision_and_recall_are_found(session, monkeypatch):
-    monkeypatch.setattr(scoring, "precision_recall", lambda *rest: (0.5, 0.5 + (rest[3] == "cpu")))
+    monkeypatch.setattr(scoring, "prdc", lambda *rest: (0.5, 0.5 + (rest[3] == "cpu")))
     failed(session, scoring.CHECKS, ["precision"])
 
 

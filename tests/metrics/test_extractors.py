@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from udpm.config import Scoring, to_json
 from udpm.core import devices
@@ -464,3 +465,60 @@ def test_bad_input(project, case, capsys, monkeypatch):
     prepare, command, expected = BAD[case]
     prepare(project)
     tiny.assert_refused(project, command, expected, capsys)
+
+
+# --- EfficientNet-Lite0 ----------------------------------------------------------------------------------------------
+
+LITE0_SCORING = Scoring(extractor="lite0", threads=1)
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return open_extractor(LITE0_SCORING, None, CPU)
+
+
+def test_lite0_is_the_published_network(lite0):
+    """Features and every 50th logit of the weights' own implementation, for ten parts of photographs."""
+    photos = load_sample_images().images
+    parts = [photo[40 * k : 40 * k + 128, 60 * k : 60 * k + 128] for photo in photos for k in range(5)]
+    with torch.inference_mode(), np.load(tiny.ROOT / "tests/golden/lite0_features.npz") as expected:
+        found = lite0.module(torch.from_numpy(np.stack(parts)).permute(0, 3, 1, 2).float())
+        np.testing.assert_allclose(found, expected["features"], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(lite0.module.logits(found)[:, ::50], expected["logits"], rtol=1e-4, atol=1e-4)
+
+
+def test_lite0_is_never_called_fid(lite0):
+    assert frechet_label(lite0, 50_000) == ("fd_50k", "FD (EfficientNet-Lite0 features)")
+    assert not lite0.is_inception
+    assert lite0.classifies
+    assert not lite0.knows_labels
+    described = lite0.describe()["preprocessing"]
+    assert described.startswith("to 128×128 by clean-fid's PIL bicubic, in [0, 255]; then (x - 127) / 128")
+
+
+def test_lite0_scores_without_a_download(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UDPM_OFFLINE", "1")
+    write_folder(tmp_path / "real", pictures(0, 12, side=32))
+    write_folder(tmp_path / "drawn", pictures(1, 8, side=32) // 2)
+    (tmp_path / "scoring.json").write_text(to_json(LITE0_SCORING.model_copy(update={"kernel_subsets": 5})))
+    assert tiny.call("reference", "real", "--config", "scoring.json", "--output", "r.npz") == 0
+    assert tiny.call(*SCORE) == 0
+    found = json.loads((tmp_path / "s.json").read_text())
+    distance = found["metrics"]["frechet_distance"]
+    assert distance["value"] > 1
+    assert distance["warning"] == "8 images are too few for 1280 features: the covariance is singular"
+    assert found["metrics"]["inception_score"]["label"] == "Inception score (EfficientNet-Lite0 classes)"
+
+
+def test_without_lite0s_package(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"^scoring\.extractor: lite0 needs the features extra: pip install"):
+        open_extractor(LITE0_SCORING, None, CPU)
+
+
+def test_another_file_in_lite0s_place(tmp_path):
+    path = tmp_path / "efficientnet-lite0-57934424.pth"
+    torch.save({"a": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match=r"efficientnet-lite0-57934424\.pth: has SHA-256 .*, expected 579344248a93"):
+        open_extractor(LITE0_SCORING, path, CPU)

@@ -22,7 +22,7 @@ from udpm.metrics.distances import (
     frechet_distance,
     inception_score,
     kernel_distance,
-    precision_recall,
+    prdc,
     statistics,
 )
 
@@ -97,11 +97,11 @@ def test_distances_and_agreement_by_class():
 
 @pytest.mark.parametrize("block", [1 << 12, 1 << 27])
 @pytest.mark.parametrize("shift", [0, 1e4])
-def test_precision_and_recall_in_blocks_equal_prdcs(monkeypatch, block, shift):
+def test_prdc_in_blocks_equals_prdcs(monkeypatch, block, shift):
     monkeypatch.setattr(module, "BLOCK_BYTES", block)
     real, drawn = features(0, 150, 6).astype(np.float64) + shift, 0.6 * features(1, 120, 6).astype(np.float64) + shift
     theirs = compute_prdc(real_features=real, fake_features=drawn, nearest_k=3)
-    assert precision_recall(real, drawn, 3) == pytest.approx((theirs["precision"], theirs["recall"]))
+    assert prdc(real, drawn, 3)._asdict() == pytest.approx(theirs, rel=1e-12)
 
 
 def test_points_on_the_edge_of_a_ball_belong_to_it():
@@ -111,7 +111,10 @@ def test_points_on_the_edge_of_a_ball_belong_to_it():
     far = np.linalg.norm(points[:, None].astype(np.float64) - points[None], axis=-1)
     radii = np.sort(far, axis=1)[:, 3]
     cross = np.linalg.norm(others[:, None].astype(np.float64) - points[None], axis=-1)
-    assert precision_recall(points, others, 3)[0] == pytest.approx((cross <= radii).any(1).mean())
+    found = prdc(points, others, 3)
+    assert found.precision == pytest.approx((cross <= radii).any(1).mean())
+    assert found.density == pytest.approx((cross <= radii).sum(1).mean() / 3)
+    assert found.coverage == pytest.approx((cross <= radii).any(0).mean())
 
 
 def test_singular_covariances_have_the_distance_of_their_factors():
@@ -156,11 +159,11 @@ def test_the_frechet_distance_of_inceptions_width(count, tolerance):
 
 
 @pytest.mark.soak
-def test_precision_and_recall_of_inceptions_width_stay_within_2_gib():
+def test_prdc_of_inceptions_width_stays_within_2_gib():
     code = (
-        "import resource, numpy as np, torch; from udpm.metrics.distances import precision_recall; "
+        "import resource, numpy as np, torch; from udpm.metrics.distances import prdc; "
         "draw = np.random.default_rng(0).standard_normal; "
-        "real, drawn = (draw((10_000, 2048), dtype=np.float32) for _ in range(2)); precision_recall(real, drawn, 3); "
+        "real, drawn = (draw((10_000, 2048), dtype=np.float32) for _ in range(2)); prdc(real, drawn, 3); "
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500, check=True)

@@ -19,7 +19,7 @@ from udpm.core.errors import UserError
 from udpm.data.store import open_store
 from udpm.metrics import distances
 from udpm.metrics import score as scores
-from udpm.metrics.distances import frechet_distance, nearest_distances, precision_recall, statistics
+from udpm.metrics.distances import frechet_distance, nearest_distances, prdc, statistics
 from udpm.metrics.extractor import load_extractor
 from udpm.metrics.extractor_networks import train_classifier
 from udpm.metrics.reference import load_reference, write_reference
@@ -63,17 +63,18 @@ def test_frechet_distance_equals_clean_fids():
 
 
 @pytest.mark.parametrize("neighbours", [1, 3, 5])
-def test_precision_and_recall_equal_prdcs(neighbours):
+def test_prdc_equals_prdcs(neighbours):
     real, drawn = features(0, count=300), features(0, count=200) + 0.5 * features(2, count=200)
     theirs = compute_prdc(real_features=real, fake_features=drawn, nearest_k=neighbours)
-    found = precision_recall(real, drawn, neighbours)
-    assert found == pytest.approx((theirs["precision"], theirs["recall"]))
-    assert 0.05 < found[0] < 0.95
+    found = prdc(real, drawn, neighbours)
+    assert found._asdict() == pytest.approx(theirs, rel=1e-12)
+    assert 0.05 < found.precision < 0.95
+    assert found.density != pytest.approx(found.precision)
 
 
-def test_precision_and_recall_need_more_points_than_neighbours():
+def test_prdc_needs_more_points_than_neighbours():
     with pytest.raises(UserError, match=r"scoring\.neighbours: 3 needs more than 3 drawn images"):
-        precision_recall(features(0), features(1, count=3), 3)
+        prdc(features(0), features(1, count=3), 3)
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -163,6 +164,25 @@ def test_the_baselines(stage):
     assert floor["protocol"]["reference"]["n"] == 1297
     again = scores.score(scores.noise(store, 500), store, reference, extractor, CONFIG)
     assert again == ceiling
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(700, 500), (300, 300)])
+def test_samples_and_floor_are_compared_at_equal_n(stage, samples, expected):
+    store, extractor, folder = stage
+    reference = load_reference(folder / "reference.npz")
+
+    def distances(subject, match=None):
+        found = scores.score(subject, store, reference, extractor, CONFIG, match=match)["metrics"]
+        return found["frechet_distance"], found["frechet_distance_matched"]
+
+    own, matched = distances(scores.noise(store, samples))
+    first = distances(scores.noise(store, expected))[0]
+    assert (matched["n"], matched["value"]) == (expected, first["value"])
+    assert (matched["value"] == own["value"]) is (samples == expected)
+    own, matched = distances(scores.heldout(store), samples)
+    assert matched["n"] == expected
+    # Fewer images are further from the reference.
+    assert matched["value"] == own["value"] if expected == 500 else matched["value"] > own["value"]
 
 
 def test_detects_copies_of_the_training_set(stage):

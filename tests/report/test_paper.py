@@ -298,6 +298,20 @@ def test_the_summary(study, tmp_path):
     assert "What is missing" in (tmp_path / "a/overview.html").read_text()
 
 
+def test_the_floor_in_the_summary_has_as_many_images_as_the_samples(tmp_path):
+    for seed, value in ((0, 20.0), (1, 22.0)):
+        score = fid(18.0, "digits", seed, selection=None, classes=10, n=1000)
+        score["metrics"]["frechet_distance_matched"] = {"value": value, "label": "FID", "n": 500}
+        results(tmp_path, **{f"seed{seed}": score})
+    floor = fid(3.0, "digits", classes=10, n=800)
+    floor["subject"] = {"kind": "heldout", "experiment": "digits"}
+    floor["metrics"]["frechet_distance_matched"] = {"value": 5.5, "label": "FID", "n": 500}
+    results(tmp_path, heldout=floor)
+    assert not tiny.call("summary", "digits", "--results", tmp_path, "--config", CONFIG, "--output", tmp_path)
+    text = " ".join((tmp_path / "summary.md").read_text().split())
+    assert "| digits | last | FID | 18.00 ± 0.00 (2 seeds) | 1000 | 21.00 (500) | 5.50 (500) |" in text
+
+
 def test_a_summary_of_nothing(tmp_path):
     assert not tiny.call("summary", "digits", "--results", tmp_path, "--config", CONFIG, "--output", tmp_path)
     text = (tmp_path / "summary.md").read_text()

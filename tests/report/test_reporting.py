@@ -70,6 +70,27 @@ def test_the_table_lists_the_model_then_floor_and_ceiling(tmp_path):
     assert "digits_x" in (tmp_path / "t.html").read_text()
 
 
+def test_distances_at_equal_n_are_next_to_those_of_all_images(tmp_path):
+    samples, floor = score(), score("heldout", 5.0)
+    for one, value in ((samples, 13.5), (floor, 5.0)):
+        one["metrics"]["frechet_distance_matched"] = {"value": value, "label": "FD", "n": 500}
+        one["metrics"] |= {name: {"value": 0.25, "label": name} for name in ("density", "coverage")}
+    paths = files(tmp_path, heldout=floor, seed0=samples, noise=score("noise", 800.0))
+    markdown = score_table(paths).write(tmp_path / "t")
+    head, _, *rows = (
+        [cell.strip() for cell in line.split("|")] for line in markdown.splitlines() if line.startswith("|")
+    )
+    assert [dict(zip(head, row, strict=True))["at equal N"] for row in rows] == ["13.50 (500)", "5.00 (500)", "–"]
+    assert {"density", "coverage"} < set(head)
+    assert "At equal N: " in markdown
+
+
+def test_a_warning_of_a_metric_is_a_note(tmp_path):
+    one = score()
+    one["metrics"]["frechet_distance"]["warning"] = "40 images are too few"
+    assert "UDPM, seed 0: 40 images are too few." in score_table(files(tmp_path, seed0=one)).write(tmp_path / "t")
+
+
 def test_a_missing_number_is_shown_as_missing(tmp_path):
     markdown = score_table(files(tmp_path, seed0=score(class_agreement=None))).write(tmp_path / "t")
     row = next(line for line in markdown.splitlines() if line.startswith("| digits_x"))

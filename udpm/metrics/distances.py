@@ -1,9 +1,10 @@
-"""Distances between sets of features or images: Fréchet, kernel, Inception score, precision, recall, nearest."""
+"""Distances between sets of features or images: Fréchet, kernel, Inception score, precision and recall, nearest."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -160,14 +161,25 @@ ROUNDING = 1e-11
 """Largest error of a squared distance from inner products, as a share of |x|² + |y|²."""
 
 
-def precision_recall(
-    real: np.ndarray, drawn: np.ndarray, neighbours: int, device: torch.device | str = "cpu"
-) -> tuple[float, float]:
-    """Return improved precision and recall (Kynkäänniemi et al. 2019).
+class PRDC(NamedTuple):
+    """Where two sets of points overlap. The ball of a point has its k-th nearest neighbour of the same set on its edge.
 
-    The manifold of a set is the union of balls around its points, each with the k-th nearest neighbour on its edge.
-    Precision is the share of drawn points in the real manifold, recall the share of real points in the drawn one.
-    Features are (N, d) and (M, d), `neighbours` is k.
+    Attributes:
+        precision: share of drawn points in any real point's ball (Kynkäänniemi et al. 2019).
+        recall: share of real points in any drawn point's ball.
+        density: mean number of real points' balls that a drawn point is in, divided by k (Naeem et al. 2020); about 1
+            for sets of one distribution, and more where drawn points crowd among real ones.
+        coverage: share of real points with a drawn point in their ball.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def prdc(real: np.ndarray, drawn: np.ndarray, neighbours: int, device: torch.device | str = "cpu") -> PRDC:
+    """Compute precision, recall, density and coverage of features, (N, d) and (M, d); `neighbours` is k.
 
     Raises:
         UserError: a set has not more than k points.
@@ -177,7 +189,20 @@ def precision_recall(
             raise UserError(f"scoring.neighbours: {neighbours} needs more than {neighbours} {name} images")
     centre = real.mean(axis=0, dtype=np.float64).astype(np.float32)
     one, other = (_points(points, centre, device) for points in (real, drawn))
-    return _covered(other, one, neighbours), _covered(one, other, neighbours)
+    radii, other_radii = _radii(one, neighbours), _radii(other, neighbours)
+    # One tensor for all results: small ones between the large ones would fragment memory.
+    precise = radii.new_empty(len(other), dtype=torch.bool)
+    covered, recalled = radii.new_zeros((2, len(one)), dtype=torch.bool)
+    balls = 0
+    for part, squares in _squares(other, one):
+        inside = _inside(other[part], one, squares, radii)
+        balls += int(inside.sum())
+        precise[part] = inside.any(1)
+        covered |= inside.any(0)
+        recalled |= _inside(other[part], one, squares, other_radii[part, None]).any(0)
+    # Not mean(): a GPU rounds it differently.
+    precision, recall, coverage = (int(found.sum()) / len(found) for found in (precise, recalled, covered))
+    return PRDC(precision, recall, balls / (neighbours * len(other)), coverage)
 
 
 def nearest_distances(images: np.ndarray, bank: np.ndarray) -> np.ndarray:
@@ -251,24 +276,14 @@ def _points(features: np.ndarray, centre: np.ndarray, device: torch.device | str
     return torch.from_numpy(features.astype(np.float64) - centre).to(device)
 
 
-def _covered(points: torch.Tensor, centres: torch.Tensor, neighbours: int) -> float:
-    """Return the share of points within any centre's ball, its edge included."""
-    # One tensor for all results: small ones between the large ones would fragment memory.
-    radii = centres.new_empty(len(centres))
-    for part, squares in _squares(centres, centres):
-        radii[part] = _radii(centres[part], squares, centres, neighbours)
-    inside = radii.new_empty(len(points), dtype=torch.bool)
-    for part, squares in _squares(points, centres):
-        inside[part] = _inside(points[part], squares, centres, radii)
-    # Not mean(): a GPU rounds it differently.
-    return int(inside.sum()) / len(points)
-
-
-def _radii(block: torch.Tensor, squares: torch.Tensor, centres: torch.Tensor, neighbours: int) -> torch.Tensor:
+def _radii(points: torch.Tensor, neighbours: int) -> torch.Tensor:
     """Return the squared distance of each point to its k-th other neighbour."""
-    # A point is its own nearest neighbour, at distance 0, hence k + 1.
-    chosen = squares.topk(min(neighbours + 1 + SPARE, len(centres)), largest=False).indices
-    return _exact(block, centres, chosen).kthvalue(neighbours + 1).values
+    radii = points.new_empty(len(points))
+    for part, squares in _squares(points, points):
+        # A point is its own nearest neighbour, at distance 0, hence k + 1.
+        chosen = squares.topk(min(neighbours + 1 + SPARE, len(points)), largest=False).indices
+        radii[part] = _exact(points[part], points, chosen).kthvalue(neighbours + 1).values
+    return radii
 
 
 def _exact(block: torch.Tensor, others: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
@@ -278,14 +293,17 @@ def _exact(block: torch.Tensor, others: torch.Tensor, chosen: torch.Tensor) -> t
     return torch.cat([(part[:, None] - others[near]).square().sum(-1) for part, near in parts])
 
 
-def _inside(block: torch.Tensor, squares: torch.Tensor, centres: torch.Tensor, radii: torch.Tensor) -> torch.Tensor:
-    """Test each point of a block for membership in any ball; recompute what rounding leaves undecided."""
-    lengths = block.square().sum(1)[:, None] + centres.square().sum(1)
-    margin = squares.sub_(radii).div_(lengths.clamp_(min=1e-300))
-    inside = (margin < -ROUNDING).any(1)
-    for row in ((margin.abs() <= ROUNDING).any(1) & ~inside).nonzero().flatten():
-        near = (margin[row].abs() <= ROUNDING).nonzero().flatten()
-        inside[row] = ((block[row] - centres[near]).square().sum(-1) <= radii[near]).any()
+def _inside(block: torch.Tensor, others: torch.Tensor, squares: torch.Tensor, radii: torch.Tensor) -> torch.Tensor:
+    """Test which squared distances, (b, M), are within radii that broadcast; recompute what rounding leaves undecided.
+
+    `block` and `others` are the points that they belong to, (b, d) and (M, d).
+    """
+    lengths = block.square().sum(1)[:, None] + others.square().sum(1)
+    margin = (squares - radii).div_(lengths.clamp_(min=1e-300))
+    inside, radii = margin < -ROUNDING, radii.expand_as(squares)
+    for part in (margin.abs_() <= ROUNDING).nonzero().split(max(1, BLOCK_BYTES // (8 * block.shape[1]))):
+        rows, columns = part.unbind(1)
+        inside[rows, columns] = (block[rows] - others[columns]).square().sum(-1) <= radii[rows, columns]
     return inside
 
 

@@ -13,18 +13,22 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from udpm.config.evaluation import Scoring
+from udpm.config.evaluation import NAMED_EXTRACTORS, Scoring
 from udpm.config.validation import Exactly, PositiveInt, Record, Sha256, read_record
 from udpm.core import devices
 from udpm.core.arrays import check_array
 from udpm.core.containers import check_archive
 from udpm.core.devices import describe_failure, is_device_failure
 from udpm.core.errors import UserError, first_line
-from udpm.core.files import INCEPTION, PublishedFile, fetch, sha256
+from udpm.core.files import INCEPTION, LITE0, PublishedFile, fetch, lite0_path, sha256
 from udpm.core.provenance import count_images
 from udpm.core.work import Progress, prefetch
 from udpm.data.npz import load_arrays, save_arrays
+from udpm.metrics.efficientnet import INPUTS, EfficientNetLite0, load_lite0
 from udpm.metrics.extractor_networks import FORMAT, MODES, SEALED, Inception, Inputs
+
+IMAGENET = (Inception, EfficientNetLite0)
+"""Networks of this package that were trained on ImageNet."""
 
 EXPECTED = "(N, 3, side, side) float in [0, 255] to (N, d) float"
 CLASSIFIES = "(N, d) features to (N, K) float"
@@ -59,7 +63,7 @@ class Extractor:
 
     Attributes:
         path: the TorchScript file.
-        name: from the record, else the file's stem; "inception" for Inception.
+        name: from the record, else the file's stem; "inception" and "EfficientNet-Lite0" for these.
         record: the JSON record next to the file, or empty.
         inputs: the preprocessing.
     """
@@ -79,13 +83,13 @@ class Extractor:
 
     @property
     def classifies(self) -> bool:
-        """True if `probabilities` works: for Inception with its last layer, and files that export `classify`."""
-        return self.module.classifies if isinstance(self.module, Inception) else hasattr(self.module, "classify")
+        """True if `probabilities` works: for networks of `IMAGENET` with a last layer, and files with `classify`."""
+        return self.module.classifies if isinstance(self.module, IMAGENET) else hasattr(self.module, "classify")
 
     @property
     def knows_labels(self) -> bool:
-        """True if its classes are the data set's; Inception's are ImageNet's."""
-        return self.classifies and not isinstance(self.module, Inception)
+        """True if its classes are the data set's, not ImageNet's."""
+        return self.classifies and not isinstance(self.module, IMAGENET)
 
     def features(self, images: np.ndarray, batch: int) -> np.ndarray:
         """Compute features of images, `batch` per call: (N, h, w, 3) uint8 to (N, d) float32.
@@ -118,7 +122,7 @@ class Extractor:
 
     def probabilities(self, features: np.ndarray, batch: int = 4096) -> np.ndarray:
         """Compute class probabilities: (N, d) to (N, K) float32. Needs `classifies`."""
-        name = "logits" if isinstance(self.module, Inception) else "classify"
+        name = "logits" if isinstance(self.module, IMAGENET) else "classify"
         found = []
         with torch.inference_mode():
             for part in torch.from_numpy(features).split(batch):
@@ -151,7 +155,7 @@ class Extractor:
 
     def width(self) -> int | None:
         """Return the number of features; None if it depends on the side or the network accepts none of `SIDES`."""
-        widths = set(self.tried(1 if isinstance(self.module, Inception) else 2))
+        widths = set(self.tried(1 if isinstance(self.module, IMAGENET) else 2))
         return widths.pop() if len(widths) == 1 else None
 
     def tried(self, most: int = 1) -> list[int]:
@@ -199,9 +203,8 @@ class Extractor:
 
 def extractor_files(config: Scoring) -> dict[str, Path | None]:
     """Return the extractor files that a configuration names, by key."""
-    names_file = config.extractor not in ("inception", "digits")
     return {
-        "scoring.extractor": Path(config.extractor) if names_file else None,
+        "scoring.extractor": None if config.extractor in NAMED_EXTRACTORS else Path(config.extractor),
         "scoring.inception_folder": Path(config.inception_folder) / INCEPTION.name,
     }
 
@@ -217,6 +220,11 @@ def open_extractor(config: Scoring, path: str | Path | None, device: torch.devic
         if path.name != INCEPTION.name:
             raise UserError(f"{path}: scoring.extractor is inception, whose file is called {INCEPTION.name}")
         return _load_inception(config, path.parent, device)
+    if config.extractor == "lite0":
+        path = Path(path or lite0_path())
+        found = Extractor(path, "EfficientNet-Lite0", LITE0.sha256, load_lite0(path).to(device), device, {}, INPUTS)
+        found.tried()
+        return found
     if config.extractor == "digits":
         if path is None:
             raise UserError("scoring.extractor: digits is trained by `udpm extractor`; give its file with --extractor")
@@ -233,7 +241,9 @@ def load_extractor(path: str | Path, device: torch.device, inputs: Inputs | None
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: extractor not found; scoring.extractor names a TorchScript file, digits or inception")
+        raise UserError(
+            f"{path}: extractor not found; scoring.extractor names a TorchScript file, or {', '.join(NAMED_EXTRACTORS)}"
+        )
     check_archive(path, "TorchScript file")
     try:
         module = torch.jit.load(str(path), map_location=device).eval()

@@ -17,19 +17,27 @@ SEALED = ("subject", "metrics", "protocol")
 """Keys that a score's digest covers: all that reports show."""
 
 LIMITS = {
-    **dict.fromkeys(("precision", "recall", "class_agreement"), (0.0, 1.0)),
-    **dict.fromkeys(("frechet_distance", "frechet_distance_best", "class_frechet_distance"), (0.0, float("inf"))),
+    **dict.fromkeys(("precision", "recall", "coverage", "class_agreement"), (0.0, 1.0)),
+    **dict.fromkeys(
+        (
+            *("frechet_distance", "frechet_distance_best", "frechet_distance_matched", "class_frechet_distance"),
+            "density",
+        ),
+        (0.0, float("inf")),
+    ),
     **dict.fromkeys(("nearest_distance", "nearest_distance_ratio"), (0.0, float("inf"))),
 }
 """Smallest and largest possible value of a metric; others may be any finite number."""
 
 
 class Metric(Record):
-    """A metric: its value, or None and the reason."""
+    """A metric: its value, or None and the reason. `n` is its number of images if that is not the score's."""
 
     value: float | None
     label: str
     reason: str = ""
+    n: PositiveInt | None = None
+    warning: str = ""
     std: NonNegativeFloat | None = None
     values: list[float] = []
     by_class: dict[str, float] = {}
@@ -145,6 +153,7 @@ class Request(Record):
     extractor: str | None
     dataset: str | None
     heldout: bool
+    match: PositiveInt | None = None
     noise: PositiveInt | None
     count: PositiveInt | None
     scoring: dict[str, Any]

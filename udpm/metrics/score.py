@@ -16,13 +16,14 @@ from udpm.core.errors import UserError
 from udpm.data.open import left_out_of
 from udpm.data.store import Store
 from udpm.metrics.distances import (
+    PRDC,
     class_agreement,
     class_distances,
     frechet_distance,
     inception_score,
     kernel_distance,
     nearest_distances,
-    precision_recall,
+    prdc,
     statistics,
 )
 from udpm.metrics.extractor import Extractor, Images, extract
@@ -105,12 +106,14 @@ def score(
     extractor: Extractor,
     config: Scoring,
     cache: str | Path | None = None,
+    match: int | None = None,
 ) -> dict:
     """Compute all metrics, each with its value or the reason for having none.
 
     Args:
         store: the reference's data set; None leaves out distances to training images.
         cache: folder of features from earlier passes.
+        match: number of samples that held-out images are the floor of.
 
     Raises:
         UserError: reference, extractor and data set do not belong together, or the images have another side.
@@ -121,6 +124,7 @@ def score(
     first, labels = features[:count], subject.labels[:count]
     metrics = {
         **_frechet(features, count, reference, extractor),
+        **_matched(subject, store, first, reference, extractor, match),
         **_against_features(first, reference, extractor, config),
         "inception_score": _inception_score(first, extractor, config),
         "class_frechet_distance": _by_class(subject, labels, first, reference),
@@ -218,23 +222,50 @@ def _frechet(features: np.ndarray, count: int, reference: Reference, extractor: 
     parts = [features[start : start + count] for start in range(0, len(features), count)]
     values = [frechet_distance(reference.mu, reference.sigma, *statistics(part)) for part in parts]
     name, label = frechet_label(extractor, count)
-    found = {"frechet_distance": {"value": values[0], "label": label, "name": name}}
+    found: dict[str, dict[str, Any]] = {"frechet_distance": {"value": values[0], "label": label, "name": name}}
+    if count <= features.shape[1]:
+        few = f"{count} images are too few for {features.shape[1]} features: the covariance is singular"
+        found["frechet_distance"]["warning"] = few
     if len(values) > 1:
         best = {"value": min(values), "values": values, "label": f"{label}, best of {len(values)}"}
         found["frechet_distance_best"] = best
     return found
 
 
+def _matched(
+    subject: ScoredImages,
+    store: Store | None,
+    features: np.ndarray,
+    reference: Reference,
+    extractor: Extractor,
+    match: int | None,
+) -> dict[str, Any]:
+    """Return the distance of as many images as samples and held-out images both have: it falls as N grows."""
+    if store is not None and subject.identity["kind"] != "heldout":
+        first, end = store.record["splits"].get("test", (0, 0))
+        match = end - first
+    if match is None or match < 2:
+        return {}
+    count = min(match, len(features))
+    if count < len(features) and subject.identity["kind"] == "heldout":
+        # The split may be sorted by class.
+        generator = np.random.Generator(np.random.PCG64(derive_seed("matched", count)))
+        features = features[np.sort(generator.choice(len(features), count, replace=False))]
+    value = frechet_distance(reference.mu, reference.sigma, *statistics(features[:count]))
+    label = f"{frechet_label(extractor, count)[1]}, as many samples as held-out images"
+    return {"frechet_distance_matched": {"value": value, "label": label, "n": count}}
+
+
 def _against_features(features: np.ndarray, reference: Reference, extractor: Extractor, config: Scoring) -> dict:
     """Return the metrics that need the reference's features, not only mean and covariance."""
     kernel: dict[str, Any] = {"value": None, "label": "KID" if extractor.is_inception else "kernel distance"}
-    shares: dict[str, dict[str, Any]] = {name: {"value": None, "label": name} for name in ("precision", "recall")}
+    shares: dict[str, dict[str, Any]] = {name: {"value": None, "label": name} for name in PRDC._fields}
     if reference.features is None:
         reason = {"reason": "the reference holds mu and sigma only"}
         return {name: metric | reason for name, metric in ({"kernel_distance": kernel} | shares).items()}
     mean, spread, size = kernel_distance(reference.features, features, config.kernel_subsets, config.kernel_subset_size)
     kernel |= {"value": mean, "std": spread, "subsets": config.kernel_subsets, "subset_size": size}
-    values = precision_recall(reference.features, features, config.neighbours, extractor.device)
+    values = prdc(reference.features, features, config.neighbours, extractor.device)
     for metric, value in zip(shares.values(), values, strict=True):
         metric["value"] = value
     return {"kernel_distance": kernel} | shares

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -12,9 +12,11 @@ import pandas as pd
 
 from udpm.config.experiment import Experiment, RunConfig
 from udpm.metrics.protocol import FEATURES, comparable, describe, drawing_words, facts, features_words, read_scores
-from udpm.report.table import Table, cell
+from udpm.report.table import MISSING, Table, cell
 from udpm.runs.layout import Layout
 
+MATCHED = "frechet_distance_matched"
+"""Distance of as many images as samples and held-out images both have."""
 LAST, BEST, MILESTONE, GIVEN = "last", "best", "milestone", "given"
 """Checkpoints: end of training, selected milestone, a milestone named in the configuration, imported weights."""
 
@@ -27,12 +29,14 @@ class ScoreSummary:
         checkpoint: last, best, milestone or given.
         values: by training seed.
         score: of the first seed; all share its protocol.
+        matched: by training seed, distances of as many images as the floor has too; empty if unknown.
     """
 
     experiment: str
     checkpoint: str
     values: dict[int, float]
     score: dict[str, Any]
+    matched: dict[int, float] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -48,6 +52,11 @@ class ScoreSummary:
     def spread(self) -> float | None:
         """Standard deviation over training seeds; None for one seed."""
         return stdev(self.values.values()) if len(self.values) > 1 else None
+
+    @property
+    def matched_count(self) -> int | None:
+        """Number of images of the `matched` distances."""
+        return self.score["metrics"][MATCHED]["n"] if self.matched else None
 
     def __str__(self) -> str:
         """Mean, spread and number of seeds."""
@@ -88,17 +97,17 @@ def summarize_scores(
             length = None if which == BEST else subject.get("iteration")
             groups.setdefault((which, length, comparable(score)), []).append(score)
     return [
-        ScoreSummary(
-            experiment,
-            which,
-            {
-                score["subject"].get("run_seed") or 0: score["metrics"]["frechet_distance"]["value"]
-                for score in sorted(group, key=lambda score: score["subject"].get("run_seed") or 0)
-            },
-            group[0],
-        )
+        ScoreSummary(experiment, which, _by_seed(group, "frechet_distance"), group[0], _by_seed(group, MATCHED))
         for (which, *_), group in sorted(groups.items(), key=lambda item: repr(item[0]))
     ]
+
+
+def _by_seed(scores: list[dict[str, Any]], name: str) -> dict[int, float]:
+    """Return a metric of scores by training seed; empty if one has none."""
+    ordered = sorted(scores, key=lambda score: score["subject"].get("run_seed") or 0)
+    values = {score["subject"].get("run_seed") or 0: _value(score, name) for score in ordered}
+    known = {seed: value for seed, value in values.items() if value is not None}
+    return known if len(known) == len(values) else {}
 
 
 def checkpoint(subject: dict[str, Any], iterations: int | None = None) -> str:
@@ -124,13 +133,15 @@ SAMPLING_COLUMNS = (
 PATTERNS = {
     **dict.fromkeys(("frechet_distance", "class_frechet_distance"), "{:.2f}"),
     "kernel_distance": "{:.3g}",
-    **dict.fromkeys(("precision", "recall", "class_agreement"), "{:.3f}"),
+    **dict.fromkeys(("precision", "recall", "density", "coverage", "class_agreement"), "{:.3f}"),
 }
 """Metrics and the format of their values."""
 ORDER = {"samples": 0, "images": 1, "heldout": 2, "noise": 3}
 SHOWN = {
     "precision": "precision",
     "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
     "class_agreement": "class agreement",
     "nearest_distance_ratio": "nearest-image distance / held-out's",
 }
@@ -192,24 +203,44 @@ def _readable(scores: list[dict[str, Any]]) -> pd.DataFrame:
         }
         for name in dict.fromkeys(headings):
             row[name] = cell(_value(score, "frechet_distance") if name == heading else None, "{:.2f}")
+        if any(MATCHED in other["metrics"] for other in scores):
+            row["at equal N"] = _at_equal_n(score)
         if any("frechet_distance_best" in other["metrics"] for other in scores):
             row["best of its ranges"] = cell(_value(score, "frechet_distance_best"), "{:.2f}")
-        row |= {title: cell(_value(score, name), PATTERNS.get(name, "{:.2f}")) for name, title in SHOWN.items()}
+        for name, title in SHOWN.items():
+            # Scores of earlier versions have fewer.
+            if any(name in other["metrics"] for other in scores):
+                row[title] = cell(_value(score, name), PATTERNS.get(name, "{:.2f}"))
         rows.append(row)
     return pd.DataFrame(rows)
 
 
+def _at_equal_n(score: dict[str, Any]) -> str:
+    """Format the distance of as many images as its floor or its samples have, with their number."""
+    metric = score["metrics"].get(MATCHED, {})
+    value = metric.get("value")
+    return MISSING if value is None else f"{value:.2f} ({metric['n']})"
+
+
 def _notes(scores: list[dict[str, Any]]) -> list[str]:
-    """Describe every protocol in a line, then the reasons for missing values."""
+    """Describe every protocol in a line, then warnings and the reasons for missing values."""
     notes = [
-        f"{heading}: Fréchet distance in {features_words(score['protocol'])}; precision and recall with "
-        f"k = {score['protocol']['neighbours']}. N images each, as listed: distances at different N do not compare."
+        f"{heading}: Fréchet distance in {features_words(score['protocol'])}; precision, recall, density and coverage "
+        f"with k = {score['protocol']['neighbours']}. N images each: distances at different N do not compare."
         for score, heading in zip(scores, _frechet_columns(scores), strict=True)
+    ]
+    if any(MATCHED in score["metrics"] for score in scores):
+        notes.append("At equal N: the distance of the number of images in brackets, which samples and floor both have.")
+    notes += [
+        f"{_subject(score)}: {metric['warning']}."
+        for score in scores
+        for metric in _metrics(score)
+        if metric["warning"]
     ]
     notes += [
         f"{_subject(score)}: no {metric['label']}, because {metric['reason'] or 'unknown'}."
         for score in scores
-        for metric in score["metrics"].values()
+        for metric in _metrics(score)
         if metric["value"] is None
     ]
     for score in scores:
@@ -221,6 +252,10 @@ def _notes(scores: list[dict[str, Any]]) -> list[str]:
                 f"torch {versions.get('torch', '?')}."
             )
     return list(dict.fromkeys(notes))
+
+
+def _metrics(score: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    return score["metrics"].values()
 
 
 def _frechet_columns(scores: list[dict[str, Any]]) -> list[str]:
@@ -240,7 +275,7 @@ def _values(score: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for name, metric in score["metrics"].items():
         found[name] = metric["value"]
-        further = ("std", "subsets", "subset_size", "splits")
+        further = ("n", "std", "subsets", "subset_size", "splits")
         found |= {f"{name}_{key}": metric[key] for key in further if metric[key] is not None}
         if metric["values"]:
             found[f"{name}_values"] = " ".join(map(str, metric["values"]))

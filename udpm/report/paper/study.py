@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pandas as pd
@@ -29,7 +30,7 @@ from udpm.networks.inference import Cost, count_cost
 from udpm.report.paper.comparison import comparison_table
 from udpm.report.paper.entries import BASELINES, NOT_RUN, NOT_SCORED, advice, another_with_best, command, verdict
 from udpm.report.paper.tables import Setup, read_speed, runtime_table, setup_table
-from udpm.report.scores import BEST, ScoreSummary, score_files, summarize_scores, training_length
+from udpm.report.scores import BEST, MATCHED, ScoreSummary, score_files, summarize_scores, training_length
 from udpm.report.table import MISSING, Table, cell, html_page
 from udpm.runs.layout import Layout
 from udpm.runs.records import COMPLETE, read_complete
@@ -207,6 +208,7 @@ def _headlines(
                     "score": MISSING if entry is None else entry.label,
                     "measured": state if entry is None else str(entry),
                     "N": MISSING if entry is None else str(entry.score["protocol"]["n"]),
+                    "at the floor's N": MISSING if entry is None else _matched(entry),
                     "held-out (floor)": floors["heldout"],
                     "noise (ceiling)": floors["noise"],
                     **_against_the_paper(name, entry, tables, state),
@@ -216,7 +218,8 @@ def _headlines(
                 notes.append(entry.describe())
     notes.append(
         "± is the standard deviation over training seeds. Lower is better: the floor is the score of real images that "
-        "were held out of training, the ceiling that of noise, measured in the same way."
+        "were held out of training, the ceiling that of noise, measured in the same way. Distances fall as N grows: "
+        "compare the floor with the distance at its N, in brackets."
     )
     return pd.DataFrame(rows), list(dict.fromkeys(notes))
 
@@ -232,15 +235,27 @@ def _against_the_paper(
     return {"published": "none", "verdict": MISSING}
 
 
+def _matched(entry: ScoreSummary) -> str:
+    """Format the distance of as many images as the floor has, with their number."""
+    return f"{mean(entry.matched.values()):.2f} ({entry.matched_count})" if entry.matched else MISSING
+
+
 def _baseline(scores: list[dict[str, Any]], name: str, kind: str, entry: ScoreSummary | None) -> str:
-    """Format the score of held-out images or noise, in the same features as a measured one."""
-    values = [
-        score["metrics"]["frechet_distance"]["value"]
-        for score in scores
-        if score["experiment"] == name and score["subject"]["kind"] == kind
-        if entry is None or comparable(score, FEATURES) == comparable(entry.score, FEATURES)
-    ]
-    return f"{values[0]:.2f}" if values and values[0] is not None else MISSING
+    """Format the score of held-out images or noise, in the same features as a measured one, and its N.
+
+    If there are more held-out images than samples, it is that of as many.
+    """
+    for score in scores:
+        if score["experiment"] != name or score["subject"]["kind"] != kind:
+            continue
+        if entry is not None and comparable(score, FEATURES) != comparable(entry.score, FEATURES):
+            continue
+        metric, count = score["metrics"]["frechet_distance"], score["protocol"]["n"]
+        matched = score["metrics"].get(MATCHED)
+        if kind == "heldout" and matched and entry is not None and matched["n"] == entry.matched_count:
+            metric, count = matched, matched["n"]
+        return MISSING if metric["value"] is None else f"{metric['value']:.2f} ({count})"
+    return MISSING
 
 
 def _what_ran(runs: Runs, experiments: dict[str, Experiment]) -> tuple[pd.DataFrame, list[str]]:
