@@ -76,7 +76,7 @@ def test_the_program(tmp_path, capsys):
     assert [row["part"] for row in record["checks"]] == [*["machine"] * 3, *["scoring"] * 3]
     text = capsys.readouterr().out
     # Each as soon as it is known, then the table.
-    assert text.count("precision and recall equal the CPU's") == 2
+    assert text.count("density and coverage equal the CPU's") == 2
     assert re.search(r"\n5 passed, 0 failed, 1 skipped; \d+ s\n$", text)
 
 
