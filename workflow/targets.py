@@ -334,10 +334,12 @@ class Inputs:
         """Return the extractor as an input if the workflow makes or downloads it, or if it is a file that exists."""
         name = self._plan.scoring(wildcards.experiment, "extractor")
         if name == "lite0":
-            # Its contents are fixed, and its path is another one in every environment.
-            return []
-        made = name in ("digits", "inception")
-        return [self.extractor(wildcards)] if made or Path(self.extractor(wildcards)).exists() else []
+            return []  # Its contents are fixed, and its path differs between environments.
+        return (
+            [self.extractor(wildcards)]
+            if name in ("digits", "inception") or Path(self.extractor(wildcards)).exists()
+            else []
+        )
 
     def inception_folders(self) -> dict[str, Arguments]:
         """Return options of `udpm fetch inception` by the folder of the weights."""

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import tiny
 import yaml
+from matplotlib.transforms import Bbox
 from PIL import Image
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexGroupNode, LatexWalker
 from scored import fid, results
@@ -22,12 +23,14 @@ import udpm
 from udpm.bench import measure
 from udpm.cli import main
 from udpm.config import Sampling, load_experiment, resolve_run
-from udpm.config.published_scores import load_published, load_runtime, published_names, table_names
+from udpm.config.published_scores import PublishedTable, load_published, load_runtime, published_names, table_names
 from udpm.config.schema import json_schema
+from udpm.config.validation import validate
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
 from udpm.metrics.distances import nearest_images
 from udpm.networks.inference import count_cost
+from udpm.report.figures import tradeoff
 from udpm.report.figures.style import LARGEST
 from udpm.report.paper.entries import entries, verdict
 from udpm.report.paper.study import StudyReport
@@ -310,6 +313,41 @@ def test_the_floor_in_the_summary_has_as_many_images_as_the_samples(tmp_path):
     assert not tiny.call("summary", "digits", "--results", tmp_path, "--config", CONFIG, "--output", tmp_path)
     text = " ".join((tmp_path / "summary.md").read_text().split())
     assert "| digits | last | FID | 18.00 ± 0.00 (2 seeds) | 1000 | 21.00 (500) | 5.50 (500) |" in text
+
+
+def test_multiply_adds_of_peers():
+    runtime, peers = load_runtime(CONFIG), load_published("peers", CONFIG)
+    costs = {(row.method, row.dataset, row.nfe): runtime.image_cost(row) for row in peers.rows}
+    assert costs["R3GAN", "cifar10", 1] == 7.02
+    assert costs["Denoising diffusion GAN", "cifar10", 4] == pytest.approx(4 * 7.03)
+    assert costs["EDM", "ffhq64", 79] == pytest.approx(79 * 42.52)
+    assert costs["UDPM", "cifar10", 3] == 7.05
+    assert costs["DDPM", "cifar10", 1000] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"giga_multiply_adds": 7.0}, "family: is missing; must be one of gan, scratch, distilled, sampler"),
+        ({"step_network": True, "giga_multiply_adds": 7.0, "family": "gan"}, "step_network states the cost"),
+        ({"family": "GAN"}, "family: "),
+    ],
+)
+def test_a_peer_whose_cost_is_not_clear_is_refused(changes, expected):
+    row = {"method": "A", "dataset": "cifar10", "nfe": 1, "value": 2.0, "standing": "A", "source": "own"} | changes
+    with pytest.raises(UserError, match=re.escape(expected)):
+        validate(PublishedTable, {"title": "t", "figure": True, "sources": {"own": "x"}, "rows": [row]}, "peers.yaml")
+
+
+def test_labels_of_the_tradeoff_hide_neither_marks_nor_each_other():
+    frame, taken, size = Bbox.from_bounds(0, 0, 400, 300), [], 4.0
+    points = [np.array([200.0 + dx, 150.0 + dy]) for dx in (0, 3) for dy in (0, 5, 30)] + [np.array([396.0, 296.0])]
+    taken += [Bbox.from_bounds(x - size, y - size, 2 * size, 2 * size) for x, y in points]
+    for point in points:
+        box, _ = tradeoff._free_box(point, 60, 9, size, taken, frame)
+        assert not any(tradeoff._overlap(box, other) for other in taken)
+        assert tradeoff._overlap(box, frame) == pytest.approx(60 * 9)
+        taken.append(box)
 
 
 def test_a_summary_of_nothing(tmp_path):

@@ -23,11 +23,22 @@ from udpm.config.validation import (
 )
 
 FOLDER = "published"
+OURS = "UDPM"
+"""Name of this project's method in tables."""
 RUNTIME = "runtime"
 """Name of the file with costs and speeds; every other file is a table of scores."""
 
 SETUPS = ("training", "generator", "discriminator")
 """Tables made only from resolved configurations."""
+
+Family = Literal["gan", "scratch", "distilled", "sampler"]
+FAMILIES: dict[Family, str] = {
+    "gan": "GAN",
+    "scratch": "few calls, trained from scratch",
+    "distilled": "from a trained diffusion model",
+    "sampler": "sampler of a trained diffusion model",
+}
+"""How a method comes to its network."""
 
 Grade = Literal["A", "B", "C"]
 GRADES = {
@@ -87,11 +98,21 @@ class Row(Section):
     step_network: bool = False
     """true if each evaluation is one call of a network as large as the full-side one counted in `runtime.yaml`. The
     multiply-adds of an image are then known, and the number appears in the figure of cost."""
+    giga_multiply_adds: PositiveFloat | None = None
+    """Multiply-adds (1e9) of one evaluation of another network, counted on the method's code; null: unknown."""
+    family: Family | None = None
+    """How the method comes to its network: gan; scratch, few calls trained from scratch; distilled, from a trained
+    diffusion model; sampler, a trained diffusion model itself. The figure of cost needs it."""
 
     @check
     def _number_has_an_origin(self) -> None:
         if self.value is not None and (self.standing is None or self.source is None):
             raise ValueError(f"value: {self.value} needs a standing (A, B or C) and a source")
+
+    @check
+    def _cost_is_one_number(self) -> None:
+        if self.step_network and self.giga_multiply_adds is not None:
+            raise ValueError("giga_multiply_adds: step_network states the cost; leave one of them out")
 
 
 class PublishedTable(Section):
@@ -119,6 +140,13 @@ class PublishedTable(Section):
             if row.source is not None and row.source not in self.sources:
                 known = ", ".join(self.sources) or "none"
                 raise ValueError(f"rows[{index}].source: {row.source} is not among the sources ({known})")
+
+    @check
+    def _figure_knows_the_families(self) -> None:
+        for index, row in enumerate(self.rows):
+            costs = row.step_network or row.giga_multiply_adds is not None
+            if self.figure and costs and row.family is None:
+                raise ValueError(f"rows[{index}].family: is missing; must be one of {', '.join(FAMILIES)}")
 
     @property
     def experiments(self) -> list[str]:
@@ -171,6 +199,14 @@ class PublishedRuntime(Section):
     """Measured speeds."""
     parameters: dict[str, NonNegativeInt] = {}
     """Parameters of the published generators, by data set."""
+
+    def image_cost(self, row: Row) -> float | None:
+        """Multiply-adds (1e9) of one image of a row's method; None if unknown."""
+        if row.method == OURS:
+            known = sorted((cost.standing != "C", cost.image) for cost in self.costs if cost.dataset == row.dataset)
+            return known[0][1] if known else None
+        call = self.step_cost(row.dataset) if row.step_network else row.giga_multiply_adds
+        return None if row.nfe is None or call is None else row.nfe * call
 
     def step_cost(self, dataset: str) -> float | None:
         """Multiply-adds (1e9) of one full-side step; a counted number takes precedence over a quoted one."""

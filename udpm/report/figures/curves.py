@@ -1,22 +1,19 @@
-"""Figures of curves: losses, scores of milestones, and FID against multiply-adds per image."""
+"""Figures of curves: losses, and scores of milestones."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
-from udpm.config.published_scores import PublishedRuntime, PublishedTable, Row
 from udpm.core.errors import UserError
 from udpm.metrics.protocol import features_words, run_words
 from udpm.metrics.selection import read_selection
 from udpm.report.figures.style import COLOURS, MARKERS, save
-from udpm.report.scores import PATTERNS, summarize_scores
+from udpm.report.scores import PATTERNS
 from udpm.report.table import Table, cell
 from udpm.runs.records import read_metrics_lines
 
@@ -139,97 +136,3 @@ def plot_selection(path: str | Path, stem: str | Path) -> None:
     axes.set_title(f"{run_words(selection)}: milestones, {selection['protocol']['n']} images each")
     axes.legend()
     save(figure, stem, table)
-
-
-OURS = "UDPM"
-OUR_COLOUR, OUR_MARKER = COLOURS[1], "*"
-PEER_COLOURS = (COLOURS[0], *COLOURS[2:])
-DASHES = ("-", "--")
-COLUMNS = ("dataset", "method", "nfe", "giga_multiply_adds", "fid", "kind", "checkpoint", "standing", "source")
-
-
-def tradeoff_points(
-    tables: Sequence[PublishedTable], runtime: PublishedRuntime, scores: Sequence[dict[str, Any]]
-) -> pd.DataFrame:
-    """Return one row per point: published scores of known cost, and measured ones of the same metric.
-
-    A method that calls a full-side network at every evaluation costs NFE × one such call. Tables without `figure` are
-    ignored.
-    """
-    points: dict[tuple, dict[str, Any]] = {}
-    for table in (table for table in tables if table.figure):
-        for row in table.rows:
-            cost = _cost(row, runtime)
-            if cost is None:
-                continue
-            base = {"dataset": row.dataset, "method": row.method, "nfe": row.nfe, "giga_multiply_adds": cost}
-            if row.value is not None:
-                said = {"standing": row.standing, "source": table.sources.get(row.source or "")}
-                points.setdefault(
-                    (row.dataset, row.method, row.nfe, row.value), base | {"fid": row.value, "kind": "published"} | said
-                )
-            for found in (found for name in row.experiments for found in summarize_scores(scores, name)):
-                if found.label == table.protocol.metric:
-                    own = {"fid": found.mean, "kind": "measured", "checkpoint": found.checkpoint}
-                    points.setdefault((found.experiment, found.checkpoint, found.mean), base | own)
-    return pd.DataFrame(list(points.values()), columns=COLUMNS).astype({"nfe": "Int64"})
-
-
-def plot_tradeoff(points: pd.DataFrame, stem: str | Path) -> None:
-    """Plot FID against multiply-adds, one panel per data set: hollow marks are published, filled ones measured here."""
-    datasets = list(dict.fromkeys(points["dataset"]))
-    figure, grid = plt.subplots(1, len(datasets), figsize=(9.0, 4.4), squeeze=False, sharey=True, layout="constrained")
-    looks = _looks(points)
-    for axes, dataset in zip(grid.flat, datasets, strict=True):
-        _methods(axes, points[points["dataset"] == dataset], looks)
-        axes.set_title(dataset)
-        axes.set_xlabel("multiply-adds for one image (G)")
-    grid[0, 0].set_ylabel("FID")
-    figure.legend(handles=_legend(looks), loc="outside lower center", ncols=4)
-    save(figure, stem, points)
-
-
-def _cost(row: Row, runtime: PublishedRuntime) -> float | None:
-    """Return multiply-adds (1e9) per image; a counted number is preferred over a quoted one."""
-    if row.method == OURS:
-        known = sorted((cost.standing != "C", cost.image) for cost in runtime.costs if cost.dataset == row.dataset)
-        return known[0][1] if known else None
-    step = runtime.step_cost(row.dataset)
-    return row.nfe * step if row.step_network and row.nfe is not None and step is not None else None
-
-
-def _looks(points: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Return colour, marker and dashes of every method, unique in combination."""
-    peers = [name for name in dict.fromkeys(points["method"]) if name != OURS]
-    looks = {
-        name: {
-            "color": PEER_COLOURS[index % len(PEER_COLOURS)],
-            "marker": MARKERS[index % len(MARKERS)],
-            "markersize": 5,
-            "linestyle": DASHES[index // len(PEER_COLOURS) % len(DASHES)],
-        }
-        for index, name in enumerate(peers)
-    }
-    own = {"color": OUR_COLOUR, "marker": OUR_MARKER, "linestyle": "none", "markersize": 12, "zorder": 4}
-    return ({OURS: own} if OURS in set(points["method"]) else {}) | looks
-
-
-def _methods(axes: Axes, points: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> None:
-    for method, look in looks.items():
-        chosen = points[points["method"] == method].sort_values(["giga_multiply_adds", "fid"])
-        for kind, face in (("published", "white"), ("measured", look["color"])):
-            part = chosen[chosen["kind"] == kind]
-            axes.plot(part["giga_multiply_adds"], part["fid"], **look, markerfacecolor=face, markeredgewidth=1.2)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.grid(True, which="minor", alpha=0.1)
-
-
-def _legend(looks: dict[str, dict[str, Any]]) -> list[Line2D]:
-    methods = [Line2D([], [], **look, markerfacecolor="white", label=name) for name, look in looks.items()]
-    kinds = {"hollow: published": "white", "filled: measured here": "black"}
-    marks = [
-        Line2D([], [], color="black", marker="o", linestyle="none", markerfacecolor=face, label=name)
-        for name, face in kinds.items()
-    ]
-    return methods + marks

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from udpm.config.experiment import Experiment
-from udpm.config.published_scores import GRADES, PublishedTable
+from udpm.config.published_scores import GRADES, PublishedRuntime, PublishedTable
 from udpm.metrics.protocol import facts
 from udpm.report.paper.entries import (
     BETTER,
@@ -28,6 +28,7 @@ from udpm.report.scores import BEST, LAST, ScoreSummary
 from udpm.report.table import MISSING, Table, cell
 
 TARGET = "paper_tables"
+COST = "multiply-adds (G)"
 WORDS = 2
 """Number of leading text columns of the readable table."""
 PROTOCOL = (
@@ -41,19 +42,24 @@ WHOLE = ["nfe", "n", "seeds", "reference_n"]
 
 
 def comparison_table(
-    table: PublishedTable, scores: Sequence[dict[str, Any]], experiments: dict[str, Experiment | None]
+    table: PublishedTable,
+    scores: Sequence[dict[str, Any]],
+    experiments: dict[str, Experiment | None],
+    runtime: PublishedRuntime,
 ) -> Table:
-    """Return a table of published scores with measured ones.
+    """Return a table of published scores with measured ones, and multiply-adds where they are known.
 
     An experiment whose configuration is not readable has None.
     """
     lines = entries(table, scores, experiments)
     several = len({row.dataset for row in table.rows}) > 1
-    rows = _Rows(table, experiments)
+    rows = _Rows(table, experiments, runtime)
     shown = pd.DataFrame([rows.readable(entry) for entry in lines])
     shown = shown.rename(columns={"published": f"published {table.protocol.metric}"})
     if not several:
         shown = shown.drop(columns="data set")
+    if (shown[COST] == MISSING).all():
+        shown = shown.drop(columns=COST)
     if not any(entry.experiment or entry.title for entry in lines):
         shown = shown.drop(columns=[name for name in shown if name == "verdict" or name.startswith("measured")])
     numbered = [f"[{number}] {text}" for number, text in enumerate(rows.footnotes, start=1)]
@@ -70,8 +76,10 @@ class _Rows:
         footnotes: in order of first use; cells contain their numbers.
     """
 
-    def __init__(self, table: PublishedTable, experiments: dict[str, Experiment | None]) -> None:
-        self._table, self._experiments = table, experiments
+    def __init__(
+        self, table: PublishedTable, experiments: dict[str, Experiment | None], runtime: PublishedRuntime
+    ) -> None:
+        self._table, self._experiments, self._runtime = table, experiments, runtime
         self.footnotes: list[str] = []
 
     def readable(self, entry: Entry) -> dict[str, str]:
@@ -84,6 +92,7 @@ class _Rows:
             "method": (entry.title or row.method) + self._mark(row.note),
             "data set": row.dataset,
             "NFE": cell(row.nfe),
+            COST: cell(self._runtime.image_cost(row), "{:.3g}"),
             "conditional": {None: MISSING, True: "yes", False: "no"}[row.conditional],
             "published": published,
             "standing": row.standing or MISSING,
@@ -109,6 +118,7 @@ class _Rows:
             "method": entry.title or row.method,
             "dataset": row.dataset,
             "nfe": row.nfe,
+            "giga_multiply_adds": self._runtime.image_cost(row),
             "conditional": row.conditional,
             "metric": self._table.protocol.metric,
             "published": row.value,

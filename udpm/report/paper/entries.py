@@ -48,7 +48,7 @@ def entries(
 ) -> list[Entry]:
     """Return the lines of a table: published rows, each repeated for every protocol of its scores, then baselines.
 
-    Takes the arguments of `comparison_table`.
+    Takes the first arguments of `comparison_table`.
     """
     found = []
     for row in _ordered(table):

@@ -76,7 +76,7 @@ class StudyReport:
             UserError: a published file or a score that cannot be read.
         """
         # Matplotlib takes a second to load; tables do not need it.
-        from udpm.report.figures.curves import plot_tradeoff, tradeoff_points
+        from udpm.report.figures.tradeoff import plot_tradeoff, tradeoff_points
 
         tables = [load_published(name, self._config) for name in published_names(self._config)]
         plot_tradeoff(tradeoff_points(tables, load_runtime(self._config), self.scores()), stem)
@@ -135,7 +135,8 @@ class StudyReport:
             raise UserError(f"{name}: no such table; there are: {', '.join(table_names(self._config))}")
         table = load_published(name, self._config)
         experiments = {name: self._experiment(name) for name in table.experiments}
-        return comparison_table(table, read_scores(score_files(self._results, table.experiments)), experiments)
+        scores = read_scores(score_files(self._results, table.experiments))
+        return comparison_table(table, scores, experiments, load_runtime(self._config))
 
     def scores(self) -> list[dict[str, Any]]:
         """Return all scores of the study's experiments and of those named in the paper's tables."""
