@@ -332,14 +332,9 @@ class Inputs:
 
     def made_extractor(self, wildcards) -> list[str]:
         """Return the extractor as an input if the workflow makes or downloads it, or if it is a file that exists."""
-        name = self._plan.scoring(wildcards.experiment, "extractor")
-        if name == "lite0":
-            return []  # Its contents are fixed, and its path differs between environments.
-        return (
-            [self.extractor(wildcards)]
-            if name in ("digits", "inception") or Path(self.extractor(wildcards)).exists()
-            else []
-        )
+        name, path = self._plan.scoring(wildcards.experiment, "extractor"), self.extractor(wildcards)
+        # The contents of lite0 are fixed, and its path differs between environments.
+        return [path] if name in ("digits", "inception") or (name != "lite0" and Path(path).exists()) else []
 
     def inception_folders(self) -> dict[str, Arguments]:
         """Return options of `udpm fetch inception` by the folder of the weights."""
