@@ -94,6 +94,7 @@ FORMS = {
     "table": "score.json --output {}",
     "paper": "table1 --config config --output {}",
     "summary": "digits --config config --output {}",
+    "compare": "run s.npz --output {}",
     "card": "run --score score.json --output {}",
     "figure samples": "s.npz --output {}",
     "figure chain": "s.npz --output {}",

@@ -68,6 +68,7 @@ MODULES = {
         "paper": "Render the paper's tables with published and measured numbers.",
         "summary": "Summarize on one page what ran, its results, and what is missing.",
         "card": "Write a run's model card.",
+        "compare": "Compare runs, sample sets, scores and images.",
         "figure": "Render a figure (svg, png, and csv of its data).",
         "sweep": "Plan, watch and rank a sweep of experiments.",
     },

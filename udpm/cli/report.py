@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from udpm.cli.options import (
+    ANY,
     CONFIG_FOLDER,
     FILE,
     FOLDER,
@@ -22,6 +23,7 @@ from udpm.cli.options import (
     Verb,
     Verbs,
     check,
+    usage_error,
 )
 from udpm.core import kinds
 from udpm.core.errors import EXIT_USER_ERROR, UserError
@@ -109,6 +111,36 @@ def card_command(run: Path, scores: tuple[Path, ...], output: Path) -> None:
 
     write_text(output, model_card(run, scores))
     click.echo(f"{output}: model card of {run}, {len(scores)} scores")
+
+
+COMPARISON = {f"compare{suffix}": kind for suffix, kind in kinds.TABLE.items()} | {
+    f"{name}{suffix}": kind for name in ("curves", "samples") for suffix, kind in kinds.FIGURE.items()
+}
+"""Files of a comparison and their kinds."""
+
+
+@click.command(
+    cls=Verb,
+    epilog="Example: udpm compare results/runs/digits/seed0 results/runs/digits-paper/seed0 --output comparison",
+)
+@click.argument("subjects", type=ANY, nargs=-1, required=True, metavar="SUBJECT SUBJECT...")
+@click.option("--output", type=SharedFolder(COMPARISON), required=True, help="Folder of the table and the figures.")
+def compare_command(subjects: tuple[Path, ...], output: Path) -> None:
+    """Compare runs, sample sets, scores, or images of any source: one table, curves in one figure, images side by side.
+
+    A SUBJECT is a run's folder, a sample set, a score, or a folder, .zip or .npz of images. Scores and samples of a run
+    are found in its folder of results. Scores of different protocols are marked as not comparable.
+
+    Writes compare.md, .csv, .tex and .html, curves and samples as .svg, .png and .csv.
+    """
+    from udpm.report.compare import compare
+
+    if len(subjects) < 2:
+        raise usage_error("give at least two things to compare")
+    table, figures = compare(subjects, output)
+    click.echo(table)
+    for name in figures:
+        click.echo(f"{output / name}.png")
 
 
 @click.group(cls=Verbs)

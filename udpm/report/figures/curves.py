@@ -60,7 +60,7 @@ def plot_curves(path: str | Path, stem: str | Path) -> None:
         UserError: no readable metrics.
     """
     metrics = read_metrics(path)
-    panels = {kind: _levels(metrics, kind) for kind in PANELS}
+    panels = {kind: levels_of(metrics, kind) for kind in PANELS}
     panels = {kind: levels for kind, levels in panels.items() if levels}
     columns = 3 if len(panels) > 4 else 2 if len(panels) > 1 else 1
     rows = -(-len(panels) // columns)
@@ -73,7 +73,13 @@ def plot_curves(path: str | Path, stem: str | Path) -> None:
     save(figure, stem, metrics)
 
 
-def _levels(metrics: pd.DataFrame, kind: str) -> list[str]:
+def is_logarithmic(kind: str) -> bool:
+    """Return whether a kind of metrics spans powers of ten."""
+    return kind in LOGARITHMIC
+
+
+def levels_of(metrics: pd.DataFrame, kind: str) -> list[str]:
+    """Return the columns of a kind of metrics, one for each level."""
     return sorted(column for column in metrics if column.rpartition("/")[0] == kind)
 
 
@@ -92,7 +98,7 @@ def _panel(axes: Axes, metrics: pd.DataFrame, kind: str, levels: list[str]) -> N
     axes.set_title(PANELS[kind])
     axes.set_xlabel("iteration")
     axes.set_ylabel(UNITS.get(kind, "loss"))
-    if kind in LOGARITHMIC and (metrics[levels].min() > 0).all():
+    if is_logarithmic(kind) and (metrics[levels].min() > 0).all():
         axes.set_yscale("log")
     axes.legend()
 

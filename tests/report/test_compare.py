@@ -1,0 +1,128 @@
+"""`udpm compare`: runs, sample sets, scores and images side by side."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+from PIL import Image
+from scored import fid, results
+
+from udpm.config import Sampling
+from udpm.sampling.generate import draw_samples
+
+
+@pytest.fixture(scope="module")
+def folder(trained, tmp_path_factory):
+    """Results of runs a and b of one seed each, with samples, and a score of each: FID 18 and 20."""
+    folder = tmp_path_factory.mktemp("compared")
+    for name, value in (("a", 18.0), ("b", 20.0)):
+        run = folder / "runs" / name / "seed0"
+        shutil.copytree(trained, run)
+        samples = folder / "samples" / name / "seed0.npz"
+        samples.parent.mkdir(parents=True)
+        draw_samples(run / "weights.safetensors", Sampling(count=20, threads=1, seed=int(name == "b")), samples)
+        digest = json.loads(samples.with_suffix(".json").read_text())["sha256"]
+        score = fid(value, name, selection=None, n=20, samples_sha256=digest)
+        score["metrics"]["precision"] = {"value": 0.5, "label": "precision"}
+        results(folder, seed0=score)
+    return folder
+
+
+def compared(folder, tmp_path, *subjects):
+    assert tiny.call("compare", *subjects, "--output", tmp_path / "c") == 0
+    lines = [line for line in (tmp_path / "c/compare.md").read_text().splitlines() if line.startswith("|")]
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    notes = (tmp_path / "c/compare.md").read_text().split("\n\n", 1)[1]
+    return [dict(zip(head, row, strict=True)) for row in rows], notes
+
+
+def test_runs_side_by_side(folder, tmp_path):
+    rows, notes = compared(folder, tmp_path, folder / "runs/a/seed0", folder / "runs/b/seed0")
+    assert [row[""] for row in rows] == ["a/seed0", "b/seed0"]
+    assert [row["FID"] for row in rows] == ["18.00", "20.00"]
+    assert [row["precision"] for row in rows] == ["0.500", "0.500"]
+    assert rows[0]["iterations"] == rows[1]["iterations"] != "–"
+    assert "not comparable" not in notes
+    curves = pd.read_csv(tmp_path / "c/curves.csv")
+    assert set(curves["run"]) == {"a/seed0", "b/seed0"}
+    assert curves.groupby("run")["generator/reconstruction/l1"].count().tolist() == [2, 2]
+    assert pd.read_csv(tmp_path / "c/samples.csv")["noise"].tolist() == ["sampling seed 0", "sampling seed 1"]
+    for name in ("curves", "samples"):
+        with Image.open(tmp_path / f"c/{name}.png") as image:
+            assert image.size[0] > 300
+
+
+def test_a_sample_set_a_score_and_a_folder(folder, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    (tmp_path / "theirs").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"theirs/{number}.png")
+    subjects = (folder / "samples/a/seed0.npz", folder / "scores/b/seed0.json", tmp_path / "theirs")
+    rows, notes = compared(folder, tmp_path, *subjects)
+    assert [row["FID"] for row in rows] == ["18.00", "20.00", "–"]
+    assert [row["N"] for row in rows] == ["20", "20", "–"]
+    assert "theirs: no score found" in notes
+    assert pd.read_csv(tmp_path / "c/samples.csv")["images"].tolist() == [3, 3]
+    assert not (tmp_path / "c/curves.png").exists()
+
+
+def test_a_score_of_other_images_is_not_shown(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "r")
+    path = tmp_path / "r/scores/a/seed0.json"
+    values = json.loads(path.read_text())
+    values["subject"]["samples_sha256"] = "0" * 64
+    path.write_text(json.dumps(values))
+    rows, notes = compared(folder, tmp_path, tmp_path / "r/runs/a/seed0", tmp_path / "r/runs/b/seed0")
+    assert [row["FID"] for row in rows] == ["–", "20.00"]
+    assert "a/seed0: no score found" in notes
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown", "note"),
+    [
+        (
+            {"sha256": "9" * 64},
+            "not comparable",
+            "b/seed0.json: not comparable with a/seed0.json; these differ: extractor.",
+        ),
+        ({"n": 40}, "20.00", "N differs. Distances fall as N grows, so compare those at equal N."),
+    ],
+)
+def test_scores_of_other_protocols(folder, tmp_path, changes, shown, note):
+    results(tmp_path, seed0=fid(18.0, "a", n=20))
+    results(tmp_path, seed0=fid(20.0, "b", n=20) if "n" not in changes else fid(20.0, "b", **changes))
+    if "sha256" in changes:
+        path = tmp_path / "scores/b/seed0.json"
+        values = json.loads(path.read_text())
+        values["protocol"]["extractor"] |= changes
+        path.write_text(json.dumps(values))
+    rows, notes = compared(folder, tmp_path, tmp_path / "scores/a/seed0.json", tmp_path / "scores/b/seed0.json")
+    assert [row["FID"] for row in rows] == ["18.00", shown]
+    assert note in notes
+
+
+@pytest.mark.parametrize(
+    ("subjects", "expected"),
+    [
+        (("runs/a/seed0",), "give at least two things to compare"),
+        (("runs/a/seed0", "runs/a/seed0"), "seed0: is given twice"),
+        (
+            ("runs/a/seed0", "nothing"),
+            "nothing: not found; expected a run's folder, a sample set, a score, or images",
+        ),
+        (("runs/a/seed0", "config.txt"), "config.txt: another file; expected a run's folder"),
+        (
+            ("runs/a/seed0", "scores/a/seed0.json", "runs/a/seed0/config.json"),
+            "config.json: a run's resolved configuration",
+        ),
+        (("runs/a/seed0", "scores"), "scores: "),
+    ],
+)
+def test_what_cannot_be_compared(folder, tmp_path, monkeypatch, capsys, subjects, expected):
+    monkeypatch.chdir(folder)
+    (folder / "config.txt").write_text("x")
+    tiny.assert_refused(folder, f"compare {' '.join(subjects)} --output {tmp_path / 'c'}", expected, capsys)
+    assert not (tmp_path / "c").exists()
