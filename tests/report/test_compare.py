@@ -49,8 +49,8 @@ def test_runs_side_by_side(folder, tmp_path):
     curves = pd.read_csv(tmp_path / "c/curves.csv")
     assert set(curves["run"]) == {"a/seed0", "b/seed0"}
     assert curves.groupby("run")["generator/reconstruction/l1"].count().tolist() == [2, 2]
-    assert pd.read_csv(tmp_path / "c/samples.csv")["noise"].tolist() == ["sampling seed 0", "sampling seed 1"]
-    for name in ("curves", "samples"):
+    assert pd.read_csv(tmp_path / "c/grid.csv")["noise"].tolist() == ["sampling seed 0", "sampling seed 1"]
+    for name in ("curves", "grid"):
         with Image.open(tmp_path / f"c/{name}.png") as image:
             assert image.size[0] > 300
 
@@ -65,7 +65,7 @@ def test_a_sample_set_a_score_and_a_folder(folder, tmp_path):
     assert [row["FID"] for row in rows] == ["18.00", "20.00", "–"]
     assert [row["N"] for row in rows] == ["20", "20", "–"]
     assert "theirs: no score found" in notes
-    assert pd.read_csv(tmp_path / "c/samples.csv")["images"].tolist() == [3, 3]
+    assert pd.read_csv(tmp_path / "c/grid.csv")["images"].tolist() == [3, 3]
     assert not (tmp_path / "c/curves.png").exists()
 
 

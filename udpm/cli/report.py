@@ -114,7 +114,7 @@ def card_command(run: Path, scores: tuple[Path, ...], output: Path) -> None:
 
 
 COMPARISON = {f"compare{suffix}": kind for suffix, kind in kinds.TABLE.items()} | {
-    f"{name}{suffix}": kind for name in ("curves", "samples") for suffix, kind in kinds.FIGURE.items()
+    f"{name}{suffix}": kind for name in ("curves", "grid") for suffix, kind in kinds.FIGURE.items()
 }
 """Files of a comparison and their kinds."""
 
@@ -131,7 +131,7 @@ def compare_command(subjects: tuple[Path, ...], output: Path) -> None:
     A SUBJECT is a run's folder, a sample set, a score, or a folder, .zip or .npz of images. Scores and samples of a run
     are found in its folder of results. Scores of different protocols are marked as not comparable.
 
-    Writes compare.md, .csv, .tex and .html, curves and samples as .svg, .png and .csv.
+    Writes compare.md, .csv, .tex and .html, curves and grid as .svg, .png and .csv.
     """
     from udpm.report.compare import compare
 

@@ -53,7 +53,7 @@ class Subject:
 
 
 def compare(paths: Sequence[Path], folder: Path) -> tuple[str, list[str]]:
-    """Write the table ``compare``, and where there is something to draw the figures ``curves`` and ``samples``.
+    """Write the table ``compare``, and where there is something to draw the figures ``curves`` and ``grid``.
 
     Args:
         paths: runs' folders, sample sets (.npz, or .json of shards), scores, or images of any source. The sample set
@@ -74,8 +74,8 @@ def compare(paths: Sequence[Path], folder: Path) -> tuple[str, list[str]]:
         figures.append("curves")
     drawn = [subject for subject in subjects if subject.images is not None]
     if len(drawn) > 1:
-        plot_images_together(drawn, folder / "samples")
-        figures.append("samples")
+        plot_images_together(drawn, folder / "grid")
+        figures.append("grid")
     return compare_table(subjects).write(folder / "compare"), figures
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from udpm.config.experiment import Experiment
-from udpm.config.published_scores import GRADES, PublishedRuntime, PublishedTable
+from udpm.config.published_scores import GRADES, PublishedRuntime, PublishedTable, Row
 from udpm.metrics.protocol import facts
 from udpm.report.paper.entries import (
     BETTER,
@@ -45,11 +45,11 @@ def comparison_table(
     table: PublishedTable,
     scores: Sequence[dict[str, Any]],
     experiments: dict[str, Experiment | None],
-    runtime: PublishedRuntime,
+    runtime: PublishedRuntime | None,
 ) -> Table:
     """Return a table of published scores with measured ones, and multiply-adds where they are known.
 
-    An experiment whose configuration is not readable has None.
+    An experiment whose configuration is not readable has None, and so do published costs.
     """
     lines = entries(table, scores, experiments)
     several = len({row.dataset for row in table.rows}) > 1
@@ -77,7 +77,7 @@ class _Rows:
     """
 
     def __init__(
-        self, table: PublishedTable, experiments: dict[str, Experiment | None], runtime: PublishedRuntime
+        self, table: PublishedTable, experiments: dict[str, Experiment | None], runtime: PublishedRuntime | None
     ) -> None:
         self._table, self._experiments, self._runtime = table, experiments, runtime
         self.footnotes: list[str] = []
@@ -92,7 +92,7 @@ class _Rows:
             "method": (entry.title or row.method) + self._mark(row.note),
             "data set": row.dataset,
             "NFE": cell(row.nfe),
-            COST: cell(self._runtime.image_cost(row), "{:.3g}"),
+            COST: cell(self._cost(row), "{:.3g}"),
             "conditional": {None: MISSING, True: "yes", False: "no"}[row.conditional],
             "published": published,
             "standing": row.standing or MISSING,
@@ -118,7 +118,7 @@ class _Rows:
             "method": entry.title or row.method,
             "dataset": row.dataset,
             "nfe": row.nfe,
-            "giga_multiply_adds": self._runtime.image_cost(row),
+            "giga_multiply_adds": self._cost(row),
             "conditional": row.conditional,
             "metric": self._table.protocol.metric,
             "published": row.value,
@@ -137,6 +137,9 @@ class _Rows:
             "to_fill": filled.how or None,
             **{key: known.get(key) for key in PROTOCOL},
         }
+
+    def _cost(self, row: Row) -> float | None:
+        return None if self._runtime is None else self._runtime.image_cost(row)
 
     def _mark(self, text: str) -> str:
         """Return the mark of a footnote, such as " [1]", or an empty text for an empty footnote."""

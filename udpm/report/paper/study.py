@@ -136,7 +136,11 @@ class StudyReport:
         table = load_published(name, self._config)
         experiments = {name: self._experiment(name) for name in table.experiments}
         scores = read_scores(score_files(self._results, table.experiments))
-        return comparison_table(table, scores, experiments, load_runtime(self._config))
+        runtime = None
+        # A broken one is reported when its own table is rendered.
+        with suppress(UserError):
+            runtime = load_runtime(self._config)
+        return comparison_table(table, scores, experiments, runtime)
 
     def scores(self) -> list[dict[str, Any]]:
         """Return all scores of the study's experiments and of those named in the paper's tables."""
