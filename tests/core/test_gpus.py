@@ -1,5 +1,6 @@
 """GPUs that several processes of a machine share. Names are this test's own, so no GPU is needed."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from udpm.core import devices, gpus
-from udpm.core.errors import StoppedEarly
+from udpm.core.errors import StoppedEarly, UserError
 
 HOLDER = """
 import sys
@@ -107,6 +108,49 @@ def test_without_waiting_the_least_used_is_shared(names, hold, capfd):
         hold(one, wait="share").got()
     assert gpus.claim(names[:2], wait=False) == [1]
     assert capfd.readouterr().err == f"GPU {names[1]} has 1 other process of udpm: none is free\n"
+
+
+@pytest.mark.parametrize("wait", ["wait", "share"])
+def test_a_gpu_is_not_free_while_anybody_shares_it(names, hold, wait):
+    first, second = (hold(names[:1], wait="share") for _ in range(2))
+    first.got()
+    second.got()
+    first.kill()
+    assert hold(names[:2], wait=wait).got() == names[1:2]
+
+
+def test_a_marked_gpu_counts_even_if_it_was_in_use(names, hold):
+    first = hold(names[:1])
+    first.got()
+    gpus.mark(names[0])
+    first.kill()
+    assert hold(names[:2]).got() == names[1:2]
+
+
+def test_a_system_without_claims_does_not_stop_training(names, monkeypatch, capsys):
+    def bind(_socket, _address):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("udpm.core.gpus.socket.socket.bind", bind)
+    assert gpus.claim(names, wait=True) == [0]
+    assert capsys.readouterr().err == (
+        f"GPU {names[0]} cannot be claimed (Permission denied); other jobs may use it, too\n"
+    )
+
+
+def test_an_unknown_policy_is_refused():
+    assert gpus.is_exclusive({}) is gpus.is_exclusive({"UDPM_GPUS": "share"}) is False
+    with pytest.raises(UserError, match=r"^environment variable UDPM_GPUS: must be exclusive or share, got Exclusive$"):
+        gpus.is_exclusive({"UDPM_GPUS": "Exclusive"})
+
+
+@pytest.mark.parametrize("build", ["2.13.0+cpu", "2.13.0+rocm6.4"])
+def test_a_pytorch_that_cannot_use_nvidias_gpus_sees_none(monkeypatch, build):
+    monkeypatch.setattr(gpus, "version", lambda name: build)
+    monkeypatch.setattr(gpus.Path, "glob", lambda path, pattern: [path] if str(path) == "/dev" else [])
+    assert gpus.visible({}) == []
+    monkeypatch.setattr(gpus, "version", lambda name: "2.13.0")
+    assert gpus.visible({}) == ["0"]
 
 
 def test_a_signal_ends_the_waiting(names, hold):

@@ -185,6 +185,15 @@ def test_samples_and_floor_are_compared_at_equal_n(stage, samples, expected):
     assert matched["value"] == own["value"] if expected == 500 else matched["value"] > own["value"]
 
 
+def test_images_sorted_by_class_are_drawn_for_equal_n(stage):
+    store, extractor, folder = stage
+    order = np.argsort(store.labels[:1297], kind="stable")
+    images = scores.external_images(np.array(store.images[:1297])[order], "theirs")
+    found = scores.score(images, store, load_reference(folder / "reference.npz"), extractor, CONFIG)["metrics"]
+    # The first 500 would be of four classes.
+    assert found["frechet_distance"]["value"] < found["frechet_distance_matched"]["value"] < 10
+
+
 def test_detects_copies_of_the_training_set(stage):
     store, extractor, folder = stage
     copies = SampleSet(np.array(store.images[:400]), store.labels[:400], {"classes": 10, "sha256": "x", "count": 400})

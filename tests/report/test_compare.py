@@ -49,7 +49,9 @@ def test_runs_side_by_side(folder, tmp_path):
     curves = pd.read_csv(tmp_path / "c/curves.csv")
     assert set(curves["run"]) == {"a/seed0", "b/seed0"}
     assert curves.groupby("run")["generator/reconstruction/l1"].count().tolist() == [2, 2]
-    assert pd.read_csv(tmp_path / "c/grid.csv")["noise"].tolist() == ["sampling seed 0", "sampling seed 1"]
+    assert pd.read_csv(tmp_path / "c/grid.csv")["noise"].tolist() == [
+        f"sampling seed {seed}, side 16, 3 levels, class-conditional" for seed in (0, 1)
+    ]
     for name in ("curves", "grid"):
         with Image.open(tmp_path / f"c/{name}.png") as image:
             assert image.size[0] > 300
@@ -64,7 +66,7 @@ def test_a_sample_set_a_score_and_a_folder(folder, tmp_path):
     rows, notes = compared(folder, tmp_path, *subjects)
     assert [row["FID"] for row in rows] == ["18.00", "20.00", "–"]
     assert [row["N"] for row in rows] == ["20", "20", "–"]
-    assert "theirs: no score found" in notes
+    assert "theirs: no score of it found" in notes
     assert pd.read_csv(tmp_path / "c/grid.csv")["images"].tolist() == [3, 3]
     assert not (tmp_path / "c/curves.png").exists()
 
@@ -77,7 +79,33 @@ def test_a_score_of_other_images_is_not_shown(folder, tmp_path):
     path.write_text(json.dumps(values))
     rows, notes = compared(folder, tmp_path, tmp_path / "r/runs/a/seed0", tmp_path / "r/runs/b/seed0")
     assert [row["FID"] for row in rows] == ["–", "20.00"]
-    assert "a/seed0: no score found" in notes
+    assert "a/seed0: no score of it found" in notes
+
+
+def test_samples_of_earlier_weights_are_not_a_runs(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "r")
+    path = tmp_path / "r/runs/a/seed0/complete.json"
+    values = json.loads(path.read_text())
+    values.pop("record_sha256", None)
+    path.write_text(json.dumps(values | {"weights_sha256": "0" * 64}))
+    (tmp_path / "r/runs/b/seed0/complete.json").unlink()
+    rows, notes = compared(folder, tmp_path, tmp_path / "r/runs/a/seed0", tmp_path / "r/runs/b/seed0")
+    assert all("FID" not in row for row in rows)
+    assert notes.count("no score of it found") == 2
+
+
+def test_figures_of_an_earlier_comparison_are_removed(folder, tmp_path):
+    compared(folder, tmp_path, folder / "runs/a/seed0", folder / "runs/b/seed0")
+    compared(folder, tmp_path, folder / "scores/a/seed0.json", folder / "scores/b/seed0.json")
+    assert {path.stem for path in (tmp_path / "c").iterdir()} == {"compare"}
+
+
+def test_runs_without_losses_have_no_curves(folder, tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text('{"iteration": 1}\n')
+    compared(folder, tmp_path, tmp_path / "a", tmp_path / "b")
+    assert not (tmp_path / "c/curves.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -88,7 +116,7 @@ def test_a_score_of_other_images_is_not_shown(folder, tmp_path):
             "not comparable",
             "b/seed0.json: not comparable with a/seed0.json; these differ: extractor.",
         ),
-        ({"n": 40}, "20.00", "N differs. Distances fall as N grows, so compare those at equal N."),
+        ({"n": 40}, "20.00", "N differs. Distances fall as N grows: compare only those of equal N"),
     ],
 )
 def test_scores_of_other_protocols(folder, tmp_path, changes, shown, note):

@@ -7,6 +7,7 @@ machine need no common folder.
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import os
 import random
@@ -14,16 +15,17 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from udpm.core.errors import StoppedEarly
+from udpm.core.errors import EXIT_USER_ERROR, StoppedEarly, UserError
 
 if TYPE_CHECKING:
     from udpm.core.work import StopRequest
 
 POLICY = "UDPM_GPUS"
-"""Environment variable: with "exclusive", a process waits until a GPU is free; by default it then shares one."""
+"""Environment variable: "exclusive" waits until a GPU is free, "share" (the default) then shares one."""
 MOST = 64
 """Processes that may share a GPU. Those beyond are not counted."""
 PAUSE = 1.0
@@ -51,20 +53,33 @@ def _variable(environment: Mapping[str, str]) -> str:
 
 
 def _count() -> int:
-    """Count the GPUs of this machine (NVIDIA, or AMD), 0 if none are found."""
+    """Count the GPUs of this machine that the installed PyTorch may use; 0 if none are found."""
+    try:
+        build = version("torch")
+    except PackageNotFoundError:
+        return 0
+    if "+cpu" in build:
+        return 0
+    if "+rocm" in build:
+        # Nodes of CPUs have the number 0.
+        nodes = Path("/sys/class/kfd/kfd/topology/nodes").glob("*/gpu_id")
+        return sum(node.read_text().strip() not in ("", "0") for node in nodes)
     if nvidia := len(list(Path("/dev").glob("nvidia[0-9]*"))):
         return nvidia
-    if Path("/dev/kfd").exists():
-        nodes = Path("/sys/class/kfd/kfd/topology/nodes").glob("*/gpu_id")
-        # Nodes of CPUs have the number 0.
-        return max(sum(node.read_text().strip() not in ("", "0") for node in nodes), 1)
-    # Windows Subsystem for Linux has one device for all GPUs.
-    return int(Path("/dev/dxg").exists())
+    # Windows Subsystem for Linux has one device for all GPUs, and this library only for NVIDIA's.
+    return int(Path("/dev/dxg").exists() and Path("/usr/lib/wsl/lib/libcuda.so.1").exists())
 
 
 def is_exclusive(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether processes wait for a free GPU instead of sharing one."""
-    return environment.get(POLICY) == "exclusive"
+    """Return whether processes wait for a free GPU instead of sharing one.
+
+    Raises:
+        UserError: the environment variable has another value than exclusive or share.
+    """
+    policy = environment.get(POLICY, "share")
+    if policy not in ("exclusive", "share"):
+        raise UserError(f"environment variable {POLICY}: must be exclusive or share, got {policy}")
+    return policy == "exclusive"
 
 
 def claim(names: Sequence[str], count: int = 1, *, wait: bool, stop: StopRequest | bool = False) -> list[int]:
@@ -82,8 +97,8 @@ def claim(names: Sequence[str], count: int = 1, *, wait: bool, stop: StopRequest
     Raises:
         StoppedEarly: a signal came while waiting.
     """
-    slots, announced = 1 if wait else MOST, False
-    while not (chosen := _claim_at_once(names, count, slots)):
+    announced = False
+    while not (chosen := _claim_at_once(names, count, wait)):
         if not announced:
             print(f"waiting for {count} of {len(names)} GPUs that other jobs of udpm use", file=sys.stderr, flush=True)
             announced = True
@@ -91,20 +106,28 @@ def claim(names: Sequence[str], count: int = 1, *, wait: bool, stop: StopRequest
             raise StoppedEarly(f"stopped on {stop} while waiting for a GPU")
         # Random, so that jobs that wait for several GPUs do not keep in step.
         time.sleep(PAUSE * random.uniform(0.5, 1.5))
-    for index, slot in chosen.items():
-        if slot:
-            others = f"{slot} other process{'es' * (slot > 1)}"
+    for index, users in chosen.items():
+        if users:
+            others = f"{users} other process{'es' * (users > 1)}"
             print(f"GPU {names[index]} has {others} of udpm: none is free", file=sys.stderr)
     return sorted(chosen)
 
 
-def _claim_at_once(names: Sequence[str], count: int, slots: int) -> dict[int, int]:
-    """Claim all GPUs that are needed, or none. Returns the slot of each, by index; empty if too few are free."""
+def _claim_at_once(names: Sequence[str], count: int, wait: bool) -> dict[int, int]:
+    """Claim all GPUs that are needed, or none.
+
+    Returns:
+        The number of other processes that use each, by index; empty if too few are free.
+    """
     chosen: dict[int, int] = {index: 0 for index, name in enumerate(names) if name in _claims}
     found: dict[str, socket.socket] = {}
-    for slot, (index, name) in itertools.product(range(slots), enumerate(names)):
-        if len(chosen) < count and index not in chosen and (claimed := _bind(name, slot)):
-            chosen[index], found[name] = slot, claimed
+    users = [_users(name) for name in names]
+    by_use = sorted(range(len(names)), key=lambda index: (users[index], index))
+    # Free ones first. Their first slot may just have been taken by another process.
+    tries = [(index, 1) for index in by_use if not users[index]] + [(index, MOST) for index in by_use if not wait]
+    for index, slots in tries:
+        if len(chosen) < count and index not in chosen and (claimed := _bind_first(names[index], slots)):
+            chosen[index], found[names[index]] = users[index], claimed
     if len(chosen) < count:
         for claimed in found.values():
             claimed.close()
@@ -115,37 +138,59 @@ def _claim_at_once(names: Sequence[str], count: int, slots: int) -> dict[int, in
 
 def mark(name: str) -> None:
     """Claim a GPU that this process uses in any case, so that others choose another one."""
-    if name not in _claims and (claimed := _bind(name, 0)):
+    if name not in _claims and (claimed := _bind_first(name, MOST)):
         _claims[name] = claimed
 
 
-def _bind(name: str, slot: int) -> socket.socket | None:
-    """Claim one slot of a GPU; None if another process has it."""
-    # SLURM numbers the GPUs of every job from 0.
-    job = os.environ.get("SLURM_JOB_ID", "")
-    claimed = socket.socket(socket.AF_UNIX)
+def _users(name: str) -> int:
+    """Return the number of claims on a GPU."""
     try:
-        claimed.bind(f"\0udpm/gpu/{job}/{name}/{slot}")
-    except OSError as error:
-        claimed.close()
-        if error.errno != errno.EADDRINUSE:
-            raise
-        return None
-    return claimed
+        lines = Path("/proc/net/unix").read_text(errors="replace").splitlines()
+    except OSError:
+        return 0
+    return sum(f"@{_address(name)}/" in line for line in lines)
+
+
+def _address(name: str) -> str:
+    # SLURM numbers the GPUs of every job from 0. An address has room for 107 bytes.
+    job = os.environ.get("SLURM_JOB_ID", "")
+    return f"udpm/gpu/{job}/{name if len(name) <= 60 else hashlib.sha256(name.encode()).hexdigest()[:32]}"
+
+
+def _bind_first(name: str, slots: int) -> socket.socket | None:
+    """Bind the first free one of a GPU's slots; None if there is none."""
+    for slot in range(slots):
+        claimed = socket.socket(socket.AF_UNIX)
+        try:
+            claimed.bind(f"\0{_address(name)}/{slot}")
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                claimed.close()
+                continue
+            # A sandbox may forbid it. Training matters more.
+            print(f"GPU {name} cannot be claimed ({error.strerror}); other jobs may use it, too", file=sys.stderr)
+        return claimed
+    return None
 
 
 def main() -> None:
     """Claim COUNT GPUs, then become COMMAND, which sees only these: ``python -m udpm.core.gpus COUNT COMMAND …``."""
     count, command = int(sys.argv[1]), sys.argv[2:]
-    names = visible()
-    # With fewer GPUs, the command says what it lacks.
-    if names and count <= len(names):
-        chosen = claim(names, count, wait=is_exclusive())
-        for claimed in _claims.values():
-            # The processes that the command starts keep it as well.
-            claimed.set_inheritable(True)
-        os.environ[_variable(os.environ)] = ",".join(names[index] for index in chosen)
-    os.execvp(command[0], command)
+    try:
+        names = visible()
+        # With fewer GPUs, the command says what it lacks.
+        if names and count <= len(names):
+            chosen = claim(names, count, wait=is_exclusive())
+            for claimed in _claims.values():
+                # They last as long as the command. The processes that it starts mark their GPUs themselves.
+                claimed.set_inheritable(True)
+            os.environ[_variable(os.environ)] = ",".join(names[index] for index in chosen)
+        os.execvp(command[0], command)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
 
 
 if __name__ == "__main__":

@@ -247,8 +247,8 @@ def _matched(
     if match is None or match < 2:
         return {}
     count = min(match, len(features))
-    if count < len(features) and subject.identity["kind"] == "heldout":
-        # The split may be sorted by class.
+    if count < len(features) and subject.identity["kind"] in ("heldout", "images"):
+        # They may be sorted by class; samples have their classes in turn.
         generator = np.random.Generator(np.random.PCG64(derive_seed("matched", count)))
         features = features[np.sort(generator.choice(len(features), count, replace=False))]
     value = frechet_distance(reference.mu, reference.sigma, *statistics(features[:count]))

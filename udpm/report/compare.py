@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from udpm.core.errors import UserError
@@ -68,15 +69,16 @@ def compare(paths: Sequence[Path], folder: Path) -> tuple[str, list[str]]:
     """
     names = short_names(paths)
     subjects = [open_subject(path, name) for path, name in zip(paths, names, strict=True)]
-    figures = []
-    if any(subject.metrics is not None for subject in subjects):
-        plot_curves_together([subject for subject in subjects if subject.metrics is not None], folder / "curves")
-        figures.append("curves")
-    drawn = [subject for subject in subjects if subject.images is not None]
-    if len(drawn) > 1:
-        plot_images_together(drawn, folder / "grid")
-        figures.append("grid")
-    return compare_table(subjects).write(folder / "compare"), figures
+    table = compare_table(subjects).write(folder / "compare")
+    drawn = {
+        "curves": plot_curves_together(subjects, folder / "curves"),
+        "grid": plot_images_together(subjects, folder / "grid"),
+    }
+    for name in (name for name, made in drawn.items() if not made):
+        # An earlier comparison may have had it.
+        for suffix in (".svg", ".png", ".csv"):
+            (folder / f"{name}{suffix}").unlink(missing_ok=True)
+    return table, [name for name, made in drawn.items() if made]
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
@@ -112,29 +114,30 @@ def open_subject(path: Path, name: str) -> Subject:
 
 def _open_run(path: Path, name: str) -> Subject:
     samples, score = None, None
-    # RESULTS/runs/EXPERIMENT/seedN
-    place = path.resolve()
-    if place.parents[1].name == "runs":
-        layout, experiment, seed = Layout(place.parents[2]), place.parent.name, place.name.removeprefix("seed")
-        record = Path(layout.sample_record(experiment, seed))
-        if record.exists():
-            samples = load_samples(record)
-            score = _score_of(record, samples)
+    finished = read_complete(path) if (path / COMPLETE).is_file() else {}
+    results, place = _results_of(path, "runs"), path.resolve()
+    if results is not None:
+        record = Path(Layout(results).sample_record(place.parent.name, place.name.removeprefix("seed")))
+        found = load_samples(record) if record.exists() else None
+        # A run that was trained further has other weights than the samples.
+        if found is not None and found.record.get("weights_sha256") == finished.get("weights_sha256", ""):
+            samples, score = found, _score_of(record, found)
     metrics = read_metrics(path / "metrics.jsonl") if (path / "metrics.jsonl").is_file() else None
-    training: dict[str, Any] = {}
-    if (path / COMPLETE).is_file():
-        known = read_complete(path)
-        training = {key: known.get(key) for key in ("iterations", "cpu_seconds")}
+    training = {key: finished[key] for key in ("iterations", "cpu_seconds") if finished.get(key) is not None}
     return Subject(name, score, samples, None if samples is None else samples.images[:IMAGES], metrics, training)
+
+
+def _results_of(path: Path, folder: str) -> Path | None:
+    """Return the folder of results of a path RESULTS/`folder`/EXPERIMENT/NAME; None for other paths."""
+    parents = path.resolve().parents
+    return parents[2] if len(parents) > 2 and parents[1].name == folder else None
 
 
 def _score_of(path: Path, samples: SampleSet) -> dict[str, Any] | None:
     """Return the score of a sample set in a folder of results, if it is of these images."""
-    place = path.resolve()
-    if place.parents[1].name != "samples":
-        return None
-    found = Path(Layout(place.parents[2]).scores(place.stem, place.parent.name))
-    if not found.is_file():
+    results, place = _results_of(path, "samples"), path.resolve()
+    found = None if results is None else Path(Layout(results).scores(place.stem, place.parent.name))
+    if found is None or not found.is_file():
         return None
     score = read_score(found)
     return score if score["subject"].get("samples_sha256") == samples.record["sha256"] else None
@@ -182,12 +185,12 @@ def _at_equal_n(first: Subject | None, subject: Subject) -> str:
 
 def _notes(subject: Subject, first: Subject | None, differing: list[str]) -> list[str]:
     if subject.score is None:
-        return [f"{subject.name}: no score found; `udpm score` makes it."]
+        return [f"{subject.name}: no score of it found; `udpm score` makes one."]
     if differing and first is not None:
         words = ", ".join(key.replace("_sha256", "").replace("_", " ") for key in differing)
         return [f"{subject.name}: not comparable with {first.name}; these differ: {words}."]
     if first is not None and _count(subject) != _count(first):
-        return ["N differs. Distances fall as N grows, so compare those at equal N."]
+        return ["N differs. Distances fall as N grows: compare only those of equal N, in brackets if they are given."]
     return []
 
 
@@ -211,27 +214,23 @@ def _full(subject: Subject, differing: list[str]) -> dict[str, Any]:
     return {"name": subject.name, **subject.training, **values, "differs": " ".join(differing), **protocol}
 
 
-def plot_curves_together(subjects: Sequence[Subject], stem: Path) -> None:
-    """Plot every recorded loss of several runs: a row for each loss, a column for each level, a colour for each run."""
+def plot_curves_together(subjects: Sequence[Subject], stem: Path) -> bool:
+    """Plot every recorded loss of several runs: a row for each loss, a column for each level, a colour for each run.
+
+    Returns False, and draws nothing, if no run has recorded one.
+    """
     runs = {subject.name: subject.metrics for subject in subjects if subject.metrics is not None}
     columns = [column for metrics in runs.values() for kind in PANELS for column in levels_of(metrics, kind)]
+    if not columns:
+        return False
     kinds = [kind for kind in PANELS if any(column.startswith(f"{kind}/l") for column in columns)]
     levels = sorted({int(column.rpartition("/l")[2]) for column in columns})
     size = (2.9 * len(levels) + 0.3, min(0.92 * len(kinds) + 0.7, 9.0))
     figure, grid = plt.subplots(len(kinds), len(levels), figsize=size, squeeze=False, sharex=True, layout="constrained")
-    for axes_of_kind, kind in zip(grid, kinds, strict=True):
-        for axes, level in zip(axes_of_kind, levels, strict=True):
-            column = f"{kind}/l{level}"
-            for colour, metrics in zip(_colours(len(runs)), runs.values(), strict=True):
-                known = metrics[["iteration", column]].dropna() if column in metrics else pd.DataFrame()
-                if len(known):
-                    axes.plot(known["iteration"], known[column], color=colour, linewidth=1.0)
-            axes.set_visible(bool(axes.lines))
-            if is_logarithmic(kind) and axes.lines and min(line.get_ydata().min() for line in axes.lines) > 0:
-                axes.set_yscale("log")
-                axes.yaxis.set_minor_formatter("")
-            axes.tick_params(labelsize=7)
-        axes_of_kind[0].set_ylabel(PANELS[kind].replace(": ", ":\n"), fontsize=7, rotation=0, ha="right", va="center")
+    for row, kind in zip(grid, kinds, strict=True):
+        for axes, level in zip(row, levels, strict=True):
+            _plot_panel(axes, runs, f"{kind}/l{level}", logarithmic=is_logarithmic(kind))
+        row[0].set_ylabel(PANELS[kind].replace(": ", ":\n"), fontsize=7, rotation=0, ha="right", va="center")
     for axes, level in zip(grid[0], levels, strict=True):
         axes.set_title(f"l = {level}")
     for axes in grid[-1]:
@@ -240,26 +239,59 @@ def plot_curves_together(subjects: Sequence[Subject], stem: Path) -> None:
     lines = [Line2D([], [], color=colour, label=name) for colour, name in looks]
     figure.legend(handles=lines, loc="outside upper center", ncols=2)
     save(figure, stem, pd.concat([metrics.assign(run=name) for name, metrics in runs.items()], ignore_index=True))
+    return True
+
+
+def _plot_panel(axes: Axes, runs: dict[str, pd.DataFrame], column: str, *, logarithmic: bool) -> None:
+    for colour, metrics in zip(_colours(len(runs)), runs.values(), strict=True):
+        known = metrics[["iteration", column]].dropna() if column in metrics else pd.DataFrame()
+        if len(known):
+            axes.plot(known["iteration"], known[column], color=colour, linewidth=1.0)
+    axes.tick_params(labelsize=7)
+    if not axes.lines:
+        # Not invisible: its labels may be those of a row or a column.
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(left=False, labelleft=False, bottom=False)
+    elif logarithmic and min(np.asarray(line.get_ydata(), dtype=float).min() for line in axes.lines) > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter("")
 
 
 def _colours(count: int) -> list[str]:
     return [COLOURS[number % len(COLOURS)] for number in range(count)]
 
 
-def plot_images_together(subjects: Sequence[Subject], stem: Path) -> None:
-    """Show the first images of several subjects, a row for each; the title says whether they are of the same noise."""
-    shown = [subject for subject in subjects if subject.images is not None]
-    count = min(IMAGES, *(len(subject.images) for subject in shown if subject.images is not None))
+def plot_images_together(subjects: Sequence[Subject], stem: Path) -> bool:
+    """Show the first images of several subjects, a row for each; the title says whether they are of the same noise.
+
+    Returns False, and draws nothing, if fewer than two have images.
+    """
+    shown = [(subject, subject.images) for subject in subjects if subject.images is not None]
+    if len(shown) < 2:
+        return False
+    count = min(IMAGES, *(len(images) for _, images in shown))
     figure, grid, _ = tiles(count, len(shown), 0.8, (1.6, 0.5))
-    rows = []
-    for cells, subject in zip(grid, shown, strict=True):
-        assert subject.images is not None
-        for axes, image in zip(cells, subject.images, strict=False):
+    for cells, (subject, images) in zip(grid, shown, strict=True):
+        for axes, image in zip(cells, images, strict=False):
             axes.imshow(image, interpolation="nearest")
             bare(axes)
         cells[0].set_ylabel(subject.name, rotation=0, ha="right", va="center", fontsize=7)
-        noise = "unknown" if subject.samples is None else noise_words(subject.samples.record)
-        rows.append({"row": subject.name, "images": count, "noise": noise})
-    words = {str(row["noise"]) for row in rows}
-    figure.suptitle(f"same noise: {words.pop()}" if len(words) == 1 and "unknown" not in words else "different noise")
+    noises = [_noise(subject) for subject, _ in shown]
+    if None not in noises:
+        figure.suptitle(f"same noise: {noises[0]}" if len(set(noises)) == 1 else "different noise")
+    named = zip((subject.name for subject, _ in shown), noises, strict=True)
+    rows = [{"row": name, "images": count, "noise": noise} for name, noise in named]
     save(figure, stem, pd.DataFrame(rows))
+    return True
+
+
+def _noise(subject: Subject) -> str | None:
+    """Name the noise of a subject's images and what else they start from; None if unknown."""
+    if subject.samples is None or subject.images is None:
+        return None
+    record, side = subject.samples.record, subject.images.shape[1]
+    if record.get("seed") is None and record.get("noise") is None:
+        return None
+    conditional = "class-conditional" if record.get("classes") else "unconditional"
+    return f"{noise_words(record)}, side {side}, {record.get('nfe') or 'unknown'} levels, {conditional}"

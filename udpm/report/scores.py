@@ -226,7 +226,7 @@ def _notes(scores: list[dict[str, Any]]) -> list[str]:
     """Describe every protocol in a line, then warnings and the reasons for missing values."""
     notes = [
         f"{heading}: Fréchet distance in {features_words(score['protocol'])}; precision, recall, density and coverage "
-        f"with k = {score['protocol']['neighbours']}. N images each: distances at different N do not compare."
+        f"with k = {score['protocol']['neighbours']}. Distances at different N do not compare."
         for score, heading in zip(scores, _frechet_columns(scores), strict=True)
     ]
     if any(MATCHED in score["metrics"] for score in scores):

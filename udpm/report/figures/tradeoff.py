@@ -29,7 +29,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 }
 OUR_LOOK: dict[str, Any] = {"color": COLOURS[1], "marker": "*", "markersize": 13, "zorder": 4}
 LARGEST_FID = 35.0
-"""Distances above it are in the .csv alone: they would squeeze all others into a corner."""
+"""Published distances above it are in the .csv alone: they would squeeze all others into a corner."""
 LABEL_SIZE = 6.5
 
 
@@ -67,8 +67,9 @@ def plot_tradeoff(points: pd.DataFrame, stem: str | Path) -> None:
     figure = plt.figure(figsize=(9.0, 9.0), layout="constrained")
     first, *others = datasets or [""]
     grid = figure.subplot_mosaic([[first] * max(len(others), 1), others or [first]], height_ratios=[1.5, 1])
+    near = points[(points["fid"] <= LARGEST_FID) | (points["kind"] == "measured")]
     for name, axes in grid.items():
-        _plot_panel(axes, points[(points["dataset"] == name) & (points["fid"] <= LARGEST_FID)])
+        _plot_panel(axes, near[near["dataset"] == name])
         axes.set_title(name)
         axes.set_xlabel("multiply-adds for one image (G)")
         axes.set_ylabel("FID")
@@ -77,7 +78,7 @@ def plot_tradeoff(points: pd.DataFrame, stem: str | Path) -> None:
     figure.canvas.draw()
     figure.set_layout_engine("none")
     for name, axes in grid.items():
-        _label(axes, points[(points["dataset"] == name) & (points["fid"] <= LARGEST_FID)])
+        _label(axes, near[near["dataset"] == name])
     save(figure, stem, points)
 
 
@@ -145,7 +146,7 @@ def _label(axes: Axes, points: pd.DataFrame) -> None:
 
 
 def _name(row: pd.Series, points: pd.DataFrame) -> str:
-    """Return a method's name, with its number of calls, and "conditional" where it is listed in both ways."""
+    """Return a method's name, with "conditional" where it is listed in both ways."""
     ways = points[points["method"] == row["method"]]["conditional"].nunique(dropna=False)
     return row["method"] + (", conditional" if ways > 1 and row["conditional"] is True else "")
 

@@ -92,7 +92,7 @@ class _Rows:
             "method": (entry.title or row.method) + self._mark(row.note),
             "data set": row.dataset,
             "NFE": cell(row.nfe),
-            COST: cell(self._cost(row), "{:.3g}"),
+            COST: cell(self._cost(row), "{:.0f}" if (self._cost(row) or 0) >= 100 else "{:.3g}"),
             "conditional": {None: MISSING, True: "yes", False: "no"}[row.conditional],
             "published": published,
             "standing": row.standing or MISSING,
