@@ -38,7 +38,7 @@ FAMILIES: dict[Family, str] = {
     "distilled": "from a trained diffusion model",
     "sampler": "sampler of a trained diffusion model",
 }
-"""How a method comes to its network."""
+"""Kinds of methods, in words."""
 
 Grade = Literal["A", "B", "C"]
 GRADES = {
@@ -101,7 +101,7 @@ class Row(Section):
     giga_multiply_adds: PositiveFloat | None = None
     """Multiply-adds (1e9) of one evaluation of another network, counted on the method's code; null: unknown."""
     family: Family | None = None
-    """How the method comes to its network: gan; scratch, few calls trained from scratch; distilled, from a trained
+    """Kind of method: gan; scratch, few calls trained from scratch; distilled, from a trained
     diffusion model; sampler, a trained diffusion model itself. The figure of cost needs it."""
 
     @check

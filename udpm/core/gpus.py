@@ -88,7 +88,7 @@ def claim(names: Sequence[str], count: int = 1, *, wait: bool, stop: StopRequest
     Args:
         names: of the GPUs to choose from.
         count: how many, at most as many as there are names.
-        wait: wait until so many are free; else share them, and say so.
+        wait: wait until `count` GPUs are free; else share GPUs with other processes and print a note.
         stop: checked while waiting.
 
     Returns:

@@ -162,7 +162,7 @@ ROUNDING = 1e-11
 
 
 class PRDC(NamedTuple):
-    """Where two sets of points overlap. The ball of a point has its k-th nearest neighbour of the same set on its edge.
+    """Overlap of two sets of points. The ball of a point has its k-th nearest neighbour of the same set on its edge.
 
     Attributes:
         precision: share of drawn points in any real point's ball (Kynkäänniemi et al. 2019).

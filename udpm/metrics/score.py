@@ -122,9 +122,10 @@ def score(
     count = _range_count(subject, config)
     features, digest = extract(subject.images, extractor, config.batch, cache)
     first, labels = features[:count], subject.labels[:count]
+    frechet = _frechet(features, count, reference, extractor)
     metrics = {
-        **_frechet(features, count, reference, extractor),
-        **_matched(subject, store, first, reference, extractor, match),
+        **frechet,
+        **_matched(subject, store, first, reference, extractor, match, frechet["frechet_distance"]["value"]),
         **_against_features(first, reference, extractor, config),
         "inception_score": _inception_score(first, extractor, config),
         "class_frechet_distance": _by_class(subject, labels, first, reference),
@@ -239,21 +240,26 @@ def _matched(
     reference: Reference,
     extractor: Extractor,
     match: int | None,
+    distance: float,
 ) -> dict[str, Any]:
-    """Return the distance of as many images as samples and held-out images both have: it falls as N grows."""
+    """Return the distance of as many images as samples and held-out images both have: it falls as N grows.
+
+    `distance` is that of all of them.
+    """
     if store is not None and subject.identity["kind"] != "heldout":
         first, end = store.record["splits"].get("test", (0, 0))
         match = end - first
     if match is None or match < 2:
         return {}
     count = min(match, len(features))
-    if count < len(features) and subject.identity["kind"] in ("heldout", "images"):
-        # They may be sorted by class; samples have their classes in turn.
-        generator = np.random.Generator(np.random.PCG64(derive_seed("matched", count)))
-        features = features[np.sort(generator.choice(len(features), count, replace=False))]
-    value = frechet_distance(reference.mu, reference.sigma, *statistics(features[:count]))
+    if count < len(features):
+        if subject.identity["kind"] in ("heldout", "images"):
+            # They may be sorted by class; samples have their classes in turn.
+            generator = np.random.Generator(np.random.PCG64(derive_seed("matched", count)))
+            features = features[np.sort(generator.choice(len(features), count, replace=False))]
+        distance = frechet_distance(reference.mu, reference.sigma, *statistics(features[:count]))
     label = f"{frechet_label(extractor, count)[1]}, as many samples as held-out images"
-    return {"frechet_distance_matched": {"value": value, "label": label, "n": count}}
+    return {"frechet_distance_matched": {"value": distance, "label": label, "n": count}}
 
 
 def _against_features(features: np.ndarray, reference: Reference, extractor: Extractor, config: Scoring) -> dict:

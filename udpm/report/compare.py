@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 
 from udpm.core.errors import UserError
 from udpm.core.identify import what_is
+from udpm.core.kinds import FIGURE
 from udpm.data.open import open_images
 from udpm.metrics.protocol import MEASURING, comparable, noise_words, read_score
 from udpm.report.figures.curves import PANELS, is_logarithmic, levels_of, read_metrics
@@ -34,7 +35,7 @@ METRICS = {"frechet_distance": "", "kernel_distance": "kernel distance", **SHOWN
 
 @dataclass(frozen=True)
 class Subject:
-    """What is known of one thing to compare.
+    """One thing to compare, with the data found for it.
 
     Attributes:
         name: the shortest end of its path that no other has.
@@ -76,7 +77,7 @@ def compare(paths: Sequence[Path], folder: Path) -> tuple[str, list[str]]:
     }
     for name in (name for name, made in drawn.items() if not made):
         # An earlier comparison may have had it.
-        for suffix in (".svg", ".png", ".csv"):
+        for suffix in FIGURE:
             (folder / f"{name}{suffix}").unlink(missing_ok=True)
     return table, [name for name, made in drawn.items() if made]
 
