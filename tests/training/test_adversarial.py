@@ -114,7 +114,9 @@ def test_an_output_is_compared_with_its_own_target():
     torch.testing.assert_close(fake, step.output / 2 + noise.fake_noise)
     torch.testing.assert_close(real, step.target / 2 + noise.real_noise)
     torch.testing.assert_close(loss, F.softplus(linear(fake) - linear(real)).mean())
-    step.shown.clear()
+    own = (linear(real) > linear(fake)).float().mean()
+    torch.testing.assert_close(step.discriminator()["auc"], own)
+    step.shown[:] = []
     adversarial = step.generator()["adversarial"]
     fake, real = step.shown
     torch.testing.assert_close(adversarial, F.softplus(linear(real) - linear(fake)).mean())

@@ -19,6 +19,14 @@ def test_auc_is_the_share_of_pairs_in_order():
     assert separation(real + 10, fake).item() == 1
 
 
+def test_separation_of_own_pairs():
+    """What D adds to both images of a pair hides the difference over all pairs."""
+    pairs = torch.tensor([[-40.0], [0.0], [30.0], [80.0]])
+    assert separation(pairs + 1, pairs).item() < 0.7
+    assert separation(pairs + 1, pairs, paired=True).item() == 1
+    assert separation(pairs, pairs, paired=True).item() == 0.5
+
+
 @pytest.mark.parametrize("draws", [1, 2])
 def test_share_is_that_of_the_norms(draws):
     output = torch.zeros(2 * draws, 3, 2, 2, requires_grad=True) * 1.0

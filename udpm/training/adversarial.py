@@ -21,12 +21,14 @@ def feature_distance(maps: list[torch.Tensor], expected: list[torch.Tensor]) -> 
     return torch.stack([(map_.float() - other.float()).abs().mean() for map_, other in pairs]).sum()
 
 
-def separation(on_real: torch.Tensor, on_fake: torch.Tensor) -> torch.Tensor:
+def separation(on_real: torch.Tensor, on_fake: torch.Tensor, *, paired: bool = False) -> torch.Tensor:
     """Return the share of pairs of a real and a generated image that D's outputs, (n, 1) and (m, 1), order correctly.
 
-    This is the area under the ROC curve: 1 if D separates all, ½ if it separates nothing.
+    Over all pairs this is the area under the ROC curve: 1 if D separates all, ½ if it separates nothing. `paired`
+    counts only each generated image with its own target, n = m. The relativistic loss compares no others: its D may
+    add anything to both, so that over all pairs a D that orders every own pair correctly can be near ½.
     """
-    return 0.5 + 0.5 * torch.sign(on_real - on_fake.T).mean()
+    return 0.5 + 0.5 * torch.sign(on_real - (on_fake if paired else on_fake.T)).mean()
 
 
 def gradient_share(output: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:

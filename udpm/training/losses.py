@@ -187,7 +187,8 @@ def discriminator_losses(
     else:
         loss = 0.5 * (F.softplus(on_fake).mean() + F.softplus(-on_real).mean())
     seen = on_real.detach(), on_fake.detach()
-    stats = {"loss": loss.detach(), "real": seen[0].mean(), "fake": seen[1].mean(), "auc": separation(*seen)}
+    auc = separation(*seen, paired=weights.relativistic)
+    stats = {"loss": loss.detach(), "real": seen[0].mean(), "fake": seen[1].mean(), "auc": auc}
     for name, weight, logits, shown in (("r1", weights.r1, on_real, reals), ("r2", weights.r2, on_fake, fakes)):
         if weight > 0:
             penalty = gradient_penalty(logits, shown.before)
