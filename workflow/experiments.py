@@ -28,7 +28,7 @@ from udpm.config.dataset import OWN_CLASSES, class_number
 from udpm.config.evaluation import NAMED_EXTRACTORS
 from udpm.config.validation import Record, Section, SplitRanges, validate
 from udpm.core.errors import EXIT_USER_ERROR, UserError
-from udpm.core.files import INCEPTION, expanded, lite0_path
+from udpm.core.files import expanded, lite0_path
 from udpm.core.reading import read_json
 from udpm.runs.config_guard import MUTABLE_KEYS, differences, mutable_keys, preparation_changes
 from udpm.runs.layout import Layout, milestone
@@ -193,8 +193,8 @@ class Experiments:
             "scoring.reference": self.scoring(name, "reference"),
         }
         extractor = self.scoring(name, "extractor")
-        if extractor == "inception" and not self.scoring(name, "download"):
-            given["scoring.download: false, but scoring.inception_folder"] = self.extractor(name)
+        if self.scoring(name, "weights") and not self.scoring(name, "download"):
+            given["scoring.download: false, but scoring.weights_folder"] = self.extractor(name)
         elif extractor == "lite0":
             lite0_path()
         elif extractor not in NAMED_EXTRACTORS:
@@ -214,7 +214,8 @@ class Experiments:
             return str(lite0_path())
         if extractor == "digits":
             return self.layout.extractor(self.known[name].dataset)
-        return f"{self.scoring(name, 'inception_folder')}/{INCEPTION.name}" if extractor == "inception" else extractor
+        weights = self.scoring(name, "weights")
+        return f"{self.scoring(name, 'weights_folder')}/{weights.name}" if weights else extractor
 
     def _check_milestones(self, name: str, seed: int) -> None:
         """Check that a finished run has the milestones that selection chooses from, or their samples or scores."""

@@ -13,7 +13,7 @@ from typing import Any
 from experiments import CONFIG, Experiments, Sweep, one_line
 
 from udpm.config import list_configs, to_json
-from udpm.config.evaluation import Diagnosis
+from udpm.config.evaluation import NAMED_EXTRACTORS, Diagnosis
 from udpm.config.published_scores import RUNTIME, SETUPS, load_published, published_names, table_names
 from udpm.core.errors import UserError
 from udpm.runs.status import point_statuses, summarize_points
@@ -334,17 +334,17 @@ class Inputs:
         """Return the extractor as an input if the workflow makes or downloads it, or if it is a file that exists."""
         name, path = self._plan.scoring(wildcards.experiment, "extractor"), self.extractor(wildcards)
         # The contents of lite0 are fixed, and its path differs between environments.
-        return [path] if name in ("digits", "inception") or (name != "lite0" and Path(path).exists()) else []
+        return [path] if name != "lite0" and (name in NAMED_EXTRACTORS or Path(path).exists()) else []
 
-    def inception_folders(self) -> dict[str, Arguments]:
-        """Return options of `udpm fetch inception` by the folder of the weights."""
-        folders: dict[str, Arguments] = {}
+    def extractor_weights(self) -> dict[str, Arguments]:
+        """Return arguments of `udpm fetch` by the file of an extractor's weights."""
+        files: dict[str, Arguments] = {}
         for experiment in self._plan.known.values():
             scoring = experiment.scoring
-            if scoring is not None and scoring.extractor == "inception":
-                offline = [] if scoring.download else ["--offline"]
-                folders.setdefault(scoring.inception_folder, Arguments("--sha256", scoring.inception_sha256, *offline))
-        return folders
+            if scoring and (file := scoring.weights):
+                options = ["--sha256", file.sha256] * bool(file.sha256) + ["--offline"] * (not scoring.download)
+                files.setdefault(f"{scoring.weights_folder}/{file.name}", Arguments(scoring.extractor, *options))
+        return files
 
     def baseline(self, wildcards) -> Arguments:
         """Return the option of `udpm score` for the floor or the ceiling."""

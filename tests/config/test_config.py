@@ -45,7 +45,7 @@ def test_mistakes_are_one_line(key, value, expected):
 PATHS = {
     "scoring.extractor": Experiment,
     "scoring.reference": Experiment,
-    "scoring.inception_folder": Experiment,
+    "scoring.weights_folder": Experiment,
     "weights": Experiment,
     "sampling.noise": Experiment,
     "path": DatasetConfig,

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from udpm.cli import train
 from udpm.config import Scoring, to_json
 from udpm.core import devices
 from udpm.core.devices import patch_torchvision
@@ -67,7 +68,7 @@ SCORE = ("score", "--images", "drawn", "--reference", "r.npz", "--config", "scor
 
 
 def standing_in(weights, mode="clean", **changes):
-    options = {"inception_folder": str(weights.parent), "inception_sha256": sha256(weights), "threads": 1}
+    options = {"weights_folder": str(weights.parent), "weights_sha256": sha256(weights), "threads": 1}
     return Scoring(extractor="inception", inception_mode=mode, download=False, **options | changes)
 
 
@@ -129,6 +130,14 @@ def server(tmp_path):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, directory=str(folder), **options)
 
+        def do_GET(self):
+            if not self.path.endswith("cut"):
+                return super().do_GET()
+            self.send_response(200)
+            self.send_header("Content-Length", "7000")
+            self.end_headers()
+            self.wfile.write(b"weights" * 500)
+
         def log_message(self, *_):
             pass
 
@@ -148,13 +157,24 @@ def test_a_download_is_checked_and_made_once(server, tmp_path, monkeypatch):
         fetch(PublishedFile("file.pt", url, digest), tmp_path / "there")
 
 
-@pytest.mark.parametrize("wrong", ["hash", "name", "host"])
+def test_a_file_without_a_published_digest(server, tmp_path, monkeypatch, capsys):
+    """Its digest is shown, to be pinned; a pinned one is checked."""
+    url, digest = server
+    monkeypatch.setitem(train.FILES, "dinov2", PublishedFile("file.pt", url, None))
+    assert tiny.call("fetch", "dinov2", "--folder", tmp_path) == 0
+    assert f"SHA-256 {digest}; none is published, so pin it with scoring.weights_sha256" in capsys.readouterr().out
+    assert tiny.call("fetch", "dinov2", "--folder", tmp_path, "--sha256", digest) == 0
+    assert tiny.call("fetch", "dinov2", "--folder", tmp_path, "--sha256", "0" * 64) == 2
+
+
+@pytest.mark.parametrize("wrong", ["hash", "name", "host", "cut"])
 def test_a_failed_download_leaves_nothing(server, tmp_path, wrong):
     url, digest = server
     file = {
         "hash": PublishedFile("file.pt", url, "0" * 64),
         "name": PublishedFile("file.pt", url + "x", digest),
         "host": PublishedFile("file.pt", "http://127.0.0.1:9/file.pt", digest),
+        "cut": PublishedFile("file.pt", url + "?cut", None),
     }[wrong]
     with pytest.raises(UserError) as error:
         fetch(file, tmp_path / "here")
@@ -404,12 +424,12 @@ BAD = {
         "drawn: 0004.png not a readable image",
     ),
     "weights of another hash": (
-        lambda f: (inception.write(f / "w"), rescored(f, extractor="inception", inception_folder="w")),
+        lambda f: (inception.write(f / "w"), rescored(f, extractor="inception", weights_folder="w")),
         REFERENCE_LINE,
         "w/inception-2015-12-05.pt: has SHA-256",
     ),
     "missing weights, offline": (
-        lambda f: rescored(f, extractor="inception", inception_folder="w", download=False),
+        lambda f: rescored(f, extractor="inception", weights_folder="w", download=False),
         REFERENCE_LINE,
         f"w/inception-2015-12-05.pt: not found, and downloads are switched off; put inception-2015-12-05.pt {URL}",
     ),

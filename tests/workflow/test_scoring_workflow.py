@@ -5,6 +5,7 @@ import json
 import shlex
 import shutil
 
+import fake_transformers
 import inception
 import numpy as np
 import pytest
@@ -26,18 +27,27 @@ STATISTICS = "-the'irs $(touch PWNED) & `touch PWNED`.npz"
 
 @pytest.fixture
 def study(tmp_path, trained):
-    """A copy of the project's sources with an experiment for each mode and a fake Inception."""
+    """A copy of the project's sources with an experiment for each mode of a fake Inception, DINOv2 and CLIP."""
     shutil.copy(trained / "weights.safetensors", tmp_path / WEIGHTS)
     for name in SOURCES:
         shutil.copytree(ROOT / name, tmp_path / name)
     digest = sha256(inception.write(tmp_path / FOLDER))
-    scoring = {"extractor": "inception", "inception_folder": FOLDER, "inception_sha256": digest, "download": False}
-    scoring |= {"kernel_subsets": 3, "reference_split": "test", "threads": 1}
-    for mode in MODES:
+    fake_transformers.write_dinov2(tmp_path / FOLDER)
+    clip = sha256(fake_transformers.write_clip(tmp_path / FOLDER))
+    own = {mode: {"extractor": "inception", "inception_mode": mode, "weights_sha256": digest} for mode in MODES}
+    own |= {"dinov2": {"extractor": "dinov2"}, "clip": {"extractor": "clip", "weights_sha256": clip}}
+    scoring = {
+        "weights_folder": FOLDER,
+        "download": False,
+        "kernel_subsets": 3,
+        "reference_split": "test",
+        "threads": 1,
+    }
+    for name, changes in own.items():
         values = {"extends": "digits-paper", "generator": {"channels": tiny.SMALL["generator.channels"]}}
         values |= {"training": "imported", "weights": WEIGHTS, "sampling": {"count": 50, "threads": 1}}
-        values["scoring"] = scoring | {"inception_mode": mode}
-        (tmp_path / f"config/experiments/{mode}.yaml").write_text(yaml.safe_dump(values))
+        values["scoring"] = scoring | changes
+        (tmp_path / f"config/experiments/{name}.yaml").write_text(yaml.safe_dump(values))
     return tmp_path
 
 
@@ -55,6 +65,13 @@ def test_inception_runs_offline_in_all_modes(study):
     assert all(len(score["metrics"]["class_frechet_distance"]["by_class"]) == 10 for score in scores)
     assert all(score["metrics"]["inception_score"]["value"] >= 1 for score in scores)
     assert "FID" not in scores[0]["metrics"]["frechet_distance"]["label"]
+    for name in ("dinov2", "clip"):
+        target = f"results/scores/{name}/seed0.json"
+        done = snakemake(target, "--config", f"experiments={name}", cwd=study)
+        assert done.returncode == 0, done.stdout + done.stderr
+        distance = json.loads((study / target).read_text())["metrics"]["frechet_distance"]
+        assert distance["value"] > 0
+        assert distance["label"] == f"FD (stand-in for {name} features)"
     assert list((study / "results/features").glob("*.npz"))
     again = snakemake("-n", *targets, *given, cwd=study)
     assert "Nothing to be done" in again.stdout + again.stderr
@@ -66,7 +83,7 @@ def test_missing_weights_are_fetched_before_anything_needs_them(study):
     path.write_text(path.read_text().replace("download: false", "download: true"))
     done = snakemake("-n", "-p", "results/scores/clean/seed0.json", "--config", "experiments=clean", cwd=study)
     assert done.returncode == 0, done.stderr
-    assert "fetch_inception" in done.stdout
+    assert "fetch_extractor" in done.stdout
     commands = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("Shell command: udpm ")]
     fetched = next(words for words in commands if "fetch" in words)
     assert fetched[fetched.index("--folder") + 1] == FOLDER

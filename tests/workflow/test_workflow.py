@@ -361,8 +361,8 @@ def plan_error(tmp_path, monkeypatch, capsys):
         ({"training": {"nodes": 2}}, "training.nodes: several nodes need a scheduler: snakemake --profile slurm"),
         ({"scoring": {"extractor": "no.pt"}}, "two.yaml: scoring.extractor: no.pt not found"),
         (
-            {"scoring": {"extractor": "inception", "download": False, "inception_folder": "w"}},
-            "scoring.download: false, but scoring.inception_folder: w/inception-2015-12-05.pt not found",
+            {"scoring": {"extractor": "inception", "download": False, "weights_folder": "w"}},
+            "scoring.download: false, but scoring.weights_folder: w/inception-2015-12-05.pt not found",
         ),
         (UNLABELLED, "two.yaml: scoring.extractor: digits needs classes, but data set plain has none"),
         ({"dataset": "trained", "scoring": {"reference_split": "test"}}, "scoring.reference_split: test, but data set"),

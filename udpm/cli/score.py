@@ -112,6 +112,8 @@ def _contents(output: Path) -> str:
 
 
 SUBJECTS = ("samples", "images", "heldout", "noise")
+EARLIER_KEYS = {"inception_folder": "weights_folder", "inception_sha256": "weights_sha256"}
+"""Keys of earlier records' scoring sections, and their names today."""
 PATHS = ("samples", "images", "selection", "reference", "extractor", "dataset")
 
 
@@ -203,7 +205,8 @@ def _score(request: dict[str, Any], features: Path | None) -> dict[str, Any]:
     from udpm.metrics.reference import load_reference
     from udpm.sampling.sample_set import load_samples
 
-    scoring = validate(Scoring, request["scoring"], "scoring")
+    asked = {EARLIER_KEYS.get(key, key): value for key, value in request["scoring"].items()}
+    scoring = validate(Scoring, asked, "scoring")
     # Some files are named only by the configuration or an earlier score.
     check({name: request[name] for name in PATHS} | extractor_files(scoring))
     device = devices.configure(scoring.device, scoring.threads)

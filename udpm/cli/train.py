@@ -24,21 +24,22 @@ from udpm.cli.options import (
 from udpm.core import kinds
 from udpm.core.containers import read_header
 from udpm.core.errors import UserError
-from udpm.core.files import expanded
+from udpm.core.files import CIFAR10, EXTRACTOR_WEIGHTS, VGG, expanded, fetch
+from udpm.core.files import sha256 as file_sha256
 from udpm.core.reading import read_json
 from udpm.core.work import StopRequest
 
-FILES = ("inception", "vgg", "cifar10")
+FILES = {**EXTRACTOR_WEIGHTS, "vgg": VGG, "cifar10": CIFAR10}
 
 
 @click.command(cls=Verb, epilog="Example: udpm fetch inception --folder resources/weights")
-@click.argument("file", type=click.Choice(FILES))
+@click.argument("file", type=click.Choice(list(FILES)))
 @click.option(
     "--folder",
     type=SharedFolder(),
-    help="Folder to write to; default: resources/weights (inception), torchvision's (vgg), resources/cifar10.",
+    help="Folder to write to; default: resources/weights (extractors), torchvision's (vgg), resources/cifar10.",
 )
-@click.option("--sha256", metavar="HEX", help="Required SHA-256; default: the published file's.")
+@click.option("--sha256", metavar="HEX", help="Required SHA-256; default: the published one, if there is one.")
 @click.option("--offline", is_flag=True, help="Only check an existing file; UDPM_OFFLINE=1 does the same.")
 def fetch_command(file: str, folder: Path | None, sha256: str | None, offline: bool) -> None:
     """Download weights or a data set in advance, on a machine with network access.
@@ -47,12 +48,12 @@ def fetch_command(file: str, folder: Path | None, sha256: str | None, offline: b
     """
     from dataclasses import replace
 
-    from udpm.core import files as published
-
-    wanted = {"inception": published.INCEPTION, "vgg": published.VGG, "cifar10": published.CIFAR10}[file]
-    wanted = replace(wanted, sha256=sha256.lower()) if sha256 else wanted
-    path = published.fetch(wanted, folder or _default_folder(file), download=not offline)
-    click.echo(f"{path}: ok, SHA-256 {wanted.sha256}")
+    wanted = replace(FILES[file], sha256=sha256.lower()) if sha256 else FILES[file]
+    path = fetch(wanted, folder or _default_folder(file), download=not offline)
+    if wanted.sha256:
+        click.echo(f"{path}: ok, SHA-256 {wanted.sha256}")
+    else:
+        click.echo(f"{path}: SHA-256 {file_sha256(path)}; none is published, so pin it with scoring.weights_sha256")
 
 
 def _default_folder(file: str) -> Path:
@@ -60,7 +61,7 @@ def _default_folder(file: str) -> Path:
         from torch import hub
 
         return Path(hub.get_dir()) / "checkpoints"
-    return Path("resources/weights" if file == "inception" else "resources/cifar10")
+    return Path("resources/weights" if file in EXTRACTOR_WEIGHTS else "resources/cifar10")
 
 
 @click.command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -18,7 +19,7 @@ from udpm.config.validation import (
     WorkflowPath,
     check,
 )
-from udpm.core.files import INCEPTION
+from udpm.core.files import EXTRACTOR_WEIGHTS, PublishedFile
 
 Label = NonNegativeInt | Annotated[str, Field(min_length=1)]
 """A class, by number or name."""
@@ -115,7 +116,7 @@ class Latents(Section):
             )
 
 
-NAMED_EXTRACTORS = ("digits", "inception", "lite0")
+NAMED_EXTRACTORS = ("digits", *EXTRACTOR_WEIGHTS, "lite0")
 """Extractors that are not files of the user's."""
 
 
@@ -124,18 +125,19 @@ class Scoring(Section):
 
     extractor: WorkflowPath
     """digits: the classifier that the workflow trains on the data set's training split; inception: the network whose
-    distance is called FID; lite0: EfficientNet-Lite0, which needs no download (extra `features`); or the path of a
-    TorchScript file, (N, 3, side, side) float -> (N, d) features. Scoring executes such a file as a program: use only
-    files that you trust."""
+    distance is called FID; dinov2: DINOv2's ViT-L/14; clip: CLIP's ViT-B/32; lite0: EfficientNet-Lite0, which needs no
+    download; or the path of a TorchScript file, (N, 3, side, side) float -> (N, d) features. Scoring executes such a
+    file as a program: use only files that you trust."""
     inception_mode: Literal["clean", "legacy_tensorflow", "legacy_pytorch"] = "clean"
     """Resizing to Inception's 299 pixels, by clean-fid's names. Published numbers of EDM and StyleGAN use
     legacy_tensorflow, those of pytorch-fid legacy_pytorch."""
-    inception_folder: WorkflowPath = "resources/weights"
-    """Folder of inception-2015-12-05.pt, which is downloaded into it if missing."""
-    inception_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] = INCEPTION.sha256
-    """Required SHA-256 of this file. The distance is called FID only with the published file."""
+    weights_folder: WorkflowPath = "resources/weights"
+    """Folder of the weights of inception, dinov2 or clip, which are downloaded into it if missing."""
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """Required SHA-256 of these weights; default: the published one. For dinov2 none is published: set what
+    `udpm fetch dinov2` shows. The distance is called FID only with the published Inception."""
     download: bool = True
-    """Download inception-2015-12-05.pt if it is missing."""
+    """Download these weights if they are missing."""
     input_side: PositiveInt | None = None
     """Side that images are resized to before they enter a TorchScript file; null: no resizing."""
     input_resize: Literal["pil_bicubic", "pil_bilinear", "pil_lanczos", "pil_box", "pytorch_bilinear"] = "pil_bicubic"
@@ -166,6 +168,12 @@ class Scoring(Section):
     """auto: CUDA if available, else the CPU."""
     threads: Threads = 2
     """CPU threads of the scoring process."""
+
+    @property
+    def weights(self) -> PublishedFile | None:
+        """The extractor's downloaded weights, with the required SHA-256; None if it has none."""
+        file = EXTRACTOR_WEIGHTS.get(self.extractor)
+        return file and replace(file, sha256=self.weights_sha256 or file.sha256)
 
     @check
     def _published_statistics_stand_alone(self) -> None:

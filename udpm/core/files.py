@@ -204,11 +204,11 @@ def exclusive(path: str | Path, doing: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """File published by a third party, with its SHA-256 in hexadecimal."""
+    """File published by a third party, with its SHA-256 in hexadecimal; None if its publisher states none."""
 
     name: str
     url: str
-    sha256: str
+    sha256: str | None
 
 
 INCEPTION = PublishedFile(
@@ -216,6 +216,20 @@ INCEPTION = PublishedFile(
     "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
     "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
 )
+DINOV2 = PublishedFile(
+    "dinov2_vitl14_pretrain.pth",
+    "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+    None,
+)
+CLIP = PublishedFile(
+    "ViT-B-32.pt",
+    "https://openaipublic.azureedge.net/clip/models/"
+    "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt",
+    "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+)
+EXTRACTOR_WEIGHTS = {"inception": INCEPTION, "dinov2": DINOV2, "clip": CLIP}
+"""Downloaded weights by the extractor's name."""
+
 VGG = PublishedFile(
     "vgg16-397923af.pth",
     "https://download.pytorch.org/models/vgg16-397923af.pth",
@@ -240,7 +254,7 @@ CHUNK_BYTES = 1 << 20
 
 
 def fetch(file: PublishedFile, folder: str | Path, *, download: bool = True) -> Path:
-    """Return the path of a published file in a folder, after downloading it if missing. Always checks its digest.
+    """Return the path of a published file in a folder, after downloading it if missing. Always checks a known digest.
 
     Args:
         download: allow downloading; `OFFLINE` forbids it too.
@@ -253,7 +267,7 @@ def fetch(file: PublishedFile, folder: str | Path, *, download: bool = True) -> 
         if not download or os.environ.get(OFFLINE):
             raise UserError(f"{path}: not found, and downloads are switched off; {_by_hand(file, path)}")
         _download(file, path)
-    elif (found := sha256(path)) != file.sha256:
+    elif file.sha256 and (found := sha256(path)) != file.sha256:
         raise UserError(f"{path}: has SHA-256 {found}, expected {file.sha256}; remove it, and {_by_hand(file, path)}")
     return path
 
@@ -282,7 +296,7 @@ def _download(file: PublishedFile, path: Path) -> None:
         # No network, a refused connection and a time-out are OSErrors; the others come from an incomplete response.
         except (OSError, HTTPException, ValueError) as error:
             raise UserError(f"{path}: cannot be downloaded ({error}); {_by_hand(file, path)}") from None
-        if (found := sha256(temporary)) != file.sha256:
+        if file.sha256 and (found := sha256(temporary)) != file.sha256:
             raise UserError(
                 f"{path}: the download from {file.url} has SHA-256 {found}, expected {file.sha256}; "
                 f"{_by_hand(file, path)}"
@@ -300,6 +314,9 @@ def _receive(file: PublishedFile, path: Path) -> None:
             while chunk := answer.read(CHUNK_BYTES):
                 handle.write(chunk)
                 progress.update(len(chunk))
+        # Reading in parts does not raise if the connection ends early.
+        if handle.tell() < total:
+            raise OSError(f"ended after {handle.tell()} of {total} bytes")
 
 
 def _by_hand(file: PublishedFile, path: Path) -> str:

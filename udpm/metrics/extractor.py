@@ -20,12 +20,14 @@ from udpm.core.arrays import check_array
 from udpm.core.containers import check_archive
 from udpm.core.devices import describe_failure, is_device_failure
 from udpm.core.errors import UserError, first_line
-from udpm.core.files import INCEPTION, LITE0, PublishedFile, fetch, lite0_path, sha256
+from udpm.core.files import EXTRACTOR_WEIGHTS, INCEPTION, LITE0, fetch, lite0_path, sha256
 from udpm.core.provenance import count_images
 from udpm.core.work import Progress, prefetch
 from udpm.data.npz import load_arrays, save_arrays
 from udpm.metrics.efficientnet import INPUTS, EfficientNetLite0, load_lite0
 from udpm.metrics.extractor_networks import FORMAT, MODES, SEALED, Inception, Inputs
+from udpm.metrics.vision_transformer import INPUTS as TRANSFORMER_INPUTS
+from udpm.metrics.vision_transformer import SIZES, TITLES, load_transformer
 
 IMAGENET = (Inception, EfficientNetLite0)
 """Networks of this package that were trained on ImageNet."""
@@ -62,8 +64,8 @@ class Extractor:
     """A loaded extractor; its identity is its name, the file's SHA-256 and the preprocessing.
 
     Attributes:
-        path: the TorchScript file.
-        name: from the record, else the file's stem; "inception" and "EfficientNet-Lite0" for these.
+        path: the file of its weights.
+        name: of the published network; else from the record, or the file's stem.
         record: the JSON record next to the file, or empty.
         inputs: the preprocessing.
     """
@@ -205,7 +207,7 @@ def extractor_files(config: Scoring) -> dict[str, Path | None]:
     """Return the extractor files that a configuration names, by key."""
     return {
         "scoring.extractor": None if config.extractor in NAMED_EXTRACTORS else Path(config.extractor),
-        "scoring.inception_folder": Path(config.inception_folder) / INCEPTION.name,
+        "scoring.weights_folder": Path(config.weights_folder) / config.weights.name if config.weights else None,
     }
 
 
@@ -215,14 +217,12 @@ def open_extractor(config: Scoring, path: str | Path | None, device: torch.devic
     Raises:
         UserError: the file is missing, is not a TorchScript file, or is another extractor's.
     """
-    if config.extractor == "inception":
-        path = Path(path or Path(config.inception_folder) / INCEPTION.name)
-        if path.name != INCEPTION.name:
-            raise UserError(f"{path}: scoring.extractor is inception, whose file is called {INCEPTION.name}")
-        return _load_inception(config, path.parent, device)
+    if config.weights is not None:
+        return _open_published(config, path, device)
     if config.extractor == "lite0":
         path = Path(path or lite0_path())
-        found = Extractor(path, "EfficientNet-Lite0", LITE0.sha256, load_lite0(path).to(device), device, {}, INPUTS)
+        network: torch.nn.Module = load_lite0(path).to(device)
+        found = Extractor(path, "EfficientNet-Lite0", str(LITE0.sha256), network, device, {}, INPUTS)
         found.tried()
         return found
     if config.extractor == "digits":
@@ -261,13 +261,26 @@ def load_extractor(path: str | Path, device: torch.device, inputs: Inputs | None
     return found
 
 
-def _load_inception(config: Scoring, folder: Path, device: torch.device) -> Extractor:
-    file = PublishedFile(INCEPTION.name, INCEPTION.url, config.inception_sha256)
-    path = fetch(file, folder, download=config.download)
-    network = Inception(folder, config.inception_mode, device)
-    # Scores by another file must not carry Inception's name.
-    name = "inception" if file == INCEPTION else "stand-in for inception"
-    found = Extractor(path, name, file.sha256, network, device, {}, MODES[config.inception_mode])
+def _open_published(config: Scoring, path: str | Path | None, device: torch.device) -> Extractor:
+    """Open a network whose weights are downloaded if they are missing."""
+    kind, file = config.extractor, config.weights
+    assert file is not None
+    path = Path(path or Path(config.weights_folder) / file.name)
+    if path.name != file.name:
+        raise UserError(f"{path}: scoring.extractor is {kind}, whose file is called {file.name}")
+    path = fetch(file, path.parent, download=config.download)
+    digest = file.sha256 or sha256(path)
+    published = digest == EXTRACTOR_WEIGHTS[kind].sha256
+    network: torch.nn.Module
+    if kind == "inception":
+        network, name = Inception(path.parent, config.inception_mode, device), kind
+        inputs = MODES[config.inception_mode]
+    else:
+        network, name, inputs = load_transformer(kind, path), TITLES[kind], TRANSFORMER_INPUTS[kind]
+        published = published or (EXTRACTOR_WEIGHTS[kind].sha256 is None and network.size == SIZES[kind])
+    # Scores by another file must not carry the published network's name.
+    name = name if published else f"stand-in for {kind}"
+    found = Extractor(path, name, digest, network.to(device), device, {}, inputs)
     found.tried()
     return found
 

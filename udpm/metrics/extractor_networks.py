@@ -37,6 +37,7 @@ class Inputs:
         side: to resize to; None keeps the images' own.
         resize: library and filter, such as pil_bicubic; unused without a side.
         range: of the input, to which 0..255 is mapped.
+        rounded: to bytes after resizing.
         note: on the network's own preprocessing, for the record.
     """
 
@@ -44,6 +45,7 @@ class Inputs:
     resize: str = "pil_bicubic"
     range: str = "0..255"
     note: str = ""
+    rounded: bool = False
 
     def describe(self) -> str:
         """Describe the preprocessing for protocols; part of an extractor's identity."""
@@ -52,6 +54,7 @@ class Inputs:
             text = f"none: images enter the extractor at their own side, in [{low:g}, {high:g}]"
         else:
             library, how = self.resize.split("_")
+            how += ", rounded to bytes" if self.rounded else ""
             text = f"to {self.side}×{self.side} by clean-fid's {LIBRARIES[library]} {how}, in [{low:g}, {high:g}]"
         return f"{text}; {self.note}" if self.note else text
 
@@ -60,17 +63,17 @@ class Inputs:
         if self.side is None:
             values = np.asarray(images, dtype=np.float32)
         else:
-            resize = resizer(self.resize, self.side)
+            resize = resizer(self.resize, self.side, self.rounded)
             with ThreadPoolExecutor(threads) as pool, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                values = np.stack(list(pool.map(resize, images)))
+                values = np.stack(list(pool.map(resize, images))).astype(np.float32, copy=False)
         low, high = RANGES[self.range]
         batch = torch.from_numpy(values).permute(0, 3, 1, 2)
         return batch if self.range == "0..255" else batch * ((high - low) / 255) + low
 
 
-def resizer(name: str, side: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Return clean-fid's function from (h, w, 3) uint8 to (side, side, 3) float32 in [0, 255].
+def resizer(name: str, side: int, rounded: bool = False) -> Callable[[np.ndarray], np.ndarray]:
+    """Return clean-fid's function from (h, w, 3) uint8 to (side, side, 3) in [0, 255], float32 or, if rounded, uint8.
 
     Raises:
         UserError: clean-fid is not installed.
@@ -83,7 +86,7 @@ def resizer(name: str, side: int) -> Callable[[np.ndarray], np.ndarray]:
     library, how = name.split("_")
     # Without this it silences all warnings of the process for good.
     with warnings.catch_warnings():
-        return make_resizer(LIBRARIES[library], False, how, (side, side))
+        return make_resizer(LIBRARIES[library], rounded, how, (side, side))
 
 
 SIDE = 299

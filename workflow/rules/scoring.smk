@@ -23,23 +23,23 @@ rule train_extractor:
 
 # Local rules, since compute nodes seldom have a network. An existing file is only checked. One rule for each folder, not
 # a wildcard: a path in the name of a log could lead out of the folder of logs.
-for number, (folder, options) in enumerate(INPUTS.inception_folders().items(), 1):
+for number, (weights, arguments) in enumerate(INPUTS.extractor_weights().items(), 1):
 
     rule:
         name:
-            f"fetch_inception_{number}"
+            f"fetch_extractor_{number}"
         output:
-            f"{folder}/{INCEPTION.name}",
+            weights,
         log:
-            LAYOUT.log(f"fetch_inception/{number}"),
+            LAYOUT.log(f"fetch_extractor/{number}"),
         localrule: True
         conda:
             "../../envs/udpm.yaml"
         params:
             folder=subpath(output[0], parent=True),
-            options=lambda wildcards, options=options: options,
+            arguments=lambda wildcards, arguments=arguments: arguments,
         shell:
-            "udpm fetch inception --folder {params.folder:q} {params.options:q} > {log:q} 2>&1"
+            "udpm fetch {params.arguments:q} --folder {params.folder:q} > {log:q} 2>&1"
 
 
 rule compute_reference:
