@@ -101,7 +101,20 @@ def test_prdc_in_blocks_equals_prdcs(monkeypatch, block, shift):
     monkeypatch.setattr(module, "BLOCK_BYTES", block)
     real, drawn = features(0, 150, 6).astype(np.float64) + shift, 0.6 * features(1, 120, 6).astype(np.float64) + shift
     theirs = compute_prdc(real_features=real, fake_features=drawn, nearest_k=3)
-    assert prdc(real, drawn, 3)._asdict() == pytest.approx(theirs, rel=1e-12)
+    found = prdc(real, drawn, 3)._asdict()
+    own = np.linalg.norm(real[:, None] - real[None], axis=-1) + np.diag(np.full(len(real), np.inf))
+    cross = np.linalg.norm(drawn[:, None] - real[None], axis=-1)
+    assert found.pop("authenticity") == (cross.min(1) > own.min(1)[cross.argmin(1)]).mean()
+    assert found == pytest.approx(theirs, rel=1e-12)
+
+
+def test_copies_of_training_images_are_not_authentic():
+    real = features(0, 150, 6)
+    others = features(1, 50, 6) * 3
+    assert prdc(real, real[:100], 3).authenticity == 0
+    assert prdc(real, np.concatenate([real[:50] + np.float32(1e-6), others]), 3).authenticity == pytest.approx(
+        0.5, abs=0.02
+    )
 
 
 def test_points_on_the_edge_of_a_ball_belong_to_it():

@@ -170,16 +170,19 @@ class PRDC(NamedTuple):
         density: mean number of real points' balls that a drawn point is in, divided by k (Naeem et al. 2020); about 1
             for sets of one distribution, and more where drawn points crowd among real ones.
         coverage: share of real points with a drawn point in their ball.
+        authenticity: share of drawn points that are further from their nearest real point than that is from its own
+            nearest (Alaa et al. 2022); copies of real points are not.
     """
 
     precision: float
     recall: float
     density: float
     coverage: float
+    authenticity: float
 
 
 def prdc(real: np.ndarray, drawn: np.ndarray, neighbours: int, device: torch.device | str = "cpu") -> PRDC:
-    """Compute precision, recall, density and coverage of features, (N, d) and (M, d); `neighbours` is k.
+    """Compute how sets of features overlap, (N, d) and (M, d); `neighbours` is k.
 
     Raises:
         UserError: a set has not more than k points.
@@ -189,9 +192,9 @@ def prdc(real: np.ndarray, drawn: np.ndarray, neighbours: int, device: torch.dev
             raise UserError(f"scoring.neighbours: {neighbours} needs more than {neighbours} {name} images")
     centre = real.mean(axis=0, dtype=np.float64).astype(np.float32)
     one, other = (_points(points, centre, device) for points in (real, drawn))
-    radii, other_radii = _radii(one, neighbours), _radii(other, neighbours)
+    (nearest, radii), (_, other_radii) = _radii(one, neighbours), _radii(other, neighbours)
     # One tensor for all results: small ones between the large ones would fragment memory.
-    precise = radii.new_empty(len(other), dtype=torch.bool)
+    precise, authentic = radii.new_empty((2, len(other)), dtype=torch.bool)
     covered, recalled = radii.new_zeros((2, len(one)), dtype=torch.bool)
     balls = 0
     for part, squares in _squares(other, one):
@@ -200,9 +203,13 @@ def prdc(real: np.ndarray, drawn: np.ndarray, neighbours: int, device: torch.dev
         precise[part] = inside.any(1)
         covered |= inside.any(0)
         recalled |= _inside(other[part], one, squares, other_radii[part, None]).any(0)
+        chosen = squares.topk(min(1 + SPARE, len(one)), largest=False).indices
+        least, place = _exact(other[part], one, chosen).min(1)
+        authentic[part] = least > nearest[chosen.gather(1, place[:, None])[:, 0]]
     # Not mean(): a GPU rounds it differently.
-    precision, recall, coverage = (int(found.sum()) / len(found) for found in (precise, recalled, covered))
-    return PRDC(precision, recall, balls / (neighbours * len(other)), coverage)
+    shares = {"precision": precise, "recall": recalled, "coverage": covered, "authenticity": authentic}
+    found = {name: int(marks.sum()) / len(marks) for name, marks in shares.items()}
+    return PRDC(density=balls / (neighbours * len(other)), **found)
 
 
 def nearest_distances(images: np.ndarray, bank: np.ndarray) -> np.ndarray:
@@ -277,12 +284,13 @@ def _points(features: np.ndarray, centre: np.ndarray, device: torch.device | str
 
 
 def _radii(points: torch.Tensor, neighbours: int) -> torch.Tensor:
-    """Return the squared distance of each point to its k-th other neighbour."""
-    radii = points.new_empty(len(points))
+    """Return the squared distances, (2, N), of each point to its nearest and to its k-th other neighbour."""
+    radii = points.new_empty((2, len(points)))
     for part, squares in _squares(points, points):
         # A point is its own nearest neighbour, at distance 0, hence k + 1.
         chosen = squares.topk(min(neighbours + 1 + SPARE, len(points)), largest=False).indices
-        radii[part] = _exact(points[part], points, chosen).kthvalue(neighbours + 1).values
+        squares = _exact(points[part], points, chosen)
+        radii[:, part] = torch.stack([squares.kthvalue(k + 1).values for k in (1, neighbours)])
     return radii
 
 

@@ -17,7 +17,7 @@ SEALED = ("subject", "metrics", "protocol")
 """Keys that a score's digest covers: all that reports show."""
 
 LIMITS = {
-    **dict.fromkeys(("precision", "recall", "coverage", "class_agreement"), (0.0, 1.0)),
+    **dict.fromkeys(("precision", "recall", "coverage", "authenticity", "class_agreement"), (0.0, 1.0)),
     **dict.fromkeys(
         (
             *("frechet_distance", "frechet_distance_best", "frechet_distance_matched", "class_frechet_distance"),

@@ -133,7 +133,7 @@ SAMPLING_COLUMNS = (
 PATTERNS = {
     **dict.fromkeys(("frechet_distance", "class_frechet_distance"), "{:.2f}"),
     "kernel_distance": "{:.3g}",
-    **dict.fromkeys(("precision", "recall", "density", "coverage", "class_agreement"), "{:.3f}"),
+    **dict.fromkeys(("precision", "recall", "density", "coverage", "authenticity", "class_agreement"), "{:.3f}"),
 }
 """Metrics and the format of their values."""
 ORDER = {"samples": 0, "images": 1, "heldout": 2, "noise": 3}
