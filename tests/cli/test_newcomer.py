@@ -27,6 +27,11 @@ def made(digits, trained, tmp_path_factory):
     shutil.copytree(tiny.ROOT / "config", folder / "config")
     shutil.copy(next((trained / "checkpoints").glob("*.safetensors")), folder / "checkpoint.safetensors")
     tiny.write_config(folder)
+    (folder / "unfinished").mkdir()
+    shutil.copy(trained / "config.json", folder / "unfinished")
+    for run in ("two/runs/a/seed0", "two/runs/b/seed3", "one/runs/a/seed0"):
+        (folder / run).mkdir(parents=True)
+        shutil.copy(trained / "weights.safetensors", folder / run)
     (folder / "sampling.json").write_text(to_json(Sampling(count=4, batch=4)))
     (folder / "scoring.json").write_text(to_json(Scoring(extractor="digits")))
     (folder / "dataset-config.json").write_text(to_json(tiny.run_config().dataset))
@@ -48,6 +53,9 @@ KINDS = {
     "dataset": "a prepared data set",
     "cache": "a level cache",
     "run": "a run's folder",
+    "unfinished": "the folder of a run that is not finished",
+    "two": "a folder of results",
+    "two/runs/a/seed0": "a folder with weights",
     "config": "a configuration folder",
     "run/weights.safetensors": "a weights file",
     "checkpoint.safetensors": "a checkpoint of a training",
@@ -150,8 +158,23 @@ MISTAKES = [
     ("card dataset --output out.md", "dataset is a prepared data set"),
     ("export dataset --output out", "dataset is a prepared data set"),
     # A folder instead of a file, and vice versa.
-    ("sample run --output out.npz", "run is a folder, expected a file: run/weights.safetensors"),
-    ("latents swap run --output out.npz", "run is a folder, expected a file: run/weights.safetensors"),
+    (
+        "sample dataset --output out.npz",
+        "holds no weights.safetensors; expected a weights file or a run's folder; it is a",
+    ),
+    (
+        "latents swap config --output out.npz",
+        "config: holds no weights.safetensors; expected a weights file or a run's",
+    ),
+    ("import cache --output out.safetensors", "cache: holds no weights.safetensors"),
+    (
+        "sample unfinished --output out.npz",
+        "weights.safetensors: no such file; unfinished is the folder of a run that is",
+    ),
+    (
+        "sample two --output out.npz",
+        "two: holds the weights of 2 runs; expected one of two/runs/a/seed0, two/runs/b/seed3",
+    ),
     ("train run", "run is a folder, expected a file: run/config.json"),
     ("figure curves run --output out", "run is a folder, expected a file: run/metrics.jsonl"),
     ("table config --output out", "config is a folder, expected a file (it is a configuration folder"),
@@ -190,7 +213,10 @@ WRITTEN = [
     ("resolve --dataset digits --output {}/d.json", "d.json: data set digits"),
     ("cache dataset --output {}/cache", "cache: 4 levels, of side 8, 4, 2, 1"),
     ("sample run/weights.safetensors --count 4 --output {}/a.npz", "a.npz: 4 images of 4 classes, 16×16"),
-    ("latents swap run/weights.safetensors --labels 3 --output {}/l.npz", "l.npz: 5 images"),
+    ("sample run --count 4 --output {}/a.npz", "a.npz: 4 images of 4 classes, 16×16"),
+    ("sample one --count 4 --output {}/a.npz", "a.npz: 4 images of 4 classes, 16×16"),
+    ("sample two/runs/a --count 4 --output {}/a.npz", "a.npz: 4 images of 4 classes, 16×16"),
+    ("latents swap run --labels 3 --output {}/l.npz", "l.npz: 5 images"),
     ("figure curves run/metrics.jsonl --output {}/c", "c.png: 1170×650 pixels; also .svg, and .csv of the data"),
     ("export samples.npz --output {}/images", "images: 4 files"),
     ("card run --output {}/README.md", "README.md: model card of run, 0 scores"),

@@ -26,7 +26,6 @@ from udpm.core.identify import what_is, with_kind
 WRONG_CHOICE = re.compile(r"'([^']*)' is not one of")
 WRONG_PLACE = re.compile(r"(?:File|Directory|Path) '(.*)' is a (directory|file)")
 FITTING = {
-    **dict.fromkeys(("weights", "checkpoints"), "weights.safetensors"),
     **dict.fromkeys(("config", "schedule", "forward"), "config.json"),
     "curves": "metrics.jsonl",
 }

@@ -13,6 +13,7 @@ from udpm.cli.options import (
     CONFIG_FOLDER,
     FILE,
     FOLDER,
+    WEIGHTS,
     Numbers,
     OutputFile,
     OutputFolder,
@@ -153,7 +154,7 @@ def schema_command(config: Path, docs: Path) -> None:
 @click.command(
     cls=Verb, name="import", epilog="Example: udpm import model_ema_state_cifar.pt --output cifar.safetensors"
 )
-@click.argument("checkpoints", type=FILE, nargs=-1)
+@click.argument("checkpoints", type=WEIGHTS, nargs=-1)
 @click.option("--config", "flags_file", type=FILE, help="A published config_SUFFIX.json.")
 @click.option("--command", "command_line", help="A published command line, pasted unchanged; - reads it from stdin.")
 @click.option("--output", type=OutputFile(kinds.IMPORTED, ".safetensors"), help="Weight file to write, .safetensors.")

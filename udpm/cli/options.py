@@ -73,6 +73,22 @@ class InputPath(click.Path):
         self.holds = holds
 
 
+class WeightsPath(InputPath):
+    """A weight file, or a folder that stands for one, which is replaced by the file: see `find_weights`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the weight file.
+
+        Raises:
+            UserError: the folder has no weights, or those of several runs.
+        """
+        # Loads NumPy, which `udpm --help` does not need.
+        from udpm.runs.records import find_weights
+
+        path: Any = super().convert(value, param, ctx)
+        return find_weights(path)
+
+
 def _config_holds(folder: Path, name: Path) -> bool:
     """Allow files that are not read, but only if the current folder is inside it."""
     return Path.cwd().is_relative_to(folder) and bool(name.parts) and name.parts[0] not in CONFIG_PARTS
@@ -90,6 +106,7 @@ def _run_holds(folder: Path, name: Path) -> bool:
 FILE = InputPath(folders=False)
 FOLDER = InputPath(files=False)
 ANY = InputPath()
+WEIGHTS = WeightsPath()
 CONFIG = InputPath(files=False, holds=_config_holds)
 RESULTS = InputPath(files=False, holds=_results_hold)
 RUN = InputPath(files=False, holds=_run_holds)

@@ -14,6 +14,7 @@ from udpm.cli.options import (
     ANY,
     FILE,
     MOST_IMAGES,
+    WEIGHTS,
     Classes,
     Numbers,
     OutputFile,
@@ -38,7 +39,7 @@ def _shard(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 
 
 @click.command(cls=Verb, epilog="Example: udpm sample weights.safetensors --count 100 --labels 3,5 --output digits.npz")
-@click.argument("weights", type=FILE)
+@click.argument("weights", type=WEIGHTS)
 @click.option("--config", type=FILE, help="Sampling section (udpm resolve --part sampling); options override it.")
 @click.option(
     "--output",
@@ -85,8 +86,8 @@ def sample_command(
 ) -> None:
     """Sample images from trained weights.
 
-    WEIGHTS is a run's weights.safetensors or one made by udpm import; it describes its network. The n-th image does not
-    depend on the batch size. `udpm export` writes the set as image files.
+    WEIGHTS is a run's folder, its weights.safetensors, or a file made by udpm import or udpm average; it describes its
+    network. The n-th image does not depend on the batch size. `udpm export` writes the set as image files.
     """
     from udpm.config import Sampling, read_resolved
     from udpm.config.validation import validate
@@ -183,7 +184,7 @@ def export_command(
 
 
 SHARED = (
-    click.argument("source", type=FILE, metavar="WEIGHTS"),
+    click.argument("source", type=WEIGHTS, metavar="WEIGHTS"),
     click.option("--config", type=FILE, help="Resolved latents section (udpm resolve --part latents)."),
     click.option("--output", type=OutputFile(kinds.LATENTS), required=True, help="Images, axes and record, .npz."),
     click.option("--seeds", type=Numbers(int), metavar="N,N,N,N", help="Seeds of the four latents."),
@@ -223,12 +224,13 @@ def _options(*own: Callable) -> Callable:
 def latents_command() -> None:
     """Explore what each noise map of a model's latent controls.
 
-    Options override single values of --config; other values have their defaults.
+    WEIGHTS is a run's folder or a weight file. Options override single values of --config; other values have their
+    defaults.
     """
 
 
 @latents_command.command(
-    epilog="Example: udpm latents perturb results/runs/digits/seed0/weights.safetensors --labels 3,5 "
+    epilog="Example: udpm latents perturb results/runs/digits/seed0 --labels 3,5 "
     "--output results/latents/digits/seed0/perturb.npz"
 )
 @_options(
@@ -246,7 +248,7 @@ def perturb(**given: Any) -> None:
 
 
 @latents_command.command(
-    epilog="Example: udpm latents swap results/runs/digits/seed0/weights.safetensors --seeds 4,5,6,7 "
+    epilog="Example: udpm latents swap results/runs/digits/seed0 --seeds 4,5,6,7 "
     "--output results/latents/digits/seed0/swap.npz"
 )
 @_options()
@@ -256,7 +258,7 @@ def swap(**given: Any) -> None:
 
 
 @latents_command.command(
-    epilog="Example: udpm latents interpolate results/runs/digits/seed0/weights.safetensors --labels 3 --grid 6 "
+    epilog="Example: udpm latents interpolate results/runs/digits/seed0 --labels 3 --grid 6 "
     "--output results/latents/digits/seed0/interpolate.npz"
 )
 @_options(click.option("--grid", type=Whole(2, 10_000), help="Side of the grid."))
@@ -266,7 +268,7 @@ def interpolate(**given: Any) -> None:
 
 
 @latents_command.command(
-    epilog="Example: udpm latents pca results/runs/digits/seed0/weights.safetensors --labels 3 --images 128 --keep 0.8 "
+    epilog="Example: udpm latents pca results/runs/digits/seed0 --labels 3 --images 128 --keep 0.8 "
     "--output results/latents/digits/seed0/pca.npz"
 )
 @_options(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ COMPLETE, ATTEMPTS = "complete.json", "attempts.jsonl"
 WEIGHTS, CHECKPOINTS = "weights.safetensors", "checkpoints"
 RUN_FILES = ("config.json", "owner.json", COMPLETE, ATTEMPTS)
 """Files that mark a folder as a run's."""
+SHOWN = 4
+"""Largest number of runs in an error."""
 ITERATION = re.compile(r"[0-9]{9,18}")
 CHECKPOINT_FILE = re.compile(r"[0-9]{9,18}\.(?:safetensors|json)|\..+\.tmp-.+")
 """Names of checkpoints, of their manifests, and of temporary files that a killed process left."""
@@ -272,6 +275,33 @@ def find_runs(folder: Path) -> list[Path]:
             "results/runs/digits/seed0, or results"
         )
     return found
+
+
+def find_weights(path: Path) -> Path:
+    """Return the weight file that a path stands for.
+
+    A run's folder stands for its ``weights.safetensors``, which need not exist yet, and so does any other folder with
+    such a file; a folder of results, of runs or of one experiment's runs stands for the only weights in it. Anything
+    else is returned unchanged.
+
+    Raises:
+        UserError: a folder that holds no weights, or those of several runs.
+    """
+    if not path.is_dir():
+        return path
+    if (path / WEIGHTS).is_file() or is_run(path):
+        return path / WEIGHTS
+    folder = Path(os.path.abspath(path))
+    # The folder may be RESULTS, RESULTS/runs or RESULTS/runs/EXPERIMENT.
+    layouts = [Layout(results) for results in (folder, folder.parent, folder.parent.parent)]
+    found = [file for layout in layouts for file in layout.found(layout.weights("*", "*"))]
+    inside = [path / file.relative_to(folder) for file in dict.fromkeys(found) if file.is_relative_to(folder)]
+    if not inside:
+        raise UserError(f"{path}: holds no {WEIGHTS}; expected a weights file or a run's folder")
+    if len(inside) > 1:
+        runs = ", ".join(str(file.parent) for file in inside[:SHOWN]) + ", …" * (len(inside) > SHOWN)
+        raise UserError(f"{path}: holds the weights of {len(inside)} runs; expected one of {runs}")
+    return inside[0]
 
 
 def leftovers(run: Path) -> Leftovers:
