@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
 
 import udpm
 from udpm.config import Sampling
@@ -14,6 +15,7 @@ from udpm.core.devices import to_bytes
 from udpm.core.errors import UserError
 from udpm.networks.weights import load_model
 from udpm.sampling.generate import draw_samples
+from udpm.sampling.grid import arrange
 from udpm.sampling.sample_set import load_samples, save_samples
 from udpm.sampling.sampler import Sampler
 
@@ -87,6 +89,50 @@ def test_the_sample_set_and_its_record(trained, tmp_path):
     again = tmp_path / "b.npz"
     draw_samples(trained / "weights.safetensors", config, again)
     assert again.read_bytes() == output.read_bytes()
+
+
+def test_the_grid_of_the_sampled_images(trained, tmp_path, capsys):
+    """One row per class, images enlarged four times, two pixels between them; the record is in the file."""
+    arguments = ("--count", 8, "--seed", 1, "--labels", "3,5", "--threads", 1)
+    for name in ("a.png", "again.png", "a.npz"):
+        assert tiny.call("sample", trained, *arguments, "--output", tmp_path / name) == 0
+    assert not (tmp_path / "again.json").exists()
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+    found, picture = load_samples(tmp_path / "a.npz"), Image.open(tmp_path / "a.png")
+    assert picture.size == (4 * 64 + 3 * 2, 2 * 64 + 2)
+    pixels, step = np.asarray(picture), 66
+    for row, label in enumerate((3, 5)):
+        for column, image in enumerate(found.images[found.labels == label]):
+            shown = pixels[row * step : row * step + 64 : 4, column * step : column * step + 64 : 4]
+            assert (shown == image).all()
+    record = json.loads(picture.text["Record"])
+    given = {key: value for key, value in found.record.items() if key not in ("format", "sha256")}
+    assert record | {"provenance": None} == given | {"provenance": None}
+    assert tiny.call("sample", trained, *arguments, "--output", tmp_path / "a.png") == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels", "size"),
+    [
+        ((5,), None, (3, 2)),
+        ((5,), [0, 1, 0, 1, 0], (3, 2)),
+        ((6,), [0, 0, 0, 0, 0, 0], (3, 2)),
+        ((9,), list(range(9)), (3, 3)),
+        ((2, 3), None, (3, 2)),
+        ((4, 2, 3), None, (3, 8)),
+    ],
+)
+def test_the_rows_of_a_grid(shape, labels, size):
+    picture = arrange(np.zeros((*shape, 64, 64, 3), np.uint8), None if labels is None else np.array(labels))
+    assert picture.size == tuple(count * 66 - 2 for count in size)
+
+
+@pytest.mark.parametrize(
+    "images", [np.zeros((4, 4, 3), np.uint8), np.zeros((2, 4, 4, 3)), np.zeros((0, 4, 4, 3), np.uint8), np.uint8(1)]
+)
+def test_a_grid_of_other_arrays(images):
+    with pytest.raises(UserError, match=r"^images is .*; expected uint8 \(.*3\)$"):
+        arrange(images)
 
 
 def test_a_sample_set_that_is_not_its_records(tmp_path):

@@ -124,11 +124,21 @@ class OutputPath(click.Path):
 
 
 class OutputFile(OutputPath):
-    """One file, and additional files with the same name: `sides` has their kinds by suffix."""
+    """One file, and additional files with the same name: `sides` has their kinds by suffix.
 
-    def __init__(self, kind: FileKind, *suffixes: str, sides: dict[str, FileKind] | None = None) -> None:
+    `alone` has other kinds of the file by suffix, which have no additional files.
+    """
+
+    def __init__(
+        self,
+        kind: FileKind,
+        *suffixes: str,
+        sides: dict[str, FileKind] | None = None,
+        alone: dict[str, FileKind] | None = None,
+    ) -> None:
         super().__init__(path_type=Path, dir_okay=False)
-        self.kind, self.suffixes, self.sides = kind, suffixes, sides or {}
+        self.kind, self.sides, self.alone = kind, sides or {}, alone or {}
+        self.suffixes = (*suffixes, *self.alone)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path: Any = super().convert(value, param, ctx)
@@ -137,8 +147,9 @@ class OutputFile(OutputPath):
         return path
 
     def outputs(self, option: str, path: Path, params: dict[str, Any]) -> Iterator[Output]:
-        yield Output(option, path, self.kind)
-        for suffix, kind in self.sides.items():
+        other = self.alone.get(path.suffix.lower())
+        yield Output(option, path, other or self.kind)
+        for suffix, kind in self.sides.items() if other is None else ():
             yield Output(f"{option} ({suffix})", path.with_suffix(suffix), kind)
 
 

@@ -43,8 +43,8 @@ def _shard(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 @click.option("--config", type=FILE, help="Sampling section (udpm resolve --part sampling); options override it.")
 @click.option(
     "--output",
-    type=OutputFile(kinds.SAMPLES, ".npz", sides={".json": kinds.SAMPLE_RECORD}),
-    help="The sample set, .npz; its record is written next to it, .json.",
+    type=OutputFile(kinds.SAMPLES, ".npz", sides={".json": kinds.SAMPLE_RECORD}, alone={".png": kinds.GRID}),
+    help="The sample set, .npz; its record is written next to it, .json. Or a grid of the images, .png.",
 )
 @click.option("--chain", type=OutputFile(kinds.CHAIN, ".npz"), help="Also write the chain of one image per class.")
 @click.option("--shard", callback=_shard, help="Sample one part: 2/4 is the second of four. udpm join combines them.")

@@ -302,6 +302,8 @@ SHEET = FileKind(
     "contact sheet",
     unedited(rb"(?s:.){,4096}" + SHEET_TITLE.encode(), lambda path: SHEET_TITLE.encode() in leading(path, 1 << 12)),
 )
+GRID_TITLE = "udpm samples"
+GRID = FileKind("grid of samples", unedited(PNG + rb"(?s:.){,4096}" + GRID_TITLE.encode(), lambda path: False))
 PAGE_TITLE = "What ran, and what came of it"
 OLDER_PAGE = f'<!doctype html><meta charset="utf-8"><title>{PAGE_TITLE}</title>'.encode()
 PAGE = {

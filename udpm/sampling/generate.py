@@ -22,6 +22,7 @@ from udpm.data.npz import save_arrays
 from udpm.diffusion.process import Latent, interpolate, mix
 from udpm.networks.weights import load_model
 from udpm.runs.layout import milestone
+from udpm.sampling.grid import check_grid, save_grid
 from udpm.sampling.sample_set import save_samples
 from udpm.sampling.sampler import NOT_FINITE, NoiseSource, Sampler, read_noise
 
@@ -34,7 +35,8 @@ def draw_samples(
     """Draw `config.count` images, or one shard of them, and write them with their record.
 
     Args:
-        output: .npz of the sample set, with a record of the same name (.json). None draws chains only.
+        output: .npz of the sample set, with a record of the same name (.json); or .png of a grid of the images, which
+            contains the record. None draws chains only.
         chain: .npz of the states and network outputs of one image per class (arrays x_l, f_l, labels, record).
         shard: (i, k), 1 <= i <= k: the i-th of k parts, cut at multiples of the batch. The images do not depend on k.
 
@@ -42,9 +44,16 @@ def draw_samples(
         Lines that describe what was written.
 
     Raises:
-        UserError: weights missing or damaged, or more shards than batches.
+        UserError: weights missing or damaged, more shards than batches, or a grid of too many images.
     """
     numbers = shard_numbers(config.count, config.batch, *shard)
+    is_grid = output is not None and output.suffix.lower() == ".png"
+    if is_grid:
+        check_grid(len(numbers))
+        if config.intermediate:
+            raise UserError(
+                f"{output}: a grid has no outputs of other levels; write an .npz, or leave intermediate out"
+            )
     sampler, device = load_sampler(weights, config)
     labels = sampler.labels(config.count, config.labels)[numbers.start : numbers.stop]
     source: int | NoiseSource = config.seed
@@ -79,7 +88,10 @@ def draw_samples(
         outputs = sampler.images(labels, source, numbers.start, levels)
         part = {} if shard == (1, 1) else {"shard": list(shard)}
         images = outputs.pop(1)
-        save_samples(output, images, labels.clip(0), record | part, outputs)
+        if is_grid:
+            save_grid(output, images, labels if record["classes"] else None, record | part)
+        else:
+            save_samples(output, images, labels.clip(0), record | part, outputs)
         asked = f" of {len(set(labels.tolist()))} classes" if record["classes"] else ""
         written.append(f"{output}: {len(images)} images{asked}, {images.shape[2]}×{images.shape[1]}")
     return written
