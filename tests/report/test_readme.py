@@ -1,5 +1,6 @@
 """Pages of documentation: their files resolve, their Python runs, their commands and links exist."""
 
+import json
 import re
 import shlex
 import shutil
@@ -11,6 +12,7 @@ import tiny
 import yaml
 
 from udpm.cli import VERBS, udpm
+from udpm.runs.layout import Layout
 
 README = (tiny.ROOT / "README.md").read_text()
 INDEX, TUTORIAL = tiny.ROOT / "docs/README.md", tiny.ROOT / "docs/tutorial.md"
@@ -63,11 +65,37 @@ def test_the_tutorials_pictures_may_have_classes(tmp_path):
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/sampling.md"])
-def test_the_python_of_a_page_runs(page, trained):
-    (code,) = blocks((tiny.ROOT / page).read_text(), "python")
+def test_the_python_of_a_page_runs(page, trained, tmp_path, monkeypatch):
+    code = "".join(blocks((tiny.ROOT / page).read_text(), "python"))
     names = {}
-    exec(re.sub(r'"results/.*?"', repr(str(trained / "weights.safetensors")), code), names)
+    monkeypatch.chdir(tmp_path)
+    exec(re.sub(r'"results/runs/digits/seed0"', repr(str(trained)), code), names)
     assert names["images"].shape == (16, 16, 16, 3)
+    assert {path.name for path in tmp_path.iterdir()} == set(re.findall(r'save\("(.*?)"\)', code))
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    """Its cells run in order, with a model that has all options; it contains no outputs and is short."""
+    notebook = json.loads((tiny.ROOT / "examples/tour.ipynb").read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(notebook["cells"]) <= 12
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+    tiny.save_random_weights(tmp_path / "weights.safetensors", **tiny.ALL)
+    monkeypatch.setenv("UDPM_RUN", str(tmp_path))
+    names, shown = {}, []
+    for cell in cells:
+        *lines, last = cell["source"]
+        exec("".join(lines), names)
+        shown.append(eval(last, names))
+    assert [names[name].shape[:-3] for name in ("images", "mixed", "perturbed", "swapped")] == [
+        (16,),
+        (6, 6),
+        (6, 2, 5),
+        (2, 8),
+    ]
+    sizes = [(4, 4), (8, 10), (6, 6), (5, 12), (8, 2)]
+    assert [picture.size for picture in shown[1:]] == [tuple(count * 66 - 2 for count in size) for size in sizes]
+    assert Layout("../results").run("digits", 0) in "".join(cells[0]["source"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(tiny.ROOT)))

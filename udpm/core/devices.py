@@ -107,6 +107,32 @@ def configure(
     import torch
 
     torch.set_num_threads(threads)
+    chosen = choose(device, local, own_gpu=own_gpu, stop=stop)
+    if chosen.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        # Benchmarking algorithms would let timing decide how results are rounded.
+        torch.backends.cudnn.benchmark = False
+        torch.cuda.set_device(chosen)
+    return chosen
+
+
+def choose(
+    device: str, local: int | None = None, *, own_gpu: bool = False, stop: StopRequest | bool = False
+) -> torch.device:
+    """Choose a device and claim it if it is a GPU, without changing PyTorch's settings.
+
+    Args:
+        device: "auto", "cpu" or "cuda", as of `configure`; or one GPU, "cuda:1".
+        local, own_gpu, stop: as of `configure`.
+
+    Raises:
+        UserError, StoppedEarly: as `configure`; or an unknown device.
+    """
+    import torch
+
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", device):
+        raise UserError(f"device: must be auto, cpu, cuda or one GPU such as cuda:1, got {device!r}")
+    device, _, number = device.partition(":")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device: cuda is not available: PyTorch sees no CUDA device; use device: auto or cpu")
     if device == "auto":
@@ -117,7 +143,11 @@ def configure(
     names = gpus.visible()
     if len(names) != count:
         names = [str(number) for number in range(count)]
-    if local is None:
+    if number:
+        local = int(number)
+        if local >= count:
+            raise UserError(f"device: cuda:{local} is not available: PyTorch sees {found()}, numbered from 0")
+    elif local is None:
         (local,) = gpus.claim(names, wait=gpus.is_exclusive(), stop=stop)
     elif own_gpu and count == 1:
         # `srun --gpus-per-task=1` and the like. NCCL refuses two processes that see the same GPU.
@@ -128,10 +158,6 @@ def configure(
             "process, or start fewer (training.processes_per_node)"
         )
     gpus.mark(names[local])
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    # Benchmarking algorithms would let timing decide how results are rounded.
-    torch.backends.cudnn.benchmark = False
-    torch.cuda.set_device(local)
     return torch.device("cuda", local)
 
 

@@ -48,6 +48,10 @@ def arrange(images: np.ndarray, labels: np.ndarray | None = None) -> Image.Image
     """
     axes = [f"n{axis}" for axis in range(images.ndim - 3)] if images.ndim > 4 else ["n"]
     check_array("images", images, np.uint8, (*axes, "h", "w", 3))
+    if labels is not None and images.ndim > 4:
+        raise UserError(
+            "labels: are for images in one row after the other, but these have rows and columns; leave them out"
+        )
     check_grid(math.prod(images.shape[:-3]))
     rows = list(images.reshape(-1, *images.shape[-4:])) if images.ndim > 4 else _rows(images, labels)
     factor = max(1, SHOWN_SIDE // max(images.shape[-3:-1]))
