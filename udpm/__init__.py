@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from udpm.core.errors import UserError
+from udpm.core.errors import StoppedEarly, UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from udpm.sampling.loaded import LoadedModel
 
-__all__ = ["UserError", "__version__", "load"]
+__all__ = ["StoppedEarly", "UserError", "__version__", "load", "prepare", "score", "train"]
 __version__ = "0.1.0"
 
 
@@ -61,3 +61,104 @@ def load(
         return LoadedModel(Path(path), weights, str(device), sampling)
     except UserError as error:
         raise UserError(*map(with_kind, error.mistakes)) from None
+
+
+def prepare(config: str | Path, output: str | Path, *, workers: int | None = None) -> dict[str, Any]:
+    """Convert a source of images to a data set, as `udpm prepare` does; a finished one is left unchanged.
+
+    Args:
+        config: a data set's resolved configuration (udpm resolve --dataset NAME).
+        output: folder of the data set.
+        workers: processes that decode and resize; default: one per core.
+
+    Returns:
+        The data set's record: number of images, side, classes, splits, digests.
+
+    Raises:
+        UserError: a mistake in the configuration or the source.
+        StoppedEarly: interrupted; the same call resumes.
+    """
+    from udpm.cli import call
+    from udpm.data.store import open_store
+
+    call("prepare", config, output=output, workers=workers)
+    return open_store(output).record
+
+
+def train(
+    config: str | Path,
+    *,
+    dataset: str | Path,
+    cache: str | Path,
+    run: str | Path,
+    max_minutes: float | None = None,
+) -> dict[str, Any]:
+    """Train a run, or resume it, as `udpm train` does: PyTorch's threads and switches are set for this process.
+
+    Args:
+        config: the run's resolved configuration (udpm resolve EXPERIMENT).
+        dataset: the prepared data set.
+        cache: its level cache (udpm cache).
+        run: the run's folder, for `load`.
+        max_minutes: save the state and raise `StoppedEarly` after this time.
+
+    Returns:
+        The record of the finished run: iterations, seconds, parameters, digest of the weights.
+
+    Raises:
+        UserError: a mistake in the configuration or its files.
+        StoppedEarly: interrupted; the same call resumes.
+    """
+    from pathlib import Path
+
+    from udpm.cli import call
+    from udpm.runs.records import read_complete
+
+    call("train", config, dataset=dataset, cache=cache, run=run, max_minutes=max_minutes)
+    return read_complete(Path(run))
+
+
+def score(
+    output: str | Path,
+    *,
+    config: str | Path,
+    reference: str | Path,
+    samples: str | Path | None = None,
+    images: str | Path | None = None,
+    heldout: bool = False,
+    noise: int | None = None,
+    dataset: str | Path | None = None,
+    extractor: str | Path | None = None,
+    count: int | None = None,
+    features: str | Path | None = None,
+) -> dict[str, Any]:
+    """Score exactly one of samples, images, heldout and noise against a reference, as `udpm score` does.
+
+    Args:
+        output: the score to write, .json.
+        config: resolved scoring section (udpm resolve --part scoring).
+        reference: .npz of `udpm reference`.
+        samples: a sample set, .npz of `udpm sample`.
+        images: a folder, .zip or .npz of images from another source.
+        heldout: the data set's test split.
+        noise: number of images of noise.
+        dataset: the reference's prepared data set; optional with images.
+        extractor: TorchScript file, executed as a program; default: the configuration's.
+        count: score only so many of samples or images.
+        features: folder that keeps features for later calls.
+
+    Returns:
+        The score: `metrics` by name with `value` and `label`, `protocol`, `subject`, `provenance`.
+
+    Raises:
+        UserError: a mistake in the arguments or their files.
+    """
+    from udpm.cli import call
+    from udpm.metrics.protocol import read_score
+
+    subject = {"samples": samples, "images": images, "heldout": heldout, "noise": noise, "count": count}
+    call(
+        "score", **subject, config=config, reference=reference, dataset=dataset, extractor=extractor,
+        features=features, output=output,
+    )  # fmt: skip
+    return read_score(output)

@@ -10,18 +10,22 @@ import errno
 import importlib
 import os
 import re
+import signal
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
 
 import click
 
-from udpm import __version__
 from udpm.cli.options import Group, OutputFile
 from udpm.core import kinds
 from udpm.core.devices import as_user_errors
 from udpm.core.errors import EXIT_STOPPED_EARLY, EXIT_USER_ERROR, StoppedEarly, UserError, first_line
 from udpm.core.identify import what_is, with_kind
+from udpm.core.work import SIGNALS
 
 WRONG_CHOICE = re.compile(r"'([^']*)' is not one of")
 WRONG_PLACE = re.compile(r"(?:File|Directory|Path) '(.*)' is a (directory|file)")
@@ -97,7 +101,8 @@ class _Verbs(Group):
 @click.group(
     cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120, "show_default": True}
 )
-@click.version_option(__version__, prog_name="udpm")
+# Named, not imported: the package's functions call this module.
+@click.version_option(resolve_name("udpm:__version__"), prog_name="udpm")
 @click.option("--usage", type=OutputFile(kinds.USAGE), help="Append time, memory and GPU use to this .jsonl file.")
 def udpm(usage: Path | None) -> None:
     """Train, sample, score and report Upsampling Diffusion Probabilistic Models.
@@ -148,6 +153,40 @@ def main(arguments: list[str] | None = None) -> None:
         _stop(f"error: cannot import {package}: {first_line(error)}", EXIT_USER_ERROR)
     except RecursionError:
         _stop("error: an input is nested too deep", EXIT_USER_ERROR)
+
+
+def call(verb: str, *arguments: Any, **options: Any) -> None:
+    """Run a verb in this process, as if it was typed; handlers of signals are restored.
+
+    Args:
+        arguments: in the order of the command line.
+        options: values of the options that these names belong to; True for a flag, None and False to leave one out.
+
+    Raises:
+        UserError: a mistake in the arguments or their files, or a call from another thread than the main one.
+        StoppedEarly: work was interrupted and its state saved.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise UserError(f"udpm.{verb}: must be called in the main thread, the only one that can be stopped by signals")
+    given = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+    words = [
+        name if value is True else f"{name}={value}"
+        for name, value in given.items()
+        if value is not None and value is not False
+    ]
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        with as_user_errors():
+            udpm.main([verb, *words, "--", *map(str, arguments)], prog_name="udpm", standalone_mode=False)
+    except UserError as error:
+        raise UserError(*map(with_kind, error.mistakes)) from None
+    except click.ClickException as error:
+        raise UserError(_usage_error(error)) from None
+    finally:
+        for number, handler in before.items():
+            # None is a handler that was not installed by Python.
+            if handler is not None:
+                signal.signal(number, handler)
 
 
 def _stop_for(error: OSError) -> None:
