@@ -239,7 +239,7 @@ def test_prints_what_was_written(made, tmp_path, monkeypatch, capsys, command, e
 
 def test_machine_readable_output_is_alone_on_stdout(made, monkeypatch, capsys):
     monkeypatch.chdir(made)
-    for command in ("info samples.npz", "info run", "resolve digits", "status run --json"):
+    for command in ("info samples.npz", "info run", "info two/runs/a/seed0", "resolve digits", "status run --json"):
         assert tiny.call(*command.split()) == 0
         json.loads(capsys.readouterr().out)
 

@@ -141,6 +141,8 @@ def _check(path: Path) -> None:
 
 
 def _describe(path: Path) -> dict:
+    from udpm.runs.records import WEIGHTS
+
     if (path / "dataset.json").exists():
         from udpm.data.levels import summarize
         from udpm.data.store import open_store
@@ -151,6 +153,8 @@ def _describe(path: Path) -> dict:
         for name in ("cache.json", "complete.json", "config.json"):
             if (path / name).exists():
                 return read_json(path / name, "record")
+        if (path / WEIGHTS).is_file():
+            return _describe(path / WEIGHTS)
         raise UserError(f"{path}: not a folder made by udpm; expected a data set, a level cache or a run")
     if path.suffix == ".safetensors":
         header = read_header(path)
