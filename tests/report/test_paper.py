@@ -301,6 +301,23 @@ def test_the_summary(study, tmp_path):
     assert "What is missing" in (tmp_path / "a/overview.html").read_text()
 
 
+def test_the_summary_holds_what_other_calls_scored(study, tmp_path):
+    """Marked as such, whether its configuration is still there or not; points of sweeps are in their ranking."""
+    for name, value in (("digits-plus", 9.25), ("gone", 8.75), ("sweep.point", 7.25)):
+        results(study, seed0=fid(value, name, selection=None, classes=10, label="FD (digits features)", n=40))
+    assert not tiny.call("summary", "digits", "--results", study, "--config", CONFIG, "--output", tmp_path)
+    text = (tmp_path / "summary.md").read_text()
+    headlines, _, rest = text.partition("## Scored by other calls")
+    assert "18.00" in headlines
+    assert "9.25" not in headlines
+    others = rest.partition("## What ran")[0]
+    assert "9.25" in others
+    assert "8.75" in others
+    assert "7.25" not in text
+    assert "This call neither made nor checked their scores." in others
+    assert "Scored by other calls" in (tmp_path / "overview.html").read_text()
+
+
 def test_the_floor_in_the_summary_has_as_many_images_as_the_samples(tmp_path):
     for seed, value in ((0, 20.0), (1, 22.0)):
         score = fid(18.0, "digits", seed, selection=None, classes=10, n=1000)

@@ -82,7 +82,7 @@ class StudyReport:
         plot_tradeoff(tradeoff_points(tables, load_runtime(self._config), self.scores()), stem)
 
     def write_summary(self, folder: Path) -> str:
-        """Write ``summary.md`` and ``overview.html`` on the study's experiments.
+        """Write ``summary.md`` and ``overview.html`` on the study's experiments, and on what else is scored.
 
         Scores and records that cannot be read are listed on the page. Returns the markdown.
 
@@ -92,18 +92,24 @@ class StudyReport:
         experiments = {name: load_experiment(name, self._config) for name in self._experiments}
         runs, problems = self._completed_runs(experiments)
         scores = []
-        for path in score_files(self._results, self._named()):
+        others = [name for name in self._scored() if name not in experiments]
+        for path in score_files(self._results, dict.fromkeys([*self._named(), *others])):
             try:
                 scores += read_scores([path])
             except UserError as error:
                 problems.append(str(error))
-        found = {name: summarize_scores(scores, name, training_length(config)) for name, config in experiments.items()}
+        configs = {**experiments, **{name: self._experiment(name) for name in others}}
+        found = {
+            name: summarize_scores(scores, name, None if config is None else training_length(config))
+            for name, config in configs.items()
+        }
         missing = _missing(runs, experiments, found)
         missing += _elsewhere(
             {name: self._experiment(name) for name in self._named() if name not in experiments}, scores
         )
         sections = [
             Table(*_headlines(experiments, found, scores, self._readable_tables), "Headline numbers"),
+            *self._scored_before({name: found[name] for name in others if found[name]}, configs, scores),
             Table(*_what_ran(runs, experiments), "What ran"),
             *([Table(pd.DataFrame(), problems, "What cannot be read")] if problems else []),
             Table(pd.DataFrame(), missing, "What is missing"),
@@ -113,6 +119,24 @@ class StudyReport:
         write_text(folder / "summary.md", seal_text(f"{text}\n<!-- {mark()} -->\n"))
         write_text(folder / "overview.html", html_page(PAGE_TITLE, sections))
         return text
+
+    def _scored(self) -> list[str]:
+        """Return all experiments with a score. Points of sweeps, whose names have a dot, are in their rankings."""
+        files = self._layout.found(self._layout.scores("*", "*"))
+        return [name for name in dict.fromkeys(path.parent.name for path in files) if "." not in name]
+
+    def _scored_before(
+        self,
+        found: dict[str, list[ScoreSummary]],
+        configs: Mapping[str, Experiment | None],
+        scores: list[dict[str, Any]],
+    ) -> list[Table]:
+        """Return the table of experiments outside the study, none without any."""
+        if not found:
+            return []
+        table, notes = _headlines({name: configs[name] for name in found}, found, scores, self._readable_tables)
+        notes.insert(0, "Other experiments in this folder of results. This call neither made nor checked their scores.")
+        return [Table(table, notes, "Scored by other calls")]
 
     def _completed_runs(self, experiments: dict[str, Experiment]) -> tuple[Runs, list[str]]:
         """Return the completion record of every run of the study, None if it is not complete, and reading errors."""
@@ -195,14 +219,14 @@ class StudyReport:
 
 
 def _headlines(
-    experiments: dict[str, Experiment],
+    experiments: Mapping[str, Experiment | None],
     found: dict[str, list[ScoreSummary]],
     scores: list[dict[str, Any]],
     tables: list[PublishedTable],
 ) -> tuple[pd.DataFrame, list[str]]:
     rows, notes = [], []
-    for name in experiments:
-        state = NOT_SCORED if experiments[name].scoring is None else NOT_RUN
+    for name, experiment in experiments.items():
+        state = NOT_SCORED if experiment is not None and experiment.scoring is None else NOT_RUN
         entries: list[ScoreSummary | None] = [*found[name]] or [None]
         for entry in entries:
             floors = {kind: _baseline(scores, name, kind, entry) for kind in BASELINES}
