@@ -247,6 +247,22 @@ def test_a_score_can_be_made_again_from_itself(project, capsys):
     assert not project.joinpath("third.json").exists()
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_score_can_be_made_again_from_another_folder(project, tmp_path_factory, monkeypatch, moved):
+    """Its paths are relative to the score itself, so that the whole folder may move, too."""
+    project.joinpath("scores").mkdir()
+    assert tiny.call(*SCORE[:-1], "scores/s.json") == 0
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    folder = project.rename(elsewhere / "moved") if moved else project
+    monkeypatch.chdir(elsewhere)
+    assert tiny.call("score", "--again", folder / "scores/s.json", "--output", "again.json") == 0
+    first, again = (json.loads(path.read_text()) for path in (folder / "scores/s.json", elsewhere / "again.json"))
+    assert first["request"].pop("base") == ".."
+    assert elsewhere.joinpath(again["request"].pop("base")).resolve() == folder.resolve()
+    assert again == first
+    assert tiny.call("score", "--again", "again.json", "--output", "third.json") == 0
+
+
 def test_imports_published_statistics(project):
     with np.load("r.npz") as arrays:
         np.savez("published.npz", mu=arrays["mu"], sigma=arrays["sigma"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -145,13 +146,14 @@ PATHS = ("samples", "images", "selection", "reference", "extractor", "dataset")
 def score_command(again: Path | None, features: Path | None, output: Path, **given: Any) -> None:
     """Score a sample set, other images or a baseline: exactly one of --samples, --images, --heldout and --noise.
 
-    The score records how it was made; `udpm score --again` recomputes it if none of its files changed.
+    The score records how it was made; `udpm score --again`, in any folder, recomputes it if none of its files changed.
     """
     from udpm.core.arrays import sealed
     from udpm.metrics.protocol import SEALED
 
-    request = _requested(given) if again is None else _remembered(again, given)
-    found = _score(request, features)
+    request, base = (_requested(given), Path()) if again is None else _remembered(again, given)
+    request["base"] = os.path.relpath(base, output.parent)
+    found = _score(request, base, features)
     if again is not None:
         _check_same(again, found)
     write_json(output, sealed(found, SEALED))
@@ -181,8 +183,8 @@ def _requested(given: dict[str, Any]) -> dict[str, Any]:
     return paths | {name: given[name] for name in ("heldout", "match", "noise", "count")} | {"scoring": scoring}
 
 
-def _remembered(path: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """Read the request of an existing score."""
+def _remembered(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], Path]:
+    """Read the request of an existing score, and the folder that its relative paths are relative to."""
     from udpm.config.validation import validate
     from udpm.metrics.protocol import Request, read_score
 
@@ -192,11 +194,13 @@ def _remembered(path: Path, given: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(request, dict) or {*PATHS, "heldout", "noise", "count", "scoring"} - set(request):
         raise UserError(f"{path}: does not record how it was made; score the images again")
     validate(Request, request, f"{path}: request")
-    return request
+    # Earlier records do not say; their paths are relative to the folder that the command is called in.
+    return request, Path() if request.get("base") is None else path.parent / request["base"]
 
 
-def _score(request: dict[str, Any], features: Path | None) -> dict[str, Any]:
+def _score(request: dict[str, Any], base: Path, features: Path | None) -> dict[str, Any]:
     from udpm.config import Scoring
+    from udpm.config.evaluation import NAMED_EXTRACTORS
     from udpm.config.validation import validate
     from udpm.data.open import open_images
     from udpm.data.store import open_store
@@ -207,22 +211,32 @@ def _score(request: dict[str, Any], features: Path | None) -> dict[str, Any]:
 
     asked = {EARLIER_KEYS.get(key, key): value for key, value in request["scoring"].items()}
     scoring = validate(Scoring, asked, "scoring")
+    moved = {"weights_folder": _below(base, scoring.weights_folder)}
+    if scoring.extractor not in NAMED_EXTRACTORS:
+        moved["extractor"] = _below(base, scoring.extractor)
+    scoring = scoring.model_copy(update=moved)
+    paths = {name: _below(base, request[name]) for name in PATHS}
     # Some files are named only by the configuration or an earlier score.
-    check({name: request[name] for name in PATHS} | extractor_files(scoring))
+    check(paths | extractor_files(scoring))
     device = devices.configure(scoring.device, scoring.threads)
-    store = open_store(request["dataset"]) if request["dataset"] else None
-    if request["samples"]:
-        subject = scores.sampled(load_samples(request["samples"]), request["count"], request["selection"])
-    elif request["images"]:
-        subject = scores.external_images(open_images(request["images"], request["count"]), Path(request["images"]).name)
+    store = open_store(paths["dataset"]) if paths["dataset"] else None
+    if paths["samples"]:
+        subject = scores.sampled(load_samples(paths["samples"]), request["count"], paths["selection"])
+    elif paths["images"]:
+        subject = scores.external_images(open_images(paths["images"], request["count"]), Path(paths["images"]).name)
     else:
         if store is None:
             raise UserError("request: held-out images and noise need a data set, but it names none")
         subject = scores.heldout(store) if request["heldout"] else scores.noise(store, request["noise"])
-    network = open_extractor(scoring, request["extractor"], device)
-    reference = load_reference(request["reference"])
+    network = open_extractor(scoring, paths["extractor"], device)
+    reference = load_reference(paths["reference"])
     found = scores.score(subject, store, reference, network, scoring, features, request.get("match"))
     return found | {"request": request}
+
+
+def _below(base: Path, path: str | None) -> Any:
+    """Return a path as seen from here, given relative to `base`."""
+    return path and os.path.normpath(base / path)
 
 
 def _check_same(path: Path, found: dict[str, Any]) -> None:

@@ -144,7 +144,7 @@ class Score(Record):
 
 
 class Request(Record):
-    """The options of `udpm score`, to make a score again."""
+    """The options of `udpm score`, to make a score again. Relative paths start at `base`, and that at the score's folder."""
 
     samples: str | None
     images: str | None
@@ -157,6 +157,7 @@ class Request(Record):
     noise: PositiveInt | None
     count: PositiveInt | None
     scoring: dict[str, Any]
+    base: str | None = None
 
 
 def read_score(path: str | Path) -> dict[str, Any]:
