@@ -144,7 +144,7 @@ class Score(Record):
 
 
 class Request(Record):
-    """The options of `udpm score`, to make a score again. Relative paths start at `base`, and that at the score's folder."""
+    """The options of `udpm score`, to make a score again. Relative paths start at `base`, which starts at the score."""
 
     samples: str | None
     images: str | None
