@@ -68,7 +68,7 @@ class Existing:
         if changed or INVENTORY not in record.get("files", {}):
             return "; ".join(changed.values()) or None
         # Imported here, because it imports image libraries, which embedded data sets do not need.
-        from udpm.data.open import difference, inventory_now, read_inventory
+        from udpm.data.inventory import difference, inventory_now, read_inventory
 
         before, now = read_inventory(folder), inventory_now(config, self._content.digests)
         found = difference(before, now) if before is not None and now is not None else None

@@ -908,7 +908,7 @@ def test_side_files_are_outputs_too(project, tmp_path, monkeypatch, capsys):
             "--usage run/weights.safetensors export s.npz --output {0}/ex",
             "weights.safetensors: already exists, not a file of",
         ),
-        ("--usage set.json prepare set.json --output {0}/ex", "--usage: set.json: is also the input of CONFIG"),
+        ("--usage set.json prepare set.json --output {0}/ex", "--usage: set.json: is also the input of SOURCE"),
         ("--usage photos/u.jsonl bench data photos", "--usage: photos/u.jsonl: is inside photos"),
         ("select score.json --output {0}/x.csv --table {0}/x", "is also the output of"),
     ):

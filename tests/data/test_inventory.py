@@ -5,13 +5,14 @@ import os
 import shutil
 import zipfile
 
+import numpy as np
 import pytest
 from photos import add, change, picture, remove, replace_keeping_times
 
 from udpm.config import DatasetConfig
 from udpm.core.files import sha256
 from udpm.core.provenance import Digests
-from udpm.data.open import Difference, difference, inventory_now, read_inventory
+from udpm.data.inventory import Difference, difference, inventory_now, read_inventory
 from udpm.data.prepare import prepare
 
 
@@ -124,3 +125,12 @@ def test_a_fresh_change_is_not_remembered(tmp_path):
     digests(file)
     digests.save()
     assert not memory.exists()
+
+
+def test_a_change_of_a_file_of_many_images(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros((3, 16, 16, 3), np.uint8))
+    config = DatasetConfig(source="folder", path=str(tmp_path / "a.npz"), side=16)
+    prepare(config, tmp_path / "store")
+    assert not changes(tmp_path / "store", config)
+    np.savez(tmp_path / "a.npz", images=np.ones((3, 16, 16, 3), np.uint8))
+    assert changes(tmp_path / "store", config) == Difference(0, 0, 1)

@@ -30,6 +30,8 @@ from udpm.core.reading import read_json
 from udpm.core.work import StopRequest
 
 FILES = {**EXTRACTOR_WEIGHTS, "vgg": VGG, "cifar10": CIFAR10}
+IMAGE_FILES = (".zip", ".npz", ".npy", ".parquet")
+"""Suffixes of files of images that `prepare` takes."""
 
 
 @click.command(cls=Verb, epilog="Example: udpm fetch inception --folder resources/weights")
@@ -65,23 +67,40 @@ def _default_folder(file: str) -> Path:
 
 
 @click.command(
-    cls=Verb, epilog="Example: udpm prepare results/configs/datasets/digits.json --output results/datasets/digits"
+    cls=Verb,
+    epilog="Example: udpm prepare results/configs/datasets/digits.json --output results/datasets/digits, or "
+    "udpm prepare flowers.zip --side 64 --classes 5 --output results/datasets/flowers",
 )
-@click.argument("config", type=FILE)
+@click.argument("source", type=ANY)
 @click.option("--output", type=OutputFolder(kinds.DATASET), required=True, help="Folder of the store, replaced whole.")
+@click.option("--side", type=Whole(1), help="SOURCE is images; side of the prepared ones in pixels.")
+@click.option("--classes", type=Whole(0, 100_000), help="With --side: number of classes; default: 0, unlabelled.")
+@click.option("--holdout", type=Whole(0), help="With --side: images kept out of training, if there is no test split.")
 @click.option("--workers", type=Whole(1, 1024), help="Processes that decode and resize; default: one per core.")
-def prepare_command(config: Path, output: Path, workers: int | None) -> None:
+def prepare_command(
+    source: Path, output: Path, side: int | None, classes: int | None, holdout: int | None, workers: int | None
+) -> None:
     """Convert a source of images to a checked, memory-mapped store.
 
-    CONFIG is a data set's resolved configuration (udpm resolve --dataset NAME). The same command resumes an interrupted
-    preparation; a finished one is left unchanged.
+    SOURCE is a data set's resolved configuration (udpm resolve --dataset NAME), or with --side the images: a folder or
+    .zip of files, an .npz or .npy, or Parquet files. The same command resumes an interrupted preparation; a finished
+    one is left unchanged.
     """
     stop = StopRequest.install()
 
     from udpm.config import DatasetConfig, read_resolved
+    from udpm.config.validation import validate
     from udpm.data.prepare import prepare
 
-    resolved = read_resolved(DatasetConfig, config)
+    if side is not None:
+        images = {"source": "folder", "path": str(source), "side": side}
+        resolved = validate(DatasetConfig, images | {"classes": classes or 0, "holdout": holdout or 0}, "options")
+    elif classes is not None or holdout is not None:
+        raise usage_error("--classes and --holdout are for images, with --side")
+    elif source.is_dir() or source.suffix.lower() in IMAGE_FILES:
+        raise UserError(f"{source}: not a resolved configuration; give --side N with images")
+    else:
+        resolved = read_resolved(DatasetConfig, source)
     paths = {key: getattr(resolved, key) for key in ("path", "labels")}
     check({key: path and expanded(path, key) for key, path in paths.items()})
     prepare(resolved, output, workers, stop)

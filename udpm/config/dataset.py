@@ -127,9 +127,10 @@ class DatasetConfig(Section):
     source: Literal["digits", "cifar10", "folder"]
     """digits: scikit-learn's handwritten digits, installed with the package. cifar10: the official batches, python or
     binary, read from a folder or an archive under `path`, else downloaded there. folder: a tree of images under `path`,
-    or a .zip of one, with ``train/`` and ``test/`` folders or images only."""
+    or a .zip of one, with ``train/`` and ``test/`` folders or images only; or an .npz or .npy of uint8 images; or
+    Parquet files as of the Hugging Face Hub, one or a folder of them."""
     path: AnyPath | None = None
-    """Folder that holds the data, or an archive of it (sources cifar10 and folder). `~` and `$NAME` are expanded."""
+    """Folder that holds the data, or a file of it (sources cifar10 and folder). `~` and `$NAME` are expanded."""
     obtain: str = ""
     """Instructions for getting the images; shown if they are missing or their number is unexpected."""
     side: PositiveInt

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 import zipfile
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,13 @@ DATASET_YAML = "a data set's YAML configuration"
 SAFETENSORS = "a safetensors file of another program"
 
 
+IMAGE_SUFFIXES = (b".png", b".jpg", b".jpeg", b".jpe", b".jfif", b".webp", b".bmp", b".tif", b".tiff")
+"""Suffixes of images that are read."""
+FOR_IMAGES = "for udpm prepare and udpm score --images"
+ENTRIES = 1000
+"""Entries of a folder to look at, at most."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of file or folder.
@@ -26,11 +35,13 @@ class Kind:
         name: its name with an article.
         takes: commands that take it, or how to make something that they take; "" if there is neither.
         format: format that a file of this project states, or None.
+        images: True for images of other programs, which udpm prepare takes.
     """
 
     name: str
     takes: str = ""
     format: str | None = None
+    images: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} ({self.takes})" if self.takes else self.name
@@ -99,7 +110,8 @@ NAMES_KIND = re.compile(r"\bit is an? |\bbut an? ")
 MAGIC = (
     (b"\x89PNG", "an image", ""),
     (b"\xff\xd8\xff", "an image", ""),
-    (b"\x93NUMPY", "a single array (.npy)", ""),
+    (b"\x93NUMPY", "a single array (.npy)", "udpm prepare takes images"),
+    (b"PAR1", "a Parquet file", "udpm prepare takes images"),
     (b"%PDF", "a PDF", ""),
     (b"\x1f\x8b", "a gzip archive", ""),
 )
@@ -113,7 +125,8 @@ def what_is(path: str | Path) -> Kind | None:
     path = Path(path)
     try:
         if path.is_dir():
-            return next((Kind(name, takes) for entry, name, takes in FOLDERS if (path / entry).exists()), None)
+            known = (Kind(name, takes) for entry, name, takes in FOLDERS if (path / entry).exists())
+            return next(known, None) or _folder_of_images(path)
         if not path.is_file():
             return None
         with open(path, "rb") as file:
@@ -141,7 +154,7 @@ def with_kind(mistake: str) -> str:
             if (kind := what_is(given)) is not None:
                 return f"{mistake}; {given} is {kind}"
     kind = what_is(file) if WRONG_KIND.search(wrong) else None
-    if kind is None or re.search(rf"(?<![\w-]){kind.name.partition(' ')[2]}\b", wrong):
+    if kind is None or re.search(rf"(?<![\w-]){re.escape(kind.name.partition(' ')[2])}(?!\w)", wrong):
         return mistake
     short = READABLE.sub(r"\1", wrong)
     return f"{path}: {short}; it is {kind}"
@@ -153,10 +166,29 @@ def of_format(found: Any) -> Kind | None:
     return Kind(*FORMATS[name], found) if name in FORMATS else None
 
 
+def _folder_of_images(path: Path) -> Kind | None:
+    """Recognize a folder of images or of Parquet files by its first entries."""
+    folders, seen = [path], 0
+    while folders and seen < ENTRIES:
+        with os.scandir(folders.pop()) as entries:
+            for entry in islice(entries, ENTRIES):
+                seen += 1
+                name = os.fsencode(entry.name).lower()
+                if name.startswith(b"."):
+                    continue
+                if name.endswith(IMAGE_SUFFIXES):
+                    return Kind("a folder of images", FOR_IMAGES, images=True)
+                if name.endswith(b".parquet") and not name.startswith(b"metadata"):
+                    return Kind("a folder of Parquet files", "for udpm prepare", images=True)
+                if entry.is_dir():
+                    folders.append(Path(entry.path))
+    return None
+
+
 def _file(path: Path, beginning: bytes) -> Kind | None:
     for magic, name, takes in MAGIC:
         if beginning.startswith(magic):
-            return Kind(name, takes)
+            return Kind(name, takes, images=magic in (b"\x93NUMPY", b"PAR1"))
     if beginning.startswith(b"PK\x03\x04"):
         return _zip(path)
     if beginning.startswith(b"\x80") and len(beginning) > 1 and beginning[1] in range(2, 6) and beginning[8:9] != b"{":
@@ -200,12 +232,16 @@ def _zip(path: Path) -> Kind | None:
         return Kind("a noise file", "for udpm sample --noise")
     if "record" in arrays:
         return Kind("a sampling chain", "for udpm figure chain")
+    if arrays & {"images", "arr_0"}:
+        return Kind("an .npz of images", FOR_IMAGES, images=True)
     if arrays:
-        return Kind(f"an .npz of {', '.join(sorted(arrays)[:4])}", "udpm score --images takes images")
+        return Kind(f"an .npz of {', '.join(sorted(arrays)[:4])}", "udpm prepare takes images", images=True)
     if any(name.endswith("/data.pkl") for name in names):
         if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
             return Kind("a TorchScript file", "for --extractor")
         return Kind(CHECKPOINT, "udpm import brings it over")
+    if any(name.lower().encode("utf-8", "replace").endswith(IMAGE_SUFFIXES) for name in names):
+        return Kind("a .zip of images", FOR_IMAGES, images=True)
     return Kind("a zip archive", "udpm prepare and udpm score --images take archives of images")
 
 

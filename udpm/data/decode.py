@@ -86,6 +86,7 @@ def to_rgb(content: bytes | np.ndarray, recipe: Preprocessing) -> tuple[Image.Im
         ImageError: unreadable, too large, smaller than the side, or of a mode that RGB cannot hold.
     """
     if not isinstance(content, bytes):
+        _check_size((content.shape[1], content.shape[0]), recipe)
         return Image.fromarray(content), "RGB"
     image = _decoded(content, recipe)
     mode = image.mode

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -248,7 +248,7 @@ def _checked(label: Any, where: str) -> int | str:
     return label
 
 
-def _numbered(found: list[tuple[str, int | str]], classes: int) -> tuple[np.ndarray, list[str]]:
+def _numbered(found: Sequence[tuple[str, int | str]], classes: int) -> tuple[np.ndarray, list[str]]:
     """Convert labels to numbers 0..classes - 1; also return the class names if the labels are names."""
     first, example = found[0]
     for where, label in found:
@@ -274,3 +274,39 @@ def _numbered(found: list[tuple[str, int | str]], classes: int) -> tuple[np.ndar
     numbers: dict[int | str, int] = {name: number for number, name in enumerate(names)}
     labels = np.array([numbers[label] if names else label for _, label in found], dtype=np.int64)
     return labels, [shown(name) for name in names]
+
+
+def label_rows(
+    root: Path,
+    names: list[bytes],
+    values: np.ndarray,
+    class_names: list[str],
+    layout: Layout,
+    config: DatasetConfig,
+    origin: str,
+) -> Labels:
+    """Label images by numbers that are stored with them.
+
+    Args:
+        names: (n,) names of the images in the order of the splits, for errors.
+        values: (n,) int64.
+        class_names: by number; empty if unknown.
+
+    Raises:
+        UserError: a number out of range, or other classes than configured.
+    """
+    distinct, first, where = np.unique(values, return_index=True, return_inverse=True)
+    found = [(f"{root}: {shown(names[i])}", int(value)) for value, i in zip(distinct, first, strict=True)]
+    for place, value in found:
+        _checked(value, place)
+        if class_names and value >= len(class_names):
+            raise UserError(f"{place}: the label is {value}, but there are {len(class_names)} class names")
+    if class_names and len(class_names) != config.classes:
+        raise UserError(
+            f"{root}: has {len(class_names)} classes (names {some_of(class_names)}), but classes is {config.classes}; "
+            f"set classes: {len(class_names)}"
+        )
+    numbers = values if class_names else _numbered(found, config.classes)[0][where]
+    labels = Labels(numbers, [shown(name) for name in class_names], origin, True)
+    _check_classes(root, layout, config, labels)
+    return labels

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,7 +32,9 @@ _MAGIC = npy.MAGIC_PREFIX
 
 
 @dataclass(frozen=True)
-class _Header:
+class Header:
+    """Header of an array: its shape, order and type, and its own size in bytes."""
+
     shape: tuple[int, ...]
     fortran: bool
     dtype: np.dtype
@@ -38,13 +42,16 @@ class _Header:
 
     @property
     def count(self) -> int:
+        """Number of values."""
         return math.prod(self.shape)
 
     @property
     def values_bytes(self) -> int:
+        """Size of the values in bytes."""
         return self.count * self.dtype.itemsize
 
     def shaped(self, flat: np.ndarray) -> np.ndarray:
+        """Give an array's flat values its shape."""
         return flat.reshape(self.shape[::-1]).T if self.fortran else flat.reshape(self.shape)
 
 
@@ -87,6 +94,56 @@ def array_names(path: str | Path, what: str) -> list[str]:
         try:
             return list(_arrays_in(file))
         except (Damaged, zipfile.BadZipFile) as error:
+            raise UserError(f"{path}: not a readable {what}: {error}") from None
+
+
+def array_header(path: str | Path, what: str, name: str | None) -> Header:
+    """Read the header of one array of an .npz, or with None that of an .npy.
+
+    Raises:
+        UserError: as `read_npz`.
+    """
+    with _entered(path, what, name) as (file, size, where):
+        return _header(file, size, where)
+
+
+def place_array(path: str | Path, what: str, name: str | None) -> tuple[BinaryIO, int, bool]:
+    """Open the values of one array of an .npz, or with None of an .npy, for reading at any place.
+
+    A checksum is checked. A compressed array is first unpacked to a temporary file that vanishes with the process.
+
+    Returns:
+        An open file, the position of the first value in it, and whether it is the given file itself.
+
+    Raises:
+        UserError: as `read_npz`.
+    """
+    with _entered(path, what, name) as (file, size, where):
+        header = _header(file, size, where)
+        if not isinstance(file, _Member):
+            return open(path, "rb"), header.size, True
+        check_unpacked(size, os.path.getsize(path))
+        file, start, stored = file.again()
+        target: BinaryIO = open(path, "rb") if stored else tempfile.TemporaryFile()  # noqa: SIM115
+        while part := file.read(_BLOCK):
+            if not stored:
+                target.write(part)
+        file.check(where)
+        target.flush()
+        return target, (start if stored else 0) + header.size, stored
+
+
+@contextmanager
+def _entered(path: str | Path, what: str, name: str | None) -> Iterator[tuple[BinaryIO | _Member, int, str]]:
+    """Open an array for reading from its first byte; also return its size with its header, and its name for errors."""
+    with opened(path, what) as file:
+        try:
+            if name is None:
+                yield file, os.fstat(file.fileno()).st_size, "it"
+            else:
+                key = _arrays_in(file)[name]
+                yield _Member(file, key), key[2], f"array {name}"
+        except (Damaged, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{path}: not a readable {what}: {error}") from None
 
 
@@ -134,7 +191,7 @@ def _read_member(file: BinaryIO, name: str, key: tuple[int, ...]) -> np.ndarray:
             raise Damaged(f"array {name} is cut short")
         view[filled : filled + len(part)] = part
         filled += len(part)
-    member.check(name)
+    member.check(f"array {name}")
     return header.shaped(flat.view(header.dtype))
 
 
@@ -148,8 +205,13 @@ class _Member:
         if not enter_member(file, offset):
             raise Damaged("its directory leads to no member")
         self._file, self._packed, self._left, self._wanted = file, packed, size, crc
+        self._key, self._start = key, file.tell()
         self._inflater = zlib.decompressobj(-zlib.MAX_WBITS) if method == zipfile.ZIP_DEFLATED else None
         self._crc = 0
+
+    def again(self) -> tuple[_Member, int, bool]:
+        """Return to the first byte: a new stream, the byte's position in the file, and whether it is not compressed."""
+        return _Member(self._file, self._key), self._start, self._inflater is None
 
     def read(self, count: int) -> bytes:
         """Read at most `count` bytes; none at the end."""
@@ -159,10 +221,12 @@ class _Member:
         self._crc = zlib.crc32(part, self._crc)
         return part
 
-    def check(self, name: str) -> None:
-        """Check the checksum of all bytes read."""
+    def check(self, where: str) -> None:
+        """Check that all bytes were read, and their checksum."""
+        if self._left:
+            raise Damaged(f"{where} is cut short")
         if self._crc != self._wanted:
-            raise Damaged(f"the checksum of array {name} is wrong")
+            raise Damaged(f"the checksum of {where} is wrong")
 
     def _stored(self, count: int) -> bytes:
         part = self._file.read(min(count, self._packed))
@@ -179,7 +243,7 @@ class _Member:
         return part
 
 
-def _header(file: BinaryIO | _Member, size: int, where: str) -> _Header:
+def _header(file: BinaryIO | _Member, size: int, where: str) -> Header:
     """Read the header of an array's `size` bytes, and check that the values fill the rest exactly."""
     limited = _Counted(file)
     try:
@@ -190,7 +254,7 @@ def _header(file: BinaryIO | _Member, size: int, where: str) -> _Header:
         raise Damaged(f"{where} has no readable header of an array") from None
     if dtype.kind not in PLAIN or dtype.subdtype is not None or not dtype.itemsize:
         raise Damaged(f"{where} holds values of type {str(dtype)[:40]}, not plain numbers or text")
-    header = _Header(shape, fortran, dtype, limited.count)
+    header = Header(shape, fortran, dtype, limited.count)
     whole = len(shape) <= 32 and all(type(side) is int and side >= 0 for side in shape)
     if not whole or header.values_bytes != size - header.size:
         raise Damaged(f"{where} claims {dtype} {shape}, {header.values_bytes} bytes, but has {size - header.size}")

@@ -26,7 +26,8 @@ from udpm.core.kinds import DATASET
 from udpm.core.work import Progress, StopRequest
 from udpm.data.decode import STEPS, Preprocessing
 from udpm.data.fill import CHUNK, Journal, Outcome, Work, chunk_of, chunks, process_chunks
-from udpm.data.open import difference, open_source, read_inventory, take_inventory, write_inventory
+from udpm.data.inventory import difference, read_inventory, take_inventory, write_inventory
+from udpm.data.open import open_source
 from udpm.data.source import Source, format_counts, shown
 from udpm.data.store import (
     FORMAT,

@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -20,6 +20,7 @@ import numpy as np
 
 from udpm.core.containers import enter_member, members
 from udpm.core.errors import UserError
+from udpm.core.identify import IMAGE_SUFFIXES as SUFFIXES
 from udpm.core.reading import opened
 from udpm.data.decode import ImageError
 
@@ -34,6 +35,10 @@ class Reader(Protocol):
     @property
     def identity(self) -> str:
         """Identity of the images' files, if names and keys do not determine it."""
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files, if each holds many images; a change of one is a change of all its images."""
 
     def load(self, name: bytes, key: np.ndarray) -> bytes | np.ndarray:
         """Return an encoded file, or (height, width, 3) uint8 pixels; raises `ImageError`."""
@@ -138,13 +143,13 @@ def _inflate(data: bytes, size: int) -> bytes:
         raise ImageError(f"{_WHY_NOT}: damaged") from None
 
 
-SUFFIXES = (b".png", b".jpg", b".jpeg", b".jpe", b".jfif", b".webp", b".bmp", b".tif", b".tiff")
-"""Suffixes of images that are read."""
 OTHER_PICTURES = (
     *(b".gif", b".ppm", b".pgm", b".pbm", b".pnm", b".avif", b".heic", b".heif", b".jxl", b".jp2", b".j2k", b".tga"),
     *(b".exr", b".hdr", b".psd", b".dng", b".cr2", b".nef", b".arw", b".raw", b".ico", b".svg", b".npy", b".dcm"),
 )
 """Suffixes of images that are not read."""
+PACKED = {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"}
+"""Suffixes of archives, which are not read inside another archive or a folder."""
 SYSTEM_FILES = (b"__macosx", b"@eadir", b"thumbs.db", b"desktop.ini")
 """Files and folders that operating systems add, in lower case."""
 
@@ -157,6 +162,7 @@ class TreeReader:
     limit: int
     parallel: bool = True
     identity: str = "folder"
+    files: tuple[Path, ...] = ()
 
     def load(self, name: bytes, key: np.ndarray) -> bytes:
         """Read the file's bytes.
@@ -181,6 +187,7 @@ class ZipReader:
     limit: int
     parallel: bool = True
     identity: str = "zip"
+    files: tuple[Path, ...] = ()
     _open: list[BinaryIO] = field(default_factory=list, compare=False, repr=False)
 
     def load(self, name: bytes, key: np.ndarray) -> bytes:
@@ -232,11 +239,38 @@ class Listing:
         return dict(sorted(suffixes.items())) | {what: count for what, count in self.ignored.items() if count}
 
 
-def list_images(root: Path, limit: int, obtain: str = "") -> Listing:
+def list_images(root: Path, limit: int) -> Listing:
+    """List all files of a folder or .zip of images.
+
+    Raises:
+        UserError: as `list_files`, or without images.
+    """
+    listing = list_files(root, limit)
+    check_images(listing)
+    return listing
+
+
+def check_images(listing: Listing) -> None:
+    """Refuse a folder or .zip without images.
+
+    Raises:
+        UserError: it has none.
+    """
+    if listing.names:
+        return
+    counts = listing.left_out()
+    found = f"; found {format_counts(counts)}" if counts else ""
+    hint = "; unpack the archives in it" if counts.keys() & PACKED else ""
+    raise UserError(
+        f"{listing.root}: no images; looked for {', '.join(name.decode() for name in SUFFIXES)}{found}{hint}"
+    )
+
+
+def list_files(root: Path, limit: int, obtain: str = "") -> Listing:
     """List all files of a folder or .zip; `obtain` says in an error how to get the data.
 
     Raises:
-        UserError: missing, without images, a loop of links, or two files of the same name.
+        UserError: missing, a loop of links, or two files of the same name.
     """
     reader: TreeReader | ZipReader
     if root.is_dir():
@@ -255,12 +289,7 @@ def list_images(root: Path, limit: int, obtain: str = "") -> Listing:
     order = sorted(range(len(names)), key=names.__getitem__)
     wanted = [i for i in order if _is_image(names[i])]
     others = {names[i]: keys[i] for i in order if not _is_image(names[i])}
-    listing = Listing(root, [names[i] for i in wanted], keys[wanted], reader, others, ignored)
-    if not wanted:
-        found = format_counts(listing.left_out())
-        there = f"; found {found}" if found else ""
-        raise UserError(f"{root}: no images; looked for {', '.join(name.decode() for name in SUFFIXES)}{there}")
-    return listing
+    return Listing(root, [names[i] for i in wanted], keys[wanted], reader, others, ignored)
 
 
 def format_counts(counts: dict[str, int]) -> str:

@@ -1,0 +1,86 @@
+"""Sources of images that are rows of a few large files, with their labels in them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from udpm.config.dataset import DatasetConfig
+from udpm.core.errors import UserError
+from udpm.data.labels import Labels, label_rows
+from udpm.data.layout import arrange
+from udpm.data.source import Reader, Source, shown
+
+
+@dataclass
+class Rows:
+    """Rows of files, with about 200 bytes of memory for each.
+
+    Attributes:
+        labels: (n,) int64; None if any row has none.
+        origin: description of the labels' origin.
+        class_names: by label; empty if unknown.
+        paths: name of each row in a tree whose folders are the splits.
+        names: name of each row for messages.
+        keys: (n, 4) int64: number of the file or array, row in it, size and time of change of the file.
+    """
+
+    labels: np.ndarray | None
+    origin: str
+    class_names: list[str] = field(default_factory=list)
+    paths: list[bytes] = field(default_factory=list)
+    names: list[bytes] = field(default_factory=list)
+    keys: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.int64))
+
+    def add(
+        self, number: int, count: int, folder: str, name: str, status: os.stat_result, labels: np.ndarray | None
+    ) -> None:
+        """Add all rows of file or array `number`; `name` has %d for the row."""
+        inside = f"{folder}/" if folder else ""
+        start = len(self.paths)
+        self.paths += [f"{inside}{start + row}".encode() for row in range(count)]
+        self.names += [(name % row).encode("utf-8", "surrogateescape") for row in range(count)]
+        keys = np.empty((count, 4), np.int64)
+        keys[:, 0], keys[:, 1], keys[:, 2:] = number, np.arange(count), (status.st_size, status.st_mtime_ns)
+        self.keys = np.concatenate([self.keys, keys])
+        if labels is None or self.labels is None:
+            self.labels = None
+        else:
+            self.labels = np.concatenate([self.labels, labels])
+
+
+def rows_source(config: DatasetConfig, root: Path, rows: Rows, reader: Reader) -> Source:
+    """Arrange rows as splits, and label them.
+
+    Raises:
+        UserError: ambiguous splits, no labels, or other classes than configured.
+    """
+    if config.labels is not None:
+        raise UserError(f"labels: {config.labels}: is for folders and .zip files; the labels of {root} are inside it")
+    layout = arrange(rows.paths, [], config, root)
+    # Held-out rows are chosen at random; in order, files are read from the beginning to the end.
+    layout.splits.update({split: np.sort(indices) for split, indices in layout.splits.items()})
+    order = np.concatenate(list(layout.splits.values()))
+    names = [rows.names[i] for i in order]
+    labels = Labels(np.zeros(len(order), np.int64), [], "none")
+    if config.classes:
+        if rows.labels is None:
+            raise UserError(f"{root}: has no labels, but classes is {config.classes}; set classes: 0")
+        labels = label_rows(root, names, rows.labels[order], rows.class_names, layout, config, rows.origin)
+    return Source(
+        splits={name: len(indices) for name, indices in layout.splits.items()},
+        names=names,
+        keys=rows.keys[order],
+        labels=labels.numbers,
+        class_names=labels.names,
+        reader=reader,
+        notes={
+            "splits": {split: [shown(name) for name in folders] for split, folders in layout.folders.items()},
+            "labels": labels.origin,
+            "left_out": layout.left_out,
+        },
+        label_file=True,
+    )
