@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import sys
 import zipfile
 from pathlib import Path
@@ -15,7 +16,9 @@ from pictures import bomb, encoded, noise, zipped
 from PIL import Image
 from pyarrow import parquet
 
+from udpm.config import DatasetConfig
 from udpm.core import containers
+from udpm.data.open import open_folder
 from udpm.data.store import open_store
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 20, 23, 3), np.uint8)
@@ -108,6 +111,14 @@ def test_workers_make_the_same_store_of_arrays(name):
     one = prepared(name, "--workers", 1).digest
     os.rename(f"{name}-store", "one")
     assert prepared(name, "--workers", 2).digest == one
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed], ids=["stored", "compressed"])
+def test_a_reader_of_arrays_can_be_sent_to_another_process(save):
+    save("x.npz", images=IMAGES.transpose(0, 3, 1, 2))
+    source = open_folder(DatasetConfig(source="folder", path="x.npz", side=16))
+    reader = pickle.loads(pickle.dumps(source.reader))
+    assert all((reader.load(b"", key) == image).all() for key, image in zip(source.keys, IMAGES, strict=True))
 
 
 def test_a_prepared_set_is_left_alone_until_its_file_changes(capsys):

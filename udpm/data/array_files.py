@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def read_images(path: Path) -> np.ndarray:
     """
     name = _images_name(path, array_names(path, WHAT))
     images = read_npz(path, WHAT, names=[name])[name]
-    _, shape = _axes(path, name, images.dtype, images.shape)
+    shape = _axes(path, name, images.dtype, images.shape)
     return _as_bytes(path, name, _channels_last(images, shape))
 
 
@@ -55,9 +55,9 @@ def open_arrays(config: DatasetConfig, root: Path) -> Source:
     status = os.stat(root)
     arrays = []
     for number, (split, (name, labels)) in enumerate(parts.items()):
-        first, shape = _axes(root, name or root.name, headers[number].dtype, headers[number].shape)
+        shape = _axes(root, name or root.name, headers[number].dtype, headers[number].shape)
         file, start, own = place_array(root, what, name)
-        arrays.append(_Array(start, headers[number].shape[1:], shape, first, own, file))
+        arrays.append(_Array(name, start, headers[number].shape[1:], shape, own, file))
         numbers = _labels(root, labels, name, shape[0]) if config.classes else None
         rows.add(number, shape[0], split, f"{(name or 'image').replace('%', '%%')}[%d]", status, numbers)
     return rows_source(config, root, rows, ArrayFileReader(root, tuple(arrays)))
@@ -65,14 +65,22 @@ def open_arrays(config: DatasetConfig, root: Path) -> Source:
 
 @dataclass(frozen=True)
 class _Array:
-    """Images in an open file: position of the first, stored shape of one, and shape (n, h, w, c)."""
+    """An array in an open file.
 
+    Attributes:
+        name: its name; None in an .npy.
+        start: position of the first image.
+        stored: shape of an image as it is stored.
+        shape: shape of all, (n, height, width, 1 or 3).
+        own: True if the file is the source itself, False for a temporary one.
+    """
+
+    name: str | None
     start: int
     stored: tuple[int, ...]
     shape: tuple[int, ...]
-    channels_first: bool
     own: bool
-    file: BinaryIO | None = field(compare=False, repr=False)
+    file: BinaryIO = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,6 @@ class ArrayFileReader:
     path: Path
     arrays: tuple[_Array, ...]
     identity: str = "arrays"
-    _open: list[BinaryIO] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def parallel(self) -> bool:
@@ -103,13 +110,8 @@ class ArrayFileReader:
         array = self.arrays[key[0]]
         size = int(np.prod(array.stored))
         try:
-            file = array.file
-            if file is None:
-                if not self._open:
-                    self._open.append(open(self.path, "rb"))  # noqa: SIM115 - stays open as long as its process
-                file = self._open[0]
-            now = os.fstat(file.fileno())
-            data = os.pread(file.fileno(), size, array.start + int(key[1]) * size)
+            now = os.fstat(array.file.fileno())
+            data = os.pread(array.file.fileno(), size, array.start + int(key[1]) * size)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read: {error.strerror or error}") from None
         if len(data) < size or (array.own and (now.st_size, now.st_mtime_ns) != (key[2], key[3])):
@@ -117,9 +119,18 @@ class ArrayFileReader:
         image = np.frombuffer(data, np.uint8).reshape(1, *array.stored)
         return _channels_last(image, (1, *array.shape[1:]))[0]
 
-    def __getstate__(self) -> dict:
-        arrays = tuple(_Array(**{**vars(array), "file": None}) for array in self.arrays)
-        return {**self.__dict__, "arrays": arrays, "_open": []}
+    def __reduce__(self) -> tuple:
+        # Each process opens the file itself.
+        return _reopened, (self.path, tuple({**vars(array), "file": None} for array in self.arrays))
+
+
+def _reopened(path: Path, arrays: tuple[dict[str, Any], ...]) -> ArrayFileReader:
+    what = ALONE if arrays[0]["name"] is None else WHAT
+    opened = []
+    for each in arrays:
+        file = open(path, "rb") if each["own"] else place_array(path, what, each["name"])[0]  # noqa: SIM115
+        opened.append(_Array(**{**each, "file": file}))
+    return ArrayFileReader(path, tuple(opened))
 
 
 def _parts(path: Path, names: list[str]) -> dict[str, tuple[str | None, str | None]]:
@@ -136,7 +147,7 @@ def _parts(path: Path, names: list[str]) -> dict[str, tuple[str | None, str | No
 def _checked(path: Path, name: str | None, header: Header, config: DatasetConfig) -> Header:
     """Check that an array is images that can be prepared, before any is read."""
     where = name or path.name
-    _, (_, height, width, _) = _axes(path, where, header.dtype, header.shape)
+    _, height, width, _ = _axes(path, where, header.dtype, header.shape)
     if header.dtype != np.uint8:
         raise UserError(f"{path}: {where} is {header.dtype} {header.shape}; expected uint8, from 0 to 255")
     if header.fortran:
@@ -176,11 +187,11 @@ def _images_name(path: Path, names: Sequence[str]) -> str:
     return known[0] if known else names[0]
 
 
-def _axes(path: Path, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> tuple[bool, tuple[int, ...]]:
-    """Return whether channels come first, and the shape with channels last, (n, height, width, 1 or 3)."""
-    found, first = shape, False
+def _axes(path: Path, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of images with channels last, (n, height, width, 1 or 3)."""
+    found = shape
     if len(shape) == 4 and shape[3] not in (1, 3) and shape[1] in (1, 3):
-        found, first = (shape[0], shape[2], shape[3], shape[1]), True
+        found = (shape[0], shape[2], shape[3], shape[1])
     elif len(shape) == 3 and shape[2] not in (1, 3):
         found = (*shape, 1)
     if len(found) != 4 or found[3] not in (1, 3) or 0 in found:
@@ -188,7 +199,7 @@ def _axes(path: Path, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> tup
             f"{path}: {name} is {dtype} {shape}; expected uint8 (N, height, width, 3), or channels first, "
             "or one channel"
         )
-    return first, found
+    return found
 
 
 def _channels_last(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
