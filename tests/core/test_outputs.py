@@ -287,7 +287,8 @@ def test_files_named_by_a_configuration_are_inputs(project, tmp_path, capsys):
 
 FILES = [
     *("SAMPLES", "SAMPLE_RECORD", "JOINED", "CHAIN", "LATENTS", "REFERENCE", "SCORE", "SELECTION", "BENCH"),
-    *("EXTRACTOR", "EXTRACTOR_RECORD", "AVERAGE", "IMPORTED", "USAGE", "CARD", "EXPERIMENT", "SHEET", "GRID"),
+    *("IMAGE_ZIP", "EXTRACTOR", "EXTRACTOR_RECORD", "AVERAGE", "IMPORTED", "USAGE", "CARD", "EXPERIMENT", "SHEET"),
+    "GRID",
 ]
 KINDS = {name: getattr(kinds, name) for name in FILES}
 KINDS |= {f"{name} {suffix}": kind for name in ("FIGURE", "TABLE") for suffix, kind in getattr(kinds, name).items()}
@@ -314,6 +315,8 @@ def users_files(folder):
     write_tensors(folder / "other.safetensors", {"a": torch.zeros(1)}, {"format": "mine/1"})
     torch.save({"a": torch.zeros(1)}, folder / "own.pt")
     torch.jit.save(torch.jit.script(torch.nn.Flatten()), str(folder / "scripted.pt"))
+    with zipfile.ZipFile(folder / "own.zip", "w") as archive:
+        archive.write(folder / "own.png", "00000/img00000000.png")
     (folder / "random").write_bytes(bytes(range(256)) * 8)
     return sorted(folder.iterdir())
 

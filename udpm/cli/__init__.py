@@ -56,7 +56,7 @@ MODULES = {
     "sample": {
         "sample": "Sample images from trained weights.",
         "join": "Join shards to a sample set.",
-        "export": "Write a sample set as image files.",
+        "export": "Write a sample set or a data set as image files.",
         "latents": "Explore what each noise map of a model's latent controls.",
     },
     "score": {

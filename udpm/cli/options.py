@@ -180,6 +180,24 @@ class OutputFolder(OutputPath):
         yield Output(option, path, self.kind(params) if callable(self.kind) else self.kind)
 
 
+class OutputFolderOr(OutputFolder):
+    """A folder as in `OutputFolder`, or one file of another kind if the path ends in `suffix`."""
+
+    def __init__(self, kind: Callable[[dict[str, Any]], FolderKind], suffix: str, file: FileKind) -> None:
+        super().__init__(kind)
+        self._suffix, self._file = suffix, OutputFile(file, suffix)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if Path(value).suffix.lower() == self._suffix:
+            return self._file.convert(value, param, ctx)
+        path: Any = super().convert(value, param, ctx)
+        return path
+
+    def outputs(self, option: str, path: Path, params: dict[str, Any]) -> Iterator[Output]:
+        named = path.suffix.lower() == self._suffix
+        yield from self._file.outputs(option, path, params) if named else super().outputs(option, path, params)
+
+
 class SharedFolder(OutputPath):
     """A folder in which a command writes files with certain names and leaves all others unchanged.
 

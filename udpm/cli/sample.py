@@ -18,7 +18,7 @@ from udpm.cli.options import (
     Classes,
     Numbers,
     OutputFile,
-    OutputFolder,
+    OutputFolderOr,
     Verb,
     Verbs,
     Whole,
@@ -27,6 +27,7 @@ from udpm.cli.options import (
 )
 from udpm.core import kinds
 from udpm.core.devices import as_user_errors
+from udpm.core.errors import UserError
 
 CASUAL_COUNT = 64
 
@@ -133,17 +134,20 @@ def join_command(shards: tuple[Path, ...], output: Path) -> None:
     click.echo(f"{output}: {count} images of {len(shards)} shards")
 
 
-EXPORT = OutputFolder(lambda given: kinds.BUNDLE if given["source"].is_dir() else kinds.IMAGES)
+EXPORT = OutputFolderOr(
+    lambda given: kinds.BUNDLE if given["source"].is_dir() else kinds.IMAGES, ".zip", kinds.IMAGE_ZIP
+)
 
 
 @click.command(
     cls=Verb,
     epilog="Example: udpm export results/samples/digits/seed0.npz --layout classes --output digits, or "
-    "udpm export results/runs/digits/seed0 digits-model",
+    "udpm export results/datasets/digits --output digits.zip, or udpm export results/runs/digits/seed0 digits-model",
 )
 @click.argument("source", type=ANY)
 @click.argument("folder", type=EXPORT, required=False)
-@click.option("--output", type=EXPORT, help="The same as FOLDER.")
+@click.option("--output", type=EXPORT, help="The same as FOLDER; a .zip is written in the format of StyleGAN and EDM.")
+@click.option("--split", help="Split of a data set to write; default: train.")
 @click.option(
     "--layout",
     type=click.Choice(["flat", "classes"]),
@@ -159,28 +163,64 @@ EXPORT = OutputFolder(lambda given: kinds.BUNDLE if given["source"].is_dir() els
 )
 @click.pass_context
 def export_command(
-    context: click.Context, source: Path, folder: Path | None, output: Path | None, layout: str, image_format: str
+    context: click.Context,
+    source: Path,
+    folder: Path | None,
+    output: Path | None,
+    split: str | None,
+    layout: str,
+    image_format: str,
 ) -> None:
-    """Write a sample set as image files, one per image, or bundle a finished run to share it.
+    """Write a sample set or a data set as image files, or bundle a finished run to share it.
 
-    SOURCE is a sample set (.npz) or a run's folder. A run's weights, configuration, model card, scores and samples are
-    copied to FOLDER. FOLDER is replaced once the new one is complete.
+    SOURCE is a sample set (.npz), a prepared data set or a run's folder. A sample set is written to FOLDER, one file
+    per image, or like a data set to a .zip of PNGs with their labels (dataset.json), which the published tools of
+    StyleGAN and EDM and udpm prepare read. A run's weights, configuration, model card, scores and samples are copied to
+    FOLDER. FOLDER is replaced once the new one is complete.
     """
     target = folder or output
     if target is None or (folder is not None and output is not None):
-        raise usage_error("give the folder to write to either as FOLDER or as --output")
+        raise usage_error("give the folder or .zip to write to either as FOLDER or as --output")
+    is_set = (source / "dataset.json").exists()
+    if split is not None and not is_set:
+        raise usage_error("--split is for data sets")
+    if is_set or target.suffix.lower() == ".zip":
+        _export_archive(context, source, target, split or "train" if is_set else None)
+        return
     if not source.is_dir():
         from udpm.sampling.sample_set import export_images
 
         count = export_images(source, target, layout, image_format)
         click.echo(f"{target}: {count} files")
         return
-    for name in ("layout", "image_format"):
-        if context.get_parameter_source(name) != ParameterSource.DEFAULT:
-            raise usage_error("--layout and --format are for sample sets, not for runs")
+    _check_default(context, "for sample sets, not for runs")
     from udpm.report.card import bundle_run
 
     click.echo(f"{target}: {', '.join(bundle_run(source, target))}")
+
+
+def _export_archive(context: click.Context, source: Path, target: Path, split: str | None) -> None:
+    """Write a data set's split, or with None a sample set, to a .zip."""
+    _check_default(context, "for folders of files, not for a .zip")
+    if split is not None:
+        if target.suffix.lower() != ".zip":
+            raise UserError(f"{target}: must end in .zip, since {source} is a prepared data set")
+        from udpm.data.archive import export_split
+
+        count = export_split(source, split, target)
+    elif source.is_dir():
+        raise UserError(f"{target}: must be a folder, since {source} is not a sample set or a data set")
+    else:
+        from udpm.sampling.sample_set import export_archive
+
+        count = export_archive(source, target)
+    click.echo(f"{target}: {count} images{f' of the {split} split' if split else ''}")
+
+
+def _check_default(context: click.Context, what: str) -> None:
+    for name in ("layout", "image_format"):
+        if context.get_parameter_source(name) != ParameterSource.DEFAULT:
+            raise usage_error(f"--layout and --format are {what}")
 
 
 SHARED = (

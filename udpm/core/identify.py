@@ -125,7 +125,8 @@ def what_is(path: str | Path) -> Kind | None:
     path = Path(path)
     try:
         if path.is_dir():
-            known = (Kind(name, takes) for entry, name, takes in FOLDERS if (path / entry).exists())
+            entries = (entry for entry in FOLDERS if (path / entry[0]).exists() and not _is_label_file(path / entry[0]))
+            known = (Kind(name, takes) for _, name, takes in entries)
             return next(known, None) or _folder_of_images(path)
         if not path.is_file():
             return None
@@ -164,6 +165,14 @@ def of_format(found: Any) -> Kind | None:
     """Return the kind of a file that states its format."""
     name = found.partition("/")[0] if isinstance(found, str) else None
     return Kind(*FORMATS[name], found) if name in FORMATS else None
+
+
+def _is_label_file(path: Path) -> bool:
+    """Return whether a dataset.json belongs to images, as by StyleGAN's tools, instead of to a prepared data set."""
+    if path.name != "dataset.json" or path.with_name("images.npy").exists():
+        return False
+    with open(path, "rb") as file:
+        return b'"udpm-dataset/' not in file.read(BEGINNING)
 
 
 def _folder_of_images(path: Path) -> Kind | None:

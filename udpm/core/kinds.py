@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from udpm.core.containers import read_header
+from udpm.core.containers import members, read_header
 from udpm.core.errors import UserError
 from udpm.core.files import leading, sha256
 from udpm.core.folders import FolderKind
@@ -182,6 +182,31 @@ def _is_sample_set(path: Path) -> bool:
     return bool(text) and f'"sha256": "{sha256(path)}"'.encode() in text
 
 
+IMAGE_ZIP_COMMENT = b"udpm-image-zip "
+
+
+def image_zip_comment(path: Path) -> bytes:
+    """Return the comment of an exported .zip: a mark, and the SHA-256 of its members' names, sizes and checksums.
+
+    Raises:
+        zipfile.BadZipFile: not an archive.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for name, (_, packed, size, _, crc) in members(file):
+            digest.update(b"%s %d %d %d\n" % (name, packed, size, crc))
+    return IMAGE_ZIP_COMMENT + digest.hexdigest().encode()
+
+
+def _is_image_zip(path: Path) -> bool:
+    """Recognize an exported .zip to which nothing was added, and of which nothing was changed or removed."""
+    text = ends(path)[-len(IMAGE_ZIP_COMMENT) - 64 :]
+    try:
+        return text.startswith(IMAGE_ZIP_COMMENT) and text == image_zip_comment(path)
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 def _is_chain(path: Path) -> bool:
     names = _members(path)[0]
     states = names - {"labels.npy", "record.npy"}
@@ -276,6 +301,7 @@ def _is_csv(others: tuple[str, ...]) -> Callable[[Path], bool]:
 SAMPLE_RECORD = _json("sample set's record", "udpm-samples", without="shards")
 JOINED = _json("record of a joined sample set", "udpm-samples", key="shards")
 SAMPLES = FileKind("sample set", _is_sample_set)
+IMAGE_ZIP = FileKind("zip of exported images", _is_image_zip)
 CHAIN = FileKind("sampling chain", _is_chain)
 LATENTS = _arrays("latent-space experiment", "udpm-latents")
 REFERENCE = _arrays("reference", "udpm-reference")

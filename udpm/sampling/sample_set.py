@@ -25,6 +25,7 @@ from udpm.core.files import atomic_path, sha256, sync, unfinished, write_json
 from udpm.core.folders import atomic_folder
 from udpm.core.kinds import IMAGES, SAMPLES_COMMENT
 from udpm.core.work import SPAWN, Progress, init_worker, map_ordered
+from udpm.data.archive import write_archive
 from udpm.data.npz import read_npz
 
 FORMAT = "udpm-samples/1"
@@ -293,6 +294,18 @@ def export_images(samples: Path, folder: Path, layout: str, image_format: str) -
             progress.update(count)
         write_json(building / EXPORT_RECORD, {"format": EXPORT_FORMAT, "layout": layout, "samples": found.record})
     return total
+
+
+def export_archive(samples: Path, path: Path) -> int:
+    """Write a sample set to a .zip in the format of StyleGAN and EDM; return the number of images.
+
+    Raises:
+        UserError: the sample set cannot be read, or the file cannot be written.
+    """
+    found = load_samples(samples)
+    labels = found.labels.tolist() if found.record.get("classes") else None
+    write_archive(path, found.images, len(found.images), labels)
+    return len(found.images)
 
 
 def _written(jobs: list[Job]) -> Iterator[int]:
