@@ -184,7 +184,7 @@ CASES = {
         "figure curves nothing.jsonl --output t",
         "nothing.jsonl: record of metrics not found",
     ),
-    "info on nothing": (lambda f: None, "info config", "not a folder made by udpm"),
+    "info on nothing": (lambda f: (f / "empty").mkdir(), "info empty", "not a folder made by udpm"),
 }
 
 

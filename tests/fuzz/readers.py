@@ -16,7 +16,7 @@ from PIL import Image
 
 from fuzz import mutate
 from udpm.bench.measure import read_benchmark
-from udpm.cli import train as info
+from udpm.cli.info import describe
 from udpm.config import (
     DatasetConfig,
     Latents,
@@ -273,7 +273,7 @@ def _diagnosis(protocol):
 
 def _described(path):
     """Describe a file as `udpm info` does."""
-    return json.dumps(info._describe(path), indent=2, ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(describe(path), indent=2, ensure_ascii=False, allow_nan=False).encode()
 
 
 def _experiment(folder):

@@ -47,12 +47,12 @@ MODULES = {
         "fetch": "Download weights and data sets in advance.",
         "prepare": "Convert a source of images to a checked, memory-mapped store.",
         "cache": "Write the downsampled levels of a prepared data set.",
-        "info": "Describe a file or folder made by udpm.",
         "train": "Train a model, or resume its training.",
         "status": "Show the status of training runs.",
         "clean": "Remove checkpoints of finished runs.",
         "average": "Reconstruct an average of a run's weights, of any width.",
     },
+    "info": {"info": "Describe a file or folder, and show the next command to run."},
     "sample": {
         "sample": "Sample images from trained weights.",
         "join": "Join shards to a sample set.",

@@ -1,8 +1,7 @@
-"""From images to weights: ``udpm fetch``, ``prepare``, ``cache``, ``info``, ``train``, ``status`` and ``clean``."""
+"""From images to weights: ``udpm fetch``, ``prepare``, ``cache``, ``train``, ``status`` and ``clean``."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,9 @@ from udpm.cli.options import (
     usage_error,
 )
 from udpm.core import kinds
-from udpm.core.containers import read_header
 from udpm.core.errors import UserError
 from udpm.core.files import CIFAR10, EXTRACTOR_WEIGHTS, VGG, expanded, fetch
 from udpm.core.files import sha256 as file_sha256
-from udpm.core.reading import read_json
 from udpm.core.work import StopRequest
 
 FILES = {**EXTRACTOR_WEIGHTS, "vgg": VGG, "cifar10": CIFAR10}
@@ -115,82 +112,6 @@ def cache_command(dataset: Path, output: Path) -> None:
 
     sides = write_cache(dataset, output)
     click.echo(f"{output}: {len(sides)} levels, of side {', '.join(map(str, sides))}")
-
-
-@click.command(cls=Verb, epilog="Example: udpm info results/datasets/digits --check --sheet digits.png")
-@click.argument("path", type=ANY)
-@click.option(
-    "--sheet",
-    type=OutputFile(kinds.SHEET, ".png", ".jpg", ".jpeg"),
-    help="Also draw a data set's contact sheet (.png, .jpg).",
-)
-@click.option("--check", is_flag=True, help="Compare all bytes of a data set or cache with its record.")
-def info_command(path: Path, sheet: Path | None, check: bool) -> None:
-    """Print the record of a file or folder made by udpm as JSON.
-
-    PATH is a data set, a cache or a run (folders), a weight file, a checkpoint, a reference, a sample set, a sampling
-    chain, a latent-space experiment, or a published checkpoint (.pt). For a data set, the output includes the images
-    per class, mean and standard deviation (0..255, training split).
-    """
-    if (sheet or check) and not any((path / name).exists() for name in ("dataset.json", "cache.json")):
-        raise UserError(f"{path}: --sheet is for a data set, --check for a data set or a level cache")
-    if check:
-        _check(path)
-    if sheet:
-        from udpm.data.levels import draw_sheet
-        from udpm.data.store import open_store
-
-        draw_sheet(open_store(path), sheet)
-        click.echo(f"{sheet}: contact sheet", err=True)
-    if not check:
-        click.echo(json.dumps(_describe(path), indent=2, ensure_ascii=False))
-
-
-def _check(path: Path) -> None:
-    from udpm.data.levels import differences, read_cache_record
-    from udpm.data.store import check_files, open_store
-
-    if (path / "dataset.json").exists():
-        changed = differences(open_store(path))
-    else:
-        changed = check_files(path, read_cache_record(path))
-    if changed:
-        raise UserError(f"{path}: changed since it was made: {', '.join(changed)}; delete it and make it again")
-    click.echo(f"{path}: ok")
-
-
-def _describe(path: Path) -> dict:
-    from udpm.runs.records import WEIGHTS
-
-    if (path / "dataset.json").exists():
-        from udpm.data.levels import summarize
-        from udpm.data.store import open_store
-
-        store = open_store(path)
-        return {**store.record, **summarize(store)}
-    if path.is_dir():
-        for name in ("cache.json", "complete.json", "config.json"):
-            if (path / name).exists():
-                return read_json(path / name, "record")
-        if (path / WEIGHTS).is_file():
-            return _describe(path / WEIGHTS)
-        raise UserError(f"{path}: not a folder made by udpm; expected a data set, a level cache or a run")
-    if path.suffix == ".safetensors":
-        header = read_header(path)
-        return {**header.description, "tensors": len(header.shapes)}
-    if path.suffix == ".pt" and not path.with_suffix(".json").exists():
-        from udpm.interop.checkpoint import read_weights
-
-        return read_weights([path]).describe()
-    if path.suffix == ".npz" and not path.with_suffix(".json").exists():
-        from udpm.data.npz import load_arrays
-
-        return load_arrays(path, "file with a record", "udpm reference, sample --chain or latents")[1]
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
-    if not path.with_suffix(".json").exists():
-        raise UserError(f"{path}: not a file made by udpm")
-    return read_json(path.with_suffix(".json"), "record")
 
 
 @click.command(

@@ -40,6 +40,14 @@ _NO_NAME = re.compile(
 """Text that is not a class name: empty, a missing value of a table, or a number that is not whole."""
 
 
+class WrongClasses(UserError):
+    """Other classes than configured; `found` is their number."""
+
+    def __init__(self, mistake: str, found: int) -> None:
+        super().__init__(mistake)
+        self.found = found
+
+
 @dataclass(frozen=True)
 class Labels:
     """Labels of images.
@@ -120,9 +128,10 @@ def _of_folders(
             "no dataset.json was found; set classes: 0, labels: FILE, or labels: folders if they are classes"
         )
     if len(found) != config.classes:
-        raise UserError(
+        raise WrongClasses(
             f"{root}: has {len(found)} class folders, but classes is {config.classes}; these are {some_of(found)}: "
-            f"set classes: {len(found)}, or splits, if some of them are splits"
+            f"set classes: {len(found)}, or splits, if some of them are splits",
+            len(found),
         )
     if config.classes > 1:
         _check_others(listing, [folder + around for folder in layout.below], set(found))
@@ -268,8 +277,9 @@ def _numbered(found: Sequence[tuple[str, int | str]], classes: int) -> tuple[np.
         )
     if len(values) != classes:
         named = f"names {some_of(names)}" if names else f"numbers 0..{last}"
-        raise UserError(
-            f"{where}: has {len(values)} classes ({named}), but classes is {classes}; set classes: {len(values)}"
+        raise WrongClasses(
+            f"{where}: has {len(values)} classes ({named}), but classes is {classes}; set classes: {len(values)}",
+            len(values),
         )
     numbers: dict[int | str, int] = {name: number for number, name in enumerate(names)}
     labels = np.array([numbers[label] if names else label for _, label in found], dtype=np.int64)
@@ -302,9 +312,10 @@ def label_rows(
         if class_names and value >= len(class_names):
             raise UserError(f"{place}: the label is {value}, but there are {len(class_names)} class names")
     if class_names and len(class_names) != config.classes:
-        raise UserError(
+        raise WrongClasses(
             f"{root}: has {len(class_names)} classes (names {some_of(class_names)}), but classes is {config.classes}; "
-            f"set classes: {len(class_names)}"
+            f"set classes: {len(class_names)}",
+            len(class_names),
         )
     numbers = values if class_names else _numbered(found, config.classes)[0][where]
     labels = Labels(numbers, [shown(name) for name in class_names], origin, True)

@@ -1,0 +1,79 @@
+"""Description of images that nobody has prepared yet: how many, which splits and classes, and a side to prepare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from udpm.config.dataset import DatasetConfig
+from udpm.core.errors import UserError
+from udpm.data.decode import ImageError, Preprocessing, quiet_decoders, to_rgb
+from udpm.data.labels import WrongClasses
+from udpm.data.open import open_folder
+from udpm.data.source import Source, shown
+
+NAMES_SHOWN = 20
+LOOKED_AT = 8
+"""Images to decode, from the first to the last."""
+USUAL_SIDE, LARGEST_SIDE = 64, 256
+"""Side for images of any size, and largest side at which images that are square and of one size stay as they are."""
+
+
+def describe_images(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """Describe a folder, .zip, .npz, .npy or Parquet files of images.
+
+    Returns:
+        Facts: numbers of images by split, class names, size of images; and options of `udpm prepare`: side and classes.
+
+    Raises:
+        UserError: it cannot be prepared as it is; or an image that is looked at cannot be read.
+    """
+    unlabelled = DatasetConfig(source="folder", path=str(path), side=1)
+    source = open_folder(unlabelled)
+    sizes = _sizes(path, source)
+    classes, labelled = _classes(unlabelled)
+    facts: dict[str, Any] = {"images": len(source.names), "splits": source.splits, "classes": classes}
+    if labelled is not None:
+        facts |= {"class_names": labelled.class_names[:NAMES_SHOWN], "labels": labelled.notes["labels"]}
+    widths, heights = ([size[axis] for size in sizes] for axis in (0, 1))
+    facts |= {"width": _range(widths), "height": _range(heights), "left_out": source.notes["left_out"]}
+    return facts, {"side": _side(sizes)} | ({"classes": classes} if classes else {})
+
+
+def _sizes(path: Path, source: Source) -> list[tuple[int, int]]:
+    found = []
+    for number in range(0, len(source.names), max(1, len(source.names) // LOOKED_AT)):
+        name = source.names[number]
+        try:
+            with quiet_decoders():
+                found.append(to_rgb(source.reader.load(name, source.keys[number]), Preprocessing(1))[0].size)
+        except ImageError as refusal:
+            raise UserError(f"{path}: {shown(name)}: {refusal}; repair or remove it") from None
+    return found
+
+
+def _classes(unlabelled: DatasetConfig) -> tuple[int, Source | None]:
+    """Find the number of classes with which the images can be prepared, and open them so; 0 without usable labels."""
+    classes = 2
+    for _ in range(2):
+        try:
+            return classes, open_folder(unlabelled.model_copy(update={"classes": classes}))
+        except WrongClasses as wrong:
+            classes = wrong.found
+            if classes < 2:
+                break
+        except UserError:
+            return 0, None
+    return 0, None
+
+
+def _side(sizes: list[tuple[int, int]]) -> int:
+    smallest = min(min(size) for size in sizes)
+    alike = all(size == (smallest, smallest) for size in sizes)
+    if alike and smallest <= LARGEST_SIDE and smallest % 4 == 0:
+        return smallest
+    return min(USUAL_SIDE, 1 << (smallest.bit_length() - 1))
+
+
+def _range(values: list[int]) -> int | list[int]:
+    return values[0] if min(values) == max(values) else [min(values), max(values)]
