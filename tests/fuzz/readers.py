@@ -9,6 +9,7 @@ from pathlib import Path
 
 import golden_vectors as golden
 import numpy as np
+import parquets
 import pictures
 import tiny
 import torch
@@ -161,6 +162,9 @@ def _images(folder):
     (folder / "images.zip").write_bytes(mutate.archive(members))
     _labelled(folder / "labelled", (folder / "image.png").read_bytes())
     np.savez(folder / "images.npz", images=rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8))
+    np.savez(folder / "set.npz", images=rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8), labels=np.arange(4) % 2)
+    np.save(folder / "set.npy", rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8))
+    parquets.write(folder / "set.parquet", parquets.files(4, side=8), [0, 1, 0, 1], ["cat", "dog"])
     pictures.cifar(folder / "cifar", "python", count=2)
     pictures.cifar(folder / "cifar", "binary", count=2)
 
@@ -436,6 +440,17 @@ def _pictures(folder, name):
     found[0 : len(found)]
 
 
+def _image_set(folder, name, classes):
+    """Read all images of a set as `udpm prepare` does."""
+    source = open_source(DatasetConfig(source="folder", path=str(folder / name), side=8, classes=classes))
+    for image, key in zip(source.names, source.keys, strict=True):
+        try:
+            with quiet_decoders():
+                to_rgb(source.reader.load(image, key), Preprocessing(8))
+        except ImageError as refusal:
+            str(refusal)
+
+
 def _labels(folder, name):
     open_source(DatasetConfig(source="folder", path=str(folder / "labelled"), side=8, classes=2, labels=name))
 
@@ -508,6 +523,9 @@ def registry(folder):
         Reader("published statistics", "statistics.npz", as_npz, _imported, 0.5),
         Reader("noise file", "noise.npz", as_npz, _noise_file),
         Reader("images.npz", "images.npz", as_npz, partial(_pictures, name="images.npz")),
+        Reader("set.npz", "set.npz", as_npz, partial(_image_set, name="set.npz", classes=2)),
+        Reader("set.npy", "set.npy", as_npy, partial(_image_set, name="set.npy", classes=0)),
+        Reader("set.parquet", "set.parquet", octets, partial(_image_set, name="set.parquet", classes=2)),
         Reader("features kept", kept.name, as_npz if kept.suffix == ".npz" else as_npy, lambda f: _kept(f, kept)),
         Reader("score", "score.json", as_json, _score, 0.2),
         Reader("selection", "selection.json", as_json, _selection),
