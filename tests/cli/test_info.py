@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 
+import golden_vectors as golden
 import numpy as np
 import parquets
 import pytest
@@ -38,9 +39,14 @@ def things(digits, trained, tmp_path, monkeypatch):
         shutil.copytree(digits / name, name)
     shutil.copytree(trained, "run")
     shutil.copytree(tiny.ROOT / "config", "config")
+    save_samples("samples.npz", IMAGES, np.arange(8) % 2, {"classes": 2, "nfe": 3})
+    shutil.copytree(golden.FOLDER / "earlier", "earlier")
+    (tmp_path / "results/runs/digits").mkdir(parents=True)
+    (tmp_path / "results/runs/digits/seed0").symlink_to(tmp_path / "run")
+    assert tiny.call("export", "samples.npz", "exported") == 0
+    assert tiny.call("export", "run", "bundle") == 0
     tiny.write_config(tmp_path)
     (tmp_path / "set.json").write_text(to_json(DatasetConfig(source="folder", path="photos.zip", side=16)))
-    save_samples("samples.npz", IMAGES, np.arange(8) % 2, {"classes": 2, "nfe": 3})
     return tmp_path
 
 
@@ -65,6 +71,14 @@ NEXT = {
     "samples.npz": "figure samples samples.npz --output samples-grid",
     "samples.json": "figure samples samples.json --output samples-grid",
     "dataset/dataset.json": "info dataset",
+    "exported": "reference --help",
+    "bundle": "sample bundle/weights.safetensors --output bundle-samples.npz",
+    "results": "status --results results",
+    "earlier/half": "status earlier/half",
+    "earlier/score.json": "table earlier/score.json --output score-table",
+    "earlier/chain.npz": "figure chain earlier/chain.npz --output chain-chain",
+    "earlier/reference.npz": "score --help",
+    "earlier/extractor.pt": "score --help",
     "config/experiments/digits.yaml": "resolve digits --config {}/config",
     "config/datasets/digits.yaml": "resolve --dataset digits --config {}/config",
     "config/sweeps/schedules-digits.yaml": "sweep plan schedules-digits --config {}/config",
@@ -111,6 +125,17 @@ def test_the_next_command_overwrites_nothing(things, capsys):
         assert line.endswith(expected)
         assert tiny.call(*shlex.split(line)[2:]) == 0
     assert (things / "samples-grid.svg").read_text() == "mine"
+
+
+def test_images_are_named_in_errors(things, capsys):
+    for command, expected in (
+        ("export unpacked --output x.zip", "which a .zip is made; it is a folder of images (for udpm prepare"),
+        ("cache hub --output x", "hub is a folder of Parquet files (for udpm prepare"),
+        ("sample photos.zip --output x.npz", "it is a .zip of images (for udpm prepare and"),
+        ("sample one.parquet --output x.npz", "it is a Parquet file (udpm prepare takes images)"),
+        ("cache unpacked/00000/0.png --output x", "0.png is a file, expected a folder (it is an image)"),
+    ):
+        tiny.assert_refused(things, command, expected, capsys)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_an_export_replaces_only_an_unchanged_export(dataset, tmp_path, capsys):
         ("export dataset --output x.zip --layout classes", "--layout and --format are for folders of files, not for"),
         ("export x.npz --output x.zip --split train", "--split is for data sets"),
         ("export x.npz --output x.zip", "x.json: sample set's record not found"),
-        ("export nothing --output x.zip", "x.zip: must be a folder, since nothing is not a sample set or a data set"),
+        ("export nothing --output x.zip", "nothing: not a sample set or a prepared data set, of which a .zip is made"),
         ("export dataset --output dataset/x.zip", "is inside dataset, the input of"),
     ],
 )

@@ -4,7 +4,9 @@ import json
 import os
 import pickle
 import sys
+import tempfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +198,13 @@ def test_refuses_damaged_arrays(capsys):
         with open(f"whole{suffix}", "rb") as file, open(f"x{suffix}", "wb") as other:
             other.write(change(file.read()))
         assert expected in refused(capsys, "prepare", f"x{suffix}", "--side", 16, "--output", "store")
+
+
+def test_a_full_disk_is_reported(monkeypatch, capsys):
+    np.savez_compressed("x.npz", images=IMAGES)
+    monkeypatch.setattr(tempfile, "TemporaryFile", partial(open, "/dev/full", "wb", buffering=0))
+    line = refused(capsys, "prepare", "x.npz", "--side", 16, "--output", "store")
+    assert f"x.npz: cannot be unpacked to {tempfile.gettempdir()}: No space left on device; set TMPDIR" in line
 
 
 # --- Parquet ---------------------------------------------------------------------------------------------------------

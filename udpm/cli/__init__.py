@@ -226,7 +226,8 @@ def _wrong_kind(path: Path, is_folder: bool, error: click.BadParameter) -> str:
         fits = next((file for file in near if file.is_file()), None)
         found = f"{name}: {path} is a folder, expected a file"
     else:
-        fits = path.parent if what_is(path.parent) is not None else None
+        around = what_is(path.parent)
+        fits = path.parent if around is not None and not around.images else None
         found = f"{name}: {path} is a file, expected a folder"
     kind = what_is(path)
     return f"{found}: {fits}" if fits else f"{found} (it is {kind})" if kind else found

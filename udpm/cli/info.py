@@ -17,7 +17,7 @@ from udpm.cli.options import ANY, OutputFile, Verb
 from udpm.core import kinds
 from udpm.core.containers import read_header
 from udpm.core.errors import UserError
-from udpm.core.identify import SAFETENSORS, Kind, what_is
+from udpm.core.identify import PREPARED, SAFETENSORS, Kind, what_is
 from udpm.core.reading import read_json
 from udpm.runs.layout import Layout
 from udpm.runs.records import WEIGHTS
@@ -193,7 +193,7 @@ def _dataset(given: str, path: Path) -> Words:
 
 
 NEXT: dict[str, Callable[[str, Path], Words]] = {
-    "a prepared data set": _dataset,
+    PREPARED: _dataset,
     "a level cache": lambda given, path: ["info", given, "--check"],
     "a folder of exported images": lambda given, path: ["reference", "--help"],
     "a bundle": _of_weights,

@@ -28,6 +28,7 @@ from udpm.cli.options import (
 from udpm.core import kinds
 from udpm.core.devices import as_user_errors
 from udpm.core.errors import UserError
+from udpm.core.identify import PREPARED, what_is
 
 CASUAL_COUNT = 64
 
@@ -181,7 +182,8 @@ def export_command(
     target = folder or output
     if target is None or (folder is not None and output is not None):
         raise usage_error("give the folder or .zip to write to either as FOLDER or as --output")
-    is_set = (source / "dataset.json").exists()
+    kind = what_is(source)
+    is_set = kind is not None and kind.name == PREPARED
     if split is not None and not is_set:
         raise usage_error("--split is for data sets")
     if is_set or target.suffix.lower() == ".zip":
@@ -209,7 +211,7 @@ def _export_archive(context: click.Context, source: Path, target: Path, split: s
 
         count = export_split(source, split, target)
     elif source.is_dir():
-        raise UserError(f"{target}: must be a folder, since {source} is not a sample set or a data set")
+        raise UserError(f"{source}: not a sample set or a prepared data set, of which a .zip is made")
     else:
         from udpm.sampling.sample_set import export_archive
 

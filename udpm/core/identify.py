@@ -17,6 +17,7 @@ BEGINNING = 1 << 20
 CHECKPOINT = "a PyTorch checkpoint"
 EXPERIMENT_YAML = "an experiment's YAML configuration"
 DATASET_YAML = "a data set's YAML configuration"
+PREPARED = "a prepared data set"
 SAFETENSORS = "a safetensors file of another program"
 
 
@@ -86,7 +87,7 @@ YAML = (
 )
 
 FOLDERS = (
-    ("dataset.json", "a prepared data set", "for --dataset"),
+    ("dataset.json", PREPARED, "for --dataset"),
     ("cache.json", "a level cache", "for udpm train --cache"),
     ("export.json", "a folder of exported images", "for udpm score --images"),
     ("bundle.json", "a bundle", "for udpm sample and udpm latents"),

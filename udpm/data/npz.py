@@ -127,10 +127,20 @@ def place_array(path: str | Path, what: str, name: str | None) -> tuple[BinaryIO
         target: BinaryIO = open(path, "rb") if stored else tempfile.TemporaryFile()  # noqa: SIM115
         while part := file.read(_BLOCK):
             if not stored:
-                target.write(part)
+                _keep(target, part, path)
         file.check(where)
-        target.flush()
         return target, (start if stored else 0) + header.size, stored
+
+
+def _keep(target: BinaryIO, part: bytes, path: str | Path) -> None:
+    try:
+        target.write(part)
+        target.flush()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be unpacked to {tempfile.gettempdir()}: {error.strerror or error}; set TMPDIR to a folder "
+            "with more space"
+        ) from None
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Open images: those that a data set's configuration names, with a list to notice changes, and other programs'."""
+"""Open images: those that a data set's configuration names, and those of other programs to score."""
 
 from __future__ import annotations
 
