@@ -238,6 +238,11 @@ def test_one_parquet_file_is_a_set(tmp_path):
         ("default/train/0000.parquet default/test/0000.parquet", {"train": [0, 3], "test": [3, 6]}),
         ("train-00000-of-00001.parquet validation-00000-of-00001.parquet", {"train": [0, 3], "test": [3, 6]}),
         ("0000.parquet 0001.parquet", {"train": [0, 6]}),
+        (
+            "train-00000-of-00001-a09b74b3ef9c3b56.parquet test-00000-of-00001-0123456789abcdef.parquet",
+            {"train": [0, 3], "test": [3, 6]},
+        ),
+        ("a/train.parquet a/valid.parquet a/test.parquet", {"train": [0, 3], "test": [3, 6]}),
         ("data-00000-of-00002.parquet data-00001-of-00002.parquet", {"train": [0, 6]}),
     ],
 )
@@ -267,6 +272,24 @@ def test_a_configuration_names_splits_of_parquet_files(tmp_path):
     (tmp_path / "c.json").write_text(json.dumps(config))
     assert tiny.call("prepare", "c.json", "--output", "store") == 0
     assert open_store("store").record["splits"] == {"train": [0, 4], "test": [4, 11]}
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.parquet"])
+def test_labels_are_only_inside(tmp_path, name, capsys):
+    np.savez("x.npz", images=IMAGES, labels=LABELS)
+    parquets.write(tmp_path / "x.parquet", parquets.files(2), [0, 1])
+    config = {"source": "folder", "path": name, "side": 16, "classes": 2, "labels": "labels.csv"}
+    (tmp_path / "labels.csv").write_text("file_name,label\n")
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    line = refused(capsys, "prepare", "c.json", "--output", "store")
+    assert f"labels: labels.csv: is for folders and .zip files; the labels of {name} are inside it" in line
+
+
+def test_sets_next_to_each_other_are_refused(tmp_path, capsys):
+    for name in ("a/train.parquet", "a/test.parquet", "b/train.parquet", "b/test.parquet"):
+        parquets.write(tmp_path / "set" / name, parquets.files(2))
+    line = refused(capsys, "prepare", "set", "--side", 16, "--output", "store")
+    assert "look like splits below other folders" in line
 
 
 GOOD = parquets.files(3)

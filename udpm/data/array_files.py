@@ -51,7 +51,7 @@ def open_arrays(config: DatasetConfig, root: Path) -> Source:
     parts: dict[str, tuple[str | None, str | None]] = {"": (None, None)} if alone else _parts(root, names)
     what = ALONE if alone else WHAT
     headers = [_checked(root, name, array_header(root, what, name), config) for name, _ in parts.values()]
-    rows = Rows(np.zeros(0, np.int64), f"{next(iter(parts.values()))[1]} of {root.name}")
+    rows = Rows(f"{next(iter(parts.values()))[1]} of {root.name}")
     status = os.stat(root)
     arrays = []
     for number, (split, (name, labels)) in enumerate(parts.items()):

@@ -27,7 +27,8 @@ LABELS = ("label", "labels", "fine_label", "class", "target", "y")
 AT_ONCE, LABELS_AT_ONCE = 16, 1 << 16
 """Rows to read at a time: images, of up to megabytes each, and labels."""
 BUFFER = 1 << 20
-_NUMBERED = re.compile(r"(?P<stem>.*?)-?(?P<number>\d{5,9})-of-(?P<total>\d{5,9})")
+_NUMBERED = re.compile(r"(?P<stem>.*?)-?(?P<number>\d{5,9})-of-(?P<total>\d{5,9})(-[0-9a-f]{16})?")
+"""Names of numbered files; older ones end in a hash."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def open_parquet(config: DatasetConfig, root: Path, names: list[str]) -> Source:
             or labels, or of other classes than configured.
     """
     shards = _shards(root, sorted(names)) if names else [Shard(root, "", "")]
-    rows = Rows(np.zeros(0, np.int64), "")
+    rows = Rows("")
     first: _Columns | None = None
     for number, shard in enumerate(shards):
         with _reading(shard.path):
@@ -175,8 +176,7 @@ def _shards(root: Path, names: list[str]) -> list[Shard]:
     for (stem, total), there in sets.items():
         missing = next((number for number in range(int(total)) if number not in there), None)
         if missing is not None:
-            example = next(iter(there.values()))
-            wanted = re.sub(r"\d+(?=-of-\d+\.parquet$)", f"{missing:0{len(total)}d}", example)
+            wanted = f"{stem}-{missing:0{len(total)}d}-of-{total}{SUFFIX}".lstrip("-")
             raise UserError(f"{root}: {wanted} is missing: found {len(there)} of {int(total)} files; download it again")
         if len({other for base, other in sets if base == stem}) > 1:
             raise UserError(f"{root}: has two numbered sets of files {stem}-…; remove the older one")

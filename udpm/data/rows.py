@@ -20,20 +20,20 @@ class Rows:
     """Rows of files, with about 200 bytes of memory for each.
 
     Attributes:
-        labels: (n,) int64; None if any row has none.
         origin: description of the labels' origin.
         class_names: by label; empty if unknown.
         paths: name of each row in a tree whose folders are the splits.
         names: name of each row for messages.
-        keys: (n, 4) int64: number of the file or array, row in it, size and time of change of the file.
+        keys: (n, 4) int64 in parts: number of the file or array, row in it, size and time of change of the file.
+        labels: (n,) int64 in parts; None for a part without.
     """
 
-    labels: np.ndarray | None
     origin: str
     class_names: list[str] = field(default_factory=list)
     paths: list[bytes] = field(default_factory=list)
     names: list[bytes] = field(default_factory=list)
-    keys: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.int64))
+    keys: list[np.ndarray] = field(default_factory=list)
+    labels: list[np.ndarray | None] = field(default_factory=list)
 
     def add(
         self, number: int, count: int, folder: str, name: str, status: os.stat_result, labels: np.ndarray | None
@@ -45,11 +45,8 @@ class Rows:
         self.names += [(name % row).encode("utf-8", "surrogateescape") for row in range(count)]
         keys = np.empty((count, 4), np.int64)
         keys[:, 0], keys[:, 1], keys[:, 2:] = number, np.arange(count), (status.st_size, status.st_mtime_ns)
-        self.keys = np.concatenate([self.keys, keys])
-        if labels is None or self.labels is None:
-            self.labels = None
-        else:
-            self.labels = np.concatenate([self.labels, labels])
+        self.keys.append(keys)
+        self.labels.append(labels)
 
 
 def rows_source(config: DatasetConfig, root: Path, rows: Rows, reader: Reader) -> Source:
@@ -67,13 +64,14 @@ def rows_source(config: DatasetConfig, root: Path, rows: Rows, reader: Reader) -
     names = [rows.names[i] for i in order]
     labels = Labels(np.zeros(len(order), np.int64), [], "none")
     if config.classes:
-        if rows.labels is None:
+        known = [part for part in rows.labels if part is not None]
+        if len(known) < len(rows.labels):
             raise UserError(f"{root}: has no labels, but classes is {config.classes}; set classes: 0")
-        labels = label_rows(root, names, rows.labels[order], rows.class_names, layout, config, rows.origin)
+        labels = label_rows(root, names, np.concatenate(known)[order], rows.class_names, layout, config, rows.origin)
     return Source(
         splits={name: len(indices) for name, indices in layout.splits.items()},
         names=names,
-        keys=rows.keys[order],
+        keys=np.concatenate(rows.keys)[order],
         labels=labels.numbers,
         class_names=labels.names,
         reader=reader,
