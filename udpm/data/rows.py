@@ -41,7 +41,7 @@ class Rows:
         """Add all rows of file or array `number`; `name` has %d for the row."""
         inside = f"{folder}/" if folder else ""
         start = len(self.paths)
-        self.paths += [f"{inside}{start + row}".encode() for row in range(count)]
+        self.paths += [f"{inside}{start + row}".encode("utf-8", "surrogateescape") for row in range(count)]
         self.names += [(name % row).encode("utf-8", "surrogateescape") for row in range(count)]
         keys = np.empty((count, 4), np.int64)
         keys[:, 0], keys[:, 1], keys[:, 2:] = number, np.arange(count), (status.st_size, status.st_mtime_ns)
