@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from udpm.config import DatasetConfig, Experiment, Study
+from udpm.config import DatasetConfig, Experiment, Scoring, Study
 from udpm.config.load import resolve_run, validate
 from udpm.config.validation import read_yaml
 from udpm.core.errors import UserError
@@ -85,3 +85,11 @@ def test_a_path_may_be_anything_that_fits_on_a_line(key):
 def test_digits_resolves():
     run = resolve_run("digits-paper", 0, ROOT / "config")
     assert run.per_level("losses.r1_gamma") == [0.1, 0.5, 2]
+
+
+def test_earlier_names_of_scoring_keys_still_read():
+    earlier = {"extractor": "inception", "inception_folder": "w", "inception_sha256": "a" * 64}
+    found = validate(Scoring, earlier, "x")
+    assert (found.weights_folder, found.weights.sha256) == ("w", "a" * 64)
+    with pytest.raises(UserError, match="inception_folder: is called weights_folder now; leave one out"):
+        validate(Scoring, {**earlier, "weights_folder": "v"}, "x")

@@ -113,8 +113,6 @@ def _contents(output: Path) -> str:
 
 
 SUBJECTS = ("samples", "images", "heldout", "noise")
-EARLIER_KEYS = {"inception_folder": "weights_folder", "inception_sha256": "weights_sha256"}
-"""Keys of earlier records' scoring sections, and their names today."""
 PATHS = ("samples", "images", "selection", "reference", "extractor", "dataset")
 
 
@@ -209,8 +207,7 @@ def _score(request: dict[str, Any], base: Path, features: Path | None) -> dict[s
     from udpm.metrics.reference import load_reference
     from udpm.sampling.sample_set import load_samples
 
-    asked = {EARLIER_KEYS.get(key, key): value for key, value in request["scoring"].items()}
-    scoring = validate(Scoring, asked, "scoring")
+    scoring = validate(Scoring, request["scoring"], "scoring")
     moved = {"weights_folder": _below(base, scoring.weights_folder)}
     if scoring.extractor not in NAMED_EXTRACTORS:
         moved["extractor"] = _below(base, scoring.extractor)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from udpm.config.validation import (
     AnyPath,
@@ -120,6 +121,10 @@ NAMED_EXTRACTORS = ("digits", *EXTRACTOR_WEIGHTS, "lite0")
 """Extractors that are not files of the user's."""
 
 
+EARLIER_NAMES = {"inception_folder": "weights_folder", "inception_sha256": "weights_sha256"}
+"""Keys of `scoring` in files of earlier versions, and their names today."""
+
+
 class Scoring(Section):
     """Metrics of sample sets."""
 
@@ -168,6 +173,16 @@ class Scoring(Section):
     """auto: CUDA if available, else the CPU."""
     threads: Threads = 2
     """CPU threads of the scoring process."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_earlier_names(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        for earlier, name in EARLIER_NAMES.items():
+            if earlier in values and name in values:
+                raise ValueError(f"{earlier}: is called {name} now; leave one out")
+        return {EARLIER_NAMES.get(key, key): value for key, value in values.items()}
 
     @property
     def weights(self) -> PublishedFile | None:
