@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from jobs import FIGURE_RULES, MEGABYTES, SECTIONS
 from slurm_site import Partition, Site
 
 from udpm.config import source_file
+from udpm.config.load import source_of
 
 PROFILE = "slurm/config.yaml"
 HOURS = 1.0
@@ -266,12 +266,6 @@ class Comparison:
         if self._section == "training":
             return f"{self._experiment_file()}: training.nodes: {self._request.nodes}"
         return self._in_profile("nodes", self._request.nodes)
-
-
-def source_of(key: str) -> str:
-    """Name the source of a key of the cluster's configuration: file or environment variable."""
-    variable = f"UDPM_{key.upper()}"
-    return f"environment variable {variable}: {key}" if os.environ.get(variable) else f"{CONFIG}/cluster.yaml: {key}"
 
 
 def _duration(minutes: float) -> str:

@@ -19,11 +19,11 @@ from content import TRAINING
 from experiments import Experiments
 from jobs import FINISHED, Jobs, has_outputs
 from slurm_patches import States, print_note
-from slurm_site import ask
 from snakemake.jobs import Job
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
+from udpm.core.commands import ask
 from udpm.runs.attempts import failed_twice_identically
 
 DOWN = re.compile(

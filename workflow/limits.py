@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comparison import PROFILE, Comparison, Request, source_of
+from comparison import PROFILE, Comparison, Request
 from experiments import CONFIG, Experiments, one_line
 from jobs import Jobs
 from slurm_site import Site
 
+from udpm.config.load import source_of
 from udpm.core.errors import UserError, first_line
 
 OTHER_CLUSTER = ("cluster", "clusters", "slurm_cluster")

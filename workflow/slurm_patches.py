@@ -23,8 +23,8 @@ from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
-from slurm_site import Answer
-from slurm_site import ask as ask_slurm
+from udpm.core.commands import Answer
+from udpm.core.commands import ask as ask_slurm
 
 STUCK = {
     "AccountNotAllowed",

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import getpass
 import math
-import os
 import re
 import shutil
-import signal
-import subprocess
-import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from udpm.core.commands import Answer, ask
+
 NEEDED = ("sbatch", "sinfo", "squeue")
 """Commands that submit and watch jobs."""
-PATIENCE = 20.0
-"""Seconds that one command may take."""
-MAX_OUTPUT = 64 * 1024**2
-"""Bytes of a command's output that are read."""
 # Prints one line for each kind of node of each partition: --exact does not merge nodes whose values differ, and fields
 # without a width are not truncated.
 SINFO = ("sinfo", "--all", "--exact", "--noheader", "--format=%P|%a|%l|%s|%D|%c|%m|%G")
@@ -76,14 +70,6 @@ class Partition:
             for kind in self.nodes
             if memory_mb <= kind.memory_mb and cpus <= kind.cpus and gpus <= kind.gpus_of(model if gpus else None)
         )
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The lines that a SLURM command printed, or, in one line, the reason of its failure."""
-
-    lines: tuple[str, ...] = ()
-    trouble: str | None = None
 
 
 class Site:
@@ -264,35 +250,3 @@ def _limit(text: str) -> float:
 def _quality(listed: str, default: str) -> str:
     """Return the quality of service of jobs that name none."""
     return default or (listed if listed and "," not in listed else "normal")
-
-
-def ask(command: tuple[str, ...], seconds: float = PATIENCE) -> Answer:
-    """Run a SLURM command and return its output, or the reason of its failure."""
-    name = command[0]
-    if shutil.which(name) is None:
-        return Answer(trouble=f"{name} not found in PATH")
-    # SINFO_PARTITION, SQUEUE_STATES and others would change the output.
-    unwanted = ("SINFO_", "SQUEUE_", "SACCT_")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
-    # Files, not pipes: a child that outlives the command would keep a pipe open.
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-        try:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, env=environment, start_new_session=True
-            )
-        except OSError as error:
-            return Answer(trouble=f"{name}: {error.strerror or error}")
-        try:
-            code = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            return Answer(trouble=f"{name} did not answer in {seconds:g} s")
-        texts = []
-        for file in (out, errors):
-            file.seek(0)
-            texts.append(file.read(MAX_OUTPUT).decode(errors="replace"))
-    if code:
-        said = next((line.strip() for line in "\n".join(reversed(texts)).splitlines() if line.strip()), f"code {code}")
-        return Answer(trouble=said if said.startswith(f"{name}:") else f"{name}: {said}")
-    return Answer(tuple(line for line in texts[0].splitlines() if line.strip()))

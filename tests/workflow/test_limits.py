@@ -22,8 +22,9 @@ from comparison import Request
 from experiments import Experiments
 from jobs import FIGURE_RULES, SECTIONS
 from limits import Limits, Options
-from slurm_site import Answer, Site, ask, gpus_in, minutes_of, read_partitions
+from slurm_site import Site, gpus_in, minutes_of, read_partitions
 
+from udpm.core.commands import Answer, ask
 from udpm.core.errors import UserError
 
 SITE = """\

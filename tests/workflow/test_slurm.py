@@ -22,7 +22,8 @@ import executor as ours  # noqa: E402
 import jobs as groups  # noqa: E402
 import slurm_patches  # noqa: E402
 from slurm_patches import STUCK, States  # noqa: E402
-from slurm_site import Answer  # noqa: E402
+
+from udpm.core.commands import Answer  # noqa: E402
 
 
 class Member(SimpleNamespace):

@@ -157,6 +157,12 @@ def load_cluster(config: str | Path = "config", environment: Mapping[str, str] =
     return validate(ClusterConfig, values, str(path))
 
 
+def source_of(key: str, config: str | Path = "config", environment: Mapping[str, str] = os.environ) -> str:
+    """Name the source of a key of the cluster's configuration in errors: its file or the environment variable."""
+    variable = f"UDPM_{key.upper()}"
+    return f"environment variable {variable}: {key}" if environment.get(variable) else f"{config}/cluster.yaml: {key}"
+
+
 def _typed(text: str, annotation: Any) -> str | int | float:
     """Convert a variable's text to its key's type; return it unchanged if that is text or the number is invalid."""
     number = next((kind for kind in types_in(annotation) if kind in (int, float)), str)
