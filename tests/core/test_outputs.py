@@ -119,7 +119,7 @@ FORMS = {
     "bench sample": "digits --config config --output {}",
     "info": "dataset --sheet {}",
 }
-WITHOUT = {"status", "clean", "sweep status"}
+WITHOUT = {"status", "clean", "sweep status", "doctor"}
 """Commands that write nothing."""
 
 

@@ -19,8 +19,9 @@ from pkgutil import resolve_name
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
-from udpm.cli.options import Group, OutputFile
+from udpm.cli.options import Group, OutputFile, color
 from udpm.core import kinds
 from udpm.core.devices import as_user_errors
 from udpm.core.errors import EXIT_STOPPED_EARLY, EXIT_USER_ERROR, StoppedEarly, UserError, first_line
@@ -75,6 +76,7 @@ MODULES = {
         "figure": "Render a figure (svg, png, and csv of its data).",
         "sweep": "Plan, watch and rank a sweep of experiments.",
     },
+    "doctor": {"doctor": "Check this machine: Python, packages, GPUs, SLURM, files, disks."},
     "bench": {"bench": "Measure speed on this machine."},
 }
 """Verbs of each module, with their help."""
@@ -92,6 +94,12 @@ class _Verbs(Group):
             return None
         module = next(module for module, verbs in MODULES.items() if name in verbs)
         return getattr(importlib.import_module(f"udpm.cli.{module}"), f"{name}_command")
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete verbs without importing their modules."""
+        found = [CompletionItem(verb, help=text) for verb, text in VERBS.items() if verb.startswith(incomplete)]
+        # The group's own method imports all of them.
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -238,5 +246,8 @@ def _stop(message: str, code: int) -> None:
     with suppress(OSError):
         for line in message.splitlines():
             text = " ".join(line.split())
-            click.echo(text if len(text) <= LONGEST else f"{text[:LONGEST]} …", err=True)
+            text = text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
+            if text.startswith("error:"):
+                text = click.style("error:", fg="red", bold=True) + text.removeprefix("error:")
+            click.echo(text, err=True, color=color())
     sys.exit(code)

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from udpm.cli.options import ANY, CONFIG_FOLDER, FILE, FOLDER, OutputFile, Verbs, Whole, check, usage_error
+from udpm.cli.options import (
+    ANY,
+    CONFIG_FOLDER,
+    FILE,
+    FOLDER,
+    OutputFile,
+    Verbs,
+    Whole,
+    check,
+    complete_configs,
+    usage_error,
+)
 from udpm.core import devices, kinds
 from udpm.core.files import write_json
 
@@ -125,7 +136,7 @@ def score(config: Path, extractor: Path | None, side: int, as_json: bool, output
 
 
 @bench_command.command(epilog="Example: udpm bench sample cifar10 --output results/speed/cifar10.json")
-@click.argument("experiment")
+@click.argument("experiment", shell_complete=complete_configs("experiments"))
 @CONFIG_FOLDER
 @CALL_BATCH
 @click.option("--seconds", type=click.FloatRange(0), default=5.0, help="Approximate duration.")

@@ -22,6 +22,7 @@ from udpm.cli.options import (
     Verb,
     Whole,
     check,
+    complete_configs,
     usage_error,
 )
 from udpm.core import kinds
@@ -79,8 +80,13 @@ RESOLVED = FileKind("resolved configuration", _is_resolved)
 
 
 @click.command(cls=Verb, epilog="Example: udpm resolve digits --seed 0 --output results/configs/digits/seed0.json")
-@click.argument("experiment", required=False)
-@click.option("--dataset", metavar="NAME", help="Resolve this data set instead of an experiment.")
+@click.argument("experiment", required=False, shell_complete=complete_configs("experiments"))
+@click.option(
+    "--dataset",
+    metavar="NAME",
+    shell_complete=complete_configs("datasets"),
+    help="Resolve this data set instead of an experiment.",
+)
 @click.option("--part", type=click.Choice(PARTS), default="run", help="Which part to write.")
 @click.option("--seed", type=Whole(0, 2**63 - 1), default=0, help="Training seed, for part run.")
 @CONFIG_FOLDER
@@ -240,7 +246,7 @@ class Asked(NamedTuple):
 
 
 @click.command(cls=Verb, epilog="Example: udpm schedule --alphas 0.5,0.2,1e-3 --sigmas 0.1,0.2,0.3 --side 32")
-@click.argument("experiment", required=False)
+@click.argument("experiment", required=False, shell_complete=complete_configs("experiments"))
 @CONFIG_FOLDER
 @click.option("--alphas", type=Numbers(float), help="Instead of an experiment: α for each level, l = 1 first.")
 @click.option("--sigmas", type=Numbers(float), help="With --alphas: σ for each level, l = 1 first.")
@@ -323,7 +329,9 @@ def _images(asked: Asked, dataset: Path | None) -> tuple[int, float, str]:
 
 
 @click.command(cls=Verb, epilog="Example: udpm cost cifar10 ffhq64 --output results/tables/cost")
-@click.argument("experiments", nargs=-1, required=True, metavar="EXPERIMENT...")
+@click.argument(
+    "experiments", nargs=-1, required=True, metavar="EXPERIMENT...", shell_complete=complete_configs("experiments")
+)
 @CONFIG_FOLDER
 @click.option("--output", type=OutputStem(kinds.TABLE), metavar="STEM", help="Also write STEM.csv, .md, .tex, .html.")
 def cost_command(experiments: tuple[str, ...], config: Path, output: Path | None) -> None:

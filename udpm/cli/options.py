@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,57 @@ class Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find a command by name, or raise an error that suggests the closest match."""
         name = args[0]
+        # Completion asks for words that are not finished.
+        if ctx.resilient_parsing:
+            return super().resolve_command(ctx, args)
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             commands = self.list_commands(ctx)
             near = difflib.get_close_matches(name, commands, n=1)
             hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(commands)}"
             raise click.UsageError(f"No such command {name!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
+
+
+STATES = {
+    "ok": "green",
+    "complete": "green",
+    "running": "cyan",
+    "warning": "yellow",
+    "stalled": "yellow",
+    "stopped": "yellow",
+    "wrong": "red",
+    "failed": "red",
+    "unreadable": "red",
+}
+"""Colours of states in tables, on terminals."""
+
+
+def color() -> bool | None:
+    """Return click's switch of colours: off if NO_COLOR is set (https://no-color.org), else on for terminals only."""
+    return False if os.environ.get("NO_COLOR") else None
+
+
+def echo_states(table: str) -> None:
+    """Print a table with aligned columns, one of which is `state`; on a terminal, states are coloured."""
+    lines = table.splitlines()
+    start = lines[0].index("state")
+    for line in lines:
+        state = line[start:].partition("  ")[0]
+        shown = click.style(state, fg=STATES[state]) if state in STATES else state
+        click.echo(line[:start] + shown + line[start + len(state) :], color=color())
+
+
+def complete_configs(part: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Return a function that completes names of the files in a folder of the configuration, such as experiments."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+        # Loads pydantic.
+        from udpm.config.validation import list_configs
+
+        names = list_configs(Path(ctx.params.get("config") or "config") / part)
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
 
 
 CONFIG_PARTS = ("config.yaml", "cluster.yaml", "experiments", "datasets", "sweeps", "published")

@@ -23,6 +23,7 @@ from udpm.cli.options import (
     Verb,
     Verbs,
     check,
+    complete_configs,
     usage_error,
 )
 from udpm.core import kinds
@@ -79,7 +80,9 @@ def paper_command(
 
 
 @click.command(cls=Verb, epilog="Example: udpm summary digits --results results --output results")
-@click.argument("experiments", nargs=-1, required=True, metavar="EXPERIMENT...")
+@click.argument(
+    "experiments", nargs=-1, required=True, metavar="EXPERIMENT...", shell_complete=complete_configs("experiments")
+)
 @RESULTS_FOLDER
 @CONFIG_FOLDER
 @click.option("--output", type=SharedFolder(kinds.PAGE), required=True, help="Folder of summary.md and overview.html.")
@@ -269,7 +272,7 @@ def sweep_command() -> None:
 
 
 @sweep_command.command(epilog="Example: udpm sweep plan schedules-digits --output results/sweeps/schedules-digits/plan")
-@click.argument("sweep")
+@click.argument("sweep", shell_complete=complete_configs("sweeps"))
 @CONFIG_FOLDER
 @TABLE
 def plan(sweep: str, config: Path, output: Path | None) -> None:
@@ -285,7 +288,7 @@ def plan(sweep: str, config: Path, output: Path | None) -> None:
 
 
 @sweep_command.command(epilog="Example: udpm sweep status schedules-digits --results results")
-@click.argument("sweep")
+@click.argument("sweep", shell_complete=complete_configs("sweeps"))
 @CONFIG_FOLDER
 @RESULTS_FOLDER
 def status(sweep: str, config: Path, results: Path) -> None:
@@ -308,7 +311,7 @@ def status(sweep: str, config: Path, results: Path) -> None:
 
 
 @sweep_command.command(epilog="Example: udpm sweep rank schedules-digits --output ranking --best best.yaml")
-@click.argument("sweep")
+@click.argument("sweep", shell_complete=complete_configs("sweeps"))
 @CONFIG_FOLDER
 @RESULTS_FOLDER
 @TABLE
@@ -330,7 +333,7 @@ def rank(sweep: str, config: Path, results: Path, output: Path | None, best: Pat
 
 
 @sweep_command.command(epilog="Example: udpm sweep heat schedules-digits start --output results/sweeps/heat")
-@click.argument("sweep")
+@click.argument("sweep", shell_complete=complete_configs("sweeps"))
 @click.argument("grid")
 @CONFIG_FOLDER
 @RESULTS_FOLDER
@@ -346,7 +349,7 @@ def heat(sweep: str, grid: str, config: Path, results: Path, output: Path) -> No
 
 
 @sweep_command.command(epilog="Example: udpm sweep strip ablations-digits --output results/sweeps/strip")
-@click.argument("sweep")
+@click.argument("sweep", shell_complete=complete_configs("sweeps"))
 @CONFIG_FOLDER
 @RESULTS_FOLDER
 @FIGURE

@@ -18,6 +18,7 @@ from udpm.cli.options import (
     Verb,
     Whole,
     check,
+    echo_states,
     usage_error,
 )
 from udpm.core import kinds
@@ -48,14 +49,15 @@ def fetch_command(file: str, folder: Path | None, sha256: str | None, offline: b
     from dataclasses import replace
 
     wanted = replace(FILES[file], sha256=sha256.lower()) if sha256 else FILES[file]
-    path = fetch(wanted, folder or _default_folder(file), download=not offline)
+    path = fetch(wanted, folder or default_folder(file), download=not offline)
     if wanted.sha256:
         click.echo(f"{path}: ok, SHA-256 {wanted.sha256}")
     else:
         click.echo(f"{path}: SHA-256 {file_sha256(path)}; none is published, so pin it with scoring.weights_sha256")
 
 
-def _default_folder(file: str) -> Path:
+def default_folder(file: str) -> Path:
+    """Return the folder of a file that `udpm fetch` downloads."""
     if file == "vgg":
         from torch import hub
 
@@ -204,7 +206,10 @@ def status_command(runs: tuple[Path, ...], results: Path | None, as_json: bool) 
         raise usage_error("give RUN folders, or --results")
     different = list(dict.fromkeys(found))
     statuses = read_statuses(different) if len(different) > 1 else [read_status(different[0])]
-    click.echo(statuses_json(statuses) if as_json else render_statuses(statuses), nl=False)
+    if as_json:
+        click.echo(statuses_json(statuses), nl=False)
+    else:
+        echo_states(render_statuses(statuses))
 
 
 @click.command(cls=Verb, epilog="Example: udpm clean results")

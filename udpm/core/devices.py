@@ -8,10 +8,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from udpm.core import gpus
-from udpm.core.errors import UserError
+from udpm.core.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -181,6 +181,50 @@ def found() -> str:
 
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names)) or "no CUDA device"
+
+
+def survey() -> dict[str, Any]:
+    """Describe PyTorch and the GPUs that it sees, as JSON. Initializes CUDA, which may take long or end the process.
+
+    Returns:
+        torch: version; cuda, hip: versions of the build, or None; driver: highest version of CUDA that the driver
+        takes, in thousands, or None; trouble: the reason in one line why there is no GPU, or None; gpus: name, memory
+        and free memory in bytes of each (None if it cannot be read); nccl: version, or None; hub: torchvision's folder
+        of downloaded files.
+    """
+    import torch
+
+    version = getattr(torch._C, "_cuda_getDriverVersion", None)
+    found: dict[str, Any] = {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "driver": version() if version else None,
+        "trouble": None,
+        "gpus": [],
+        "nccl": None,
+        "hub": torch.hub.get_dir(),
+    }
+    try:
+        torch.cuda.init()
+    # A build for CPUs raises AssertionError.
+    except (RuntimeError, AssertionError) as error:
+        found["trouble"] = first_line(error)
+    else:
+        found["gpus"] = [_survey_gpu(index) for index in range(torch.cuda.device_count())]
+    if torch.distributed.is_available() and torch.distributed.is_nccl_available():
+        found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+    return found
+
+
+def _survey_gpu(index: int) -> dict[str, Any]:
+    import torch
+
+    properties, free = torch.cuda.get_device_properties(index), None
+    # A GPU in exclusive mode takes no second process.
+    with suppress(RuntimeError):
+        free = torch.cuda.mem_get_info(index)[0]
+    return {"name": properties.name, "memory": properties.total_memory, "free": free}
 
 
 def describe(device: torch.device) -> str:

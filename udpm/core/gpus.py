@@ -121,7 +121,7 @@ def _claim_at_once(names: Sequence[str], count: int, wait: bool) -> dict[int, in
     """
     chosen: dict[int, int] = {index: 0 for index, name in enumerate(names) if name in _claims}
     found: dict[str, socket.socket] = {}
-    users = [_users(name) for name in names]
+    users = [users_of(name) for name in names]
     by_use = sorted(range(len(names)), key=lambda index: (users[index], index))
     # Free ones first. Their first slot may just have been taken by another process.
     tries = [(index, 1) for index in by_use if not users[index]] + [(index, MOST) for index in by_use if not wait]
@@ -142,8 +142,8 @@ def mark(name: str) -> None:
         _claims[name] = claimed
 
 
-def _users(name: str) -> int:
-    """Return the number of claims on a GPU."""
+def users_of(name: str) -> int:
+    """Return the number of claims of udpm's processes on a GPU."""
     try:
         lines = Path("/proc/net/unix").read_text(errors="replace").splitlines()
     except OSError:

@@ -126,10 +126,10 @@ def render_statuses(statuses: list[RunStatus]) -> str:
     """Format a table with a row for each run."""
     rows = [_row(status) for status in statuses]
     used = [column for column in range(len(COLUMNS)) if any(row[column] for row in rows)]
-    return _aligned([[row[column] for column in used] for row in (COLUMNS, *rows)])
+    return aligned([[row[column] for column in used] for row in (COLUMNS, *rows)])
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Format rows of equal length as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
@@ -293,7 +293,7 @@ def render_points(statuses: list[PointStatus]) -> str:
     """Format a table with a row for each point and seed."""
     rows = [("point", "seed", "state", "note")]
     rows += [(status.point, str(status.seed), status.state, status.note) for status in statuses]
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def summarize_points(name: str, statuses: list[PointStatus]) -> str:
