@@ -12,8 +12,10 @@ from types import SimpleNamespace
 import click
 import pytest
 import tiny
+import torch
 
 from udpm.cli import doctor, software, udpm
+from udpm.core import devices
 from udpm.core.commands import Answer
 from udpm.core.errors import UserError
 from udpm.core.files import PublishedFile
@@ -52,7 +54,7 @@ def test_the_whole_command_on_this_machine(tmp_path, monkeypatch):
     out, err = process.communicate()
     found = {entry["check"]: entry for entry in json.loads(out)}
     assert found["PyTorch"]["state"] == "ok"
-    assert found["PyTorch"]["found"].startswith(__import__("torch").__version__)
+    assert found["PyTorch"]["found"].startswith(torch.__version__)
     assert found["GPUs"]["state"] == "not here"
     assert (" checks, " in err) == (process.returncode == 2)
     assert process.returncode == (2 if "wrong" in {entry["state"] for entry in found.values()} else 0)
@@ -234,8 +236,8 @@ def test_a_broken_pytorch_is_one_wrong_line(monkeypatch, tmp_path, program, reas
         assert found[name] == software.Finding("not here", "needs PyTorch")
 
 
-def gpu_findings(machine, monkeypatch, torch, names=(), users=0):
-    machine.torch = torch
+def gpu_findings(machine, monkeypatch, answer, names=(), users=0):
+    machine.torch = answer
     monkeypatch.setattr("udpm.core.gpus.visible", lambda: list(names))
     monkeypatch.setattr("udpm.core.gpus.users_of", lambda name: users)
     return software.check_cuda(), software.check_gpus(), software.check_nccl()
@@ -256,8 +258,8 @@ def test_a_gpu_that_is_in_use(machine, monkeypatch, free):
 
 
 def test_a_driver_that_is_too_old(machine, monkeypatch):
-    torch = CUDA | {"driver": 12080, "trouble": "The NVIDIA driver on your system is too old"}
-    cuda, gpus, _ = gpu_findings(machine, monkeypatch, torch, ["0"])
+    answer = CUDA | {"driver": 12080, "trouble": "The NVIDIA driver on your system is too old"}
+    cuda, gpus, _ = gpu_findings(machine, monkeypatch, answer, ["0"])
     assert (cuda.state, gpus.state) == ("wrong", "wrong")
     assert cuda.found == "PyTorch has 13.0, the driver takes up to 12.8"
     assert gpus.found == "1 expected, but: The NVIDIA driver on your system is too old"
@@ -271,9 +273,49 @@ def test_gpus_that_are_hidden(machine, monkeypatch):
     assert (found.state, found.advice) == ("not here", "unset CUDA_VISIBLE_DEVICES to use GPUs")
 
 
+def test_what_pytorch_says_of_two_gpus_of_which_one_takes_no_process(monkeypatch):
+    def free(index):
+        if index:
+            raise RuntimeError("CUDA-capable device(s) is/are busy or unavailable")
+        return 79, 80
+
+    fake = {
+        "init": lambda: None,
+        "device_count": lambda: 2,
+        "get_device_properties": lambda index: SimpleNamespace(name="NVIDIA H100", total_memory=80),
+        "mem_get_info": free,
+    }
+    for name, function in fake.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 27, 3))
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    found = devices.survey()
+    assert [gpu["free"] for gpu in found["gpus"]] == [79, None]
+    assert (found["trouble"], found["nccl"]) == (None, "2.27.3")
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_why_pytorch_sees_no_gpu(monkeypatch):
+    def fail():
+        raise RuntimeError("Found no NVIDIA driver on your system.\nPlease check")
+
+    monkeypatch.setattr(torch.cuda, "init", fail)
+    found = devices.survey()
+    assert (found["gpus"], found["trouble"]) == ([], "Found no NVIDIA driver on your system.")
+
+
+@pytest.mark.gpu
+def test_the_gpus_of_this_machine():
+    found = devices.survey()
+    assert len(found["gpus"]) == torch.cuda.device_count()
+    assert found["trouble"] is None
+    assert found["driver"] >= 10_000
+    assert all(0 < gpu["free"] <= gpu["memory"] for gpu in found["gpus"])
+
+
 def test_several_gpus_without_nccl(machine, monkeypatch):
-    torch = CUDA | {"gpus": [H100, H100], "nccl": None}
-    assert gpu_findings(machine, monkeypatch, torch, ["0", "1"])[2].state == "warning"
+    answer = CUDA | {"gpus": [H100, H100], "nccl": None}
+    assert gpu_findings(machine, monkeypatch, answer, ["0", "1"])[2].state == "warning"
 
 
 # --- SLURM -----------------------------------------------------------------------------------------------------------
@@ -301,7 +343,7 @@ def slurm(monkeypatch, tmp_path):
 def test_a_slurm_that_answers(slurm):
     assert doctor.check_slurm() == software.Finding("ok", "partitions: cpu, gpu")
     found = doctor.check_cluster()
-    assert (found.state, found.found[:37]) == ("ok", "no account or partition is set; the o")
+    assert found == software.Finding("ok", "no account or partition is set; what is not set is the scheduler's choice")
     assert slurm.configured("{account: Lab, partition: gpu}").found == "account: Lab, partition: gpu"
 
 

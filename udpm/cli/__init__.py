@@ -21,7 +21,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from udpm.cli.options import Group, OutputFile, color
+from udpm.cli.options import Group, OutputFile, echo_error
 from udpm.core import kinds
 from udpm.core.devices import as_user_errors
 from udpm.core.errors import EXIT_STOPPED_EARLY, EXIT_USER_ERROR, StoppedEarly, UserError, first_line
@@ -246,8 +246,5 @@ def _stop(message: str, code: int) -> None:
     with suppress(OSError):
         for line in message.splitlines():
             text = " ".join(line.split())
-            text = text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
-            if text.startswith("error:"):
-                text = click.style("error:", fg="red", bold=True) + text.removeprefix("error:")
-            click.echo(text, err=True, color=color())
+            echo_error(text if len(text) <= LONGEST else f"{text[:LONGEST]} …")
     sys.exit(code)

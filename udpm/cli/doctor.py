@@ -83,7 +83,7 @@ def check_cluster() -> Finding:
         # SLURM knows accounts in lower case. Without an answer, which `check_slurm` reports, any name may be right.
         if names and value.lower() not in map(str.lower, names):
             return Finding("wrong", f"{source_of(key)}: {value} not found", f"set one of: {', '.join(names)}")
-    return Finding("ok", shown if len(set_here) == len(keys) else f"{shown}; the others are the scheduler's defaults")
+    return Finding("ok", shown if len(set_here) == len(keys) else f"{shown}; what is not set is the scheduler's choice")
 
 
 def check_file(name: str, folder: Path) -> Finding:

@@ -67,6 +67,14 @@ def color() -> bool | None:
     return False if os.environ.get("NO_COLOR") else None
 
 
+def echo_error(line: str) -> None:
+    """Print a line to stderr; on a terminal, "error:" at its beginning is red."""
+    word = "error:"
+    if line.startswith(word):
+        line = click.style(word, fg="red", bold=True) + line.removeprefix(word)
+    click.echo(line, err=True, color=color())
+
+
 def echo_states(table: str) -> None:
     """Print a table with aligned columns, one of which is `state`; on a terminal, states are coloured."""
     lines = table.splitlines()

@@ -24,6 +24,8 @@ from udpm.cli.options import (
     Verbs,
     check,
     complete_configs,
+    echo_error,
+    echo_states,
     usage_error,
 )
 from udpm.core import kinds
@@ -74,7 +76,7 @@ def paper_command(
             click.echo(paper.write(name, stem))
         except UserError as error:
             wrong = True
-            click.echo(" ".join(f"error: {error}".split()), err=True)
+            echo_error(" ".join(f"error: {error}".split()))
     if wrong:
         click.get_current_context().exit(EXIT_USER_ERROR)
 
@@ -307,7 +309,7 @@ def status(sweep: str, config: Path, results: Path) -> None:
     from udpm.config import load_sweep
     from udpm.runs.status import point_statuses, render_points
 
-    click.echo(render_points(point_statuses(load_sweep(sweep, config), results)), nl=False)
+    echo_states(render_points(point_statuses(load_sweep(sweep, config), results)))
 
 
 @sweep_command.command(epilog="Example: udpm sweep rank schedules-digits --output ranking --best best.yaml")
