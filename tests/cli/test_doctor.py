@@ -219,7 +219,7 @@ def test_only_versions_that_differ_from_the_tested_ones_are_listed(monkeypatch):
 def test_a_broken_pytorch_is_one_wrong_line(monkeypatch, tmp_path, program, reason):
     """Whether it raises, crashes, hangs or says nothing; the checks that need it say so."""
     monkeypatch.undo()
-    (tmp_path / "broken.py").write_text(program)
+    (tmp_path / "broken.py").write_text(f"open({str(tmp_path / 'asked')!r}, 'a').write('once ')\n{program}")
     monkeypatch.setattr(
         software, "SURVEY", software.SURVEY.replace("from udpm.core.devices import survey", "import broken")
     )
@@ -231,6 +231,7 @@ def test_a_broken_pytorch_is_one_wrong_line(monkeypatch, tmp_path, program, reas
     finally:
         software._answer.cache_clear()
     assert found["PyTorch"].state == "wrong"
+    assert "sleep" in program or (tmp_path / "asked").read_text() == "once "
     assert reason in found["PyTorch"].found
     for name in ("CUDA", "GPUs", "NCCL", "weights vgg"):
         assert found[name] == software.Finding("not here", "needs PyTorch")
