@@ -23,13 +23,20 @@ ANYWHERE = Layout("results:")
 PACKAGES = sysconfig.get_path("purelib")
 RECORDS = tuple(f"{folder}/" for folder in (ANYWHERE.configs, ANYWHERE.runs, ANYWHERE.datasets))
 """Folders of JSON files of which only some keys count."""
-NOT_COUNTED = ("usage", "figure", "extra")
+NOT_COUNTED = ("usage", "figure", "extra", "arguments")
 """Params that do not change a result, or follow from the files and wildcards of their job."""
 TRAINING = "train_model"
 """This rule runs again only for outputs in `Content.forced`: training itself resumes from its checkpoints."""
 KEPT = (TRAINING, "import_weights", "prepare_dataset", "cache_levels", "export_images", "write_card")
 """Rules whose outputs Snakemake must not delete, neither before a job reruns nor after it fails: they may have taken
 days, be the only copy, or contain a user's edits. Their commands replace outputs atomically, or refuse to."""
+FETCH = "fetch_extractor_"
+"""Start of the names of rules for downloaded weights, which are kept, too. Scoring checks their digests."""
+
+
+def is_kept(rule: str) -> bool:
+    """Return whether Snakemake must not delete a rule's outputs."""
+    return rule in KEPT or rule.startswith(FETCH)
 
 
 class Content:
@@ -249,11 +256,11 @@ def install(content: Content | None, workflow: Any) -> None:
             self.forcefiles.update(content.stale(self.jobs, remember=not workflow.dryrun))
 
     async def remove_existing_output(self):
-        if self.rule.name not in KEPT:
+        if not is_kept(self.rule.name):
             await remove(self)
 
     async def cleanup(self, skip_outputs):
-        if self.rule.name not in KEPT:
+        if not is_kept(self.rule.name):
             await clean(self, skip_outputs)
 
     async def postprocess(self, *arguments, error=False, **options):

@@ -339,9 +339,9 @@ class Inputs:
     def extractor_weights(self) -> dict[str, Arguments]:
         """Return arguments of `udpm fetch` by the file of an extractor's weights."""
         files: dict[str, Arguments] = {}
-        for experiment in self._plan.known.values():
-            scoring = experiment.scoring
-            if scoring and (file := scoring.weights):
+        scorings = [experiment.scoring for experiment in self._plan.known.values() if experiment.scoring is not None]
+        for scoring in sorted(scorings, key=lambda section: not section.download):
+            if file := scoring.weights:
                 options = ["--sha256", file.sha256] * bool(file.sha256) + ["--offline"] * (not scoring.download)
                 files.setdefault(f"{scoring.weights_folder}/{file.name}", Arguments(scoring.extractor, *options))
         return files

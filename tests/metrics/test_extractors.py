@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import shutil
 import threading
 import urllib.error
 import warnings
@@ -261,6 +262,33 @@ def test_a_score_can_be_made_again_from_another_folder(project, tmp_path_factory
     assert elsewhere.joinpath(again["request"].pop("base")).resolve() == folder.resolve()
     assert again == first
     assert tiny.call("score", "--again", "again.json", "--output", "third.json") == 0
+
+
+def test_a_score_copied_without_its_files_is_made_again_where_they_are(project):
+    project.joinpath("scores").mkdir()
+    assert tiny.call(*SCORE[:-1], "scores/s.json") == 0
+    project.joinpath("far/away").mkdir(parents=True)
+    shutil.copy("scores/s.json", "far/away/s.json")
+    assert tiny.call("score", "--again", "far/away/s.json", "--output", "again.json") == 0
+
+
+def test_a_score_behind_a_link_finds_its_files(project, tmp_path_factory, monkeypatch):
+    scratch = tmp_path_factory.mktemp("scratch")
+    project.joinpath("results").symlink_to(scratch)
+    assert tiny.call(*SCORE[:-1], "results/s.json") == 0
+    monkeypatch.chdir(scratch)
+    assert tiny.call("score", "--again", "s.json", "--output", "again.json") == 0
+
+
+def test_authenticity_needs_a_reference_without_mirror_images(project):
+    assert tiny.call(*SCORE) == 0
+    assert json.loads(project.joinpath("s.json").read_text())["metrics"]["authenticity"]["value"] is not None
+    assert tiny.call("reference", "real", "--config", "scoring.json", "--flips", "--output", "f.npz") == 0
+    flipped = ("score", "--images", "drawn", "--reference", "f.npz", "--config", "scoring.json", "--output", "t.json")
+    assert tiny.call(*flipped) == 0
+    metric = json.loads(project.joinpath("t.json").read_text())["metrics"]["authenticity"]
+    assert metric["value"] is None
+    assert "mirror images" in metric["reason"]
 
 
 def test_imports_published_statistics(project):

@@ -110,6 +110,12 @@ def test_another_network_never_carries_the_published_name(weights, kind):
     assert not found.classifies
 
 
+def test_a_file_without_a_published_digest_is_named_by_its_own(weights, monkeypatch):
+    monkeypatch.setitem(SIZES, "dinov2", (14, fake_transformers.WIDTH, fake_transformers.DEPTH))
+    found = open_extractor(standing_in(weights, "dinov2"), None, CPU)
+    assert found.name == f"DINOv2 ViT-L/14 {sha256(weights['dinov2'])[:8]}"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_by_a_stand_in(weights, kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -190,6 +190,8 @@ def call(verb: str, *arguments: Any, **options: Any) -> None:
         raise UserError(*map(with_kind, error.mistakes)) from None
     except click.ClickException as error:
         raise UserError(_usage_error(error)) from None
+    except click.Abort:
+        raise KeyboardInterrupt from None
     finally:
         for number, handler in before.items():
             # None is a handler that was not installed by Python.

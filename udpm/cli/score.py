@@ -150,7 +150,7 @@ def score_command(again: Path | None, features: Path | None, output: Path, **giv
     from udpm.metrics.protocol import SEALED
 
     request, base = (_requested(given), Path()) if again is None else _remembered(again, given)
-    request["base"] = os.path.relpath(base, output.parent)
+    request["base"] = os.path.relpath(os.path.realpath(base), os.path.realpath(output.parent))
     found = _score(request, base, features)
     if again is not None:
         _check_same(again, found)
@@ -193,7 +193,10 @@ def _remembered(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], Path
         raise UserError(f"{path}: does not record how it was made; score the images again")
     validate(Request, request, f"{path}: request")
     # Earlier records do not say; their paths are relative to the folder that the command is called in.
-    return request, Path() if request.get("base") is None else path.parent / request["base"]
+    if request.get("base") is None:
+        return request, Path()
+    base = os.path.realpath(os.path.join(os.path.realpath(path.parent), request["base"]))
+    return request, Path() if base == os.path.realpath("") else Path(base)
 
 
 def _score(request: dict[str, Any], base: Path, features: Path | None) -> dict[str, Any]:
@@ -232,8 +235,13 @@ def _score(request: dict[str, Any], base: Path, features: Path | None) -> dict[s
 
 
 def _below(base: Path, path: str | None) -> Any:
-    """Return a path as seen from here, given relative to `base`."""
-    return path and os.path.normpath(base / path)
+    """Return a path as seen from here, given relative to `base`, or to here if the score was copied without its files.
+
+    A wrong file cannot change the score: digests are compared.
+    """
+    if path is None or (not (base / path).exists() and Path(path).exists()):
+        return path
+    return os.path.normpath(base / path)
 
 
 def _check_same(path: Path, found: dict[str, Any]) -> None:

@@ -277,7 +277,9 @@ def _open_published(config: Scoring, path: str | Path | None, device: torch.devi
         inputs = MODES[config.inception_mode]
     else:
         network, name, inputs = load_transformer(kind, path), TITLES[kind], TRANSFORMER_INPUTS[kind]
-        published = published or (EXTRACTOR_WEIGHTS[kind].sha256 is None and network.size == SIZES[kind])
+        if EXTRACTOR_WEIGHTS[kind].sha256 is None and network.size == SIZES[kind]:
+            # Nobody can tell the published file from a changed one, so the name says which it was.
+            name, published = f"{name} {digest[:8]}", True
     # Scores by another file must not carry the published network's name.
     name = name if published else f"stand-in for {kind}"
     found = Extractor(path, name, digest, network.to(device), device, {}, inputs)

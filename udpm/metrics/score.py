@@ -274,7 +274,18 @@ def _against_features(features: np.ndarray, reference: Reference, extractor: Ext
     values = prdc(reference.features, features, config.neighbours, extractor.device)
     for metric, value in zip(shares.values(), values, strict=True):
         metric["value"] = value
+    if why := _not_authentic(reference):
+        shares["authenticity"] |= {"value": None, "reason": why}
     return {"kernel_distance": kernel} | shares
+
+
+def _not_authentic(reference: Reference) -> str:
+    """Return the reason why a comparison with nearest training images means nothing; empty if it does."""
+    if reference.record.get("flips"):
+        return "the reference contains mirror images, so its images are near each other"
+    if reference.record.get("split") == "test":
+        return "the reference is not of training images"
+    return ""
 
 
 def _inception_score(features: np.ndarray, extractor: Extractor, config: Scoring) -> dict[str, Any]:

@@ -81,9 +81,9 @@ class LoadedModel(Sampler):
         Raises:
             UserError: more than 1024 images, arrays of another shape or type, or labels that do not fit.
         """
-        if isinstance(images, int):
-            check_grid(images)
-            chosen = self._checked(images, labels)
+        if isinstance(images, int | np.integer):
+            check_grid(int(images))
+            chosen = self._checked(int(images), labels)
             return arrange(self.images(chosen, seed)[1], chosen if self.classes else None)
         drawn = np.asarray(images)
         return arrange(drawn, None if labels is None else self._checked(len(drawn), labels))

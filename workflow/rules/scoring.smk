@@ -27,7 +27,7 @@ for number, (weights, arguments) in enumerate(INPUTS.extractor_weights().items()
 
     rule:
         name:
-            f"fetch_extractor_{number}"
+            f"{content.FETCH}{number}"
         output:
             weights,
         log:
