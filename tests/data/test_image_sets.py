@@ -94,6 +94,11 @@ def test_arrays_named_by_a_split_are_the_splits(names):
     assert store.labels.tolist() == [*LABELS, *LABELS[:2]]
 
 
+def test_labels_of_arrays_do_not_matter_without_classes():
+    np.savez("x.npz", x_train=IMAGES, y_train=LABELS, train_labels=LABELS)
+    assert prepared("x.npz").record["splits"] == {"train": [0, 7]}
+
+
 def test_held_out_images_of_arrays_keep_their_labels():
     np.savez_compressed("x.npz", images=IMAGES, labels=LABELS)
     store = prepared("x.npz", "--classes", 2, "--holdout", 2)
@@ -163,6 +168,14 @@ ARRAYS = {
     "three classes": ({"images": IMAGES, "labels": np.arange(7) % 3}, "has 3 classes (numbers 0..2), but classes is 2"),
     "no labels": ({"images": IMAGES}, "x.npz: has no labels, but classes is 2; set classes: 0"),
     "no labels of a split": ({"x_train": IMAGES, "y_train": LABELS, "x_test": IMAGES}, "x.npz: has no labels"),
+    "two arrays of a split": (
+        {"x_train": IMAGES, "y_train": LABELS, "train_images": IMAGES},
+        "x.npz: 'x_train' and 'train_images' are both images of the split train; keep one",
+    ),
+    "two label arrays of a split": (
+        {"x_train": IMAGES, "y_train": LABELS, "x_test": IMAGES, "test_labels": LABELS, "y_test": LABELS},
+        "x.npz: 'test_labels' and 'y_test' are both labels of the split test; keep one",
+    ),
 }
 
 

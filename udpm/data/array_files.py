@@ -12,7 +12,7 @@ import numpy as np
 
 from udpm.config.dataset import DatasetConfig
 from udpm.core.errors import UserError
-from udpm.data.layout import split_word
+from udpm.data.layout import SplitWord, split_word
 from udpm.data.npz import Header, array_header, array_names, place_array, read_npz
 from udpm.data.rows import Rows, rows_source
 from udpm.data.source import Source
@@ -48,7 +48,7 @@ def open_arrays(config: DatasetConfig, root: Path) -> Source:
     """
     alone = root.suffix.lower() == ".npy"
     names = [] if alone else array_names(root, WHAT)
-    parts: dict[str, tuple[str | None, str | None]] = {"": (None, None)} if alone else _parts(root, names)
+    parts = {"": (None, None)} if alone else _parts(root, names, config.classes)
     what = ALONE if alone else WHAT
     headers = [_checked(root, name, array_header(root, what, name), config) for name, _ in parts.values()]
     rows = Rows(f"{next(iter(parts.values()))[1]} of {root.name}")
@@ -133,15 +133,31 @@ def _reopened(path: Path, arrays: tuple[dict[str, Any], ...]) -> ArrayFileReader
     return ArrayFileReader(path, tuple(opened))
 
 
-def _parts(path: Path, names: list[str]) -> dict[str, tuple[str | None, str | None]]:
-    """Find the names of the arrays of images and of labels, by split; one split "" if no name has a word for one."""
+def _parts(path: Path, names: list[str], classes: int) -> dict[str, tuple[str | None, str | None]]:
+    """Find the names of the arrays of images and of labels, by split; one split "" if no name has a word for one.
+
+    Raises:
+        UserError: no images; or two arrays of images, or with classes of labels, for one split.
+    """
     words = {name: word for name in names if (word := split_word(name)) and not word.short}
-    images = {word.split: name for name, word in words.items() if word.rest in ("", *ARRAYS)}
-    if "train" in images:
-        labels = {word.split: name for name, word in words.items() if word.rest in LABELS}
-        return {split: (name, labels.get(split)) for split, name in images.items()}
+    images = [name for name, word in words.items() if word.rest in ("", *ARRAYS)]
+    if any(words[name].split == "train" for name in images):
+        labels = [name for name, word in words.items() if word.rest in LABELS]
+        if classes:
+            _refuse_two(path, "labels", labels, words)
+        _refuse_two(path, "images", images, words)
+        numbers = {words[name].split: name for name in labels}
+        return {words[name].split: (name, numbers.get(words[name].split)) for name in images}
     name = _images_name(path, names)
     return {"": (name, next((label for label in LABELS if label in names and label != name), None))}
+
+
+def _refuse_two(path: Path, what: str, names: list[str], words: dict[str, SplitWord]) -> None:
+    first: dict[str, str] = {}
+    for name in names:
+        split = words[name].split
+        if first.setdefault(split, name) != name:
+            raise UserError(f"{path}: {first[split]!r} and {name!r} are both {what} of the split {split}; keep one")
 
 
 def _checked(path: Path, name: str | None, header: Header, config: DatasetConfig) -> Header:
