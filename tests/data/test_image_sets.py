@@ -379,6 +379,31 @@ def test_refuses_a_set_of_shards_that_is_not_whole(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (
+            "data/train-00000-of-00001-a09b74b3ef9c3b56.parquet data/train-00000-of-00001-b09b74b3ef9c3b56.parquet",
+            "set: data/train-00000-of-00001-a09b74b3ef9c3b56.parquet and "
+            "data/train-00000-of-00001-b09b74b3ef9c3b56.parquet are the same part of a set",
+        ),
+        (
+            "train-00000-of-00001.parquet train-00000-of-00001-b09b74b3ef9c3b56.parquet",
+            "train-00000-of-00001.parquet are the same part of a set; remove the older one",
+        ),
+        (
+            "train-00000-of-00001-a09b74b3ef9c3b56.parquet train.parquet test.parquet",
+            "train-00000-of-00001-a09b74b3ef9c3b56.parquet, a part of a numbered set, and train.parquet stand for",
+        ),
+        ("train-00000-of-00001.parquet train/0000.parquet", "and train/0000.parquet stand for the same images"),
+    ],
+)
+def test_refuses_two_uploads_of_a_set(tmp_path, names, expected, capsys):
+    for name in names.split():
+        parquets.write(tmp_path / "set" / name, GOOD)
+    assert expected in refused(capsys, "prepare", "set", "--side", 16, "--output", "store")
+
+
 def test_refuses_shards_of_different_sets(tmp_path, capsys):
     parquets.write(tmp_path / "set/train.parquet", GOOD, [0, 1, 0], ["cat", "dog"])
     parquets.write(tmp_path / "set/test.parquet", GOOD, [0, 1, 0], ["dog", "cat"])

@@ -161,18 +161,29 @@ def _shards(root: Path, names: list[str]) -> list[Shard]:
     """Return the files in order.
 
     Raises:
-        UserError: a numbered set of files is not whole.
+        UserError: a numbered set of files is not whole, or there twice.
     """
     sets: dict[tuple[str, str], dict[int, str]] = {}
+    numbered: dict[str, str] = {}
+    plain: dict[str, str] = {}
     shards = []
     for name in names:
         folder, _, base = name.rpartition("/")
         stem = base[: -len(SUFFIX)]
         if found := _NUMBERED.fullmatch(stem):
             stem = found["stem"]
-            sets.setdefault((f"{folder}/{stem}".strip("/"), found["total"]), {})[int(found["number"])] = name
+            there = sets.setdefault((f"{folder}/{stem}".strip("/"), found["total"]), {})
+            other = there.setdefault(int(found["number"]), name)
+            if other != name:
+                raise UserError(f"{root}: {other} and {name} are the same part of a set; remove the older one")
         parts = [part for part in (folder, "" if stem.isdigit() else stem) if part]
         shards.append(Shard(root / name, name, "/".join(parts)))
+        (numbered if found else plain).setdefault(shards[-1].folder, name)
+    for place in sorted(numbered.keys() & plain.keys()):
+        raise UserError(
+            f"{root}: {numbered[place]}, a part of a numbered set, and {plain[place]} stand for the same images; "
+            "remove the older one"
+        )
     for (stem, total), there in sets.items():
         missing = next((number for number in range(int(total)) if number not in there), None)
         if missing is not None:
