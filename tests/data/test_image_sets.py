@@ -347,6 +347,15 @@ def test_refuses_tables(case, tmp_path, capsys):
     assert expected in line
 
 
+@pytest.mark.parametrize(
+    "labels", [pa.array(["a", "b", "a"]), pa.array([0.0, 1.0, 0.5]), [0, None, 1], [0, 1, -1], None]
+)
+def test_labels_of_tables_do_not_matter_without_classes(labels, tmp_path):
+    parquets.write(tmp_path / "set/train.parquet", GOOD, labels)
+    parquets.write(tmp_path / "set/test.parquet", GOOD, [0, 1, 0], ["cat", "dog"])
+    assert prepared("set").record["splits"] == {"train": [0, 3], "test": [3, 6]}
+
+
 def test_refuses_other_tables(tmp_path, capsys):
     parquet.write_table(pa.table({"text": ["a"], "label": [1]}), "x.parquet")
     line = refused(capsys, "prepare", "x.parquet", "--side", 16, "--output", "store")

@@ -57,14 +57,14 @@ def open_parquet(config: DatasetConfig, root: Path, names: list[str]) -> Source:
     for number, shard in enumerate(shards):
         with _reading(shard.path):
             file = _open(shard.path)
-            found = _columns(shard.path, file)
+            found = _columns(shard.path, file, labelled=bool(config.classes))
             if first is not None and found != first:
                 raise UserError(
                     f"{shard.path}: its columns of images and labels ({found}) differ from those of {shards[0].path} "
                     f"({first}); put different sets into different folders"
                 )
             first = found
-            labels = _labels(shard.path, file, found.label) if config.classes and found.label else None
+            labels = _labels(shard.path, file, found.label) if found.label else None
             status, count = os.stat(shard.path), file.metadata.num_rows
         name = shard.name.replace("%", "%%")
         rows.add(number, count, shard.folder, f"{name} row %d".strip(), status, labels)
@@ -78,7 +78,7 @@ def open_parquet(config: DatasetConfig, root: Path, names: list[str]) -> Source:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Columns of images and labels, and the class names, of a file."""
+    """Columns of images and labels, and the class names, of a file; without labels if they are not wanted."""
 
     image: str
     label: str | None
@@ -215,8 +215,8 @@ def _reading(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: not a readable Parquet file: {first_line(error)}") from None
 
 
-def _columns(path: Path, file: Any) -> _Columns:
-    """Find the columns of images and labels.
+def _columns(path: Path, file: Any, labelled: bool) -> _Columns:
+    """Find the columns of images and, if labelled, of labels.
 
     Raises:
         UserError: no column or several of images, labels that are not whole numbers, or a bomb.
@@ -230,13 +230,15 @@ def _columns(path: Path, file: Any) -> _Columns:
         what = f"{len(images)} columns of images ({', '.join(images)})" if images else "no column of images"
         raise UserError(f"{path}: has {what}; expected one, of bytes or of a struct of bytes and path; found {found}")
     (image,) = images
+    _check_size(path, file.metadata)
+    if not labelled:
+        return _Columns(image, None, ())
     features = _features(path, file.schema_arrow.metadata or {})
     label = next((name for name in LABELS if name in fields), None)
     if label is not None and not types.is_integer(fields[label]):
         raise UserError(f"{path}: column {label} is {fields[label]}; expected whole numbers, the class of each image")
     names = features.get(label, {}).get("names") if isinstance(features.get(label), dict) else None
     names = names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
-    _check_size(path, file.metadata)
     return _Columns(image, label, tuple(names))
 
 
