@@ -6,6 +6,7 @@ import shutil
 import zipfile
 
 import numpy as np
+import parquets
 import pytest
 from photos import add, change, picture, remove, replace_keeping_times
 
@@ -134,3 +135,19 @@ def test_a_change_of_a_file_of_many_images(tmp_path):
     assert not changes(tmp_path / "store", config)
     np.savez(tmp_path / "a.npz", images=np.ones((3, 16, 16, 3), np.uint8))
     assert changes(tmp_path / "store", config) == Difference(0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "names", ["train.parquet test.parquet", "default/train/0000.parquet default/test/0000.parquet"]
+)
+def test_moved_files_of_many_images(tmp_path, monkeypatch, names):
+    for name in names.split():
+        parquets.write(tmp_path / "set" / name, parquets.files(3))
+    config = DatasetConfig(source="folder", path=str(tmp_path / "set"), side=16)
+    prepare(config, tmp_path / "store")
+    (tmp_path / "set").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    for path in ("moved", "./moved/", "moved/../moved", str(tmp_path / "moved")):
+        assert not changes(tmp_path / "store", config.model_copy(update={"path": path}))
+    parquets.write(tmp_path / "moved" / names.split()[0], parquets.files(3, start=9))
+    assert changes(tmp_path / "store", config.model_copy(update={"path": "moved"})) == Difference(0, 0, 1)

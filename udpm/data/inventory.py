@@ -59,8 +59,12 @@ def take_inventory(config: DatasetConfig, source: Source, digest: Digest) -> Inv
     reader = source.reader
     if reader.files:
         names = [path.name for path in reader.files]
-        unique = len(set(names)) == len(names)
-        return {path.name if unique else str(path): digest(path) for path in reader.files}
+        if len(set(names)) < len(names):
+            # Below the root, as with images: the folder may be moved, or its path spelled differently.
+            assert config.path is not None
+            root = expanded(config.path, "path")
+            names = [str(path.relative_to(root)) for path in reader.files]
+        return {name: digest(path) for name, path in zip(names, reader.files, strict=True)}
     if config.source != "folder":
         return {}
     found = {}
