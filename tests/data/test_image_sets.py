@@ -298,6 +298,27 @@ def test_labels_are_only_inside(tmp_path, name, capsys):
     assert f"labels: labels.csv: is for folders and .zip files; the labels of {name} are inside it" in line
 
 
+@pytest.mark.parametrize(
+    ("name", "test", "unused"),
+    [("x.npz", "test", "y_train of x.npz"), ("set", "data/test", "column label")],
+)
+def test_what_is_not_used_of_a_source_is_said(tmp_path, name, test, unused, capsys):
+    np.savez("x.npz", x_train=IMAGES, y_train=LABELS, x_test=IMAGES)
+    parquets.hub(tmp_path / "set")
+    prepared(name, "--holdout", 3)
+    warned = capsys.readouterr().err
+    assert f"holdout: 3 is not used: {test}/ is the test split" in warned
+    assert f"{unused} is not used, since classes is 0 (unlabelled)" in warned
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.parquet"])
+def test_a_source_without_labels_warns_of_nothing(tmp_path, name, capsys):
+    np.save("x.npy", IMAGES)
+    parquets.write(tmp_path / "x.parquet", GOOD)
+    prepared(name, "--holdout", 2)
+    assert "is not used" not in capsys.readouterr().err
+
+
 def test_sets_next_to_each_other_are_refused(tmp_path, capsys):
     for name in ("a/train.parquet", "a/test.parquet", "b/train.parquet", "b/test.parquet"):
         parquets.write(tmp_path / "set" / name, parquets.files(2))

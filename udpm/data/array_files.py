@@ -51,7 +51,8 @@ def open_arrays(config: DatasetConfig, root: Path) -> Source:
     parts = {"": (None, None)} if alone else _parts(root, names, config.classes)
     what = ALONE if alone else WHAT
     headers = [_checked(root, name, array_header(root, what, name), config) for name, _ in parts.values()]
-    rows = Rows(f"{next(iter(parts.values()))[1]} of {root.name}")
+    labelled = [labels for _, labels in parts.values() if labels]
+    rows = Rows(f"{labelled[0]} of {root.name}" if labelled else "")
     status = os.stat(root)
     arrays = []
     for number, (split, (name, labels)) in enumerate(parts.items()):

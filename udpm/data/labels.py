@@ -58,7 +58,7 @@ class Labels:
         origin: description of the labels' origin.
         from_file: True if they come from a file.
         used: names of label files that were read, as in the listing.
-        unused: label files that were not read because `classes` is 0.
+        unused: label files, columns or arrays that were not read because `classes` is 0.
     """
 
     numbers: np.ndarray
@@ -321,3 +321,14 @@ def label_rows(
     labels = Labels(numbers, [shown(name) for name in class_names], origin, True)
     _check_classes(root, layout, config, labels)
     return labels
+
+
+def list_warnings(config: DatasetConfig, layout: Layout, labels: Labels) -> list[str]:
+    """List what a configuration asks for or a source holds that is not used, for the user."""
+    found = []
+    test = [shown(name) for name in layout.folders.get("test", [])]
+    if config.holdout and test:
+        found.append(f"holdout: {config.holdout} is not used: {' and '.join(test)} is the test split")
+    if labels.unused:
+        found.append(f"{', '.join(labels.unused)} is not used, since classes is 0 (unlabelled)")
+    return found

@@ -22,8 +22,8 @@ from udpm.data.array_files import SUFFIXES as ARRAY_SUFFIXES
 from udpm.data.array_files import open_arrays, read_images
 from udpm.data.cifar import open_cifar10
 from udpm.data.decode import ImageError, Preprocessing, fit, quiet_decoders, to_rgb
-from udpm.data.labels import Labels, label_images
-from udpm.data.layout import Layout, arrange
+from udpm.data.labels import label_images, list_warnings
+from udpm.data.layout import arrange
 from udpm.data.parquet import SUFFIX, open_parquet
 from udpm.data.source import (
     Source,
@@ -70,19 +70,9 @@ def open_folder(config: DatasetConfig) -> Source:
         class_names=labels.names,
         reader=listing.reader,
         notes={"splits": folders, "labels": labels.origin, "left_out": left_out},
-        warnings=_warnings(config, layout, labels),
+        warnings=list_warnings(config, layout, labels),
         label_file=labels.from_file,
     )
-
-
-def _warnings(config: DatasetConfig, layout: Layout, labels: Labels) -> list[str]:
-    found = []
-    test = [shown(name) for name in layout.folders.get("test", [])]
-    if config.holdout and test:
-        found.append(f"holdout: {config.holdout} is not used: {' and '.join(test)} is the test split")
-    if labels.unused:
-        found.append(f"{', '.join(labels.unused)} is not used, since classes is 0 (unlabelled)")
-    return found
 
 
 def open_source(config: DatasetConfig) -> Source:

@@ -54,31 +54,32 @@ def open_parquet(config: DatasetConfig, root: Path, names: list[str]) -> Source:
     shards = _shards(root, sorted(names)) if names else [Shard(root, "", "")]
     rows = Rows("")
     first: _Columns | None = None
+    label: str | None = None
     for number, shard in enumerate(shards):
         with _reading(shard.path):
             file = _open(shard.path)
-            found = _columns(shard.path, file, labelled=bool(config.classes))
-            if first is not None and found != first:
+            found = _columns(shard.path, file, bool(config.classes))
+            if first is not None and (found != first if config.classes else found.image != first.image):
                 raise UserError(
                     f"{shard.path}: its columns of images and labels ({found}) differ from those of {shards[0].path} "
                     f"({first}); put different sets into different folders"
                 )
-            first = found
-            labels = _labels(shard.path, file, found.label) if found.label else None
+            first, label = first or found, label or found.label
+            labels = _labels(shard.path, file, found.label) if config.classes and found.label else None
             status, count = os.stat(shard.path), file.metadata.num_rows
         name = shard.name.replace("%", "%%")
         rows.add(number, count, shard.folder, f"{name} row %d".strip(), status, labels)
     assert first is not None
     if not rows.paths:
         raise UserError(f"{root}: has no rows")
-    rows.origin, rows.class_names = f"column {first.label}", list(first.class_names)
+    rows.origin, rows.class_names = f"column {label}" if label else "", list(first.class_names)
     reader = ParquetReader(tuple(shard.path for shard in shards), first.image, config.max_file_bytes)
     return rows_source(config, root, rows, reader)
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """Columns of images and labels, and the class names, of a file; without labels if they are not wanted."""
+    """Columns of images and labels, and the class names, of a file."""
 
     image: str
     label: str | None
@@ -216,7 +217,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _columns(path: Path, file: Any, labelled: bool) -> _Columns:
-    """Find the columns of images and, if labelled, of labels.
+    """Find the columns of images and labels; check those of labels only if they are wanted.
 
     Raises:
         UserError: no column or several of images, labels that are not whole numbers, or a bomb.
@@ -231,10 +232,10 @@ def _columns(path: Path, file: Any, labelled: bool) -> _Columns:
         raise UserError(f"{path}: has {what}; expected one, of bytes or of a struct of bytes and path; found {found}")
     (image,) = images
     _check_size(path, file.metadata)
-    if not labelled:
-        return _Columns(image, None, ())
-    features = _features(path, file.schema_arrow.metadata or {})
     label = next((name for name in LABELS if name in fields), None)
+    if not labelled:
+        return _Columns(image, label, ())
+    features = _features(path, file.schema_arrow.metadata or {})
     if label is not None and not types.is_integer(fields[label]):
         raise UserError(f"{path}: column {label} is {fields[label]}; expected whole numbers, the class of each image")
     names = features.get(label, {}).get("names") if isinstance(features.get(label), dict) else None

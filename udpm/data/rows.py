@@ -10,7 +10,7 @@ import numpy as np
 
 from udpm.config.dataset import DatasetConfig
 from udpm.core.errors import UserError
-from udpm.data.labels import Labels, label_rows
+from udpm.data.labels import Labels, label_rows, list_warnings
 from udpm.data.layout import arrange
 from udpm.data.source import Reader, Source, shown
 
@@ -20,7 +20,7 @@ class Rows:
     """Rows of files, with about 200 bytes of memory for each.
 
     Attributes:
-        origin: description of the labels' origin.
+        origin: description of the labels' origin; empty if there are none.
         class_names: by label; empty if unknown.
         paths: name of each row in a tree whose folders are the splits.
         names: name of each row for messages.
@@ -62,7 +62,8 @@ def rows_source(config: DatasetConfig, root: Path, rows: Rows, reader: Reader) -
     layout.splits.update({split: np.sort(indices) for split, indices in layout.splits.items()})
     order = np.concatenate(list(layout.splits.values()))
     names = [rows.names[i] for i in order]
-    labels = Labels(np.zeros(len(order), np.int64), [], "none")
+    unused = (rows.origin,) if rows.origin else ()
+    labels = Labels(np.zeros(len(order), np.int64), [], "none", unused=unused)
     if config.classes:
         known = [part for part in rows.labels if part is not None]
         if len(known) < len(rows.labels):
@@ -80,5 +81,6 @@ def rows_source(config: DatasetConfig, root: Path, rows: Rows, reader: Reader) -
             "labels": labels.origin,
             "left_out": layout.left_out,
         },
+        warnings=list_warnings(config, layout, labels),
         label_file=True,
     )
