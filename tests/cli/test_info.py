@@ -7,11 +7,13 @@ import shutil
 import golden_vectors as golden
 import numpy as np
 import parquets
+import pyarrow as pa
 import pytest
 import tiny
 from pictures import encoded, noise, tree, zipped
 
 from udpm.config import DatasetConfig, to_json
+from udpm.data import npz
 from udpm.sampling.sample_set import save_samples
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
@@ -114,6 +116,53 @@ def test_images_are_described(things, capsys):
     assert tiny.call("info", "photos.zip") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["classes"], found["width"], found["height"]) == (0, [50, 52], 40)
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (pa.array(["a", "b", "a"]), "not usable: x.parquet: column label is string; expected whole numbers"),
+        ([0, None, 1], "not usable: x.parquet: row 1: the label (label) is null; every image needs one"),
+        (None, None),
+    ],
+)
+def test_labels_that_cannot_be_used_are_named(labels, reason, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    parquets.write(tmp_path / "x.parquet", parquets.files(3), labels)
+    assert tiny.call("info", "x.parquet") == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert found["classes"] == 0
+    assert found["labels"].startswith(reason) if reason else "labels" not in found
+    words = shlex.split(printed.err.splitlines()[-1])
+    assert "--classes" not in words
+    assert tiny.call(*words[2:]) == 0
+
+
+def test_labels_of_some_images_are_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.savez("x.npz", x_train=IMAGES, y_train=np.arange(8) % 2, x_test=IMAGES)
+    for name in ("a/0.png", "b/0.png", "loose.png"):
+        (tmp_path / "flowers" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "flowers" / name).write_bytes(encoded(noise(16)))
+    for name, reason in (("x.npz", "has no labels for some of its splits"), ("flowers", "not in a class folder")):
+        assert tiny.call("info", name) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["labels"].startswith("not usable: ")
+        assert reason in found["labels"]
+
+
+@pytest.mark.parametrize("labels", [{}, {"labels": np.arange(8) % 4}], ids=["unlabelled", "labelled"])
+def test_a_compressed_file_is_unpacked_once(labels, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.savez_compressed("x.npz", images=IMAGES, **labels)
+    unpacked = []
+    monkeypatch.setattr(
+        "udpm.data.array_files.place_array", lambda *given: unpacked.append(given) or npz.place_array(*given)
+    )
+    assert tiny.call("info", "x.npz") == 0
+    assert json.loads(capsys.readouterr().out)["classes"] == (4 if labels else 0)
+    assert len(unpacked) == 1
 
 
 def test_the_next_command_overwrites_nothing(things, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,14 +55,12 @@ def open_arrays(config: DatasetConfig, root: Path) -> Source:
     labelled = [labels for _, labels in parts.values() if labels]
     rows = Rows(f"{labelled[0]} of {root.name}" if labelled else "")
     status = os.stat(root)
-    arrays = []
     for number, (split, (name, labels)) in enumerate(parts.items()):
-        shape = _axes(root, name or root.name, headers[number].dtype, headers[number].shape)
-        file, start, own = place_array(root, what, name)
-        arrays.append(_Array(name, start, headers[number].shape[1:], shape, own, file))
-        numbers = _labels(root, labels, name, shape[0]) if config.classes else None
-        rows.add(number, shape[0], split, f"{(name or 'image').replace('%', '%%')}[%d]", status, numbers)
-    return rows_source(config, root, rows, ArrayFileReader(root, tuple(arrays)))
+        count = _axes(root, name or root.name, headers[number].dtype, headers[number].shape)[0]
+        numbers = _labels(root, labels, name, count) if config.classes else None
+        rows.add(number, count, split, f"{(name or 'image').replace('%', '%%')}[%d]", status, numbers)
+    images = {name: header for (name, _), header in zip(parts.values(), headers, strict=True)}
+    return rows_source(config, root, rows, partial(_reader, root, what, images))
 
 
 @dataclass(frozen=True)
@@ -123,6 +122,15 @@ class ArrayFileReader:
     def __reduce__(self) -> tuple:
         # Each process opens the file itself.
         return _reopened, (self.path, tuple({**vars(array), "file": None} for array in self.arrays))
+
+
+def _reader(path: Path, what: str, images: dict[str | None, Header]) -> ArrayFileReader:
+    arrays = []
+    for name, header in images.items():
+        file, start, own = place_array(path, what, name)
+        shape = _axes(path, name or path.name, header.dtype, header.shape)
+        arrays.append(_Array(name, start, header.shape[1:], shape, own, file))
+    return ArrayFileReader(path, tuple(arrays))
 
 
 def _reopened(path: Path, arrays: tuple[dict[str, Any], ...]) -> ArrayFileReader:

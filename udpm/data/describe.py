@@ -29,12 +29,15 @@ def describe_images(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         UserError: it cannot be prepared as it is; or an image that is looked at cannot be read.
     """
     unlabelled = DatasetConfig(source="folder", path=str(path), side=1)
-    source = open_folder(unlabelled)
+    # An .npz may be unpacked for each opening, so a labelled source is not opened again without labels.
+    classes, labelled, why_not = _classes(unlabelled)
+    source = labelled or open_folder(unlabelled)
     sizes = _sizes(path, source)
-    classes, labelled = _classes(unlabelled)
     facts: dict[str, Any] = {"images": len(source.names), "splits": source.splits, "classes": classes}
     if labelled is not None:
         facts |= {"class_names": labelled.class_names[:NAMES_SHOWN], "labels": labelled.notes["labels"]}
+    elif why_not:
+        facts["labels"] = f"not usable: {why_not}"
     widths, heights = ([size[axis] for size in sizes] for axis in (0, 1))
     facts |= {"width": _range(widths), "height": _range(heights), "left_out": source.notes["left_out"]}
     return facts, {"side": _side(sizes)} | ({"classes": classes} if classes else {})
@@ -52,19 +55,24 @@ def _sizes(path: Path, source: Source) -> list[tuple[int, int]]:
     return found
 
 
-def _classes(unlabelled: DatasetConfig) -> tuple[int, Source | None]:
-    """Find the number of classes with which the images can be prepared, and open them so; 0 without usable labels."""
+def _classes(unlabelled: DatasetConfig) -> tuple[int, Source | None, str]:
+    """Find the number of classes with which the images can be prepared, and open them so.
+
+    Returns:
+        Number of classes, 0 without usable labels; the source, None without; and why labels cannot be used, empty if
+        they can, or if there are none.
+    """
     classes = 2
     for _ in range(2):
         try:
-            return classes, open_folder(unlabelled.model_copy(update={"classes": classes}))
+            return classes, open_folder(unlabelled.model_copy(update={"classes": classes})), ""
         except WrongClasses as wrong:
-            classes = wrong.found
+            classes, why_not = wrong.found, str(wrong)
             if classes < 2:
-                break
-        except UserError:
-            return 0, None
-    return 0, None
+                return 0, None, ""
+        except UserError as mistake:
+            return 0, None, str(mistake)
+    return 0, None, why_not
 
 
 def _side(sizes: list[tuple[int, int]]) -> int:

@@ -116,10 +116,11 @@ def _of_folders(
     outside = [paths[i] for i, name in zip(order, names, strict=True) if b"/" not in name]
     if outside:
         where = f"{shown(outside[0])} and {len(outside) - 1} more are" if outside[1:] else f"{shown(outside[0])} is"
-        raise UserError(
+        mistake = (
             f"{root}: {where} not in a class folder, but classes is {config.classes}; set classes: 0, or name a label "
             "file (labels: FILE)"
         )
+        raise UserError(mistake) if len(outside) < len(names) else WrongClasses(mistake, 0)
     tops = [os.fsdecode(name.partition(b"/")[0]) for name in names]
     found = natural(set(tops))
     if config.labels is None and _are_blocks(names):

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def open_parquet(config: DatasetConfig, root: Path, names: list[str]) -> Source:
     if not rows.paths:
         raise UserError(f"{root}: has no rows")
     rows.origin, rows.class_names = f"column {label}" if label else "", list(first.class_names)
-    reader = ParquetReader(tuple(shard.path for shard in shards), first.image, config.max_file_bytes)
+    reader = partial(ParquetReader, tuple(shard.path for shard in shards), first.image, config.max_file_bytes)
     return rows_source(config, root, rows, reader)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from udpm.config.dataset import DatasetConfig
 from udpm.core.errors import UserError
-from udpm.data.labels import Labels, label_rows, list_warnings
+from udpm.data.labels import Labels, WrongClasses, label_rows, list_warnings
 from udpm.data.layout import arrange
 from udpm.data.source import Reader, Source, shown
 
@@ -49,8 +50,11 @@ class Rows:
         self.labels.append(labels)
 
 
-def rows_source(config: DatasetConfig, root: Path, rows: Rows, reader: Reader) -> Source:
+def rows_source(config: DatasetConfig, root: Path, rows: Rows, reader: Callable[[], Reader]) -> Source:
     """Arrange rows as splits, and label them.
+
+    Args:
+        reader: function that opens their reader; called last, since it may unpack a large file.
 
     Raises:
         UserError: ambiguous splits, no labels, or other classes than configured.
@@ -66,8 +70,10 @@ def rows_source(config: DatasetConfig, root: Path, rows: Rows, reader: Reader) -
     labels = Labels(np.zeros(len(order), np.int64), [], "none", unused=unused)
     if config.classes:
         known = [part for part in rows.labels if part is not None]
+        if not known:
+            raise WrongClasses(f"{root}: has no labels, but classes is {config.classes}; set classes: 0", 0)
         if len(known) < len(rows.labels):
-            raise UserError(f"{root}: has no labels, but classes is {config.classes}; set classes: 0")
+            raise UserError(f"{root}: has no labels for some of its splits; set classes: 0")
         labels = label_rows(root, names, np.concatenate(known)[order], rows.class_names, layout, config, rows.origin)
     return Source(
         splits={name: len(indices) for name, indices in layout.splits.items()},
@@ -75,7 +81,7 @@ def rows_source(config: DatasetConfig, root: Path, rows: Rows, reader: Reader) -
         keys=np.concatenate(rows.keys)[order],
         labels=labels.numbers,
         class_names=labels.names,
-        reader=reader,
+        reader=reader(),
         notes={
             "splits": {split: [shown(name) for name in folders] for split, folders in layout.folders.items()},
             "labels": labels.origin,
