@@ -413,7 +413,7 @@ def test_a_run_is_exported_whole(study, tmp_path, capsys):
     assert not tiny.call("export", study / "runs/digits/seed0", "--output", target)
     capsys.readouterr()
     for arguments, expected in (
-        ((study / "runs/digits/seed0",), "give the folder to write to either"),
+        ((study / "runs/digits/seed0",), "give the folder or .zip to write to either"),
         ((study / "runs/digits/seed0", target, "--layout", "flat"), "--layout and --format are for sample sets"),
         ((study / "runs/digits", target), "record of a finished run not found"),
         ((study / "runs/digits/seed0", study / "runs"), "contains"),

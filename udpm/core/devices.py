@@ -112,7 +112,7 @@ def configure(
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         # Benchmarking algorithms would let timing decide how results are rounded.
         torch.backends.cudnn.benchmark = False
-        torch.cuda.set_device(chosen)
+        torch.cuda.set_device(chosen.index)
     return chosen
 
 
