@@ -46,7 +46,7 @@ def load(
         batch: images per network call.
 
     Raises:
-        UserError: weights missing or damaged, a device that is not there, or values that are not allowed.
+        UserError: weights missing or damaged, a device that is missing, or values that are not allowed.
     """
     from pathlib import Path
 
@@ -63,25 +63,37 @@ def load(
         raise UserError(*map(with_kind, error.mistakes)) from None
 
 
-def prepare(config: str | Path, output: str | Path, *, workers: int | None = None) -> dict[str, Any]:
+def prepare(
+    source: str | Path,
+    output: str | Path,
+    *,
+    side: int | None = None,
+    classes: int | None = None,
+    holdout: int | None = None,
+    workers: int | None = None,
+) -> dict[str, Any]:
     """Convert a source of images to a data set, as `udpm prepare` does; a finished one is left unchanged.
 
     Args:
-        config: a data set's resolved configuration (udpm resolve --dataset NAME).
+        source: a data set's resolved configuration (udpm resolve --dataset NAME); with `side`, images: a folder or
+            .zip, an .npz or .npy, or Parquet files.
         output: folder of the data set.
+        side: of the prepared images, in pixels.
+        classes: number of classes of images; default: unlabelled.
+        holdout: number of images kept out of training, if they have no test split.
         workers: processes that decode and resize; default: one per core.
 
     Returns:
         The data set's record: number of images, side, classes, splits, digests.
 
     Raises:
-        UserError: a mistake in the configuration or the source.
+        UserError: a mistake in the source or the options.
         StoppedEarly: interrupted; the same call resumes.
     """
     from udpm.cli import call
     from udpm.data.store import open_store
 
-    call("prepare", config, output=output, workers=workers)
+    call("prepare", source, output=output, side=side, classes=classes, holdout=holdout, workers=workers)
     return open_store(output).record
 
 
@@ -144,7 +156,7 @@ def score(
         noise: number of images of noise.
         dataset: the reference's prepared data set; optional with images.
         extractor: TorchScript file, executed as a program; default: the configuration's.
-        count: score only so many of samples or images.
+        count: number of samples or images to score; default: all.
         features: folder that keeps features for later calls.
 
     Returns:

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 import tempfile
+from functools import partial
 from types import SimpleNamespace
 
 import click
@@ -142,16 +143,6 @@ def test_every_check_may_crash(monkeypatch):
 
 
 # --- Python and packages ---------------------------------------------------------------------------------------------
-
-
-def test_versions_are_compared_by_their_numbers():
-    assert software.meets("3.11.7", ">=3.11")
-    assert not software.meets("3.9.1", ">=3.11")
-    assert software.meets("2.10.0+cu130", ">=2.9")
-    assert software.meets("9.27.4", ">=9.27,<9.28")
-    assert not software.meets("9.28.0", ">=9.27,<9.28")
-    assert not software.meets("0.1.1", "==0.1.0")
-    assert software.meets("5", "")
 
 
 def needs(**changes):
@@ -392,12 +383,13 @@ def some(monkeypatch, tmp_path):
 
 def test_a_file_that_is_missing_damaged_or_large(some, monkeypatch):
     def look():
-        return doctor.check_file("inception", some.parent)
+        return doctor.run(partial(doctor.check_file, "inception", some.parent))
 
     assert (look().state, look().advice.split(" downloads")[0]) == ("not here", "`udpm fetch inception`")
     some.write_bytes(b"x")
     assert look().state == "wrong"
-    assert look().advice == "remove it, then `udpm fetch inception`"
+    assert "expected" in look().found
+    assert "remove it, and put" in look().found
     monkeypatch.setattr(doctor, "HASHED_BYTES", 0)
     assert look().state == "warning"
     some.unlink()

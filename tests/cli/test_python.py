@@ -35,6 +35,12 @@ def test_prepares_a_data_set(photographs, tmp_path):
     assert tiny.snapshot(tmp_path / "new") == before
 
 
+def test_prepares_images_without_a_configuration(tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((6, 16, 16, 3), np.uint8))
+    record = udpm.prepare(tmp_path / "images.npy", tmp_path / "new", side=8, holdout=2)
+    assert (record["side"], record["splits"]) == (8, {"train": [0, 4], "test": [4, 6]})
+
+
 def test_trains_resumes_and_loads(digits, trained, tmp_path):
     paths = {"dataset": digits / "dataset", "cache": digits / "cache", "run": tmp_path / "run"}
     with pytest.raises(udpm.StoppedEarly):

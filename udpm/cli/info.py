@@ -137,8 +137,8 @@ def next_command(path: Path, kind: Kind, options: dict[str, int]) -> Words | Non
     """
     given = f"./{path}" if str(path).startswith("-") else str(path)
     if kind.images:
-        told = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        return ["udpm", "prepare", given, *told, "--output", _free(Layout("results").dataset(_stem(path)))]
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        return ["udpm", "prepare", given, *words, "--output", _free(Layout("results").dataset(_stem(path)))]
     make = NEXT.get(kind.name)
     return None if make is None else ["udpm", *make(given, path)]
 
@@ -165,9 +165,8 @@ def _made(verb: str, ending: str, suffix: str = "") -> Callable[[str, Path], Wor
 
 
 def _of_weights(given: str, path: Path) -> Words:
-    weights = f"{given}/weights.safetensors" if path.is_dir() else given
     name = _stem(path) if path.is_dir() or path.stem != "weights" else _stem(path.absolute().parent)
-    return ["sample", weights, "--output", _free(f"{name}-samples", ".npz")]
+    return ["sample", given, "--output", _free(f"{name}-samples", ".npz")]
 
 
 def _around(given: str, path: Path) -> Words:
@@ -236,4 +235,4 @@ NEXT: dict[str, Callable[[str, Path], Words]] = {
     "a resolved latents section": lambda given, path: ["latents", "--help"],
     "a published configuration": lambda given, path: ["import", "--help"],
 }
-"""What to do next with a file or folder, by the name of its kind."""
+"""Makers of the next command, by the name of the kind of file or folder."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import operator
 import os
 import platform
 import re
@@ -15,6 +14,10 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from udpm.core import gpus
 from udpm.core.commands import Answer, ask
@@ -47,7 +50,7 @@ class Finding:
     """Result of one check.
 
     Attributes:
-        state: ok; warning: works, but perhaps not as expected; wrong: must be mended; not here: absent, and only some
+        state: ok; warning: works, but perhaps not as expected; wrong: must be fixed; not here: absent, and only some
             work needs it.
         found: what there is.
         advice: what to do; may be empty.
@@ -60,7 +63,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Requirements:
-    """What pyproject.toml asks for: a Python, packages, and packages by the name of the extra (those of users)."""
+    """Requirements in pyproject.toml: Python, packages, and packages by the name of the extra (those of users)."""
 
     python: str
     packages: list[str]
@@ -110,37 +113,23 @@ def _flat(texts: list[str], extras: Mapping[str, list[str]]) -> list[str]:
     return found
 
 
-def _numbers(version: str) -> list[int]:
-    """Return the numbers of a version, without those of a build: 2.9.1+cu130 is 2, 9, 1."""
-    return [int(number) for number in re.findall(r"\d+", version.partition("+")[0])]
-
-
-COMPARED = {">=": operator.ge, "<": operator.lt, "==": operator.eq}
-
-
-def meets(version: str, bounds: str) -> bool:
-    """Return whether a version is within bounds such as ``>=9.27,<9.28``."""
-    found = re.findall(r"(>=|<|==)\s*([\d.]+)", bounds)
-    return all(COMPARED[sign](_numbers(version), _numbers(number)) for sign, number in found)
-
-
-def _installed(requirement: str) -> tuple[str, str, str | None]:
-    """Return a required package's name, its bounds, and its installed version; None: it is not installed."""
-    name, bounds = re.fullmatch(r"([\w.-]+)(.*)", requirement.strip()).groups()  # type: ignore[union-attr]
+def _installed(requirement: Requirement) -> str | None:
+    """Return a required package's installed version; None: it is not installed."""
     try:
-        return name, bounds, metadata.version(name)
+        return metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-        return name, bounds, None
+        return None
 
 
 def _unmet(wanted: list[str]) -> list[str]:
     """Describe the packages that are missing or whose versions are out of bounds."""
     found = []
-    for name, bounds, version in map(_installed, wanted):
+    for requirement in map(Requirement, wanted):
+        version = _installed(requirement)
         if version is None:
-            found.append(f"{name} is missing")
-        elif not meets(version, bounds):
-            found.append(f"{name} {version} is not {bounds}")
+            found.append(f"{requirement.name} is missing")
+        elif not requirement.specifier.contains(version, prereleases=True):
+            found.append(f"{requirement.name} {version} is not {requirement.specifier}")
     return found
 
 
@@ -153,7 +142,7 @@ def pip_command(*extras: str) -> str:
 def check_python() -> Finding:
     """Compare Python's version with the one that udpm needs."""
     wanted, version = requirements().python, platform.python_version()
-    if not meets(version, wanted):
+    if not SpecifierSet(wanted).contains(version, prereleases=True):
         return Finding("wrong", f"{version} ({sys.executable})", f"udpm needs {wanted}")
     return Finding("ok", f"{version} ({sys.executable})")
 
@@ -184,7 +173,7 @@ def check_versions() -> Finding:
     tested = {name.lower(): version for name, version in re.findall(r"^([\w.-]+)==(\S+)", pins, re.M)}
     needs = requirements()
     wanted = dict.fromkeys([*needs.packages, *(text for texts in needs.extras.values() for text in texts)])
-    versions = {name.lower(): version for name, _, version in map(_installed, wanted) if version is not None}
+    versions = {one.name.lower(): version for one in map(Requirement, wanted) if (version := _installed(one))}
     differing = [
         f"{name} {version} (tested: {tested[name]})"
         for name, version in sorted(versions.items())
@@ -251,7 +240,7 @@ def check_cuda(found: dict[str, Any]) -> Finding:
     driver = f"{found['driver'] // 1000}.{found['driver'] % 1000 // 10}"
     shown = f"PyTorch has {found['cuda']}, the driver takes up to {driver}"
     # Within a major version, an older driver runs newer builds.
-    if _numbers(found["cuda"])[0] > _numbers(driver)[0]:
+    if Version(found["cuda"]).major > Version(driver).major:
         return Finding("wrong", shown, f"update the driver, or install PyTorch for CUDA {driver}: {BUILDS}")
     return Finding("ok", shown)
 

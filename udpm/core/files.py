@@ -315,8 +315,8 @@ def _receive(file: PublishedFile, path: Path) -> None:
                 handle.write(chunk)
                 progress.update(len(chunk))
         # Reading in parts does not raise if the connection ends early.
-        if handle.tell() < total:
-            raise OSError(f"ended after {handle.tell()} of {total} bytes")
+        if (size := handle.tell()) < total:
+            raise OSError(f"ended after {size} of {total} bytes")
 
 
 def _by_hand(file: PublishedFile, path: Path) -> str:

@@ -46,6 +46,11 @@ WHERE = [
     "What made a file: `udpm info PATH`.",
 ]
 """Other files in the folder of results."""
+HOW_TO_READ = (
+    "± is the standard deviation over training seeds. Lower is better: the floor is the score of real images that "
+    "were held out of training, the ceiling that of noise, measured in the same way. Distances fall as N grows: "
+    "compare the floor with the distance at its N, in brackets."
+)
 
 
 class StudyReport:
@@ -107,8 +112,9 @@ class StudyReport:
         missing += _elsewhere(
             {name: self._experiment(name) for name in self._named() if name not in experiments}, scores
         )
+        table, notes = _headlines(experiments, found, scores, self._readable_tables)
         sections = [
-            Table(*_headlines(experiments, found, scores, self._readable_tables), "Headline numbers"),
+            Table(table, [*notes, HOW_TO_READ], "Headline numbers"),
             *self._scored_before({name: found[name] for name in others if found[name]}, configs, scores),
             Table(*_what_ran(runs, experiments), "What ran"),
             *([Table(pd.DataFrame(), problems, "What cannot be read")] if problems else []),
@@ -245,11 +251,6 @@ def _headlines(
             )
             if entry is not None:
                 notes.append(entry.describe())
-    notes.append(
-        "± is the standard deviation over training seeds. Lower is better: the floor is the score of real images that "
-        "were held out of training, the ceiling that of noise, measured in the same way. Distances fall as N grows: "
-        "compare the floor with the distance at its N, in brackets."
-    )
     return pd.DataFrame(rows), list(dict.fromkeys(notes))
 
 
