@@ -65,7 +65,7 @@ NEXT = {
     "dataset": "cache dataset --output results/caches/dataset",
     "cache": "info cache --check",
     "run": "sample run --output run-samples.npz",
-    "run": "sample run --output run-samples.npz",
+    "run/weights.safetensors": "sample run/weights.safetensors --output run-samples.npz",
     "run/metrics.jsonl": "figure curves run/metrics.jsonl --output metrics-curves",
     "run/complete.json": "info run",
     "run.json": "train run.json --dry-run",
