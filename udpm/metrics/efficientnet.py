@@ -36,12 +36,16 @@ class Convolution(nn.Sequential):
 
     def __init__(self, inner: int, outer: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
         super().__init__(
-            nn.Conv2d(inner, outer, kernel, stride, groups=groups, bias=False), nn.BatchNorm2d(outer, eps=1e-3)
+            # With stride 1, "same" padding is symmetric, so that the convolution can do it.
+            nn.Conv2d(inner, outer, kernel, stride, (kernel // 2) * (stride == 1), groups=groups, bias=False),
+            nn.BatchNorm2d(outer, eps=1e-3),
         )
         self.kernel, self.stride = kernel, stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Pad what is missing, the odd pixel at the end."""
+        if self.stride == 1:
+            return super().forward(x)
         missing = [max((math.ceil(n / self.stride) - 1) * self.stride + self.kernel - n, 0) for n in x.shape[2:]]
         (top, left), (bottom, right) = zip(*((n // 2, n - n // 2) for n in missing), strict=True)
         return super().forward(F.pad(x, (left, right, top, bottom)))
@@ -86,7 +90,7 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the mean over positions of the head's output."""
-        h = self.blocks(F.relu6(self.stem((images - 127) / 128)))
+        h = self.blocks(F.relu6(self.stem(((images - 127) / 128).contiguous(memory_format=torch.channels_last))))
         return F.relu6(self.head(h)).mean((2, 3))
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
@@ -110,4 +114,6 @@ def load_lite0(path: Path) -> EfficientNetLite0:
     network = EfficientNetLite0()
     # The file's names differ, but its order is that of the network.
     network.load_state_dict(dict(zip(network.state_dict(), tensors.values(), strict=True)))
+    # On a CPU, depthwise convolutions take half the time in this layout. torch's stubs leave memory_format out.
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval()
