@@ -136,7 +136,7 @@ MISTAKES = {
         {"points": {"p": {"process.sigmas[4]": 1}}},
         "sigmas[4]: no such level; levels are 1 to 3",
     ),
-    "level of no list": ({"points": {"p": {"losses.lpips_weight[1]": 1}}}, "lpips_weight[1]: not a list in the base"),
+    "level of no list": ({"points": {"p": {"losses.lpips_weight[1]": 1}}}, "lpips_weight[1]: not a list, but"),
     "same point twice": (
         {"points": {"a-1": {}}, "grids": {"g": {"a": {"key": "losses.r1_gamma", "values": [1]}}}},
         "mine.yaml: point a-1: duplicate, also in grids.g; rename one",

@@ -13,6 +13,7 @@ from udpm.cli.options import (
     CONFIG_FOLDER,
     FILE,
     FOLDER,
+    SETTINGS,
     WEIGHTS,
     Numbers,
     OutputFile,
@@ -89,36 +90,62 @@ RESOLVED = FileKind("resolved configuration", _is_resolved)
 )
 @click.option("--part", type=click.Choice(PARTS), default="run", help="Which part to write.")
 @click.option("--seed", type=Whole(0, 2**63 - 1), default=0, help="Training seed, for part run.")
+@SETTINGS
 @CONFIG_FOLDER
 @click.option("--output", type=OutputFile(RESOLVED), help="File to write; default: print it.")
 def resolve_command(
-    experiment: str | None, dataset: str | None, part: str, seed: int, config: Path, output: Path | None
+    experiment: str | None,
+    dataset: str | None,
+    part: str,
+    seed: int,
+    settings: tuple[str, ...],
+    config: Path,
+    output: Path | None,
 ) -> None:
     """Validate a configuration and write one part of it with all defaults.
 
     EXPERIMENT is the name of a file in config/experiments/. The other commands read the result. The config.json of a
-    run that has begun is never replaced by another configuration.
+    run that has begun is never replaced by another configuration. A run that --set gives other weights is called
+    EXPERIMENT+KEY=VALUE in its results.
     """
     if (experiment is None) == (dataset is None):
         raise usage_error("give either an EXPERIMENT or --dataset NAME")
-    from udpm.config import load_dataset, load_experiment, resolve_run, source_file, to_json
+    from udpm.config import DatasetConfig, Experiment, load_dataset, to_json
+    from udpm.config.overrides import read_settings
 
-    resolved: BaseModel | None
+    changes = read_settings(DatasetConfig if experiment is None else Experiment, settings)
+    resolved: BaseModel
     if experiment is None:
-        resolved = load_dataset(str(dataset), config)
+        resolved, what = load_dataset(str(dataset), config, changes), f"data set {dataset}"
+        plain: BaseModel = load_dataset(str(dataset), config)
     else:
-        run = resolve_run(experiment, seed, config)
-        parts = {"run": run, "dataset": run.dataset}
-        resolved = parts.get(part) or getattr(load_experiment(experiment, config), part)
-        if resolved is None:
-            raise UserError(f"{source_file(experiment, config)}: scoring: is null, so there is no part {part}")
+        resolved, what = _part(experiment, part, seed, config, changes), f"{part} of experiment {experiment}"
+        plain = _part(experiment, part, seed, config, {}) if changes else resolved
+    given = " ".join(settings)
+    if changes and to_json(resolved) == to_json(plain):
+        click.echo(f"warning: --set {given}: changes nothing in {what}", err=True)
     if output is None:
         click.echo(to_json(resolved), nl=False)
     else:
         _check_claim(output, to_json(resolved))
         write_text(output, to_json(resolved))
-        what = f"data set {dataset}" if dataset is not None else f"{part} of experiment {experiment}"
-        click.echo(f"{output}: {what}{f', seed {seed}' if part == 'run' and dataset is None else ''}")
+        what += f", seed {seed}" if part == "run" and dataset is None else ""
+        click.echo(f"{output}: {what}{f', with {given}' if given else ''}")
+
+
+def _part(experiment: str, part: str, seed: int, config: Path, changes: dict[str, Any]) -> BaseModel:
+    """Resolve a part of an experiment, with other values of some keys."""
+    from udpm.config import load_experiment, resolve_run, source_file
+    from udpm.runs.config_guard import name_changed
+
+    run = resolve_run(experiment, seed, config, changes)
+    if changes:
+        run = name_changed(resolve_run(experiment, seed, config), run, changes)
+    parts = {"run": run, "dataset": run.dataset}
+    resolved = parts.get(part) or getattr(load_experiment(experiment, config, changes), part)
+    if resolved is None:
+        raise UserError(f"{source_file(experiment, config)}: scoring: is null, so there is no part {part}")
+    return resolved
 
 
 MANUAL_BYTES = 1 << 24

@@ -169,6 +169,15 @@ CONFIG_FOLDER = click.option("--config", type=CONFIG, default="config", help="Fo
 RESULTS_FOLDER = click.option("--results", type=RESULTS, default="results", help="Folder of the results.")
 
 
+SETTINGS = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Use this value of a key, such as training.batch=32 or process.sigmas[3]=0.6; repeat for more keys.",
+)
+
+
 class OutputPath(click.Path):
     """An output path. `Verb` checks it against all inputs and existing files before any work."""
 

@@ -12,6 +12,7 @@ from udpm.cli.options import (
     FILE,
     FOLDER,
     RESULTS,
+    SETTINGS,
     OutputFile,
     OutputFolder,
     SharedFolder,
@@ -125,6 +126,7 @@ def cache_command(dataset: Path, output: Path) -> None:
 @click.option("--dataset", type=FOLDER, help="Prepared data set.  [required except for a dry run]")
 @click.option("--cache", type=FOLDER, help="Its level cache.  [required except for a dry run]")
 @click.option("--run", type=OutputFolder(kinds.RUN), help="The run's folder.  [required except for a dry run]")
+@SETTINGS
 @click.option("--dry-run", is_flag=True, help="Show what would be trained and its cost; write nothing.")
 @click.option("--max-minutes", type=click.FloatRange(0), help="Save the state and exit with code 75 after this time.")
 @click.option("--allow-world-size-change", is_flag=True, help="Resume a run with another number of processes.")
@@ -136,17 +138,31 @@ def cache_command(dataset: Path, output: Path) -> None:
     help="Seconds without a heartbeat after which another trainer in the folder counts as dead.",
 )
 def train_command(
-    config: Path, dataset: Path | None, cache: Path | None, run: Path | None, dry_run: bool, **how: Any
+    config: Path,
+    dataset: Path | None,
+    cache: Path | None,
+    run: Path | None,
+    settings: tuple[str, ...],
+    dry_run: bool,
+    **how: Any,
 ) -> None:
     """Train a model.
 
-    CONFIG is a run's resolved configuration (udpm resolve). The same command resumes an interrupted run, with the same
-    weights as without the interruption. SIGTERM, SIGUSR1 and Ctrl-C save the state and exit with code 75.
+    CONFIG is a run's resolved configuration (udpm resolve), with values of --set instead of its own; the run's
+    config.json records them. The same command resumes an interrupted run, with the same weights as without the
+    interruption. SIGTERM, SIGUSR1 and Ctrl-C save the state and exit with code 75.
     """
     stop = StopRequest.install()
     from udpm.config import RunConfig, read_resolved
 
     resolved = read_resolved(RunConfig, config)
+    if settings:
+        from udpm.config.overrides import override, read_settings
+        from udpm.runs.config_guard import name_changed
+
+        changes = read_settings(RunConfig, settings)
+        changed = override(RunConfig, resolved.model_dump(), changes, str(config))
+        resolved = name_changed(resolved, changed, changes)
     if dry_run:
         check({"weights": resolved.weights})
         from udpm.data.levels import open_levels

@@ -70,33 +70,11 @@ class Experiment(Section):
 
     @check
     def _lists_have_one_value_per_level(self) -> None:
-        losses = (
-            *("reconstruction_weight", "lpips_weight", "energy_weight", "adversarial_weight", "r1_gamma", "r2_gamma"),
-            "feature_matching_weight",
-            "discriminator_noise.std",
-        )
-        paths = [*(f"losses.{key}" for key in losses), "latents.strongest"]
-        paths += ["training.level_probabilities"] if self.training != "imported" else []
-        paths += ["discriminator.dropout"] if self.discriminator is not None else []
-        wrong = [
-            f"{path}: has {len(value)} values, but process.levels is {self.process.levels}; "
-            "give one value, or one for each level"
-            for path, value in ((path, attrgetter(path)(self)) for path in paths)
-            if isinstance(value, list) and len(value) != self.process.levels
-        ]
-        if wrong:
-            raise ValueError("\n".join(wrong))
+        _check_lengths(self, "latents.strongest")
 
     @check
-    def _discriminator_where_needed(self) -> None:
-        if self.discriminator is None and any(_as_list(self.losses.adversarial_weight, 1)):
-            raise ValueError("discriminator: is missing, but losses.adversarial_weight is above 0")
-
-    @check
-    def _probabilities_sum_to_one(self) -> None:
-        probabilities = None if self.training == "imported" else self.training.level_probabilities
-        if probabilities is not None and not math.isclose(sum(probabilities), 1, abs_tol=1e-6):
-            raise ValueError(f"training.level_probabilities: must sum to 1, but sum to {sum(probabilities):g}")
+    def _training_has_what_it_needs(self) -> None:
+        _check_training(self)
 
     @check
     def _imported_weights_have_a_file(self) -> None:
@@ -208,6 +186,38 @@ class Experiment(Section):
             raise ValueError(f"seeds: duplicate seed in {self.seeds}")
 
 
+def _check_lengths(config: Experiment | RunConfig, *more: str) -> None:
+    """Check that lists by level have one value for each."""
+    losses = (
+        *("reconstruction_weight", "lpips_weight", "energy_weight", "adversarial_weight", "r1_gamma", "r2_gamma"),
+        "feature_matching_weight",
+        "discriminator_noise.std",
+    )
+    paths = [*(f"losses.{key}" for key in losses), *more]
+    paths += ["training.level_probabilities"] if config.training != "imported" else []
+    paths += ["discriminator.dropout"] if config.discriminator is not None else []
+    wrong = [
+        f"{path}: has {len(value)} values, but process.levels is {config.process.levels}; "
+        "give one value, or one for each level"
+        for path, value in ((path, attrgetter(path)(config)) for path in paths)
+        if isinstance(value, list) and len(value) != config.process.levels
+    ]
+    if wrong:
+        raise ValueError("\n".join(wrong))
+
+
+def _check_training(config: Experiment | RunConfig) -> None:
+    """Check that there is a discriminator where a loss needs one, and that the probabilities of levels sum to 1."""
+    wrong = []
+    if config.discriminator is None and any(_as_list(config.losses.adversarial_weight, 1)):
+        wrong.append("discriminator: is missing, but losses.adversarial_weight is above 0")
+    probabilities = None if config.training == "imported" else config.training.level_probabilities
+    if probabilities is not None and not math.isclose(sum(probabilities), 1, abs_tol=1e-6):
+        wrong.append(f"training.level_probabilities: must sum to 1, but sum to {sum(probabilities):g}")
+    if wrong:
+        raise ValueError("\n".join(wrong))
+
+
 NO_SIGNAL = 0.01
 """Signal-to-noise ratio below which x_L counts as pure noise."""
 
@@ -228,6 +238,14 @@ class RunConfig(Section):
     losses: Losses
     training: TrainingOrImported
     weights: str | None
+
+    @check
+    def _lists_have_one_value_per_level(self) -> None:
+        _check_lengths(self)
+
+    @check
+    def _training_has_what_it_needs(self) -> None:
+        _check_training(self)
 
     @check
     def _network_fits(self) -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from udpm.config.dataset import OWN_CLASSES, DatasetConfig, class_number
 from udpm.config.evaluation import Scoring
 from udpm.config.experiment import Experiment, RunConfig
+from udpm.config.overrides import OPTION, override
 from udpm.config.points import LoadedSweep, Resolved, check_differ, points_of, resolve_point, split_name
 from udpm.config.study import ClusterConfig, Study, Sweep
 from udpm.config.validation import NAME, Model, read_yaml, types_in, validate
@@ -25,6 +26,7 @@ CLASSIFIER_SIDES = 4
 """The digits extractor halves images twice."""
 LONGEST_CHAIN = 32
 """Longest chain of files that extend each other."""
+NO_CHANGES: Mapping[str, Any] = {}
 
 RESOLVED = {
     "RunConfig": ("a run's resolved configuration", "EXPERIMENT --output run.json"),
@@ -41,8 +43,11 @@ def load_study(values: dict[str, Any], where: str) -> Study:
     return validate(Study, values, where)
 
 
-def load_experiment(name: str, config: str | Path = "config") -> Experiment:
+def load_experiment(name: str, config: str | Path = "config", changes: Mapping[str, Any] = NO_CHANGES) -> Experiment:
     """Read experiment `name` from ``<config>/experiments/``, with its ancestors, or build a sweep's SWEEP.POINT.
+
+    Args:
+        changes: other values of keys, by dotted key (`read_settings`).
 
     Raises:
         UserError: missing file, circular `extends`, or an invalid value.
@@ -50,8 +55,10 @@ def load_experiment(name: str, config: str | Path = "config") -> Experiment:
     folder = Path(config) / "experiments"
     point = _point_of(name, config)
     if point is not None:
-        return load_point(*point, config).experiment
-    return validate(Experiment, _with_ancestors(folder, name, []), str(folder / f"{name}.yaml"))
+        values, where = load_point(*point, config).experiment.model_dump(), source_file(name, config)
+    else:
+        values, where = _with_ancestors(folder, name, []), str(folder / f"{name}.yaml")
+    return override(Experiment, values, changes, where)
 
 
 def load_sweep(name: str, config: str | Path = "config") -> LoadedSweep:
@@ -172,24 +179,27 @@ def _typed(text: str, annotation: Any) -> str | int | float:
         return text
 
 
-def load_dataset(name: str, config: str | Path = "config") -> DatasetConfig:
-    """Read data set `name` from ``<config>/datasets/``.
+def load_dataset(name: str, config: str | Path = "config", changes: Mapping[str, Any] = NO_CHANGES) -> DatasetConfig:
+    """Read data set `name` from ``<config>/datasets/``; `changes` are as in `load_experiment`.
 
     Raises:
         UserError: missing file or an invalid value.
     """
     path = named_file(Path(config) / "datasets", name)
-    return validate(DatasetConfig, read_yaml(path), str(path))
+    return override(DatasetConfig, read_yaml(path), changes, str(path))
 
 
-def resolve_run(name: str, seed: int, config: str | Path = "config") -> RunConfig:
-    """Resolve everything that one training run of experiment `name` depends on.
+def resolve_run(
+    name: str, seed: int, config: str | Path = "config", changes: Mapping[str, Any] = NO_CHANGES
+) -> RunConfig:
+    """Resolve everything that one training run of experiment `name` depends on; `changes` as in `load_experiment`.
 
     Raises:
         UserError: as `load_experiment` and `load_dataset`, or network and data do not match.
     """
-    experiment = load_experiment(name, config)
-    return run_config(experiment, name, seed, load_dataset(experiment.dataset, config), source_file(name, config))
+    experiment, where = load_experiment(name, config, changes), source_file(name, config)
+    where = f"{where}, with {OPTION}" if changes else where
+    return run_config(experiment, name, seed, load_dataset(experiment.dataset, config), where)
 
 
 def run_config(experiment: Experiment, name: str, seed: int, dataset: DatasetConfig, where: str) -> RunConfig:

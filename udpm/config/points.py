@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-import difflib
 import itertools
 import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
-from pydantic import BaseModel
-
 from udpm.config.experiment import Experiment, RunConfig
+from udpm.config.overrides import changed, flatten, split_key
 from udpm.config.study import Sweep
-from udpm.config.validation import NAME, sections_in, validate
+from udpm.config.validation import NAME, validate
 from udpm.core.errors import UserError
 
 BUDGET = "budget"
 """Key of a point that is not a key of an experiment."""
 Run = tuple[str, int]
 """Experiment and training seed."""
-ELEMENT = re.compile(r"(?P<key>[^\[\]]+)\[(?P<level>\d+)\]")
 
 
 @dataclass(frozen=True)
@@ -113,7 +107,7 @@ def points_of(name: str, sweep: Sweep, where: str) -> dict[str, Point]:
     Raises:
         UserError: a duplicate name, or an unknown key.
     """
-    budget, found = _flat(sweep.budget, f"{where}: budget"), {}
+    budget, found = flatten(Experiment, sweep.budget, f"{where}: budget"), {}
     for point in itertools.chain(_explicit(name, sweep, where), _of_grids(name, sweep, where)):
         if point.name in found:
             raise UserError(f"{where}: point {point.name}: duplicate, also in grids.{point.grid}; rename one")
@@ -136,8 +130,8 @@ def resolve_point(point: Point, base: dict[str, Any], seeds: list[int] | None, w
     where = f"{where}: point {point.name}"
     described = {"extends": None, "description": f"point {point.name} of sweep {point.sweep}"}
     own = base | described | ({} if seeds is None else {"seeds": seeds})
-    experiment = validate(Experiment, _changed(own, point.budget | point.changes, where), where)
-    whole = _changed(base, point.changes, where)
+    experiment = validate(Experiment, changed(own, point.budget | point.changes, where), where)
+    whole = changed(base, point.changes, where)
     validate(Experiment, whole, f"{where}, without its budget")
     return Resolved(point, experiment, _overrides(whole, point))
 
@@ -164,7 +158,7 @@ def _explicit(name: str, sweep: Sweep, where: str) -> Iterator[Point]:
         budget = own.pop(BUDGET, None) or {}
         if not isinstance(budget, dict):
             raise UserError(f"{at}: {BUDGET}: must be keys and values, got {budget!r}")
-        yield Point(name, point, _flat(own, at), _flat(budget, f"{at}: {BUDGET}"))
+        yield Point(name, point, flatten(Experiment, own, at), flatten(Experiment, budget, f"{at}: {BUDGET}"))
 
 
 def _of_grids(name: str, sweep: Sweep, where: str) -> Iterator[Point]:
@@ -172,7 +166,7 @@ def _of_grids(name: str, sweep: Sweep, where: str) -> Iterator[Point]:
         at = f"{where}: grids.{grid}"
         # Flatten every value once, not again at every point.
         changes = {
-            axis: [_flat(values.changes(index), f"{at}.{axis}") for index in range(len(values.labels))]
+            axis: [flatten(Experiment, values.changes(index), f"{at}.{axis}") for index in range(len(values.labels))]
             for axis, values in axes.items()
         }
         for indices in itertools.product(*(range(len(values.labels)) for values in axes.values())):
@@ -188,76 +182,11 @@ def _of_grids(name: str, sweep: Sweep, where: str) -> Iterator[Point]:
             yield Point(name, "_".join(parts), merged, {}, grid, labels)
 
 
-def _flat(values: dict[str, Any], where: str, prefix: str = "") -> dict[str, Any]:
-    """Flatten dotted and nested keys to values by dotted key, checking that each key exists."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        dotted = f"{prefix}{key}"
-        _check_key(dotted, where)
-        inner = _flat(value, where, f"{dotted}.") if isinstance(value, dict) else {dotted: value}
-        twice = found.keys() & inner.keys()
-        if twice:
-            raise UserError(f"{where}: {min(twice)}: duplicate key")
-        found |= inner
-    return found
-
-
-def _check_key(dotted: str, where: str) -> None:
-    element = ELEMENT.fullmatch(dotted)
-    key, known = element["key"] if element else dotted, _keys()
-    if key in known and key != "extends":
-        return
-    last = key.rpartition(".")[2]
-    ends = {known_key.rpartition(".")[2]: known_key for known_key in reversed(known)}
-    near = [ends[last]] if last in ends else difflib.get_close_matches(key, known, n=1)
-    near = near or [ends[end] for end in difflib.get_close_matches(last, ends, n=1)]
-    hint = f"did you mean {near[0]}?" if near else "`udpm resolve` prints all keys of an experiment"
-    raise UserError(f"{where}: {dotted}: not a key of an experiment; {hint}")
-
-
-@cache
-def _keys() -> list[str]:
-    return list(_keys_of(Experiment, ""))
-
-
-def _keys_of(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        yield f"{prefix}{name}"
-        for section in sections_in(field.annotation):
-            yield from _keys_of(section, f"{prefix}{name}.")
-
-
-def _changed(base: dict[str, Any], changes: dict[str, Any], where: str) -> dict[str, Any]:
-    """Apply changes by dotted key to the base's values: whole lists first, then single levels."""
-    values = copy.deepcopy(base)
-    for dotted, value in sorted(changes.items(), key=lambda item: ELEMENT.fullmatch(item[0]) is not None):
-        element = ELEMENT.fullmatch(dotted)
-        *parents, last = (element["key"] if element else dotted).split(".")
-        section = values
-        for parent in parents:
-            if not isinstance(section.get(parent), dict):
-                section[parent] = {}
-            section = section[parent]
-        if element:
-            value = _with_level(section.get(last), int(element["level"]), value, f"{where}: {dotted}")
-        section[last] = value
-    return values
-
-
-def _with_level(values: Any, level: int, value: Any, where: str) -> list[Any]:
-    if not isinstance(values, list):
-        raise UserError(f"{where}: not a list in the base, but {values!r}; give the whole list")
-    if not 1 <= level <= len(values):
-        raise UserError(f"{where}: no such level; levels are 1 to {len(values)}")
-    return [*values[: level - 1], value, *values[level:]]
-
-
 def _overrides(whole: dict[str, Any], point: Point) -> dict[str, Any]:
     """Return the point's changes as in an experiment's file: nested, with whole lists, without seeds."""
     found: dict[str, Any] = {}
     for dotted in point.changes:
-        element = ELEMENT.fullmatch(dotted)
-        *parents, last = (element["key"] if element else dotted).split(".")
+        parents, last, _ = split_key(dotted)
         source, section = whole, found
         for parent in parents:
             source, section = source[parent], section.setdefault(parent, {})

@@ -113,16 +113,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     if not os.path.lexists(path):
         raise UserError(f"{path}: no such file{_nearest_file(path)}")
-    text = read_text(path, "configuration", YAML_BYTES)
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" (line {mark.line + 1})" if mark else ""
-        raise UserError(f"{path}: not valid YAML: {getattr(error, 'problem', None) or error}{line}") from None
+    value = parse_yaml(read_text(path, "configuration", YAML_BYTES), str(path))
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected 'key: value' lines, found {type(value).__name__}")
     return value
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse YAML of any kind. A UserError, if it is none or exceeds the limits, begins with `where`."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" (line {mark.line + 1})" if mark else ""
+        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}{line}") from None
 
 
 def list_configs(folder: str | Path) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,29 @@ def differences(earlier: Section, now: Section, free: set[str]) -> dict[str, str
         for key in after | before
         if before.get(key) != after.get(key) and key not in free
     }
+
+
+def name_changed(before: RunConfig, after: RunConfig, given: Iterable[str]) -> RunConfig:
+    """Name in a run's experiment what was changed on the command line, as in "digits+training.batch=32".
+
+    Tables average over the runs of one name, so one that has other weights needs another. Keys that may change between
+    attempts leave it alone, and so does the seed; a name that was given is kept.
+
+    Args:
+        before: without the changes.
+        after: with them.
+        given: dotted keys of the changes.
+    """
+    free = MUTABLE_KEYS | WORLD_SIZE_KEYS | {ITERATIONS, "seed"}
+    values = _flat(after.model_dump(mode="json"))
+    keys = [key for key in differences(before, after, free) if key in values]
+    if not keys or "experiment" in given:
+        return after
+    # Text after "+" is not part of a file's name. A key that is changed again appears once.
+    kept = [part for part in before.experiment.split("+") if part.partition("=")[0] not in keys]
+    words = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+    own = [f"{key}={words(values[key])}" for key in keys]
+    return after.model_copy(update={"experiment": "+".join(kept + own)})
 
 
 def preparation_changes(record: dict[str, Any], config: DatasetConfig) -> dict[str, str]:
