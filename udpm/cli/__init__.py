@@ -57,7 +57,7 @@ MODULES = {
     "sample": {
         "sample": "Sample images from trained weights.",
         "join": "Join shards to a sample set.",
-        "export": "Write a sample set or a data set as image files.",
+        "export": "Write images as files, a run as one folder, or its networks for other programs.",
         "latents": "Explore what each noise map of a model's latent controls.",
     },
     "score": {

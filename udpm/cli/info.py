@@ -93,7 +93,7 @@ def describe(path: Path, kind: Kind | None = None) -> dict[str, Any]:
         return {**store.record, **summarize(store)}
     known = {"kind": kind.name, "takes": kind.takes} if kind is not None else None
     if path.is_dir():
-        for name in ("cache.json", "complete.json", "config.json"):
+        for name in ("cache.json", "networks.json", "complete.json", "config.json"):
             if (path / name).exists():
                 return read_json(path / name, "record")
         if (path / WEIGHTS).is_file():
@@ -220,6 +220,7 @@ NEXT: dict[str, Callable[[str, Path], Words]] = {
     "the record of a level cache": _around,
     "the record of exported images": _around,
     "the record of a bundle": _around,
+    "the record of exported networks": _around,
     "the record of a finished run": _around,
     "a PyTorch checkpoint": _made("import", "", ".safetensors"),
     SAFETENSORS: _made("import", "-imported", ".safetensors"),

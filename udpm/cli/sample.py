@@ -28,6 +28,7 @@ from udpm.cli.options import (
 from udpm.core import kinds
 from udpm.core.devices import as_user_errors
 from udpm.core.errors import UserError
+from udpm.core.folders import FolderKind
 from udpm.core.identify import PREPARED, what_is
 
 CASUAL_COUNT = 64
@@ -135,15 +136,25 @@ def join_command(shards: tuple[Path, ...], output: Path) -> None:
     click.echo(f"{output}: {count} images of {len(shards)} shards")
 
 
-EXPORT = OutputFolderOr(
-    lambda given: kinds.BUNDLE if given["source"].is_dir() else kinds.IMAGES, ".zip", kinds.IMAGE_ZIP
-)
+IMAGES = ("png", "jpg")
+NETWORKS = ("torchscript", "onnx", "torch-export")
+
+
+def _exported(given: dict[str, Any]) -> FolderKind:
+    """Return the kind of folder to write, given all parameters of the command."""
+    if given["form"] in NETWORKS:
+        return kinds.NETWORKS
+    return kinds.BUNDLE if given["source"].is_dir() else kinds.IMAGES
+
+
+EXPORT = OutputFolderOr(_exported, ".zip", kinds.IMAGE_ZIP)
 
 
 @click.command(
     cls=Verb,
     epilog="Example: udpm export results/samples/digits/seed0.npz --layout classes --output digits, or "
-    "udpm export results/datasets/digits --output digits.zip, or udpm export results/runs/digits/seed0 digits-model",
+    "udpm export results/datasets/digits --output digits.zip, or udpm export results/runs/digits/seed0 digits-model, "
+    "or udpm export results/runs/digits/seed0 --format onnx --output digits-onnx",
 )
 @click.argument("source", type=ANY)
 @click.argument("folder", type=EXPORT, required=False)
@@ -157,11 +168,12 @@ EXPORT = OutputFolderOr(
 )
 @click.option(
     "--format",
-    "image_format",
-    type=click.Choice(["png", "jpg"]),
+    "form",
+    type=click.Choice([*IMAGES, *NETWORKS]),
     default="png",
-    help="png is lossless; jpg is smaller but unsuitable for scores.",
+    help="Of images: png is lossless; jpg is smaller but unsuitable for scores. Others: of a run's networks.",
 )
+@click.option("--weights", default="ema", help="Of networks: ema, raw, or another average such as ema-0.999.")
 @click.pass_context
 def export_command(
     context: click.Context,
@@ -170,19 +182,29 @@ def export_command(
     output: Path | None,
     split: str | None,
     layout: str,
-    image_format: str,
+    form: str,
+    weights: str,
 ) -> None:
-    """Write a sample set or a data set as image files, or bundle a finished run to share it.
+    """Write a sample set or a data set as image files, bundle a finished run, or export its networks.
 
-    SOURCE is a sample set (.npz), a prepared data set or a run's folder. A sample set is written to FOLDER, one file
-    per image, or like a data set to a .zip of PNGs with their labels (dataset.json), which the published tools of
-    StyleGAN and EDM and udpm prepare read. A run's weights, configuration, model card, scores and samples are copied to
-    FOLDER. FOLDER is replaced once the new one is complete.
+    SOURCE is a sample set (.npz), a prepared data set, a run's folder or a weight file. A sample set is written to
+    FOLDER, one file per image, or like a data set to a .zip of PNGs with their labels (dataset.json), which the
+    published tools of StyleGAN and EDM and udpm prepare read. A run's weights, configuration, model card, scores and
+    samples are copied to FOLDER. With the format of networks, FOLDER gets one network for each level and chain.py,
+    which draws images with them, without udpm. FOLDER is replaced once the new one is complete.
     """
     target = folder or output
     if target is None or (folder is not None and output is not None):
         raise usage_error("give the folder or .zip to write to either as FOLDER or as --output")
+    if form in NETWORKS:
+        _export_networks(context, source, target, form, weights)
+        return
+    names = ", ".join(NETWORKS)
+    if _is_given(context, "weights"):
+        raise usage_error(f"--weights is for networks: give --format, one of {names}")
     kind = what_is(source)
+    if kind is not None and str(kind.format).startswith("udpm-weights/"):
+        raise UserError(f"{source}: it is {kind.name}; to export its networks, give --format, one of {names}")
     is_set = kind is not None and kind.name == PREPARED
     if split is not None and not is_set:
         raise usage_error("--split is for data sets")
@@ -192,10 +214,10 @@ def export_command(
     if not source.is_dir():
         from udpm.sampling.sample_set import export_images
 
-        count = export_images(source, target, layout, image_format)
+        count = export_images(source, target, layout, form)
         click.echo(f"{target}: {count} files")
         return
-    _check_default(context, "for sample sets, not for runs")
+    _check_default(context, f"for sample sets, not for runs; networks have --format {', '.join(NETWORKS)}")
     from udpm.report.card import bundle_run
 
     click.echo(f"{target}: {', '.join(bundle_run(source, target))}")
@@ -219,10 +241,23 @@ def _export_archive(context: click.Context, source: Path, target: Path, split: s
     click.echo(f"{target}: {count} images{f' of the {split} split' if split else ''}")
 
 
+def _export_networks(context: click.Context, source: Path, target: Path, form: str, weights: str) -> None:
+    if _is_given(context, "layout") or _is_given(context, "split"):
+        raise usage_error(f"--layout and --split are for images, not for networks (--format {form})")
+    if target.suffix.lower() == ".zip":
+        raise UserError(f"{target}: networks are written to a folder (--format {form}), not to a .zip")
+    from udpm.sampling.networks_export import export_networks
+
+    click.echo(f"{target}: {', '.join(export_networks(source, target, form, weights))}")
+
+
+def _is_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) != ParameterSource.DEFAULT
+
+
 def _check_default(context: click.Context, what: str) -> None:
-    for name in ("layout", "image_format"):
-        if context.get_parameter_source(name) != ParameterSource.DEFAULT:
-            raise usage_error(f"--layout and --format are {what}")
+    if _is_given(context, "layout") or _is_given(context, "form"):
+        raise usage_error(f"--layout and --format are {what}")
 
 
 SHARED = (

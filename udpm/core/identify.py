@@ -64,6 +64,7 @@ FORMATS = {
     "udpm-cache": ("the record of a level cache", "its folder is the cache"),
     "udpm-images": ("the record of exported images", "its folder is for udpm score --images"),
     "udpm-bundle": ("the record of a bundle", "its folder is the bundle"),
+    "udpm-networks": ("the record of exported networks", "chain.py in its folder draws images"),
     "udpm-failure": ("the record of a failed iteration", ""),
 }
 """Formats of this project, without versions: name, and commands that take such a file."""
@@ -91,6 +92,7 @@ FOLDERS = (
     ("cache.json", "a level cache", "for udpm train --cache"),
     ("export.json", "a folder of exported images", "for udpm score --images"),
     ("bundle.json", "a bundle", "for udpm sample and udpm latents"),
+    ("networks.json", "a folder of exported networks", "its chain.py draws images"),
     ("complete.json", "a run's folder", "for udpm sample and udpm latents"),
     ("metrics.jsonl", "the folder of a run that is not finished", "udpm train finishes it"),
     ("config.json", "the folder of a run that is not finished", "udpm train finishes it"),

@@ -103,6 +103,9 @@ DATASET = FolderKind(
 CACHE = FolderKind("level cache", "caching this data set", "cache.json", "udpm-cache", older=("level_*.npy",))
 IMAGES = FolderKind("set of exported images", "exporting into this folder", "export.json", "udpm-images", exact=True)
 BUNDLE = FolderKind("exported run", "exporting into this folder", "bundle.json", "udpm-bundle", exact=True)
+NETWORKS = FolderKind(
+    "set of exported networks", "exporting into this folder", "networks.json", "udpm-networks", exact=True
+)
 
 
 @dataclass(frozen=True)
@@ -298,6 +301,8 @@ def _is_csv(others: tuple[str, ...]) -> Callable[[Path], bool]:
     return made
 
 
+OF_EXTRACTOR = re.compile(r"/code/__torch__/udpm/(metrics|scoring)/")
+"""Code of the classifier, now and in earlier versions; exported networks are TorchScript of other modules."""
 SAMPLE_RECORD = _json("sample set's record", "udpm-samples", without="shards")
 JOINED = _json("record of a joined sample set", "udpm-samples", key="shards")
 SAMPLES = FileKind("sample set", _is_sample_set)
@@ -310,7 +315,7 @@ DIAGNOSIS = _json("diagnosis", "udpm-diagnosis")
 SELECTION = _json("selection", "udpm-selection")
 BENCH = _json("record of a benchmark", "udpm-bench")
 EXTRACTOR_RECORD = _json("extractor's record", "udpm-extractor")
-EXTRACTOR = FileKind("extractor", lambda path: any("/code/__torch__/udpm/" in name for name in _members(path)[0]))
+EXTRACTOR = FileKind("extractor", lambda path: any(map(OF_EXTRACTOR.search, _members(path)[0])))
 AVERAGE = FileKind("reconstructed average", lambda path: "average" in weights_description(path))
 IMPORTED = FileKind("imported weight file", _is_imported)
 IMPORTED_RUN = FileKind("imported weight file", _is_imported_run)
