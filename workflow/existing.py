@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from content import Content
-from experiments import CONFIG, Experiments, one_line, read_prepared
+from dataset_facts import read_prepared
+from experiments import CONFIG, Experiments, one_line
 
 from udpm.config import DatasetConfig, RunConfig, source_file, to_json
 from udpm.core.errors import UserError

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any
+
+from dataset_facts import DatasetFacts, look_up
 
 from udpm.config import (
     DatasetConfig,
@@ -24,14 +26,13 @@ from udpm.config import (
     source_file,
     to_json,
 )
-from udpm.config.dataset import OWN_CLASSES, class_number
-from udpm.config.evaluation import NAMED_EXTRACTORS
-from udpm.config.validation import Record, Section, SplitRanges, validate
+from udpm.config.dataset import class_number
+from udpm.config.evaluation import NAMED_EXTRACTORS, Scoring
+from udpm.config.validation import Section
 from udpm.core.errors import EXIT_USER_ERROR, UserError
-from udpm.core.files import expanded, lite0_path
-from udpm.core.reading import read_json
-from udpm.runs.config_guard import MUTABLE_KEYS, differences, mutable_keys, preparation_changes
-from udpm.runs.layout import Layout, milestone
+from udpm.core.files import lite0_path
+from udpm.runs.config_guard import MUTABLE_KEYS, differences, mutable_keys
+from udpm.runs.layout import Layout, milestone, suffix_of
 from udpm.runs.records import COMPLETE, read_complete
 from udpm.runs.status import trained_points
 
@@ -124,9 +125,22 @@ class Experiments:
         """Return whether an experiment uses a published file of reference statistics, and no other experiment's."""
         return self.scoring(name, "reference") is not None and self.scored_as(name) == name
 
-    def scoring(self, name: str, key: str) -> Any:
-        """Return a value of an experiment's scoring section; None without scoring."""
-        return getattr(self.known[name].scoring, key, None)
+    def scoring(self, name: str, key: str, suffix: str = "") -> Any:
+        """Return a value of an experiment's scoring section, of an extractor by its suffix; None without scoring."""
+        return getattr(self.scorings(name).get(suffix), key, None)
+
+    @cache  # noqa: B019 - the object lives as long as the process
+    def scorings(self, name: str) -> dict[str, Scoring]:
+        """Return an experiment's scoring sections, one for each extractor, by the suffix of its files; the first's is
+        empty."""
+        scoring = self.known[name].scoring
+        sections = [] if scoring is None else scoring.each
+        return {suffix_of(section.extractor) if number else "": section for number, section in enumerate(sections)}
+
+    def suffixes(self) -> str:
+        """Return a regular expression that matches the suffixes of all extractors, the empty one among them."""
+        found = {suffix for name in self.known for suffix in self.scorings(name)}
+        return f"(?:{any_of(found | {''}, none='')})"
 
     def trained_as(self, name: str, seed: int) -> str:
         """Return the experiment whose run is used: points that differ only after training share one."""
@@ -187,35 +201,36 @@ class Experiments:
     def _check_files(self, name: str) -> None:
         """Check that the files that an experiment names exist, unless the workflow makes them."""
         experiment = self.known[name]
-        given = {
-            "weights": experiment.weights,
-            "sampling.noise": experiment.sampling.noise,
-            "scoring.reference": self.scoring(name, "reference"),
-        }
-        extractor = self.scoring(name, "extractor")
-        if self.scoring(name, "weights") and not self.scoring(name, "download"):
-            given["scoring.download: false, but scoring.weights_folder"] = self.extractor(name)
-        elif extractor == "lite0":
-            lite0_path()
-        elif extractor not in NAMED_EXTRACTORS:
-            given["scoring.extractor"] = extractor
-        for key, file in given.items():
+        given = [
+            ("weights", experiment.weights),
+            ("sampling.noise", experiment.sampling.noise),
+            ("scoring.reference", self.scoring(name, "reference")),
+        ]
+        for suffix, scoring in self.scorings(name).items():
+            if scoring.weights and not scoring.download:
+                given.append(("scoring.download: false, but scoring.weights_folder", self.extractor(name, suffix)))
+            elif scoring.extractor == "lite0":
+                lite0_path()
+            elif scoring.extractor not in NAMED_EXTRACTORS:
+                given.append(("scoring.extractors" if suffix else "scoring.extractor", scoring.extractor))
+        for key, file in given:
             if file is not None and not Path(file).exists():
-                raise UserError(f"{source_file(name, CONFIG)}: {key}: {file} not found")
+                near = difflib.get_close_matches(file, NAMED_EXTRACTORS, n=1) if "extractor" in key else []
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise UserError(f"{source_file(name, CONFIG)}: {key}: {file} not found{hint}")
 
-    def extractor(self, name: str) -> str:
-        """Return the file of a scored experiment's feature extractor.
+    def extractor(self, name: str, suffix: str = "") -> str:
+        """Return the file of a scored experiment's feature extractor, by its suffix.
 
         Raises:
             UserError: its package is not installed.
         """
-        extractor = self.scoring(name, "extractor")
-        if extractor == "lite0":
+        scoring = self.scorings(name)[suffix]
+        if scoring.extractor == "lite0":
             return str(lite0_path())
-        if extractor == "digits":
+        if scoring.extractor == "digits":
             return self.layout.extractor(self.known[name].dataset)
-        weights = self.scoring(name, "weights")
-        return f"{self.scoring(name, 'weights_folder')}/{weights.name}" if weights else extractor
+        return f"{scoring.weights_folder}/{scoring.weights.name}" if scoring.weights else scoring.extractor
 
     def _check_milestones(self, name: str, seed: int) -> None:
         """Check that a finished run has the milestones that selection chooses from, or their samples or scores."""
@@ -285,7 +300,9 @@ class Experiments:
             return self.dataset_config(name)
         if name.startswith("seed"):
             return self.run(folder, int(name.removeprefix("seed")))
-        return getattr(self.known[folder], name)
+        if name.startswith("scoring"):
+            return self.scorings(folder).get(name.removeprefix("scoring"))
+        return getattr(self.known[folder], name, None)
 
 
 class Sweep:
@@ -323,62 +340,6 @@ class Sweep:
         if mistakes:
             more = f" (and {len(mistakes) - 1} more: udpm sweep status {self.name})" if len(mistakes) > 1 else ""
             raise UserError(f"{mistakes[0]}{more}")
-
-
-class Prepared(Record):
-    """The part of a prepared data set's record that planning reads."""
-
-    sha256: str | None = None
-    files: dict[str, str] = {}
-    splits: SplitRanges = {}
-    class_names: list[str] | None = None
-
-
-@dataclass(frozen=True)
-class DatasetFacts:
-    """Facts about a data set that are known before any job starts.
-
-    Attributes:
-        has_test: whether it has a test split; None if unknown.
-        class_names: by label; empty if unknown.
-    """
-
-    has_test: bool | None
-    class_names: list[str]
-
-
-def look_up(config: DatasetConfig, record_file: Path) -> DatasetFacts:
-    """Look up a data set in its prepared record, else in its source, without downloads and without reading images.
-
-    Raises:
-        UserError: the source exists but cannot be used.
-    """
-    if config.source != "folder":
-        return DatasetFacts(config.source == "cifar10" or bool(config.holdout), OWN_CLASSES[config.source])
-    try:
-        record = read_prepared(record_file)
-    except UserError:
-        record = {}
-    exists = expanded(config.path or "", "path").exists()
-    if record and not (exists and preparation_changes(record, config)):
-        return DatasetFacts("test" in record.get("splits", {}), record.get("class_names") or [])
-    if not exists:
-        return DatasetFacts(bool(config.holdout or config.expected_test_count) or None, [])
-    from udpm.data.open import open_source
-
-    source = open_source(config)
-    return DatasetFacts("test" in source.splits, source.class_names)
-
-
-def read_prepared(path: Path) -> dict[str, Any]:
-    """Read the record of a prepared data set; check only the part that planning reads.
-
-    Raises:
-        UserError: missing, unreadable, or not such a record.
-    """
-    record = read_json(path, "dataset record")
-    validate(Prepared, record, str(path))
-    return record
 
 
 def any_of(names: Iterable[str], none: str = "(?!)") -> str:

@@ -44,12 +44,12 @@ class StudyTargets:
         return [*table, *self.figures(), *self.exported()]
 
     def scores(self) -> list[str]:
-        """Return all score files: of runs, of their best milestones, of floor and ceiling."""
+        """Return all score files, by every extractor: of runs, of their best milestones, of floor and ceiling."""
         plan, layout = self._plan, self._layout
-        runs = [layout.scores(f"seed{seed}", name) for name, seed in plan.runs() if plan.is_scored(name)]
-        best = [layout.scores(f"seed{seed}_best", name) for name, seed in plan.runs() if plan.known[name].candidates]
-        baselines = [layout.scores(kind, name) for name in plan.experiments for kind in plan.baselines(name)]
-        return runs + best + baselines
+        subjects = [(name, f"seed{seed}") for name, seed in plan.runs()]
+        subjects += [(name, f"seed{seed}_best") for name, seed in plan.runs() if plan.known[name].candidates]
+        subjects += [(name, kind) for name in plan.experiments for kind in plan.baselines(name)]
+        return [layout.scores(subject, name, suffix) for name, subject in subjects for suffix in plan.scorings(name)]
 
     def figures(self) -> list[str]:
         """Return all figures, as png."""
@@ -133,9 +133,11 @@ class PaperTargets:
 
     def run_scores(self, wildcards) -> list[str]:
         """Return the scores of one run: of its end, and of its best milestone if one is selected."""
-        stem, known = f"seed{wildcards.seed}", set(self._study.scores())
-        wanted = (self._layout.scores(subject, wildcards.experiment) for subject in (stem, f"{stem}_best"))
-        return [path for path in wanted if path in known]
+        name, stem, known = wildcards.experiment, f"seed{wildcards.seed}", set(self._study.scores())
+        pairs = [(subject, suffix) for subject in (stem, f"{stem}_best") for suffix in self._plan.scorings(name)]
+        return [
+            path for path in (self._layout.scores(subject, name, suffix) for subject, suffix in pairs) if path in known
+        ]
 
     def runs(self, _wildcards=None) -> list[str]:
         """Return the completion records of the study's runs."""
@@ -320,26 +322,37 @@ class Inputs:
 
     def reference(self, wildcards) -> str:
         """Return the reference that a job's images are scored against."""
-        return self._layout.reference(self._plan.scored_as(wildcards.experiment))
+        return self._layout.reference(self._plan.scored_as(wildcards.experiment), self._suffix(wildcards))
 
     def scoring(self, wildcards) -> str:
         """Return the resolved scoring section of a job."""
-        return self._layout.section("scoring", self._plan.scored_as(wildcards.experiment))
+        return self._layout.section("scoring", self._plan.scored_as(wildcards.experiment), self._suffix(wildcards))
 
     def extractor(self, wildcards) -> str:
         """Return the file of a job's feature extractor."""
-        return self._plan.extractor(wildcards.experiment)
+        return self._plan.extractor(wildcards.experiment, self._suffix(wildcards))
+
+    def extractor_option(self, wildcards) -> Arguments:
+        """Return the option of `udpm resolve` for the scoring section of a further extractor."""
+        suffix = self._suffix(wildcards)
+        return Arguments(*["--extractor", self._plan.scoring(wildcards.experiment, "extractor", suffix)] * bool(suffix))
+
+    @staticmethod
+    def _suffix(wildcards) -> str:
+        """Return the suffix of a job's extractor; rules without the wildcard use the first one."""
+        return getattr(wildcards, "extractor", "")
 
     def made_extractor(self, wildcards) -> list[str]:
         """Return the extractor as an input if the workflow makes or downloads it, or if it is a file that exists."""
-        name, path = self._plan.scoring(wildcards.experiment, "extractor"), self.extractor(wildcards)
+        name = self._plan.scoring(wildcards.experiment, "extractor", self._suffix(wildcards))
+        path = self.extractor(wildcards)
         # The contents of lite0 are fixed, and its path differs between environments.
         return [path] if name != "lite0" and (name in NAMED_EXTRACTORS or Path(path).exists()) else []
 
     def extractor_weights(self) -> dict[str, Arguments]:
         """Return arguments of `udpm fetch` by the file of an extractor's weights."""
         files: dict[str, Arguments] = {}
-        scorings = [experiment.scoring for experiment in self._plan.known.values() if experiment.scoring is not None]
+        scorings = [section for name in self._plan.known for section in self._plan.scorings(name).values()]
         for scoring in sorted(scorings, key=lambda section: not section.download):
             if file := scoring.weights:
                 options = ["--sha256", file.sha256] * bool(file.sha256) + ["--offline"] * (not scoring.download)
@@ -370,31 +383,3 @@ class Inputs:
 def digest(texts: Iterable[str]) -> str:
     """Return a short digest of texts."""
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
-
-
-def drawn(stem: str, caption: str, category: str, **labels: str) -> list[Any]:
-    """Return the files of a figure as outputs of a rule; the report shows the first.
-
-    `stem` is their path without suffix, `caption` the name of its explanation in the folder report.
-    """
-    from snakemake.io import multiext, report
-
-    png = report(f"{stem}.png", f"../report/{caption}.rst", category=category, labels=labels)
-    return [png, *multiext(stem, ".svg", ".csv")]
-
-
-def drawn_of(stem: str, caption: str, figure: str, seed: str = "{seed}") -> list[Any]:
-    """Return the files of a figure of an experiment, as `drawn` does."""
-    return drawn(stem, caption, "Figures", figure=figure, experiment="{experiment}", seed=seed)
-
-
-def tabled(stem: str, caption: str, category: str, readable: dict[str, str], full: dict[str, str]) -> list[Any]:
-    """Return the files of a table as outputs of a rule, as `drawn` does for figures.
-
-    In the report, `readable` labels the rounded table, and `full` that in full precision.
-    """
-    from snakemake.io import multiext, report
-
-    html = report(f"{stem}.html", f"../report/{caption}.rst", category=category, labels=readable)
-    csv = report(f"{stem}.csv", f"../report/{caption}.rst", category=category, labels=full)
-    return [html, csv, *multiext(stem, ".md", ".tex")]

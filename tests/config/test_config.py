@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from udpm.config import DatasetConfig, Experiment, Scoring, Study
+from udpm.config import DatasetConfig, Experiment, Scoring, Study, to_json
 from udpm.config.load import resolve_run, validate
 from udpm.config.validation import read_yaml
 from udpm.core.errors import UserError
@@ -80,6 +80,42 @@ def test_a_path_may_be_anything_that_fits_on_a_line(key):
     else:
         with pytest.raises(UserError, match=r"must not contain \{, which Snakemake reads as a wildcard"):
             validate(model, values, "x.yaml")
+
+
+def test_several_extractors_are_one_section_each():
+    values = {"extractors": ["dinov2", "clip", "x.pt"], "weights_sha256": "a" * 64, "batch": 7}
+    first, clip, file = validate(Scoring, values, "x").each
+    alone = {**values, "extractor": "dinov2", "extractors": None}
+    assert to_json(first) == to_json(validate(Scoring, alone, "x"))
+    assert (clip.extractor, clip.batch, clip.weights_sha256) == ("clip", 7, None)
+    assert (file.extractor, file.batch, file.weights) == ("x.pt", 7, None)
+    # Published statistics are in the features of one network.
+    published = {"extractors": ["x.pt", "inception", "digits"], "reference": "theirs.npz", "weights_sha256": "b" * 64}
+    sections = validate(Scoring, published, "x").each
+    assert [section.reference for section in sections] == ["theirs.npz", None, None]
+    assert sections[1].weights.sha256 == "b" * 64
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"extractors": []}, "x: extractor"),
+        ({"extractor": "lite0", "extractors": []}, "x: extractors: list should have at least 1 item"),
+        ({"extractors": ["lite0", "clip", "lite0"]}, "x: extractors: lite0 is listed twice"),
+        ({"extractors": ["x.pt", "./x.pt"]}, "x: extractors: x.pt is listed twice"),
+        (
+            {"extractor": "clip", "extractors": ["lite0"]},
+            "x: extractors: the first is lite0, but extractor is clip; put",
+        ),
+        ({"extractor": "clip", "extractors": [3]}, "x: extractors[0]: "),
+        ({"extractor": "lite0", "extractors": "lite0"}, "x: extractors: input should be a valid list"),
+        ({"extractors": ["lite0", "a{b}"]}, "x: extractors[1]: a path must not contain {"),
+    ],
+)
+def test_a_list_of_extractors_that_makes_no_sense(values, expected):
+    with pytest.raises(UserError) as error:
+        validate(Scoring, values, "x")
+    assert str(error.value).splitlines()[0].startswith(expected)
 
 
 def test_digits_resolves():

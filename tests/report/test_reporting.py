@@ -109,6 +109,31 @@ def test_distances_in_different_features_never_share_a_column(tmp_path):
     assert all(row.count("–") >= 1 for row in rows)
 
 
+def test_scores_by_several_extractors_stand_in_groups(tmp_path):
+    """Each row names its features; models stand next to their own floor."""
+    given = {}
+    for suffix, name, digest in (("", "digits", "a"), ("@lite0", "EfficientNet-Lite0", "d")):
+        for kind, stem in (("samples", "seed0"), ("heldout", "heldout")):
+            one = score(kind, extractor=digest * 64)
+            one["protocol"]["extractor"]["name"] = name
+            one["metrics"]["frechet_distance"]["warning"] = "too few"
+            given[f"{stem}{suffix}"] = one
+    paths = files(tmp_path, **{name: given[name] for name in sorted(given)})
+    markdown = score_table(paths).write(tmp_path / "t")
+    header, _, *lines = markdown.splitlines()
+    assert [cell.strip() for cell in header.split("|")][3] == "features"
+    rows = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith("| digits_x")]
+    assert [(row[2], row[3]) for row in rows] == [
+        (subject, name)
+        for name in ("digits", "EfficientNet-Lite0")
+        for subject in ("UDPM, seed 0", "held-out images (floor)")
+    ]
+    assert "- UDPM, seed 0, features of digits: too few." in markdown
+    assert "- UDPM, seed 0, features of EfficientNet-Lite0: too few." in markdown
+    alone = score_table(files(tmp_path, seed0=given["seed0"])).write(tmp_path / "t")
+    assert "features |" not in alone.splitlines()[0]
+
+
 def test_same_scores_same_bytes(tmp_path):
     paths = files(tmp_path, seed0=score(), noise=score("noise"))
     score_table(paths).write(tmp_path / "a")

@@ -9,7 +9,7 @@ import pytest
 from tiny import ROOT
 
 from udpm.runs import layout
-from udpm.runs.layout import Layout, milestone, results_of
+from udpm.runs.layout import FURTHER, Layout, milestone, results_of, suffix_of
 
 FOLDERS = (
     *(folder for folder in layout.READ if folder != "content"),
@@ -81,6 +81,31 @@ def test_patterns_match_the_paths_they_describe(tmp_path):
     run = Path(here.run("two", 0))
     assert results_of(run) == Path(here.results).resolve()
     assert milestone(run, 20) == run / "milestones/000000020.safetensors"
+
+
+def test_every_extractor_has_files_with_another_name(tmp_path):
+    extractors = [
+        "dinov2",
+        "dinov2.pt",
+        "a/x.pt",
+        "b/x.pt",
+        "x",
+        " $(touch PWNED)<name>\t.pt",
+        "/",
+        "\u540d.pt",
+        "y" * 300,
+    ]
+    suffixes = [suffix_of(name) for name in extractors]
+    assert len(set(suffixes)) == len(extractors)
+    assert all(re.fullmatch(r"@[A-Za-z0-9-]{1,50}", suffix) for suffix in suffixes)
+    here = Layout(tmp_path)
+    paths = [
+        here.scores(*given) for given in (("seed1", "x"), ("seed1", "x", "@a"), ("seed10", "x"), ("seed1_best", "x"))
+    ]
+    for path in paths:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch()
+    assert here.found(here.scores("seed1", "x", FURTHER)) == [Path(paths[1])]
 
 
 def first_arguments():

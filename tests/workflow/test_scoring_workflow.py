@@ -1,7 +1,9 @@
 """The DAG with Inception: fetched or found, in all three modes, without a network."""
 
+import csv
 import itertools
 import json
+import re
 import shlex
 import shutil
 
@@ -16,6 +18,7 @@ from dag import SOURCES, snakemake
 from tiny import ROOT
 
 from udpm.core.files import sha256
+from udpm.runs.layout import suffix_of
 
 MODES = ("clean", "legacy_tensorflow", "legacy_pytorch")
 # Paths that the file system allows. A shell that evaluated them would leave files called PWNED.
@@ -155,3 +158,75 @@ def test_refuses_unusable_published_statistics(published, changes, expected):
     assert [line for line in done.stderr.splitlines() if expected in line]
     assert len([line for line in done.stderr.splitlines() if line.startswith("error:")]) == 1
     assert {path for path in tiny.snapshot(published) if ".snakemake" not in str(path)} == set(before)
+
+
+SEVERAL = ("--config", "experiments=several")
+FILE = "here/net.pt"
+
+
+@pytest.fixture
+def several(published):
+    """A copy of the project's sources with an experiment that two extractors score, and no result."""
+    (published / "here").mkdir()
+    shutil.move(published / NETWORK, published / FILE)
+    values = {"extends": "digits-paper", "generator": {"channels": tiny.SMALL["generator.channels"]}}
+    values |= {"training": "imported", "weights": WEIGHTS, "sampling": {"count": 20, "threads": 1}}
+    values["scoring"] = {"extractor": "digits", "threads": 1}
+    path = published / "config/experiments/several.yaml"
+    path.write_text(yaml.safe_dump(values))
+    values["scoring"]["extractors"] = ["digits", FILE]
+    return published, path, yaml.safe_dump(values)
+
+
+def counted(done):
+    return dict(re.findall(r"^(compute_reference|score_\w+|diagnose_run|sample_images) +(\d+)$", done.stdout, re.M))
+
+
+def test_every_extractor_has_jobs(several):
+    folder, path, two = several
+    before = counted(snakemake("-n", *SEVERAL, cwd=folder))
+    path.write_text(two)
+    done = snakemake("-n", "-p", *SEVERAL, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert (before["score_samples"], before["score_baseline"], before["compute_reference"]) == ("1", "2", "1")
+    doubled = {rule: str(2 * int(before[rule])) for rule in ("score_samples", "score_baseline", "compute_reference")}
+    assert counted(done) == before | doubled
+    commands = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("Shell command: udpm ")]
+    suffix = suffix_of(FILE)
+    for words in commands:
+        if f"results/references/several{suffix}.npz" in words:
+            assert words[words.index("--extractor") + 1] == FILE
+            assert words[words.index("--config") + 1] == f"results/configs/several/scoring{suffix}.json"
+    (card,) = (words for words in commands if words[3:4] == ["card"] or "card" in words[:5])
+    assert [word for word in card if word.startswith("results/scores/")] == [
+        f"results/scores/several/seed0{end}.json" for end in ("", suffix)
+    ]
+
+
+@pytest.mark.soak
+def test_a_further_extractor_is_added_to_finished_results(several):
+    folder, path, two = several
+    targets = ("results/tables/scores.csv", "results/summary.md", "results/runs/several/seed0/README.md")
+    done = snakemake("results/scores/several/seed0.json", *SEVERAL, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    score = folder / "results/scores/several/seed0.json"
+    before = score.read_bytes()
+    path.write_text(two)
+    done = snakemake(*targets, *SEVERAL, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert score.read_bytes() == before
+    assert len(re.findall(r"^rule score_samples:|^localrule score_samples:", done.stderr, re.M)) == 1
+    with open(folder / targets[0], newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["subject"] for row in rows] == 2 * ["UDPM, seed 0", "held-out images (floor)", "noise (ceiling)"]
+    names = [row["extractor"] for row in rows]
+    assert names == 3 * names[:1] + 3 * ["net"]
+    assert names[0] != "net"
+    for row in rows:
+        assert row["frechet_label"] == f"FD ({row['extractor']} features)"
+    summary, card = ((folder / name).read_text() for name in targets[1:])
+    for label in {row["frechet_label"] for row in rows}:
+        assert summary.count(f"| {label} ") == 1
+        assert f"Protocol: {label} of N = 20 images" in card
+    again = snakemake("-n", *targets, *SEVERAL, cwd=folder)
+    assert "Nothing to be done" in again.stdout + again.stderr

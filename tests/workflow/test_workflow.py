@@ -360,6 +360,17 @@ def plan_error(tmp_path, monkeypatch, capsys):
         ({"sampling": {"noise": "nowhere.npz"}}, "two.yaml: sampling.noise: nowhere.npz not found"),
         ({"training": {"nodes": 2}}, "training.nodes: several nodes need a scheduler: snakemake --profile slurm"),
         ({"scoring": {"extractor": "no.pt"}}, "two.yaml: scoring.extractor: no.pt not found"),
+        ({"scoring": {"extractor": "dinov3"}}, "scoring.extractor: dinov3 not found; did you mean dinov2?"),
+        (
+            {"scoring": {"extractors": ["digits", "inceptoin"]}},
+            "two.yaml: scoring.extractors: inceptoin not found; did you mean inception?",
+        ),
+        ({"scoring": {"extractors": ["digits", "lite0", "digits"]}}, "scoring.extractors: digits is listed twice"),
+        ({"scoring": {"extractors": []}}, "scoring.extractors: list should have at least 1 item"),
+        (
+            UNLABELLED | {"scoring": {"extractor": "lite0", "extractors": ["lite0", "digits"]}},
+            "two.yaml: scoring.extractors: digits needs classes, but data set plain has none",
+        ),
         (
             {"scoring": {"extractor": "inception", "download": False, "weights_folder": "w"}},
             "scoring.download: false, but scoring.weights_folder: w/inception-2015-12-05.pt not found",

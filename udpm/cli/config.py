@@ -90,6 +90,7 @@ RESOLVED = FileKind("resolved configuration", _is_resolved)
 )
 @click.option("--part", type=click.Choice(PARTS), default="run", help="Which part to write.")
 @click.option("--seed", type=Whole(0, 2**63 - 1), default=0, help="Training seed, for part run.")
+@click.option("--extractor", help="One of scoring.extractors, for part scoring; default: the first.")
 @SETTINGS
 @CONFIG_FOLDER
 @click.option("--output", type=OutputFile(RESOLVED), help="File to write; default: print it.")
@@ -98,6 +99,7 @@ def resolve_command(
     dataset: str | None,
     part: str,
     seed: int,
+    extractor: str | None,
     settings: tuple[str, ...],
     config: Path,
     output: Path | None,
@@ -110,6 +112,8 @@ def resolve_command(
     """
     if (experiment is None) == (dataset is None):
         raise usage_error("give either an EXPERIMENT or --dataset NAME")
+    if extractor is not None and (experiment is None or part != "scoring"):
+        raise usage_error("--extractor is for EXPERIMENT --part scoring")
     from udpm.config import DatasetConfig, Experiment, load_dataset, to_json
     from udpm.config.overrides import read_settings
 
@@ -124,6 +128,8 @@ def resolve_command(
     given = " ".join(settings)
     if changes and to_json(resolved) == to_json(plain):
         click.echo(f"warning: --set {given}: changes nothing in {what}", err=True)
+        if extractor is not None:
+            resolved = _with_extractor(resolved, extractor, experiment, config)
     if output is None:
         click.echo(to_json(resolved), nl=False)
     else:
@@ -375,3 +381,16 @@ def cost_command(experiments: tuple[str, ...], config: Path, output: Path | None
     if output is not None:
         table.write(output)
     click.echo(table.markdown(), nl=False)
+
+
+def _with_extractor(section: BaseModel, extractor: str, experiment: str, config: Path) -> BaseModel:
+    """Return the scoring section of one of an experiment's extractors."""
+    from udpm.config import Scoring, source_file
+
+    assert isinstance(section, Scoring)
+    sections = {each.extractor: each for each in section.each}
+    if extractor not in sections:
+        raise UserError(
+            f"{source_file(experiment, config)}: scoring.extractors: {extractor} is not of: {', '.join(sections)}"
+        )
+    return sections[extractor]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -132,7 +133,12 @@ class Scoring(Section):
     """digits: the classifier that the workflow trains on the data set's training split; inception: the network whose
     distance is called FID; dinov2: DINOv2's ViT-L/14; clip: CLIP's ViT-B/32; lite0: EfficientNet-Lite0, which needs no
     download; or the path of a TorchScript file, (N, 3, side, side) float -> (N, d) features. Scoring executes such a
-    file as a program: use only files that you trust."""
+    file as a program: use only files that you trust. With several, selection, diagnosis and sweeps use this one."""
+    # Left out of resolved sections, each of which is about one extractor: more of them change no result of the first.
+    extractors: Annotated[list[WorkflowPath], Field(min_length=1)] | None = Field(None, exclude=True)
+    """Several extractors, each of which scores all images; the first is `extractor`, which need not be repeated.
+    Published statistics (`reference`) belong to the first, `weights_sha256` to the first with downloaded weights, and
+    `input_…` to all TorchScript files."""
     inception_mode: Literal["clean", "legacy_tensorflow", "legacy_pytorch"] = "clean"
     """Resizing to Inception's 299 pixels, by clean-fid's names. Published numbers of EDM and StyleGAN use
     legacy_tensorflow, those of pytorch-fid legacy_pytorch."""
@@ -182,13 +188,41 @@ class Scoring(Section):
         for earlier, name in EARLIER_NAMES.items():
             if earlier in values and name in values:
                 raise ValueError(f"{earlier}: is called {name} now; leave one out")
-        return {EARLIER_NAMES.get(key, key): value for key, value in values.items()}
+        named = {EARLIER_NAMES.get(key, key): value for key, value in values.items()}
+        match named.get("extractors"):
+            case [str(first), *_] if "extractor" not in named:
+                named["extractor"] = first
+        return named
+
+    @property
+    def each(self) -> list[Scoring]:
+        """One section for each extractor; the first is this one."""
+        first, *others = self.extractors or [self.extractor]
+        owner = next((name for name in [first, *others] if name in EXTRACTOR_WEIGHTS), None)
+        found = [self.model_copy(update={"extractors": None})]
+        for name in others:
+            own = {"extractor": name, "reference": None}
+            own |= {} if name == owner else {"weights_sha256": None}
+            found.append(found[0].model_copy(update=own))
+        return found
 
     @property
     def weights(self) -> PublishedFile | None:
         """The extractor's downloaded weights, with the required SHA-256; None if it has none."""
         file = EXTRACTOR_WEIGHTS.get(self.extractor)
         return file and replace(file, sha256=self.weights_sha256 or file.sha256)
+
+    @check
+    def _extractors_differ(self) -> None:
+        listed = self.extractors or [self.extractor]
+        if listed[0] != self.extractor:
+            raise ValueError(
+                f"extractors: the first is {listed[0]}, but extractor is {self.extractor}; put {self.extractor} first, "
+                f"or set extractor: {listed[0]}"
+            )
+        for name in listed:
+            if [Path(other) for other in listed].count(Path(name)) > 1:
+                raise ValueError(f"extractors: {name} is listed twice; list each extractor once")
 
     @check
     def _published_statistics_stand_alone(self) -> None:

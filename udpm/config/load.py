@@ -241,13 +241,15 @@ def _check_labels(experiment: Experiment, dataset: DatasetConfig, where: str) ->
 
 def _check_scoring(name: str, dataset: DatasetConfig, scoring: Scoring, where: str) -> None:
     """Check now, not after training, that the data set allows the extractor and the reference."""
-    if scoring.extractor == "digits":
+    names = [section.extractor for section in scoring.each]
+    if "digits" in names:
+        key = "scoring.extractor" if names[0] == "digits" else "scoring.extractors"
         others = "use lite0, inception or a TorchScript file, or set scoring: null"
         if dataset.classes < 2:
-            raise UserError(f"{where}: scoring.extractor: digits needs classes, but data set {name} has none; {others}")
+            raise UserError(f"{where}: {key}: digits needs classes, but data set {name} has none; {others}")
         if dataset.side % CLASSIFIER_SIDES:
             raise UserError(
-                f"{where}: scoring.extractor: digits needs images whose side is a multiple of {CLASSIFIER_SIDES}, but "
+                f"{where}: {key}: digits needs images whose side is a multiple of {CLASSIFIER_SIDES}, but "
                 f"data set {name} has side {dataset.side}; {others}"
             )
     if scoring.reference_split == "test" and dataset.source == "digits" and not dataset.holdout:

@@ -20,7 +20,7 @@ from udpm.core.reading import read_json
 from udpm.metrics.protocol import describe, read_scores
 from udpm.report.scores import checkpoint, training_length
 from udpm.report.table import MISSING, cell
-from udpm.runs.layout import Layout, milestone, results_of
+from udpm.runs.layout import FURTHER, Layout, milestone, results_of
 from udpm.runs.records import WEIGHTS, iteration_of, numbered, read_complete
 from udpm.sampling.sample_set import load_samples
 
@@ -249,8 +249,9 @@ def bundle_run(run: Path, folder: Path) -> list[str]:
     if sha256(run / WEIGHTS) != record["weights_sha256"]:
         raise UserError(f"{run / WEIGHTS}: not the weights that complete.json records; train or import them again")
     layout, experiment = Layout(results_of(run)), run.parent.name
-    scores = [Path(layout.scores(subject, experiment)) for subject in (run.name, f"{run.name}_best")]
-    scores = [path for path in scores if path.is_file()]
+    subjects = (run.name, f"{run.name}_best")
+    patterns = [layout.scores(subject, experiment, suffix) for subject in subjects for suffix in ("", FURTHER)]
+    scores = [path for pattern in patterns for path in layout.found(pattern)]
     with atomic_folder(folder, BUNDLE) as building:
         shutil.copyfile(run / WEIGHTS, building / WEIGHTS)
         write_text(building / "config.json", to_json(run_config(run)))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from udpm.config.evaluation import NAMED_EXTRACTORS
 
 CARD = "README.md"
 READ = (
@@ -14,6 +18,22 @@ READ = (
 
 EXPERIMENT, SEED, DATASET, ITERATION = "{experiment}", "{seed}", "{dataset}", "{iteration}"
 """Wildcards of Snakemake."""
+EXTRACTOR = "{extractor}"
+"""Wildcard of the suffix of an extractor's files: empty for the first extractor of an experiment, else `suffix_of`."""
+
+FURTHER = "@*"
+"""Suffixes of all further extractors, for `Layout.found`."""
+
+
+def suffix_of(extractor: str) -> str:
+    """Return the suffix of the names of files about a further extractor, which neither experiments nor seeds contain.
+
+    Files with one name in several folders, and names that are no names of files, get different suffixes.
+    """
+    if extractor in NAMED_EXTRACTORS:
+        return f"@{extractor}"
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", Path(extractor).stem)[:40].strip("-")
+    return f"@{readable or 'file'}-{hashlib.sha256(extractor.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
@@ -41,9 +61,9 @@ class Layout:
         """Configuration of a run."""
         return f"{self.configs}/{experiment}/seed{seed}.json"
 
-    def section(self, section: str = "{section}", experiment: str = EXPERIMENT) -> str:
-        """One section of an experiment's configuration."""
-        return f"{self.configs}/{experiment}/{section}.json"
+    def section(self, section: str = "{section}", experiment: str = EXPERIMENT, extractor: str = "") -> str:
+        """One section of an experiment's configuration; of scoring, that of an extractor (by its suffix)."""
+        return f"{self.configs}/{experiment}/{section}{extractor}.json"
 
     def dataset_config(self, dataset: str = DATASET) -> str:
         """Configuration of a data set."""
@@ -81,9 +101,9 @@ class Layout:
         """Folder of all reference statistics."""
         return f"{self.results}/references"
 
-    def reference(self, experiment: str = EXPERIMENT) -> str:
-        """Reference statistics of an experiment."""
-        return f"{self.references}/{experiment}.npz"
+    def reference(self, experiment: str = EXPERIMENT, extractor: str = "") -> str:
+        """Reference statistics of an experiment, in the features of an extractor (by its suffix)."""
+        return f"{self.references}/{experiment}{extractor}.npz"
 
     @property
     def features(self) -> str:
@@ -140,9 +160,9 @@ class Layout:
         """Latent-space experiment of a run."""
         return f"{self.results}/latents/{experiment}/seed{seed}/{kind}.npz"
 
-    def scores(self, subject: str, experiment: str = EXPERIMENT) -> str:
-        """Scores of one subject: ``seedN``, ``seedN_best``, ``heldout`` or ``noise``."""
-        return f"{self.results}/scores/{experiment}/{subject}.json"
+    def scores(self, subject: str, experiment: str = EXPERIMENT, extractor: str = "") -> str:
+        """Scores of ``seedN``, ``seedN_best``, ``heldout`` or ``noise``, by an extractor (by its suffix)."""
+        return f"{self.results}/scores/{experiment}/{subject}{extractor}.json"
 
     def selection(self, experiment: str = EXPERIMENT, seed: int | str = SEED) -> str:
         """Folder of the selection of a run's best milestone."""

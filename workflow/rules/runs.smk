@@ -17,15 +17,17 @@ rule resolve_run:
 rule resolve_section:
     """Write one section of an experiment's complete configuration."""
     output:
-        LAYOUT.section(),
+        LAYOUT.section(extractor=EXTRACTOR),
     log:
-        LAYOUT.log("resolve_section/{experiment}_{section}"),
+        LAYOUT.log("resolve_section/{experiment}_{section}{extractor}"),
     wildcard_constraints:
         section="(selection_)?(sampling|scoring)|latents",
     conda:
         "../../envs/udpm.yaml"
+    params:
+        extra=INPUTS.extractor_option,
     shell:
-        "udpm resolve {wildcards.experiment:q} --part {wildcards.section:q} --output {output:q} > {log:q} 2>&1"
+        "udpm resolve {wildcards.experiment:q} --part {wildcards.section:q} {params.extra:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule resolve_dataset:

@@ -46,14 +46,14 @@ rule compute_reference:
     """Compute the statistics of real images that samples are scored against."""
     input:
         dataset=INPUTS.dataset_record,
-        config=LAYOUT.section("scoring"),
+        config=LAYOUT.section("scoring", extractor=EXTRACTOR),
         extractor=INPUTS.made_extractor,
     output:
-        LAYOUT.reference(),
+        LAYOUT.reference(extractor=EXTRACTOR),
     log:
-        LAYOUT.log("compute_reference/{experiment}"),
+        LAYOUT.log("compute_reference/{experiment}{extractor}"),
     benchmark:
-        LAYOUT.benchmark("compute_reference/{experiment}")
+        LAYOUT.benchmark("compute_reference/{experiment}{extractor}")
     wildcard_constraints:
         experiment=PLAN.pattern(PLAN.is_scored),
     conda:
@@ -62,7 +62,7 @@ rule compute_reference:
     resources:
         **JOBS.scoring,
     params:
-        usage=LAYOUT.usage("compute_reference/{experiment}"),
+        usage=LAYOUT.usage("compute_reference/{experiment}{extractor}"),
         dataset=subpath(input.dataset, parent=True),
         extractor=INPUTS.extractor,
         features=LAYOUT.features,
@@ -104,11 +104,11 @@ rule score_samples:
         config=INPUTS.scoring,
         extractor=INPUTS.made_extractor,
     output:
-        LAYOUT.scores("seed{seed}"),
+        LAYOUT.scores("seed{seed}", extractor=EXTRACTOR),
     log:
-        LAYOUT.log("score_samples/{experiment}_seed{seed}"),
+        LAYOUT.log("score_samples/{experiment}_seed{seed}{extractor}"),
     benchmark:
-        LAYOUT.benchmark("score_samples/{experiment}_seed{seed}")
+        LAYOUT.benchmark("score_samples/{experiment}_seed{seed}{extractor}")
     wildcard_constraints:
         experiment=PLAN.pattern(PLAN.is_scored),
     conda:
@@ -117,7 +117,7 @@ rule score_samples:
     resources:
         **JOBS.scoring,
     params:
-        usage=LAYOUT.usage("score_samples/{experiment}_seed{seed}"),
+        usage=LAYOUT.usage("score_samples/{experiment}_seed{seed}{extractor}"),
         samples=INPUTS.sample_set,
         dataset=subpath(input.dataset, parent=True),
         extractor=INPUTS.extractor,
@@ -154,18 +154,18 @@ use rule score_samples as score_best with:
         samples=LAYOUT.samples("_best.npz"),
         record=LAYOUT.samples("_best.json"),
         selection=LAYOUT.choice(),
-        reference=LAYOUT.reference(),
+        reference=LAYOUT.reference(extractor=EXTRACTOR),
         dataset=INPUTS.dataset_record,
-        config=LAYOUT.section("scoring"),
+        config=LAYOUT.section("scoring", extractor=EXTRACTOR),
         extractor=INPUTS.made_extractor,
     output:
-        LAYOUT.scores("seed{seed}_best"),
+        LAYOUT.scores("seed{seed}_best", extractor=EXTRACTOR),
     log:
-        LAYOUT.log("score_best/{experiment}_seed{seed}"),
+        LAYOUT.log("score_best/{experiment}_seed{seed}{extractor}"),
     benchmark:
-        LAYOUT.benchmark("score_best/{experiment}_seed{seed}")
+        LAYOUT.benchmark("score_best/{experiment}_seed{seed}{extractor}")
     params:
-        usage=LAYOUT.usage("score_best/{experiment}_seed{seed}"),
+        usage=LAYOUT.usage("score_best/{experiment}_seed{seed}{extractor}"),
         samples=None,
         extra=lambda wildcards, input: ["--samples", input.samples, "--selection", input.selection],
 
@@ -173,14 +173,14 @@ use rule score_samples as score_best with:
 rule score_baseline:
     """Score the baselines: real images that training never saw (floor), or noise (ceiling)."""
     input:
-        reference=LAYOUT.reference(),
+        reference=LAYOUT.reference(extractor=EXTRACTOR),
         dataset=INPUTS.dataset_record,
-        config=LAYOUT.section("scoring"),
+        config=LAYOUT.section("scoring", extractor=EXTRACTOR),
         extractor=INPUTS.made_extractor,
     output:
-        LAYOUT.scores("{baseline}"),
+        LAYOUT.scores("{baseline}", extractor=EXTRACTOR),
     log:
-        LAYOUT.log("score_baseline/{experiment}_{baseline}"),
+        LAYOUT.log("score_baseline/{experiment}_{baseline}{extractor}"),
     wildcard_constraints:
         experiment=PLAN.pattern(PLAN.is_scored),
         baseline="|".join(BASELINES),

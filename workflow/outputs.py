@@ -1,0 +1,33 @@
+"""The files of figures and tables as outputs of rules, with their place in Snakemake's report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def drawn(stem: str, caption: str, category: str, **labels: str) -> list[Any]:
+    """Return the files of a figure as outputs of a rule; the report shows the first.
+
+    `stem` is their path without suffix, `caption` the name of its explanation in the folder report.
+    """
+    from snakemake.io import multiext, report
+
+    png = report(f"{stem}.png", f"../report/{caption}.rst", category=category, labels=labels)
+    return [png, *multiext(stem, ".svg", ".csv")]
+
+
+def drawn_of(stem: str, caption: str, figure: str, seed: str = "{seed}") -> list[Any]:
+    """Return the files of a figure of an experiment, as `drawn` does."""
+    return drawn(stem, caption, "Figures", figure=figure, experiment="{experiment}", seed=seed)
+
+
+def tabled(stem: str, caption: str, category: str, readable: dict[str, str], full: dict[str, str]) -> list[Any]:
+    """Return the files of a table as outputs of a rule, as `drawn` does for figures.
+
+    In the report, `readable` labels the rounded table, and `full` that in full precision.
+    """
+    from snakemake.io import multiext, report
+
+    html = report(f"{stem}.html", f"../report/{caption}.rst", category=category, labels=readable)
+    csv = report(f"{stem}.csv", f"../report/{caption}.rst", category=category, labels=full)
+    return [html, csv, *multiext(stem, ".md", ".tex")]
