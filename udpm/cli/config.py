@@ -128,8 +128,8 @@ def resolve_command(
     given = " ".join(settings)
     if changes and to_json(resolved) == to_json(plain):
         click.echo(f"warning: --set {given}: changes nothing in {what}", err=True)
-        if extractor is not None:
-            resolved = _with_extractor(resolved, extractor, experiment, config)
+    if extractor is not None and experiment is not None:
+        resolved = _with_extractor(resolved, extractor, experiment, config)
     if output is None:
         click.echo(to_json(resolved), nl=False)
     else:
