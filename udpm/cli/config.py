@@ -126,7 +126,7 @@ def resolve_command(
         resolved, what = _part(experiment, part, seed, config, changes), f"{part} of experiment {experiment}"
         plain = _part(experiment, part, seed, config, {}) if changes else resolved
     given = " ".join(settings)
-    if changes and to_json(resolved) == to_json(plain):
+    if changes and extractor is None and to_json(resolved) == to_json(plain):
         click.echo(f"warning: --set {given}: changes nothing in {what}", err=True)
     if extractor is not None and experiment is not None:
         resolved = _with_extractor(resolved, extractor, experiment, config)
