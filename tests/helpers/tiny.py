@@ -37,6 +37,14 @@ SMALL = {
     "training.device": "cpu",
 }
 
+ANY_LEVELS = {
+    "losses__reconstruction_weight": 1.0,
+    "losses__adversarial_weight": 0.5,
+    "losses__r1_gamma": 0.5,
+    "training__level_probabilities": None,
+}
+"""One value where the digits have one for each of their three levels."""
+
 ALIVE = {
     "discriminator__minibatch_deviation": "mean",
     "losses__adversarial": "relativistic",

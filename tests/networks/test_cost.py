@@ -77,7 +77,7 @@ def test_no_such_network_at_the_full_side():
         generator__channels=32,
         generator__channel_multipliers=[2, 1, 2],
         generator__attention=[8],
-        losses__adversarial_weight=0.0,
+        **tiny.ANY_LEVELS,
     )
     with pytest.raises(UserError, match=r"for the full side 16: .* attention of family adm at side 8 has 32 channels"):
         count_cost(config)

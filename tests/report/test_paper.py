@@ -517,4 +517,4 @@ def test_the_command_in_a_cell_fills_it(tmp_path):
     jobs = dry_run(tmp_path, table1(tmp_path)["last"]["to_fill"].strip("`"))
     assert trained(jobs) == ["cifar10"]
     assert ("render_paper_table", {"table": "table1"}) in jobs
-    assert ("score_samples", {"experiment": "cifar10", "seed": "0"}) in jobs
+    assert ("score_samples", {"experiment": "cifar10", "seed": "0", "extractor": ""}) in jobs

@@ -105,8 +105,7 @@ PLAIN = {
         "process__levels": 2,
         "process__alphas": [0.5, 0.001],
         "process__sigmas": [0.1, 0.3],
-        "losses__reconstruction_weight": 1.0,
-        "losses__adversarial_weight": 1.0,
+        **tiny.ANY_LEVELS,
     },
 }
 FAMILIES = {
@@ -135,8 +134,63 @@ def test_every_kind_of_model(tmp_path, name):
 def test_labels_that_the_networks_do_not_know(exported):
     chain = runpy.run_path(str(exported / "chain.py"))["chain"]
     for labels in ([0] * (COUNT - 1) + [10], [-1] * COUNT, [0] * (COUNT - 1), None):
-        with pytest.raises((ValueError, TypeError), match=r"expected 8 labels of 0\.\.9|NoneType"):
+        with pytest.raises(ValueError, match=r"labels: expected 8 of 0\.\.9"):
             chain(noise_for(exported), labels)
+
+
+WRONG_NOISE = {
+    "an array that fits only by repetition": {"eps_2": lambda values: values[:1]},
+    "one channel": {"eps_1": lambda values: values[:, :1]},
+    "no number": {"base": lambda values: np.nan * values},
+    "no image": dict.fromkeys(("base", "eps_1", "eps_2", "eps_3", "z_1", "z_2", "z_3"), lambda values: values[:0]),
+    "an array that is missing": {"eps_3": None},
+}
+
+
+@pytest.mark.parametrize("changes", WRONG_NOISE.values(), ids=WRONG_NOISE)
+def test_noise_of_another_model(exported, tmp_path, monkeypatch, capsys, changes):
+    noise = noise_for(exported)
+    noise = {
+        name: changes.get(name, np.asarray)(values)
+        for name, values in noise.items()
+        if changes.get(name, 0) is not None
+    }
+    np.savez(tmp_path / "noise.npz", **noise)
+    assert_refused(exported, tmp_path, monkeypatch, capsys, "--noise noise.npz", "noise")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("--labels 10", "labels: expected 16 of 0..9"),
+        ("--labels -1", "labels: expected 16 of 0..9"),
+        ("--seed -1", "--seed at least 0"),
+        ("--count 0", "--count must be at least 1"),
+        ("--noise missing.npz", "--noise: missing.npz: not a noise file of this model"),
+        ("--noise array.npy", "--noise: array.npy: not a noise file of this model"),
+        ("--noise noise.npz --count 2", "--noise: has its own number of images"),
+    ],
+)
+def test_what_the_program_refuses(exported, tmp_path, monkeypatch, capsys, options, expected):
+    np.savez(tmp_path / "noise.npz", **noise_for(exported))
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    assert_refused(exported, tmp_path, monkeypatch, capsys, options, expected)
+
+
+@pytest.mark.parametrize("output", ["there.npy", "missing/images.npy"])
+def test_the_programs_output_is_a_new_file(exported, tmp_path, monkeypatch, capsys, output):
+    (tmp_path / "there.npy").write_bytes(b"somebody's")
+    assert_refused(exported, tmp_path, monkeypatch, capsys, "", f"--output: {output}: must be a new file", output)
+    assert (tmp_path / "there.npy").read_bytes() == b"somebody's"
+
+
+def assert_refused(exported, folder, monkeypatch, capsys, options, expected, output="images.npy"):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", ["chain.py", *options.split(), "--output", output])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(exported / "chain.py"), run_name="__main__")
+    assert expected in capsys.readouterr().err.splitlines()[-1]
+    assert not (folder / "images.npy").exists()
 
 
 def test_the_record(weights, exported, tmp_path, capsys):

@@ -210,23 +210,43 @@ def call(level, *inputs):
     $call
 
 
-def draw_noise(seed, count):
-    """Draw the noise of images 0..count - 1; the n-th image's is a function of (seed, n) alone."""
-    sources = [np.random.default_rng([seed, number]) for number in range(count)]
+def draw_noise(seed, numbers):
+    """Draw the noise of images by number; the n-th image's is a function of (seed, n) alone."""
+    sources = [np.random.default_rng([seed, number]) for number in numbers]
     drawn = [[source.standard_normal(shape, np.float32) for shape in MODEL["noise"].values()] for source in sources]
     return dict(zip(MODEL["noise"], map(np.stack, zip(*drawn))))
 
 
+def read_noise(path):
+    """Read a noise file of udpm sample."""
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in MODEL["noise"]}
+    except Exception as error:
+        raise ValueError(f"--noise: {path}: not a noise file of this model: {error}") from None
+
+
+def check_noise(noise):
+    """Return the noise as float32; every array must have the shape of networks.json for each image."""
+    noise = {name: np.asarray(noise[name], np.float32) for name in MODEL["noise"]}
+    for name, shape in MODEL["noise"].items():
+        expected = (len(noise["base"]), *shape)
+        if noise[name].shape != expected or not noise[name].size or not np.isfinite(noise[name]).all():
+            raise ValueError(f"noise {name} has shape {noise[name].shape}, expected finite numbers of shape {expected}")
+    return noise
+
+
 def chain(noise, labels=None):
     """Return images, (n, N, N, 3) uint8, of noise as `udpm sample --noise` takes it and (n,) labels; -1: none."""
-    noise = {name: np.asarray(noise[name], np.float32) for name in MODEL["noise"]}
+    noise = check_noise(noise)
     levels, alphas, sigmas, scale = (MODEL[key] for key in ("levels", "alphas", "sigmas", "scale"))
     n, side, block = len(noise["base"]), MODEL["side"] >> levels, 2**levels
     inputs = []
     if MODEL["classes"]:
-        inputs, allowed = [np.asarray(labels, np.int64)], range(-MODEL["label_dropout"], MODEL["classes"])
-        if inputs[0].shape != (n,) or not set(inputs[0].tolist()) <= set(allowed):
-            raise ValueError(f"expected {n} labels of {allowed[0]}..{allowed[-1]}")
+        allowed = range(-MODEL["label_dropout"], MODEL["classes"])
+        if np.shape(labels) != (n,) or not set(np.asarray(labels).tolist()) <= set(allowed):
+            raise ValueError(f"labels: expected {n} of {allowed[0]}..{allowed[-1]}")
+        inputs = [np.asarray(labels, np.int64)]
     signal, variance = [1.0], [0.0]  # q(x_l | x_0) = N(signal[l] H^l x_0, variance[l])
     for alpha, sigma in zip(alphas, sigmas):
         signal.append(alpha * signal[-1])
@@ -244,23 +264,45 @@ def chain(noise, labels=None):
     return np.rint((output + 1) * 127.5).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
+def draw(given, batch):
+    """Draw the images that the command line asks for."""
+    if given.noise and (given.count, given.seed) != (None, None):
+        raise ValueError("--noise: has its own number of images, and no seed; leave --count and --seed out")
+    if given.output.exists() or not given.output.parent.is_dir():
+        raise ValueError(f"--output: {given.output}: must be a new file in a folder that exists")
+    noise = check_noise(read_noise(given.noise)) if given.noise else None
+    count = 16 if given.count is None else given.count
+    count = len(noise["base"]) if noise else count
+    if count < 1 or (given.seed or 0) < 0:
+        raise ValueError("--count must be at least 1, and --seed at least 0")
+    labels = np.resize(getattr(given, "labels", 0), count)
+    images = []
+    for start in range(0, count, batch):
+        part = range(start, min(start + batch, count))
+        chosen = {name: noise[name][part] for name in noise} if noise else draw_noise(given.seed or 0, part)
+        images.append(chain(chosen, labels[part]))
+    return np.concatenate(images)
+
+
 def main(batch=64):
     parser = argparse.ArgumentParser(description="Draw images; write them as an array (n, N, N, 3) uint8.")
-    parser.add_argument("--count", type=int, default=16, help="number of images")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise; udpm draws other noise from this seed")
+    parser.add_argument("--count", type=int, help="number of images; default: 16")
+    parser.add_argument("--seed", type=int, help="of the noise, default: 0; udpm draws other noise from this seed")
     parser.add_argument("--noise", type=Path, help="noise file of udpm sample, instead of --count and --seed")
     if MODEL["classes"]:
         parser.add_argument("--labels", type=int, nargs="+", default=range(MODEL["classes"]), help="in turn")
     parser.add_argument("--output", type=Path, required=True, help="new file, .npy")
     given = parser.parse_args()
-    if given.output.exists() or given.count < 1:
-        parser.error("--output must be a new file, and --count at least 1")
-    noise = dict(np.load(given.noise)) if given.noise else draw_noise(given.seed, given.count)
-    labels = np.resize(getattr(given, "labels", 0), len(noise["base"]))
-    parts = [slice(start, start + batch) for start in range(0, len(labels), batch)]
-    images = [chain({name: values[part] for name, values in noise.items()}, labels[part]) for part in parts]
+    try:
+        images = draw(given, batch)
+    except ValueError as error:
+        parser.error(str(error))
     with open(given.output, "xb") as file:
-        np.save(file, np.concatenate(images))
+        try:
+            np.save(file, images)
+        except BaseException:
+            given.output.unlink()
+            raise
 
 
 if __name__ == "__main__":
