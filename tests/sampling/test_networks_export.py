@@ -150,11 +150,7 @@ WRONG_NOISE = {
 @pytest.mark.parametrize("changes", WRONG_NOISE.values(), ids=WRONG_NOISE)
 def test_noise_of_another_model(exported, tmp_path, monkeypatch, capsys, changes):
     noise = noise_for(exported)
-    noise = {
-        name: changes.get(name, np.asarray)(values)
-        for name, values in noise.items()
-        if changes.get(name, 0) is not None
-    }
+    noise = {name: change(noise[name]) for name in noise if (change := changes.get(name, np.asarray)) is not None}
     np.savez(tmp_path / "noise.npz", **noise)
     assert_refused(exported, tmp_path, monkeypatch, capsys, "--noise noise.npz", "noise")
 
@@ -204,8 +200,9 @@ def test_the_record(weights, exported, tmp_path, capsys):
     capsys.readouterr()
     assert not tiny.call("info", exported)
     assert json.loads(capsys.readouterr().out) == record
-    assert not tiny.call("info", exported / RECORD)
-    assert capsys.readouterr().err == f"next: udpm info {exported}\n"
+    for name in (RECORD, "level_1.pt"):
+        assert not tiny.call("info", exported / name)
+        assert capsys.readouterr().err == f"next: udpm info {exported}\n"
     assert not kinds.EXTRACTOR.made(exported / "level_1.pt"), "udpm extractor would replace it"
 
 

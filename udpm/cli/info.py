@@ -123,7 +123,7 @@ def describe(path: Path, kind: Kind | None = None) -> dict[str, Any]:
     return known
 
 
-UNDESCRIBED = ("statistics of features", "a noise file", "a TorchScript file", SAFETENSORS)
+UNDESCRIBED = ("statistics of features", "a noise file", "a TorchScript file", "an exported network", SAFETENSORS)
 """Files without a record."""
 Words = list[str]
 """A command, with or without its first word, udpm."""
@@ -221,6 +221,7 @@ NEXT: dict[str, Callable[[str, Path], Words]] = {
     "the record of exported images": _around,
     "the record of a bundle": _around,
     "the record of exported networks": _around,
+    "an exported network": _around,
     "the record of a finished run": _around,
     "a PyTorch checkpoint": _made("import", "", ".safetensors"),
     SAFETENSORS: _made("import", "-imported", ".safetensors"),

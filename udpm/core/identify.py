@@ -133,6 +133,8 @@ def what_is(path: str | Path) -> Kind | None:
             return next(known, None) or _folder_of_images(path)
         if not path.is_file():
             return None
+        if path.suffix in {".pt", ".pt2", ".onnx"} and (path.parent / "networks.json").exists():
+            return Kind("an exported network", "chain.py next to it draws images")
         with open(path, "rb") as file:
             return _file(path, file.read(BEGINNING))
     except Exception:  # Damaged bytes raise errors of any type, and another error is being reported already.
