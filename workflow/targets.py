@@ -334,8 +334,9 @@ class Inputs:
 
     def extractor_option(self, wildcards) -> Arguments:
         """Return the option of `udpm resolve` for the scoring section of a further extractor."""
-        suffix = self._suffix(wildcards)
-        return Arguments(*["--extractor", self._plan.scoring(wildcards.experiment, "extractor", suffix)] * bool(suffix))
+        if not (suffix := self._suffix(wildcards)):
+            return Arguments()
+        return Arguments("--extractor", self._plan.scoring(wildcards.experiment, "extractor", suffix))
 
     @staticmethod
     def _suffix(wildcards) -> str:
