@@ -1,5 +1,6 @@
 """Single keys set on the command line: in resolved configurations, in runs, and mistakes in them."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -65,9 +66,19 @@ def test_sections_and_data_sets(tmp_path, capsys):
 FILE = f"{CONFIG}/experiments/digits.yaml, with --set: "
 REFUSED = {
     "digits --set training.bach=8": "--set: training.bach: not a key of an experiment; did you mean training.batch?",
-    "digits --set batch=8": "--set: batch: not a key of an experiment; did you mean training.batch?",
+    "digits --set batch=8": "--set: batch: not a key of an experiment; did you mean "
+    "training.batch or sampling.batch or scoring.batch?",
     "digits --set extends=cifar10": "--set: extends: not a key of an experiment",
     "--dataset digits --set sid=8": "--set: sid: not a key of a data set; did you mean side?",
+    "digits --set traning.batch=8": "--set: traning.batch: not a key of an experiment; did you mean training.batch?",
+    "digits --set training.r1_gamma=8": "training.r1_gamma: not a key of an experiment; did you mean losses.r1_gamma?",
+    "digits --set training.foo=8": "training.foo: not a key of an experiment; `udpm resolve` prints the keys",
+    "digits --set training.seed=8": "training.seed: not a key of an experiment; `udpm resolve` prints the keys",
+    "digits --set seed=8": "--set: seed: not a key of an experiment; --seed sets it",
+    "digits --set dataset.side=8": "dataset.side: not a key of an experiment; `udpm resolve --dataset NAME` takes",
+    "--dataset digits --set training.batch=8": "training.batch: not a key of a data set; `udpm resolve EXPER",
+    "digits --set training={}": "--set: training: an empty section changes nothing; give a key in it",
+    "digits --set losses={augmentation:{}}": "--set: losses: an empty section changes nothing",
     "digits --set training.batch=many": f"{FILE}training.batch: input should be a valid integer, got 'many'",
     "digits --set training.batch=": f"{FILE}training.batch: input should be a valid integer, got None",
     "digits --set process.alphas=[0.5]": f"{FILE}process.alphas: has 1 values, but levels is 3",
@@ -133,7 +144,14 @@ def test_resolved_and_trained_with_one_setting_are_the_same_run(tmp_path, digits
     ("setting", "expected"),
     [
         ("training.bach=8", "--set: training.bach: not a key of a run; did you mean training.batch?"),
-        ("sampling.count=8", "--set: sampling.count: not a key of a run"),
+        ("sampling.count=8", "sampling.count: not a key of a run; `udpm resolve EXPERIMENT --part sampling` takes it"),
+        ("description=x", "description: not a key of a run; it is of the experiment, not of its runs"),
+        ("seeds=3", "seeds: not a key of a run; its key is seed"),
+        ("losses={}", "--set: losses: an empty section changes nothing"),
+        ("experiment=../../evil", "--set: experiment: '../../evil': not a valid name; use letters, digits,"),
+        ('experiment="a\\nb"', "--set: experiment: 'a\\nb': not a valid name; use letters, digits,"),
+        (f"experiment={'a' * 5000}", "has 5000 characters; use at most 250"),
+        ("weights=nope.pt", "weights: nope.pt: no such file; name the weights to start training from, or null"),
         ("training.batch=many", "run.json, with --set: training.batch: input should be a valid integer, got 'many'"),
         ("losses.r1_gamma=[1,2]", "run.json, with --set: losses.r1_gamma: has 2 values, but process.levels is 3"),
         ("discriminator=null", "run.json, with --set: discriminator: is missing, but losses.adversarial_weight is"),
@@ -159,3 +177,81 @@ def test_a_key_changed_twice_is_named_once(tmp_path, capsys):
         capsys.readouterr()
         assert tiny.call("train", config, "--dry-run", *sets(setting)) == 0
         assert capsys.readouterr().out.splitlines()[0].split(maxsplit=1)[1].startswith(f"{name}, seed ")
+
+
+def names(config, capsys, *settings):
+    """Return the name of a run in a dry run with these settings."""
+    capsys.readouterr()
+    assert tiny.call("train", config, "--dry-run", *sets(*settings)) == 0
+    return capsys.readouterr().out.splitlines()[0].split(maxsplit=1)[1].partition(", seed ")[0]
+
+
+def test_iterations_are_named_where_the_rates_decay_to_the_end(tmp_path, capsys):
+    plain = tiny.write_config(tmp_path)
+    assert names(plain, capsys, "training.iterations=20") == "digits"
+    both = "digits+training.iterations=20+training.learning_rate_end=0.5"
+    assert names(plain, capsys, "training.iterations=20", "training.learning_rate_end=0.5") == both
+    fixed = ("training.learning_rate_end=0.5", "training.decay_iterations=8")
+    assert "iterations=20" not in names(plain, capsys, "training.iterations=20", *fixed)
+    decaying = tiny.write_config(tmp_path, training__learning_rate_end=0.5)
+    assert names(decaying, capsys, "training.iterations=20") == "digits+training.iterations=20"
+    assert names(decaying, capsys, "training.log_every=1") == "digits"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("training.batch=16", "process.sigmas[3]=0.6"),
+        ("training.iterations=200", "training.learning_rate_end=0.5"),
+        ("weights=WEIGHTS", "losses.r1_gamma=1e+30"),
+    ],
+)
+def test_the_order_of_changes_does_not_matter(settings, tmp_path, capsys):
+    weights = tmp_path / "a+b=c" / "d+e.pt"
+    weights.parent.mkdir()
+    weights.touch()
+    settings = [setting.replace("WEIGHTS", str(weights)) for setting in settings]
+    found = set()
+    for first, second in itertools.permutations(settings, 2):
+        config = tmp_path / "resolved.json"
+        command = ("resolve", "digits-paper", "--config", CONFIG, "--output", config)
+        assert tiny.call(*command, *sets(first)) == 0
+        found.add(names(config, capsys, second))
+    assert len(found) == 1
+    assert found.pop().startswith("digits-paper+")
+
+
+def test_a_value_with_a_plus_is_replaced_whole(tmp_path, capsys):
+    for name in ("a+b.pt", "c+d.pt"):
+        (tmp_path / name).touch()
+    config = tmp_path / "resolved.json"
+    command = ("resolve", "digits-paper", "--config", CONFIG, "--output", config)
+    assert tiny.call(*command, *sets(f"weights={tmp_path}/a+b.pt")) == 0
+    assert names(config, capsys, f"weights={tmp_path}/c+d.pt") == f'digits-paper+weights="{tmp_path}/c+d.pt"'
+
+
+def test_missing_weights_leave_the_folder_to_the_corrected_command(tmp_path, capsys, digits):
+    config, run = tiny.write_config(tmp_path, weights="nope.pt"), tmp_path / "run"
+    run.mkdir()
+    command = f"train {config} --dataset {digits}/dataset --cache {digits}/cache --run {run}"
+    expected = "weights: nope.pt: no such file"
+    tiny.assert_refused(tmp_path, command, expected, capsys)
+    tiny.assert_refused(tmp_path, f"{command} --dry-run", expected, capsys)
+    assert tiny.call(*command.split(), *sets("weights=null", "training.iterations=2")) == 0
+    # A run that has begun needs them no longer.
+    weights, second = tmp_path / "start.safetensors", tmp_path / "second"
+    (run / "weights.safetensors").rename(weights)
+    command = f"train {config} --dataset {digits}/dataset --cache {digits}/cache --run {second} --set weights={weights}"
+    assert tiny.call(*command.split(), *sets("training.iterations=2")) == 0
+    weights.unlink()
+    assert tiny.call(*command.split(), "--dry-run") == 0
+    assert tiny.call(*command.split()) == 0
+
+
+def test_only_what_took_effect_is_listed(tmp_path, capsys):
+    resolve(tmp_path, "digits", *sets("training.batch=16", "sampling.count=100"))
+    printed = capsys.readouterr()
+    assert printed.out.endswith("run of experiment digits, seed 0, with training.batch=16\n")
+    assert printed.err == "warning: --set sampling.count=100: changes nothing in run of experiment digits\n"
+    resolve(tmp_path, "digits", *sets("sampling.count=100"))
+    assert capsys.readouterr().out.endswith("run of experiment digits, seed 0\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -108,26 +109,27 @@ def resolve_command(
 
     EXPERIMENT is the name of a file in config/experiments/. The other commands read the result. The config.json of a
     run that has begun is never replaced by another configuration. A run that --set gives other weights is called
-    EXPERIMENT+KEY=VALUE in its results.
+    EXPERIMENT+KEY=VALUE in its results; training.iterations only counts where the learning rates decay to the end.
     """
     if (experiment is None) == (dataset is None):
         raise usage_error("give either an EXPERIMENT or --dataset NAME")
     if extractor is not None and (experiment is None or part != "scoring"):
         raise usage_error("--extractor is for EXPERIMENT --part scoring")
     from udpm.config import DatasetConfig, Experiment, load_dataset, to_json
-    from udpm.config.overrides import read_settings
+    from udpm.config.overrides import read_settings, without_effect
 
-    changes = read_settings(DatasetConfig if experiment is None else Experiment, settings)
-    resolved: BaseModel
-    if experiment is None:
-        resolved, what = load_dataset(str(dataset), config, changes), f"data set {dataset}"
-        plain: BaseModel = load_dataset(str(dataset), config)
-    else:
-        resolved, what = _part(experiment, part, seed, config, changes), f"{part} of experiment {experiment}"
-        plain = _part(experiment, part, seed, config, {}) if changes else resolved
-    given = " ".join(settings)
-    if changes and extractor is None and to_json(resolved) == to_json(plain):
-        click.echo(f"warning: --set {given}: changes nothing in {what}", err=True)
+    def resolve(texts: Sequence[str]) -> BaseModel:
+        changes = read_settings(DatasetConfig if experiment is None else Experiment, texts)
+        if experiment is None:
+            return load_dataset(str(dataset), config, changes)
+        return _part(experiment, part, seed, config, changes)
+
+    resolved = resolve(settings)
+    what = f"data set {dataset}" if experiment is None else f"{part} of experiment {experiment}"
+    idle = [] if extractor is not None else without_effect(resolve, settings, resolved)
+    if idle:
+        click.echo(f"warning: --set {' '.join(idle)}: changes nothing in {what}", err=True)
+    given = " ".join(text for text in settings if text not in idle)
     if extractor is not None and experiment is not None:
         resolved = _with_extractor(resolved, extractor, experiment, config)
     if output is None:

@@ -17,7 +17,7 @@ from udpm.config.experiment import Experiment, RunConfig
 from udpm.config.overrides import OPTION, override
 from udpm.config.points import LoadedSweep, Resolved, check_differ, points_of, resolve_point, split_name
 from udpm.config.study import ClusterConfig, Study, Sweep
-from udpm.config.validation import NAME, Model, read_yaml, types_in, validate
+from udpm.config.validation import NAME, SHORT, Model, read_yaml, types_in, validate
 from udpm.core.errors import UserError
 from udpm.core.identify import DATASET_YAML, EXPERIMENT_YAML, what_is
 from udpm.core.reading import read_json
@@ -26,6 +26,8 @@ CLASSIFIER_SIDES = 4
 """The digits extractor halves images twice."""
 LONGEST_CHAIN = 32
 """Longest chain of files that extend each other."""
+LONGEST_NAME = 250
+"""Longest name of a configuration: file systems allow 255 characters, and .yaml follows."""
 NO_CHANGES: Mapping[str, Any] = {}
 
 RESOLVED = {
@@ -310,9 +312,20 @@ def named_file(folder: Path, name: str) -> Path:
     Raises:
         UserError: not a valid name.
     """
+    check_name(name)
+    return folder / f"{name}.yaml"
+
+
+def check_name(name: str, where: str = "") -> None:
+    """Check the name of a configuration; an error begins with `where`.
+
+    Raises:
+        UserError: not a valid name of a file, or too long for one.
+    """
     if not NAME.fullmatch(name):
         alone = Path(name).stem
         meant = name.endswith((".yaml", ".yml")) and NAME.fullmatch(alone)
         hint = f"give only the name: {alone}" if meant else "use letters, digits, '.', '_' and '-'"
-        raise UserError(f"{name!r}: not a valid name; {hint}")
-    return folder / f"{name}.yaml"
+        raise UserError(f"{where}{SHORT.repr(name)}: not a valid name; {hint}")
+    if len(name) > LONGEST_NAME:
+        raise UserError(f"{where}{SHORT.repr(name)}: has {len(name)} characters; use at most {LONGEST_NAME}")

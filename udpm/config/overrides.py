@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -18,6 +19,28 @@ OPTION = "--set"
 ELEMENT = re.compile(r"(?P<key>[^\[\]]+)\[(?P<level>\d+)\]")
 WHOLE = {"DatasetConfig": "a data set", "RunConfig": "a run"}
 """Names in errors of what has the keys, by model; the others are of an experiment."""
+LIKE = 0.75
+"""Smallest similarity of a mistyped name and the one to suggest."""
+SAME_SECTION = 0.85
+"""Smallest similarity of a key in a mistyped section and the one to suggest."""
+SECTIONS = ("process", "generator", "discriminator", "losses", "training", "sampling", "scoring", "latents")
+ELSEWHERE = {
+    "Experiment": {
+        "seed": "--seed sets it",
+        "dataset": "`udpm resolve --dataset NAME` takes the keys of a data set",
+        "dataset_name": "its key is dataset",
+        "experiment": "`udpm train` takes it",
+    },
+    "RunConfig": {
+        part: f"`udpm resolve EXPERIMENT --part {part}` takes it" for part in ("sampling", "scoring", "latents")
+    }
+    | dict.fromkeys(
+        ("description", "diagnosis", "extends", "resources", "selection"), "it is of the experiment, not of its runs"
+    )
+    | {"seeds": "its key is seed"},
+    "DatasetConfig": dict.fromkeys(SECTIONS, "`udpm resolve EXPERIMENT` takes it, without --dataset"),
+}
+"""Hints on first names of keys that another model has, by model."""
 
 
 def read_settings(model: type[BaseModel], texts: Sequence[str]) -> dict[str, Any]:
@@ -27,7 +50,7 @@ def read_settings(model: type[BaseModel], texts: Sequence[str]) -> dict[str, Any
         Values by dotted key.
 
     Raises:
-        UserError: no KEY=VALUE, not YAML, not a key of the model, or a key twice.
+        UserError: no KEY=VALUE, not YAML, an empty section, not a key of the model, or a key twice.
     """
     found: dict[str, Any] = {}
     for text in texts:
@@ -36,9 +59,31 @@ def read_settings(model: type[BaseModel], texts: Sequence[str]) -> dict[str, Any
         if not key or not equals:
             raise UserError(f"{OPTION}: {text!r} is not KEY=VALUE, such as training.batch=32")
         given = flatten(model, {key: parse_yaml(value, f"{OPTION}: {key}")}, OPTION)
+        if not given:
+            raise UserError(
+                f"{OPTION}: {key}: an empty section changes nothing; give a key in it, such as {key}.KEY=VALUE"
+            )
         if twice := found.keys() & given.keys():
             raise UserError(f"{OPTION}: {min(twice)}: duplicate key")
         found |= given
+    return found
+
+
+def without_effect(
+    resolve: Callable[[Sequence[str]], BaseModel], settings: Sequence[str], resolved: BaseModel
+) -> list[str]:
+    """Return the settings, each KEY=VALUE, without which the result is the same.
+
+    Args:
+        resolve: makes the result of settings.
+        resolved: the result of all of them.
+    """
+    found = []
+    for index, text in enumerate(settings):
+        # The others may be invalid without this one.
+        with suppress(UserError):
+            if resolve([*settings[:index], *settings[index + 1 :]]) == resolved:
+                found.append(text)
     return found
 
 
@@ -82,11 +127,28 @@ def _check_key(model: type[BaseModel], dotted: str, where: str) -> None:
     key, known = ".".join([*parents, last]), _keys(model)
     if key in known and key != "extends":
         return
-    ends = {known_key.rpartition(".")[2]: known_key for known_key in reversed(known)}
-    near = [ends[last]] if last in ends else difflib.get_close_matches(key, known, n=1)
-    near = near or [ends[end] for end in difflib.get_close_matches(last, ends, n=1)]
-    hint = f"did you mean {near[0]}?" if near else "`udpm resolve` prints all keys of an experiment"
+    hint = ELSEWHERE[model.__name__].get(dotted.partition(".")[0]) if where == OPTION else None
+    if hint is None:
+        near = _near(parents, last, known)
+        hint = f"did you mean {near}?" if near else "`udpm resolve` prints the keys"
     raise UserError(f"{where}: {dotted}: not a key of {WHOLE.get(model.__name__, 'an experiment')}; {hint}")
+
+
+def _near(parents: list[str], last: str, known: list[str]) -> str | None:
+    """Return the key that was probably meant: of the same section, or else of another; several for a bare name."""
+    section = "".join(f"{parent}." for parent in parents)
+    ends: dict[str, list[str]] = {}
+    for key in known:
+        ends.setdefault(key.rpartition(".")[2], []).append(key)
+    if last not in ends:
+        beside = [end for end in ends if f"{section}{end}" in known]
+        if near := difflib.get_close_matches(last, beside, n=1, cutoff=LIKE):
+            return f"{section}{near[0]}"
+    near = [last] if last in ends else difflib.get_close_matches(last, ends, n=1, cutoff=LIKE)
+    meant = ends[near[0]] if near else []
+    if len(meant) > 1 and parents:
+        meant = difflib.get_close_matches(f"{section}{near[0]}", meant, n=1, cutoff=SAME_SECTION)
+    return " or ".join(meant) or None
 
 
 @cache

@@ -20,7 +20,7 @@ from udpm.core.devices import as_user_errors
 from udpm.core.distributed import RankInfo, launched, start_of
 from udpm.core.errors import StoppedEarly, UserError, first_line
 from udpm.core.reading import read_json_lines
-from udpm.runs.config_guard import check_config
+from udpm.runs.config_guard import check_config, check_weights
 from udpm.runs.lock import identity, is_at_work, is_dead, is_here, read_owner
 from udpm.runs.records import ATTEMPTS, AttemptLine, last_saved, may_be_finished
 
@@ -312,13 +312,15 @@ def attempted(
 
     Raises:
         UserError: nothing to train, the folder holds something else (`check_config`, `is_finished`) or cannot
-            be created, or two attempts of the same `snakemake` failed for the same reason.
+            be created, the initial weights do not exist, or two attempts of the same `snakemake` failed for the same
+            reason.
     """
     if config.training == "imported":
         raise UserError(f"{run}: training is imported, so nothing is left to train; `udpm import` makes this run")
     check_config(run, config, allow_world_size_change, writes=False)
     finished, who, series = may_be_finished(run, config.training), identity(), environment.get(SERIES)
     if not finished:
+        check_weights(run, config)
         _check_series(run, who, series)
     begins = not finished and bool(run.exists() or series or who["job"])
     if begins:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from udpm.config.dataset import DatasetConfig
 from udpm.config.experiment import RunConfig
-from udpm.config.load import read_resolved, to_json
+from udpm.config.load import check_name, read_resolved, to_json
+from udpm.config.overrides import OPTION
 from udpm.config.validation import Section, validate
 from udpm.core.errors import UserError
 from udpm.core.files import write_text
 from udpm.core.kinds import weights_description
 from udpm.core.reading import read_json
-from udpm.runs.records import COMPLETE, WEIGHTS, read_complete
+from udpm.runs.records import COMPLETE, WEIGHTS, has_checkpoint, read_complete
 
 MUTABLE_KEYS = {
     "dataset.check_md5",
@@ -87,6 +90,21 @@ def check_config(run: Path, config: RunConfig, allow_world_size_change: bool, *,
         write_text(path, to_json(config))
 
 
+def check_weights(run: Path | None, config: RunConfig) -> None:
+    """Check that the file of the initial weights exists, unless a run has gone beyond them.
+
+    Args:
+        run: the run's folder, if known.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if config.weights is None or os.path.isfile(config.weights):
+        return
+    if run is None or not (has_checkpoint(run) or (run / COMPLETE).exists()):
+        raise UserError(f"weights: {config.weights}: no such file; name the weights to start training from, or null")
+
+
 def missing(run: Path, config: RunConfig) -> int:
     """Return 0 if a folder holds exactly this configuration's run, 1 if it holds another run, 2 if it holds none."""
     try:
@@ -144,8 +162,13 @@ def run_changes(earlier: RunConfig, now: RunConfig, free: set[str]) -> dict[str,
 
 def state_changes(earlier: RunConfig, now: RunConfig) -> dict[str, str]:
     """Return, by key, the differences that make a state saved with an earlier configuration another run's."""
-    free = MUTABLE_KEYS | WORLD_SIZE_KEYS
-    return differences(earlier, now, free if now.training.decays_to_the_end else free | {ITERATIONS})
+    return differences(earlier, now, _without_influence(now))
+
+
+def _without_influence(config: RunConfig) -> set[str]:
+    """Return the keys that no weights up to the last iteration depend on."""
+    decays = config.training != "imported" and config.training.decays_to_the_end
+    return MUTABLE_KEYS | WORLD_SIZE_KEYS | (set() if decays else {ITERATIONS})
 
 
 def differences(earlier: Section, now: Section, free: set[str]) -> dict[str, str]:
@@ -162,23 +185,35 @@ def name_changed(before: RunConfig, after: RunConfig, given: Iterable[str]) -> R
     """Name in a run's experiment what was changed on the command line, as in "digits+training.batch=32".
 
     Tables average over the runs of one name, so one that has other weights needs another. Keys that may change between
-    attempts leave it alone, and so does the seed; a name that was given is kept.
+    attempts leave it alone, and so do the seed and, unless the learning rates decay to the end, the iterations; a name
+    that was given is kept. The order of the changes does not matter.
 
     Args:
         before: without the changes.
         after: with them.
         given: dotted keys of the changes.
+
+    Raises:
+        UserError: the name that was given is not one of a file.
     """
-    free = MUTABLE_KEYS | WORLD_SIZE_KEYS | {ITERATIONS, "seed"}
-    values = _flat(after.model_dump(mode="json"))
-    keys = [key for key in differences(before, after, free) if key in values]
-    if not keys or "experiment" in given:
+    if "experiment" in given:
+        check_name(after.experiment, f"{OPTION}: experiment: ")
         return after
-    # Text after "+" is not part of a file's name. A key that is changed again appears once.
-    kept = [part for part in before.experiment.split("+") if part.partition("=")[0] not in keys]
+    free = _without_influence(after) | {"seed"}
+    earlier, values = (_flat(config.model_dump(mode="json")) for config in (before, after))
+    keys = set(differences(before, after, free))
+    if ITERATIONS not in free and ITERATIONS in _without_influence(before):
+        # The rates now depend on them, and the name may lack an earlier change of them.
+        keys.add(ITERATIONS)
+    # A value may contain "+", but a file's name does not.
+    known = "|".join(map(re.escape, earlier | values))
+    name, *parts = re.split(rf"\+(?=(?:{known})=)", before.experiment)
     words = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-    own = [f"{key}={words(values[key])}" for key in keys]
-    return after.model_copy(update={"experiment": "+".join(kept + own)})
+    named = {part.partition("=")[0]: part for part in parts}
+    named |= {key: f"{key}={words(values[key])}" for key in keys & values.keys()}
+    return after.model_copy(
+        update={"experiment": "+".join([name, *(named[key] for key in values if key in named and key not in free)])}
+    )
 
 
 def preparation_changes(record: dict[str, Any], config: DatasetConfig) -> dict[str, str]:

@@ -22,7 +22,7 @@ from udpm.config.experiment import RunConfig
 from udpm.core import devices
 from udpm.core.errors import UserError
 from udpm.data.levels import Levels
-from udpm.runs.config_guard import check_config
+from udpm.runs.config_guard import check_config, check_weights
 from udpm.runs.records import is_run
 from udpm.runs.status import read_status
 from udpm.training.batch import discriminator_is_due
@@ -44,9 +44,10 @@ def describe_run(config: RunConfig, levels: Levels | None, run: Path | None) -> 
     """Describe a run before it starts: configuration, networks, memory, disk, arithmetic and devices, a line for each.
 
     Raises:
-        UserError: the folder contains a run of another configuration.
+        UserError: the folder contains a run of another configuration, or the initial weights do not exist.
     """
     folder = _describe_folder(config, run)
+    check_weights(run, config)
     training, side = config.training, config.dataset.side
     data = f"{config.dataset_name}, {side}×{side}, {f'{config.classes} classes' if config.classes else 'no labels'}"
     iterations = training.iterations
