@@ -70,7 +70,7 @@ REFUSED = {
     "training.batch or sampling.batch or scoring.batch?",
     "digits --set extends=cifar10": "--set: extends: not a key of an experiment",
     "--dataset digits --set sid=8": "--set: sid: not a key of a data set; did you mean side?",
-    "digits --set trainng.batch=8": "--set: trainng.batch: not a key of an experiment; did you mean training.batch?",
+    "digits --set train.batch=8": "--set: train.batch: not a key of an experiment; did you mean training.batch?",
     "digits --set training.r1_gamma=8": "training.r1_gamma: not a key of an experiment; did you mean losses.r1_gamma?",
     "digits --set training.foo=8": "training.foo: not a key of an experiment; `udpm resolve` prints the keys",
     "digits --set training.seed=8": "training.seed: not a key of an experiment; `udpm resolve` prints the keys",
