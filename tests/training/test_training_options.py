@@ -445,7 +445,10 @@ def test_averaged_weights_alone_start_both(kept):
     [
         ({"generator__channels": 16}, "cannot start experiment digits: generator.channels is 8, not 16"),
         ({"generator__label_dropout": 0.1}, "digits: generator.label_dropout is False, not True"),
-        ({"weights": "nowhere.safetensors"}, "nowhere.safetensors: no such file"),
+        (
+            {"weights": "nowhere.safetensors"},
+            "nowhere.safetensors: no such file; name the weights to start training from, or null",
+        ),
     ],
 )
 def test_weights_that_cannot_start_a_run(digits, trained, tmp_path, capsys, changes, expected):
