@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
+from udpm.cli.sample import NETWORKS
 from udpm.core import kinds
 from udpm.sampling import networks_export
 from udpm.sampling.networks_export import RECORD
@@ -222,6 +223,10 @@ def test_weights_that_an_onnx_file_cannot_hold(weights, tmp_path, monkeypatch):
     noise = noise_for(folder)
     chain = runpy.run_path(str(folder / "chain.py"))["chain"]
     assert_alike(chain(noise, np.arange(COUNT)), sampled(weights, tmp_path, noise))
+
+
+def test_the_command_offers_every_format():
+    assert list(NETWORKS) == list(networks_export.FORMATS)
 
 
 REFUSED = [

@@ -122,16 +122,13 @@ def resolve_command(
         changes = read_settings(DatasetConfig if experiment is None else Experiment, texts)
         if experiment is None:
             return load_dataset(str(dataset), config, changes)
-        return _part(experiment, part, seed, config, changes)
+        return _part(experiment, part, seed, config, changes, extractor)
 
     resolved = resolve(settings)
     what = f"data set {dataset}" if experiment is None else f"{part} of experiment {experiment}"
-    idle = [] if extractor is not None else without_effect(resolve, settings, resolved)
-    if idle:
+    if idle := without_effect(resolve, settings, resolved):
         click.echo(f"warning: --set {' '.join(idle)}: changes nothing in {what}", err=True)
     given = " ".join(text for text in settings if text not in idle)
-    if extractor is not None and experiment is not None:
-        resolved = _with_extractor(resolved, extractor, experiment, config)
     if output is None:
         click.echo(to_json(resolved), nl=False)
     else:
@@ -141,9 +138,11 @@ def resolve_command(
         click.echo(f"{output}: {what}{f', with {given}' if given else ''}")
 
 
-def _part(experiment: str, part: str, seed: int, config: Path, changes: dict[str, Any]) -> BaseModel:
-    """Resolve a part of an experiment, with other values of some keys."""
-    from udpm.config import load_experiment, resolve_run, source_file
+def _part(
+    experiment: str, part: str, seed: int, config: Path, changes: dict[str, Any], extractor: str | None
+) -> BaseModel:
+    """Resolve a part of an experiment, with other values of some keys; of scoring, for one of its extractors."""
+    from udpm.config import Scoring, load_experiment, resolve_run, source_file
     from udpm.runs.config_guard import name_changed
 
     run = resolve_run(experiment, seed, config, changes)
@@ -153,7 +152,14 @@ def _part(experiment: str, part: str, seed: int, config: Path, changes: dict[str
     resolved = parts.get(part) or getattr(load_experiment(experiment, config, changes), part)
     if resolved is None:
         raise UserError(f"{source_file(experiment, config)}: scoring: is null, so there is no part {part}")
-    return resolved
+    if extractor is None or not isinstance(resolved, Scoring):
+        return resolved
+    sections = {each.extractor: each for each in resolved.each}
+    if extractor not in sections:
+        raise UserError(
+            f"{source_file(experiment, config)}: scoring.extractors: {extractor} is not of: {', '.join(sections)}"
+        )
+    return sections[extractor]
 
 
 MANUAL_BYTES = 1 << 24
@@ -383,16 +389,3 @@ def cost_command(experiments: tuple[str, ...], config: Path, output: Path | None
     if output is not None:
         table.write(output)
     click.echo(table.markdown(), nl=False)
-
-
-def _with_extractor(section: BaseModel, extractor: str, experiment: str, config: Path) -> BaseModel:
-    """Return the scoring section of one of an experiment's extractors."""
-    from udpm.config import Scoring, source_file
-
-    assert isinstance(section, Scoring)
-    sections = {each.extractor: each for each in section.each}
-    if extractor not in sections:
-        raise UserError(
-            f"{source_file(experiment, config)}: scoring.extractors: {extractor} is not of: {', '.join(sections)}"
-        )
-    return sections[extractor]

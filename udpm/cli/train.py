@@ -148,7 +148,7 @@ def train_command(
 ) -> None:
     """Train a model.
 
-    CONFIG is a run's resolved configuration (udpm resolve), with values of --set instead of its own; the run's
+    CONFIG is a run's resolved configuration (udpm resolve). Values of --set replace values in it; the run's
     config.json records them. The same command resumes an interrupted run, with the same weights as without the
     interruption. SIGTERM, SIGUSR1 and Ctrl-C save the state and exit with code 75.
     """

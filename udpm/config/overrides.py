@@ -141,8 +141,8 @@ def _near(parents: list[str], last: str, known: list[str]) -> str | None:
     for key in known:
         ends.setdefault(key.rpartition(".")[2], []).append(key)
     if last not in ends:
-        beside = [end for end in ends if f"{section}{end}" in known]
-        if near := difflib.get_close_matches(last, beside, n=1, cutoff=LIKE):
+        siblings = [end for end in ends if f"{section}{end}" in known]
+        if near := difflib.get_close_matches(last, siblings, n=1, cutoff=LIKE):
             return f"{section}{near[0]}"
     near = [last] if last in ends else difflib.get_close_matches(last, ends, n=1, cutoff=LIKE)
     meant = ends[near[0]] if near else []

@@ -20,8 +20,8 @@ CONTENTS = ".udpm.json"
 FORMAT = "udpm-folder/1"
 MARK = ".udpm"
 """File that marks a folder of work in progress, in case a user has a folder of the same name."""
-IGNORED = (".snakemake_timestamp", ".DS_Store", ".nfs*", "chain.cpython-*.pyc")
-"""Files that Snakemake, file managers, network disks and Python (of an exported chain.py) leave in a folder."""
+IGNORED = (".snakemake_timestamp", ".DS_Store", ".nfs*", "*.cpython-*.pyc")
+"""Files that Snakemake, file managers, network disks and Python leave in a folder."""
 NAMES_SHOWN = 3
 LARGEST_LIST = 1 << 28
 """Maximal bytes of a list of contents: millions of files."""

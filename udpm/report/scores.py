@@ -158,8 +158,8 @@ def score_table(paths: Sequence[str | Path]) -> Table:
     selected = {_run(score) for score in scores if score["subject"]["selection"]}
     for score in scores:
         score["with_best"] = _run(score) in selected and not score["subject"]["selection"]
-    first = list(dict.fromkeys(_features(score) for score in scores))
-    scores.sort(key=lambda score: _place(score, first))
+    extractors = list(dict.fromkeys(_extractor_of(score) for score in scores))
+    scores.sort(key=lambda score: _place(score, extractors))
     return Table(_readable(scores), _notes(scores), "Scores", _full(scores), words=2)
 
 
@@ -193,13 +193,13 @@ def _full(scores: list[dict[str, Any]]) -> pd.DataFrame:
 
 def _readable(scores: list[dict[str, Any]]) -> pd.DataFrame:
     """Return the rounded table; Fréchet distances that do not compare get separate columns."""
-    headings, names = _frechet_columns(scores), _feature_names(scores)
+    headings, names = _frechet_columns(scores), _extractor_names(scores)
     rows = []
     for score, heading in zip(scores, headings, strict=True):
         row = {
             "experiment": score["experiment"],
             "images": _subject(score),
-            **({"features": names[_features(score)]} if len(names) > 1 else {}),
+            **({"features": names[_extractor_of(score)]} if len(names) > 1 else {}),
             "NFE": cell(score["subject"]["nfe"]),
             "N": str(score["protocol"]["n"]),
         }
@@ -233,16 +233,16 @@ def _notes(scores: list[dict[str, Any]]) -> list[str]:
     ]
     if any(MATCHED in score["metrics"] for score in scores):
         notes.append("At equal N: the distance of the number of images in brackets, which samples and floor both have.")
-    names = _feature_names(scores)
+    names = _extractor_names(scores)
     of = {key: f", features of {name}" if len(names) > 1 else "" for key, name in names.items()}
     notes += [
-        f"{_subject(score)}{of[_features(score)]}: {metric['warning']}."
+        f"{_subject(score)}{of[_extractor_of(score)]}: {metric['warning']}."
         for score in scores
         for metric in _metrics(score)
         if metric["warning"]
     ]
     notes += [
-        f"{_subject(score)}{of[_features(score)]}: no {metric['label']}, because {metric['reason'] or 'unknown'}."
+        f"{_subject(score)}{of[_extractor_of(score)]}: no {metric['label']}, because {metric['reason'] or 'unknown'}."
         for score in scores
         for metric in _metrics(score)
         if metric["value"] is None
@@ -304,19 +304,20 @@ def _subject(score: dict[str, Any]) -> str:
     return f"UDPM, seed {'unknown' if subject['run_seed'] is None else subject['run_seed']}{which}"
 
 
-def _place(score: dict[str, Any], features: list[str]) -> tuple:
-    """Return where a score stands: the models of an experiment next to their floor and ceiling in the same features."""
-    subject, known = score["subject"], features.index(_features(score))
-    return score["experiment"], known, ORDER[subject["kind"]], subject.get("run_seed") or 0, not score["with_best"]
+def _place(score: dict[str, Any], extractors: list[str]) -> tuple:
+    """Return the order of a score: models of an experiment next to their floor and ceiling in the same features."""
+    subject, number = score["subject"], extractors.index(_extractor_of(score))
+    return score["experiment"], number, ORDER[subject["kind"]], subject.get("run_seed") or 0, not score["with_best"]
 
 
-def _features(score: dict[str, Any]) -> str:
+def _extractor_of(score: dict[str, Any]) -> str:
+    """Return the SHA-256 of a score's extractor."""
     return score["protocol"]["extractor"]["sha256"]
 
 
-def _feature_names(scores: list[dict[str, Any]]) -> dict[str, str]:
+def _extractor_names(scores: list[dict[str, Any]]) -> dict[str, str]:
     """Return the name of each extractor by its SHA-256; extractors of one name get the first digits, too."""
-    names = {_features(score): score["protocol"]["extractor"]["name"] for score in scores}
+    names = {_extractor_of(score): score["protocol"]["extractor"]["name"] for score in scores}
     every = list(names.values())
     return {key: name if every.count(name) == 1 else f"{name} ({key[:12]})" for key, name in names.items()}
 

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
@@ -64,7 +65,7 @@ def _program(network: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedP
     program = torch.export.export(network, inputs, dynamic_shapes=shapes)
     for graph in program.graph_module.modules():
         for node in graph.graph.nodes if isinstance(graph, torch.fx.GraphModule) else ():
-            # Lines of this package with their paths on this machine, which nobody needs who gets the file.
+            # Lines of this package with their paths on this machine; the file is for other machines.
             node.meta.pop("stack_trace", None)
     return program, shapes
 
@@ -88,12 +89,35 @@ def _onnx(network: nn.Module, inputs: Inputs, path: Path) -> None:
     found.save(path, external_data=4 * parameters(network) > LARGEST)
 
 
-WRITERS: dict[str, tuple[str, Callable[[nn.Module, Inputs, Path], None]]] = {
-    "torchscript": (".pt", _torchscript),
-    "onnx": (".onnx", _onnx),
-    "torch-export": (".pt2", _torch_export),
+ONNX_CALL = 'return NETWORKS[level - 1].run(None, dict(zip(MODEL["inputs"], inputs)))[0]'
+TORCH_CALL = "with torch.no_grad():\n        return NETWORKS[level - 1](*map(torch.from_numpy, inputs)).numpy()"
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of network files.
+
+    Attributes:
+        suffix: of the files.
+        write: writes a network, traced with example inputs, to a path.
+        runtime: package that the program imports.
+        load: expression of the program that loads the file `name`.
+        call: statements of the program that call the network of `level` with `inputs`.
+    """
+
+    suffix: str
+    write: Callable[[nn.Module, Inputs, Path], None]
+    runtime: str
+    load: str
+    call: str
+
+
+FORMATS = {
+    "torchscript": Format(".pt", _torchscript, "torch", "torch.jit.load(FOLDER / name)", TORCH_CALL),
+    "onnx": Format(".onnx", _onnx, "onnxruntime", "onnxruntime.InferenceSession(FOLDER / name)", ONNX_CALL),
+    "torch-export": Format(".pt2", _torch_export, "torch", "torch.export.load(FOLDER / name).module()", TORCH_CALL),
 }
-"""Suffix and writer of each format of `udpm export --format`."""
+"""Formats of `udpm export --format`."""
 
 
 def export_networks(source: Path, folder: Path, form: str, weights: str = "ema") -> list[str]:
@@ -114,18 +138,17 @@ def export_networks(source: Path, folder: Path, form: str, weights: str = "ema")
         raise UserError("--format onnx: needs the onnx extra: pip install 'udpm[onnx]'")
     model = load_model(find_weights(source), weights)
     schedule, shape = Schedule.from_config(model.config.process), model.generator.shape
-    suffix, write = WRITERS[form]
-    files = {level: f"level_{level}{suffix}" for level in range(1, schedule.levels + 1)}
+    kind = FORMATS[form]
+    files = {level: f"level_{level}{kind.suffix}" for level in range(1, schedule.levels + 1)}
     with atomic_folder(folder, NETWORKS) as building, _quiet(), Progress(len(files), "export", "level") as progress:
         for level, name in files.items():
             side = model.config.side >> level
             # PyTorch's exporters take a batch of one image for a constant.
             inputs = [torch.zeros(2, shape.inputs, side, side)]
             inputs += [torch.zeros(2, dtype=torch.int64)] if shape.classes else []
-            write(LevelNetwork(model.generator, schedule.time(level)).eval(), tuple(inputs), building / name)
+            kind.write(LevelNetwork(model.generator, schedule.time(level)).eval(), tuple(inputs), building / name)
             progress.update(1)
-        runtime, load, call = RUNTIMES[form]
-        write_text(building / PROGRAM, CHAIN.substitute(runtime=runtime, load=load, call=call))
+        write_text(building / PROGRAM, CHAIN.substitute(runtime=kind.runtime, load=kind.load, call=kind.call))
         write_json(building / RECORD, _record(model, schedule, form, list(files.values())))
         return sorted(path.name for path in building.iterdir())
 
@@ -176,15 +199,6 @@ def _record(model: Model, schedule: Schedule, form: str, files: Sequence[str]) -
         "versions": versions(),
     }
 
-
-ONNX_CALL = 'return NETWORKS[level - 1].run(None, dict(zip(MODEL["inputs"], inputs)))[0]'
-TORCH_CALL = "with torch.no_grad():\n        return NETWORKS[level - 1](*map(torch.from_numpy, inputs)).numpy()"
-RUNTIMES = {
-    "torchscript": ("torch", "torch.jit.load(FOLDER / name)", TORCH_CALL),
-    "onnx": ("onnxruntime", "onnxruntime.InferenceSession(FOLDER / name)", ONNX_CALL),
-    "torch-export": ("torch", "torch.export.load(FOLDER / name).module()", TORCH_CALL),
-}
-"""What the program imports, and how it loads and calls a network, by format."""
 
 CHAIN = Template('''\
 """Draw images with the networks in this folder; needs only numpy and $runtime.
