@@ -86,6 +86,7 @@ def summarize_scores(
 ) -> list[ScoreSummary]:
     """Summarize the scores of an experiment's runs, one entry per checkpoint and protocol.
 
+    Protocols of one checkpoint keep their order, so that the experiment's first extractor comes first.
     The length of its training in iterations distinguishes a milestone from the end; None: unknown.
     """
     groups: dict[tuple, list[dict[str, Any]]] = {}
@@ -98,7 +99,7 @@ def summarize_scores(
             groups.setdefault((which, length, comparable(score)), []).append(score)
     return [
         ScoreSummary(experiment, which, _by_seed(group, "frechet_distance"), group[0], _by_seed(group, MATCHED))
-        for (which, *_), group in sorted(groups.items(), key=lambda item: repr(item[0]))
+        for (which, *_), group in sorted(groups.items(), key=lambda item: repr(item[0][:2]))
     ]
 
 
