@@ -61,6 +61,7 @@ class Experiments:
     Args:
         config: Snakemake's merged configuration.
         has_scheduler: whether jobs go to a scheduler.
+        contained: whether jobs run in a container.
 
     Attributes:
         layout: paths below the folder of results.
@@ -73,12 +74,12 @@ class Experiments:
     """
 
     @one_line
-    def __init__(self, config: dict[str, Any], has_scheduler: bool) -> None:
+    def __init__(self, config: dict[str, Any], has_scheduler: bool, contained: bool = False) -> None:
         where = f"{CONFIG}/config.yaml (or --config)"
         study = load_study(config, where)
         if Path(study.results).exists() and not Path(study.results).is_dir():
             raise UserError(f"{where}: results: {study.results} is not a folder")
-        self.cluster, self._has_scheduler = load_cluster(CONFIG), has_scheduler
+        self.cluster, self._has_scheduler, self._contained = load_cluster(CONFIG), has_scheduler, contained
         self.results, self.layout = study.results, Layout(study.results)
         self.experiments = {name: load_experiment(name, CONFIG) for name in study.experiments}
         self.sweep = Sweep(study.sweep, study.results) if study.sweep else None
@@ -86,6 +87,9 @@ class Experiments:
         # Rules treat points as experiments; the targets `all` and `figures` leave them out.
         self.known = self.experiments | (self.sweep.experiments if self.sweep else {})
         self.each_run(self._check)
+        image = Path(self.cluster.container)
+        if contained and "://" not in self.cluster.container and not image.is_file():
+            raise UserError(f"{CONFIG}/cluster.yaml: container: {image} not found; build it from envs/apptainer.def")
 
     def each_run(self, check: Callable[[str, int], None]) -> None:
         """Call a check, which raises UserError, with experiment and seed of all runs, the sweep's included."""
@@ -197,6 +201,9 @@ class Experiments:
         if not self.is_imported(name) and experiment.training.nodes > 1 and not self._has_scheduler:
             where = f"{source_file(name, CONFIG)}: training.nodes"
             raise UserError(f"{where}: several nodes need a scheduler: snakemake --profile slurm")
+        if self._contained and not self.is_imported(name) and experiment.training.nodes > 1:
+            where = f"{source_file(name, CONFIG)}: training.nodes"
+            raise UserError(f"{where}: a container has no srun to reach several nodes; leave out --sdm apptainer")
 
     def _check_files(self, name: str) -> None:
         """Check that the files that an experiment names exist, unless the workflow makes them."""

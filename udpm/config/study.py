@@ -71,6 +71,9 @@ class ClusterConfig(Section):
     """Seconds before the time limit at which a training is signalled to save and stop. Or: UDPM_GRACE_SECONDS."""
     slurm_patience: PositiveFloat = 30.0
     """Minutes that a submission waits for an unresponsive SLURM. Or: UDPM_SLURM_PATIENCE."""
+    # Snakemake puts it into a shell command as it is.
+    container: Annotated[str, Field(pattern=r"^[A-Za-z0-9_./:@+-]+$")] = "envs/udpm.sif"
+    """Image for `--sdm apptainer`: a file, or a URL such as docker://owner/name:tag. Or: UDPM_CONTAINER."""
 
     def minutes(self, hours: float) -> int:
         """Return the wall time in minutes of one job of a task that takes `hours`, within the partition's limit."""
