@@ -35,7 +35,8 @@ def load(
     sample` sets them.
 
     Args:
-        path: a run's folder or a weight file, as `udpm sample` takes it.
+        path: a run's folder, a weight file, or hf://OWNER/NAME[@REVISION], a model on the Hugging Face Hub, as `udpm
+            sample` takes it.
         weights: "ema" (averaged), "raw", or another average such as "ema-0.999".
         device: "auto" (a GPU if there is one, else the CPU), "cpu", "cuda", or one GPU such as "cuda:1". Of several
             GPUs, auto and cuda take the one that the fewest other processes of udpm use.
@@ -48,7 +49,6 @@ def load(
     Raises:
         UserError: weights missing or damaged, a device that is missing, or values that are not allowed.
     """
-    from pathlib import Path
 
     from udpm.config.evaluation import Sampling
     from udpm.config.validation import validate
@@ -58,7 +58,7 @@ def load(
     given = {"precision": precision, "posterior": posterior, "guidance": guidance, "iteration": iteration}
     sampling = validate(Sampling, {**given, "batch": batch}, "udpm.load")
     try:
-        return LoadedModel(Path(path), weights, str(device), sampling)
+        return LoadedModel(path, weights, str(device), sampling)
     except UserError as error:
         raise UserError(*map(with_kind, error.mistakes)) from None
 

@@ -51,7 +51,7 @@ def commands():
 COMMANDS = commands()
 WRITTEN = ("output", "sheet", "table", "best", "features", "run", "chain", "folder", "docs", "usage")
 """Names of parameters that name an output."""
-READ = {("card", "run"), ("average", "run"), ("diagnose", "run")}
+READ = {("card", "run"), ("push", "run"), ("average", "run"), ("diagnose", "run")}
 """Exceptions, which are inputs."""
 
 
@@ -97,6 +97,7 @@ FORMS = {
     "summary": "digits --config config --output {}",
     "compare": "run s.npz --output {}",
     "card": "run --score score.json --output {}",
+    "push": "run owner/name --dry-run {}",
     "figure samples": "s.npz --output {}",
     "figure chain": "s.npz --output {}",
     "figure curves": "run/metrics.jsonl --output {}",
@@ -485,6 +486,7 @@ TWICE = {
     "sample": "sample run/weights.safetensors --config sampling.json --output {0}/s.npz --chain {0}/c.npz",
     "export": "export s.npz --output {}/images",
     "export a run": "export run {}/bundle",
+    "push": "push run owner/name --dry-run {}/bundle",
     "export networks": "export run --format torchscript --output {}/networks",
     "latents": "latents swap run/weights.safetensors --labels 3 --output {}/l.npz",
     "reference": "reference dataset --extractor x.pt --config scoring.json --features {0}/features --output {0}/r.npz",

@@ -403,7 +403,7 @@ def test_a_run_is_exported_whole(study, tmp_path, capsys):
     target = tmp_path / "bundle"
     assert not tiny.call("export", study / "runs/digits/seed0", target)
     names = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
-    samples = {"samples/seed0.npz", "samples/seed0.json"}
+    samples = {"samples/seed0.npz", "samples/seed0.json", "samples.png"}
     assert (
         names
         == {"weights.safetensors", "config.json", "README.md", "bundle.json", "scores/seed0.json", ".udpm.json"}

@@ -76,6 +76,7 @@ MODULES = {
         "figure": "Render a figure (svg, png, and csv of its data).",
         "sweep": "Plan, watch and rank a sweep of experiments.",
     },
+    "push": {"push": "Upload a run to the Hugging Face Hub, to share it."},
     "doctor": {"doctor": "Check this machine: Python, packages, GPUs, SLURM, files, disks."},
     "bench": {"bench": "Measure speed on this machine."},
 }

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from udpm.core.folders import FolderKind
+from udpm.core.hub import is_address
 from udpm.core.kinds import FileKind, KeptFolder
 from udpm.core.outputs import Input, Output, guard, nothing
 from udpm.runs import layout
@@ -126,6 +127,20 @@ class InputPath(click.Path):
         super().__init__(path_type=Path, dir_okay=folders, file_okay=files)
         self.holds = holds
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path. Where files and folders are read, the address of a model on the Hub stands for its weights.
+
+        Raises:
+            UserError: the model cannot be downloaded.
+        """
+        if self.file_okay and self.dir_okay and is_address(value) and not (ctx and ctx.resilient_parsing):
+            # Loads NumPy, which `udpm --help` does not need.
+            from udpm.runs.records import find_weights
+
+            return find_weights(value)
+        path: Any = super().convert(value, param, ctx)
+        return path
+
 
 class WeightsPath(InputPath):
     """A weight file, or a folder that stands for one, which is replaced by the file: see `find_weights`."""
@@ -139,8 +154,7 @@ class WeightsPath(InputPath):
         # Loads NumPy, which `udpm --help` does not need.
         from udpm.runs.records import find_weights
 
-        path: Any = super().convert(value, param, ctx)
-        return find_weights(path)
+        return find_weights(super().convert(value, param, ctx))
 
 
 def _config_holds(folder: Path, name: Path) -> bool:

@@ -6,10 +6,12 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 
+from udpm.config.evaluation import Sampling
 from udpm.config.experiment import RunConfig
 from udpm.config.load import read_resolved, to_json
 from udpm.core.errors import UserError
@@ -17,12 +19,14 @@ from udpm.core.files import sha256, write_json, write_text
 from udpm.core.folders import atomic_folder
 from udpm.core.kinds import BUNDLE, mark, seal_text
 from udpm.core.reading import read_json
-from udpm.metrics.protocol import describe, read_scores
+from udpm.metrics.protocol import describe, drawing_words, read_scores
 from udpm.report.scores import checkpoint, training_length
 from udpm.report.table import MISSING, cell
-from udpm.runs.layout import FURTHER, Layout, milestone, results_of
+from udpm.runs.layout import CARD, FURTHER, Layout, milestone, results_of
 from udpm.runs.records import WEIGHTS, iteration_of, numbered, read_complete
-from udpm.sampling.sample_set import load_samples
+from udpm.sampling.generate import draw_samples
+from udpm.sampling.grid import save_grid
+from udpm.sampling.sample_set import SampleSet, load_samples
 
 TASK = "unconditional-image-generation"
 """The nearest of Hugging Face's tasks; it has none for images of a class."""
@@ -34,13 +38,27 @@ LIMITS = (
     "scores of the same protocol.",
     "Whether single training images are reproduced has to be looked at for every use: see the distance to the nearest "
     "training image, where it is given.",
-    "The terms of the images, above, bear on what weights and samples may be used for. A licence of the weights is for "
-    "those who publish them to state; none is stated here.",
+    "The terms of the images, above, bear on what weights and samples may be used for.",
 )
+NO_LICENCE = "A licence of the weights is for those who publish them to state; none is stated here."
+PICTURED, DRAWN = 64, 16
+"""Number of images in a bundle's picture, at most: the first of the sample set, or of a run without one."""
 
 
-def model_card(run: Path, scores: Sequence[str | Path] = ()) -> str:
+def model_card(
+    run: Path,
+    scores: Sequence[str | Path] = (),
+    *,
+    picture: tuple[str, str] | None = None,
+    licence: str | None = None,
+    address: str = WEIGHTS,
+) -> str:
     """Return the text of a finished run's model card, with the given score files of its images.
+
+    Args:
+        picture: file next to the card, and its caption.
+        licence: of the weights, as Hugging Face abbreviates it; None: not stated.
+        address: what `udpm.load` takes.
 
     Raises:
         UserError: no finished run, a score that cannot be read, or one of another run or of earlier weights.
@@ -51,21 +69,24 @@ def model_card(run: Path, scores: Sequence[str | Path] = ()) -> str:
     for path, score in zip(scores, found, strict=True):
         check_of_run(path, "a score", score["subject"], run, record)
     name = f"udpm-{record['experiment']}-seed{record['seed']}"
-    front = yaml.safe_dump(_front_matter(name, config, found), sort_keys=False, allow_unicode=True)
+    metadata = _front_matter(name, config, found, licence)
+    front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    stated = f"Licence of the weights: {licence}." if licence else NO_LICENCE
     lists = {
         "Data": _data(run, config, record),
         "Training": _training(config, record),
         "Scores": _scores(found, config),
-        "Limits": LIMITS,
+        "Limits": (*LIMITS, stated),
     }
     parts = [
         f"---\n# {mark()}\n{front}---\n\n# {name}\n",
         _what(config),
+        *([] if picture is None else [f"![Samples]({picture[0]})\n\n*{picture[1]}*\n"]),
         *(
             f"## {title}\n\n" + ("".join(f"- {line}\n" for line in lines) or "Not run.\n")
             for title, lines in lists.items()
         ),
-        _use(config, record),
+        _use(config, record, address),
         _origin(record),
     ]
     return seal_text("\n".join(parts))
@@ -111,32 +132,39 @@ def run_config(run: Path) -> RunConfig:
     return read_resolved(RunConfig, own)
 
 
-def _front_matter(name: str, config: RunConfig, scores: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the metadata that Hugging Face reads; the licence is left to the publisher."""
+def _front_matter(
+    name: str, config: RunConfig, scores: list[dict[str, Any]], licence: str | None = None
+) -> dict[str, Any]:
+    """Return the metadata that Hugging Face reads; a licence is for the publisher to state."""
     front: dict[str, Any] = {
         "library_name": "udpm",
         "pipeline_tag": TASK,
         "tags": ["udpm", "diffusion", "image-generation"],
         "datasets": [config.dataset_name],
+        **({"license": licence} if licence else {}),
     }
-    results = [
-        {
-            "task": {"type": TASK},
-            "dataset": {"name": config.dataset_name, "type": config.dataset_name},
-            "metrics": [
-                {
-                    "type": metric.get("name", "frechet_distance"),
-                    "name": f"{metric['label']} ({checkpoint(score['subject'], training_length(config))} checkpoint, "
-                    f"N = {score['protocol']['n']})",
-                    "value": round(metric["value"], 4),
-                }
-            ],
-        }
-        for score in scores
-        for metric in [score["metrics"]["frechet_distance"]]
-        if metric["value"] is not None
-    ]
+    results = [result for score in scores if (result := _result(score, config))["metrics"]]
     return front | ({"model-index": [{"name": name, "results": results}]} if results else {})
+
+
+def _result(score: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    """Return a score as an entry of `model-index`: its metrics, without those that are missing, with their protocol."""
+    reference, which = score["protocol"]["reference"], checkpoint(score["subject"], training_length(config))
+    return {
+        "task": {"type": TASK},
+        "dataset": {"name": reference["dataset"], "type": reference["dataset"], "split": reference["split"]},
+        "metrics": [
+            {
+                "type": metric.get("name") or name,
+                "name": f"{metric['label']} ({which} checkpoint, N = {count})",
+                "value": round(metric["value"], 4),
+                "args": {"checkpoint": which, "n": count, "protocol": describe(score)},
+            }
+            for name, metric in score["metrics"].items()
+            if metric["value"] is not None
+            for count in [metric.get("n") or score["protocol"]["n"]]
+        ],
+    }
 
 
 def _what(config: RunConfig) -> str:
@@ -212,12 +240,12 @@ def _scores(scores: list[dict[str, Any]], config: RunConfig) -> list[str]:
     return lines
 
 
-def _use(config: RunConfig, record: dict[str, Any]) -> str:
+def _use(config: RunConfig, record: dict[str, Any], address: str) -> str:
     names = record.get("class_names") or [0]
     labels = f", labels={json.dumps(names[0])}" if config.generator.class_conditional else ""
     return (
         "## Use\n\n```python\nimport udpm\n\n"
-        f'images = udpm.load("weights.safetensors").sample(16{labels}, seed=0)  # uint8\n```\n\n'
+        f'images = udpm.load("{address}").sample(16{labels}, seed=0)  # uint8\n```\n\n'
         f"SHA-256 of weights.safetensors: {record['weights_sha256']}\n"
     )
 
@@ -229,16 +257,19 @@ def _origin(record: dict[str, Any]) -> str:
 
 
 FORMAT = "udpm-bundle/1"
-RECORD = "bundle.json"
+RECORD, PICTURE = "bundle.json", "samples.png"
 
 
-def bundle_run(run: Path, folder: Path) -> list[str]:
+def bundle_run(run: Path, folder: Path, licence: str | None = None, address: str = WEIGHTS) -> list[str]:
     """Copy a finished run's weights, configuration, card, scores and samples into a folder; return the files' names.
 
-    Samples and scores are taken from the same results (RESULTS/runs/EXPERIMENT/seedN is the run) and are optional.
+    Samples and scores are taken from the same results (RESULTS/runs/EXPERIMENT/seedN is the run) and are optional. The
+    card shows the first samples; of a run without any, images are drawn for it.
 
     Args:
         folder: of the bundle; an unchanged bundle is replaced once the new one is complete, anything else is refused.
+        licence: of the weights, for the card.
+        address: that the card tells to load.
 
     Raises:
         UserError: the run is not finished, its weights are not those of its record, samples or scores are of other
@@ -255,26 +286,44 @@ def bundle_run(run: Path, folder: Path) -> list[str]:
     with atomic_folder(folder, BUNDLE) as building:
         shutil.copyfile(run / WEIGHTS, building / WEIGHTS)
         write_text(building / "config.json", to_json(run_config(run)))
-        write_text(building / "README.md", model_card(run, scores))
         for path in scores:
             (building / "scores").mkdir(exist_ok=True)
             shutil.copyfile(path, building / "scores" / path.name)
         samples = Path(layout.samples("", experiment, run.name.removeprefix("seed")))
-        _copy_samples(samples, building / "samples", run, record)
+        drawn = _copy_samples(samples, building / "samples", run, record) or _draw(building / WEIGHTS)
+        picture = PICTURE, _save_picture(drawn, building / PICTURE)
+        card = model_card(run, scores, picture=picture, licence=licence, address=address)
+        write_text(building / CARD, card)
         names = sorted(str(path.relative_to(building)) for path in building.rglob("*") if path.is_file())
         write_json(building / RECORD, {"format": FORMAT, "run": record, "files": names})
     return [*names, RECORD]
 
 
-def _copy_samples(stem: Path, folder: Path, run: Path, complete: dict[str, Any]) -> None:
-    """Copy the run's sample set and its record, if they belong to the run; shards keep their names."""
+def _copy_samples(stem: Path, folder: Path, run: Path, complete: dict[str, Any]) -> SampleSet | None:
+    """Copy the run's sample set and its record, if they belong to the run; shards keep their names. Return the set."""
     record = stem.with_suffix(".json")
     if not record.exists():
-        return
-    subject = load_samples(record).record
-    check_of_run(record, "a sample set", subject, run, complete)
+        return None
+    samples = load_samples(record)
+    check_of_run(record, "a sample set", samples.record, run, complete)
     folder.mkdir()
-    shards = [stem.parent / part["file"] for part in subject.get("shards") or []]
+    shards = [stem.parent / part["file"] for part in samples.record.get("shards") or []]
     for path in [record, *(shards or [stem.with_suffix(".npz")])]:
         for file in {path, path.with_suffix(".json")}:
             shutil.copyfile(file, folder / file.name)
+    return samples
+
+
+def _draw(weights: Path) -> SampleSet:
+    """Draw a few images, for a run without a sample set."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "samples.npz"
+        draw_samples(weights, Sampling(count=DRAWN), path)
+        return load_samples(path)
+
+
+def _save_picture(samples: SampleSet, path: Path) -> str:
+    """Write the first images of a sample set as a grid; return its caption."""
+    images, labels = samples.images[:PICTURED], samples.labels[:PICTURED]
+    save_grid(path, images, labels if samples.record.get("classes") else None, {**samples.record, "count": len(images)})
+    return f"The first {len(images)} samples, without selection: {drawing_words(samples.record)}"

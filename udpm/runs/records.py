@@ -16,6 +16,7 @@ from udpm.config.validation import NonNegativeFloat, NonNegativeInt, Record, Spl
 from udpm.core.arrays import check_seal
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
+from udpm.core.hub import download, is_address
 from udpm.core.reading import read_json, read_json_lines
 from udpm.runs.layout import Layout
 from udpm.runs.lock import ProcessRecord, is_dead, read_owner
@@ -277,16 +278,21 @@ def find_runs(folder: Path) -> list[Path]:
     return found
 
 
-def find_weights(path: Path) -> Path:
+def find_weights(path: str | Path) -> Path:
     """Return the weight file that a path stands for.
 
+    The address of a model on the Hugging Face Hub, hf://OWNER/NAME[@REVISION], stands for its weights, which are
+    downloaded to the cache of huggingface_hub.
     A run's folder stands for its ``weights.safetensors``, which need not exist yet, and so does any other folder with
     such a file; a folder of results, of runs or of one experiment's runs stands for the only weights in it. Anything
     else is returned unchanged.
 
     Raises:
-        UserError: a folder that holds no weights, or those of several runs.
+        UserError: a folder that holds no weights, or those of several runs; or a model that cannot be downloaded.
     """
+    if is_address(path):
+        return download(path, WEIGHTS)
+    path = Path(path)
     if not path.is_dir():
         return path
     if (path / WEIGHTS).is_file() or is_run(path):

@@ -26,7 +26,7 @@ class LoadedModel(Sampler):
     """A trained model, ready to draw images.
 
     Args:
-        path: a weight file, or a folder that stands for one.
+        path: a weight file, or a folder or an address that stands for one.
         weights: "ema" (averaged), "raw", or another average.
         device: "auto", "cpu", "cuda" or "cuda:N".
         sampling: `posterior`, `guidance`, `precision`, `batch` and `iteration` of the section.
@@ -35,7 +35,7 @@ class LoadedModel(Sampler):
         UserError: weights missing or damaged, a device that is not there, or guidance that the model cannot have.
     """
 
-    def __init__(self, path: Path, weights: str, device: str, sampling: Sampling) -> None:
+    def __init__(self, path: str | Path, weights: str, device: str, sampling: Sampling) -> None:
         file = find_weights(path)
         if sampling.iteration is not None:
             file = milestone_weights(file, sampling.iteration)
