@@ -130,7 +130,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(403, {"error": "You don't have the rights to create a model"})
         if name in self.hub.repositories:
             return self._answer(409, {"error": "You already created this model repo"})
-        self.hub.repositories[name] = Repository(given.get("visibility") == "private")
+        # Version 1 of huggingface_hub says so in another key than version 2.
+        private = given.get("visibility") == "private" or given.get("private") is True
+        self.hub.repositories[name] = Repository(private)
         return self._answer(200, {"url": f"{self.hub.url}/{name}"})
 
     def _lfs(self, given):

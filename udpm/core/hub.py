@@ -91,7 +91,7 @@ def download(address: str | Path, file: str) -> Path:
 
     with _one_line(where):
         unreachable: Exception | None = None
-        offline = bool(os.environ.get(OFFLINE)) or constants.is_offline_mode()
+        offline = bool(os.environ.get(OFFLINE)) or constants.HF_HUB_OFFLINE
         if not offline:
             try:
                 # The download itself tries for half a minute before it gives up.
