@@ -46,12 +46,14 @@ class Hub:
         repositories: by name.
         calls: "METHOD path" of every request.
         tokens: values of Authorization that came.
-        failing: part of "METHOD path" -> HTTP status to answer instead, or None to cut the connection; with the key
-            "after /commit/", commits are made but not answered.
+        failing: part of "METHOD path" -> HTTP status to answer instead, None to cut the connection, or "silence"; with
+            the key "after /commit/", commits are made but not answered.
+        closing: ends all silence.
     """
 
     def __init__(self):
         self.repositories, self.calls, self.tokens, self.failing, self.blobs = {}, [], set(), {}, {}
+        self.closing = threading.Event()
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -61,6 +63,7 @@ class Hub:
         return self
 
     def __exit__(self, *_):
+        self.closing.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -85,8 +88,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.tokens.add(self.token)
         for part, status in self.hub.failing.items():
             if part in f"{self.command} {path}":
-                if status is None:
+                if status in (None, "silence"):
                     self.close_connection = True
+                    if status == "silence":
+                        self.hub.closing.wait()
                     return None
                 return self._answer(status, {"error": f"as asked, to {self.headers.get('Authorization')}"})
         if self.token not in (None, TOKEN, READ_TOKEN):

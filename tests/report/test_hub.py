@@ -339,6 +339,19 @@ def test_without_a_network(hub, run, capsys, monkeypatch):
     assert "hf_secret" not in str(error.value)
 
 
+def test_a_server_that_never_answers(hub, run, capsys, monkeypatch):
+    assert push(run) == 0
+    first = udpm.load(f"hf://{NAME}", device="cpu").sample(1)
+    monkeypatch.setattr("udpm.core.hub.IDLE_SECONDS", 0.2)
+    monkeypatch.setattr("udpm.core.hub.CONNECT_SECONDS", 0.2)
+    hub.failing |= {"/whoami": "silence", "/resolve/": "silence"}
+    capsys.readouterr()
+    assert "timed out" in error_of(capsys, push(run))
+    assert udpm.load(f"hf://{NAME}", device="cpu").sample(1).tobytes() == first.tobytes()
+    with pytest.raises(UserError, match="timed out"):
+        udpm.load("hf://owner/other")
+
+
 @pytest.mark.parametrize("variable", ["UDPM_OFFLINE", "HF_HUB_OFFLINE"])
 def test_offline(hub, run, capsys, monkeypatch, variable):
     assert push(run) == 0
