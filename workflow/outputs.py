@@ -6,14 +6,14 @@ from typing import Any
 
 
 def drawn(stem: str, caption: str, category: str, **labels: str) -> list[Any]:
-    """Return the files of a figure as outputs of a rule; the report shows the first.
+    """Return the files of a figure as outputs of a rule; the report shows the .svg, which is sharp at any size.
 
     `stem` is their path without suffix, `caption` the name of its explanation in the folder report.
     """
     from snakemake.io import multiext, report
 
-    png = report(f"{stem}.png", f"../report/{caption}.rst", category=category, labels=labels)
-    return [png, *multiext(stem, ".svg", ".csv")]
+    svg = report(f"{stem}.svg", f"../report/{caption}.rst", category=category, labels=labels)
+    return [f"{stem}.png", svg, *multiext(stem, ".pdf", ".csv")]
 
 
 def drawn_of(stem: str, caption: str, figure: str, seed: str = "{seed}") -> list[Any]:

@@ -132,7 +132,7 @@ def test_comparisons_as_text_as_table_and_as_figure(tmp_path, capsys):
     for clock in ("wall", "cpu"):
         stem = tmp_path / f"figure_{clock}"
         assert not run("figure", *records[:2], "--output", stem, "--clock", clock)
-        assert all(stem.with_suffix(suffix).stat().st_size for suffix in (".svg", ".png", ".csv"))
+        assert all(stem.with_suffix(suffix).stat().st_size for suffix in (".svg", ".pdf", ".png", ".csv"))
     assert len(pandas.read_csv(tmp_path / "figure_wall.csv")) == 3 + 4 + 4 * 2
 
 

@@ -223,7 +223,7 @@ WRITTEN = [
     ("sample one --count 4 --output {}/a.npz", "a.npz: 4 images of 4 classes, 16×16"),
     ("sample two/runs/a --count 4 --output {}/a.npz", "a.npz: 4 images of 4 classes, 16×16"),
     ("latents swap run --labels 3 --output {}/l.npz", "l.npz: 5 images"),
-    ("figure curves run/metrics.jsonl --output {}/c", "c.png: 1170×650 pixels; also .svg, and .csv of the data"),
+    ("figure curves run/metrics.jsonl --output {}/c", "c.png: 1800×1060 pixels; also .svg, .pdf, and .csv of the data"),
     ("export samples.npz --output {}/images", "images: 4 files"),
     ("card run --output {}/README.md", "README.md: model card of run, 0 scores"),
 ]

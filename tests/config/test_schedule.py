@@ -150,7 +150,7 @@ def test_files(capsys, tmp_path):
     config = tiny.write_config(tmp_path)
     with pytest.raises(SystemExit):
         main(["figure", "schedule", str(config), "--output", str(tmp_path / "b")])
-    for suffix in (".csv", ".svg", ".png"):
+    for suffix in (".csv", ".svg", ".pdf", ".png"):
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
 
 

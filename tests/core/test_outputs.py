@@ -314,6 +314,7 @@ def users_files(folder):
     Image.new("RGB", (4, 4)).save(folder / "own.png")
     Image.new("RGB", (4, 4)).save(folder / "own.jpg")
     (folder / "own.svg").write_text('<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>')
+    (folder / "own.pdf").write_bytes(b"%PDF-1.4\n1 0 obj\n<< /Subject (my notes) >>\nendobj\n%%EOF\n")
     write_tensors(folder / "other.safetensors", {"a": torch.zeros(1)}, {"format": "mine/1"})
     torch.save({"a": torch.zeros(1)}, folder / "own.pt")
     torch.jit.save(torch.jit.script(torch.nn.Flatten()), str(folder / "scripted.pt"))

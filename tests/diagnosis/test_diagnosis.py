@@ -23,6 +23,7 @@ from udpm.diffusion.schedule import Schedule
 from udpm.metrics.extractor_networks import train_classifier
 from udpm.networks.weights import load_model
 from udpm.report.figures.diagnosis import diagnosis_table
+from udpm.report.figures.style import LARGEST
 from udpm.sampling.sampler import Sampler, Start
 from udpm.training.state import State
 
@@ -195,7 +196,7 @@ def test_the_same_command_gives_the_same_numbers(diagnosis, results, tmp_path):
 def test_figure_and_table(diagnosis, tmp_path):
     assert not tiny.call("figure", "diagnosis", diagnosis, "--output", tmp_path / "figure")
     width, height = Image.open(tmp_path / "figure.png").size
-    assert max(width, height) <= 1180
+    assert max(width, height) <= LARGEST
     numbers = pd.read_csv(tmp_path / "figure.csv")
     assert set(numbers["part"]) == {"starts", "levels", "bands", "maps", "discriminator"}
     table = diagnosis_table(read_diagnosis(diagnosis))

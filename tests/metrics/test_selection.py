@@ -64,7 +64,7 @@ def test_table_and_curve_of_milestones(project):
     for stem in ("a", "b"):
         assert tiny.call("select", "10.json", "20.json", "--output", "s.json", "--table", f"{stem}-table") == 0
         assert tiny.call("figure", "selection", "s.json", "--output", stem) == 0
-        for suffix in (".svg", ".png", ".csv", "-table.csv", "-table.md", "-table.tex", "-table.html"):
+        for suffix in (".svg", ".pdf", ".png", ".csv", "-table.csv", "-table.md", "-table.tex", "-table.html"):
             assert (project / f"{stem}{suffix}").read_bytes() == (project / f"a{suffix}").read_bytes()
     text = (project / "a-table.md").read_text()
     assert "20 (selected)" in text

@@ -461,7 +461,7 @@ def test_figures(study, digits, tmp_path):
         assert not tiny.call(
             "figure", "neighbours", samples, "--dataset", digits / "dataset", "--output", tmp_path / f"{name}n"
         )
-    for suffix in (".svg", ".png", ".csv"):
+    for suffix in (".svg", ".pdf", ".png", ".csv"):
         for kind in "tn":
             assert (tmp_path / f"a{kind}{suffix}").read_bytes() == (tmp_path / f"b{kind}{suffix}").read_bytes()
     points = pd.read_csv(tmp_path / "at.csv")

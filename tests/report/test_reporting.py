@@ -176,11 +176,14 @@ def test_figures(drawn, tmp_path, kind):
     draw, source = FIGURES[kind]
     for name in ("a", "b"):
         draw(drawn / source, tmp_path / name)
-    for suffix in (".svg", ".png", ".csv"):
+    for suffix in (".svg", ".pdf", ".png", ".csv"):
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
     with Image.open(tmp_path / "a.png") as image:
-        assert max(image.size) <= LARGEST < 1200
+        assert max(image.size) <= LARGEST
         assert np.asarray(image.convert("L")).std() > 5
+    # Text is text, to search and to edit.
+    assert (tmp_path / "a.svg").read_text().count("<text") > 3
+    assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF-")
     assert len(pd.read_csv(tmp_path / "a.csv")) >= 3
 
 
@@ -208,6 +211,33 @@ def test_titles_of_all_panels_are_apart(tmp_path, monkeypatch):
     assert len(boxes) == len(curves.PANELS)
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
     assert all(edges.x0 <= box.x0 and box.x1 <= edges.x1 for box in boxes)
+
+
+def test_curves_name_their_run_and_each_level_once(drawn, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text((drawn / "metrics.jsonl").read_text())
+    for config, title in ((None, "training losses"), (tiny.run_config(), "digits, seed 0: training losses")):
+        if config is not None:
+            (tmp_path / "config.json").write_text(to_json(config))
+        plot_curves(tmp_path / "metrics.jsonl", tmp_path / "a")
+        picture = (tmp_path / "a.svg").read_text()
+        assert f">{title} by level ℓ (1 is the finest)</text>" in picture
+        assert [picture.count(f">ℓ = {level}</text>") for level in (1, 2, 3)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "expected"),
+    [
+        ("generator/adversarial", [8.9, 0.7, 0.71, 0.69, 0.7], True),
+        ("generator/adversarial", [0.9, 0.7, 0.71, 0.69, 0.7], False),
+        ("generator/adversarial", [8.9, 0.7, 0.71, 0.0, 0.7], False),
+        ("generator/spread", [0.01, 0.9, 0.91, 0.92], False),
+        ("discriminator/r1", [0.3, 0.1, 0.2], True),
+        ("discriminator/r1", [0.13, 0.1, 0.11], False),
+        ("discriminator/r1", [], False),
+    ],
+)
+def test_a_spike_makes_an_axis_logarithmic(kind, values, expected):
+    assert curves.is_logarithmic(kind, [*values, float("nan")]) == expected
 
 
 def test_metrics_of_a_resumed_and_killed_run(tmp_path):

@@ -286,7 +286,7 @@ def test_figures(explored, tmp_path):
     kind, path = explored
     for name in ("a", "b"):
         plot_latents(path, tmp_path / name)
-    for suffix in (".svg", ".png", ".csv"):
+    for suffix in (".svg", ".pdf", ".png", ".csv"):
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
     with Image.open(tmp_path / "a.png") as image:
         assert max(image.size) <= LARGEST

@@ -10,7 +10,7 @@ from conftest import rules_of
 from udpm.config import load_experiment, load_sweep
 from udpm.config.published_scores import table_names
 
-IMAGE = ("png", "svg", "csv")
+IMAGE = ("png", "svg", "pdf", "csv")
 TABLE = ("csv", "md", "tex", "html")
 
 

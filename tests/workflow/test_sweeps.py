@@ -373,7 +373,7 @@ def test_a_heat_map_with_a_cell_missing(config, tmp_path):
     table = pd.read_csv(tmp_path / "heat.csv")
     assert list(table.columns[:3]) == ["alpha3", "weight", "point"]
     assert list(table["frechet_distance"].notna()) == [False, False, False, True]
-    first = {suffix: (tmp_path / f"heat.{suffix}").read_bytes() for suffix in ("svg", "png", "csv")}
+    first = {suffix: (tmp_path / f"heat.{suffix}").read_bytes() for suffix in ("svg", "pdf", "png", "csv")}
     plot_heat_map(sweep, read_results(sweep, tmp_path), "g", tmp_path / "heat")
     assert first == {suffix: (tmp_path / f"heat.{suffix}").read_bytes() for suffix in first}
 
@@ -429,7 +429,7 @@ def test_a_sweep_to_its_ranking_and_one_point_more(tree):
     ranking = pd.read_csv(folder / "ranking.csv")
     assert list(ranking["rank"]) == [1, 2, 3]
     assert len(list((tree / "results/runs").iterdir())) == 2
-    for name in ("plan.html", "ranking.tex", "heat_end.png", "heat_end.svg", "heat_end.csv"):
+    for name in ("plan.html", "ranking.tex", "heat_end.png", "heat_end.svg", "heat_end.pdf", "heat_end.csv"):
         assert (folder / name).stat().st_size
     assert "Nothing to be done" in snakemake(tree, "-n", *given).stdout
 

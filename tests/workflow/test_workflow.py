@@ -211,7 +211,7 @@ def test_report(study):
     report = (study / ".snakemake/report.html").read_text()
     assert "Upsampling Diffusion Probabilistic Models" in report
     for name in ("samples", "chain", "curves", "schedule", "forward", "latents_swap"):
-        assert f"{name}.png" in report
+        assert f"{name}.svg" in report
     assert "scores.html" in report
     for category in ("Overview", "Scores", "Figures"):
         assert f'"{category}"' in report

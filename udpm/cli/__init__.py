@@ -73,7 +73,7 @@ MODULES = {
         "summary": "Summarize on one page what ran, its results, and what is missing.",
         "card": "Write a run's model card.",
         "compare": "Compare runs, sample sets, scores and images.",
-        "figure": "Render a figure (svg, png, and csv of its data).",
+        "figure": "Render a figure (svg, pdf, png, and csv of its data).",
         "sweep": "Plan, watch and rank a sweep of experiments.",
     },
     "push": {"push": "Upload a run to the Hugging Face Hub, to share it."},

@@ -296,7 +296,7 @@ class Asked(NamedTuple):
     "--normalization", type=click.Choice(NORMALIZATIONS), help="With --alphas: normalization of H's box; default: norm."
 )
 @click.option("--dataset", type=FOLDER, help="Prepared data set, for bounds valid for its training split.")
-@click.option("--output", type=OutputStem(kinds.FIGURE), metavar="STEM", help="Also write STEM.csv, .svg and .png.")
+@click.option("--output", type=OutputStem(kinds.FIGURE), metavar="STEM", help="Also STEM.csv, .svg, .pdf and .png.")
 def schedule_command(
     experiment: str | None, config: Path, dataset: Path | None, output: Path | None, **typed: Any
 ) -> None:

@@ -136,7 +136,7 @@ def compare_command(subjects: tuple[Path, ...], output: Path) -> None:
     A SUBJECT is a run's folder, a sample set, a score, or a folder, .zip or .npz of images. Scores and samples of a run
     are found in its folder of results. Scores of different protocols are marked as not comparable.
 
-    Writes compare.md, .csv, .tex and .html, curves and grid as .svg, .png and .csv.
+    Writes compare.md, .csv, .tex and .html, curves and grid as .svg, .pdf, .png and .csv.
     """
     from udpm.report.compare import compare
 
@@ -150,7 +150,7 @@ def compare_command(subjects: tuple[Path, ...], output: Path) -> None:
 
 @click.group(cls=Verbs)
 def figure_command() -> None:
-    """Render a figure as STEM.svg and STEM.png, and its data as STEM.csv."""
+    """Render a figure as STEM.svg, STEM.pdf and STEM.png, and its data as STEM.csv."""
 
 
 SOURCE = click.argument("source", type=FILE)
@@ -167,7 +167,7 @@ def _plotting(example: str) -> Callable[[Callable[..., None]], click.Command]:
             plot(output=output, **given)
             with open(f"{output}.png", "rb") as file:
                 width, height = struct.unpack(">II", file.read(24)[16:])
-            click.echo(f"{output}.png: {width}×{height} pixels; also .svg, and .csv of the data")
+            click.echo(f"{output}.png: {width}×{height} pixels; also .svg, .pdf, and .csv of the data")
 
         return command
 
@@ -341,7 +341,7 @@ def rank(sweep: str, config: Path, results: Path, output: Path | None, best: Pat
 @RESULTS_FOLDER
 @FIGURE
 def heat(sweep: str, grid: str, config: Path, results: Path, output: Path) -> None:
-    """Draw a GRID of two axes as a heat map: STEM.svg, STEM.png, and its data as STEM.csv."""
+    """Draw a GRID of two axes as a heat map: STEM.svg, .pdf and .png, and its data as STEM.csv."""
     from udpm.config import load_sweep
     from udpm.report.figures.sweep import plot_heat_map
     from udpm.report.sweep import read_results
@@ -356,7 +356,7 @@ def heat(sweep: str, grid: str, config: Path, results: Path, output: Path) -> No
 @RESULTS_FOLDER
 @FIGURE
 def strip(sweep: str, config: Path, results: Path, output: Path) -> None:
-    """Draw the same images of every point, with one noise and class per column, and its score: svg, png and csv.
+    """Draw the same images of every point, with one noise and class per column, and its score: svg, pdf, png and csv.
 
     Images are those of the point's first seed. Samples that do not exist yet are shown as missing. Of too many points,
     only the best are shown.

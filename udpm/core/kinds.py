@@ -24,6 +24,8 @@ OWN = re.compile(rb"udpm; (?:csv SHA-256 [0-9a-f]{64}; )?file SHA-256 ([0-9a-f]{
 EMPTY = "0" * 64
 LARGEST = 1 << 28
 """Maximal bytes of a marked file. A larger one is not read, and counts as edited."""
+TAIL = 1 << 14
+"""Bytes at the end of a file that may contain its mark; in a PDF, a table of all its objects follows the mark."""
 PNG = b"\x89PNG"
 
 
@@ -87,8 +89,8 @@ def ends(path: Path) -> bytes:
         return b""
     try:
         with open(path, "rb") as file:
-            file.seek(max(len(text), path.stat().st_size - 4096))
-            return text + file.read(4096)
+            file.seek(max(len(text), path.stat().st_size - TAIL))
+            return text + file.read(TAIL)
     except OSError:
         return b""
 
@@ -349,6 +351,7 @@ PAGE = {
 }
 FIGURE = {
     ".svg": FileKind("figure", _marked(rb"<\?xml")),
+    ".pdf": FileKind("figure", _marked(rb"%PDF-")),
     ".png": FileKind("figure", _marked(rb"\x89PNG")),
     ".csv": FileKind("figure's data", _is_csv((".svg", ".png"))),
 }

@@ -1,8 +1,9 @@
-"""The style of all figures, their sizes, and how they are saved: svg, png, and csv of the data."""
+"""The style of all figures, their sizes, and how they are saved: svg, pdf, png, and csv of the data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -22,9 +23,9 @@ from udpm.core.kinds import mark, seal_file
 # Okabe and Ito's palette is safe for colour blindness; markers and dashes distinguish lines in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DPI = 130
-LARGEST = 1180
-"""Pixels; Snakemake's report crops figures above about 1 200."""
+DPI = 200
+LARGEST = 1815
+"""Pixels of a .png's longer side: 9.1 inches, 870 pixels of the .svg in Snakemake's report, which crops large ones."""
 
 plt.rcParams.update(
     {
@@ -44,8 +45,15 @@ plt.rcParams.update(
         "axes.prop_cycle": cycler(color=COLOURS),
         # Identifiers in svg files are random otherwise: same data, same bytes.
         "svg.hashsalt": "udpm",
+        # Text stays text, to search and to edit; journals refuse matplotlib's default fonts in .pdf.
+        "svg.fonttype": "none",
+        "pdf.fonttype": 42,
     }
 )
+
+
+LEVEL = "ℓ"
+"""The level's symbol in figures, since an l without serifs looks like an I."""
 
 
 def subscript(number: int) -> str:
@@ -86,17 +94,40 @@ def plot_row(cells: Sequence[Axes], images: Iterable[np.ndarray], caption: str) 
     cells[0].set_ylabel(caption, rotation=0, ha="right", va="center")
 
 
-def save(figure: Figure, stem: str | Path, data: pd.DataFrame) -> None:
-    """Write ``STEM.svg``, ``STEM.png`` and ``STEM.csv`` (the data), each atomically, and close the figure.
+LABELLED = ((0.5, "2345678"), (1.2, "2346"), (2.5, "25"))
+"""Decades of a logarithmic axis, and the digits that are labelled below that many; powers of ten always are."""
 
-    The figure is scaled down if a side exceeds 1180 pixels; its text keeps its size.
+
+def set_logarithmic(axes: Axes) -> None:
+    """Make the vertical axis logarithmic, with as many labels as its range needs."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_formatter("{x:g}")
+    digits = next((digits for decades, digits in LABELLED if np.log10(high / low) < decades), "")
+    axes.yaxis.set_minor_formatter(partial(minor_label, digits=digits))
+
+
+def minor_label(value: float, _position: int | None = None, *, digits: str) -> str:
+    """Format a value between powers of ten if it begins with one of some digits."""
+    return f"{value:g}" if f"{value:.0e}"[0] in digits else ""
+
+
+def save(figure: Figure, stem: str | Path, data: pd.DataFrame) -> None:
+    """Write ``STEM.svg``, ``.pdf``, ``.png`` and ``.csv`` (the data), each atomically, and close the figure.
+
+    The figure is scaled down if a side of the .png would exceed 1815 pixels; its text keeps its size.
     """
     size = figure.get_size_inches()
     if max(size) * DPI > LARGEST:
         figure.set_size_inches(size * (LARGEST / DPI / max(size)))
+    # Laid out once: it takes as long as drawing, and all formats are the same.
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
     csv = data.to_csv(index=False)
     described = {"Description": mark(csv)}
     _save(figure, stem, ".svg", {"Date": None, "Creator": "udpm", **described})
+    _save(figure, stem, ".pdf", {"CreationDate": None, "Creator": "udpm", "Subject": described["Description"]})
     # Written between the two files that contain its digest: after a kill at any time, one of them matches the .csv.
     write_text(f"{stem}.csv", csv)
     _save(figure, stem, ".png", {"Software": "udpm", **described})

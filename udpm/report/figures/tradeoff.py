@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
 from udpm.config.published_scores import FAMILIES, OURS, PublishedRuntime, PublishedTable
-from udpm.report.figures.style import COLOURS, DPI, save
+from udpm.report.figures.style import COLOURS, DPI, minor_label, save
 from udpm.report.scores import summarize_scores
 
 COLUMNS = (
@@ -87,8 +87,8 @@ def _plot_panel(axes: Axes, points: pd.DataFrame) -> None:
     axes.set_yscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(partial(_minor, digits="25"))
-    axes.yaxis.set_minor_formatter(partial(_minor, digits="235"))
+    axes.xaxis.set_minor_formatter(partial(minor_label, digits="25"))
+    axes.yaxis.set_minor_formatter(partial(minor_label, digits="235"))
     axes.grid(True, which="minor", alpha=0.1)
     for (method, _), group in points.groupby(["method", "conditional"], dropna=False, sort=False):
         look = OUR_LOOK if method == OURS else LOOKS[group["family"].iloc[0]]
@@ -101,11 +101,6 @@ def _plot_panel(axes: Axes, points: pd.DataFrame) -> None:
     ours = points[points["method"] == OURS]["giga_multiply_adds"]
     if len(ours):
         axes.axvline(ours.iloc[0], color=OUR_LOOK["color"], linewidth=0.7, linestyle=":", zorder=1)
-
-
-def _minor(value: float, _position: int | None = None, *, digits: str) -> str:
-    """Format a value between powers of ten if it begins with one of some digits."""
-    return f"{value:g}" if f"{value:.0e}"[0] in digits else ""
 
 
 def _legend() -> list[Line2D]:

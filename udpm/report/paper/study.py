@@ -75,7 +75,7 @@ class StudyReport:
         return self._table(name).write(stem)
 
     def plot_tradeoff(self, stem: str | Path) -> None:
-        """Plot FID against multiply-adds as ``STEM.svg``, ``.png`` and ``.csv``.
+        """Plot FID against multiply-adds as ``STEM.svg``, ``.pdf``, ``.png`` and ``.csv``.
 
         Raises:
             UserError: a published file or a score that cannot be read.
