@@ -19,7 +19,7 @@ from udpm.core.kinds import FIGURE
 from udpm.data.open import open_images
 from udpm.metrics.protocol import MEASURING, comparable, noise_words, read_score
 from udpm.report.figures.curves import PANELS, is_logarithmic, levels_of, read_metrics
-from udpm.report.figures.style import COLOURS, bare, save, tiles
+from udpm.report.figures.style import COLOURS, LEVEL, bare, save, tiles
 from udpm.report.scores import MATCHED, PATTERNS, SHOWN
 from udpm.report.table import MISSING, Table, cell
 from udpm.runs.layout import Layout
@@ -230,10 +230,10 @@ def plot_curves_together(subjects: Sequence[Subject], stem: Path) -> bool:
     figure, grid = plt.subplots(len(kinds), len(levels), figsize=size, squeeze=False, sharex=True, layout="constrained")
     for row, kind in zip(grid, kinds, strict=True):
         for axes, level in zip(row, levels, strict=True):
-            _plot_panel(axes, runs, f"{kind}/l{level}", logarithmic=is_logarithmic(kind))
+            _plot_panel(axes, runs, kind, level)
         row[0].set_ylabel(PANELS[kind].replace(": ", ":\n"), fontsize=7, rotation=0, ha="right", va="center")
     for axes, level in zip(grid[0], levels, strict=True):
-        axes.set_title(f"l = {level}")
+        axes.set_title(f"{LEVEL} = {level}")
     for axes in grid[-1]:
         axes.set_xlabel("iteration", fontsize=7)
     looks = zip(_colours(len(runs)), runs, strict=True)
@@ -243,7 +243,8 @@ def plot_curves_together(subjects: Sequence[Subject], stem: Path) -> bool:
     return True
 
 
-def _plot_panel(axes: Axes, runs: dict[str, pd.DataFrame], column: str, *, logarithmic: bool) -> None:
+def _plot_panel(axes: Axes, runs: dict[str, pd.DataFrame], kind: str, level: int) -> None:
+    column = f"{kind}/l{level}"
     for colour, metrics in zip(_colours(len(runs)), runs.values(), strict=True):
         known = metrics[["iteration", column]].dropna() if column in metrics else pd.DataFrame()
         if len(known):
@@ -254,7 +255,7 @@ def _plot_panel(axes: Axes, runs: dict[str, pd.DataFrame], column: str, *, logar
         axes.grid(False)
         axes.spines[:].set_visible(False)
         axes.tick_params(left=False, labelleft=False, bottom=False)
-    elif logarithmic and min(np.asarray(line.get_ydata(), dtype=float).min() for line in axes.lines) > 0:
+    elif is_logarithmic(kind, np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])):
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter("")
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
+from udpm.config.experiment import RunConfig
+from udpm.config.load import read_resolved
 from udpm.core.errors import UserError
 from udpm.metrics.protocol import features_words, run_words
 from udpm.metrics.selection import read_selection
-from udpm.report.figures.style import COLOURS, MARKERS, save
+from udpm.report.figures.style import COLOURS, LEVEL, MARKERS, save, set_logarithmic
 from udpm.report.scores import PATTERNS
 from udpm.report.table import Table, cell
 from udpm.runs.records import read_metrics_lines
@@ -27,12 +33,23 @@ PANELS = {
     "discriminator/loss": "discriminator: loss",
     "generator/adversarial_share": "generator: adversarial gradient",
     "discriminator/auc": "discriminator: separation",
-    "discriminator/r1": "discriminator: squared gradient (R1)",
-    "discriminator/r2": "discriminator: squared gradient (R2)",
+    "discriminator/r1": "discriminator: R1",
+    "discriminator/r2": "discriminator: R2",
 }
-UNITS = {"discriminator/r1": "‖∇D‖²", "discriminator/r2": "‖∇D‖²", "discriminator/auc": "AUC"}
-UNITS |= {"generator/adversarial_share": "share of all", "generator/spread": "distance / distance from target"}
+UNITS = {
+    "generator/reconstruction": "distance to the target",
+    "generator/energy": "energy score",
+    "generator/spread": "spread / distance to target",
+    "generator/adversarial": "softplus of ±D",
+    "generator/adversarial_share": "share of all",
+    "discriminator/loss": "softplus of ±D",
+    "discriminator/auc": "AUC",
+    "discriminator/r1": "‖∇D‖² at real images",
+    "discriminator/r2": "‖∇D‖² at generated images",
+}
 LOGARITHMIC = {"generator/reconstruction", "discriminator/r1", "discriminator/r2"}
+FLAT, WIDE = 3, 2
+"""Largest value over the median, and over the least one, above which a linear axis flattens a curve."""
 
 
 def read_metrics(path: str | Path) -> pd.DataFrame:
@@ -56,26 +73,45 @@ def read_metrics(path: str | Path) -> pd.DataFrame:
 def plot_curves(path: str | Path, stem: str | Path) -> None:
     """Plot losses over iterations: one panel per loss, one line per level.
 
+    A configuration in the same folder, as runs have it, names the run in the title.
+
     Raises:
         UserError: no readable metrics.
     """
-    metrics = read_metrics(path)
+    metrics, run = read_metrics(path), _run_of(Path(path))
     panels = {kind: levels_of(metrics, kind) for kind in PANELS}
     panels = {kind: levels for kind, levels in panels.items() if levels}
     columns = 3 if len(panels) > 4 else 2 if len(panels) > 1 else 1
     rows = -(-len(panels) // columns)
-    size = (9.0 if columns == 3 else 7.6, 2.5 * rows)
+    size = (9.0 if columns == 3 else 7.6, 2.4 * rows + 0.5)
     figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axes, (kind, levels) in zip(grid.flat, panels.items(), strict=False):
         _panel(axes, metrics, kind, levels)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
+    shown = sorted({_level(column) for levels in panels.values() for column in levels})
+    lines = [Line2D([], [], label=f"{LEVEL} = {level}", **_look(level)) for level in shown]
+    if lines:
+        figure.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 8))
+    named = "" if run is None else f"{run.experiment}, seed {run.seed}: "
+    figure.suptitle(f"{named}training losses by level {LEVEL} (1 is the finest)")
     save(figure, stem, metrics)
 
 
-def is_logarithmic(kind: str) -> bool:
-    """Return whether a kind of metrics spans powers of ten."""
-    return kind in LOGARITHMIC
+def _run_of(path: Path) -> RunConfig | None:
+    """Return the configuration of the run that metrics belong to, if it lies next to them."""
+    with suppress(UserError):
+        return read_resolved(RunConfig, path.parent / "config.json")
+    return None
+
+
+def is_logarithmic(kind: str, values: Iterable[float]) -> bool:
+    """Return whether values of a kind of metrics need a logarithmic axis: those that one spike would flatten do."""
+    known = np.asarray(list(values), dtype=float)
+    known = known[np.isfinite(known)]
+    if not known.size or known.min() <= 0 or known.max() <= WIDE * known.min():
+        return False
+    return kind in LOGARITHMIC or bool(known.max() > FLAT * np.median(known))
 
 
 def levels_of(metrics: pd.DataFrame, kind: str) -> list[str]:
@@ -83,24 +119,23 @@ def levels_of(metrics: pd.DataFrame, kind: str) -> list[str]:
     return sorted(column for column in metrics if column.rpartition("/")[0] == kind)
 
 
+def _level(column: str) -> int:
+    return int(column.rpartition("/l")[2])
+
+
+def _look(level: int) -> dict[str, Any]:
+    return {"color": COLOURS[(level - 1) % len(COLOURS)], "marker": MARKERS[(level - 1) % len(MARKERS)]}
+
+
 def _panel(axes: Axes, metrics: pd.DataFrame, kind: str, levels: list[str]) -> None:
     for column in levels:
-        level = int(column.rpartition("/l")[2])
         known = metrics[["iteration", column]].dropna()
-        axes.plot(
-            known["iteration"],
-            known[column],
-            color=COLOURS[(level - 1) % len(COLOURS)],
-            marker=MARKERS[(level - 1) % len(MARKERS)],
-            markevery=max(1, len(known) // 8),
-            label=f"l = {level}",
-        )
+        axes.plot(known["iteration"], known[column], markevery=max(1, len(known) // 8), **_look(_level(column)))
     axes.set_title(PANELS[kind])
     axes.set_xlabel("iteration")
     axes.set_ylabel(UNITS.get(kind, "loss"))
-    if is_logarithmic(kind) and (metrics[levels].min() > 0).all():
-        axes.set_yscale("log")
-    axes.legend()
+    if is_logarithmic(kind, metrics[levels].to_numpy().ravel()):
+        set_logarithmic(axes)
 
 
 def milestone_table(selection: dict[str, Any]) -> Table:
