@@ -13,7 +13,7 @@ from udpm.config import Sampling, to_json
 from udpm.core.errors import UserError
 from udpm.report.figures import curves
 from udpm.report.figures.curves import plot_curves, read_metrics
-from udpm.report.figures.samples import plot_chain, plot_samples
+from udpm.report.figures.samples import _nearest, plot_chain, plot_samples
 from udpm.report.figures.schedule import plot_run_schedule
 from udpm.report.figures.style import LARGEST
 from udpm.report.scores import score_table
@@ -238,6 +238,15 @@ def test_curves_name_their_run_and_each_level_once(drawn, tmp_path):
 )
 def test_a_spike_makes_an_axis_logarithmic(kind, values, expected):
     assert curves.is_logarithmic(kind, [*values, float("nan")]) == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "count", "expected"),
+    [(None, 3, [4, 1, 0]), ([1, 0, 1, 1, 0, 2], 12, [4, 0, 5]), ([1, 0, 1, 1, 0, 2], 2, [4, 0])],
+)
+def test_nearest_images_are_one_of_each_class(labels, count, expected):
+    distances = np.array([0.3, 0.2, 0.5, 0.4, 0.1, 0.6])
+    assert _nearest(distances, None if labels is None else np.array(labels), count).tolist() == expected
 
 
 def test_metrics_of_a_resumed_and_killed_run(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -301,6 +302,19 @@ def test_figures(explored, tmp_path):
     }[kind]
     assert set(lines[0]) == columns
     assert len(lines) == count
+
+
+@pytest.mark.parametrize("explored", ["interpolate"], indirect=True)
+def test_the_first_latent_is_the_upper_left_corner(explored, tmp_path):
+    path = explored[1]
+    plot_latents(path, tmp_path / "a")
+    words = re.findall(r">(seed \d+|[δη] = [\d.]+)</text>", (tmp_path / "a.svg").read_text())
+    seeds = load_arrays(path, "", "")[0]["seeds"]
+    assert [word for word in words if word.startswith("seed")] == [f"seed {seed}" for seed in seeds]
+    shares = ["1", "0.5", "0"]
+    assert [word for word in words if not word.startswith("seed")] == [
+        f"{x} = {share}" for x in "δη" for share in shares
+    ]
 
 
 def crowded(kind):

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from udpm.diagnosis.record import NOISE, findings, mean_std, read_diagnosis
 from udpm.metrics.protocol import features_words, run_words, sampling_words, weights_words
-from udpm.report.figures.style import COLOURS, save
+from udpm.report.figures.style import COLOURS, LEVEL, save, subscript
 from udpm.report.table import MISSING, Table
 
 SHOWN = {"frechet_distance": "{:.1f}", "precision": "{:.3f}", "recall": "{:.3f}", "variance": "{:.2f}"}
@@ -34,7 +34,7 @@ def plot_diagnosis(path: str | Path, stem: str | Path) -> None:
     for axes in grid[0, :2]:
         axes.set_xlabel("chain started from")
     grid[0, 1].set_ylim(0, 1.02)
-    names = [f"f_{row['level']}" for row in chain["levels"]]
+    names = [f"f{subscript(row['level'])}" for row in chain["levels"]]
     _bars(grid[0, 2], names, chain["levels"], "variance", "variance of outputs / real ones'")
     bands = [f"< {row['below']:.3g}" for row in chain["bands"]]
     _bars(grid[1, 0], bands, chain["bands"], "variance", "variance of images / real ones'")
@@ -80,7 +80,7 @@ def _players(axes: Axes, discriminator: dict[str, Any]) -> None:
         values = [row[key] for row in levels]
         axes.bar([x + offset for x in where], values, 0.38, label=label, color=COLOURS[int(offset > 0)])
     axes.axhline(0.5, color="black", linewidth=0.8, linestyle=":")
-    axes.set_xticks(list(where), [f"l = {row['level']}" for row in levels])
+    axes.set_xticks(list(where), [f"{LEVEL} = {row['level']}" for row in levels])
     axes.set_ylim(0, 1.25)
     axes.set_ylabel("discriminator")
     axes.legend(loc="upper left")
@@ -134,12 +134,12 @@ def _start_words(start: int | str, spelled: bool = False) -> str:
         return "noise (full chain)" if spelled else "noise"
     if start == 0:
         return "none: the held-out images" if spelled else "held-out"
-    return f"x_{start}"
+    return f"x_{start}" if spelled else f"x{subscript(int(start))}"
 
 
 def _map_words(name: str) -> str:
     kind, _, level = name.partition("_")
-    return f"{SYMBOLS[kind]}_{level}"
+    return f"{SYMBOLS[kind]}{subscript(int(level))}"
 
 
 def _long(diagnosis: dict[str, Any]) -> pd.DataFrame:

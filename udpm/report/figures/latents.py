@@ -17,7 +17,7 @@ from udpm.core.arrays import check_array, check_arrays, image_grid
 from udpm.core.errors import UserError
 from udpm.data.npz import load_arrays
 from udpm.metrics.protocol import class_words, run_words, weights_words
-from udpm.report.figures.style import DPI, LARGEST, save, subscript
+from udpm.report.figures.style import DPI, LARGEST, LEVEL, save, subscript
 
 FORMAT = "udpm-latents/1"
 
@@ -175,16 +175,17 @@ def _swap(arrays: Arrays, record: dict[str, Any]) -> Content:
 
 def _interpolate(arrays: Arrays, record: dict[str, Any]) -> Content:
     images, across, down, seeds = (arrays[name] for name in ("images", "across", "down", "seeds"))
-    columns, below = [f"δ = {share:.3g}" for share in across], [""] * len(across)
-    # (δ, η) = (1, 1), (0, 1), (1, 0), (0, 0) are the first to the fourth latent.
-    columns[0], columns[-1] = f"seed {seeds[3]}\n{columns[0]}", f"seed {seeds[2]}\n{columns[-1]}"
-    below[0], below[-1] = f"seed {seeds[1]}", f"seed {seeds[0]}"
+    # (δ, η) = (1, 1), (0, 1), (1, 0), (0, 0) are the first to the fourth latent: turned, so that reading begins there.
+    columns, below = [f"δ = {share:.3g}" for share in across[::-1]], [""] * len(across)
+    columns[0], columns[-1] = f"seed {seeds[0]}\n{columns[0]}", f"seed {seeds[1]}\n{columns[-1]}"
+    below[0], below[-1] = f"seed {seeds[2]}", f"seed {seeds[3]}"
     lines = [
         {"row": row, "column": column, "label": arrays["labels"][0], "across": across[column], "down": down[row]}
         for row, column in np.ndindex(images.shape[:2])
     ]
-    grid = Grid(images, [f"η = {share:.3g}" for share in down], columns, below)
-    return Content(f"Four latents mixed at all levels{_of_class(arrays, record)}", [grid], pd.DataFrame(lines))
+    grid = Grid(images[::-1, ::-1], [f"η = {share:.3g}" for share in down[::-1]], columns, below)
+    title = f"Four latents mixed at all levels{_of_class(arrays, record)}"
+    return Content(f"{title}\nδ: share of the left corners, η: of the upper ones", [grid], pd.DataFrame(lines))
 
 
 def _pca(arrays: Arrays, record: dict[str, Any]) -> Content:
@@ -196,7 +197,10 @@ def _pca(arrays: Arrays, record: dict[str, Any]) -> Content:
     grids = []
     maps = _symbols(arrays)
     for row, symbol, level, shares in zip(pictures, maps, arrays["levels"], explained, strict=True):
-        columns = ["mean", *(f"{number}\n{100 * share:.3g} %" for number, share in enumerate(shares, start=1))]
+        # The shares differ between rows; what they stand over is said once.
+        columns = ["", *(f"{100 * share:.1f} %" for share in shares)]
+        if not grids:
+            columns = ["mean", *(f"{number}\n{share}" for number, share in enumerate(columns[1:], start=1))]
         grids.append(Grid(row[None], [f"{symbol}{_map(level, pictures)}"], columns))
     lines = [
         {"level": f"{maps[panel]}{arrays['levels'][panel]}", "component": number, "label": arrays["labels"][0]}
@@ -228,37 +232,46 @@ def _symbols(arrays: Arrays) -> list[str]:
 
 def _map(level: int, images: np.ndarray) -> str:
     side = images.shape[-2] >> int(level)
-    return f"l = {level}, {side}×{side}"
+    return f"{LEVEL} = {level}, {side}×{side}"
 
 
 def _sheet(title: str, grids: list[Grid]) -> Figure:
     """Return a figure with grids of one shape, as large as its limit allows."""
     limit, (rows, columns) = LARGEST / DPI, grids[0].images.shape[:2]
     left = LETTER * max(len(name) for grid in grids for name in grid.rows) + GAP
-    top = LINE * (max(name.count("\n") + 1 for grid in grids for name in grid.columns) + bool(grids[0].title)) + PAD
-    bottom = LINE * bool(grids[0].below) + GAP
+    bottom = LINE * bool(grids[0].below) + (GAP if rows > 1 else PAD)
     head = LINE * (title.count("\n") + 1) + 2 * PAD
+
+    def tops(across: int) -> list[float]:
+        """Return the height above each row of grids."""
+        return [max(map(_height_above, grids[start : start + across])) for start in range(0, len(grids), across)]
 
     def tile(across: int) -> float:
         width = (limit - left - GAP * across) / (across * columns)
-        height = ((limit - head) * across / len(grids) - top - bottom) / rows
+        height = ((limit - head - sum(tops(across))) * across / len(grids) - bottom) / rows
         return min(LARGEST_TILE, width, height)
 
     divisors = [across for across in range(1, len(grids) + 1) if len(grids) % across == 0]
     across = max(divisors, key=lambda number: (min(tile(number), LARGE_ENOUGH), number))
     side = tile(across)
     width = max(min(NARROWEST, limit), left + across * (columns * side + GAP))
-    height = head + len(grids) // across * (top + rows * side + bottom)
+    above = tops(across)
+    height = head + sum(above) + len(above) * (rows * side + bottom)
     figure = plt.figure(figsize=(width, height))
     figure.text(0.5, 1 - PAD / height, title, ha="center", va="top")
     indent = left + (width - left - across * (columns * side + GAP)) / 2
     for number, grid in enumerate(grids):
         down, right = divmod(number, across)
         x = indent + right * (columns * side + GAP)
-        y = height - head - (down + 1) * (top + rows * side) - down * bottom
+        y = height - head - sum(above[: down + 1]) - (down + 1) * rows * side - down * bottom
         axes = figure.add_axes((x / width, y / height, columns * side / width, rows * side / height))
         _show(axes, grid, side, named=right == 0)
     return figure
+
+
+def _height_above(grid: Grid) -> float:
+    """Return the height of a grid's column names and title, in inches."""
+    return LINE * (max(name.count("\n") + 1 for name in grid.columns) + bool(grid.title)) + PAD
 
 
 def _show(axes: Axes, grid: Grid, side: float, *, named: bool) -> None:

@@ -34,7 +34,7 @@ NOISE_RANGE = 3
 
 CELL, WIDTH, NARROWEST, LEFT, HEAD = 0.8, 6.0, 5.6, 0.6, 0.6
 """Inches: largest cell, width of a row of images, width of the narrowest figure, margins."""
-CHAIN_CELL, CHAIN_MARGINS, ROOMY = 0.72, (1.3, 0.5), 0.65
+CHAIN_CELL, CHAIN_MARGINS, ROOMY = 0.72, (1.3, 0.7), 0.65
 """Inches; class names fit above cells larger than the last."""
 
 
@@ -105,9 +105,10 @@ def plot_chain(path: str | Path, stem: str | Path) -> None:
     names = [(kind, level) for level in levels for kind in ("x", "f")]
     count = min(len(labels), COLUMNS)
     figure, grid, cell = tiles(count, len(names), CHAIN_CELL, CHAIN_MARGINS)
+    lines = [f"{run_words(record)}: the chain from noise to image, {weights_words(record)}"]
     if count < len(labels):
-        what = "classes" if classes else "images"
-        figure.suptitle(f"{count} of {len(labels)} {what} are shown")
+        lines.append(f"{count} of {len(labels)} {'classes' if classes else 'images'} are shown")
+    figure.suptitle("\n".join(lines))
     rows = []
     for cells, (kind, level) in zip(grid, names, strict=True):
         values = arrays[f"{kind}_{level}"]
@@ -171,13 +172,16 @@ LIMIT = 1000
 BINS = 30
 NEAREST_CELL, NEAREST_MARGINS, SMALL = 0.66, (1.0, 0.0), 0.5
 """Inches; above cells smaller than the last, distances have two decimals."""
+WORD = 9
+"""Letters of the longest class name that fits above a cell."""
 
 
 def plot_neighbours(samples: str | Path, dataset: str | Path, stem: str | Path, columns: int = 12) -> None:
-    """Plot the samples nearest to training images above these, and the distances of samples and of held-out images.
+    """Plot samples near training images above these, and the distances of samples and of held-out images.
 
-    Samples of a model that copies are nearer to training images than held-out images are. The ratio of the mean
-    distances is the score's nearest-image distance ratio, here of the first `LIMIT` images.
+    Shown is the nearest sample of each class, in the order of the classes; without classes, the nearest ones. Samples
+    of a model that copies are nearer to training images than held-out images are. The ratio of the mean distances is
+    the score's nearest-image distance ratio, here of the first `LIMIT` images.
 
     Raises:
         UserError: no readable sample set or data set, or images of another side.
@@ -189,19 +193,33 @@ def plot_neighbours(samples: str | Path, dataset: str | Path, stem: str | Path, 
     training = np.array(store.images[store.split("train")])
     numbers, distances = nearest_images(images, training)
     unseen = _unseen(store, training)
-    order = np.argsort(distances, kind="stable")[:columns]
+    labels = found.labels[:LIMIT] if found.record.get("classes") else None
+    order = _nearest(distances, labels, columns)
     width = tile(columns, 1, NEAREST_CELL, NEAREST_MARGINS) * columns + NEAREST_MARGINS[0]
     figure = plt.figure(figsize=(width, 4.6), layout="constrained")
     upper, lower = np.asarray(figure.subfigures(2, 1, height_ratios=(1.0, 1.35)))
-    _pictures(upper, [images[order], training[numbers[order]]], distances[order])
+    names = [""] * len(order) if labels is None else [class_words(found.record, label) for label in labels[order]]
+    _pictures(upper, [images[order], training[numbers[order]]], names, distances[order])
     ratio = distances.mean() / unseen.mean() if len(unseen) else None
-    upper.suptitle(
-        f"{run_words(found.record)}: the {len(order)} of {len(images)} samples that are nearest to a training image"
-    )
+    first = f"the first {len(images)} of {len(found.images)}" if len(images) < len(found.images) else str(len(images))
+    which = f"the {len(order)}"
+    if labels is not None:
+        all_shown = len(order) == len(np.unique(labels))
+        which = f"the one of each {'class' if all_shown else f'of {len(order)} classes'}"
+    upper.suptitle(f"{run_words(found.record)}: of {first} samples, {which} nearest to a training image")
     _distances(lower, distances, unseen, ratio)
     table = pd.DataFrame({"kind": "sample", "number": range(len(images)), "nearest": numbers, "distance": distances})
     held = pd.DataFrame({"kind": "held-out", "number": range(len(unseen)), "distance": unseen})
     save(figure, stem, pd.concat([table, held]).astype({"nearest": "Int64"}))
+
+
+def _nearest(distances: np.ndarray, labels: np.ndarray | None, count: int) -> np.ndarray:
+    """Return the numbers of the nearest images: one of each class, or with more than `count` classes the nearest."""
+    order = np.argsort(distances, kind="stable")
+    if labels is None:
+        return order[:count]
+    firsts = order[np.sort(np.unique(labels[order], return_index=True)[1])][:count]
+    return firsts[np.argsort(labels[firsts], kind="stable")]
 
 
 def _unseen(store: Store, training: np.ndarray) -> np.ndarray:
@@ -213,13 +231,15 @@ def _unseen(store: Store, training: np.ndarray) -> np.ndarray:
     return nearest_images(images, training)[1]
 
 
-def _pictures(figure: SubFigure, rows: list[np.ndarray], distances: np.ndarray) -> None:
+def _pictures(figure: SubFigure, rows: list[np.ndarray], names: list[str], distances: np.ndarray) -> None:
     grid = figure.subplots(len(rows), len(distances), squeeze=False)
     for cells, images, caption in zip(grid, rows, ("sample", "nearest\ntraining\nimage"), strict=True):
         plot_row(cells, images, caption)
     small = tile(len(distances), 1, NEAREST_CELL, NEAREST_MARGINS) < SMALL
-    for axes, distance in zip(grid[0], distances, strict=True):
-        axes.set_title(f"{distance:.{2 if small else 3}f}", fontsize=6 if small else 8)
+    roomy = not small and max(map(len, names)) <= WORD
+    for axes, name, distance in zip(grid[0], names, distances, strict=True):
+        shown = f"{distance:.{2 if small else 3}f}"
+        axes.set_title(f"{name}\n{shown}" if name and roomy else shown, fontsize=6 if small else 8)
 
 
 def _distances(figure: SubFigure, samples: np.ndarray, unseen: np.ndarray, ratio: float | None) -> None:

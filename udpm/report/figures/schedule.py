@@ -14,7 +14,7 @@ from udpm.config.experiment import RunConfig
 from udpm.config.load import read_resolved
 from udpm.core.errors import UserError
 from udpm.diffusion.schedule import Schedule, coefficients, divergence_bound, prior_variance
-from udpm.report.figures.style import COLOURS, MARKERS, save
+from udpm.report.figures.style import COLOURS, LEVEL, MARKERS, save
 from udpm.report.table import MISSING, Table
 
 LARGEST_DIVERGENCE = 1e-3
@@ -100,8 +100,8 @@ def plot_schedule(table: pd.DataFrame, name: str, stem: str | Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.0), layout="constrained")
     # The two lines cross; numbers are placed on their outer sides.
     upper = table["snr"] >= 1
-    _annotated(left, table, "signal", r"signal $\bar\alpha_l s^l$", 0, upper, falls=True)
-    _annotated(left, table, "sigma_tilde", r"noise $\tilde\sigma_l$", 1, ~upper, falls=False)
+    _annotated(left, table, "signal", r"signal $\bar\alpha_\ell s^\ell$", 0, upper, falls=True)
+    _annotated(left, table, "sigma_tilde", r"noise $\tilde\sigma_\ell$", 1, ~upper, falls=False)
     left.set_ylabel("amplitude")
     left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     _annotated(right, table, "snr", "signal / noise", 2, upper | True, falls=True)
@@ -109,8 +109,8 @@ def plot_schedule(table: pd.DataFrame, name: str, stem: str | Path) -> None:
     for axes in (left, right):
         axes.set_yscale("log")
         axes.margins(0.2, 0.2)
-        axes.set_xticks(table["level"], [f"l = {row.level}\n{row.side}×{row.side}" for row in table.itertuples()])
-    figure.suptitle("\n".join(textwrap.wrap(f"{name}: the state $x_l$ at each level", TITLE)), fontsize="large")
+        axes.set_xticks(table["level"], [f"{LEVEL} = {row.level}\n{row.side}×{row.side}" for row in table.itertuples()])
+    figure.suptitle("\n".join(textwrap.wrap(f"{name}: the state $x_\\ell$ at each level", TITLE)), fontsize="large")
     save(figure, stem, table)
 
 
