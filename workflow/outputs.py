@@ -18,7 +18,7 @@ def drawn(stem: str, caption: str, category: str, **labels: str) -> list[Any]:
 
 def drawn_of(stem: str, caption: str, figure: str, seed: str = "{seed}") -> list[Any]:
     """Return the files of a figure of an experiment, as `drawn` does."""
-    return drawn(stem, caption, "Figures", figure=figure, experiment="{experiment}", seed=seed)
+    return drawn(stem, caption, "3 Figures", figure=figure, experiment="{experiment}", seed=seed)
 
 
 def tabled(stem: str, caption: str, category: str, readable: dict[str, str], full: dict[str, str]) -> list[Any]:

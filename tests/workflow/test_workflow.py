@@ -213,7 +213,7 @@ def test_report(study):
     for name in ("samples", "chain", "curves", "schedule", "forward", "latents_swap"):
         assert f"{name}.svg" in report
     assert "scores.html" in report
-    for category in ("Overview", "Scores", "Figures"):
+    for category in ("1 Overview", "2 Scores", "3 Figures"):
         assert f'"{category}"' in report
     # It opens without a network.
     assert not re.search(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//", report)

@@ -6,9 +6,9 @@ rule render_table:
         tabled(
             LAYOUT.table("scores"),
             "scores",
-            "Scores",
+            "2 Scores",
             {"table": "scores to read"},
-            {"table": "scores with the whole protocol"},
+            {"table": "scores with the whole protocol (a csv to download)"},
         ),
     log:
         LAYOUT.log("render_table/scores"),
@@ -25,7 +25,11 @@ rule count_cost:
     """Count the multiply-adds of an image and the parameters of the networks."""
     output:
         tabled(
-            LAYOUT.table("cost"), "cost", "Cost", {"table": "cost to read"}, {"table": "cost, every call and network"}
+            LAYOUT.table("cost"),
+            "cost",
+            "Cost",
+            {"table": "cost to read"},
+            {"table": "cost, every call and network (a csv to download)"},
         ),
     log:
         LAYOUT.log("count_cost/cost"),
@@ -39,14 +43,14 @@ rule count_cost:
         "udpm cost {params.experiments:q} --output {params.stem:q} > {log:q} 2>&1"
 
 
-# Figures of a run by name: title in the report, input, params that name the command's input (content.py counts them),
+# Figures of a run by name: title in the report, which sorts by the number, input, params that name the command's input (content.py counts them),
 # and the command's argument if it is not the first input.
 RUN_FIGURES = {
-    "samples": ("samples", INPUTS.samples, {"samples": INPUTS.sample_set}, None),
-    "chain": ("denoising chain", LAYOUT.samples("_chain.npz"), {}, None),
-    "curves": ("training curves", LAYOUT.completion(), {"run": subpath(input[0], parent=True)}, LAYOUT.metrics()),
-    "selection": ("milestones", LAYOUT.choice(), {}, None),
-    "diagnosis": ("diagnosis", LAYOUT.diagnosis(), {}, None),
+    "samples": ("1 samples", INPUTS.samples, {"samples": INPUTS.sample_set}, None),
+    "chain": ("5 denoising chain", LAYOUT.samples("_chain.npz"), {}, None),
+    "curves": ("2 training curves", LAYOUT.completion(), {"run": subpath(input[0], parent=True)}, LAYOUT.metrics()),
+    "selection": ("3 milestones", LAYOUT.choice(), {}, None),
+    "diagnosis": ("4 diagnosis", LAYOUT.diagnosis(), {}, None),
 }
 for figure, (title, source, of, given) in RUN_FIGURES.items():
 
@@ -77,7 +81,7 @@ rule render_latents:
     input:
         LAYOUT.latents(),
     output:
-        drawn_of(LAYOUT.figure("{experiment}/seed{seed}/latents_{kind}"), "latents", "latents: {kind}"),
+        drawn_of(LAYOUT.figure("{experiment}/seed{seed}/latents_{kind}"), "latents", "9 latents: {kind}"),
     log:
         LAYOUT.log("render_latents/{experiment}_seed{seed}_{kind}"),
     conda:
@@ -93,7 +97,7 @@ rule render_schedule:
     input:
         INPUTS.first_run_config,
     output:
-        drawn_of(LAYOUT.figure("{experiment}/schedule"), "schedule", "schedule", seed="all"),
+        drawn_of(LAYOUT.figure("{experiment}/schedule"), "schedule", "7 schedule", seed="all"),
     log:
         LAYOUT.log("render_schedule/{experiment}"),
     conda:
@@ -110,7 +114,7 @@ rule render_forward:
         config=INPUTS.first_run_config,
         dataset=INPUTS.dataset_record,
     output:
-        drawn_of(LAYOUT.figure("{experiment}/forward"), "forward", "forward process", seed="all"),
+        drawn_of(LAYOUT.figure("{experiment}/forward"), "forward", "8 forward process", seed="all"),
     log:
         LAYOUT.log("render_forward/{experiment}"),
     conda:
@@ -128,7 +132,7 @@ rule render_neighbours:
         samples=INPUTS.samples,
         dataset=INPUTS.dataset_record,
     output:
-        drawn_of(LAYOUT.figure("{experiment}/seed{seed}/neighbours"), "neighbours", "nearest training images"),
+        drawn_of(LAYOUT.figure("{experiment}/seed{seed}/neighbours"), "neighbours", "6 nearest training images"),
     log:
         LAYOUT.log("render_neighbours/{experiment}_seed{seed}"),
     conda:
@@ -154,9 +158,9 @@ rule render_paper_table:
         tabled(
             LAYOUT.table("paper/{table}"),
             "paper",
-            "Paper",
+            "4 Paper",
             {"table": "{table}", "format": "to read"},
-            {"table": "{table}", "format": "full precision"},
+            {"table": "{table}", "format": "full precision (a csv to download)"},
         ),
     log:
         LAYOUT.log("render_paper_table/{table}"),
@@ -196,7 +200,9 @@ rule render_tradeoff:
         published=PAPER.published_files,
         scores=PAPER.tradeoff_scores,
     output:
-        drawn(LAYOUT.figure("paper/tradeoff"), "tradeoff", "Paper", table="FID against multiply-adds", format="figure"),
+        drawn(
+            LAYOUT.figure("paper/tradeoff"), "tradeoff", "4 Paper", table="FID against multiply-adds", format="figure"
+        ),
     log:
         LAYOUT.log("render_tradeoff/tradeoff"),
     conda:
@@ -218,7 +224,7 @@ rule summarize:
         report(
             LAYOUT.overview,
             caption="../report/overview.rst",
-            category="Overview",
+            category="1 Overview",
             labels={"page": "what ran, and its results"},
         ),
         LAYOUT.summary,
@@ -259,7 +265,7 @@ rule plan_sweep:
         report(
             LAYOUT.sweep("plan.html"),
             caption="../report/sweep_plan.rst",
-            category="Sweeps",
+            category="5 Sweeps",
             labels={"sweep": "{sweep}", "what": "plan: schedules and hours"},
         ),
         multiext(LAYOUT.sweep("plan"), ".csv", ".md", ".tex"),
@@ -283,7 +289,7 @@ rule rank_sweep:
         report(
             LAYOUT.sweep("ranking.html"),
             caption="../report/sweep_ranking.rst",
-            category="Sweeps",
+            category="5 Sweeps",
             labels={"sweep": "{sweep}", "what": "ranking"},
         ),
         multiext(LAYOUT.sweep("ranking"), ".csv", ".md", ".tex"),
@@ -306,7 +312,7 @@ rule draw_heat_map:
     input:
         lambda wildcards: SWEEP.scores(wildcards.grid),
     output:
-        drawn(LAYOUT.sweep("heat_{grid}"), "sweep_heat", "Sweeps", sweep="{sweep}", what="heat map: {grid}"),
+        drawn(LAYOUT.sweep("heat_{grid}"), "sweep_heat", "5 Sweeps", sweep="{sweep}", what="heat map: {grid}"),
     log:
         LAYOUT.log("draw_heat_map/{sweep}_{grid}"),
     conda:
@@ -326,7 +332,7 @@ rule draw_strip:
         SWEEP.scores(),
         SWEEP.shown_samples(),
     output:
-        drawn(LAYOUT.sweep("strip"), "sweep_strip", "Sweeps", sweep="{sweep}", what="the same images of every point"),
+        drawn(LAYOUT.sweep("strip"), "sweep_strip", "5 Sweeps", sweep="{sweep}", what="the same images of every point"),
     log:
         LAYOUT.log("draw_strip/{sweep}"),
     conda:

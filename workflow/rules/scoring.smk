@@ -213,7 +213,7 @@ rule diagnose_run:
         table=report(
             f"{LAYOUT.table('diagnoses/{experiment}_seed{seed}')}.html",
             caption="../report/diagnosis.rst",
-            category="Scores",
+            category="2 Scores",
             labels={"table": "diagnosis of {experiment}, seed {seed}"},
         ),
         others=multiext(LAYOUT.table("diagnoses/{experiment}_seed{seed}"), ".csv", ".md", ".tex"),
@@ -252,7 +252,7 @@ rule select_checkpoint:
         table=report(
             f"{LAYOUT.selection()}/milestones.html",
             caption="../report/selection.rst",
-            category="Scores",
+            category="2 Scores",
             labels={"table": "milestones of {experiment}, seed {seed}"},
         ),
         others=multiext(f"{LAYOUT.selection()}/milestones", ".csv", ".md", ".tex"),
