@@ -41,7 +41,7 @@ def test_the_shares_of_a_training_iteration(digits, tmp_path, capsys):
     )
     assert not code
     shown = capsys.readouterr().out
-    assert "digits on cpu (1 threads): batch 8, float32" in shown
+    assert "digits on cpu (1 thread): batch 8, float32" in shown
     assert re.search(r"[\d.]+ iterations/s, [\d.]+ images/s", shown)
     shares = re.findall(r"^  (.+?) +([\d.]+) %$", shown, re.M)
     parts = {"discriminator step", "generator step", "data and noise", "averages", "rest"}
@@ -89,7 +89,7 @@ def record_of(capsys, *arguments):
 def assert_record(record):
     assert record["format"] == "udpm-bench/1"
     assert set(record["ceilings"]) == {"float32_flops", "bfloat16_flops", "copy_bytes"}
-    assert record["device"] == "cpu (1 threads)"
+    assert record["device"] == "cpu (1 thread)"
     assert record["provenance"]["versions"]["torch"]
     for row in record["rows"]:
         for key in ("seconds", "images_per_second"):

@@ -116,7 +116,7 @@ def test_comparisons_as_text_as_table_and_as_figure(tmp_path, capsys):
         assert not run(*arguments, "--output", tmp_path / f"{name}.json")
         assert "record_sha256" in json.loads((tmp_path / f"{name}.json").read_text())
     shown = capsys.readouterr().out
-    assert "sampling of digits, batch 2, cpu (1 threads)" in shown
+    assert "sampling of digits, batch 2, cpu (1 thread)" in shown
     assert re.search(
         r"^  batch  pooling +×[\d.]+ \([\d.]+–[\d.]+\): [\d.]+ s with, [\d.]+ without; has it$", shown, re.M
     )

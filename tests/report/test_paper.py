@@ -1,6 +1,8 @@
 """The paper's tables: published next to measured scores, "not run", verdicts, protocols, bytes, bad input."""
 
+import base64
 import functools
+import io
 import json
 import re
 import shlex
@@ -34,8 +36,11 @@ from udpm.report.figures import tradeoff
 from udpm.report.figures.style import LARGEST
 from udpm.report.paper.entries import entries, verdict
 from udpm.report.paper.study import StudyReport
+from udpm.report.pictures import draw_strip
 from udpm.report.scores import summarize_scores
+from udpm.report.table import Table
 from udpm.sampling.generate import draw_samples
+from udpm.sampling.sample_set import first_samples, join_shards, load_samples, save_samples
 
 CONFIG = tiny.ROOT / "config"
 SUFFIXES = (".csv", ".md", ".tex", ".html")
@@ -298,7 +303,43 @@ def test_the_summary(study, tmp_path):
     assert "18.00" in text
     assert "cifar10: is not in this study; `snakemake all --config experiments=cifar10`." in text
     assert "digits: the best checkpoint is not scored" in text
-    assert "What is missing" in (tmp_path / "a/overview.html").read_text()
+    page = (tmp_path / "a/overview.html").read_text()
+    assert "What is missing" in page
+    # The other experiments of the table have published scores, this one has none.
+    assert "published" not in text.partition("## What ran")[0]
+    assert "runs/digits/seed0/README.md)" in text
+    assert re.search(r'<a href="[^"]*/figures/digits">figures</a>', page)
+    shown = re.search(
+        r'digits, seed 0: nothing was selected<br><img alt="[^"]*" src="data:image/png;base64,([^"]*)"', page
+    )
+    with Image.open(io.BytesIO(base64.b64decode(shown[1]))) as strip:
+        first = load_samples(study / "samples/digits/seed0.npz").images[0]
+        factor = 64 // len(first)
+        assert strip.size == (12 * (factor * len(first) + 4) - 4, factor * len(first))
+        assert (np.asarray(strip)[::factor, : factor * len(first) : factor] == first).all()
+
+
+def test_the_first_samples_of_a_set_in_shards_are_read_without_the_others(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (6, 80, 80, 3), dtype=np.uint8)
+    parts = [tmp_path / f"{index}.npz" for index in (1, 2)]
+    for index, path in enumerate(parts, 1):
+        save_samples(path, images // index, np.zeros(6, int), {"shard": [index, 2], "classes": 0})
+    join_shards(parts, tmp_path / "all.json")
+    assert (first_samples(tmp_path / "all.json", 4) == images[:4]).all()
+    assert len(first_samples(tmp_path / "all.json", 9)) == 6
+    with Image.open(io.BytesIO(draw_strip(tmp_path / "all.json"))) as strip:
+        assert strip.height == 64
+    np.savez(parts[0], images=images / 255)
+    with pytest.raises(UserError, match=r"1\.npz: images is float64 .*; expected uint8 \(n, h, w, 3\)"):
+        first_samples(tmp_path / "all.json", 4)
+
+
+def test_text_is_left_and_numbers_are_right():
+    cells = {"name": ["1 a", "b"], "score": ["1.50 ± 0.1 (2 seeds)", "not run [1]"], "torch": ["2.13.0+cpu", "–"]}
+    table = Table(pd.DataFrame(cells | {"share": ["7%", "–"], "verdict": ["–", "none"]}), [], "T")
+    rule = table.markdown().splitlines()[1].split("|")[1:-1]
+    assert ["right" if cell.endswith(":") else "left" for cell in rule] == ["left", "right", "left", "right", "left"]
+    assert r"\begin{tabular}{lrlrl}" in table.latex()
 
 
 def test_the_summary_holds_what_other_calls_scored(study, tmp_path):

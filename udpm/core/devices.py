@@ -233,7 +233,8 @@ def describe(device: torch.device) -> str:
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({torch.get_num_threads()} threads)"
+    count = torch.get_num_threads()
+    return f"{device.type} ({count} thread{'s' if count != 1 else ''})"
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:

@@ -161,7 +161,7 @@ def score_table(paths: Sequence[str | Path]) -> Table:
         score["with_best"] = _run(score) in selected and not score["subject"]["selection"]
     extractors = list(dict.fromkeys(_extractor_of(score) for score in scores))
     scores.sort(key=lambda score: _place(score, extractors))
-    return Table(_readable(scores), _notes(scores), "Scores", _full(scores), words=2)
+    return Table(_readable(scores), _notes(scores), "Scores", _full(scores))
 
 
 def _full(scores: list[dict[str, Any]]) -> pd.DataFrame:

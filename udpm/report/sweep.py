@@ -58,7 +58,7 @@ def plan_table(loaded: LoadedSweep) -> Table:
             }
         )
     full = pd.DataFrame(rows)
-    return Table(_readable_plan(full), [*NOTES, *_plan_notes(full, loaded)], "Plan", full, words=2)
+    return Table(_readable_plan(full), [*NOTES, *_plan_notes(full, loaded)], "Plan", full)
 
 
 def _schedule(run: RunConfig, base: str, resolved: Resolved) -> dict[str, Any]:
@@ -291,7 +291,7 @@ def ranking_table(loaded: LoadedSweep, found: list[Result]) -> Table:
             }
         )
     table = pd.DataFrame(full).astype({"rank": "Int64"})
-    return Table(pd.DataFrame(shown), _ranking_notes(loaded, found), "Ranking", table, words=3)
+    return Table(pd.DataFrame(shown), _ranking_notes(loaded, found), "Ranking", table)
 
 
 def _ranking_notes(loaded: LoadedSweep, found: list[Result]) -> list[str]:

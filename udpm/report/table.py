@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 
@@ -14,9 +14,13 @@ from udpm.core.files import write_text
 from udpm.core.kinds import mark, seal_text
 
 MISSING = "–"
+NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?(%| .*)?")
+ABSENT = re.compile(rf"({MISSING}|none|not \w+)( \[\d+\])*")
+"""Cells of columns of numbers: a number and perhaps more words, or none."""
 CODE = re.compile("`([^`]*)`")
+LINK = re.compile(r"\[([^]]+)\]\(([^):\s]+)\)")
 IN_LATEX, IN_HTML = r"\\texttt{\1}", r"<code>\1</code>"
-"""Replacements of markdown's backticks in LaTeX and html."""
+"""Markdown's backticks and links, and replacements of the former in LaTeX and html."""
 SMALL = "{\\footnotesize\\setlength{\\tabcolsep}{3pt}%\n"
 """Begins the group of a table, whose columns would not fit on a page at the normal size."""
 PAGE = 40
@@ -35,7 +39,6 @@ class Table:
     Attributes:
         shown: the readable table, all of it text; if empty, only notes are written.
         full: table of the .csv, in full precision; None: as shown.
-        words: number of leading columns that are left-aligned.
         titled: whether markdown and LaTeX contain the title, too.
     """
 
@@ -43,23 +46,25 @@ class Table:
     notes: list[str]
     title: str
     full: pd.DataFrame | None = None
-    words: int = 1
     titled: bool = False
 
     def markdown(self) -> str:
         """Return the table, and the notes as a list."""
         notes = "".join(f"- {note}\n" for note in self.notes)
-        table = "" if self.shown.empty else self.shown.to_markdown(index=False, disable_numparse=True) + "\n\n"
+        sides = ["right" if number else "left" for number in self._numbers()]
+        table = "" if self.shown.empty else self.shown.to_markdown(index=False, disable_numparse=True, colalign=sides)
+        table += "\n\n" if table else ""
         return (f"**{self.title}**\n\n" if self.titled else "") + table + notes
 
     def latex(self) -> str:
         """Return a booktabs tabular, or a longtable if it exceeds a page, and notes as small paragraphs."""
         styled = self.shown.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
-        columns = "l" * self.words + "r" * (self.shown.shape[1] - self.words)
+        numbers = self._numbers()
+        columns = "".join("r" if number else "l" for number in numbers)
         long = len(self.shown) > PAGE
         body = styled.to_latex(hrules=True, column_format=columns, environment="longtable" if long else None)
         head = next(line for line in body.splitlines() if line.endswith(r"\\"))
-        body = SMALL + body.replace(head, _stacked(head, self.words)) + "}\\par\\smallskip\n"
+        body = SMALL + body.replace(head, _stacked(head, numbers)) + "}\\par\\smallskip\n"
         escaped = pd.DataFrame({"note": self.notes}).style.format(escape="latex")
         lines = [escaped._display_funcs[(row, 0)](note) for row, note in enumerate(self.notes)]
         text = body + "".join(f"\n{{\\footnotesize\\raggedright {CODE.sub(IN_LATEX, line)}\\par}}\n" for line in lines)
@@ -70,7 +75,8 @@ class Table:
 
     def html(self) -> str:
         """Return the table under its title, a part of `html_page`."""
-        left = ", ".join(f"{cell}.col{column}" for cell in ("th", "td") for column in range(self.words))
+        texts = [column for column, number in enumerate(self._numbers()) if not number]
+        left = ", ".join(f"{cell}.col{column}" for cell in ("th", "td") for column in texts)
         rules = [
             {"selector": "", "props": "border-collapse: collapse; font: 14px sans-serif"},
             {"selector": "th, td", "props": "padding: 4px 12px; text-align: right; border-bottom: 1px solid #ddd"},
@@ -82,8 +88,13 @@ class Table:
         listed = pd.DataFrame({"": self.notes}).style.hide(axis="index").hide(axis="columns").format(escape="html")
         small = [{"selector": "", "props": "font: 12px sans-serif"}]
         notes = CODE.sub(IN_HTML, listed.set_table_styles(small).set_uuid(f"{name}-notes").to_html())
+        notes = LINK.sub(r'<a href="\2">\1</a>', notes)
         table = "" if self.shown.empty else styled.to_html() + "<p></p>"
         return f'<h2 style="font: bold 16px sans-serif">{self.title}</h2>\n{table}{notes}'
+
+    def _numbers(self) -> list[bool]:
+        """Return which columns are numbers, some of them perhaps missing; they are right-aligned, all others left."""
+        return [_is_number(column.astype(str)) for _, column in self.shown.items()]
 
     def write(self, stem: str | Path) -> str:
         """Write ``STEM.csv`` (the full table) and the readable ``STEM.md``, ``STEM.tex`` and ``STEM.html``.
@@ -100,20 +111,33 @@ class Table:
         return text
 
 
+def _is_number(cells: Iterable[str]) -> bool:
+    present = [text for text in cells if not ABSENT.fullmatch(text)]
+    return bool(present) and all(map(NUMBER.fullmatch, present))
+
+
 def cell(value: Any, pattern: str = "{}") -> str:
     """Format a value, or return `MISSING` for None."""
     return MISSING if value is None else pattern.format(value)
 
 
-def html_page(title: str, tables: Iterable[Table], csv: str | None = None) -> str:
-    """Return a page of tables with the mark of udpm, given the contents of the .csv that is written with it, if any."""
+class Part(Protocol):
+    """A part of a page, such as a table."""
+
+    def html(self) -> str:
+        """Return the part under its title."""
+
+
+def html_page(title: str, parts: Iterable[Part], csv: str | None = None) -> str:
+    """Return a page of parts with the mark of udpm, given the contents of the .csv that is written with it, if any."""
     head = f'<!doctype html><meta charset="utf-8"><meta name="generator" content="{mark(csv)}"><title>{title}</title>\n'
-    return seal_text(head + "".join(f"{table.html()}\n" for table in tables))
+    return seal_text(head + "".join(f"{part.html()}\n" for part in parts))
 
 
-def _stacked(head: str, words: int) -> str:
+def _stacked(head: str, numbers: list[bool]) -> str:
     """Return a table head with the names of numeric columns broken into lines, since numbers are narrow."""
     cells = head.removesuffix(r" \\").split(" & ")
-    lines = [cell.replace(" ", r"\\") for cell in cells[words:]]
-    numbers = [rf"\shortstack[r]{{{line}}}" if r"\\" in line else line for line in lines]
-    return " & ".join([*cells[:words], *numbers]) + r" \\"
+    for column, name in enumerate(cells):
+        if numbers[column] and " " in name:
+            cells[column] = r"\shortstack[r]{" + name.replace(" ", r"\\") + "}"
+    return " & ".join(cells) + r" \\"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import zipfile
@@ -26,7 +27,7 @@ from udpm.core.folders import atomic_folder
 from udpm.core.kinds import IMAGES, SAMPLES_COMMENT
 from udpm.core.work import SPAWN, Progress, init_worker, map_ordered
 from udpm.data.archive import write_archive
-from udpm.data.npz import read_npz
+from udpm.data.npz import array_header, place_array, read_npz
 
 FORMAT = "udpm-samples/1"
 SHARDS = "shards"
@@ -143,6 +144,28 @@ def load_samples(path: str | Path) -> SampleSet:
             return _joined(path, record)
         path = path.with_suffix(".npz")
     return _load(path)
+
+
+def first_samples(path: str | Path, count: int) -> np.ndarray:
+    """Read at most `count` images at the beginning of a sample set, (n, h, w, 3) uint8, without the others.
+
+    `path` is its record (.json); the images of a set drawn in shards are those of the first shard. Whether the record
+    has their digest is not checked.
+
+    Raises:
+        UserError: a file is missing or unreadable.
+    """
+    path = Path(path)
+    record = _record(path)
+    images = path.parent / record[SHARDS][0]["file"] if record.get(SHARDS) else path.with_suffix(".npz")
+    header = array_header(images, "sample set", "images")
+    if header.dtype != np.uint8 or len(header.shape) != 4 or header.shape[-1] != 3 or header.fortran:
+        raise UserError(f"{images}: images is {header.dtype} {header.shape}; expected uint8 (n, h, w, 3)")
+    file, start, _ = place_array(images, "sample set", "images")
+    shape = (min(count, header.shape[0]), *header.shape[1:])
+    with file:
+        file.seek(start)
+        return np.frombuffer(file.read(math.prod(shape)), np.uint8).reshape(shape)
 
 
 def join_shards(shards: Sequence[Path], output: Path) -> int:

@@ -194,7 +194,7 @@ def _pca(arrays: Arrays, record: dict[str, Any]) -> Content:
     largest = np.abs(components).max(axis=(2, 3, 4), keepdims=True)
     values = np.concatenate([mean[:, None], components / np.where(largest > 0, largest, 1)], axis=1)
     pictures = ((values + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
-    grids = []
+    grids: list[Grid] = []
     maps = _symbols(arrays)
     for row, symbol, level, shares in zip(pictures, maps, arrays["levels"], explained, strict=True):
         # The shares differ between rows; what they stand over is said once.

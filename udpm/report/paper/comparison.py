@@ -29,8 +29,6 @@ from udpm.report.table import MISSING, Table, cell
 
 TARGET = "paper_tables"
 COST = "multiply-adds (G)"
-WORDS = 2
-"""Number of leading text columns of the readable table."""
 PROTOCOL = (
     *("n", "extractor", "extractor_sha256", "preprocessing", "reference", "reference_n", "reference_sha256"),
     *("iteration", "weights", "sampling_seed", "posterior", "guidance"),
@@ -58,6 +56,8 @@ def comparison_table(
     shown = shown.rename(columns={"published": f"published {table.protocol.metric}"})
     if not several:
         shown = shown.drop(columns="data set")
+    if all(row.value is None for row in table.rows):
+        shown = shown.drop(columns=[f"published {table.protocol.metric}", "standing", "source", "verdict"])
     if (shown[COST] == MISSING).all():
         shown = shown.drop(columns=COST)
     if not any(entry.experiment or entry.title for entry in lines):
@@ -66,7 +66,7 @@ def comparison_table(
     pairs = [pair for entry in lines for pair in (entry.last, entry.best) if pair is not None and not entry.title]
     notes = [*_general_notes(table, lines), *numbered, *dict.fromkeys(pair.describe() for pair in pairs)]
     full = pd.DataFrame([row for entry in lines for row in rows.full(entry)]).astype(dict.fromkeys(WHOLE, "Int64"))
-    return Table(shown, notes, table.title, full, words=WORDS if several else WORDS - 1, titled=True)
+    return Table(shown, notes, table.title, full, titled=True)
 
 
 class _Rows:

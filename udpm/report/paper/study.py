@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from statistics import mean
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -30,8 +32,9 @@ from udpm.networks.inference import Cost, count_cost
 from udpm.report.paper.comparison import comparison_table
 from udpm.report.paper.entries import BASELINES, NOT_RUN, NOT_SCORED, advice, another_with_best, command, verdict
 from udpm.report.paper.tables import Setup, read_speed, runtime_table, setup_table
+from udpm.report.pictures import Strips, draw_strip
 from udpm.report.scores import BEST, MATCHED, ScoreSummary, score_files, summarize_scores, training_length
-from udpm.report.table import MISSING, Table, cell, html_page
+from udpm.report.table import MISSING, Part, Table, cell, html_page
 from udpm.runs.layout import Layout
 from udpm.runs.records import COMPLETE, read_complete
 
@@ -39,10 +42,7 @@ Runs = dict[tuple[str, int], dict[str, Any] | None]
 
 HOUR = 3600
 WHERE = [
-    "Every score with its whole protocol: tables/scores.md and .csv. The paper's tables: tables/paper/ (`snakemake "
-    "paper_tables`).",
-    "Pictures: figures/EXPERIMENT/. A run's card, with its data's terms and its limits: "
-    "runs/EXPERIMENT/seedN/README.md. Sweeps: sweeps/NAME/ranking.md.",
+    "The paper's tables: tables/paper/ (`snakemake paper_tables`). Sweeps: sweeps/NAME/ranking.md.",
     "What made a file: `udpm info PATH`.",
 ]
 """Other files in the folder of results."""
@@ -119,12 +119,45 @@ class StudyReport:
             Table(*_what_ran(runs, experiments), "What ran"),
             *([Table(pd.DataFrame(), problems, "What cannot be read")] if problems else []),
             Table(pd.DataFrame(), missing, "What is missing"),
-            Table(pd.DataFrame(), WHERE, "Where to look"),
+            Table(pd.DataFrame(), [*self._links(runs, folder), *WHERE], "Where to look"),
         ]
         text = f"# {PAGE_TITLE}\n\n" + "\n".join(f"## {part.title}\n\n{part.markdown()}" for part in sections)
         write_text(folder / "summary.md", seal_text(f"{text}\n<!-- {mark()} -->\n"))
-        write_text(folder / "overview.html", html_page(PAGE_TITLE, sections))
+        strips = self._strips(runs)
+        parts: list[Part] = [sections[0], *([Strips("First samples", strips)] if strips else []), *sections[1:]]
+        write_text(folder / "overview.html", html_page(PAGE_TITLE, parts))
         return text
+
+    def _strips(self, runs: Runs) -> dict[str, bytes]:
+        """Return the first samples of every experiment's first sampled run, as .png by caption."""
+        strips: dict[str, bytes] = {}
+        shown = set()
+        for name, seed in runs:
+            # What cannot be read is reported by the commands that need it.
+            with suppress(UserError):
+                if name not in shown:
+                    strips[f"{name}, seed {seed}: nothing was selected"] = draw_strip(
+                        self._layout.sample_record(name, seed)
+                    )
+                    shown.add(name)
+        return strips
+
+    def _links(self, runs: Runs, folder: Path) -> list[str]:
+        """Return notes with links, relative to a folder, to the files of the study."""
+
+        def link(words: str, path: str) -> str:
+            return f"[{words}]({quote(os.path.relpath(path, folder).replace(os.sep, '/'))})"
+
+        notes = []
+        for name in dict.fromkeys(name for name, _ in runs):
+            cards = [seed for (other, seed), record in runs.items() if other == name and record is not None]
+            found = [link(f"seed {seed}", self._layout.card(name, seed)) for seed in cards]
+            figures = link("figures", self._layout.figure(name))
+            notes.append(
+                f"{name}: {figures}" + (f"; cards with the data's terms and limits: {', '.join(found)}" * bool(found))
+            )
+        scores = link("every score with its whole protocol", f"{self._layout.table('scores')}.html")
+        return [f"Tables: {scores}.", *(f"{note}." for note in notes)]
 
     def _scored(self) -> list[str]:
         """Return all experiments with a score. Points of sweeps, whose names have a dot, are in their rankings."""
@@ -251,7 +284,10 @@ def _headlines(
             )
             if entry is not None:
                 notes.append(entry.describe())
-    return pd.DataFrame(rows), list(dict.fromkeys(notes))
+    table = pd.DataFrame(rows)
+    if rows and (table["published"] == "none").all():
+        table = table.drop(columns=["published", "verdict"])
+    return table, list(dict.fromkeys(notes))
 
 
 def _against_the_paper(

@@ -106,7 +106,7 @@ def runtime_table(
     rows = _runtime_rows(published, costs, datasets, speeds)
     shown = pd.DataFrame([_readable(row) for row in rows])
     notes = _runtime_notes(published, costs, speeds)
-    return Table(shown, notes, published.title, pd.DataFrame(rows, columns=RUNTIME_COLUMNS), words=2, titled=True)
+    return Table(shown, notes, published.title, pd.DataFrame(rows, columns=RUNTIME_COLUMNS), titled=True)
 
 
 def _runtime_rows(
