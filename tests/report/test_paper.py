@@ -266,7 +266,7 @@ def test_a_table_of_nothing_measured_here_has_no_columns_for_it(everything):
     text = (everything / "a/retraining.md").read_text()
     assert "measured" not in text.partition("\n\n- ")[0]
     assert "30.58 h of training, 1.88 s for a batch." in text
-    assert "| 98.61 " in text
+    assert " 98.61 |" in text
 
 
 def test_bad_input(tmp_path, capsys):
