@@ -371,6 +371,7 @@ def test_the_floor_in_the_summary_has_as_many_images_as_the_samples(tmp_path):
     assert not tiny.call("summary", "digits", "--results", tmp_path, "--config", CONFIG, "--output", tmp_path)
     text = " ".join((tmp_path / "summary.md").read_text().split())
     assert "| digits | last | FID | 18.00 ± 0.00 (2 seeds) | 1000 | 21.00 (500) | 5.50 (500) |" in text
+    assert "| held-out images (floor), N = 800 |" in StudyReport(tmp_path, CONFIG).write("digits", tmp_path / "table")
 
 
 def test_multiply_adds_of_peers():

@@ -89,7 +89,7 @@ class _Rows:
         if row.value is not None:
             published = f"{row.value:.{1 if row.value >= 100 else 2}f}"
         return {
-            "method": (entry.title or row.method) + self._mark(row.note),
+            "method": self._name(entry) + self._mark(row.note),
             "data set": row.dataset,
             "NFE": cell(row.nfe),
             COST: cell(self._cost(row), "{:.0f}" if (self._cost(row) or 0) >= 100 else "{:.3g}"),
@@ -101,6 +101,13 @@ class _Rows:
             "measured, best checkpoint": self._cell(entry, BEST),
             "verdict": self._verdicts(entry),
         }
+
+    @staticmethod
+    def _name(entry: Entry) -> str:
+        """Name a method; a baseline also with its number of images, which differs from that of the samples."""
+        if entry.title and entry.last is not None:
+            return f"{entry.title}, N = {entry.last.score['protocol']['n']}"
+        return entry.title or entry.row.method
 
     def full(self, entry: Entry) -> list[dict[str, Any]]:
         """Return a row per measured checkpoint, in full precision with the whole protocol."""
