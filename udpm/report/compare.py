@@ -19,7 +19,7 @@ from udpm.core.kinds import FIGURE
 from udpm.data.open import open_images
 from udpm.metrics.protocol import MEASURING, comparable, noise_words, read_score
 from udpm.report.figures.curves import PANELS, is_logarithmic, levels_of, read_metrics
-from udpm.report.figures.style import COLOURS, LEVEL, bare, save, tiles
+from udpm.report.figures.style import COLOURS, LEVEL, bare, save, set_logarithmic, tiles
 from udpm.report.scores import MATCHED, PATTERNS, SHOWN
 from udpm.report.table import MISSING, Table, cell
 from udpm.runs.layout import Layout
@@ -256,8 +256,8 @@ def _plot_panel(axes: Axes, runs: dict[str, pd.DataFrame], kind: str, level: int
         axes.spines[:].set_visible(False)
         axes.tick_params(left=False, labelleft=False, bottom=False)
     elif is_logarithmic(kind, np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])):
-        axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter("")
+        set_logarithmic(axes, "2346")
+        axes.tick_params(which="minor", labelsize=7)
 
 
 def _colours(count: int) -> list[str]:

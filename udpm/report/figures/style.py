@@ -98,13 +98,13 @@ LABELLED = ((0.5, "2345678"), (1.2, "2346"), (2.5, "25"))
 """Decades of a logarithmic axis, and the digits that are labelled below that many; powers of ten always are."""
 
 
-def set_logarithmic(axes: Axes) -> None:
-    """Make the vertical axis logarithmic, with as many labels as its range needs."""
+def set_logarithmic(axes: Axes, most: str = "2345678") -> None:
+    """Make the vertical axis logarithmic, with as many labels as its range needs, for the digits `most` at most."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.yaxis.set_major_formatter("{x:g}")
     digits = next((digits for decades, digits in LABELLED if np.log10(high / low) < decades), "")
-    axes.yaxis.set_minor_formatter(partial(minor_label, digits=digits))
+    axes.yaxis.set_minor_formatter(partial(minor_label, digits="".join(digit for digit in digits if digit in most)))
 
 
 def minor_label(value: float, _position: int | None = None, *, digits: str) -> str:
