@@ -15,7 +15,7 @@ from udpm.core.errors import UserError
 from udpm.core.files import write_text
 from udpm.core.provenance import Digests, append
 from udpm.core.reading import read_json
-from udpm.runs.config_guard import MUTABLE_KEYS
+from udpm.runs.config_guard import EARLIER_MUTABLE_KEYS, MUTABLE_KEYS
 from udpm.runs.layout import Layout, milestone
 
 ANYWHERE = Layout("results:")
@@ -209,8 +209,9 @@ def without_mutable_keys(values: dict[str, Any]) -> dict[str, Any]:
     if "dataset_name" not in values:
         own = {key.partition(".")[2] for key in MUTABLE_KEYS if key.startswith("dataset.")}
         return {key: value for key, value in values.items() if key not in own} if "source" in values else values
+    free = MUTABLE_KEYS | EARLIER_MUTABLE_KEYS
     return {
-        section: {key: value for key, value in keys.items() if f"{section}.{key}" not in MUTABLE_KEYS}
+        section: {key: value for key, value in keys.items() if f"{section}.{key}" not in free}
         if isinstance(keys, dict)
         else keys
         for section, keys in values.items()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from operator import attrgetter
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from udpm.config.dataset import DatasetConfig
 from udpm.config.evaluation import Diagnosis, Latents, Sampling, Scoring, Selection
@@ -238,6 +239,17 @@ class RunConfig(Section):
     losses: Losses
     training: TrainingOrImported
     weights: str | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_earlier_tensorboard(cls, values: Any) -> Any:
+        # Resolved files, checkpoints and weights of earlier versions have this key; files of experiments must not.
+        training = values.get("training") if isinstance(values, Mapping) else None
+        if not isinstance(training, Mapping) or not isinstance(training.get("tensorboard"), bool):
+            return values
+        kept = {key: value for key, value in training.items() if key != "tensorboard"}
+        named = {"trackers": ["tensorboard"] if training["tensorboard"] else []}
+        return {**values, "training": named | kept}
 
     @check
     def _lists_have_one_value_per_level(self) -> None:

@@ -43,6 +43,10 @@ ELSEWHERE = {
 """Hints on first names of keys that another model has, by model."""
 
 
+RENAMED = {"training.tensorboard": "TensorBoard is one of training.trackers, a list"}
+"""Hints on keys that earlier versions had."""
+
+
 def read_settings(model: type[BaseModel], texts: Sequence[str]) -> dict[str, Any]:
     """Parse the values of ``--set``, each KEY=VALUE with a value in YAML.
 
@@ -127,7 +131,9 @@ def _check_key(model: type[BaseModel], dotted: str, where: str) -> None:
     key, known = ".".join([*parents, last]), _keys(model)
     if key in known and key != "extends":
         return
-    hint = ELSEWHERE[model.__name__].get(dotted.partition(".")[0]) if where == OPTION else None
+    hint = RENAMED.get(key)
+    if hint is None and where == OPTION:
+        hint = ELSEWHERE[model.__name__].get(dotted.partition(".")[0])
     if hint is None:
         near = _near(parents, last, known)
         hint = f"did you mean {near}?" if near else "`udpm resolve` prints the keys"

@@ -192,8 +192,9 @@ class Training(Section):
     """Threads that prefetch batches and noise; 0 prepares them when they are needed."""
     log_every: PositiveInt = 100
     """Iterations between lines of metrics.jsonl, whose values are means over them."""
-    tensorboard: bool = False
-    """Also write these values and the previews as TensorBoard event files."""
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = []
+    """Programs that also get these values and the previews; each needs the extra of its name. They write into the run's
+    folder: MLflow unless MLFLOW_TRACKING_URI is set, W&B unless WANDB_MODE is online."""
     preview_every: NonNegativeInt = 0
     """Iterations between previews, a grid of images sampled from the same noise each time; 0 for none."""
 
@@ -252,6 +253,18 @@ class Training(Section):
         if isinstance(values, dict) and values.get("ema_halflife") is not None:
             return {"ema_decay": None} | values
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tensorboard_is_a_tracker(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "tensorboard" in values:
+            raise ValueError("tensorboard: is one of the trackers now; write trackers: [tensorboard], or leave it out")
+        return values
+
+    @check
+    def _trackers_differ(self) -> None:
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(f"trackers: must differ from each other, got {self.trackers}")
 
     @check
     def _the_average_has_one_decay(self) -> None:

@@ -66,6 +66,7 @@ FORMATS = {
     "udpm-bundle": ("the record of a bundle", "its folder is the bundle"),
     "udpm-networks": ("the record of exported networks", "chain.py in its folder draws images"),
     "udpm-failure": ("the record of a failed iteration", ""),
+    "udpm-trackers": ("the record of a run's trackers", "its folder is the run"),
 }
 """Formats of this project, without versions: name, and commands that take such a file."""
 

@@ -39,10 +39,13 @@ MUTABLE_KEYS = {
     "training.keep_every",
     "training.log_every",
     "training.preview_every",
-    "training.tensorboard",
+    "training.trackers",
     "training.workers",
 }
 """Keys that may change between attempts: they do not influence the weights."""
+
+EARLIER_MUTABLE_KEYS = {"training.tensorboard"}
+"""Such keys in the files of earlier versions, which this one reads under other names."""
 
 LIMITS = ("max_pixels", "max_file_bytes")
 """Keys of a data set that bound the size of images read from its source."""
@@ -173,7 +176,7 @@ def _without_influence(config: RunConfig) -> set[str]:
 
 def differences(earlier: Section, now: Section, free: set[str]) -> dict[str, str]:
     """Return, by key, how a configuration differs from an earlier one, ignoring the keys in `free`."""
-    before, after = (_flat(config.model_dump(mode="json")) for config in (earlier, now))
+    before, after = (flat(config.model_dump(mode="json")) for config in (earlier, now))
     return {
         key: f"{key} was {before.get(key)!r}, is {after.get(key)!r}"
         for key in after | before
@@ -200,7 +203,7 @@ def name_changed(before: RunConfig, after: RunConfig, given: Iterable[str]) -> R
         check_name(after.experiment, f"{OPTION}: experiment: ")
         return after
     free = _without_influence(after) | {"seed"}
-    earlier, values = (_flat(config.model_dump(mode="json")) for config in (before, after))
+    earlier, values = (flat(config.model_dump(mode="json")) for config in (before, after))
     keys = set(differences(before, after, free))
     if ITERATIONS not in free and ITERATIONS in _without_influence(before):
         # The rates now depend on them, and the name may lack an earlier change of them.
@@ -235,8 +238,9 @@ def preparation_changes(record: dict[str, Any], config: DatasetConfig) -> dict[s
     return differences(earlier, config, free - set(LIMITS) if record.get("skipped") else free)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested sections by dotted key; lists stay whole."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found

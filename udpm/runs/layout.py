@@ -246,6 +246,16 @@ def snapshot(run: str | Path, iteration: int) -> Path:
     return Path(run) / "snapshots" / f"{iteration:09d}.safetensors"
 
 
+def tracker_folder(run: str | Path, name: str) -> Path:
+    """Folder of a tracker's files, in the run's folder."""
+    return Path(run) / name
+
+
+def tracker_record(run: str | Path) -> Path:
+    """Record of the name that trackers know a run by, in the run's folder."""
+    return Path(run) / "trackers.json"
+
+
 def results_of(run: Path) -> Path:
     """Folder of results of a run in RESULTS/runs/EXPERIMENT/seedN."""
     return run.resolve().parent.parent.parent

@@ -1,4 +1,4 @@
-"""Signs of a training's progress: ``metrics.jsonl``, log lines, warnings, previews, and TensorBoard's event files."""
+"""Signs of a training's progress: ``metrics.jsonl``, log lines, warnings and previews."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,10 +26,6 @@ from udpm.core.work import duration
 from udpm.diffusion.process import sample, seeded
 from udpm.diffusion.schedule import Schedule
 from udpm.runs.records import read_metrics_lines
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
 
 SHOWN = {
     "generator/reconstruction": "rec",
@@ -264,76 +259,6 @@ class Watch:
     def _mean(self, key: str) -> float | None:
         values = [line[key] for line in self._lines if key in line]
         return sum(values) / len(values) if values else None
-
-
-FLUSH_SECONDS = 10**9
-"""Keeps the writer's thread from flushing: only the folder's holder may write."""
-
-
-def writer_class() -> type[SummaryWriter]:
-    """Import TensorBoard's writer.
-
-    Raises:
-        UserError: the package is missing.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("training.tensorboard: needs the tensorboard extra: pip install 'udpm[tensorboard]'") from None
-    return SummaryWriter
-
-
-class Events:
-    """Event files in a run's folder, one for each attempt, created with the first value.
-
-    Every call flushes, so that nothing is left to be written later.
-
-    Args:
-        folder: of the event files.
-        start: first iteration of the attempt; readers drop later values of earlier attempts.
-    """
-
-    def __init__(self, folder: Path, start: int) -> None:
-        self._folder, self._start = folder, start
-        self._writer: SummaryWriter | None = None
-
-    def add_line(self, line: dict[str, Any]) -> None:
-        """Add a line of ``metrics.jsonl``.
-
-        Raises:
-            UserError: it cannot be written.
-        """
-
-        def add(writer: SummaryWriter) -> None:
-            for key, value in line.items():
-                if key != "iteration":
-                    writer.add_scalar(key, value, line["iteration"])
-
-        self._add(add)
-
-    def add_image(self, image: np.ndarray, iteration: int) -> None:
-        """Add a preview, (height, width, 3) uint8.
-
-        Raises:
-            UserError: it cannot be written.
-        """
-        self._add(lambda writer: writer.add_image("preview", image, iteration, dataformats="HWC"))
-
-    def close(self) -> None:
-        """Close the file; all values are already flushed."""
-        if self._writer is not None:
-            with suppress(OSError):
-                self._writer.close()
-
-    def _add(self, add: Callable[[SummaryWriter], None]) -> None:
-        try:
-            if self._writer is None:
-                folder, purged = str(self._folder), self._start + 1
-                self._writer = writer_class()(folder, purge_step=purged, flush_secs=FLUSH_SECONDS)
-            add(self._writer)
-            self._writer.flush()
-        except OSError as error:
-            raise UserError(f"{self._folder}: cannot be written: {error.strerror or error}") from None
 
 
 COLUMNS, ROWS, GAP = 8, 8, 2

@@ -42,9 +42,10 @@ from udpm.training.losses import (
     generator_losses,
     loss_weights,
 )
-from udpm.training.metrics import Metrics, NotFinite, writer_class
+from udpm.training.metrics import Metrics, NotFinite
 from udpm.training.perceptual import Perceptual, load_lpips
 from udpm.training.state import State
+from udpm.training.trackers.follow import check_installed
 from udpm.training.writer import RunWriter
 
 Losses = dict[str, torch.Tensor]
@@ -64,7 +65,7 @@ def train(
     """Train until `training.iterations`, from the newest checkpoint in the run's folder if there is one.
 
     Writes ``attempts.jsonl``, ``config.json``, ``checkpoints/``, ``metrics.jsonl`` and milestones, if configured
-    ``previews/`` and ``tensorboard/``, and at the end ``weights.safetensors`` and ``complete.json``. Waits while
+    ``previews/`` and the trackers' files, and at the end ``weights.safetensors`` and ``complete.json``. Waits while
     another trainer holds the folder.
 
     Args:
@@ -123,8 +124,7 @@ def open_run(
             )
         check_colours(config.losses.augmentation, levels)
         training, ranks = config.training, detect_ranks(config.training.processes)
-        if training.tensorboard:
-            writer_class()
+        check_installed(training.trackers)
         local = ranks.local if ranks.world > 1 else None
         device = devices.configure(
             training.device, training.threads, local, tf32=training.tf32, own_gpu=ranks.by_srun, stop=stop

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -38,7 +37,6 @@ from udpm.training.batch import TrainingBatch
 from udpm.training.checkpoint import forget_after, resume, save_checkpoint, save_failure
 from udpm.training.estimate import estimate_resources, milestone_warning
 from udpm.training.metrics import (
-    Events,
     Metrics,
     NotFinite,
     Watch,
@@ -50,6 +48,7 @@ from udpm.training.metrics import (
 )
 from udpm.training.posthoc import save_snapshot
 from udpm.training.state import State
+from udpm.training.trackers.follow import Trackers
 
 
 @dataclass
@@ -64,6 +63,8 @@ class RunWriter:
         history: numbers of processes so far, with their first iterations.
         origin: of the initial weights, if they were imported.
         saved: time of the last checkpoint.
+        trackers: on rank 0, from `resume` on.
+        finished: the weights are written.
         state: to save; set by `resume`, like the following.
         iterations: of the whole training.
         metrics: of the interval.
@@ -84,7 +85,8 @@ class RunWriter:
     history: list[dict[str, int]] = field(default_factory=list)
     origin: dict[str, Any] | None = None
     saved: float = 0.0
-    events: Events | None = None
+    trackers: Trackers | None = None
+    finished: bool = False
     state: State = field(init=False)
     iterations: int = field(init=False)
     metrics: Metrics = field(init=False)
@@ -136,8 +138,8 @@ class RunWriter:
         self.metrics = Metrics(self.run / "metrics.jsonl", state.iteration, self.ranks)
         self.watch = Watch(self.config.losses.adversarial_start)
         self._warn_disk()
-        if self.config.training.tensorboard and self.owner is not None:
-            self.events = Events(self.run / "tensorboard", state.iteration)
+        if self.owner is not None:
+            self.trackers = Trackers(self.run, self.config, state.iteration, self.owner.is_held)
         interactive = sys.stderr.isatty() and self.owner is not None
         self.progress = tqdm(total=iterations, initial=state.iteration, desc="train", disable=not interactive)
         self.saved = time.monotonic()
@@ -191,10 +193,14 @@ class RunWriter:
         saves = stopping or iteration == self.iterations or checkpoint_due or iteration % training.checkpoint_every == 0
         keeps = training.keep_every and iteration % training.keep_every == 0
         # The losses are checked before anything is written.
-        if saves or keeps or iteration % training.log_every == 0:
+        logs = saves or keeps or iteration % training.log_every == 0
+        shows = training.preview_every and iteration % training.preview_every == 0
+        if logs:
             self._write_metrics(learning_rate)
-        if training.preview_every and iteration % training.preview_every == 0:
+        if shows:
             self._save_preview()
+        if self.trackers is not None and (logs or shows):
+            self.trackers.note(iteration)
         if keeps:
             self._commit(self._save_milestone)
         if self.state.power_models and (keeps or iteration == self.iterations):
@@ -213,13 +219,7 @@ class RunWriter:
     def _write_metrics(self, learning_rate: float) -> None:
         """Write a line of metrics and log it."""
         line = self.metrics.take(self.state.iteration, learning_rate, self.config.training.batch)
-
-        def write() -> None:
-            self.metrics.write(line)
-            if self.events is not None:
-                self.events.add_line(line)
-
-        self._commit(write)
+        self._commit(lambda: self.metrics.write(line))
         if self.progress.disable:
             self._log(progress_line(line, self.iterations, self.config.training.batch), sys.stderr)
         else:
@@ -229,17 +229,12 @@ class RunWriter:
 
     def _save_preview(self) -> None:
         """Draw and save a preview on rank 0 while the others wait."""
-        state, grid = self.state, None
-        if self.owner is not None:
-            network = next((ema.module for ema in state.ema_models.values()), state.generator)
-            grid = draw_preview(network, self.config.model)
-        self._commit(lambda: self._write_preview(grid))
+        self._commit(self._write_preview)
 
-    def _write_preview(self, grid: np.ndarray | None) -> None:
-        assert grid is not None
-        write_preview(preview_path(self.run, self.state.iteration), grid)
-        if self.events is not None:
-            self.events.add_image(grid, self.state.iteration)
+    def _write_preview(self) -> None:
+        state = self.state
+        network = next((ema.module for ema in state.ema_models.values()), state.generator)
+        write_preview(preview_path(self.run, state.iteration), draw_preview(network, self.config.model))
 
     def _save_milestone(self) -> None:
         """Keep the averaged weights, or the trained ones without an average, for good."""
@@ -283,6 +278,7 @@ class RunWriter:
     def finish(self) -> None:
         """Write the weights and the completion record."""
         self._commit(self._write_result)
+        self.finished = True
         self._log(f"{self.run / 'weights.safetensors'}: {self.state.iteration} iterations of training")
 
     def _write_result(self) -> None:
@@ -311,9 +307,9 @@ class RunWriter:
         write_json(self.run / "complete.json", sealed(record, SEALED))
 
     def close(self) -> None:
-        """Close event files and progress bar."""
-        if self.events is not None:
-            self.events.close()
+        """Let trackers end, for a limited time, and close the progress bar."""
+        if self.trackers is not None:
+            self.trackers.close(self.finished)
         if hasattr(self, "progress"):
             self.progress.close()
 
