@@ -58,7 +58,7 @@ def command(digits, folder, config, run="run"):
 
 
 def no_tensorboard(monkeypatch, folder):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
 
 
 def no_vgg(monkeypatch, folder):
@@ -80,7 +80,7 @@ FAILURES = {
     "no data set": ({}, "dataset", "dataset.json: dataset record (run `udpm prepare` first) not found"),
     "no cache": ({}, "cache", "cache.json: level cache's record (run `udpm cache` first) not found"),
     "no level": ({}, "cache/level_2.npy", "level_2.npy"),
-    "no extra": ({"training__tensorboard": True}, no_tensorboard, "needs the tensorboard extra"),
+    "no extra": ({"training__trackers": ["tensorboard"]}, no_tensorboard, "needs the tensorboard extra"),
     "no VGG": ({"losses__lpips_weight": [1.0, 0.0, 0.0]}, no_vgg, "VGG-16's weights cannot be downloaded"),
     "no memory": ({}, no_memory, "out of memory on the CPU"),
     "alone": ({"training__processes_per_node": 2}, None, "2 in all are configured, but only one was started"),

@@ -1,4 +1,4 @@
-"""Seeing how a run goes: log lines, metrics, TensorBoard, previews, status, dry runs."""
+"""Seeing how a run goes: log lines, metrics, previews, status, dry runs."""
 
 import json
 import os
@@ -13,7 +13,6 @@ import pytest
 import tiny
 import torch
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.flop_counter import FlopCounterMode
 
 from udpm.core.errors import StoppedEarly, UserError
@@ -30,9 +29,9 @@ from udpm.training.trainer import train
 
 @pytest.fixture(scope="module")
 def watched(levels, tmp_path_factory):
-    """The tiny run with everything to be seen switched on, stopped once on its way."""
+    """The tiny run with previews, stopped once on its way."""
     run = tmp_path_factory.mktemp("watched") / "run"
-    config = tiny.run_config(training__tensorboard=True, training__preview_every=3)
+    config = tiny.run_config(training__preview_every=3)
     with pytest.raises(StoppedEarly):
         train(config, levels, run, tiny.StopAfter(7))
     train(config, levels, run, False)
@@ -124,62 +123,11 @@ def test_durations(seconds, words):
     assert duration(seconds) == words
 
 
-# TensorBoard
-
-
-def events(run):
-    found = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
-    return found.Reload()
-
-
-def test_events_are_the_metrics(watched):
-    found, lines = events(watched), lines_of(watched)
-    keys = set().union(*lines) - {"iteration"}
-    assert set(found.Tags()["scalars"]) == keys
-    for key in keys:
-        expected = [(line["iteration"], line[key]) for line in lines if key in line]
-        assert [(event.step, event.value) for event in found.Scalars(key)] == [
-            (step, pytest.approx(value, rel=1e-6)) for step, value in expected
-        ]
-
-
-def test_events_hold_the_previews(watched):
-    assert [event.step for event in events(watched).Images("preview")] == [3, 6, 9, 12]
-
-
-def test_repeated_work_has_one_event(levels, tmp_path):
-    """After a kill, events of iterations after the checkpoint already exist."""
-    config = tiny.run_config(training__tensorboard=True, training__preview_every=4, training__checkpoint_every=50)
-    with pytest.raises(StoppedEarly):
-        train(config, levels, tmp_path, tiny.StopAfter(4))
-    with pytest.raises(StoppedEarly):
-        train(config, levels, tmp_path, tiny.StopAfter(4))
-    for path in (tmp_path / "checkpoints").glob("000000008.*"):
-        path.unlink()
-    train(config, levels, tmp_path, False)
-    assert [event.step for event in events(tmp_path).Scalars("learning_rate")] == [2, 4, 6, 8, 10, 12]
-    assert [event.step for event in events(tmp_path).Images("preview")] == [4, 8, 12]
-
-
-def test_without_the_package_one_line_says_so(levels, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match=r"training\.tensorboard: needs the tensorboard extra: pip install"):
-        train(tiny.run_config(training__tensorboard=True), levels, tmp_path / "run", False)
-    assert not (tmp_path / "run").exists()
-
-
-def test_events_that_cannot_be_written_stop_the_run_in_one_line(levels, tmp_path):
-    (tmp_path / "tensorboard").write_text("a file in the folder's place")
-    with pytest.raises(UserError, match="tensorboard: cannot be written"):
-        train(tiny.run_config(training__tensorboard=True), levels, tmp_path, False)
-
-
-def test_no_previews_or_events_by_default(trained):
-    assert not (trained / "tensorboard").exists()
-    assert not (trained / "previews").exists()
-
-
 # Previews
+
+
+def test_no_previews_by_default(trained):
+    assert not (trained / "previews").exists()
 
 
 def test_previews_leave_the_training_alone(watched, trained):
@@ -453,17 +401,3 @@ def test_arithmetic_of_an_iteration():
     assert iteration_cost(doubled).multiply_adds == pytest.approx(2 * alone)
     judged = tiny.run_config(**finest)
     assert iteration_cost(judged).multiply_adds > alone + 8 * forward
-
-
-@pytest.mark.slow
-def test_two_processes_write_once(digits, tmp_path):
-    seen = {"training__tensorboard": True, "training__preview_every": 3}
-    config = tiny.write_config(tmp_path, training__processes_per_node=2, training__iterations=6, **seen)
-    places = ["--dataset", digits / "dataset", "--cache", digits / "cache", "--run", tmp_path / "run"]
-    command = [str(part) for part in (*tiny.TORCHRUN, "train", config, *places)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tiny.ROOT)
-    assert done.returncode == 0, done.stderr
-    assert len([line for line in done.stderr.splitlines() if line.startswith("iteration ")]) == 3
-    assert len(list((tmp_path / "run/tensorboard").iterdir())) == 1
-    assert [event.step for event in events(tmp_path / "run").Scalars("learning_rate")] == [2, 4, 6]
-    assert [event.step for event in events(tmp_path / "run").Images("preview")] == [3, 6]

@@ -43,7 +43,7 @@ EDITS = {
     "training.keep_every": 2,
     "training.log_every": 1,
     "training.preview_every": 5,
-    "training.tensorboard": True,
+    "training.trackers": ["tensorboard", "wandb", "mlflow"],
     "training.workers": 2,
 }
 """Another value for each key that has no influence on the weights; that of a source's path is tested by itself."""
