@@ -58,7 +58,9 @@ class Server(ThreadingHTTPServer):
             bucket |= {"historyTail": json.dumps([last]), "eventsTail": "[]", "wandbConfig": '{"t": 1}'}
             return {"model": {**project, "bucket": bucket}}
         if "createRunFiles" in query:
-            files = [{"name": name, "uploadUrl": f"{self.environment['WANDB_BASE_URL']}/up"} for name in values["files"]]
+            files = [
+                {"name": name, "uploadUrl": f"{self.environment['WANDB_BASE_URL']}/up"} for name in values["files"]
+            ]
             return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
         return {}
 

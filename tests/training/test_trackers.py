@@ -176,8 +176,9 @@ def trouble_of(capsys):
     return [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("iteration ", "resumed "))]
 
 
-@pytest.mark.parametrize("method", ["open", "add", "close"])
-@pytest.mark.parametrize("error", [ConnectionError("no\nnetwork"), SystemExit(3)])
+@pytest.mark.parametrize(
+    ("method", "error"), [("open", ConnectionError("no\nnetwork")), ("add", SystemExit(3)), ("close", ValueError())]
+)
 def test_a_tracker_that_raises_is_left_out(fake, levels, trained, tmp_path, capsys, method, error):
     def fail():
         raise error
@@ -236,9 +237,17 @@ def test_a_list_that_makes_no_sense_is_refused_in_one_line(value, expected):
 @pytest.mark.parametrize("name", ALL)
 def test_without_the_package_one_line_says_so(levels, tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, KINDS[name].package, None)
-    with pytest.raises(UserError, match=rf"training\.trackers: {name} needs the {name} extra: pip install 'udpm\[{name}"):
+    with pytest.raises(
+        UserError, match=rf"training\.trackers: {name} needs the {name} extra: pip install 'udpm\[{name}"
+    ):
         train(tiny.run_config(training__trackers=[name]), levels, tmp_path / "run", False)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_names_a_missing_package(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = tiny.write_config(tmp_path, training__trackers=["wandb"])
+    tiny.assert_refused(tmp_path, f"train {config} --dry-run", "wandb needs the wandb extra: pip install", capsys)
 
 
 def test_the_earlier_key_is_refused_with_what_to_write(tmp_path, capsys):
@@ -246,7 +255,9 @@ def test_the_earlier_key_is_refused_with_what_to_write(tmp_path, capsys):
     path = tmp_path / "config/experiments/mine.yaml"
     path.write_text("extends: digits\ntraining: {tensorboard: true}\n")
     command = f"resolve mine --config {tmp_path / 'config'} --output {tmp_path / 'run.json'}"
-    expected = f"{path}: training.tensorboard: is one of the trackers now; write trackers: [tensorboard], or leave it out"
+    expected = (
+        f"{path}: training.tensorboard: is one of the trackers now; write trackers: [tensorboard], or leave it out"
+    )
     tiny.assert_refused(tmp_path, command, expected, capsys)
     path.write_text("extends: digits\n")
     expected = "training.tensorboard: not a key of an experiment; TensorBoard is one of training.trackers, a list"
@@ -316,15 +327,22 @@ def test_repeated_work_has_one_event(levels, tmp_path):
     assert [event.step for event in events(tmp_path).Images("preview")] == [4, 8, 12]
 
 
+@pytest.fixture(scope="module")
+def half_watched(levels, tmp_path_factory):
+    """The tiny run in TensorBoard, stopped at iteration 10."""
+    run = tmp_path_factory.mktemp("half") / "run"
+    stop_after(tiny.run_config(training__trackers=["tensorboard"], training__preview_every=4), levels, run, 10)
+    return run
+
+
 @pytest.mark.parametrize("bytes_left", [0, 5, 5000, -3])
-def test_events_that_a_kill_cut_are_written_again(levels, tmp_path, bytes_left):
-    config = tiny.run_config(training__trackers=["tensorboard"], training__preview_every=2)
-    stop_after(config, levels, tmp_path, 7)
-    (path,) = tracker_folder(tmp_path, "tensorboard").iterdir()
+def test_events_that_a_kill_cut_are_written_again(half_watched, levels, tmp_path, bytes_left):
+    run = shutil.copytree(half_watched, tmp_path / "run")
+    (path,) = tracker_folder(run, "tensorboard").iterdir()
     path.write_bytes(path.read_bytes()[:bytes_left])
-    train(config, levels, tmp_path, False)
-    assert_events_are_the_metrics(tmp_path)
-    assert [event.step for event in events(tmp_path).Images("preview")] == [2, 4, 6, 8, 10, 12]
+    train(tiny.run_config(training__trackers=["tensorboard"], training__preview_every=4), levels, run, False)
+    assert_events_are_the_metrics(run)
+    assert [event.step for event in events(run).Images("preview")] == [4, 8, 12]
 
 
 def test_events_that_cannot_be_written_stop_nothing(levels, trained, tmp_path, capsys):
@@ -424,7 +442,10 @@ def test_mlflow_completes_an_iteration_that_a_kill_cut(tracked, tmp_path):
     assert history(client, run, "a") == [(2, 0.5), (4, 0.25), (6, 0.125)]
     assert history(client, run, "b/l1") == [(2, 1.0), (4, 2.0)]
     assert run.info.status == "FINISHED"
-    assert (run.data.params["training.batch"], run.data.params["losses.reconstruction_weight"]) == ("8", "[1.0, 1.0, 0.0]")
+    assert (run.data.params["training.batch"], run.data.params["losses.reconstruction_weight"]) == (
+        "8",
+        "[1.0, 1.0, 0.0]",
+    )
     assert [file.path for file in client.list_artifacts(run.info.run_id, "previews")] == ["previews/000000006.png"]
 
 
@@ -440,6 +461,10 @@ def test_a_copied_run_does_not_write_into_the_original(tmp_path):
     assert tiny.snapshot(tmp_path / "run") == before
     client, (run,) = mlflow_runs(tmp_path / "copy/mlflow")
     assert history(client, run, "a") == [(2, 0.5)]
+
+
+def wandb_files(run):
+    return [path for path in (run / "wandb").glob("offline-*/*.wandb") if path.stat().st_size > wandb.HEADER]
 
 
 @pytest.mark.slow
@@ -458,9 +483,8 @@ def test_real_trackers_have_one_run_through_a_kill(digits, trained, tmp_path, se
         process = tiny.start(*command, program=held.program)
         held.wait(process)
         if sees:
-            seen = [run / "wandb", run / "mlflow"]
-            tiny.wait_for(lambda: all(any(path.rglob(name)) for path, name in zip(seen, ("*.png", "*.png"))), process)
-            tiny.wait_for(lambda: any(wandb._last_step(run / "wandb", "*", run) for _ in "a"), process)
+            tiny.wait_for(lambda: any((run / "mlflow").rglob("*.png")), process)
+            tiny.wait_for(lambda: 4 in [step for path in wandb_files(run) for step in wandb._steps(path)], process)
         process.send_signal(signal.SIGKILL)
         held.release()
         process.communicate()

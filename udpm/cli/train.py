@@ -171,7 +171,9 @@ def train_command(
         if resolved.training == "imported":
             raise UserError(f"{resolved.experiment}: training is imported; nothing to train")
         from udpm.training.dryrun import describe_run
+        from udpm.training.trackers.follow import check_installed
 
+        check_installed(resolved.training.trackers)
         click.echo(describe_run(resolved, levels, run), nl=False)
         return
     dataset, cache, run = _given("--dataset", dataset), _given("--cache", cache), _given("--run", run)

@@ -307,11 +307,11 @@ class RunWriter:
         write_json(self.run / "complete.json", sealed(record, SEALED))
 
     def close(self) -> None:
-        """Let trackers end, for a limited time, and close the progress bar."""
-        if self.trackers is not None:
-            self.trackers.close(self.finished)
+        """Close the progress bar, and let trackers end, for a limited time."""
         if hasattr(self, "progress"):
             self.progress.close()
+        if self.trackers is not None:
+            self.trackers.close(self.finished)
 
     def _commit(self, write: Callable[[], None]) -> None:
         """Let rank 0 write if it still holds the lock; all processes continue, or none does."""
