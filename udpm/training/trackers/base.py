@@ -19,7 +19,7 @@ class TrackedRun:
 
     Attributes:
         folder: of the run.
-        id: the same in all attempts, and another run's is another.
+        id: the same in every attempt, and another run's is another.
         config: with every default.
         start: iterations before this attempt; what a tracker has of later ones is repeated.
     """

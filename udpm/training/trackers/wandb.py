@@ -42,7 +42,7 @@ HEADER, BLOCK = 7, 2**15
 
 
 class WandB(Tracker):
-    """A W&B run with one id in all attempts; offline, each attempt has a folder, and no iteration is in two of them."""
+    """A W&B run, of one id in every attempt. Offline, each attempt has a folder, and no iteration is in two of them."""
 
     package = "wandb"
     _log: Run
@@ -63,7 +63,7 @@ class WandB(Tracker):
             config=run.parameters,
             allow_val_change=True,
             dir=str(folder),
-            # The process may have a run of its own.
+            # The process may track another run, too.
             reinit="create_new",
             settings=wandb.Settings(mode=mode, **settings),
         )
