@@ -534,3 +534,31 @@ def test_real_trackers_have_one_run_through_a_kill(digits, trained, tmp_path, se
     assert {key: [event.step for event in shown.Scalars(key)] for key in points} == {
         key: [step for step, _ in found] for key, found in points.items()
     }
+
+
+ONLINE = """
+import pathlib, sys
+import tiny
+from udpm.training.trackers.base import TrackedRun
+from udpm.training.trackers.wandb import WandB
+for start in (0, 6):
+    tracker = WandB(TrackedRun(pathlib.Path(sys.argv[1]), "b" * 16, tiny.run_config(), start))
+    print(tracker.open())
+    for step in (2, 4, 6):
+        tracker.add(start + step, {"a": 0.5 * step}, None)
+    tracker.close(start == 6)
+"""
+"""Two attempts at a run."""
+
+
+@pytest.mark.slow
+def test_wandb_goes_online_if_asked(tmp_path):
+    with Server() as server:
+        paths = os.pathsep.join([str(tiny.ROOT), str(tiny.ROOT / "tests/helpers")])
+        asked = os.environ | server.environment | {"WANDB_MODE": "online", "PYTHONPATH": paths}
+        command = [sys.executable, "-c", ONLINE, str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=asked)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["-1", "6"]
+    rows = server.history["b" * 16]
+    assert [(row["_step"], row["a"]) for row in rows] == [(2, 1), (4, 2), (6, 3), (8, 1), (10, 2), (12, 3)]
