@@ -181,3 +181,13 @@ def test_prdc_of_inceptions_width_stays_within_2_gib():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500, check=True)
     assert int(done.stdout) < 2 << 20
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_statistics_of_blocks_are_those_of_the_whole(monkeypatch, rows):
+    """Features far from zero, whose squares would lose digits."""
+    drawn = features(0, 200, 9) + 1000
+    expected = statistics(drawn)
+    monkeypatch.setattr(module, "BLOCK_BYTES", rows * 9 * 8)
+    for found, whole in zip(statistics(drawn), expected, strict=True):
+        np.testing.assert_allclose(found, whole, rtol=1e-9)

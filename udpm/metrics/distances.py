@@ -19,10 +19,19 @@ def statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UserError: fewer than two vectors.
     """
-    if len(features) < 2:
-        raise UserError(f"a covariance needs at least 2 images, got {len(features)}")
-    features = features.astype(np.float64)
-    return features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False))
+    count, width = features.shape
+    if count < 2:
+        raise UserError(f"a covariance needs at least 2 images, got {count}")
+    rows = max(1, BLOCK_BYTES // (8 * width))
+    if count <= rows:
+        features = features.astype(np.float64)
+        return features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False))
+    mean = features.mean(axis=0, dtype=np.float64)
+    products = np.zeros((width, width))
+    for start in range(0, count, rows):
+        centred = features[start : start + rows] - mean
+        products += centred.T @ centred
+    return mean, products / (count - 1)
 
 
 def frechet_distance(mu: np.ndarray, sigma: np.ndarray, other_mu: np.ndarray, other_sigma: np.ndarray) -> float:
@@ -190,19 +199,20 @@ def prdc(real: np.ndarray, drawn: np.ndarray, neighbours: int, device: torch.dev
     for name, points in (("real", real), ("drawn", drawn)):
         if len(points) <= neighbours:
             raise UserError(f"scoring.neighbours: {neighbours} needs more than {neighbours} {name} images")
+    # A centre in float32 makes differences of float32 features from it exact: points on the edge of a ball stay there.
     centre = real.mean(axis=0, dtype=np.float64).astype(np.float32)
-    one, other = (_points(points, centre, device) for points in (real, drawn))
+    one, other = (_Points(points, centre, device) for points in (real, drawn))
     (nearest, radii), (_, other_radii) = _radii(one, neighbours), _radii(other, neighbours)
     # One tensor for all results: small ones between the large ones would fragment memory.
     precise, authentic = radii.new_empty((2, len(other)), dtype=torch.bool)
     covered, recalled = radii.new_zeros((2, len(one)), dtype=torch.bool)
     balls = 0
     for part, squares in _squares(other, one):
-        inside = _inside(other[part], one, squares, radii)
+        inside = _inside(other, part, one, squares, radii)
         balls += int(inside.sum())
         precise[part] = inside.any(1)
         covered |= inside.any(0)
-        recalled |= _inside(other[part], one, squares, other_radii[part, None]).any(0)
+        recalled |= _inside(other, part, one, squares, other_radii[part, None]).any(0)
         chosen = squares.topk(min(1 + SPARE, len(one)), largest=False).indices
         least, place = _exact(other[part], one, chosen).min(1)
         authentic[part] = least > nearest[chosen.gather(1, place[:, None])[:, 0]]
@@ -277,15 +287,34 @@ def _lengths(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat([part.double().square().sum(1) for part in rows.split(ROWS)])
 
 
-def _points(features: np.ndarray, centre: np.ndarray, device: torch.device | str) -> torch.Tensor:
-    # Centred points are short, so inner products lose few digits of distances. A centre in float32 makes the
-    # differences exact: points on the edge of a ball stay there.
-    return torch.from_numpy(features.astype(np.float64) - centre).to(device)
+class _Points:
+    """Features as points in float64, (N, d), centred when they are taken: a copy of all would be twice their size.
+
+    Centred points are short, so inner products lose few digits of distances.
+    """
+
+    def __init__(self, features: np.ndarray, centre: np.ndarray, device: torch.device | str) -> None:
+        # torch warns of arrays that may not be written.
+        arrays = (np.require(array, requirements="W") for array in (features, centre))
+        self._features, self._centre = (torch.from_numpy(array).to(device) for array in arrays)
+        self.width = features.shape[1]
+        self.lengths = torch.cat([self[part].square().sum(1) for part in self.blocks()])
+        """‖p‖² of each point p, (N,)."""
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def __getitem__(self, chosen: slice | torch.Tensor) -> torch.Tensor:
+        return self._features[chosen].double() - self._centre
+
+    def blocks(self) -> Iterator[slice]:
+        size = max(1, BLOCK_BYTES // (8 * self.width))
+        return (slice(start, start + size) for start in range(0, len(self), size))
 
 
-def _radii(points: torch.Tensor, neighbours: int) -> torch.Tensor:
+def _radii(points: _Points, neighbours: int) -> torch.Tensor:
     """Return the squared distances, (2, N), of each point to its nearest and to its k-th other neighbour."""
-    radii = points.new_empty((2, len(points)))
+    radii = points.lengths.new_empty((2, len(points)))
     for part, squares in _squares(points, points):
         # A point is its own nearest neighbour, at distance 0, hence k + 1.
         chosen = squares.topk(min(neighbours + 1 + SPARE, len(points)), largest=False).indices
@@ -294,31 +323,33 @@ def _radii(points: torch.Tensor, neighbours: int) -> torch.Tensor:
     return radii
 
 
-def _exact(block: torch.Tensor, others: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+def _exact(block: torch.Tensor, others: _Points, chosen: torch.Tensor) -> torch.Tensor:
     """Return squared distances from differences, (b, k): of (b, d) points to the (b, k) chosen others."""
-    rows = max(1, BLOCK_BYTES // (8 * chosen.shape[1] * others.shape[1]))
+    rows = max(1, BLOCK_BYTES // (8 * chosen.shape[1] * others.width))
     parts = zip(block.split(rows), chosen.split(rows), strict=True)
     return torch.cat([(part[:, None] - others[near]).square().sum(-1) for part, near in parts])
 
 
-def _inside(block: torch.Tensor, others: torch.Tensor, squares: torch.Tensor, radii: torch.Tensor) -> torch.Tensor:
-    """Test which squared distances, (b, M), are within radii that broadcast; recompute what rounding leaves undecided.
-
-    `block` and `others` are the points that they belong to, (b, d) and (M, d).
-    """
-    lengths = block.square().sum(1)[:, None] + others.square().sum(1)
+def _inside(points: _Points, part: slice, others: _Points, squares: torch.Tensor, radii: torch.Tensor) -> torch.Tensor:
+    """Test which squared distances of a part of the points to others, (b, M), are within radii that broadcast;
+    recompute what rounding leaves undecided."""
+    lengths = points.lengths[part, None] + others.lengths
     margin = (squares - radii).div_(lengths.clamp_(min=1e-300))
     inside, radii = margin < -ROUNDING, radii.expand_as(squares)
-    for part in (margin.abs_() <= ROUNDING).nonzero().split(max(1, BLOCK_BYTES // (8 * block.shape[1]))):
-        rows, columns = part.unbind(1)
-        inside[rows, columns] = (block[rows] - others[columns]).square().sum(-1) <= radii[rows, columns]
+    for near in (margin.abs_() <= ROUNDING).nonzero().split(max(1, BLOCK_BYTES // (8 * points.width))):
+        rows, columns = near.unbind(1)
+        apart = points[rows + part.start] - others[columns]
+        inside[rows, columns] = apart.square().sum(-1) <= radii[rows, columns]
     return inside
 
 
-def _squares(points: torch.Tensor, others: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield blocks of points and their squared distances to others, (b, M), from inner products."""
-    lengths, size = others.square().sum(1), max(1, BLOCK_BYTES // (8 * len(others)))
+def _squares(points: _Points, others: _Points) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yield parts of points and their squared distances to others, (b, M), from inner products."""
+    size = max(1, BLOCK_BYTES // (8 * len(others)))
     for start in range(0, len(points), size):
-        block = points[start : start + size]
-        squares = torch.addmm(lengths, block, others.T, alpha=-2).add_(block.square().sum(1)[:, None])
-        yield slice(start, start + len(block)), squares
+        part = slice(start, min(start + size, len(points)))
+        block, lengths = points[part], points.lengths[part, None]
+        squares = block.new_empty(len(block), len(others))
+        for columns in others.blocks():
+            squares[:, columns] = torch.addmm(others.lengths[columns], block, others[columns].T, alpha=-2).add_(lengths)
+        yield part, squares
