@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from experiments import CONFIG, Experiments
@@ -11,7 +12,7 @@ from jobs import FIGURE_RULES, MEGABYTES, SECTIONS
 from slurm_site import Partition, Site
 
 from udpm.config import source_file
-from udpm.config.load import source_of
+from udpm.config.load import named_file, source_of
 
 PROFILE = "slurm/config.yaml"
 HOURS = 1.0
@@ -246,7 +247,7 @@ class Comparison:
             if cpus == threads:
                 return f"{self._experiment_file()}: {self._section}.threads: {threads}"
         elif self._rule == "prepare_dataset":
-            return f"{CONFIG}/datasets/{self._job.wildcards.dataset}.yaml: workers: {cpus}"
+            return f"{named_file(Path(CONFIG, 'datasets'), self._job.wildcards.dataset)}: workers: {cpus}"
         return self._in_profile("CPUs", cpus)
 
     def _gpus_key(self) -> str:

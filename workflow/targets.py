@@ -14,7 +14,14 @@ from experiments import CONFIG, Experiments, Sweep, one_line
 
 from udpm.config import list_configs, to_json
 from udpm.config.evaluation import NAMED_EXTRACTORS, Diagnosis
-from udpm.config.published_scores import RUNTIME, SETUPS, load_published, published_names, table_names
+from udpm.config.published_scores import (
+    RUNTIME,
+    SETUPS,
+    load_published,
+    published_file,
+    published_names,
+    table_names,
+)
 from udpm.core.errors import UserError
 from udpm.runs.status import point_statuses, summarize_points
 
@@ -100,11 +107,11 @@ class PaperTargets:
 
     def published_files(self, _wildcards=None) -> list[str]:
         """Return all files of published numbers."""
-        return [f"{CONFIG}/published/{name}.yaml" for name in [*published_names(CONFIG), RUNTIME]]
+        return [str(published_file(name, CONFIG)) for name in [*published_names(CONFIG), RUNTIME]]
 
     def published(self, wildcards) -> list[str]:
         """Return the file of published numbers behind a table."""
-        return [] if wildcards.table in SETUPS else [f"{CONFIG}/published/{wildcards.table}.yaml"]
+        return [] if wildcards.table in SETUPS else [str(published_file(wildcards.table, CONFIG))]
 
     def material(self, wildcards) -> list[str]:
         """Return the measurements that a table shows."""

@@ -16,6 +16,7 @@ from udpm.config.evaluation import Scoring
 from udpm.config.experiment import Experiment, RunConfig
 from udpm.config.overrides import OPTION, override
 from udpm.config.points import LoadedSweep, Resolved, check_differ, points_of, resolve_point, split_name
+from udpm.config.shipped import shipped_configs
 from udpm.config.study import ClusterConfig, Study, Sweep
 from udpm.config.validation import NAME, SHORT, Model, read_yaml, types_in, validate
 from udpm.core.errors import UserError
@@ -59,7 +60,7 @@ def load_experiment(name: str, config: str | Path = "config", changes: Mapping[s
     if point is not None:
         values, where = load_point(*point, config).experiment.model_dump(), source_file(name, config)
     else:
-        values, where = _with_ancestors(folder, name, []), str(folder / f"{name}.yaml")
+        values, where = _with_ancestors(folder, name, []), str(named_file(folder, name))
     return override(Experiment, values, changes, where)
 
 
@@ -113,7 +114,7 @@ def source_file(name: str, config: str | Path = "config") -> str:
     """Name the source of an experiment in errors: its file, or the sweep's file and the point."""
     point = _point_of(name, config)
     if point is None:
-        return str(Path(config) / "experiments" / f"{name}.yaml")
+        return str(named_file(Path(config) / "experiments", name))
     return f"{sweep_file(point[0], config)}: point {point[1]}"
 
 
@@ -143,7 +144,7 @@ def _base_values(sweep: Sweep, where: str, config: str | Path) -> dict[str, Any]
         values = _with_ancestors(folder, sweep.base, [])
     except UserError as error:
         raise UserError(*(f"{where}: base: {mistake}" for mistake in error.mistakes)) from None
-    validate(Experiment, values, str(folder / f"{sweep.base}.yaml"))
+    validate(Experiment, values, str(named_file(folder, sweep.base)))
     return values
 
 
@@ -285,9 +286,9 @@ def to_json(model: BaseModel) -> str:
 
 def _with_ancestors(folder: Path, name: str, chain: list[str]) -> dict[str, Any]:
     if name in chain:
-        raise UserError(f"{folder / chain[0]}.yaml: extends: circular: {' -> '.join([*chain, name])}")
+        raise UserError(f"{named_file(folder, chain[0])}: extends: circular: {' -> '.join([*chain, name])}")
     if len(chain) > LONGEST_CHAIN:
-        raise UserError(f"{folder / chain[0]}.yaml: extends: chain of more than {LONGEST_CHAIN} files")
+        raise UserError(f"{named_file(folder, chain[0])}: extends: chain of more than {LONGEST_CHAIN} files")
     path = named_file(folder, name)
     values = read_yaml(path)
     parent = values.get("extends")
@@ -307,7 +308,20 @@ def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 
 def named_file(folder: Path, name: str) -> Path:
-    """Return the path of a named configuration; the file need not exist.
+    """Return the path of a named configuration: in a folder such as ``config/experiments``, else of the shipped one.
+
+    Without either it is the path in the folder, where no file exists.
+
+    Raises:
+        UserError: not a valid name.
+    """
+    own = own_file(folder, name)
+    shipped = shipped_configs(folder.name) / own.name
+    return shipped if not os.path.lexists(own) and shipped.is_file() else own
+
+
+def own_file(folder: Path, name: str) -> Path:
+    """Return the path in a folder of a named configuration, to write it; the file need not exist.
 
     Raises:
         UserError: not a valid name.

@@ -224,13 +224,18 @@ def table_names(config: str | Path = "config") -> list[str]:
     return [*published_names(config), *SETUPS, RUNTIME]
 
 
+def published_file(name: str, config: str | Path = "config") -> Path:
+    """Return the path of a table in ``config/published/``, or of the shipped one; the file need not exist."""
+    return named_file(Path(config) / FOLDER, name)
+
+
 def load_published(name: str, config: str | Path = "config") -> PublishedTable:
     """Read a table of published scores.
 
     Raises:
         UserError: missing file or an invalid value.
     """
-    path = named_file(Path(config) / FOLDER, name)
+    path = published_file(name, config)
     return validate(PublishedTable, read_yaml(path), str(path))
 
 
@@ -240,5 +245,5 @@ def load_runtime(config: str | Path = "config") -> PublishedRuntime:
     Raises:
         UserError: missing file or an invalid value.
     """
-    path = Path(config) / FOLDER / f"{RUNTIME}.yaml"
+    path = published_file(RUNTIME, config)
     return validate(PublishedRuntime, read_yaml(path), str(path))

@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError, core_schema
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
+from udpm.config.shipped import shipped_configs
 from udpm.core.errors import UserError
 from udpm.core.reading import INTEGERS, NO_TEXT, read_json, read_text
 
@@ -130,8 +131,9 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def list_configs(folder: str | Path) -> list[str]:
-    """List the names (without .yaml) of the configuration files in a folder, sorted."""
-    return sorted(path.stem for path in Path(folder).glob("*.yaml"))
+    """List the names (without .yaml) of the configuration files in a folder and of the shipped ones, sorted."""
+    folders = (Path(folder), shipped_configs(Path(folder).name))
+    return sorted({path.stem for each in folders for path in each.glob("*.yaml")})
 
 
 def _nearest_file(path: Path) -> str:

@@ -40,6 +40,7 @@ class FolderKind:
         older: patterns of the files of a folder from before lists of contents existed; none: it is refused.
         exact: treat a file whose bytes changed as the user's. Prepared images are not a user's work: changed ones are
             damaged, and are prepared again.
+        fresh: write it only where no folder or an empty one is. Its files are the user's from then on, and not listed.
     """
 
     what: str
@@ -48,6 +49,7 @@ class FolderKind:
     format: str
     older: tuple[str, ...] = ()
     exact: bool = False
+    fresh: bool = False
 
 
 def foreign(folder: Path, kind: FolderKind) -> str | None:
@@ -57,6 +59,8 @@ def foreign(folder: Path, kind: FolderKind) -> str | None:
     found = _files(folder)
     if not found:
         return None
+    if kind.fresh:
+        return f"is not empty ({_shown(found)}); choose a new or an empty folder for the {kind.what}"
     listed = _listed(folder, kind)
     if listed is None:
         return (
@@ -108,9 +112,10 @@ def atomic_folder(path: str | os.PathLike, kind: FolderKind) -> Iterator[Path]:
             work.open()
             work.new.mkdir()
             yield work.new
-            files = sorted(str(file.relative_to(work.new)) for file in work.new.rglob("*") if file.is_file())
-            digests = {name: sha256(work.new / name) if kind.exact else None for name in files}
-            list_contents(work.new, kind, digests)
+            if not kind.fresh:
+                files = sorted(str(file.relative_to(work.new)) for file in work.new.rglob("*") if file.is_file())
+                digests = {name: sha256(work.new / name) if kind.exact else None for name in files}
+                list_contents(work.new, kind, digests)
             check_folder(path, kind)
             work.publish()
         except OSError as error:

@@ -108,6 +108,7 @@ BUNDLE = FolderKind("exported run", "exporting into this folder", "bundle.json",
 NETWORKS = FolderKind(
     "set of exported networks", "exporting into this folder", "networks.json", "udpm-networks", exact=True
 )
+STUDY = FolderKind("study", "writing this study", "Snakefile", "udpm-study", fresh=True)
 
 
 @dataclass(frozen=True)

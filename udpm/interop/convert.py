@@ -10,7 +10,7 @@ import yaml
 
 from udpm.config.dataset import DatasetConfig
 from udpm.config.experiment import Experiment, RunConfig
-from udpm.config.load import load_dataset, named_file, run_config
+from udpm.config.load import load_dataset, own_file, run_config
 from udpm.config.model import ModelConfig, Process
 from udpm.config.validation import validate
 from udpm.core import provenance
@@ -204,9 +204,9 @@ def _experiment(
             sampling["weights"] = min(kinds)
         values |= {"training": "imported", "weights": str(weights), "seeds": values.get("seeds", [0])}
         values |= {"process": process.model_dump(), **({"sampling": sampling} if sampling else {})}
-    files = {named_file(folder / "experiments", name): values}
+    files = {own_file(folder / "experiments", name): values}
     if values["dataset"] == name:
-        files[named_file(folder / "datasets", name)] = dataset
+        files[own_file(folder / "datasets", name)] = dataset
         prepared = validate(DatasetConfig, dataset, described.source)
     else:
         prepared = load_dataset(values["dataset"], folder)
