@@ -72,6 +72,7 @@ def test_every_path_is_declared_as_input_or_output(words):
 # Every command with existing inputs; {} marks outputs.
 FORMS = {
     "init": "{}",
+    "run": "photos --output {}",
     "resolve": "digits --config config --output {}",
     "schema": "--config {} --docs {}",
     "fetch": "cifar10 --folder {}",

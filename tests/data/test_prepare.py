@@ -262,7 +262,9 @@ def test_a_log_shows_progress(capsys, monkeypatch):
     monkeypatch.setattr(work, "SECONDS_BETWEEN_LINES", 0)
     with work.Progress(100, "prepare", "image", initial=40) as bar:
         bar.update(10)
-    assert re.fullmatch(r"prepare: 50 of 100 images, \d+ per second, \d+\.\d minutes left\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        r"prepare: 50 of 100 images, [\d.]+ per second, \d+\.\d minutes left\n", capsys.readouterr().err
+    )
 
 
 @pytest.fixture(scope="module")

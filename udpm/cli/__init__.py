@@ -37,7 +37,10 @@ FITTING = {
 """File in a run's folder that matches an argument or a command, by its name."""
 # Help lines are here, not in the modules, so that `udpm --help` imports none of them.
 MODULES = {
-    "study": {"init": "Write a new study: a folder in which snakemake runs the installed workflow."},
+    "study": {
+        "run": "Train on images of your own in one call, and sample, score and draw.",
+        "init": "Write a new study: a folder in which snakemake runs the installed workflow.",
+    },
     "config": {
         "resolve": "Validate a configuration and write it with all defaults.",
         "schema": "Write the JSON schemas of the configuration files.",

@@ -65,6 +65,7 @@ FORMATS = {
     "udpm-images": ("the record of exported images", "its folder is for udpm score --images"),
     "udpm-bundle": ("the record of a bundle", "its folder is the bundle"),
     "udpm-networks": ("the record of exported networks", "chain.py in its folder draws images"),
+    "udpm-study": ("the record of a study", "the same udpm run continues it"),
     "udpm-failure": ("the record of a failed iteration", ""),
     "udpm-trackers": ("the record of a run's trackers", "its folder is the run"),
 }

@@ -383,6 +383,16 @@ def _is_run_config(path: Path) -> bool:
 
 
 RUN = KeptFolder("training run", _not_of_a_run)
+STUDY_RECORD = "study.json"
+"""Record of `udpm run` in its study."""
+
+
+def _not_of_a_study(folder: Path) -> list[str]:
+    own = _json("study", "udpm-study").made(folder / STUDY_RECORD)
+    return [] if own else [path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+
+
+RUN_STUDY = KeptFolder("study of udpm run", _not_of_a_study)
 FEATURES = KeptFolder(
     "folder of kept features",
     lambda folder: [

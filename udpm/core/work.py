@@ -65,9 +65,9 @@ class Progress:
             return
         self._shown = now
         rate = (self._done - self._initial) / (now - self._start)
-        minutes = (self._total - self._done) / max(rate, 1e-9) / 60
+        minutes, digits = (self._total - self._done) / max(rate, 1e-9) / 60, 0 if rate >= 10 else 2
         print(
-            f"{self._doing}: {self._done} of {self._total} {self._unit}s, {rate:.0f} per second, "
+            f"{self._doing}: {self._done} of {self._total} {self._unit}s, {rate:.{digits}f} per second, "
             f"{minutes:.1f} minutes left",
             file=sys.stderr,
         )

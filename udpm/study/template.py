@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from udpm.config.shipped import shipped_folder
@@ -37,8 +37,8 @@ def template() -> dict[str, bytes]:
     return found
 
 
-def write_study(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write the files of a study by relative path: all of them, or none.
+def write_study(folder: Path, files: Mapping[str, bytes], check: Callable[[Path], None] = lambda new: None) -> None:
+    """Write the files of a study by relative path: all of them, or none if `check` of the written ones raises an error.
 
     Raises:
         UserError: the folder is not empty, cannot be written, or is inside the installed package.
@@ -49,6 +49,7 @@ def write_study(folder: Path, files: Mapping[str, bytes]) -> None:
             path = new / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
+        check(new)
 
 
 def check_place(folder: Path) -> None:
