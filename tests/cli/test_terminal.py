@@ -12,6 +12,7 @@ import tiny
 from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
 from udpm.cli import VERBS, options, udpm
+from udpm.config import list_configs
 
 
 def completed(monkeypatch, words, shell=BashComplete):
@@ -36,12 +37,13 @@ def test_commands_options_and_names_complete(monkeypatch, shell):
     assert "schedules-digits" in completed(monkeypatch, "udpm sweep plan sched", shell)
 
 
-def test_names_are_those_of_the_folder_that_was_given(monkeypatch, tmp_path):
+def test_names_are_those_of_the_folder_that_was_given_and_the_shipped_ones(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert completed(monkeypatch, "udpm resolve ") == [""]
+    assert completed(monkeypatch, "udpm resolve ") == list_configs(tiny.ROOT / "config/experiments")
+    assert completed(monkeypatch, "udpm resolve m") == [""]
     (tmp_path / "other/experiments").mkdir(parents=True)
     (tmp_path / "other/experiments/mine.yaml").touch()
-    assert completed(monkeypatch, "udpm resolve --config other ") == ["mine"]
+    assert completed(monkeypatch, "udpm resolve --config other m") == ["mine"]
 
 
 @pytest.mark.parametrize("words", ["udpm nothing ", "udpm sweep nothing ", "udpm sample nowhere "])
