@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import tiny
 from dag import snakemake
+from pictures import noise
 
 import udpm
 from udpm.config import list_configs, load_dataset, load_experiment, load_sweep, source_file
 from udpm.config.shipped import SHIPPED, shipped_folder
 from udpm.core.errors import UserError
+from udpm.core.identify import what_is
 from udpm.study.template import template
 
 
@@ -83,6 +85,14 @@ def test_a_file_of_the_study_replaces_the_shipped_one(study):
 def test_a_mistyped_name_shows_the_shipped_ones(study):
     with pytest.raises(UserError, match=r"config/experiments/photo32.yaml: no such file; did you mean photos32\?"):
         load_experiment("photo32")
+
+
+def test_it_is_recognized(study, capsys):
+    (study / "results").mkdir()
+    noise().save(study / "results/samples.png")
+    assert str(what_is(study)) == "a study (snakemake runs it, in this folder)"
+    assert tiny.call("info", study) == 0
+    assert '"kind": "a study"' in capsys.readouterr().out
 
 
 def test_lists_of_names_have_the_shipped_ones(study):
