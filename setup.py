@@ -24,7 +24,7 @@ class BuildWithWorkflow(build_py):
             target = Path(self.build_lib, "udpm", SHIPPED["FOLDER"], name)
             # An earlier build may have left files that the clone no longer has.
             shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(name, target, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(name, target, ignore=shutil.ignore_patterns("__pycache__", "*.sif"))
 
 
 setup(cmdclass={"build_py": BuildWithWorkflow})
