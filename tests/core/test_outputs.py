@@ -691,6 +691,9 @@ def renames_until_killed(work, number, after):
     child = os.fork()
     if child == 0:
         count = 0
+        # A fork does not have its parent's threads, so work on several would wait for ever.
+        torch.set_num_threads(1)
+        torch.set_num_threads = lambda count: None
 
         def wrapped(rename):
             def killing(*arguments, **options):

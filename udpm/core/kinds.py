@@ -393,11 +393,8 @@ def _not_of_a_study(folder: Path) -> list[str]:
 
 
 RUN_STUDY = KeptFolder("study of udpm run", _not_of_a_study)
+FEATURE_FILE = re.compile(r"[0-9a-f]{64}\.[a-z]+(\.[a-z0-9]+)?|\..*")
 FEATURES = KeptFolder(
     "folder of kept features",
-    lambda folder: [
-        path.name
-        for path in sorted(folder.iterdir())
-        if not re.fullmatch(r"[0-9a-f]{64}\.[a-z]+(\.[a-z0-9]+)?|\..*", path.name)
-    ],
+    lambda folder: [path.name for path in sorted(folder.iterdir()) if not FEATURE_FILE.fullmatch(path.name)],
 )
