@@ -112,7 +112,7 @@ def test_errors_and_states_are_coloured_on_a_terminal(trained):
     assert on_terminal("resolve", "nothing").startswith(f"{RED}\x1b[1merror:\x1b[0m ")
     shown = on_terminal("status", trained)
     assert f"  {GREEN}complete\x1b[0m  " in shown
-    ages = re.compile(r"\d+ \w+ ago")
+    ages = re.compile(r"[\d.]+ \w+ ago")
     uncoloured = ages.sub("", click.unstyle(shown)).replace("\r\n", "\n")
     assert uncoloured == ages.sub("", plain("status", trained).stdout)
 
