@@ -49,7 +49,6 @@ def load(
     Raises:
         UserError: weights missing or damaged, a device that is missing, or values that are not allowed.
     """
-
     from udpm.config.evaluation import Sampling
     from udpm.config.validation import validate
     from udpm.core.identify import with_kind

@@ -198,12 +198,12 @@ class Experiments:
         self._check_files(name)
         self._check_labels(name)
         self._check_milestones(name, seed)
-        if not self.is_imported(name) and experiment.training.nodes > 1 and not self._has_scheduler:
+        if not self.is_imported(name) and experiment.training.nodes > 1:
             where = f"{source_file(name, CONFIG)}: training.nodes"
-            raise UserError(f"{where}: several nodes need a scheduler: snakemake --profile slurm")
-        if self._contained and not self.is_imported(name) and experiment.training.nodes > 1:
-            where = f"{source_file(name, CONFIG)}: training.nodes"
-            raise UserError(f"{where}: a container has no srun to reach several nodes; leave out --sdm apptainer")
+            if not self._has_scheduler:
+                raise UserError(f"{where}: several nodes need a scheduler: snakemake --profile slurm")
+            if self._contained:
+                raise UserError(f"{where}: a container has no srun to reach several nodes; leave out --sdm apptainer")
 
     def _check_files(self, name: str) -> None:
         """Check that the files that an experiment names exist, unless the workflow makes them."""

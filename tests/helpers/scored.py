@@ -1,8 +1,21 @@
-"""Scores as `udpm score` writes them."""
+"""Scores as `udpm score` writes them, and a run with samples."""
 
 from __future__ import annotations
 
 import json
+import shutil
+
+from udpm.config import Sampling
+from udpm.sampling.generate import draw_samples
+
+
+def sampled_run(folder, trained, count):
+    """Copy a trained run into a folder of results, draw a set of its samples there, and return the run's folder."""
+    run = folder / "runs/digits/seed0"
+    shutil.copytree(trained, run)
+    (folder / "samples/digits").mkdir(parents=True)
+    draw_samples(run / "weights.safetensors", Sampling(count=count, threads=1), folder / "samples/digits/seed0.npz")
+    return run
 
 
 def fid(value=6.9, experiment="cifar10", seed=0, **changes):

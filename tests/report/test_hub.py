@@ -17,13 +17,11 @@ import yaml
 from hub import READ_TOKEN, TOKEN, Hub
 from huggingface_hub import ModelCard, constants
 from PIL import Image
-from scored import fid, results
+from scored import fid, results, sampled_run
 
 import udpm
-from udpm.config import Sampling
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
-from udpm.sampling.generate import draw_samples
 
 NAME = "owner/udpm-digits"
 
@@ -32,10 +30,7 @@ NAME = "owner/udpm-digits"
 def study(trained, digits, tmp_path_factory):
     """Results of one finished run, with samples and scores by two extractors, one value of which is missing."""
     folder = tmp_path_factory.mktemp("study")
-    run = folder / "runs/digits/seed0"
-    shutil.copytree(trained, run)
-    (folder / "samples/digits").mkdir(parents=True)
-    draw_samples(run / "weights.safetensors", Sampling(count=70, threads=1), folder / "samples/digits/seed0.npz")
+    run = sampled_run(folder, trained, 70)
     of_run = {"selection": None, "classes": 10, "n": 70, "weights_sha256": sha256(run / "weights.safetensors")}
     score = fid(18.25, "digits", label="FD (digits features)", **of_run)
     score["metrics"]["frechet_distance"]["name"] = "fd_70"

@@ -19,12 +19,12 @@ import yaml
 from matplotlib.transforms import Bbox
 from PIL import Image
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexGroupNode, LatexWalker
-from scored import fid, results
+from scored import fid, results, sampled_run
 
 import udpm
 from udpm.bench import measure
 from udpm.cli import main
-from udpm.config import Sampling, load_experiment, resolve_run
+from udpm.config import load_experiment, resolve_run
 from udpm.config.published_scores import PublishedTable, load_published, load_runtime, published_names, table_names
 from udpm.config.schema import json_schema
 from udpm.config.validation import validate
@@ -39,7 +39,6 @@ from udpm.report.paper.study import StudyReport
 from udpm.report.pictures import draw_strip
 from udpm.report.scores import summarize_scores
 from udpm.report.table import Table
-from udpm.sampling.generate import draw_samples
 from udpm.sampling.sample_set import first_samples, join_shards, load_samples, save_samples
 
 CONFIG = tiny.ROOT / "config"
@@ -282,12 +281,7 @@ def test_bad_input(tmp_path, capsys):
 def study(trained, digits, tmp_path_factory):
     """Results of one finished run: its folder as training left it, its samples and one score."""
     folder = tmp_path_factory.mktemp("study")
-    run = folder / "runs/digits/seed0"
-    shutil.copytree(trained, run)
-    (folder / "samples/digits").mkdir(parents=True)
-    sample = Sampling(count=40, threads=1)
-    draw_samples(run / "weights.safetensors", sample, folder / "samples/digits/seed0.npz")
-    made_by = sha256(run / "weights.safetensors")
+    made_by = sha256(sampled_run(folder, trained, 40) / "weights.safetensors")
     score = fid(18.0, "digits", selection=None, classes=10, label="FD (digits features)", n=40, weights_sha256=made_by)
     results(folder, seed0=score)
     return folder

@@ -318,7 +318,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, RevisionNotFoundError):
         return "no such revision; expected a branch, a tag or a commit of the repository"
     if isinstance(error, GatedRepoError):
-        return f"access must be asked for at {hub}, with the account of the token"
+        return f"request access at {hub} first, with the account of the token"
     if status == 401 and token is not None and not _is_missing(error):
         return f"{hub} does not accept the token (HF_TOKEN, or the file of `hf auth login`)"
     if status in (401, 404):

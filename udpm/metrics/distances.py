@@ -26,6 +26,7 @@ def statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if count <= rows:
         features = features.astype(np.float64)
         return features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False))
+    # np.cov makes two whole copies in float64, 1.6 GB of 50 000 images.
     mean = features.mean(axis=0, dtype=np.float64)
     products = np.zeros((width, width))
     for start in range(0, count, rows):

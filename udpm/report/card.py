@@ -269,7 +269,7 @@ def bundle_run(run: Path, folder: Path, licence: str | None = None, address: str
     Args:
         folder: of the bundle; an unchanged bundle is replaced once the new one is complete, anything else is refused.
         licence: of the weights, for the card.
-        address: that the card tells to load.
+        address: for `udpm.load`, as the card shows it.
 
     Raises:
         UserError: the run is not finished, its weights are not those of its record, samples or scores are of other

@@ -43,8 +43,8 @@ rule count_cost:
         "udpm cost {params.experiments:q} --output {params.stem:q} > {log:q} 2>&1"
 
 
-# Figures of a run by name: title in the report, which sorts by the number, input, params that name the command's input (content.py counts them),
-# and the command's argument if it is not the first input.
+# Figures of a run by name: title in the report, which sorts by the number; input; params that name the command's input
+# (content.py counts them); and the command's argument if it is not the first input.
 RUN_FIGURES = {
     "samples": ("1 samples", INPUTS.samples, {"samples": INPUTS.sample_set}, None),
     "chain": ("5 denoising chain", LAYOUT.samples("_chain.npz"), {}, None),

@@ -99,7 +99,7 @@ def plot_curves(path: str | Path, stem: str | Path) -> None:
 
 
 def _run_of(path: Path) -> RunConfig | None:
-    """Return the configuration of the run that metrics belong to, if it lies next to them."""
+    """Return the configuration of the run that metrics belong to, if there is one in their folder."""
     with suppress(UserError):
         return read_resolved(RunConfig, path.parent / "config.json")
     return None

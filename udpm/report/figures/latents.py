@@ -197,7 +197,7 @@ def _pca(arrays: Arrays, record: dict[str, Any]) -> Content:
     grids: list[Grid] = []
     maps = _symbols(arrays)
     for row, symbol, level, shares in zip(pictures, maps, arrays["levels"], explained, strict=True):
-        # The shares differ between rows; what they stand over is said once.
+        # Only the shares differ between rows, so the first row alone names the columns.
         columns = ["", *(f"{100 * share:.1f} %" for share in shares)]
         if not grids:
             columns = ["mean", *(f"{number}\n{share}" for number, share in enumerate(columns[1:], start=1))]
