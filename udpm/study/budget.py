@@ -71,8 +71,13 @@ def length_of(iterations: int, seconds: float | None = None) -> Length:
     )
 
 
+MARGIN = 1.1
+"""What is measured on an idle machine is less than what a whole training takes, with previews and checkpoints."""
+
+
 def iterations_in(seconds: float, speed: Speed) -> int:
     """Return the number of iterations that a training of this many seconds has time for; at least `LEAST`."""
+    seconds /= MARGIN
     short = int(2 * seconds / (speed.before + speed.after))
     if short <= 2 * LONGEST_START:
         return max(short, LEAST)
@@ -81,7 +86,6 @@ def iterations_in(seconds: float, speed: Speed) -> int:
 
 JOBS, JOBS_OF_SCORES = 8, 6
 """Jobs after training, and starts of Snakemake, of which some run at the same time; and those that scores add."""
-MARGIN = 1.1
 
 
 def seconds_after_training(speed: Speed, sampled: int, scored: int) -> float:
