@@ -14,6 +14,7 @@ from PIL import Image
 from udpm.config import Scoring, to_json
 from udpm.core import devices
 from udpm.core.errors import UserError
+from udpm.core.files import INCEPTION
 from udpm.data.store import open_store
 from udpm.diagnosis.chain import _bands, noise_shares, variance_ratio
 from udpm.diagnosis.discriminator import Players, diagnose_discriminator
@@ -203,6 +204,16 @@ def test_figure_and_table(diagnosis, tmp_path):
     assert len(table.shown) == 5
     text = table.markdown()
     assert all(words in text for words in ("60 held-out images", "2 draws", "SHA-256"))
+    assert "†" not in text
+
+
+def test_distances_that_share_labels_with_a_loss_are_marked(diagnosis):
+    found = read_diagnosis(diagnosis)
+    assert found["subject"]["loss_features"] == []
+    found["subject"]["loss_features"], found["protocol"]["extractor"]["sha256"] = ["vgg"], INCEPTION.sha256
+    text = diagnosis_table(found).markdown()
+    assert text.count(" † ") == 5
+    assert text.count("†: LPIPS") == 1
 
 
 def test_a_run_without_checkpoints_has_no_discriminator(results, trained, tmp_path):

@@ -182,6 +182,14 @@ def test_an_imported_run_is_what_the_experiment_says(folder):
     assert (udpm.load("again/weights.safetensors", "raw").sample(2) == images).all()
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_losses_that_a_published_training_names_go_into_the_weights(folder, known):
+    (folder / "config_x.json").write_text(json.dumps(FLAGS | {"lpips_weight": [4, 0, 0]}))
+    described = ("--config", "config_x.json", "--name", "moved") if known else ()
+    assert run("import", "model_ema_state_x.pt", *described, "--output", "x.safetensors") == 0
+    assert load_model("x.safetensors").record["loss_features"] == (["vgg"] if known else None)
+
+
 def _prefixed(prefix):
     return {prefix + name: value for name, value in state_dict("net_ncsn_cond").items()}
 

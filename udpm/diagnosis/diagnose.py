@@ -105,7 +105,7 @@ def _chosen(images: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndar
 
 def _subject(sampler: Sampler, sampling: Sampling) -> dict[str, Any]:
     record = sampler.model.record
-    keys = ("experiment", "run_seed", "iteration", "weights", "weights_sha256", "class_names")
+    keys = ("experiment", "run_seed", "iteration", "loss_features", "weights", "weights_sha256", "class_names")
     how = {key: getattr(sampling, key) for key in ("posterior", "guidance", "precision")}
     return {key: record[key] for key in keys if key in record} | how | {"nfe": sampler.nfe}
 

@@ -118,6 +118,7 @@ class DiagnosisSubject(Record):
     experiment: str | None = None
     run_seed: NonNegativeInt | None = None
     iteration: NonNegativeInt | None = None
+    loss_features: list[str] | None = None
     weights: str
     weights_sha256: str
     posterior: str

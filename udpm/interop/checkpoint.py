@@ -27,6 +27,7 @@ from udpm.networks.weights import (
     check_generator,
     class_names_of,
     described_model,
+    loss_features,
     read_safetensors,
     read_tensors,
     tensors_under,
@@ -237,6 +238,7 @@ def _own(path: Path) -> Imported:
         if kind != "discriminator":
             check_generator(path, model, networks[kind])
     known = ("experiment", "run_seed", "dataset", "dataset_sha256", "origin")
+    features = loss_features(path, description)
     return Imported(
         networks,
         model.generator,
@@ -249,6 +251,7 @@ def _own(path: Path) -> Imported:
             "kind": "udpm",
             "files": _identities([path]),
             **{key: description[key] for key in known if description.get(key) is not None},
+            **({} if features is None else {"loss_features": features}),
         },
         class_names=class_names_of(path, description, model),
     )

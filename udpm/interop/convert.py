@@ -24,7 +24,7 @@ from udpm.interop.checkpoint import Imported, differences, read_weights
 from udpm.interop.command_line import checkpoint_name, only_samples, parse_command
 from udpm.interop.flags import PAPER_SCHEDULE, read_flags, to_experiment
 from udpm.networks.inference import count_cost
-from udpm.networks.weights import save_weights
+from udpm.networks.weights import features_of, save_weights
 from udpm.runs.records import SEALED
 
 WEIGHTS = Path("resources/weights")
@@ -144,7 +144,12 @@ def convert_checkpoint(
     if described is not None:
         described = _check_matches_tensors(described, model, where)
     files = _experiment(name, folder, described, weights, imported, process) if name is not None else {}
-    known = {"iteration": _iteration(described, imported, where), "origin": imported.origin, **imported.class_names}
+    origin = imported.origin
+    # A command that only samples does not say what the training's losses were.
+    if described is not None and described.checkpoint is None and "loss_features" not in origin:
+        losses = validate(Experiment, described.experiment, described.source).losses
+        origin = origin | {"loss_features": features_of(losses)}
+    known = {"iteration": _iteration(described, imported, where), "origin": origin, **imported.class_names}
     description = {"experiment": weights.stem, "run_seed": 0, **known}
     save_weights(weights, model, imported.networks, description)
     return [f"{weights}: {summary(model, imported)}", *_written(files, described, notes)]

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from udpm.config.dataset import class_title
 from udpm.config.validation import Classes, Exactly, NonNegativeFloat, NonNegativeInt, PositiveInt, Record, read_record
+from udpm.core.files import INCEPTION, LITE0
 from udpm.runs.records import Origin
 
 FORMAT = "udpm-score/1"
@@ -99,6 +100,7 @@ class ScoreSubject(Record):
     experiment: str | None = None
     run_seed: NonNegativeInt | None = None
     iteration: NonNegativeInt | None = None
+    loss_features: list[str] | None = None
     weights: str | None = None
     weights_sha256: str | None = None
     seed: NonNegativeInt | None = None
@@ -192,6 +194,42 @@ def used_tf32(record: dict[str, Any]) -> bool:
     return bool(known) if known is not None else device is not None and not device.startswith("cpu")
 
 
+IMAGENET = "ImageNet"
+LEARNED_FROM = {INCEPTION.sha256: IMAGENET, LITE0.sha256: IMAGENET}
+"""Labels that an extractor learned from, by the SHA-256 of its file. DINOv2 and CLIP learned from none."""
+LOSSES_LEARNED_FROM = {"vgg": IMAGENET}
+"""Labels that the network of a loss learned from, by its name in `loss_features`."""
+MARK = "†"
+"""Marks Fréchet distances of images whose score has `shared_labels`."""
+
+
+def shared_labels(record: dict[str, Any], protocol: dict[str, Any]) -> str | None:
+    """Name the labels that both the extractor and a network of the training's losses learned from.
+
+    Args:
+        record: of the images: a score's subject, or a selection.
+
+    Returns:
+        None if there are none, or if either is unknown.
+    """
+    labels = LEARNED_FROM.get(protocol["extractor"]["sha256"])
+    of_losses = {LOSSES_LEARNED_FROM.get(name) for name in record.get("loss_features") or []}
+    return labels if labels in of_losses else None
+
+
+def mark_shared(text: str, shared: str | None) -> str:
+    """Mark a number, or return it unchanged if no labels are shared."""
+    return text if shared is None else f"{text} {MARK}"
+
+
+def shared_words(shared: str) -> str:
+    """Explain the mark, without a full stop."""
+    return (
+        f"{MARK}: LPIPS, a loss of the training, compares features that were learned from {shared}'s labels, as the "
+        "extractor's were; metrics in these features may favour such a run"
+    )
+
+
 def preprocessing(protocol: dict[str, Any]) -> str | None:
     """Return the preprocessing of a protocol, in words."""
     return protocol.get("preprocessing") or protocol["extractor"].get("preprocessing")
@@ -221,6 +259,8 @@ def facts(score: dict[str, Any]) -> dict[str, Any]:
         "network_precision": subject.get("precision"),
         "network_tf32": used_tf32(subject),
         "network_compiled": subject.get("compiled"),
+        "loss_features": None if (used := subject.get("loss_features")) is None else " ".join(used) or "none",
+        "shared_labels": shared_labels(subject, protocol),
         **{key: subject.get(key) for key in ("nfe", "classes", "posterior", "guidance", "weights", "weights_sha256")},
         **{key: subject.get(key) for key in ("run_seed", "iteration")},
     }
@@ -334,4 +374,7 @@ def describe(score: dict[str, Any]) -> str:
     """Describe a score's protocol in a sentence, without a full stop."""
     label, protocol = score["metrics"]["frechet_distance"]["label"], score["protocol"]
     words = f"{label} of N = {protocol['n']} images in {features_words(protocol)}"
-    return f"{words}; {drawing_words(score['subject'])}" if score["subject"]["kind"] == "samples" else words
+    if score["subject"]["kind"] != "samples":
+        return words
+    shared = shared_labels(score["subject"], protocol)
+    return f"{words}; {drawing_words(score['subject'])}" + ("" if shared is None else f"; {shared_words(shared)}")

@@ -38,6 +38,7 @@ class Selection(Record):
     iteration: NonNegativeInt
     weights: str | None
     weights_sha256: str
+    loss_features: list[str] | None = None
     seed: NonNegativeInt | None
     protocol: Protocol
     frechet_distance: NonNegativeFloat
@@ -83,6 +84,7 @@ def select(paths: Sequence[str | Path]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         **{key: subject.get(key) for key in ("experiment", "run_seed", "iteration", "weights", "weights_sha256")},
+        "loss_features": subject.get("loss_features"),
         "seed": subject["seed"],
         "protocol": {key: protocol[key] for key in ("n", "extractor", "reference", "neighbours")},
         "frechet_distance": best["metrics"]["frechet_distance"]["value"],

@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from udpm.config.model import ModelConfig
-from udpm.config.validation import NonNegativeInt, PositiveFloat, Record, Sha256, validate
+from udpm.config.training import Losses
+from udpm.config.validation import NonNegativeFloat, NonNegativeInt, PositiveFloat, Record, Sha256, validate
 from udpm.core.containers import read_header
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path, sha256
@@ -32,6 +33,25 @@ class AverageRecord(Record):
     width: PositiveFloat
 
 
+class TrainedLosses(Record):
+    """The part of a run's losses that says which networks they use; None in runs of other versions."""
+
+    lpips_weight: NonNegativeFloat | list[NonNegativeFloat] | None = None
+    lpips_network: str = "vgg"
+
+
+class TrainedRun(Record):
+    """The part of a run's configuration that says which networks its losses use."""
+
+    losses: TrainedLosses = TrainedLosses()
+
+
+class WeightsOrigin(Record):
+    """Origin of imported weights: what is known of their losses."""
+
+    loss_features: list[str] | None = None
+
+
 class WeightsRecord(Record):
     """Required content of a weight file's description; None where a value is unknown."""
 
@@ -41,7 +61,8 @@ class WeightsRecord(Record):
     dataset: str | None = None
     dataset_sha256: Sha256 | None = None
     iteration: NonNegativeInt | None = None
-    origin: dict[str, Any] | None = None
+    origin: WeightsOrigin | None = None
+    run: TrainedRun = TrainedRun()
     average: AverageRecord | None = None
 
 
@@ -52,9 +73,9 @@ class Model:
     Attributes:
         generator: generator in eval mode.
         config: its shape and its process.
-        record: experiment, run_seed, dataset, dataset_sha256, iteration (each None if unknown), origin (of imported
-            weights), class_names (if known), average_width (if reconstructed), name of the weights, and the file's
-            SHA-256.
+        record: experiment, run_seed, dataset, dataset_sha256, iteration, loss_features (each None if unknown), origin
+            (of imported weights), class_names (if known), average_width (if reconstructed), name of the weights, and
+            the file's SHA-256.
     """
 
     generator: UNet
@@ -178,6 +199,7 @@ def load_model(path: str | Path, weights: str = "ema", device: torch.device | st
     known = ("experiment", "run_seed", "dataset", "dataset_sha256", "iteration", "origin")
     record = {
         **{key: description.get(key) for key in known},
+        "loss_features": loss_features(path, description),
         **class_names_of(path, description, config),
         **({"average_width": description["average"]["width"]} if description.get("average") else {}),
         "weights": weights,
@@ -196,6 +218,29 @@ def described_model(path: str | Path, description: dict[str, Any]) -> ModelConfi
         raise UserError(f"{path}: does not describe its model")
     validate(WeightsRecord, description, str(path))
     return validate(ModelConfig, description["model"], str(path))
+
+
+def loss_features(path: str | Path, description: dict[str, Any]) -> list[str] | None:
+    """Return the networks whose features a loss of the weights' training compared, as `losses.lpips_network` has them.
+
+    If the training started from other weights, the networks of theirs count, too. An empty list: no loss did; None:
+    unknown.
+
+    Raises:
+        UserError: invalid.
+    """
+    known = validate(WeightsRecord, description, str(path))
+    losses, started = known.run.losses, [] if known.origin is None else known.origin.loss_features
+    if losses.lpips_weight is None:
+        return started if known.origin is not None else None
+    used = features_of(losses)
+    return used or None if started is None else sorted({*used, *started})
+
+
+def features_of(losses: TrainedLosses | Losses) -> list[str]:
+    """Return the networks whose features losses compare: LPIPS's, if it has a weight at any level."""
+    weights = losses.lpips_weight if isinstance(losses.lpips_weight, list) else [losses.lpips_weight]
+    return [losses.lpips_network] if any(weights) else []
 
 
 def class_names_of(path: str | Path, description: dict[str, Any], config: ModelConfig) -> dict[str, list[str]]:

@@ -19,8 +19,8 @@ from udpm.core.files import sha256, write_json, write_text
 from udpm.core.folders import atomic_folder
 from udpm.core.kinds import BUNDLE, mark, seal_text
 from udpm.core.reading import read_json
-from udpm.metrics.protocol import describe, drawing_words, read_scores
-from udpm.report.scores import checkpoint, training_length
+from udpm.metrics.protocol import describe, drawing_words, mark_shared, read_scores
+from udpm.report.scores import checkpoint, shared_of, training_length
 from udpm.report.table import MISSING, cell
 from udpm.runs.layout import CARD, FURTHER, Layout, milestone, results_of
 from udpm.runs.records import WEIGHTS, iteration_of, numbered, read_complete
@@ -233,8 +233,11 @@ def _training(config: RunConfig, record: dict[str, Any]) -> list[str]:
 def _scores(scores: list[dict[str, Any]], config: RunConfig) -> list[str]:
     lines = []
     for score in scores:
-        known = [metric for metric in score["metrics"].values() if metric["value"] is not None]
-        values = ", ".join(f"{metric['label']} {metric['value']:.4g}" for metric in known)
+        values = ", ".join(
+            mark_shared(f"{metric['label']} {metric['value']:.4g}", shared_of(score) if "frechet" in name else None)
+            for name, metric in score["metrics"].items()
+            if metric["value"] is not None
+        )
         which = checkpoint(score["subject"], training_length(config))
         lines.append(f"{which} checkpoint: {values}. Protocol: {describe(score)}")
     return lines

@@ -17,10 +17,10 @@ from udpm.core.errors import UserError
 from udpm.core.identify import what_is
 from udpm.core.kinds import FIGURE
 from udpm.data.open import open_images
-from udpm.metrics.protocol import MEASURING, comparable, noise_words, read_score
+from udpm.metrics.protocol import MEASURING, comparable, facts, mark_shared, noise_words, read_score, shared_words
 from udpm.report.figures.curves import PANELS, is_logarithmic, levels_of, read_metrics
 from udpm.report.figures.style import COLOURS, LEVEL, bare, save, set_logarithmic, tiles
-from udpm.report.scores import MATCHED, PATTERNS, SHOWN
+from udpm.report.scores import MATCHED, PATTERNS, SHOWN, shared_of
 from udpm.report.table import MISSING, Table, cell
 from udpm.runs.layout import Layout
 from udpm.runs.records import COMPLETE, read_complete
@@ -155,7 +155,8 @@ def compare_table(subjects: Sequence[Subject]) -> Table:
         row = {"": subject.name, "N": cell(_count(subject))}
         for name in known:
             pattern = PATTERNS.get(name, "{:.2f}")
-            row[METRICS[name] or label] = NOT_COMPARABLE if differing else cell(_value(subject, name), pattern)
+            text = NOT_COMPARABLE if differing else cell(_value(subject, name), pattern)
+            row[METRICS[name] or label] = _marked(subject, text) if name == "frechet_distance" else text
         if any(_value(other, MATCHED) is not None for other in subjects):
             row["at equal N"] = _at_equal_n(first, subject)
         row["iterations"] = cell(subject.training.get("iterations"))
@@ -181,7 +182,14 @@ def _at_equal_n(first: Subject | None, subject: Subject) -> str:
         return MISSING
     if _differing(first, subject):
         return NOT_COMPARABLE
-    return f"{value:.2f} ({subject.score['metrics'][MATCHED]['n']})"
+    return _marked(subject, f"{value:.2f} ({subject.score['metrics'][MATCHED]['n']})")
+
+
+def _marked(subject: Subject, text: str) -> str:
+    """Mark a distance in features that share labels with a loss of the training, unless none is shown."""
+    if subject.score is None or text in (MISSING, NOT_COMPARABLE):
+        return text
+    return mark_shared(text, shared_of(subject.score))
 
 
 def _notes(subject: Subject, first: Subject | None, differing: list[str]) -> list[str]:
@@ -190,9 +198,13 @@ def _notes(subject: Subject, first: Subject | None, differing: list[str]) -> lis
     if differing and first is not None:
         words = ", ".join(key.replace("_sha256", "").replace("_", " ") for key in differing)
         return [f"{subject.name}: not comparable with {first.name}; these differ: {words}."]
+    shared = shared_of(subject.score)
+    notes = [] if shared is None else [f"{shared_words(shared)}."]
     if first is not None and _count(subject) != _count(first):
-        return ["N differs. Distances fall as N grows: compare only those of equal N, in brackets if they are given."]
-    return []
+        notes.append(
+            "N differs. Distances fall as N grows: compare only those of equal N, in brackets if they are given."
+        )
+    return notes
 
 
 def _label(score: dict[str, Any]) -> str:
@@ -211,6 +223,8 @@ def _count(subject: Subject) -> int | None:
 
 def _full(subject: Subject, differing: list[str]) -> dict[str, Any]:
     protocol = {} if subject.score is None else dict(comparable(subject.score))
+    if subject.score is not None:
+        protocol |= {key: facts(subject.score)[key] for key in ("loss_features", "shared_labels")}
     values = {} if subject.score is None else {name: _value(subject, name) for name in subject.score["metrics"]}
     return {"name": subject.name, **subject.training, **values, "differs": " ".join(differing), **protocol}
 

@@ -11,7 +11,18 @@ from typing import Any
 import pandas as pd
 
 from udpm.config.experiment import Experiment, RunConfig
-from udpm.metrics.protocol import FEATURES, comparable, describe, drawing_words, facts, features_words, read_scores
+from udpm.metrics.protocol import (
+    FEATURES,
+    comparable,
+    describe,
+    drawing_words,
+    facts,
+    features_words,
+    mark_shared,
+    read_scores,
+    shared_labels,
+    shared_words,
+)
 from udpm.report.table import MISSING, Table, cell
 from udpm.runs.layout import Layout
 
@@ -28,7 +39,7 @@ class ScoreSummary:
     Attributes:
         checkpoint: last, best, milestone or given.
         values: by training seed.
-        score: of the first seed; all share its protocol.
+        score: of the first seed, or of the first that is marked (`shared_labels`); all share its protocol.
         matched: by training seed, distances of as many images as the floor has too; empty if unknown.
     """
 
@@ -59,15 +70,19 @@ class ScoreSummary:
         return self.score["metrics"][MATCHED]["n"] if self.matched else None
 
     def __str__(self) -> str:
-        """Mean, spread and number of seeds."""
-        if self.spread is None:
-            return f"{self.mean:.2f}"
-        return f"{self.mean:.2f} ± {self.spread:.2f} ({len(self.values)} seeds)"
+        """Mean, spread and number of seeds, marked if a loss shares labels with the extractor."""
+        spread = "" if self.spread is None else f" ± {self.spread:.2f} ({len(self.values)} seeds)"
+        return mark_shared(f"{self.mean:.2f}{spread}", shared_of(self.score))
 
     def describe(self) -> str:
         """Describe the experiment, checkpoint, seeds and protocol in a sentence."""
         seeds = f"training seed{'s' if len(self.values) > 1 else ''} {', '.join(map(str, self.values))}"
         return f"{self.experiment}, {self.checkpoint} checkpoint, {seeds}: {describe(self.score)}."
+
+
+def shared_of(score: dict[str, Any]) -> str | None:
+    """Name the labels that a score's extractor and a loss of its images' training share."""
+    return shared_labels(score["subject"], score["protocol"])
 
 
 def score_files(results: str | Path, experiments: Iterable[str]) -> list[Path]:
@@ -98,9 +113,14 @@ def summarize_scores(
             length = None if which == BEST else subject.get("iteration")
             groups.setdefault((which, length, comparable(score)), []).append(score)
     return [
-        ScoreSummary(experiment, which, _by_seed(group, "frechet_distance"), group[0], _by_seed(group, MATCHED))
+        ScoreSummary(experiment, which, _by_seed(group, "frechet_distance"), _told(group), _by_seed(group, MATCHED))
         for (which, *_), group in sorted(groups.items(), key=lambda item: repr(item[0][:2]))
     ]
+
+
+def _told(scores: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the first marked score, since scores of earlier versions do not know their losses; else the first."""
+    return next((score for score in scores if shared_of(score)), scores[0])
 
 
 def _by_seed(scores: list[dict[str, Any]], name: str) -> dict[int, float]:
@@ -127,6 +147,7 @@ SCORING_COLUMNS = (
     *("reference", "reference_n", "reference_sha256"),
 )
 SAMPLING_COLUMNS = (
+    *("loss_features", "shared_labels"),
     *("run_seed", "sampling_seed", "noise_sha256", "posterior", "guidance"),
     *("network_precision", "network_tf32", "network_compiled", "weights", "iteration"),
 )
@@ -205,11 +226,11 @@ def _readable(scores: list[dict[str, Any]]) -> pd.DataFrame:
             "N": str(score["protocol"]["n"]),
         }
         for name in dict.fromkeys(headings):
-            row[name] = cell(_value(score, "frechet_distance") if name == heading else None, "{:.2f}")
+            row[name] = _distance(score, "frechet_distance" if name == heading else "")
         if any(MATCHED in other["metrics"] for other in scores):
-            row["at equal N"] = _at_equal_n(score)
+            row["at equal N"] = _distance(score, MATCHED)
         if any("frechet_distance_best" in other["metrics"] for other in scores):
-            row["best of its ranges"] = cell(_value(score, "frechet_distance_best"), "{:.2f}")
+            row["best of its ranges"] = _distance(score, "frechet_distance_best")
         for name, title in SHOWN.items():
             # Scores of earlier versions have fewer.
             if any(name in other["metrics"] for other in scores):
@@ -218,11 +239,13 @@ def _readable(scores: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _at_equal_n(score: dict[str, Any]) -> str:
-    """Format the distance of as many images as its floor or its samples have, with their number."""
-    metric = score["metrics"].get(MATCHED, {})
-    value = metric.get("value")
-    return MISSING if value is None else f"{value:.2f} ({metric['n']})"
+def _distance(score: dict[str, Any], name: str) -> str:
+    """Format a distance, its number of images if that is not the score's, and the mark of shared labels."""
+    value = _value(score, name)
+    if value is None:
+        return MISSING
+    count = score["metrics"][name]["n"]
+    return mark_shared(f"{value:.2f}" + ("" if count is None else f" ({count})"), shared_of(score))
 
 
 def _notes(scores: list[dict[str, Any]]) -> list[str]:
@@ -234,6 +257,7 @@ def _notes(scores: list[dict[str, Any]]) -> list[str]:
     ]
     if any(MATCHED in score["metrics"] for score in scores):
         notes.append("At equal N: the distance of the number of images in brackets, which samples and floor both have.")
+    notes += [f"{shared_words(shared)}." for score in scores if (shared := shared_of(score))]
     names = _extractor_names(scores)
     of = {key: f", features of {name}" if len(names) > 1 else "" for key, name in names.items()}
     notes += [

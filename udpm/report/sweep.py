@@ -18,8 +18,8 @@ from udpm.config.points import LoadedSweep, Resolved
 from udpm.core.errors import UserError
 from udpm.core.kinds import mark, seal_text
 from udpm.diffusion.schedule import Schedule
-from udpm.metrics.protocol import DRAWING, MEASURING, comparable, features_words, read_score
-from udpm.report.scores import PATTERNS
+from udpm.metrics.protocol import DRAWING, MEASURING, comparable, features_words, mark_shared, read_score, shared_words
+from udpm.report.scores import PATTERNS, shared_of
 from udpm.report.table import MISSING, Table, cell
 from udpm.runs.layout import Layout
 from udpm.runs.records import read_complete
@@ -217,10 +217,16 @@ class Result:
         values = self.values(metric).values()
         return statistics.stdev(values) if len(values) > 1 and not self.differing else None
 
+    @property
+    def shared(self) -> str | None:
+        """Labels that the extractor and a loss of a seed's training share."""
+        return next(filter(None, map(shared_of, self.scores.values())), None)
+
     def format(self, metric: str) -> str:
-        """Format mean ± spread, or what is known of them."""
+        """Format mean ± spread, or what is known of them; distances in features of `shared` labels are marked."""
         known = [value for value in (self.mean(metric), self.spread(metric)) if value is not None]
-        return " ± ".join(PATTERNS[metric].format(value) for value in known) or MISSING
+        text = " ± ".join(PATTERNS[metric].format(value) for value in known)
+        return mark_shared(text, self.shared if "frechet" in metric else None) if known else MISSING
 
 
 def read_results(loaded: LoadedSweep, results: Path) -> list[Result]:
@@ -274,6 +280,7 @@ def ranking_table(loaded: LoadedSweep, found: list[Result]) -> Table:
         row |= {"grid": point.grid, "axis_values": " ".join(point.labels)}
         row |= {"seeds": " ".join(map(str, seeds)), "missing_seeds": " ".join(map(str, result.missing))}
         row |= {"cpu_seconds": statistics.fmean(taken) if (taken := result.cpu_seconds.values()) else None}
+        row["shared_labels"] = result.shared
         row["cpu_seconds_values"] = " ".join(str(result.cpu_seconds.get(seed, MISSING)) for seed in seeds)
         for metric in PATTERNS:
             values = result.values(metric)
@@ -306,6 +313,7 @@ def _ranking_notes(loaded: LoadedSweep, found: list[Result]) -> list[str]:
     if ranked:
         protocol = next(iter(ranked[0].scores.values()))["protocol"]
         notes.append(f"{protocol['n']} images each, in {features_words(protocol)}.")
+    notes += [f"{shared_words(result.shared)}." for result in found if result.shared][:1]
     notes += _other_losses(loaded)
     for result in found:
         notes += [f"{result.name}, seed {seed}: no score ({why})." for seed, why in result.missing.items()]
@@ -349,8 +357,9 @@ def best_experiment(loaded: LoadedSweep, found: list[Result]) -> str:
     metric = loaded.sweep.rank_by
     said = f"point {best.name} of sweep {loaded.name}, best of {len(found)} by {metric} at the sweep's budget"
     values = {"extends": loaded.sweep.base, "description": said, **best.resolved.overrides}
+    explained = "" if best.shared is None else f"# {shared_words(best.shared)}.\n"
     return seal_text(
-        f"# yaml-language-server: $schema=../schema/experiment.schema.json\n# {mark()}\n"
+        f"# yaml-language-server: $schema=../schema/experiment.schema.json\n# {mark()}\n{explained}"
         f"# {best.label(metric) or metric} {best.format(metric)}. Copy this file to config/experiments/NAME.yaml to "
         f"run it at the length of {loaded.sweep.base}:\n"
         "# snakemake --config experiments=NAME\n"

@@ -27,7 +27,9 @@ PAGE = 40
 """Rows that fit on one printed page."""
 SYMBOLS = {
     symbol: f"\\ensuremath{{\\{name}}}"
-    for symbol, name in zip("αβγλσ≥≤", ("alpha", "beta", "gamma", "lambda", "sigma", "ge", "le"), strict=True)
+    for symbol, name in zip(
+        "αβγλσ≥≤†", ("alpha", "beta", "gamma", "lambda", "sigma", "ge", "le", "dagger"), strict=True
+    )
 }
 """LaTeX commands of characters that its default fonts lack."""
 

@@ -66,6 +66,7 @@ class SamplesRecord(Record):
     run_seed: NonNegativeInt | None = None
     iteration: NonNegativeInt | None = None
     dataset_sha256: Sha256 | None = None
+    loss_features: list[str] | None = None
     weights: str | None = None
     weights_sha256: Sha256 | None = None
     origin: dict[str, Any] | None = None

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from udpm.config.experiment import RunConfig
 from udpm.config.load import read_resolved
 from udpm.core.errors import UserError
-from udpm.metrics.protocol import features_words, run_words
+from udpm.metrics.protocol import features_words, mark_shared, run_words, shared_labels, shared_words
 from udpm.metrics.selection import read_selection
 from udpm.report.figures.style import COLOURS, LEVEL, MARKERS, save, set_logarithmic
 from udpm.report.scores import PATTERNS
@@ -142,21 +142,22 @@ def milestone_table(selection: dict[str, Any]) -> Table:
     """Return the table of milestones with their metrics; the selected one is marked."""
     full = pd.DataFrame(selection["milestones"])
     full.insert(1, "selected", full["iteration"] == selection["iteration"])
-    rows = []
+    rows, protocol = [], selection["protocol"]
+    shared = shared_labels(selection, protocol)
     for milestone in selection["milestones"]:
         chosen = " (selected)" if milestone["iteration"] == selection["iteration"] else ""
         row = {"iteration": f"{milestone['iteration']}{chosen}"}
-        row[selection["label"]] = f"{milestone['frechet_distance']:.2f}"
+        row[selection["label"]] = mark_shared(f"{milestone['frechet_distance']:.2f}", shared)
         for name in ("precision", "recall", "class_agreement"):
             row[name.replace("_", " ")] = cell(milestone.get(name), PATTERNS[name])
         rows.append(row)
-    protocol = selection["protocol"]
     note = (
         f"{run_words(selection)}, {selection['weights']} weights: {protocol['n']} images of each milestone, sampling "
         f"seed {selection['seed']}, in {features_words(protocol)}. Drawn to choose by: the selected milestone's score "
         "is that of other images."
     )
-    return Table(pd.DataFrame(rows), [note], "Milestones", full)
+    notes = [note] if shared is None else [note, f"{shared_words(shared)}."]
+    return Table(pd.DataFrame(rows), notes, "Milestones", full)
 
 
 def plot_selection(path: str | Path, stem: str | Path) -> None:

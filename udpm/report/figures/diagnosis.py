@@ -11,7 +11,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from udpm.diagnosis.record import NOISE, findings, mean_std, read_diagnosis
-from udpm.metrics.protocol import features_words, run_words, sampling_words, weights_words
+from udpm.metrics.protocol import (
+    features_words,
+    mark_shared,
+    run_words,
+    sampling_words,
+    shared_labels,
+    shared_words,
+    weights_words,
+)
 from udpm.report.figures.style import COLOURS, LEVEL, save, subscript
 from udpm.report.table import MISSING, Table
 
@@ -91,12 +99,16 @@ def diagnosis_table(diagnosis: dict[str, Any]) -> Table:
     chain, protocol = diagnosis["chain"], diagnosis["protocol"]
     shares = {row["map"]: mean_std(row["share"]) for row in chain["maps"]}
     players = {row["level"]: row for row in diagnosis["discriminator"]["levels"]}
+    shared = shared_labels(diagnosis["subject"], protocol)
     rows = []
     for row in chain["starts"]:
         shown = {"chain started from": _start_words(row["start"], spelled=True)}
         for metric, pattern in SHOWN.items():
-            name = protocol["label"] if metric == "frechet_distance" else metric
-            shown[name] = _cell(mean_std(row[metric]), pattern)
+            text = _cell(mean_std(row[metric]), pattern)
+            if metric == "frechet_distance":
+                shown[protocol["label"]] = mark_shared(text, shared)
+            else:
+                shown[metric] = text
         level, player = row["start"], players.get(row["start"])
         shown["share of ε_l"] = _cell(shares.get(f"eps_{level}"), "{:.0%}")
         if any(name.startswith("z_") for name in shares):
@@ -105,6 +117,7 @@ def diagnosis_table(diagnosis: dict[str, Any]) -> Table:
         shown["D's share of the gradient"] = MISSING if player is None else f"{player['share']:.1%}"
         rows.append(shown)
     notes = [*findings(diagnosis), _protocol_words(diagnosis)]
+    notes += [] if shared is None else [f"{shared_words(shared)}."]
     if diagnosis["discriminator"]["reason"]:
         notes.append(f"No discriminator: {diagnosis['discriminator']['reason']}.")
     return Table(pd.DataFrame(rows), notes, f"Diagnosis of {run_words(diagnosis['subject'])}", _long(diagnosis))

@@ -33,6 +33,7 @@ PROTOCOL = (
     *("n", "extractor", "extractor_sha256", "preprocessing", "reference", "reference_n", "reference_sha256"),
     *("iteration", "weights", "sampling_seed", "posterior", "guidance"),
     *("network_precision", "network_tf32", "network_compiled"),
+    *("loss_features", "shared_labels"),
 )
 """Columns of a measured score's protocol."""
 WHOLE = ["nfe", "n", "seeds", "reference_n"]
