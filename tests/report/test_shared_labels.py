@@ -163,6 +163,9 @@ def test_the_papers_tables_mark_a_mean_with_any_marked_score(tmp_path):
     assert "6.50 ± 0.71 (2 seeds) †" in text
     assert text.count(WORDS) == 1
     assert "ImageNet" in pd.read_csv(tmp_path / "t.csv")["shared_labels"].tolist()
+    assert not tiny.call("figure", "tradeoff", "--results", tmp_path, "--config", CONFIG, "--output", tmp_path / "f")
+    points = pd.read_csv(tmp_path / "f.csv")
+    assert points[points["kind"] == "measured"]["shared_labels"].tolist() == ["ImageNet"]
 
 
 def test_a_ranking_marks_its_points(tmp_path, monkeypatch):

@@ -196,7 +196,7 @@ def used_tf32(record: dict[str, Any]) -> bool:
 
 IMAGENET = "ImageNet"
 LEARNED_FROM = {INCEPTION.sha256: IMAGENET, LITE0.sha256: IMAGENET}
-"""Labels that an extractor learned from, by the SHA-256 of its file. DINOv2 and CLIP learned from none."""
+"""Labels that an extractor learned from, by the SHA-256 of its file. DINOv2 learned without, CLIP from captions."""
 LOSSES_LEARNED_FROM = {"vgg": IMAGENET}
 """Labels that the network of a loss learned from, by its name in `loss_features`."""
 MARK = "†"

@@ -17,11 +17,11 @@ from matplotlib.transforms import Bbox
 
 from udpm.config.published_scores import FAMILIES, OURS, PublishedRuntime, PublishedTable
 from udpm.report.figures.style import COLOURS, DPI, minor_label, save
-from udpm.report.scores import summarize_scores
+from udpm.report.scores import shared_of, summarize_scores
 
 COLUMNS = (
     *("dataset", "method", "family", "conditional", "nfe", "giga_multiply_adds"),
-    *("fid", "kind", "checkpoint", "standing", "source"),
+    *("fid", "kind", "checkpoint", "standing", "source", "shared_labels"),
 )
 LOOKS: dict[str, dict[str, Any]] = {
     family: {"color": colour, "marker": marker, "markersize": 5}
@@ -56,7 +56,8 @@ def tradeoff_points(
                 )
             for found in (found for name in row.experiments for found in summarize_scores(scores, name)):
                 if found.label == table.protocol.metric:
-                    own = {"fid": found.mean, "kind": "measured", "checkpoint": found.checkpoint}
+                    own: dict[str, Any] = {"fid": found.mean, "kind": "measured", "checkpoint": found.checkpoint}
+                    own["shared_labels"] = shared_of(found.score)
                     points.setdefault((found.experiment, found.checkpoint, found.mean), base | own)
     return pd.DataFrame(list(points.values()), columns=COLUMNS).astype({"nfe": "Int64"})
 
