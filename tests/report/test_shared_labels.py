@@ -203,6 +203,7 @@ def run(weight, network="vgg"):
     ("changes", "expected"),
     [
         ({}, None),
+        ({"run": None, "origin": None}, None),
         ({"run": {"losses": {}}}, None),
         ({"run": run(0.0)}, []),
         ({"run": run([0.0, 0.5, 0.0])}, ["vgg"]),

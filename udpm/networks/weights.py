@@ -62,7 +62,7 @@ class WeightsRecord(Record):
     dataset_sha256: Sha256 | None = None
     iteration: NonNegativeInt | None = None
     origin: WeightsOrigin | None = None
-    run: TrainedRun = TrainedRun()
+    run: TrainedRun | None = None
     average: AverageRecord | None = None
 
 
@@ -230,11 +230,13 @@ def loss_features(path: str | Path, description: dict[str, Any]) -> list[str] | 
         UserError: invalid.
     """
     known = validate(WeightsRecord, description, str(path))
-    losses, started = known.run.losses, [] if known.origin is None else known.origin.loss_features
-    if losses.lpips_weight is None:
+    started = [] if known.origin is None else known.origin.loss_features
+    if known.run is None or known.run.losses.lpips_weight is None:
         return started if known.origin is not None else None
-    used = features_of(losses)
-    return used or None if started is None else sorted({*used, *started})
+    used = features_of(known.run.losses)
+    if started is None:
+        return used or None
+    return sorted({*used, *started})
 
 
 def features_of(losses: TrainedLosses | Losses) -> list[str]:
