@@ -27,6 +27,7 @@ def load(
     guidance: float = 1.0,
     iteration: int | None = None,
     batch: int = 250,
+    noise_kind: Literal["host", "counter"] = "host",
 ) -> LoadedModel:
     """Load trained weights, ready to sample: ``udpm.load("results/runs/digits/seed0").sample(16, labels="3")``.
 
@@ -45,6 +46,7 @@ def load(
         guidance: w of classifier-free guidance; 1 is none.
         iteration: of a milestone of the run; default: the end of training.
         batch: images per network call.
+        noise_kind: generator of the noise from a seed: PyTorch's on the CPU, or a counter-based one on the device.
 
     Raises:
         UserError: weights missing or damaged, a device that is missing, or values that are not allowed.
@@ -55,7 +57,7 @@ def load(
     from udpm.sampling.loaded import LoadedModel
 
     given = {"precision": precision, "posterior": posterior, "guidance": guidance, "iteration": iteration}
-    sampling = validate(Sampling, {**given, "batch": batch}, "udpm.load")
+    sampling = validate(Sampling, {**given, "batch": batch, "noise_kind": noise_kind}, "udpm.load")
     try:
         return LoadedModel(path, weights, str(device), sampling)
     except UserError as error:

@@ -316,7 +316,8 @@ class Inputs:
         keys = ("weights", "iteration", "posterior", "guidance", "batch", "device", "precision", "threads")
         given = {key: getattr(sampling, key) for key in keys if getattr(sampling, key) is not None}
         words = [word for key, value in given.items() for word in (f"--{key}", value)]
-        return Arguments(*words, *["--tf32"] * sampling.tf32)
+        kind = [] if sampling.noise_kind == "host" else ["--noise-kind", sampling.noise_kind]
+        return Arguments(*words, *["--tf32"] * sampling.tf32, *kind)
 
     def diagnosis_options(self, wildcards) -> Arguments:
         """Return options that make `udpm diagnose` draw as the run's samples are drawn, from the configured images."""

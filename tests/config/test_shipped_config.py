@@ -11,7 +11,7 @@ import yaml
 from snakemake.cli import get_argument_parser, parse_config
 from tiny import ROOT
 
-from udpm.config import list_configs, resolve_run
+from udpm.config import list_configs, load_experiment, resolve_run
 from udpm.config.schema import FILES, KEYS, insert, json_schema, key_reference
 from udpm.networks.discriminator import build_discriminator
 from udpm.networks.unet import build_generator
@@ -58,6 +58,17 @@ def test_the_papers_values(name):
         networks = build_generator(run.model), build_discriminator(run)
     sizes = [sum(parameter.numel() for parameter in network.parameters()) / 1e6 for network in networks]
     assert sizes == pytest.approx([generator_size, discriminator_size], abs=0.005)
+
+
+def test_only_untrained_experiments_have_noise_of_a_counter():
+    """Numbers of the paper's experiments and of those that were measured do not move."""
+    kinds = {name: load_experiment(name, CONFIG) for name in EXPERIMENTS}
+    named = {
+        name: (experiment.training.noise, experiment.sampling.noise_kind)
+        for name, experiment in kinds.items()
+        if "counter" in (experiment.training.noise, experiment.sampling.noise_kind)
+    }
+    assert named == dict.fromkeys(("cifar10-plus", "ffhq64-plus", "afhqv2-plus"), ("counter", "counter"))
 
 
 def test_the_demo_keeps_the_papers_levels_and_schedule():

@@ -118,6 +118,16 @@ def test_one_image_of_each_class_has_no_variance(results, trained, tmp_path, mon
     assert not tiny.call("figure", "diagnosis", output, "--output", tmp_path / "f")
 
 
+def test_noise_of_another_kind_is_recorded(results, tmp_path):
+    run, few = results / "runs/digits/seed0", ("--count", 5, "--draws", 1, "--threads", 1)
+    found = []
+    for kind in ("host", "counter"):
+        assert not tiny.call("diagnose", run, *few, "--noise-kind", kind, "--output", tmp_path / f"{kind}.json")
+        found.append(json.loads((tmp_path / f"{kind}.json").read_text()))
+    assert [record["subject"].get("noise_kind") for record in found] == [None, "counter"]
+    assert found[0]["chain"]["maps"] != found[1]["chain"]["maps"]
+
+
 def test_images_that_do_not_vary_are_determined_by_no_map():
     sampler = Additive(eps_3=0.0)
     assert {row["share"][0] for row in noise_shares(sampler, np.zeros(4, int), range(1))} == {None}
@@ -143,6 +153,8 @@ def test_bands_are_octaves():
 
 class Additive:
     """Replaces a sampler by one whose images are sums of the noise maps with these weights, in bytes."""
+
+    noise_kind, noise_of = "host", Sampler.noise_of
 
     def __init__(self, channels=0, **weights):
         config = tiny.run_config(generator__latent_channels=channels).model

@@ -197,7 +197,7 @@ def test_noise_that_fails_ends_sampling(trained):
     def source(numbers):
         if numbers.start == 4:
             raise UserError("noise.npz: torn")
-        return sampler._seeded(0)(numbers)
+        return sampler.noise_of(0)(numbers)
 
     with pytest.raises(UserError, match=r"noise\.npz: torn"):
         sampler.images(sampler.balanced_labels(8), source)

@@ -124,9 +124,10 @@ def test_two_processes_are_one_that_accumulates(digits, shared, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_with_every_option_of_the_adversary(digits, tmp_path):
+@pytest.mark.parametrize("noise", ["host", "counter"])
+def test_two_processes_with_every_option_of_the_adversary(digits, tmp_path, noise):
     """Each has its own part of the batch's transforms and noise."""
-    changes = tiny.ALIVE | {"training__iterations": 8, "training__warmup": 0}
+    changes = tiny.ALIVE | {"training__iterations": 8, "training__warmup": 0, "training__noise": noise}
     for name, parts in (("two", {"training__processes_per_node": 2}), ("one", {"training__accumulate": 2})):
         (tmp_path / name).mkdir()
         config = tiny.write_config(tmp_path / name, **changes, **parts)

@@ -98,6 +98,9 @@ CASES = [
         marks=SLOW,
     ),
     pytest.param(0, 4, 0, tiny.ALIVE | {"losses__r1_gamma": 0.0, "losses__r1_every": 2}, id="all of an adversary's"),
+    pytest.param(
+        0, 4, 0, tiny.ALL | {"training__noise": "counter", "training__accumulate": 2}, id="noise of a counter"
+    ),
 ]
 
 

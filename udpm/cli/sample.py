@@ -65,6 +65,7 @@ def _shard(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 @click.option(
     "--noise", type=str, help="Noise file, .npz with base, eps_L, …, eps_1 (and z_L, …, z_1), instead of a seed."
 )
+@click.option("--noise-kind", type=click.Choice(["host", "counter"]), help="Generator of the noise from a seed.")
 @click.option("--weights", "kind", type=str, help="ema, raw, or another average such as ema-0.999.")
 @click.option("--iteration", type=int, help="Sample the weights kept at this iteration of training.")
 @click.option("--selection", type=FILE, help="Sample the milestone chosen in this file (.json of udpm select).")
@@ -280,10 +281,15 @@ HOW = (
         "--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", help="Network precision."
     ),
     click.option("--tf32", is_flag=True, help="On GPUs, compute float32 products with TF32 inputs."),
+    click.option(
+        "--noise-kind", type=click.Choice(["host", "counter"]), default="host", help="Generator of noise from seeds."
+    ),
     click.option("--threads", type=Whole(1, 1024), default=2, help="CPU threads."),
 )
 # Options that are keys of the section `sampling`.
-SAMPLING = ("weights", "iteration", "posterior", "guidance", "batch", "device", "precision", "tf32", "threads")
+SAMPLING = (
+    *("weights", "iteration", "posterior", "guidance", "batch", "device", "precision", "tf32", "noise_kind", "threads"),
+)
 
 
 def _options(*own: Callable) -> Callable:

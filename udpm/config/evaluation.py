@@ -47,6 +47,9 @@ class Sampling(Section):
     """w of classifier-free guidance, f(no label) + w·(f(label) - f(no label)); 1: no guidance; needs label dropout."""
     noise: AnyPath | None = None
     """File of noise to start from (.npz: base, eps_L, …, eps_1), instead of noise from `seed`."""
+    noise_kind: Literal["host", "counter"] = "host"
+    """Generator of the noise from `seed`. host: PyTorch's, on the CPU; counter: Philox on the device, other images. No
+    effect on a file of noise."""
     weights: Annotated[str, Field(pattern=r"^(ema|raw|ema-0\.\d+)$")] = "ema"
     """ema: averaged weights; raw: weights without averaging; ema-0.999: an average of training.more_ema_decays."""
     iteration: PositiveInt | None = None

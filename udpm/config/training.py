@@ -164,6 +164,9 @@ class Training(Section):
     """Probability of drawing each level, l = 1 first; default: uniform, as published."""
     flip: bool = True
     """Random horizontal flips."""
+    noise: Literal["host", "counter"] = "host"
+    """Generator of a step's noise, latents, random transforms and dropped labels. host: PyTorch's, on the CPU, for the
+    batch of all processes; counter: Philox on the device, for a process's own part."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA if available, else the CPU."""
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -252,11 +252,14 @@ def to_bytes(images: torch.Tensor) -> np.ndarray:
 
 def pinned(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy host values to pinned memory if they will go to a GPU, which can then fetch them asynchronously."""
-    return values.pin_memory() if device.type == "cuda" else values
+    return values.pin_memory() if device.type == "cuda" and values.device.type == "cpu" else values
 
 
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy host values to a device. For a GPU the copy is queued in stream order, and the host does not wait."""
+    """Copy host values to a device. For a GPU the copy is queued in stream order, and the host does not wait.
+
+    Values that are there already stay.
+    """
     if device.type != "cuda":
         return values.to(device)
     # PyTorch's allocator does not reuse the pinned memory before the copy is done.

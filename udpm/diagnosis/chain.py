@@ -15,7 +15,7 @@ import numpy as np
 
 from udpm.data.levels import block_sums, decode
 from udpm.diagnosis.record import NOISE
-from udpm.diffusion.process import Latent, seeded
+from udpm.diffusion.process import Latent
 from udpm.metrics.distances import frechet_distance, prdc, statistics
 from udpm.metrics.extractor import Extractor, extract
 from udpm.metrics.reference import Reference
@@ -155,7 +155,7 @@ def noise_shares(sampler: Sampler, labels: np.ndarray, seeds: Sequence[int]) -> 
     maps = _maps(sampler)
     found: dict[str, list[float | None]] = {name: [] for name in maps}
     for seed in seeds:
-        sources = _seeded(sampler, seed), _seeded(sampler, seed + len(seeds))
+        sources = sampler.noise_of(seed), sampler.noise_of(seed + len(seeds))
         one, other = (sampler.images(labels, source)[1].astype(np.float32) for source in sources)
         apart = float(np.square(one - other).mean(dtype=np.float64))
         for name, keep in maps.items():
@@ -163,13 +163,6 @@ def noise_shares(sampler: Sampler, labels: np.ndarray, seeds: Sequence[int]) -> 
             near = float(np.square(one - images).mean(dtype=np.float64))
             found[name].append(1 - near / apart if apart else None)
     return [{"map": name, "share": shares} for name, shares in found.items()]
-
-
-def _seeded(sampler: Sampler, seed: int) -> NoiseSource:
-    config = sampler.model.config
-    return lambda numbers: seeded(
-        sampler.schedule, config.side, seed, numbers, channels=config.generator.latent_channels
-    )
 
 
 def _mixed(one: NoiseSource, other: NoiseSource, keep: Callable[[Latent, Latent], Latent]) -> NoiseSource:

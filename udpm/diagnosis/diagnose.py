@@ -21,7 +21,7 @@ from udpm.metrics.extractor import open_extractor
 from udpm.metrics.reference import Reference
 from udpm.metrics.score import check_match, frechet_label, heldout
 from udpm.runs.records import WEIGHTS
-from udpm.sampling.generate import load_sampler
+from udpm.sampling.generate import kind_of_noise, load_sampler
 from udpm.sampling.sampler import Sampler
 
 
@@ -107,7 +107,7 @@ def _subject(sampler: Sampler, sampling: Sampling) -> dict[str, Any]:
     record = sampler.model.record
     keys = ("experiment", "run_seed", "iteration", "loss_features", "weights", "weights_sha256", "class_names")
     how = {key: getattr(sampling, key) for key in ("posterior", "guidance", "precision")}
-    return {key: record[key] for key in keys if key in record} | how | {"nfe": sampler.nfe}
+    return {key: record[key] for key in keys if key in record} | how | {"nfe": sampler.nfe, **kind_of_noise(sampling)}
 
 
 def _discriminator(

@@ -125,6 +125,7 @@ class DiagnosisSubject(Record):
     guidance: float
     precision: str
     nfe: PositiveInt
+    noise_kind: Literal["counter"] | None = None
 
 
 class Diagnosis(Record):

@@ -233,6 +233,13 @@ class Latent(NamedTuple):
         return Latent(function(self.base), tuple(map(function, self.noises)), tuple(map(function, self.inputs)))
 
 
+def latent_shapes(schedule: Schedule, side: int, channels: int = 0) -> list[tuple[int, int, int]]:
+    """Return the shapes of an image's z, ε_L, …, ε_1 and, with `channels` > 0, z_L, …, z_1."""
+    sides = noise_sides(schedule, side)
+    shapes = [(3, size, size) for size in (side, *sides)]
+    return shapes + [(channels, size, size) for size in sides] if channels else shapes
+
+
 def seeded(schedule: Schedule, side: int, seed: int, numbers: Sequence[int], channels: int = 0) -> Latent:
     """Draw the latents of numbered images, each a function of only (seed, number), on the CPU.
 
@@ -245,15 +252,13 @@ def seeded(schedule: Schedule, side: int, seed: int, numbers: Sequence[int], cha
         numbers: numbers of the images.
         channels: k of the z_l.
     """
-    sides = noise_sides(schedule, side)
-    shapes = [(3, size, size) for size in (side, *sides)]
-    shapes += [(channels, size, size) for size in sides] if channels else []
+    shapes = latent_shapes(schedule, side, channels)
     maps: list[list[torch.Tensor]] = [[] for _ in shapes]
     for number in numbers:
         generator = torch.Generator().manual_seed(derive_seed(seed, "image", number))
         for drawn, shape in zip(maps, shapes, strict=True):
             drawn.append(torch.randn(shape, generator=generator))
-    return _latent([torch.stack(drawn) for drawn in maps], len(sides))
+    return _latent([torch.stack(drawn) for drawn in maps], schedule.levels)
 
 
 def _latent(maps: Sequence[torch.Tensor], levels: int) -> Latent:

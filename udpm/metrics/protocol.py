@@ -113,6 +113,7 @@ class ScoreSubject(Record):
     classes: Classes = 0
     source: str = ""
     noise: NoiseFile | None = None
+    noise_kind: Literal["counter"] | None = None
     origin: Origin | None = None
     selection: UsedSelection | None = None
 
@@ -255,6 +256,7 @@ def facts(score: dict[str, Any]) -> dict[str, Any]:
         "device": protocol.get("device"),
         "scoring_tf32": used_tf32(protocol),
         "noise_sha256": (subject.get("noise") or {}).get("sha256"),
+        "noise_kind": subject.get("noise_kind"),
         "sampling_seed": subject.get("seed"),
         "network_precision": subject.get("precision"),
         "network_tf32": used_tf32(subject),
@@ -316,10 +318,11 @@ def class_words(record: dict[str, Any], label: int) -> str:
 
 
 def noise_words(record: dict[str, Any]) -> str:
-    """Name the source of a sample set's noise: "sampling seed 0" or "noise of FILE"."""
+    """Name the source of a sample set's noise: "sampling seed 0", "sampling seed 0 (counter)" or "noise of FILE"."""
     file = record.get("noise")
     if file is None:
-        return f"sampling seed {'unknown' if record.get('seed') is None else record['seed']}"
+        kind = f" ({record['noise_kind']})" if record.get("noise_kind") else ""
+        return f"sampling seed {'unknown' if record.get('seed') is None else record['seed']}{kind}"
     return f"noise of {file['file']} (SHA-256 {file['sha256'][:12]})"
 
 

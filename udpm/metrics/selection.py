@@ -55,7 +55,7 @@ class Selection(Record):
         return self
 
 
-SAME = ("experiment", "run_seed", "dataset_sha256", "seed")
+SAME = ("experiment", "run_seed", "dataset_sha256", "seed", "noise_kind")
 """Keys of a subject that all milestones share, besides a comparable protocol."""
 
 

@@ -148,7 +148,7 @@ SCORING_COLUMNS = (
 )
 SAMPLING_COLUMNS = (
     *("loss_features", "shared_labels"),
-    *("run_seed", "sampling_seed", "noise_sha256", "posterior", "guidance"),
+    *("run_seed", "sampling_seed", "noise_kind", "noise_sha256", "posterior", "guidance"),
     *("network_precision", "network_tf32", "network_compiled", "weights", "iteration"),
 )
 """Columns of a score's protocol."""

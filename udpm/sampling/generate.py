@@ -19,6 +19,7 @@ from udpm.core.arrays import derive_seed
 from udpm.core.devices import to_bytes
 from udpm.core.errors import UserError
 from udpm.data.npz import save_arrays
+from udpm.diffusion import counter
 from udpm.diffusion.process import Latent, interpolate, mix
 from udpm.networks.weights import load_model
 from udpm.runs.layout import milestone
@@ -57,7 +58,7 @@ def draw_samples(
     sampler, device = load_sampler(weights, config)
     labels = sampler.labels(config.count, config.labels)[numbers.start : numbers.stop]
     source: int | NoiseSource = config.seed
-    identity: dict[str, Any] = {"seed": config.seed}
+    identity: dict[str, Any] = {"seed": config.seed, **kind_of_noise(config)}
     if config.noise is not None:
         model = sampler.model.config
         source, identity = read_noise(
@@ -107,8 +108,22 @@ def load_sampler(weights: Path, config: Sampling) -> tuple[Sampler, torch.device
     if config.iteration is not None:
         weights = milestone_weights(weights, config.iteration)
     model = load_model(weights, config.weights, device)
-    how = {"compiles": config.compile, "graphs": config.cuda_graphs}
-    return Sampler(model, config.posterior, config.batch, config.guidance, config.precision, **how), device
+    sampler = Sampler(
+        model,
+        config.posterior,
+        config.batch,
+        config.guidance,
+        config.precision,
+        compiles=config.compile,
+        graphs=config.cuda_graphs,
+        noise_kind=config.noise_kind,
+    )
+    return sampler, device
+
+
+def kind_of_noise(config: Sampling) -> dict[str, str]:
+    """Return a record's entry on the generator of noise from a seed; records without one have the host's."""
+    return {} if config.noise_kind == "host" else {"noise_kind": config.noise_kind}
 
 
 def shard_numbers(count: int, batch: int, index: int, shards: int) -> range:
@@ -172,7 +187,7 @@ def explore_latents(weights: Path, kind: str, config: Latents, sampling: Samplin
 
     Args:
         kind: a key of EXPERIMENTS.
-        sampling: of the sampler; its count, labels, seed and noise are not used.
+        sampling: of the sampler; its count, labels, seed and file of noise are not used.
 
     Raises:
         UserError: weights missing or damaged, or a configuration that does not fit the model.
@@ -190,6 +205,7 @@ def explore_latents(weights: Path, kind: str, config: Latents, sampling: Samplin
         "tf32": devices.uses_tf32(device),
         "nfe": sampler.nfe,
         "latents": config.model_dump(mode="json"),
+        **kind_of_noise(sampling),
         "device": devices.describe(device),
         "provenance": provenance.record(),
     }
@@ -215,7 +231,7 @@ def perturb(sampler: Sampler, config: Latents) -> Arrays:
     for found, shares in zip(maps, strengths, strict=True):
         for label, seed in rows:
             latent = sampler.latent(seed)
-            other = found.another(latent, seed)
+            other = found.another(sampler, latent, seed)
             latents += [found.replaced(latent, mix(found.of(latent), other, keep)) for keep in shares]
             labels += [label] * len(shares)
     images = _grid(sampler.decode(latents, labels), len(maps), len(rows), config.strengths)
@@ -270,7 +286,7 @@ def pca(sampler: Sampler, config: Latents) -> Arrays:
     latent, maps = sampler.latent(seed), _maps(sampler)
     found: dict[str, list[np.ndarray]] = {"images": [], "mean": [], "components": [], "explained": []}
     for varied in maps:
-        others = (varied.another(latent, seed, number) for number in range(config.pca_images))
+        others = (varied.another(sampler, latent, seed, number) for number in range(config.pca_images))
         latents = [varied.replaced(latent, mix(varied.of(latent), other, config.pca_keep)) for other in others]
         images = sampler.decode(latents, [label] * len(latents)).clamp(-1, 1)
         parts = principal_components(images.permute(0, 2, 3, 1).numpy(), config.pca_components)
@@ -322,8 +338,11 @@ class NoiseMap(NamedTuple):
         """Replace the map of a latent."""
         return (latent.replaced if self.kind == "eps" else latent.replaced_input)(self.level, value)
 
-    def another(self, latent: Latent, seed: int, number: int = 0) -> torch.Tensor:
+    def another(self, sampler: Sampler, latent: Latent, seed: int, number: int = 0) -> torch.Tensor:
         """Draw another such map, one of many independent of each other and of the seed's own."""
+        if sampler.noise_kind == "counter":
+            shape = tuple(self.of(latent).shape[1:])
+            return counter.another(seed, self.kind, self.level, shape, number, sampler.device).cpu()
         purpose = "perturbation" if self.kind == "eps" else "perturbation of z"
         generator = torch.Generator().manual_seed(derive_seed(seed, purpose, self.level, number))
         return torch.randn(self.of(latent).shape, generator=generator)

@@ -29,7 +29,7 @@ class LoadedModel(Sampler):
         path: a weight file, or a folder or an address that stands for one.
         weights: "ema" (averaged), "raw", or another average.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        sampling: `posterior`, `guidance`, `precision`, `batch` and `iteration` of the section.
+        sampling: `posterior`, `guidance`, `precision`, `batch`, `iteration` and `noise_kind` of the section.
 
     Raises:
         UserError: weights missing or damaged, a device that is not there, or guidance that the model cannot have.
@@ -41,21 +41,22 @@ class LoadedModel(Sampler):
             file = milestone_weights(file, sampling.iteration)
         model = load_model(file, weights, devices.choose(device))
         self._sampling, self._parameters = sampling, parameters(model.generator)
-        super().__init__(model, sampling.posterior, sampling.batch, sampling.guidance, sampling.precision)
+        how = sampling.posterior, sampling.batch, sampling.guidance, sampling.precision
+        super().__init__(model, *how, noise_kind=sampling.noise_kind)
 
     def __repr__(self) -> str:
         record, side = self.model.record, self.model.config.side
         seed = "" if record["run_seed"] is None else f", seed {record['run_seed']}"
         of = record["experiment"] or ("imported" if record["origin"] else "unnamed")
         guidance = "" if self._sampling.guidance == 1 else f", guidance {self._sampling.guidance:g}"
-        name = devices.describe(self._device) if self._device.type == "cuda" else ""
+        name = devices.describe(self.device) if self.device.type == "cuda" else ""
         parts = [
             f"{of}{seed}" + (f" on {record['dataset']}" if record["dataset"] else ""),
             f"{side}×{side} in {self.schedule.levels} levels, {self.classes or 'no'} classes, "
             f"{self._parameters / 1e6:.3g} M parameters",
             f"{record['weights']} weights"
             + ("" if record["iteration"] is None else f" of iteration {record['iteration']}"),
-            f"{self._device}{f' ({name})' if name else ''}, {self._sampling.precision}, "
+            f"{self.device}{f' ({name})' if name else ''}, {self._sampling.precision}, "
             f"{self.posterior} posterior{guidance}",
         ]
         return f"<udpm model: {'; '.join(parts)}>"

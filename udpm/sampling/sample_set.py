@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -72,6 +72,7 @@ class SamplesRecord(Record):
     origin: dict[str, Any] | None = None
     seed: NonNegativeInt | None = None
     noise: NoiseFile | None = None
+    noise_kind: Literal["counter"] | None = None
     posterior: str | None = None
     guidance: float | None = None
     precision: str | None = None

@@ -20,6 +20,7 @@ from udpm.core.provenance import count_images
 from udpm.core.work import Progress, delay_by_one, prefetch
 from udpm.data.levels import block_sums, decode
 from udpm.data.npz import array_names, read_npz
+from udpm.diffusion.counter import NoiseKind, counted
 from udpm.diffusion.process import Latent, Network, SamplingStep, adjoint, join, marginal, sample, sample_from, seeded
 from udpm.diffusion.schedule import PosteriorForm, Schedule
 from udpm.networks.inference import Precision, prepare_for_inference
@@ -30,7 +31,7 @@ LARGEST = 1e4
 """Largest absolute value of noise, well within float16."""
 
 NoiseSource = Callable[[range], Latent]
-"""Function from image numbers to their noise, on the CPU."""
+"""Function from image numbers to their noise, on the CPU or on the sampler's device."""
 
 
 def read_noise(
@@ -98,6 +99,7 @@ class Sampler:
         precision: of the network; the chain stays float32. Converts the model's weights in place.
         compiles: call the network through torch.compile.
         graphs: replay CUDA graphs of the network on a GPU, unless compiled.
+        noise_kind: generator of the noise from a seed, "host" or "counter".
 
     Raises:
         UserError: guidance for a model that was not trained with label dropout.
@@ -113,11 +115,13 @@ class Sampler:
         *,
         compiles: bool = False,
         graphs: bool = False,
+        noise_kind: NoiseKind = "host",
     ) -> None:
         self.model = model
         self.schedule = Schedule.from_config(model.config.process)
         self.posterior: PosteriorForm = posterior
         self.batch = batch
+        self.noise_kind: NoiseKind = noise_kind
         self.classes = model.generator.shape.classes
         self.class_names: list[str] = model.record.get("class_names", [])
         self.drops_labels = model.generator.shape.label_dropout
@@ -126,7 +130,7 @@ class Sampler:
         network: Network = prepare_for_inference(model.generator, precision, compiles=compiles, graphs=graphs)
         self._network = network if guidance == 1 else _guided(network, guidance)
         self.nfe = self.schedule.levels * (1 if guidance == 1 else 2)
-        self._device = next(model.generator.parameters()).device
+        self.device = next(model.generator.parameters()).device
         self._prefers_one_size = compiles or graphs
 
     def balanced_labels(self, count: int) -> np.ndarray:
@@ -235,7 +239,7 @@ class Sampler:
         An image's bits depend on the batch size; the last batch is filled up, so every job draws the same bits.
         The arguments are those of `images`.
         """
-        source = self._seeded(noise) if isinstance(noise, int) else noise
+        source = self.noise_of(noise) if isinstance(noise, int) else noise
         several = first + len(labels) > self.batch
 
         def prepared(offset: int) -> tuple[Latent, np.ndarray, Start | None]:
@@ -244,10 +248,15 @@ class Sampler:
             origin = None if start is None else start._replace(images=start.images[offset : offset + self.batch])
             if several and len(part) < self.batch:
                 latent, part, origin = _filled(latent, part, self.batch, origin)
-            return latent.map(lambda values: pinned(values, self._device)), part, origin
+            return latent.map(lambda values: pinned(values, self.device)), part, origin
 
         offsets = range(0, len(labels), self.batch)
-        feed = prefetch(prepared, offsets, begin=partial(bind_thread, self._device))
+        feed: Iterator[tuple[Latent, np.ndarray, Start | None]]
+        if self.noise_kind == "counter" and self.device.type == "cuda":
+            # A GPU queues these kernels behind its work; another thread could only disturb a recording.
+            feed = (prepared(offset) for offset in offsets)
+        else:
+            feed = prefetch(prepared, offsets, begin=partial(bind_thread, self.device))
         with closing(feed), Progress(len(labels), "sample", "image") as progress:
             for offset, (latent, chosen, origin) in zip(offsets, feed, strict=True):
                 steps = self._chain(latent, chosen, origin)
@@ -258,7 +267,14 @@ class Sampler:
 
     def latent(self, seed: int) -> Latent:
         """Draw the latent of image 0 of a seed, on the CPU."""
-        return self._seeded(seed)(range(1))
+        return self.noise_of(seed)(range(1)).map(torch.Tensor.cpu)
+
+    def noise_of(self, seed: int) -> NoiseSource:
+        """Return the source of a seed's noise."""
+        config, channels = self.model.config, self.model.config.generator.latent_channels
+        if self.noise_kind == "counter":
+            return partial(counted, self.schedule, config.side, seed, channels=channels, device=self.device)
+        return partial(seeded, self.schedule, config.side, seed, channels=channels)
 
     @torch.inference_mode()
     def decode(self, latents: Sequence[Latent], labels: Sequence[int]) -> torch.Tensor:
@@ -292,18 +308,14 @@ class Sampler:
             return sample(self.schedule, self._network, base, noises, chosen, self.posterior, inputs)
         level = start.level
         real = decode(block_sums(start.images, level), level, self.schedule.scale).transpose(0, 3, 1, 2)
-        state = marginal(self.schedule, to_device(torch.from_numpy(real), self._device), level, noises[-level])
+        state = marginal(self.schedule, to_device(torch.from_numpy(real), self.device), level, noises[-level])
         remaining = noises[len(noises) - level + 1 :]
         return sample_from(self.schedule, self._network, state, remaining, chosen, self.posterior, inputs[-level:])
 
     def _fed(self, latent: Latent, labels: np.ndarray) -> tuple[Latent, torch.Tensor | None]:
         """Copy a batch to the device; no labels if the network takes none."""
-        chosen = to_device(torch.from_numpy(labels), self._device) if self.classes else None
-        return latent.map(lambda values: to_device(values, self._device)), chosen
-
-    def _seeded(self, seed: int) -> NoiseSource:
-        config = self.model.config
-        return partial(seeded, self.schedule, config.side, seed, channels=config.generator.latent_channels)
+        chosen = to_device(torch.from_numpy(labels), self.device) if self.classes else None
+        return latent.map(lambda values: to_device(values, self.device)), chosen
 
     def _checked(self, count: int, labels: Sequence[int | str] | int | str | None) -> np.ndarray:
         if count < 1:

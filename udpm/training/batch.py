@@ -1,6 +1,7 @@
 """Batches as a pure function of (seed, player, iteration): images of a data set at one level, and a step's noise.
 
-Noise is drawn for the global batch on the CPU, so it does not depend on the device or the number of processes.
+Noise depends neither on the device nor on the number of processes. Of kind "host", every process draws that of the
+global batch on the CPU, and takes its part; of kind "counter", it draws its part alone, on its device.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from udpm.data.levels import Levels, decoding_table
 from udpm.diffusion.process import downsample, marginal
 from udpm.diffusion.schedule import Schedule
 from udpm.training.augmentation import DRAWS, draw_parameters, probability_at
+from udpm.training.noise import StepNoise
 
 DataLocation = Literal["auto", "device", "memory"]
 LARGEST_SHARE = 0.25
@@ -292,17 +294,15 @@ def draw_noise(
         labels: (n,) int64.
         std: of the instance noise; 0 draws none.
         part: of the global batch; noise depends on the position there.
-    """
-    whole = config.training.batch
-    _, channels, height, width = target.shape
 
-    def normal(purpose: str, *shape: int) -> torch.Tensor:
-        generator = _generator(config.seed, purpose, player, iteration)
-        return to_device(torch.randn((whole, *shape), generator=generator)[part], target.device)
+    Raises:
+        UserError: noise of kind counter has no room for a number.
+    """
+    _, channels, height, width = target.shape
+    step = StepNoise(config, player, iteration, part)
 
     def transform(whose: str) -> torch.Tensor:
-        generator = _generator(config.seed, f"{whose} transform", player, iteration)
-        uniform = torch.rand((whole, DRAWS), generator=generator, dtype=torch.float64)[part]
+        uniform = step.uniform(f"{whose} transform", (DRAWS,))
         section = config.losses.augmentation
         parameters = draw_parameters(section, height, probability_at(section, iteration), uniform)
         return to_device(parameters, target.device)
@@ -311,16 +311,22 @@ def draw_noise(
     augments, real = config.losses.augmentation.transforms, shows_real(config, player, level)
     draws, redraws = draw_counts(config, player, level)
     latent = config.generator.latent_channels
+    shapes: dict[str, tuple[int, ...]] = {"state": state}
+    shapes |= {"fake": image} if std else {}
+    shapes |= {"real": image} if std and real else {}
+    shapes |= {"latent": (draws, latent, *state[1:])} if latent else {}
+    shapes |= {"state of further draws": (redraws, *state)} if redraws else {}
+    drawn = step.normal(shapes, target.device)
     return TrainingBatch(
         level,
         target,
         labels,
-        normal("state", *state),
-        fake_noise=normal("fake", *image) * std if std else None,
-        real_noise=normal("real", *image) * std if std and real else None,
-        dropped_labels=_dropped_labels(config, player, iteration, part, target.device),
-        latent=normal("latent", draws, latent, *state[1:]) if latent else None,
-        redraws=normal("state of further draws", redraws, *state) if redraws else None,
+        drawn["state"],
+        fake_noise=drawn["fake"] * std if "fake" in drawn else None,
+        real_noise=drawn["real"] * std if "real" in drawn else None,
+        dropped_labels=_dropped_labels(step, target.device),
+        latent=drawn.get("latent"),
+        redraws=drawn.get("state of further draws"),
         fake_transform=transform("fake") if augments else None,
         real_transform=transform("real") if augments and real else None,
     )
@@ -342,15 +348,12 @@ def draw_counts(config: RunConfig, player: str, level: int) -> tuple[int, int]:
     return draws, draws - 1 if config.losses.energy_redraw and level == config.process.levels else 0
 
 
-def _dropped_labels(
-    config: RunConfig, player: str, iteration: int, part: slice, device: torch.device
-) -> torch.Tensor | None:
+def _dropped_labels(step: StepNoise, device: torch.device) -> torch.Tensor | None:
     """Choose the labels to drop; none in the discriminator's step."""
-    probability = config.generator.label_dropout
-    if not probability or player != "generator":
+    probability = step.config.generator.label_dropout
+    if not probability or step.player != "generator":
         return None
-    generator = _generator(config.seed, "hidden labels", player, iteration)
-    return to_device((torch.rand(config.training.batch, generator=generator) < probability)[part], device)
+    return to_device(step.uniform("hidden labels", (), torch.float32) < probability, device)
 
 
 def drops_out(config: RunConfig, player: str, discriminator: float) -> bool:

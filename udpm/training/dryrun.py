@@ -117,7 +117,8 @@ def _describe_training(config: RunConfig, iterations: int) -> str:
     if training.accumulate > 1:
         batches += f", in {training.accumulate} parts"
     switches = {"TF32": training.tf32, "channels last": training.channels_last, "compiled": training.compile}
-    used = [name for name, on in (switches | {"CUDA graphs": training.cuda_graphs}).items() if on]
+    switches |= {"CUDA graphs": training.cuda_graphs, "noise of a counter": training.noise == "counter"}
+    used = [name for name, on in switches.items() if on]
     rate = f"rate {training.learning_rate:g}"
     if training.learning_rate_end < 1:
         end = training.learning_rate * training.learning_rate_end
