@@ -11,6 +11,7 @@ import torch
 from benchmarks.gpu.checks import Check, Session, expect
 from benchmarks.gpu.subjects import difference, wake
 from udpm.core import devices
+from udpm.diffusion import counter
 from udpm.diffusion.process import adjoint, downsample, noise_sides, posterior, project, sample
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.discriminator import build_discriminator
@@ -133,8 +134,18 @@ def _discriminator(session: Session) -> str:
     return expect(worst <= CHAIN, f"outputs and gradients differ by {worst:.1e} (at most {CHAIN:g})")
 
 
+def _noise(session: Session) -> str:
+    """Noise of a counter: words are equal, normal numbers up to the last bit."""
+    draws = [counter.Draw("base", (3, 64, 64)), counter.Draw("eps", (3, 5, 7), 2)]
+    found = [counter.normal(0, range(100), draws, place) for place in (session.device, "cpu")]
+    ours, theirs = (torch.cat([values.cpu().flatten() for values in drawn]) for drawn in found)
+    off, worst = int((ours != theirs).sum()), difference(ours, theirs)
+    return expect(worst <= PLAIN, f"{off} of {len(ours)} numbers differ, by {worst:.1e} (at most {PLAIN:g})")
+
+
 CHECKS = [
     Check("numbers", "TF32 only if allowed", _switch),
+    Check("numbers", "noise of a counter is the CPU's", _noise),
     Check("numbers", "H, its adjoint and the posterior match the CPU's", _process),
     *(
         Check(

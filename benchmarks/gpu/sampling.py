@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.gpu.checks import Check, Session, expect
 from benchmarks.gpu.subjects import awake_model, difference
+from udpm.diffusion.counter import NoiseKind
 from udpm.networks.inference import CUDAGraphRunner, Precision, Recording
 from udpm.networks.weights import Model
 from udpm.sampling.generate import shard_numbers
@@ -31,21 +32,29 @@ def _rerun(call: Callable[[], torch.Tensor]) -> Recording:
 
 
 def _sampler(
-    model: Model, session: Session, precision: Precision = "float32", guidance: float = 1.0, *, graphs: bool = False
+    model: Model,
+    session: Session,
+    precision: Precision = "float32",
+    guidance: float = 1.0,
+    *,
+    graphs: bool = False,
+    noise: NoiseKind = "host",
 ) -> Sampler:
     # Weights are prepared in place.
     own = replace(model, generator=deepcopy(model.generator))
-    sampler = Sampler(own, batch=BATCH, guidance=guidance, precision=precision, graphs=graphs)
+    sampler = Sampler(own, batch=BATCH, guidance=guidance, precision=precision, graphs=graphs, noise_kind=noise)
     if graphs and not session.on_gpu:
         sampler._network = CUDAGraphRunner(sampler._network, _rerun)
     return sampler
 
 
-def _graphs(session: Session, precision: Precision, guidance: float) -> str:
+def _graphs(session: Session, precision: Precision, guidance: float, noise: NoiseKind = "host") -> str:
     """Compare every byte of the images, and of the outputs at all levels."""
     changes = {"generator__label_dropout": 0.1} if guidance != 1 else {}
     model = awake_model(session.small_run(**changes), session.device)
-    eager, recorded = (_sampler(model, session, precision, guidance, graphs=graphs) for graphs in (False, True))
+    eager, recorded = (
+        _sampler(model, session, precision, guidance, graphs=graphs, noise=noise) for graphs in (False, True)
+    )
     labels = eager.balanced_labels(COUNT)
     expected, found, again = (sampler.images(labels, SEED, levels=(1, 2, 3)) for sampler in (eager, recorded, recorded))
     spread = int(np.ptp(expected[1]))
@@ -82,11 +91,11 @@ def _twice(session: Session) -> str:
     return expect(bool((whole == np.concatenate(parts)).all()), f"{COUNT} images twice and in 2 parts")
 
 
-def _as_on_a_cpu(session: Session) -> str:
+def _as_on_a_cpu(session: Session, noise: NoiseKind) -> str:
     """Draw images of the same weights and seed on both devices."""
     config = session.small_run()
     found, expected = (
-        _sampler(awake_model(config, device), session).sample(COUNT, seed=SEED).astype(int)
+        _sampler(awake_model(config, device), session, noise=noise).sample(COUNT, seed=SEED).astype(int)
         for device in (session.device, torch.device("cpu"))
     )
     off = np.abs(found - expected)
@@ -106,5 +115,11 @@ CHECKS = [
     ),
     Check("sampling", "recorded graphs decode the eager images", _decode),
     Check("sampling", "the same bytes twice and in two shards", _twice),
-    Check("sampling", "images match the CPU's", _as_on_a_cpu),
+    Check(
+        "sampling",
+        "recorded graphs draw the eager images: noise of a counter",
+        partial(_graphs, precision="float32", guidance=1.0, noise="counter"),
+    ),
+    Check("sampling", "images match the CPU's", partial(_as_on_a_cpu, noise="host")),
+    Check("sampling", "images match the CPU's: noise of a counter", partial(_as_on_a_cpu, noise="counter")),
 ]

@@ -151,6 +151,7 @@ def _sampling(
     tf32: bool = False,
     compiles: bool = False,
     contiguous: bool = False,
+    counter: bool = False,
 ) -> str:
     """Time sampling from a seed to bytes, as `udpm sample` does it, and the chain alone."""
     config, model, multiply_adds = _subject(session)
@@ -159,7 +160,8 @@ def _sampling(
     batch, count = (batch, BATCHES_AT_ONCE[batch]) if session.full else (2, 2)
     # Weights are prepared in place.
     own = replace(model, generator=deepcopy(model.generator))
-    sampler, images = Sampler(own, batch=batch, precision=precision, graphs=graphs, compiles=compiles), batch * count
+    how: dict[str, Any] = {"graphs": graphs, "compiles": compiles, "noise_kind": "counter" if counter else "host"}
+    sampler, images = Sampler(own, batch=batch, precision=precision, **how), batch * count
     if contiguous:
         # Nothing has been recorded yet.
         own.generator.to(memory_format=torch.contiguous_format)
@@ -172,7 +174,7 @@ def _sampling(
     texts = []
     for part, timing, drawn in (("from seed to bytes", whole, images), ("the chain alone", chain, batch)):
         work = Workload(drawn, multiply_adds * drawn, precision=precision)
-        way = way_of(precision, graphs, tf32, compiles, contiguous)
+        way = way_of(precision, graphs, tf32, compiles, contiguous, counter)
         found = row(part, way, timing, work, best, batch=batch, gpu_peak_bytes=peak)
         session.report.timings.append({"of": "sampling", "first_seconds": first, **found})
         texts.append(
@@ -203,9 +205,11 @@ def _chain(config: RunConfig, network: Network, batch: int, device: torch.device
     return call
 
 
-def way_of(precision: str, graphs: bool, tf32: bool, compiles: bool, contiguous: bool = False) -> str:
+def way_of(
+    precision: str, graphs: bool, tf32: bool, compiles: bool, contiguous: bool = False, counter: bool = False
+) -> str:
     """A way of drawing in words."""
-    switches = {"TF32": tf32, "graphs": graphs, "compiled": compiles, "contiguous": contiguous}
+    switches = {"TF32": tf32, "graphs": graphs, "compiled": compiles, "contiguous": contiguous, "counter": counter}
     return ", ".join([precision, *(name for name, on in switches.items() if on)])
 
 
@@ -232,7 +236,10 @@ FIRST = [
     _drawn("speed", 1, "bfloat16", graphs=True),
     _drawn("speed", 1, "float32", tf32=True),
 ]
+COUNTER = {"training__cuda_graphs": True, "training__noise": "counter"}
 LATER = [
+    _trained("variants", "recorded, noise of a counter", **COUNTER),
+    _drawn("variants", 250, "bfloat16", graphs=True, counter=True),
     _trained("variants", "channels last, recorded", training__channels_last=True, training__cuda_graphs=True),
     _drawn("variants", 250, "bfloat16", graphs=True, contiguous=True),
     _drawn("variants", 1000, "bfloat16", graphs=True),

@@ -257,6 +257,7 @@ WAYS = {
     },
     "accumulation": {"training__accumulate": 2},
     "recorded passes": {"training__cuda_graphs": True, "training__workers": 2},
+    "noise of a counter": {"training__cuda_graphs": True, "training__noise": "counter"},
 }
 
 CHECKS = [

@@ -107,7 +107,8 @@ def parts(record):
 
 def test_records_of_every_kind(quick, tmp_path, capsys):
     drawn = record_of(capsys, "sample", "digits", "--seconds", 0, "--batch", 2, "--threads", 1)
-    assert parts(drawn) == [("image", "float32"), ("full-side step", "float32")]
+    kinds = [("noise", "host"), ("noise", "counter")]
+    assert parts(drawn) == [("image", "float32"), ("full-side step", "float32"), *kinds]
     assert drawn["images_per_second"] == drawn["rows"][0]["images_per_second"]["median"]
     trained = record_of(capsys, "train", tiny.write_config(tmp_path), "--iterations", 2)
     assert parts(trained) == [("mean", "as configured")]

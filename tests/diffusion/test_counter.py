@@ -194,6 +194,12 @@ def test_uniform_numbers():
     assert drawn[:, 0].unique().numel() == 5000
 
 
+def test_all_tensors_are_on_the_device():
+    """Operations that mix devices fail; a device without contents shows it on any machine."""
+    found = normal(0, range(3), [Draw("eps", (3, 5, 7), 2), Draw("base", (3, 8, 8))], "meta")
+    assert {values.device.type for values in found} == {"meta"}
+
+
 @pytest.mark.gpu
 def test_a_gpu_draws_the_numbers_of_a_cpu():
     draws = [Draw("base", (3, 64, 64)), Draw("eps", (3, 5, 7), 2)]

@@ -20,7 +20,8 @@ from udpm.config.training import Training
 from udpm.core import devices
 from udpm.core.errors import UserError
 from udpm.data.levels import Levels, open_levels
-from udpm.diffusion.process import sample, seeded
+from udpm.diffusion.counter import counted
+from udpm.diffusion.process import Latent, sample, seeded
 from udpm.diffusion.schedule import Schedule
 from udpm.metrics.extractor import Extractor
 from udpm.networks.inference import Cost, count_cost, prepare_for_inference
@@ -32,16 +33,21 @@ from udpm.training.trainer import Trainer
 
 
 def bench_sampling(config: RunConfig, device: torch.device, batch: int, seconds: float) -> dict[str, Any]:
-    """Measure a whole sampling chain, and one call of the network built for the full side.
+    """Measure a whole sampling chain, one call of the network built for the full side, and noise of either kind.
 
-    Networks are freshly initialized, since their speed does not depend on their values, and run in float32. Noise is
-    drawn beforehand and images stay on the device, one from `devices.configure`. Each measurement takes about the given
-    seconds. Returns the record, with median images per second of both.
+    Networks are freshly initialized, since their speed does not depend on their values, and run in float32. The chain's
+    noise is drawn beforehand and images stay on the device, one from `devices.configure`. Each measurement takes about
+    the given seconds. Returns the record, with median images per second of chain and call.
     """
     side, shape = config.dataset.side, generator_shape(config.model)
     schedule, cost, best = Schedule.from_config(config.process), count_cost(config), ceilings(device)
     generator = build_generator(config.model).eval().to(device)
-    latent = seeded(schedule, side, 0, range(batch), shape.latent_channels).map(lambda values: values.to(device))
+    given = (schedule, side, 0, range(batch), shape.latent_channels)
+    sources: dict[str, Callable[[], Latent]] = {
+        "host": lambda: seeded(*given).map(lambda values: devices.to_device(values, device)),
+        "counter": lambda: counted(*given, device=device),
+    }
+    latent = sources["host"]()
     images = torch.randn(batch, shape.inputs, side, side, device=device)
     labels = torch.zeros(batch, dtype=torch.int64, device=device) if config.model.classes else None
     network = prepare_for_inference(generator)
@@ -50,10 +56,12 @@ def bench_sampling(config: RunConfig, device: torch.device, batch: int, seconds:
         base, noises, inputs = latent
         chain = repeated(lambda: sample(schedule, network, base, noises, labels, inputs=inputs), device, seconds)
         step = repeated(lambda: full(images, 0.5, labels), device, seconds)
+        noise = {kind: repeated(source, device, seconds) for kind, source in sources.items()}
     step_work = Workload(batch, cost.full_side * batch, 4 * cost.full_side_parameters)
     rows = [
         row("image", "float32", chain, work_of(cost, schedule, batch, bfloat16=False), best),
         row("full-side step", "float32", step, step_work, best),
+        *(row("noise", kind, timing, Workload(batch), best) for kind, timing in noise.items()),
     ]
     return record(
         "sampling",
@@ -74,9 +82,11 @@ def bench_sampling(config: RunConfig, device: torch.device, batch: int, seconds:
 
 def sampling_lines(found: dict[str, Any]) -> list[str]:
     """Format a record of `bench_sampling`."""
+    noise = {row["way"]: row["images_per_second"]["median"] for row in found["rows"] if row["part"] == "noise"}
     return [
         f"{found['images_per_second']:.4g} images/s, {found['steps_per_second']:.4g} full-side steps/s, batches of "
-        f"{found['batch']}, {found['device']}"
+        f"{found['batch']}, {found['device']}",
+        f"noise alone: {', '.join(f'{kind} {rate:.4g} images/s' for kind, rate in noise.items())}",
     ]
 
 
@@ -234,6 +244,7 @@ def bench_training(config: RunConfig, levels: Levels, iterations: int) -> dict[s
         channels_last=training.channels_last,
         compile=training.compile,
         cuda_graphs=trainer.graphs is not None,
+        noise=training.noise,
         shares=_time_shares(trainer, Clock(device), iterations),
         gpu_peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )
@@ -271,7 +282,7 @@ def training_lines(found: dict[str, Any]) -> list[str]:
     reached = found["ceilings"][f"{found['precision']}_flops"]
     rate = each["images_per_second"]["median"]
     marks = {"TF32": found["tf32"], "channels last": found["channels_last"], "compiled": found["compile"]}
-    marks |= {"CUDA graphs": found.get("cuda_graphs")}
+    marks |= {"CUDA graphs": found.get("cuda_graphs"), "noise of a counter": found.get("noise") == "counter"}
     setting = ", ".join([found["precision"], *(mark for mark, there in marks.items() if there)])
     share = each["of_matrix_product"]
     lines = [
