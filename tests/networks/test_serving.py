@@ -19,7 +19,7 @@ from udpm.networks.inference import CUDAGraphRunner, compile_network, prepare_fo
 from udpm.networks.unet import UNet, UNetShape
 from udpm.networks.weights import load_model
 from udpm.sampling import sample_set
-from udpm.sampling.sample_set import load_samples, save_samples
+from udpm.sampling.sample_set import load_samples, save_batches, save_samples
 from udpm.sampling.sampler import Sampler
 from udpm.training.losses import loss_weights
 from udpm.training.trainer import Trainer
@@ -211,6 +211,31 @@ def test_images_are_those_of_the_chains(trained):
     assert (found[1] == ((outputs + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1).byte().numpy()).all()
     assert found[3].shape == (10, 16, 16, 3)
     assert (found[3][:, ::4, ::4].repeat(4, axis=1).repeat(4, axis=2) == found[3]).all()
+
+
+def test_batches_make_the_file_of_the_whole_set(tmp_path):
+    rng = np.random.default_rng(0)
+    images, coarse = rng.integers(0, 256, (2, 70, 24, 16, 3), dtype=np.uint8)
+    labels = np.arange(70) % 3
+    batches = ({1: images[at : at + 32], 3: coarse[at : at + 32]} for at in range(0, 70, 32))
+    save_batches(tmp_path / "batches.npz", batches, labels, {"classes": 3})
+    save_samples(tmp_path / "whole.npz", images, labels, {"classes": 3}, {3: coarse})
+    np.savez_compressed(tmp_path / "numpy.npz", images=images, labels=labels, output_3=coarse)
+    made = (tmp_path / "batches.npz").read_bytes()
+    assert made == (tmp_path / "whole.npz").read_bytes()
+    # The rest is a comment, which tells sample sets from other archives.
+    assert made.startswith((tmp_path / "numpy.npz").read_bytes()[:-2])
+    assert (load_samples(tmp_path / "batches.npz").outputs[3] == coarse).all()
+
+
+def test_a_failure_between_batches_leaves_no_file(tmp_path):
+    def batches():
+        yield {1: np.zeros((2, 8, 8, 3), np.uint8)}
+        raise UserError("outputs are not finite")
+
+    with pytest.raises(UserError, match="not finite"):
+        save_batches(tmp_path / "a.npz", batches(), np.zeros(4, np.int64), {"classes": 0})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_record_says_what_was_compiled(trained, tmp_path, monkeypatch):

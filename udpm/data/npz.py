@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -285,6 +286,13 @@ class _Counted:
 
 DIGEST = "content_sha256"
 """Key of a record: SHA-256 of the arrays and the rest of the record; missing from files of older versions."""
+
+
+def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    """Return the header of an .npy of values in C order, as numpy writes it."""
+    header = io.BytesIO()
+    npy.write_array_header_1_0(header, {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
+    return header.getvalue()
 
 
 def save_arrays(

@@ -24,7 +24,7 @@ from udpm.diffusion.process import Latent, interpolate, mix
 from udpm.networks.weights import load_model
 from udpm.runs.layout import milestone
 from udpm.sampling.grid import check_grid, save_grid
-from udpm.sampling.sample_set import save_samples
+from udpm.sampling.sample_set import save_batches
 from udpm.sampling.sampler import NOT_FINITE, NoiseSource, Sampler, read_noise
 
 UNLABELLED_CHAINS = 8
@@ -85,16 +85,17 @@ def draw_samples(
         _write_chain(sampler, shown, source, chain, record)
         written.append(f"{chain}: chains of {len(shown)} images")
     if output is not None:
-        levels = range(1, 1 + (sampler.schedule.levels if config.intermediate else 1))
-        outputs = sampler.images(labels, source, numbers.start, levels)
         part = {} if shard == (1, 1) else {"shard": list(shard)}
-        images = outputs.pop(1)
         if is_grid:
+            images = sampler.images(labels, source, numbers.start)[1]
             save_grid(output, images, labels if record["classes"] else None, record | part)
         else:
-            save_samples(output, images, labels.clip(0), record | part, outputs)
+            levels = range(1, 1 + (sampler.schedule.levels if config.intermediate else 1))
+            batches = sampler.batches(labels, source, numbers.start, levels)
+            save_batches(output, batches, labels.clip(0), record | part)
         asked = f" of {len(set(labels.tolist()))} classes" if record["classes"] else ""
-        written.append(f"{output}: {len(images)} images{asked}, {images.shape[2]}×{images.shape[1]}")
+        side = sampler.model.config.side
+        written.append(f"{output}: {len(labels)} images{asked}, {side}×{side}")
     return written
 
 

@@ -7,7 +7,8 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from numpy.lib import format as npy
 from PIL import Image
 from pydantic import Field, model_validator
 
@@ -25,9 +27,9 @@ from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.files import atomic_path, sha256, sync, unfinished, write_json
 from udpm.core.folders import atomic_folder
 from udpm.core.kinds import IMAGES, SAMPLES_COMMENT
-from udpm.core.work import SPAWN, Progress, init_worker, map_ordered
+from udpm.core.work import SPAWN, Progress, init_worker, map_ordered, prefetch
 from udpm.data.archive import write_archive
-from udpm.data.npz import array_header, place_array, read_npz
+from udpm.data.npz import array_header, npy_header, place_array, read_npz
 
 FORMAT = "udpm-samples/1"
 SHARDS = "shards"
@@ -121,15 +123,45 @@ def save_samples(
 
     Arrays are as in `SampleSet`; the record is of their origin.
     """
-    path = Path(path)
-    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-        shown: dict[str, Any] = {f"output_{level}": values for level, values in (outputs or {}).items()}
-        np.savez_compressed(handle, images=images, labels=labels, **shown)
-        handle.close()
-        with zipfile.ZipFile(temporary, "a") as archive:
+    save_batches(path, [{1: images, **(outputs or {})}], labels, record)
+
+
+def save_batches(
+    path: str | Path, batches: Iterable[dict[int, np.ndarray]], labels: np.ndarray, record: dict[str, Any]
+) -> None:
+    """Write a sample set whose images arrive in batches; the file is that of `save_samples`, bit for bit.
+
+    A thread compresses one batch while the next is drawn. Images already compressed are dropped; outputs of coarser
+    levels are kept until the end.
+
+    Args:
+        path: .npz to write.
+        batches: by level, (B, height, width, 3) uint8, as `Sampler.batches` yields them; n images together.
+        labels: (n,) int64.
+        record: of their origin.
+    """
+    path, outputs = Path(path), defaultdict(list)
+
+    def contents() -> Iterator[bytes | np.ndarray]:
+        for number, batch in enumerate(batches):
+            if number == 0:
+                yield npy_header((len(labels), *batch[1].shape[1:]), batch[1].dtype)
+            for level in batch.keys() - {1}:
+                outputs[level].append(batch[level])
+            yield np.ascontiguousarray(batch[1])
+
+    with atomic_path(path) as temporary:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            with archive.open("images.npy", "w", force_zip64=True) as member:
+                for _ in prefetch(member.write, contents()):
+                    pass
+            others = {f"output_{level}": np.concatenate(parts) for level, parts in outputs.items()}
+            for name, values in {"labels": labels, **others}.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    npy.write_array(member, values, allow_pickle=False)
             archive.comment = SAMPLES_COMMENT
         sync(temporary)
-        own = {"format": FORMAT, "count": len(images), "sha256": sha256(temporary)}
+        own = {"format": FORMAT, "count": len(labels), "sha256": sha256(temporary)}
         write_json(record_path(path), sealed({**own, **record}))
 
 

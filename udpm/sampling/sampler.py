@@ -191,6 +191,29 @@ class Sampler:
     ) -> dict[int, np.ndarray]:
         """Draw images first..first + len(labels) - 1 and the network's outputs at coarser levels, at full side.
 
+        Arguments and errors are those of `batches`.
+
+        Returns:
+            By level, (n, N, N, 3) uint8, RGB.
+        """
+        side, done = self.model.config.side, 0
+        sets = {level: np.empty((len(labels), side, side, 3), dtype=np.uint8) for level in levels}
+        for batch in self.batches(labels, noise, first, levels, start):
+            for level, drawn in batch.items():
+                sets[level][done : done + len(drawn)] = drawn
+            done += len(next(iter(batch.values())))
+        return sets
+
+    def batches(
+        self,
+        labels: np.ndarray,
+        noise: int | NoiseSource,
+        first: int = 0,
+        levels: Sequence[int] = (1,),
+        start: Start | None = None,
+    ) -> Iterator[dict[int, np.ndarray]]:
+        """Draw the images of `images`, batch by batch.
+
         A GPU gets the next batch before the bytes of the last one are copied to the host.
 
         Args:
@@ -200,17 +223,15 @@ class Sampler:
             levels: of the outputs to return; 1 is the image.
             start: real images to start from instead of noise, one for each label.
 
-        Returns:
-            By level, (n, N, N, 3) uint8, RGB.
+        Yields:
+            By level, (B, N, N, 3) uint8, RGB; the last batch may be smaller.
 
         Raises:
             UserError: the network's outputs are not finite.
         """
-        side, done = self.model.config.side, 0
-        sets = {level: np.empty((len(labels), side, side, 3), dtype=np.uint8) for level in levels}
         launched = (
             (
-                {step.level: AsyncHostCopy(self._shown(step)) for step in steps if step.level in sets},
+                {step.level: AsyncHostCopy(self._shown(step)) for step in steps if step.level in levels},
                 AsyncHostCopy(torch.isfinite(steps[-1].output).all()),
             )
             for steps in self.chains(labels, noise, first, start)
@@ -218,11 +239,7 @@ class Sampler:
         for batch, finite in delay_by_one(launched):
             if not finite.wait():
                 raise UserError(NOT_FINITE)
-            count = min(self.batch, len(labels) - done)
-            for level, drawn in batch.items():
-                sets[level][done : done + count] = drawn.wait().numpy()
-            done += count
-        return sets
+            yield {level: drawn.wait().numpy() for level, drawn in batch.items()}
 
     def _shown(self, step: SamplingStep) -> torch.Tensor:
         """Return f of a level as an image of side N: (Hᵀ)^{l-1} f, in the scale of images, as bytes."""
