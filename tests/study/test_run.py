@@ -20,6 +20,7 @@ from PIL import Image
 from udpm.config import load_dataset, load_experiment, resolve_run
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.core.work import StopRequest
+from udpm.data.prepare import prepare
 from udpm.study import budget, pictures, run, workflow
 from udpm.study.budget import LEAST, MARGIN, Speed, iterations_in, length_of, seconds_after_training
 from udpm.study.pictures import Asked, look_at, name_of
@@ -124,6 +125,18 @@ def test_the_side_follows_images_and_device(photos, tmp_path):
     assert (found.side, found.holdout, found.size) == (64, 10, "70×70")
 
 
+def test_small_and_broken_images_are_left_out_if_enough_remain(photos, tmp_path):
+    """Every 15th is looked at."""
+    mixed = shutil.copytree(photos, tmp_path / "mixed")
+    (mixed / "0.png").write_bytes(b"broken")
+    noise(20, seed=1).save(sorted(mixed.iterdir())[15])
+    (mixed / "notes.txt").touch()
+    found = look_at(mixed, None, "auto", on_gpu=False)
+    assert (found.images, found.side, found.holdout, found.others) == (120, 32, 10, "1 .txt")
+    assert "of about 20-32×20-32 pixels" in found.describe()
+    assert found.describe().endswith("; other files are left out: 1 .txt")
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -155,14 +168,16 @@ def test_a_study_of_any_path_is_valid(photos, tmp_path, monkeypatch, odd):
 @pytest.mark.parametrize(
     ("source", "words", "message"),
     [
-        ("empty", "", "holds no images"),
+        ("empty", "", "empty: no images; looked for .png"),
+        ("heic", "", "found 120 .heic"),
         ("three", "", "holds 3 images; training needs 100 or more"),
-        ("mixed", "--side 64", "images of 40 pixels, smaller than the side 64"),
-        ("small", "", "images of 20 pixels, smaller than the side 32"),
-        ("zips.zip", "", "is a zip archive, not images"),
+        ("mixed", "--side 64", "about 60 of 120 images have at least 64×64 pixels; training needs 100"),
+        ("small", "", "about 0 of 100 images have at least 32×32 pixels"),
+        ("zips.zip", "", "found 2 .zip; unpack the archives in it"),
+        ("three/0.png", "", "is an image, not images; give a folder"),
         ("gone", "", "gone: no such file or folder"),
         ("many", "--minutes 0", "--minutes"),
-        ("many", "--minutes nan", "--minutes"),
+        ("many", "--minutes 1.5", "'1.5' is not a valid integer"),
         ("many", "--minutes 5 --iterations 5", "either --minutes or --iterations"),
         ("many", "--side 40", "must be a multiple of 32"),
         ("many", "--side 512", "must be a multiple of 32 up to 256"),
@@ -173,6 +188,9 @@ def test_a_study_of_any_path_is_valid(photos, tmp_path, monkeypatch, odd):
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, photos, source, words, message):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
+    Path("heic").mkdir()
+    for number in range(120):
+        Path("heic", f"{number}.HEIC").touch()
     photographs(tmp_path / "three", 3)
     photographs(tmp_path / "small", 100, side=20)
     photographs(photographs(tmp_path / "mixed", 60, side=70) / "more", 60, side=40)
@@ -208,13 +226,17 @@ def test_a_folder_of_somebodys_is_left_alone(photos, tmp_path, capsys):
 
 
 def stopping(after=0):
-    """Return a stand-in for Snakemake that stops, after a number of calls."""
+    """Return a stand-in for Snakemake that stops, after a number of calls, and that prepares images before."""
     calls = []
 
     def snakemake(study, targets, stop, watch=lambda: None):
         calls.append(targets)
         if len(calls) > after:
             raise StoppedEarly("stopped")
+        for target in targets:
+            if target.endswith("/dataset.json"):
+                dataset = study / Path(target).parent
+                prepare(load_dataset(dataset.name, study / "config"), dataset)
 
     snakemake.calls = calls
     return snakemake
@@ -240,7 +262,13 @@ def test_minutes_are_measured_once_and_written_to_the_study(photos, tmp_path, mo
     assert tiny.snapshot(study) == before
     capsys.readouterr()
     assert call(photos, "--minutes", "30", output=study) == 2
-    assert "was begun with minutes 20, not 30" in capsys.readouterr().err
+    assert "was begun with --minutes 20, not with --minutes 30; choose" in capsys.readouterr().err
+    assert call(photos, "--iterations", "30", output=study) == 2
+    assert "was begun with --minutes 20, not with --iterations 30; choose" in capsys.readouterr().err
+    assert call(photos, "--minutes", "20", "--side", "32", output=study) == 2
+    assert "was begun without --side, not with --side 32; choose" in capsys.readouterr().err
+    assert call(photographs(tmp_path / "other", 100), "--minutes", "20", output=study) == 2
+    assert f"was begun with the images of {photos}; choose another --output" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ['"name": 3,', '"name": "garden", "found": {},', "{"])
@@ -272,9 +300,29 @@ def test_an_experiment_that_was_edited_stays(photos, tmp_path, monkeypatch):
     assert [target for target in fake.calls[-1] if "scores" in target] == []
 
 
+def test_images_that_are_left_out_are_named(photos, tmp_path, monkeypatch, capsys):
+    mixed, study = shutil.copytree(photos, tmp_path / "mixed"), tmp_path / "study"
+    for number in range(4):
+        (mixed / f"{number}.png").write_bytes(b"broken")
+    monkeypatch.setattr(run, "snakemake", stopping(after=1))
+    assert call(mixed, "--iterations", "8", output=study) == 75
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert re.fullmatch(r"4 images are left out \(0.png: not .*; 1.png: .*; …\); all are in .*/dataset.json", line)
+
+
+def test_too_few_images_that_are_left_are_an_error(photos, tmp_path, monkeypatch, capsys):
+    """Every 15th is looked at, and those can be read."""
+    mixed = shutil.copytree(photos, tmp_path / "mixed")
+    for name in [path.name for number, path in enumerate(sorted(mixed.iterdir())) if number % 15]:
+        (mixed / name).write_bytes(b"broken")
+    monkeypatch.setattr(run, "snakemake", stopping(after=1))
+    assert call(mixed, "--iterations", "8", output=tmp_path / "study") == 2
+    assert "mixed: 8 images are left, training needs 100 or more; 112 images are left out (" in capsys.readouterr().err
+
+
 def test_without_an_extractor_nothing_is_scored(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "extractor", lambda: None)
-    fake = stopping(after=1)
+    fake = stopping(after=2)
     monkeypatch.setattr(run, "snakemake", fake)
     assert call(photos, "--iterations", "8", output=tmp_path / "study") == 75
     assert load_experiment("garden", tmp_path / "study/config").scoring is None
@@ -329,6 +377,7 @@ def test_only_a_lock_of_its_own_dead_process_is_removed(tmp_path, monkeypatch):
     (locks / "0.output.lock").touch()
     with pytest.raises(UserError, match="another snakemake works here"):
         workflow.snakemake(tmp_path, ["all"], StopRequest())
+    monkeypatch.setattr(workflow, "LOOKS", 1)
     mark.write_text(f"{os.getpgid(0)}\n")
     with pytest.raises(UserError, match="an earlier udpm run still work here"):
         workflow.snakemake(tmp_path, ["all"], StopRequest())
@@ -338,6 +387,33 @@ def test_only_a_lock_of_its_own_dead_process_is_removed(tmp_path, monkeypatch):
     workflow.snakemake(tmp_path, ["all"], StopRequest())
     assert list(locks.iterdir()) == []
     assert not mark.exists()
+
+
+def test_jobs_end_with_a_run_that_is_killed(tmp_path):
+    """A job gets one SIGINT, although the killed process has many threads, so that it can save its state."""
+    (tmp_path / "snakemake").mkdir()
+    (tmp_path / "snakemake/__init__.py").touch()
+    job = "import time\nfrom pathlib import Path\ntry:\n    Path('began').touch(); time.sleep(600)\n"
+    job += "except KeyboardInterrupt: time.sleep(0.5); Path('saved').touch()"
+    (tmp_path / "snakemake/__main__.py").write_text(
+        f"import subprocess, sys\njob = subprocess.Popen([sys.executable, '-c', {job!r}])\n"
+        "while job.poll() is None:\n    try: job.wait()\n    except KeyboardInterrupt: pass"
+    )
+    code = "import threading, time\nfrom pathlib import Path\nfrom udpm.core.work import StopRequest\n"
+    code += "from udpm.study import workflow\n"
+    code += "for _ in range(8): threading.Thread(target=time.sleep, args=(600,)).start()\n"
+    code += "workflow.snakemake(Path(), ['all'], StopRequest())"
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{tiny.ROOT}"}
+    first = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment)
+    while not (tmp_path / "began").exists():
+        assert first.poll() is None
+        time.sleep(0.1)
+    group = int((tmp_path / workflow.PROCESS).read_text())
+    first.kill()
+    first.wait()
+    while alive(group):
+        time.sleep(0.1)
+    assert (tmp_path / "saved").exists()
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def info_command(path: Path, sheet: Path | None, check: bool) -> None:
     if kind is not None and kind.images:
         from udpm.data.describe import describe_images
 
-        facts, options = describe_images(path)
+        facts, options, _ = describe_images(path)
         shown = {"kind": kind.name, **facts}
     else:
         shown = describe(path, kind)

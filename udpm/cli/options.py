@@ -108,6 +108,8 @@ MOST_IMAGES = 10_000_000
 class Whole(click.IntRange):
     """Integers of at least `least`. The upper bound, shown only in errors, keeps a typo from using all memory."""
 
+    name = "integer"
+
     def __init__(self, least: int, most: int = 2**31 - 1) -> None:
         super().__init__(least, most)
 

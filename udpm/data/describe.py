@@ -19,11 +19,16 @@ USUAL_SIDE, LARGEST_SIDE = 64, 256
 """Side for images of any size, and largest side at which images that are square and of one size stay as they are."""
 
 
-def describe_images(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+def describe_images(path: Path, skip: bool = False) -> tuple[dict[str, Any], dict[str, int], list[tuple[int, int]]]:
     """Describe a folder, .zip, .npz, .npy or Parquet files of images.
 
+    Args:
+        path: theirs.
+        skip: pass over images that cannot be read, unless that is all that are looked at.
+
     Returns:
-        Facts: numbers of images by split, class names, size of images; and options of `udpm prepare`: side and classes.
+        Facts: numbers of images by split, class names, size of images; options of `udpm prepare`: side and classes; and
+        width and height of every image that was looked at.
 
     Raises:
         UserError: it cannot be prepared as it is; or an image that is looked at cannot be read.
@@ -32,7 +37,7 @@ def describe_images(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     # An .npz may be unpacked for each opening, so a labelled source is not opened again without labels.
     classes, labelled, why_not = _classes(unlabelled)
     source = labelled or open_folder(unlabelled)
-    sizes = _sizes(path, source)
+    sizes = _sizes(path, source, skip)
     facts: dict[str, Any] = {"images": len(source.names), "splits": source.splits, "classes": classes}
     if labelled is not None:
         facts |= {"class_names": labelled.class_names[:NAMES_SHOWN], "labels": labelled.notes["labels"]}
@@ -40,18 +45,20 @@ def describe_images(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         facts["labels"] = f"not usable: {why_not}"
     widths, heights = ([size[axis] for size in sizes] for axis in (0, 1))
     facts |= {"width": _range(widths), "height": _range(heights), "left_out": source.notes["left_out"]}
-    return facts, {"side": _side(sizes)} | ({"classes": classes} if classes else {})
+    return facts, {"side": _side(sizes)} | ({"classes": classes} if classes else {}), sizes
 
 
-def _sizes(path: Path, source: Source) -> list[tuple[int, int]]:
-    found = []
+def _sizes(path: Path, source: Source, skip: bool) -> list[tuple[int, int]]:
+    found, unreadable = [], []
     for number in range(0, len(source.names), max(1, len(source.names) // LOOKED_AT)):
         name = source.names[number]
         try:
             with quiet_decoders():
                 found.append(to_rgb(source.reader.load(name, source.keys[number]), Preprocessing(1))[0].size)
         except ImageError as refusal:
-            raise UserError(f"{path}: {shown(name)}: {refusal}; repair or remove it") from None
+            unreadable.append(f"{path}: {shown(name)}: {refusal}; repair or remove it")
+    if unreadable and not (skip and found):
+        raise UserError(unreadable[0])
     return found
 
 

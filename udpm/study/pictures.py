@@ -21,6 +21,8 @@ from udpm.study.budget import Length
 from udpm.study.template import template, write_study
 
 FEWEST_IMAGES = 100
+USUAL_SHARE = 0.9
+"""Smallest share of images that are large enough for side 64, to take it without --side."""
 FEWEST_OF_A_CLASS = 10
 """Mean number of images of a class below which labels are left out."""
 MOST_HELD_OUT = 500
@@ -44,6 +46,7 @@ class Found(Record):
         holdout: images to keep out of training; 0 if the images have a test split.
         size: smallest width and height, and largest, of the images that were looked at.
         why: the reason for leaving labels out, if there are any.
+        others: numbers of files that are not images, such as "3 .heic".
     """
 
     source: str
@@ -53,12 +56,15 @@ class Found(Record):
     holdout: int
     size: str
     why: str
+    others: str = ""
 
     def describe(self) -> str:
         """Describe them in a line."""
         labels = f"{self.classes} classes" if self.classes else f"no classes{f' ({self.why})' if self.why else ''}"
         held = f", {self.holdout} held out" if self.holdout else ""
-        return f"{self.images} images of {self.size}, {labels}; prepared at {self.side}×{self.side}{held}"
+        others = f"; other files are left out: {self.others}" if self.others else ""
+        size = f"about {self.size}" if "-" in self.size else self.size
+        return f"{self.images} images of {size} pixels, {labels}; prepared at {self.side}×{self.side}{held}{others}"
 
 
 def look_at(source: Path, side: int | None, classes: str, on_gpu: bool) -> Found:
@@ -74,28 +80,36 @@ def look_at(source: Path, side: int | None, classes: str, on_gpu: bool) -> Found
         UserError: no images, too few, too small ones, or not this number of classes.
     """
     from udpm.data.describe import describe_images
+    from udpm.data.source import format_counts
 
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
     kind = what_is(source)
-    if kind is None or not kind.images:
+    # A folder or .zip without images has a better error below.
+    packed = source.suffix.lower() == ".zip" if kind else source.is_dir()
+    if not packed and not (kind and kind.images):
         what = f"is {kind.name}, not images" if kind else "holds no images"
         raise UserError(f"{source}: {what}; give a folder or .zip of images")
-    facts, _ = describe_images(source)
+    facts, _, looked_at = describe_images(source, skip=True)
     count, found = facts["images"], facts["classes"]
     if count < FEWEST_IMAGES:
         raise UserError(f"{source}: holds {count} images; training needs {FEWEST_IMAGES} or more")
-    sizes = [size if isinstance(size, list) else [size] for size in (facts["width"], facts["height"])]
-    smallest = min(map(min, sizes))
-    wanted = side or (2 * SIDES[0] if on_gpu and smallest >= 2 * SIDES[0] else SIDES[0])
+
+    def share(side: int) -> float:
+        return sum(min(size) >= side for size in looked_at) / len(looked_at)
+
+    wanted = side or (2 * SIDES[0] if on_gpu and share(2 * SIDES[0]) >= USUAL_SHARE else SIDES[0])
     if wanted % SIDES[0] or not SIDES[0] <= wanted <= SIDES[1]:
         raise UserError(f"--side: must be a multiple of {SIDES[0]} up to {SIDES[1]}, got {wanted}")
-    if smallest < wanted:
-        raise UserError(f"{source}: holds images of {smallest} pixels, smaller than the side {wanted}; leave them out")
+    usable = int(count * share(wanted))
+    if usable < FEWEST_IMAGES:
+        enough = f"at least {wanted}×{wanted} pixels; training needs {FEWEST_IMAGES} or more"
+        raise UserError(f"{source}: only about {usable} of {count} images have {enough}")
     labels, why = _labels(source, classes, found, count, str(facts.get("labels", "")))
     splits = facts["splits"]
-    holdout = 0 if splits.get("test") else min(MOST_HELD_OUT, count // 10)
-    shown = "×".join("-".join(map(str, size)) for size in sizes)
+    holdout = 0 if splits.get("test") else min(MOST_HELD_OUT, usable // 10)
+    sizes = (facts["width"], facts["height"])
+    shown = "×".join("-".join(map(str, size)) if isinstance(size, list) else str(size) for size in sizes)
     return Found(
         source=os.path.abspath(source),
         images=count,
@@ -104,6 +118,7 @@ def look_at(source: Path, side: int | None, classes: str, on_gpu: bool) -> Found
         holdout=holdout,
         size=shown,
         why=why,
+        others=format_counts(facts["left_out"]),
     )
 
 

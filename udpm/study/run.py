@@ -16,10 +16,12 @@ from udpm.core.files import exclusive, write_json, write_text
 from udpm.core.kinds import STUDY_RECORD
 from udpm.core.reading import read_text
 from udpm.core.work import Progress, StopRequest, duration
+from udpm.data.store import RECORD, open_store
 from udpm.runs.layout import Layout
 from udpm.runs.records import read_metrics_lines
 from udpm.study.budget import Speed, iterations_in, length_of, measure, seconds_after_training
 from udpm.study.pictures import (
+    FEWEST_IMAGES,
     Asked,
     Found,
     experiment_file,
@@ -40,6 +42,8 @@ LONGEST_JOB_START = 10.0
 TAIL = 1 << 16
 TEXT_BYTES = 1 << 20
 SEED = 0
+SHOWN = 3
+"""Largest number of images to name that are left out."""
 
 
 def run(folder: Path, asked: Asked, say: Say) -> None:
@@ -65,12 +69,13 @@ def run(folder: Path, asked: Asked, say: Say) -> None:
         say(f"{folder}: continues")
     name, layout = record["name"], Layout(_results(folder))
     with exclusive(folder / STUDY_RECORD, "running this study"):
-        if record["iterations"] is None:
+        if record["iterations"] is None or not (folder / layout.dataset_record(name)).exists():
             say("prepare the images and their levels")
             snakemake(folder, [layout.dataset_record(name), layout.cache_record(name)], stop)
-            # An experiment that was edited, or was written before a kill, has its iterations.
-            if read_text(experiment_file(folder, name), "experiment", TEXT_BYTES) == experiment_text(record, None):
-                record = _measure(folder, record, started, say)
+        _check_prepared(folder / layout.dataset(name), record, say)
+        # An experiment that was edited, or was written before a kill, has its iterations.
+        if record["iterations"] is None and _is_unedited(folder, record):
+            record = _measure(folder, record, started, say)
         iterations = resolve_run(name, SEED, folder / "config").training.iterations
         say(f"train for {iterations} iterations; pictures: {folder / layout.run(name, SEED) / 'previews'}")
         with _Training(folder / layout.run(name, SEED), iterations) as training:
@@ -98,13 +103,47 @@ def _begin(folder: Path, asked: Asked, say: Say) -> dict[str, Any]:
 
 
 def _check_same(folder: Path, asked: Asked, record: dict[str, Any]) -> None:
-    given = record["asked"]
-    for key, value in asked.model_dump().items():
-        if given.get(key) != value:
-            raise UserError(
-                f"{folder}: was begun with {key} {given.get(key)}, not {value}; choose another --output, or edit "
-                f"{experiment_file(folder, record['name'])} and give the first command again"
-            )
+    before, now = record["asked"], asked.model_dump()
+    differing = [key for key, value in now.items() if before.get(key) != value]
+    if "source" in differing:
+        raise UserError(f"{folder}: was begun with the images of {before['source']}; choose another --output")
+    if differing:
+        was, given = (_options(differing, call) for call in (before, now))
+        raise UserError(
+            f"{folder}: was begun {was}, not {given}; choose another --output, or edit "
+            f"{experiment_file(folder, record['name'])} and give the first command again"
+        )
+
+
+def _options(names: list[str], call: dict[str, Any]) -> str:
+    given = [f"--{name} {call[name]}" for name in names if call.get(name) is not None]
+    return f"with {' '.join(given)}" if given else f"without {' '.join(f'--{name}' for name in names)}"
+
+
+def _check_prepared(dataset: Path, record: dict[str, Any], say: Say) -> None:
+    """Show which images were left out, and refuse to train on too few.
+
+    Raises:
+        UserError: too few were prepared.
+    """
+    prepared = open_store(dataset).record
+    skipped = sorted((image["name"], image["why"]) for image in prepared.get("skipped", []))
+    if not skipped:
+        return
+    shown = "; ".join(f"{name}: {why}" for name, why in skipped[:SHOWN])
+    more = "; …" if len(skipped) > SHOWN else ""
+    left_out = f"{len(skipped)} images are left out ({shown}{more}); all are in {dataset / RECORD}"
+    if prepared["count"] < FEWEST_IMAGES:
+        raise UserError(
+            f"{record['asked']['source']}: {prepared['count']} images are left, training needs {FEWEST_IMAGES} or "
+            f"more; {left_out}"
+        )
+    say(left_out)
+
+
+def _is_unedited(folder: Path, record: dict[str, Any]) -> bool:
+    file = experiment_file(folder, record["name"])
+    return read_text(file, "experiment", TEXT_BYTES) == experiment_text(record, None)
 
 
 def _measure(folder: Path, record: dict[str, Any], started: float, say: Say) -> dict[str, Any]:

@@ -25,7 +25,22 @@ PROCESS = ".snakemake/udpm-run"
 LOCKS = ".snakemake/locks"
 LOG_BYTES = 1 << 24
 BETWEEN_LOOKS = 0.5
+LOOKS = 60
+"""Number of looks at jobs of a killed call, which save their state, before the call is refused."""
 PR_SET_PDEATHSIG = 1
+GUARD = """
+import os, signal, subprocess, sys
+
+def interrupt(*_):
+    # The signal comes once for each thread of the killed process, and a second SIGINT saves no state.
+    signal.signal(signal.SIGHUP, lambda *_: None)
+    os.killpg(0, signal.SIGINT)
+
+signal.signal(signal.SIGINT, lambda *_: None)
+signal.signal(signal.SIGHUP, interrupt)
+sys.exit(subprocess.call(sys.argv[1:]))
+"""
+"""Program around Snakemake that interrupts it and its jobs when SIGHUP says that `udpm run` was killed."""
 NEEDED = {"snakemake": "workflow", "matplotlib": "reporting", "pandas": "reporting"}
 """Packages that the workflow needs, and the extra that installs each."""
 
@@ -53,7 +68,7 @@ def snakemake(study: Path, targets: list[str], stop: StopRequest, watch: Callabl
     _unlock(study)
     if stop:
         raise _stopped(study, stop)
-    command = [sys.executable, "-m", "snakemake", "--", *targets]
+    command = [sys.executable, "-c", GUARD, sys.executable, "-m", "snakemake", "--", *targets]
     with open(study / LOG, "ab") as log:
         start = log.tell()
         # A group of processes: Ctrl-C reaches this process alone, which hands it on once.
@@ -97,10 +112,19 @@ def _is_alive(group: int) -> bool:
     return False
 
 
+def _ends(group: int) -> bool:
+    """Wait for the end of a group of processes; return whether it came."""
+    for _ in range(LOOKS):
+        if not _is_alive(group):
+            return True
+        time.sleep(BETWEEN_LOOKS)
+    return False
+
+
 def _end_with_parent() -> None:
     # If `udpm run` is killed, Snakemake and its jobs end, too, so that the same command can continue.
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGHUP)
 
 
 def _unlock(study: Path) -> None:
@@ -115,11 +139,12 @@ def _unlock(study: Path) -> None:
     if not mark.exists():
         raise UserError(f"{study}: another snakemake works here; wait for it, or if it was killed: snakemake --unlock")
     number = read_text(mark, "process", 100).strip()
-    if number.isdecimal() and _is_alive(int(number)):
+    if number.isdecimal() and not _ends(int(number)):
         raise UserError(f"{study}: jobs of an earlier udpm run still work here; wait for them, then try again")
-    for lock in (study / LOCKS).iterdir():
-        lock.unlink()
-    mark.unlink()
+    # A Snakemake that was interrupted removes them, too.
+    for lock in (study / LOCKS).glob("*"):
+        lock.unlink(missing_ok=True)
+    mark.unlink(missing_ok=True)
 
 
 def _why(log: Path, start: int) -> str:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from udpm.config.experiment import Experiment, RunConfig
-from udpm.config.load import load_experiment, read_resolved, resolve_run
+from udpm.config.load import load_experiment, own_file, read_resolved, resolve_run
 from udpm.config.published_scores import (
     RUNTIME,
     SETUPS,
@@ -110,7 +110,8 @@ class StudyReport:
         }
         missing = _missing(runs, experiments, found)
         missing += _elsewhere(
-            {name: self._experiment(name) for name in self._named() if name not in experiments}, scores
+            {name: self._experiment(name) for name in self._named() if name not in experiments and self._is_own(name)},
+            scores,
         )
         table, notes = _headlines(experiments, found, scores, self._readable_tables)
         sections = [
@@ -222,6 +223,10 @@ class StudyReport:
             with suppress(UserError):
                 found.append(load_published(name, self._config))
         return found
+
+    def _is_own(self, name: str) -> bool:
+        """Return whether the study's own configuration has an experiment, so that it does not only ship with udpm."""
+        return own_file(Path(self._config) / "experiments", name).exists()
 
     def _experiment(self, name: str) -> Experiment | None:
         """Return the configuration, or None if its file cannot be read; its scores can still be shown."""
