@@ -115,7 +115,8 @@ def resolve_command(
         raise usage_error("give either an EXPERIMENT or --dataset NAME")
     if extractor is not None and (experiment is None or part != "scoring"):
         raise usage_error("--extractor is for EXPERIMENT --part scoring")
-    from udpm.config import DatasetConfig, Experiment, load_dataset, to_json
+    from udpm.config import DatasetConfig, Experiment, RunConfig, load_dataset, to_json
+    from udpm.config.idle import idle_notes
     from udpm.config.overrides import read_settings, without_effect
 
     def resolve(texts: Sequence[str]) -> BaseModel:
@@ -128,6 +129,9 @@ def resolve_command(
     what = f"data set {dataset}" if experiment is None else f"{part} of experiment {experiment}"
     if idle := without_effect(resolve, settings, resolved):
         click.echo(f"warning: --set {' '.join(idle)}: changes nothing in {what}", err=True)
+    if isinstance(resolved, RunConfig):
+        for note in idle_notes(resolved, read_settings(Experiment, [text for text in settings if text not in idle])):
+            click.echo(note, err=True)
     given = " ".join(text for text in settings if text not in idle)
     if output is None:
         click.echo(to_json(resolved), nl=False)

@@ -157,12 +157,15 @@ def train_command(
 
     resolved = read_resolved(RunConfig, config)
     if settings:
+        from udpm.config.idle import idle_notes
         from udpm.config.overrides import override, read_settings
         from udpm.runs.config_guard import name_changed
 
         changes = read_settings(RunConfig, settings)
         changed = override(RunConfig, resolved.model_dump(), changes, str(config))
         resolved = name_changed(resolved, changed, changes)
+        for note in idle_notes(resolved, changes):
+            click.echo(note, err=True)
     if dry_run:
         check({"weights": resolved.weights})
         from udpm.data.levels import open_levels
