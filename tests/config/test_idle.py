@@ -81,7 +81,8 @@ def test_a_key_with_an_effect_has_no_note(others, key):
 
 def test_commands_print_the_note(tmp_path, capsys):
     settings = ["--set", "losses.adversarial_weight=0", "--set", "losses.r1_gamma=0.1"]
-    note = "note: --set losses.r1_gamma: has no effect: losses.adversarial_weight is 0, so no discriminator is trained\n"
+    why = "losses.adversarial_weight is 0, so no discriminator is trained"
+    note = f"note: --set losses.r1_gamma: has no effect: {why}\n"
     output = tmp_path / "run.json"
     assert tiny.call("resolve", "digits-paper", *settings, "--output", output) == 0
     assert capsys.readouterr().err == note

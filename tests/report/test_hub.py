@@ -311,6 +311,41 @@ def test_loading_what_is_not_there(hub, run, capsys, monkeypatch, tmp_path):
             udpm.load(address)
 
 
+def test_fetched_weights_start_a_training(hub, run, tmp_path, capsys, monkeypatch, digits):
+    assert push(run) == 0
+    first, weights = hub.repositories[NAME].sha, (run / "weights.safetensors").read_bytes()
+    folder, copy = tmp_path / "kept", tmp_path / "kept/owner--udpm-digits.safetensors"
+    fetch = ("fetch", f"hf://{NAME}", "--folder", folder)
+    assert tiny.call(*fetch, "--offline") == 2
+    assert f"{copy}: not found, and downloads are switched off" in capsys.readouterr().err
+    assert f"{NAME}: its weights.safetensors has SHA-256" in error_of(capsys, tiny.call(*fetch, "--sha256", "0" * 64))
+    assert not folder.exists()
+    for _ in range(2):
+        assert tiny.call(*fetch, "--sha256", sha256(run / "weights.safetensors")) == 0
+        assert f"{copy}: ok, SHA-256 " in capsys.readouterr().out
+    assert copy.read_bytes() == weights
+    # A later model of the same name does not replace it; its revision gets another file.
+    other = weights[:-1] + bytes([weights[-1] ^ 1])
+    hub.repositories[NAME].commit(hub.repositories[NAME].files | {"weights.safetensors": other})
+    assert f"{copy}: differs from weights.safetensors of hf://{NAME}" in error_of(capsys, tiny.call(*fetch))
+    assert copy.read_bytes() == weights
+    assert tiny.call("fetch", f"hf://{NAME}@{first}", "--folder", folder) == 0
+    assert (folder / f"owner--udpm-digits@{first}.safetensors").read_bytes() == weights
+    monkeypatch.setenv("UDPM_OFFLINE", "1")
+    assert tiny.call(*fetch) == 0
+    config = tiny.write_config(tmp_path, training__iterations=1)
+    train = ("train", config, "--dataset", digits / "dataset", "--cache", digits / "cache", "--run", tmp_path / "run")
+    assert tiny.call(*train, "--set", f"weights={copy}") == 0
+
+
+def test_an_address_is_no_file_to_start_from(hub, tmp_path, capsys):
+    config = tiny.write_config(tmp_path)
+    line = error_of(capsys, tiny.call("train", config, "--dry-run", "--set", "weights=hf://owner/name@v2"))
+    assert "weights: hf://owner/name@v2 is an address, but must be a file, which stays the same; " in line
+    assert line.endswith("`udpm fetch hf://owner/name@v2` writes resources/weights/owner--name@v2.safetensors")
+    assert hub.calls == []
+
+
 def closed_port():
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))

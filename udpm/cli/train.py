@@ -26,6 +26,7 @@ from udpm.core import kinds
 from udpm.core.errors import UserError
 from udpm.core.files import CIFAR10, EXTRACTOR_WEIGHTS, VGG, expanded, fetch
 from udpm.core.files import sha256 as file_sha256
+from udpm.core.hub import is_address
 from udpm.core.work import StopRequest
 
 FILES = {**EXTRACTOR_WEIGHTS, "vgg": VGG, "cifar10": CIFAR10}
@@ -33,20 +34,33 @@ IMAGE_FILES = (".zip", ".npz", ".npy", ".parquet")
 """Suffixes of files of images that `prepare` takes."""
 
 
+class FileOrAddress(click.Choice):
+    """A file that `udpm fetch` knows, or the address of a model on the Hub."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return it as text."""
+        return str(value) if is_address(value) else super().convert(value, param, ctx)
+
+
 @click.command(cls=Verb, epilog="Example: udpm fetch inception --folder resources/weights")
-@click.argument("file", type=click.Choice(list(FILES)))
+@click.argument("file", type=FileOrAddress(list(FILES)), metavar="FILE")
 @click.option(
     "--folder",
     type=SharedFolder(),
-    help="Folder to write to; default: resources/weights (extractors), torchvision's (vgg), resources/cifar10.",
+    help="Folder to write to; default: resources/weights, torchvision's (vgg), resources/cifar10.",
 )
 @click.option("--sha256", metavar="HEX", help="Required SHA-256; default: the published one, if there is one.")
 @click.option("--offline", is_flag=True, help="Only check an existing file; UDPM_OFFLINE=1 does the same.")
 def fetch_command(file: str, folder: Path | None, sha256: str | None, offline: bool) -> None:
     """Download weights or a data set in advance, on a machine with network access.
 
-    An existing file is checked and left unchanged.
+    FILE is inception, dinov2, clip, vgg or cifar10; or hf://OWNER/NAME[@REVISION], a model on the Hugging Face Hub,
+    whose weights become OWNER--NAME.safetensors, a file for `weights` of an experiment. An existing file is checked
+    and left unchanged.
     """
+    if is_address(file):
+        _keep_weights(file, folder or Path("resources/weights"), sha256, offline)
+        return
     from dataclasses import replace
 
     wanted = replace(FILES[file], sha256=sha256.lower()) if sha256 else FILES[file]
@@ -55,6 +69,14 @@ def fetch_command(file: str, folder: Path | None, sha256: str | None, offline: b
         click.echo(f"{path}: ok, SHA-256 {wanted.sha256}")
     else:
         click.echo(f"{path}: SHA-256 {file_sha256(path)}; none is published, so pin it with scoring.weights_sha256")
+
+
+def _keep_weights(address: str, folder: Path, digest: str | None, offline: bool) -> None:
+    from udpm.core.hub import keep
+    from udpm.runs.records import WEIGHTS
+
+    path = keep(address, WEIGHTS, folder, digest and digest.lower(), offline=offline)
+    click.echo(f"{path}: ok, SHA-256 {file_sha256(path)}; `weights: {path}` starts from it")
 
 
 def default_folder(file: str) -> Path:

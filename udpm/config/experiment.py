@@ -15,6 +15,7 @@ from udpm.config.model import Discriminator, Generator, ModelConfig, Process, ch
 from udpm.config.study import Resources
 from udpm.config.training import Losses, Training, TrainingOrImported
 from udpm.config.validation import Section, Seed, WorkflowPath, check
+from udpm.core.hub import copy_name, is_address
 
 
 class Experiment(Section):
@@ -35,8 +36,8 @@ class Experiment(Section):
     losses: Losses
     training: TrainingOrImported
     weights: WorkflowPath | None = None
-    """Weights to start training from, or to use unchanged with ``training: imported``: a file of this project or a
-    published checkpoint (.pt)."""
+    """Weights to start training from, or to use unchanged with ``training: imported``: a file of this project (of the
+    Hugging Face Hub: `udpm fetch hf://OWNER/NAME`) or a published checkpoint (.pt)."""
     sampling: Sampling = Sampling()
     scoring: Scoring | None
     """null: score nothing, and make no reference, nearest training images or selection."""
@@ -208,10 +209,15 @@ def _check_lengths(config: Experiment | RunConfig, *more: str) -> None:
 
 
 def _check_training(config: Experiment | RunConfig) -> None:
-    """Check that there is a discriminator where a loss needs one, and that the probabilities of levels sum to 1."""
+    """Check the discriminator that a loss needs, the sum of probabilities, and that weights are a file."""
     wrong = []
     if config.discriminator is None and any(_as_list(config.losses.adversarial_weight, 1)):
         wrong.append("discriminator: is missing, but losses.adversarial_weight is above 0")
+    if config.weights is not None and is_address(config.weights):
+        wrong.append(
+            f"weights: {config.weights} is an address, but must be a file, which stays the same; "
+            f"`udpm fetch {config.weights}` writes resources/weights/{copy_name(config.weights)}"
+        )
     probabilities = None if config.training == "imported" else config.training.level_probabilities
     if probabilities is not None and not math.isclose(sum(probabilities), 1, abs_tol=1e-6):
         wrong.append(f"training.level_probabilities: must sum to 1, but sum to {sum(probabilities):g}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from udpm.core.errors import UserError, first_line
-from udpm.core.files import OFFLINE
+from udpm.core.files import OFFLINE, atomic_path, sha256
 from udpm.core.folders import CONTENTS
 from udpm.core.kinds import BUNDLE, CARD
 from udpm.core.reading import read_json
@@ -116,6 +117,44 @@ def download(address: str | Path, file: str) -> Path:
                 off = OFFLINE if os.environ.get(OFFLINE) else "HF_HUB_OFFLINE"
                 raise UserError(f"{where}: not in the cache, and downloads are switched off ({off})") from None
             raise
+
+
+def copy_name(address: str) -> str:
+    """Return the name of a copy of a model's weights, such as owner--name@main.safetensors."""
+    found = ADDRESS.fullmatch(address)
+    parts = (found["name"].rstrip("/"), found["revision"]) if found else ()
+    return f"{'@'.join(part for part in parts if part)}.safetensors".replace("/", "--")
+
+
+def keep(address: str, file: str, folder: Path, digest: str | None = None, *, offline: bool = False) -> Path:
+    """Copy a repository's file to a folder, where it stays as it is, and return its path.
+
+    Args:
+        address: see `is_address`.
+        file: name in the repository.
+        folder: of the copy, which is called `copy_name`.
+        digest: required SHA-256.
+        offline: only check a copy that exists.
+
+    Raises:
+        UserError: as `download`, or another digest; or the copy that exists has another content than the file has now.
+    """
+    path = folder / copy_name(address)
+    if offline or os.environ.get(OFFLINE):
+        if not path.exists():
+            raise UserError(f"{path}: not found, and downloads are switched off")
+        source = path
+    else:
+        source = download(address, file)
+    found = sha256(source)
+    if digest is not None and found != digest:
+        raise UserError(f"{address}: its {file} has SHA-256 {found}, expected {digest}")
+    if not path.exists():
+        with atomic_path(path) as new:
+            shutil.copyfile(source, new)
+    elif source != path and sha256(path) != found:
+        raise UserError(f"{path}: differs from {file} of {address}; delete it, or name the revision that you want")
+    return path
 
 
 def push(name: str, build: Callable[[Path], Any], *, private: bool = False) -> tuple[str, int]:
