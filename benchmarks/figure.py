@@ -118,7 +118,7 @@ def _plot_ways(axes: Axes, record: dict[str, Any], kind: str) -> None:
             axes.annotate(
                 f"{value['median']:.2f}", (value["high"], place), (4, 0), textcoords="offset points", va="center"
             )
-    axes.set_yticks(range(len(parts)), parts)
+    axes.set_yticks(range(len(parts)), [_part(part) for part in parts])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.15 * max(value["high"] for value in found.values()))
     axes.axvline(1, color=COLOURS[-1], linewidth=1, linestyle="--", label=PLAIN)
@@ -146,14 +146,19 @@ def _plot_gains(axes: Axes, record: dict[str, Any], kind: str) -> None:
                 markerfacecolor=colour if each["used"] else "white",
                 markersize=5,
             )
-        axes.plot([], [], MARKERS[number], color=COLOURS[number], label=part)
+        axes.plot([], [], MARKERS[number], color=COLOURS[number], label=_part(part))
     if not all(each["used"] for each in gains):
-        axes.plot([], [], "o", color="grey", markerfacecolor="white", label="not in the full way")
+        axes.plot([], [], "o", color="grey", markerfacecolor="white", label="not in use")
     axes.axvline(1, color=COLOURS[-1], linewidth=1, linestyle="--")
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_title("with this gain against without it", loc="left")
+    axes.set_title("each gain: with it against without it", loc="left")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=len(parts) + 1)
+
+
+def _part(name: str) -> str:
+    # A small L looks like the digit 1.
+    return name.replace("l = ", "ℓ = ")
 
 
 def _whiskers(values: list[dict[str, float]]) -> list[list[float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,7 +212,7 @@ def mean_square(store: Store, level: int, split: str = "train") -> float:
 COLUMNS, ROWS = 12, 20
 SHOWN_SIDE = 64
 """Smaller images are enlarged by a whole factor up to about this side."""
-GAP, MARGIN, TEXT = 2, 110, 14
+GAP, BESIDE, TEXT, LONGEST_NAME = 2, 8, 20, 14
 
 
 def summarize(store: Store) -> dict[str, Any]:
@@ -263,12 +264,15 @@ def draw_sheet(store: Store, path: Path) -> list[int]:
     rows, names = _rows(store), _row_names(store)
     factor = max(1, SHOWN_SIDE // store.side)
     images = Image.fromarray(image_grid([np.asarray(store.images[numbers]) for numbers in rows], COLUMNS, GAP, factor))
-    step, left = store.side * factor + GAP, MARGIN if names else 0
+    font = ImageFont.load_default(TEXT)
+    # Names end at the images.
+    right = math.ceil(max(map(font.getlength, names), default=0)) + BESIDE
+    step, left = store.side * factor + GAP, right + BESIDE if names else 0
     sheet = Image.new("RGB", (left + images.width, images.height), "white")
     sheet.paste(images, (left, 0))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT)
+    draw = ImageDraw.Draw(sheet)
     for row, name in enumerate(names):
-        draw.text((4, row * step + step // 2), name, fill="black", font=font, anchor="lm")
+        draw.text((right, row * step + step // 2), name, fill="black", font=font, anchor="rm")
     with atomic_path(path) as temporary:
         if path.suffix.lower() in (".jpg", ".jpeg"):
             sheet.save(temporary, format="JPEG", comment=f"{SHEET_TITLE}\n{mark()}")
@@ -298,4 +302,4 @@ def _spread(numbers: np.ndarray, count: int) -> list[int]:
 
 def _row_names(store: Store) -> list[str]:
     names = store.record.get("class_names") or [str(label) for label in range(store.classes)]
-    return [name if len(name) <= TEXT else f"{name[: TEXT - 1]}…" for name in names]
+    return [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names]

@@ -356,10 +356,11 @@ def features_words(protocol: dict[str, Any]) -> str:
     extractor, reference = protocol["extractor"], protocol["reference"]
     accuracy = extractor.get("heldout_accuracy")
     known = "" if accuracy is None else f", held-out accuracy {accuracy:.1%}"
+    how = (preprocessing(protocol) or "").removeprefix("none: ")
     # Published statistics rarely state their number of images.
     size = "published statistics" if reference.get("n") is None else f"{reference['n']} images"
     return (
-        f"features of {extractor['name']} (SHA-256 {extractor['sha256'][:12]}{known}; {preprocessing(protocol)}"
+        f"features of {extractor['name']} (SHA-256 {extractor['sha256'][:12]}{known}; {how}"
         f"{'; TF32' if used_tf32(protocol) else ''}) to {reference['dataset']}/{reference['split']}, {size} "
         f"(SHA-256 {reference['sha256'][:12]})"
     )

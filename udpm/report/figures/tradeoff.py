@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
 from udpm.config.published_scores import FAMILIES, OURS, PublishedRuntime, PublishedTable
@@ -31,6 +32,7 @@ OUR_LOOK: dict[str, Any] = {"color": COLOURS[1], "marker": "*", "markersize": 13
 LARGEST_FID = 35.0
 """Published distances above it are in the .csv alone: they would squeeze all others into a corner."""
 LABEL_SIZE = 6.5
+NO_TITLES: Mapping[str, str] = {}
 
 
 def tradeoff_points(
@@ -62,8 +64,14 @@ def tradeoff_points(
     return pd.DataFrame(list(points.values()), columns=COLUMNS).astype({"nfe": "Int64"})
 
 
-def plot_tradeoff(points: pd.DataFrame, stem: str | Path) -> None:
-    """Plot FID against multiply-adds, one panel per data set: hollow marks are published, filled ones measured here."""
+def plot_tradeoff(points: pd.DataFrame, stem: str | Path, titles: Mapping[str, str] = NO_TITLES) -> None:
+    """Plot FID against multiply-adds, one panel per data set: hollow marks are published, filled ones measured here.
+
+    Args:
+        points: of `tradeoff_points`.
+        stem: path without suffix.
+        titles: of panels, by data set; default: its name.
+    """
     datasets = list(dict.fromkeys(points["dataset"]))
     figure = plt.figure(figsize=(9.0, 9.0), layout="constrained")
     first, *others = datasets or [""]
@@ -71,7 +79,7 @@ def plot_tradeoff(points: pd.DataFrame, stem: str | Path) -> None:
     near = points[(points["fid"] <= LARGEST_FID) | (points["kind"] == "measured")]
     for name, axes in grid.items():
         _plot_panel(axes, near[near["dataset"] == name])
-        axes.set_title(name)
+        axes.set_title(titles.get(name, name))
         axes.set_xlabel("multiply-adds for one image (G)")
         axes.set_ylabel("FID")
     figure.legend(handles=_legend(), loc="outside lower center", ncols=3)
@@ -128,6 +136,7 @@ def _label(axes: Axes, points: pd.DataFrame) -> None:
     for row in best:
         at = to_pixels((row["giga_multiply_adds"], row["fid"]))
         text = axes.text(0, 0, _name(row, points), fontsize=LABEL_SIZE, va="center", ha="center", zorder=5)
+        text.set_path_effects([withStroke(linewidth=2, foreground="white")])
         extent = text.get_window_extent()
         gap = size * (OUR_LOOK["markersize"] / 6 if row["method"] == OURS else 1.2)
         box, distance = _free_box(at, extent.width, extent.height, gap, taken, frame)
@@ -136,7 +145,8 @@ def _label(axes: Axes, points: pd.DataFrame) -> None:
         # In coordinates of the data, since a figure may be saved at another resolution.
         (x, y), *ends = axes.transData.inverted().transform([centre, at, end])
         text.set_position((x, y))
-        if distance > 1:
+        # A label that is not level with its point may be nearer to another.
+        if distance > 1 or abs(centre[1] - at[1]) > size:
             axes.plot(*zip(*ends, strict=True), color="#999999", linewidth=0.5, zorder=1, scalex=False, scaley=False)
         taken.append(box)
 
@@ -164,7 +174,8 @@ def _free_box(
         box = Bbox.from_bounds(x - width / 2, y - height / 2, width, height)
         outside = width * height - _overlap(box, frame)
         hidden = sum(_overlap(box, other) for other in taken) + 2 * outside
-        if hidden <= 0:
+        # Differences of areas are not exact.
+        if hidden < 1:
             return box, step
         if best is None or hidden < best[0]:
             best = hidden, box, step

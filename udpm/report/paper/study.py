@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from udpm.config.experiment import Experiment, RunConfig
-from udpm.config.load import load_experiment, own_file, read_resolved, resolve_run
+from udpm.config.load import load_dataset, load_experiment, own_file, read_resolved, resolve_run
 from udpm.config.published_scores import (
     RUNTIME,
     SETUPS,
@@ -84,7 +84,14 @@ class StudyReport:
         from udpm.report.figures.tradeoff import plot_tradeoff, tradeoff_points
 
         tables = [load_published(name, self._config) for name in published_names(self._config)]
-        plot_tradeoff(tradeoff_points(tables, load_runtime(self._config), self.scores()), stem)
+        points = tradeoff_points(tables, load_runtime(self._config), self.scores())
+        titles = {}
+        for name in points["dataset"].unique():
+            # Without its file, its name is the title.
+            with suppress(UserError):
+                dataset = load_dataset(name, self._config)
+                titles[name] = f"{dataset.description.partition(',')[0] or name}, {dataset.side}×{dataset.side}"
+        plot_tradeoff(points, stem, titles)
 
     def write_summary(self, folder: Path) -> str:
         """Write ``summary.md`` and ``overview.html`` on the study's experiments, and on what else is scored.
