@@ -116,8 +116,13 @@ def _describe_training(config: RunConfig, iterations: int) -> str:
         batches += f": {training.batch // training.processes} for each of {training.processes} processes ({shape})"
     if training.accumulate > 1:
         batches += f", in {training.accumulate} parts"
-    switches = {"TF32": training.tf32, "channels last": training.channels_last, "compiled": training.compile}
-    switches |= {"CUDA graphs": training.cuda_graphs, "noise of a counter": training.noise == "counter"}
+    switches = {
+        "TF32": training.tf32 and training.device != "cpu",
+        "channels last": training.channels_last,
+        "compiled": training.compile,
+        "CUDA graphs": training.cuda_graphs,
+        "noise of a counter": training.noise == "counter",
+    }
     used = [name for name, on in switches.items() if on]
     rate = f"rate {training.learning_rate:g}"
     if training.learning_rate_end < 1:

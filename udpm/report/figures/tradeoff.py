@@ -175,7 +175,7 @@ def _free_box(
         outside = width * height - _overlap(box, frame)
         hidden = sum(_overlap(box, other) for other in taken) + 2 * outside
         # Differences of areas are not exact.
-        if hidden < 1:
+        if hidden < 1e-6:
             return box, step
         if best is None or hidden < best[0]:
             best = hidden, box, step
