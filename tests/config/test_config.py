@@ -23,7 +23,6 @@ ROOT = Path(__file__).parents[2]
         ("process.sigmas", [0.5, 0.1], "process.sigmas: has 2 values, but levels is 3; give one for each level"),
         ("losses.r1_gamma", [1, 2], "losses.r1_gamma: has 2 values, but process.levels is 3"),
         ("losses.r2_gamma", [1, 2], "losses.r2_gamma: has 2 values, but process.levels is 3"),
-        ("losses.feature_matching_weight", [1, 2], "losses.feature_matching_weight: has 2 values, but"),
         ("training.learningrate", 3, "training.learningrate: unknown key; did you mean learning_rate?"),
         ("training.batch", "x", "training.batch: input should be a valid integer, got 'x'"),
         ("discriminator", None, "discriminator: is missing, but losses.adversarial_weight is above 0"),

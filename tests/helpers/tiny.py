@@ -49,8 +49,7 @@ ALIVE = {
     "discriminator__minibatch_deviation": "mean",
     "losses__adversarial": "relativistic",
     "losses__r2_gamma": 0.3,
-    "losses__feature_matching_weight": [1.0, 0.5, 0.0],
-    "losses__discriminator_noise": {"kind": "posterior", "std": 0.0, "decay_per_1000": 1.0},
+    "losses__discriminator_noise": {"kind": "diffusion", "std": 0.0, "decay_per_1000": 1.0},
     "discriminator__sees_state": True,
     "losses__augmentation": {
         "flip": True,

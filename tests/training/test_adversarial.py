@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from udpm.config.training import Augmentation
 from udpm.core import devices
 from udpm.core.errors import UserError
-from udpm.diffusion.process import marginal, posterior, step
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.discriminator import Discriminator, DiscriminatorShape, batch_deviation
 from udpm.training import dryrun
@@ -28,7 +27,7 @@ from udpm.training.augmentation import (
 )
 from udpm.training.batch import draw_noise
 from udpm.training.estimate import IterationCounter
-from udpm.training.losses import discriminator_losses, generator_losses, loss_weights, show
+from udpm.training.losses import discriminator_losses, generator_losses, loss_weights
 from udpm.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -154,43 +153,6 @@ def test_penalties_decay_and_are_lazy_together():
     found = [(first.at(iteration).r1, first.at(iteration).r2) for iteration in (0, 1, 1000, 2000)]
     assert found == [pytest.approx(pair) for pair in ((0.8, 1.2), (0, 0), (0.4, 0.6), (0.2, 0.3))]
     assert last.at(0).r2 == 0
-
-
-# --- feature matching ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("pairs", [{}, RELATIVISTIC])
-def test_features_of_an_output_are_compared_with_its_targets(pairs):
-    step = Step(linear, **pairs, losses__feature_matching_weight=0.7)
-
-    def judge(image, *_, maps):
-        maps.extend([image, 3 * image.mean(dim=(2, 3))])
-        return linear(image)
-
-    step.judge = judge
-    step.target.requires_grad_()
-    losses, batch = step.generator(), step.batch("generator")
-    difference = (step.target - step.output) / 2 + batch.real_noise - batch.fake_noise
-    expected = difference.abs().mean() + 3 * difference.mean(dim=(2, 3)).abs().mean()
-    torch.testing.assert_close(losses["feature_matching"], expected.detach())
-    rest = losses["reconstruction"] + losses["adversarial"]
-    torch.testing.assert_close(losses["total"], rest + 0.7 * expected)
-
-
-def test_maps_are_the_outputs_of_blocks():
-    network, maps = Discriminator(DiscriminatorShape(16, 3, 8)), []
-    outputs = []
-    for block in network.blocks:
-        block.register_forward_hook(lambda _, inputs, output: outputs.append(F.leaky_relu(output, 0.2)))
-    network(normal(0, 2, 3, 16, 16), 0.5, maps=maps)
-    assert len(maps) == len(outputs) == 3
-    assert all(torch.equal(found, output) for found, output in zip(maps, outputs, strict=True))
-
-
-def test_before_the_adversary_starts_there_are_no_features():
-    first = loss_weights(tiny.run_config(losses__feature_matching_weight=1.0, losses__adversarial_start=5))[0]
-    assert [first.at(iteration).feature_matching for iteration in (4, 5)] == [0, 1]
-    assert not first.at(4).compares
 
 
 # --- augmentation ----------------------------------------------------------------------------------------------------
@@ -320,55 +282,6 @@ def test_grey_images_have_no_colours_to_transform(levels):
     check_colours(Augmentation(flip=True), levels)
 
 
-# --- draws of the posterior ------------------------------------------------------------------------------------------
-
-POSTERIOR = {"losses__discriminator_noise": {"kind": "posterior", "std": 0.0, "decay_per_1000": 1.0}}
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("level", [2, 3])
-def test_real_pairs_have_the_law_of_the_process(level):
-    """Cov(x_{l-1}, x_l) of pairs drawn backwards, by x_l and then the posterior, is that of pairs drawn forwards."""
-    config = tiny.run_config(**POSTERIOR, training__batch=20_000)
-    schedule, weights = Schedule.from_config(config.process), loss_weights(config)[level - 1]
-    target = torch.full((20_000, 3, 2, 2), 0.8)
-    batch = draw_noise(config, "discriminator", 0, level, target, torch.zeros(20_000), weights.noise)
-    state = batch.state(schedule)
-    found = show(schedule, weights, batch, state, target / weights.divisor, "real").image * weights.divisor
-    before = marginal(schedule, target, level - 1, normal(1, *target.shape))
-    after = step(schedule, before, level, normal(2, *state.shape))
-
-    def covariance(previous, state):
-        return torch.cov(torch.cat([previous.flatten(2), state.flatten(2)], dim=2).flatten(0, 1).T)
-
-    expected = covariance(before, after)
-    torch.testing.assert_close(covariance(found, state), expected, rtol=0.05, atol=0.02 * expected.diag().max().item())
-    torch.testing.assert_close(found.mean(), before.mean(), rtol=0, atol=0.01)
-
-
-@pytest.mark.parametrize("changes", [{}, AUGMENTED])
-def test_players_show_draws_of_the_posterior(changes):
-    step = Step(linear, **POSTERIOR, **changes, discriminator__sees_state=True)
-    scale = 0.5
-    assert step.weights.scale == scale
-    step.discriminator()
-    step.generator()
-    cases = (("discriminator", "fake"), ("discriminator", "real"), ("generator", "fake"))
-    for image, (player, whose) in zip(step.shown, cases, strict=True):
-        batch = step.batch(player)
-        made = step.output if whose == "fake" else step.target
-        law = posterior(step.schedule, batch.state(step.schedule), made, 2, "exact")
-        expected = law.draw(batch.tensors()[f"{whose}_noise"]) / 2
-        if changes:
-            expected = scale * transform(expected / scale, batch.tensors()[f"{whose}_transform"])
-        torch.testing.assert_close(image, expected)
-
-
-def test_the_finest_level_shows_the_image_itself():
-    finest = loss_weights(tiny.run_config(**POSTERIOR))[0]
-    assert (finest.posterior, finest.noise, finest.scale) == (False, 0, 1)
-
-
 # --- training with everything on -------------------------------------------------------------------------------------
 
 
@@ -444,10 +357,6 @@ def test_a_dry_run_names_them():
             "losses.augmentation.ramp: input should be greater than or equal to 0",
         ),
         ({"losses__augmentation": True}, "losses.augmentation: input should be a section"),
-        (
-            {"losses__adversarial_weight": [1.0, 0.0, 1.0], "losses__feature_matching_weight": 0.3},
-            "losses.feature_matching_weight: 0.3 at level 2, where no adversarial_weight trains the discriminator",
-        ),
         ({"losses__r2_gamma": -1.0}, "losses.r2_gamma: input should be "),
     ],
 )

@@ -192,7 +192,6 @@ def _check_lengths(config: Experiment | RunConfig, *more: str) -> None:
     """Check that lists by level have one value for each."""
     losses = (
         *("reconstruction_weight", "lpips_weight", "energy_weight", "adversarial_weight", "r1_gamma", "r2_gamma"),
-        "feature_matching_weight",
         "discriminator_noise.std",
     )
     paths = [*(f"losses.{key}" for key in losses), *more]
@@ -248,9 +247,13 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _accept_earlier_tensorboard(cls, values: Any) -> Any:
-        # Resolved files, checkpoints and weights of earlier versions have this key; files of experiments must not.
-        training = values.get("training") if isinstance(values, Mapping) else None
+    def _accept_earlier_keys(cls, values: Any) -> Any:
+        # Resolved files, checkpoints and weights of earlier versions have these; files of experiments must not.
+        if not isinstance(values, Mapping):
+            return values
+        training, losses = values.get("training"), values.get("losses")
+        if isinstance(losses, Mapping) and losses.get("feature_matching_weight") in (0, [0] * 3):
+            values = {**values, "losses": {k: v for k, v in losses.items() if k != "feature_matching_weight"}}
         if not isinstance(training, Mapping) or not isinstance(training.get("tensorboard"), bool):
             return values
         kept = {key: value for key, value in training.items() if key != "tensorboard"}
@@ -305,16 +308,6 @@ class RunConfig(Section):
             if weight and losses.energy_patch and side % losses.energy_patch:
                 raise ValueError(
                     f"losses.energy_patch: {losses.energy_patch} does not divide {side}, the side at level {level}"
-                )
-
-    @check
-    def _features_are_of_a_trained_discriminator(self) -> None:
-        weights = (self.per_level(f"losses.{key}_weight") for key in ("feature_matching", "adversarial"))
-        for level, (weight, adversarial) in enumerate(zip(*weights, strict=False), start=1):
-            if weight and not adversarial:
-                raise ValueError(
-                    f"losses.feature_matching_weight: {weight:g} at level {level}, where no adversarial_weight trains "
-                    "the discriminator; it must be 0 there"
                 )
 
     @check

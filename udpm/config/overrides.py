@@ -43,7 +43,10 @@ ELSEWHERE = {
 """Hints on first names of keys that another model has, by model."""
 
 
-RENAMED = {"training.tensorboard": "TensorBoard is one of training.trackers, a list"}
+RENAMED = {
+    "training.tensorboard": "TensorBoard is one of training.trackers, a list",
+    "losses.feature_matching_weight": "it gained nothing, and was removed (docs/recipe.md)",
+}
 """Hints on keys that earlier versions had."""
 
 

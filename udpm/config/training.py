@@ -29,9 +29,8 @@ EnergyExponent = Annotated[float, Field(gt=0, lt=2)]
 class DiscriminatorNoise(Section):
     """Noise added to what the discriminator sees."""
 
-    kind: Literal["none", "noisy", "diffusion", "posterior"] = "none"
-    """none; noisy: N(0, std²) with std decaying during training; diffusion: the forward process to level l-1;
-    posterior: a draw of x_{l-1} from the posterior given x_l and the image (not in the paper)."""
+    kind: Literal["none", "noisy", "diffusion"] = "none"
+    """none; noisy: N(0, std²) with std decaying during training; diffusion: the forward process to level l-1."""
     std: NonNegativeFloat | list[NonNegativeFloat] = 0.0
     """For kind noisy: standard deviation for images in [-1, 1]. One value, or one for each level with l = 1 first."""
     decay_per_1000: DecayFactor = 1.0
@@ -90,9 +89,6 @@ class Losses(Section):
     adversarial: Literal["standard", "relativistic"] = "standard"
     """standard: the discriminator judges each image alone, as published; relativistic: it compares each output with its
     target, softplus(D(fake) - D(real)), as in R3GAN."""
-    feature_matching_weight: NonNegativeFloat | list[NonNegativeFloat] = 0.0
-    """Weight of the mean absolute difference between the discriminator's features of output and target, summed over its
-    blocks. One value, or one for each level; needs an adversarial weight there. Not in the paper."""
     r1_gamma: NonNegativeFloat | list[NonNegativeFloat] = 0.0
     """γ of the R1 gradient penalty, on real images. One value, or one for each level."""
     r2_gamma: NonNegativeFloat | list[NonNegativeFloat] = 0.0

@@ -21,7 +21,7 @@ from udpm.training.losses import LossWeights, discriminator_losses, generator_lo
 from udpm.training.perceptual import Perceptual, load_lpips
 from udpm.training.state import State
 
-TERMS = ("reconstruction", "energy", "lpips", "adversarial", "feature_matching")
+TERMS = ("reconstruction", "energy", "lpips", "adversarial")
 """Terms of the generator's loss, by the names of their weights."""
 MOST_BATCHES = 16
 
@@ -134,9 +134,7 @@ def _gradients(players: Players, level: int, weights: LossWeights, perceptual: P
     parameters = list(state.generator.parameters())
     found: dict[str, torch.Tensor] = {}
     for term in TERMS:
-        # Features are matched only where there is an adversarial term, whose gradient is taken off below.
-        kept = {term, "adversarial"} if term == "feature_matching" else {term}
-        others: dict[str, Any] = {other: 0.0 for other in TERMS if other not in kept}
+        others: dict[str, Any] = {other: 0.0 for other in TERMS if other != term}
         alone = replace(weights, **others)
         if getattr(weights, term) == 0 or (term == "lpips" and perceptual is None):
             continue
@@ -147,8 +145,6 @@ def _gradients(players: Players, level: int, weights: LossWeights, perceptual: P
             parts = torch.autograd.grad(total, parameters, allow_unused=True)
             mean = [a if b is None else a + (b - a) / count for a, b in zip(mean, parts, strict=True)]
         found[term] = torch.cat([part.flatten() for part in mean])
-        if term == "feature_matching":
-            found[term] -= found["adversarial"]
     norms = {term: gradient.norm().item() for term, gradient in found.items()}
     adversarial = found.pop("adversarial")
     rest = torch.stack(list(found.values())).sum(dim=0) if found else None

@@ -70,7 +70,6 @@ class Discriminator(nn.Module):
         labels: torch.Tensor | None = None,
         dropout: float = 0.0,
         state: torch.Tensor | None = None,
-        maps: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Compute logits of a batch.
 
@@ -80,7 +79,6 @@ class Discriminator(nn.Module):
             labels: (B,) int64 if D is class-conditional, else ignored.
             dropout: probability in train mode, in the blocks and on the logit.
             state: x_l, (B, 3, h', w'), if D is conditioned on it, else ignored.
-            maps: list that every block's output is appended to.
 
         Returns:
             (B, 1) logits.
@@ -98,8 +96,6 @@ class Discriminator(nn.Module):
         for block in self.blocks:
             block.dropout = dropout
             h = leaky(block(h, condition))
-            if maps is not None:
-                maps.append(h)
         # The deviation is summed over thousands of values: bfloat16 would round away the differences between groups.
         with without_autocast(h.device):
             h = h.float()

@@ -103,7 +103,7 @@ def _cost(loaded: LoadedSweep, resolved: Resolved, run: RunConfig, trainings: in
 def _arithmetic_of(run: RunConfig) -> str:
     """Return a key of all settings that the number of operations depends on."""
     # Of loss weights, only whether they are zero.
-    weights = ("energy_weight", "adversarial_weight", "r1_gamma", "r2_gamma", "feature_matching_weight")
+    weights = ("energy_weight", "adversarial_weight", "r1_gamma", "r2_gamma")
     used = [[bool(value) for value in run.per_level(f"losses.{key}")] for key in weights]
     parts = run.model_dump(mode="json", include={"generator", "discriminator", "training"})
     settings = {"upsample_discriminator_input", "r1_every", "adversarial", "adversarial_start", "energy_draws"}

@@ -1,4 +1,4 @@
-"""Terms and statistics of the adversarial losses: gradient penalty, features, separation, share of the gradient."""
+"""Terms and statistics of the adversarial losses: gradient penalty, separation, share of the gradient."""
 
 from __future__ import annotations
 
@@ -13,12 +13,6 @@ def gradient_penalty(logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor
     with without_autocast(images.device):
         (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradient.float().square().sum(dim=(1, 2, 3)).mean()
-
-
-def feature_distance(maps: list[torch.Tensor], expected: list[torch.Tensor]) -> torch.Tensor:
-    """Compute the mean absolute difference between maps of the same shapes, summed over maps."""
-    pairs = zip(maps, expected, strict=True)
-    return torch.stack([(map_.float() - other.float()).abs().mean() for map_, other in pairs]).sum()
 
 
 def separation(on_real: torch.Tensor, on_fake: torch.Tensor, *, paired: bool = False) -> torch.Tensor:

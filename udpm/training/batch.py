@@ -334,11 +334,8 @@ def draw_noise(
 
 def shows_real(config: RunConfig, player: str, level: int) -> bool:
     """Return whether a player's step shows real images to the discriminator."""
-    adversarial, features = (
-        config.per_level(f"losses.{key}")[level - 1] for key in ("adversarial_weight", "feature_matching_weight")
-    )
-    pairs = adversarial > 0 and config.losses.adversarial == "relativistic"
-    return player == "discriminator" or pairs or features > 0
+    adversarial = config.per_level("losses.adversarial_weight")[level - 1]
+    return player == "discriminator" or (adversarial > 0 and config.losses.adversarial == "relativistic")
 
 
 def draw_counts(config: RunConfig, player: str, level: int) -> tuple[int, int]:

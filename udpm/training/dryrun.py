@@ -100,7 +100,6 @@ def _describe_losses(config: RunConfig) -> str:
     keys = {config.losses.reconstruction: "reconstruction_weight", "energy score": "energy_weight"}
     kind = "adversarial" if config.losses.adversarial == "standard" else "relativistic adversarial"
     keys |= {"LPIPS": "lpips_weight", kind: "adversarial_weight", "R1": "r1_gamma", "R2": "r2_gamma"}
-    keys |= {"feature matching": "feature_matching_weight"}
     weights = {name: config.per_level(f"losses.{key}") for name, key in keys.items()}
     parts = [f"{name} {values}" for name, values in weights.items() if any(values)]
     if config.losses.augmentation.transforms:
@@ -169,7 +168,7 @@ GROUP = 4
 """Multiple that batches are rounded down to, for the discriminator's groups."""
 TERMS = {
     "discriminator": ("r1", "r2", "noise", "dropout"),
-    "generator": ("energy", "lpips", "adversarial", "feature_matching", "noise"),
+    "generator": ("energy", "lpips", "adversarial", "noise"),
 }
 """Fields of `LossWeights` that add to what a player's step keeps."""
 

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from udpm.config.experiment import RunConfig
-from udpm.diffusion.process import posterior
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.layers import NO_LABEL
-from udpm.training.adversarial import feature_distance, gradient_penalty, gradient_share, separation
+from udpm.training.adversarial import gradient_penalty, gradient_share, separation
 from udpm.training.augmentation import move_state, transform
 from udpm.training.batch import TrainingBatch
 from udpm.training.perceptual import Perceptual
@@ -32,7 +31,6 @@ class LossWeights:
         lpips: λp; 0 leaves LPIPS out.
         adversarial: λa.
         energy: λe.
-        feature_matching: λf; needs `adversarial`.
         r1: γ of the penalty on real images.
         r2: γ of the penalty on generated images.
         noise: standard deviation of the instance noise, added to the discriminator's input.
@@ -44,7 +42,6 @@ class LossWeights:
         energy_patch: side of its patches; 0 for whole images.
         relativistic: compare D's outputs on an image and its target.
         sees_state: D sees x_l, too.
-        posterior: D sees draws of x_{l-1} given x_l and an image, whose noise `noise` is.
         discriminator_size: side to which the discriminator's input is enlarged; 0 keeps its side.
         noise_decay: factor of `noise` every 1000 iterations.
         r1_decay: factor of `r1` and `r2` every 1000 iterations.
@@ -63,13 +60,11 @@ class LossWeights:
     divisor: float
     squared: bool
     energy: float = 0.0
-    feature_matching: float = 0.0
     energy_exponent: float = 1.0
     energy_patch: int = 0
     r2: float = 0.0
     relativistic: bool = False
     sees_state: bool = False
-    posterior: bool = False
     discriminator_size: int = 0
     noise_decay: float = 1.0
     r1_decay: float = 1.0
@@ -85,7 +80,7 @@ class LossWeights:
     @property
     def compares(self) -> bool:
         """True if a generator step shows real images to the discriminator, too."""
-        return self.adversarial > 0 and (self.relativistic or self.feature_matching > 0)
+        return self.adversarial > 0 and self.relativistic
 
     def at(self, iteration: int) -> LossWeights:
         """Return the weights in force at an iteration, counted from 0: decay goes in steps of 1000."""
@@ -97,7 +92,6 @@ class LossWeights:
             r1=lazy * self.r1 * self.r1_decay**thousands,
             r2=lazy * self.r2 * self.r1_decay**thousands,
             adversarial=self.adversarial if iteration >= self.adversarial_start else 0.0,
-            feature_matching=self.feature_matching if iteration >= self.adversarial_start else 0.0,
         )
 
 
@@ -105,7 +99,7 @@ def loss_weights(config: RunConfig) -> list[LossWeights]:
     """Return the weights of each level before any decay, l = 1 first."""
     losses = config.losses
     schedule = Schedule.from_config(config.process)
-    keys = ("reconstruction_weight", "energy_weight", "lpips_weight", "adversarial_weight", "feature_matching_weight")
+    keys = ("reconstruction_weight", "energy_weight", "lpips_weight", "adversarial_weight")
     by_level = {key.rpartition("_")[0]: config.per_level(f"losses.{key}") for key in (*keys, "r1_gamma", "r2_gamma")}
     by_level["dropout"] = config.per_level("discriminator.dropout") if config.discriminator else [0.0] * schedule.levels
     return [
@@ -121,7 +115,6 @@ def loss_weights(config: RunConfig) -> list[LossWeights]:
             r1_decay=losses.r1_decay_per_1000,
             adversarial_start=losses.adversarial_start,
             r1_every=losses.r1_every,
-            posterior=losses.discriminator_noise.kind == "posterior" and level > 1,
             discriminator_every=1 if config.training == "imported" else config.training.discriminator_every,
             **_instance_noise(config, schedule, level),
         )
@@ -143,8 +136,6 @@ def _instance_noise(config: RunConfig, schedule: Schedule, level: int) -> dict[s
         # The marginal of level l-1, (ᾱ·divisor·v + σ̃ ε)/divisor; at l = 1 nothing is added.
         std = schedule.sigma_tilde(level - 1) / _divisor(config, schedule, level)
         return {"scale": schedule.alpha_bar(level - 1), "noise": std}
-    if section.kind == "posterior" and level > 1:
-        return {"scale": schedule.alpha_bar(level - 1), "noise": 1.0}
     return {"scale": 1.0, "noise": 0.0}
 
 
@@ -176,8 +167,8 @@ def discriminator_losses(
     with torch.no_grad():
         fake = predict(generator, schedule, batch, state).float() / weights.divisor
     real = batch.target / weights.divisor
-    fakes = show(schedule, weights, batch, state, fake, "fake", penalised=weights.r2 > 0)
-    reals = show(schedule, weights, batch, state, real, "real", penalised=weights.r1 > 0)
+    fakes = show(weights, batch, state, fake, "fake", penalised=weights.r2 > 0)
+    reals = show(weights, batch, state, real, "real", penalised=weights.r1 > 0)
     on_fake, on_real = (
         discriminator(shown.image, schedule.time(batch.level), batch.labels, weights.dropout, shown.state).float()
         for shown in (fakes, reals)
@@ -208,13 +199,12 @@ def generator_losses(
     """Compute λ1·error(out, target) + λe·energy score + λp·LPIPS(out, target) + λa·softplus(-D(out + n)).
 
     The relativistic adversarial loss is softplus(D(target + n') - D(out + n)), whose gradient is the output's alone.
-    Feature matching adds λf·Σ_k mean |D_k(target + n') - D_k(out + n)| over the outputs D_k of D's blocks.
     With several draws of the output, the error is the mean over all of them; LPIPS and D see the first.
     The generator must be in train mode; the discriminator in eval mode, its weights not requiring gradients.
 
     Returns:
         Scalars: "total" to minimize; for the record, unweighted, "reconstruction" and, with weights above 0, "energy"
-        with "spread" (see `energy_score`), "lpips", "feature_matching", and "adversarial" with "adversarial_share"
+        with "spread" (see `energy_score`), "lpips", and "adversarial" with "adversarial_share"
         (`gradient_share`).
     """
     state = batch.state(schedule)
@@ -241,14 +231,13 @@ def generator_losses(
         assert discriminator is not None
         branch = first.view_as(first)
         stats["adversarial_share"] = gradient_share(output, branch)
-        judged = _judged(discriminator, schedule, weights, batch, state, branch, target)
-        stats |= {name: value.detach() for name, value in judged.items()}
-        for name, value in judged.items():
-            total = total + getattr(weights, name) * value
+        adversarial = _adversarial(discriminator, schedule, weights, batch, state, branch, target)
+        stats["adversarial"] = adversarial.detach()
+        total = total + weights.adversarial * adversarial
     return {"total": total, **stats}
 
 
-def _judged(
+def _adversarial(
     discriminator: Network,
     schedule: Schedule,
     weights: LossWeights,
@@ -256,24 +245,18 @@ def _judged(
     state: torch.Tensor,
     output: torch.Tensor,
     target: torch.Tensor,
-) -> dict[str, torch.Tensor]:
-    """Return the unweighted terms of the generator's loss that the discriminator gives, by their names in `weights`."""
-    maps: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+) -> torch.Tensor:
+    """Return the unweighted adversarial loss of the generator."""
 
-    def judge(shown: Shown, kept: list[torch.Tensor]) -> torch.Tensor:
-        asked = {"maps": kept} if weights.feature_matching > 0 else {}
-        return discriminator(shown.image, schedule.time(batch.level), batch.labels, 0.0, shown.state, **asked).float()
+    def judge(shown: Shown) -> torch.Tensor:
+        return discriminator(shown.image, schedule.time(batch.level), batch.labels, 0.0, shown.state).float()
 
-    logits = judge(show(schedule, weights, batch, state, output, "fake"), maps[0])
+    logits = judge(show(weights, batch, state, output, "fake"))
     if weights.compares:
         with torch.no_grad():
-            on_real = judge(show(schedule, weights, batch, state, target, "real"), maps[1])
-        if weights.relativistic:
-            logits = logits - on_real
-    found = {"adversarial": F.softplus(-logits).mean()}
-    if weights.feature_matching > 0:
-        found["feature_matching"] = feature_distance(*maps)
-    return found
+            on_real = judge(show(weights, batch, state, target, "real"))
+        logits = logits - on_real
+    return F.softplus(-logits).mean()
 
 
 SMOOTHING = 1e-5
@@ -331,7 +314,6 @@ class Shown:
 
 
 def show(
-    schedule: Schedule,
     weights: LossWeights,
     batch: TrainingBatch,
     state: torch.Tensor,
@@ -343,7 +325,6 @@ def show(
     """Return what the discriminator sees of images v: scale·T(v) + noise, enlarged.
 
     Args:
-        schedule: of the process.
         weights: at the batch's level.
         batch: with the noise and the parameters of T.
         state: x_l that the images were made from, which T moves, too.
@@ -352,11 +333,7 @@ def show(
         penalised: whether R1 or R2 differentiates by the images.
     """
     noise, parameters = getattr(batch, f"{whose}_noise"), getattr(batch, f"{whose}_transform")
-    if weights.posterior:
-        law = posterior(schedule, state, image * weights.divisor, batch.level, "exact")
-        before, noise = law.draw(noise) / weights.divisor, None
-    else:
-        before = add_instance_noise(image, weights, noise if parameters is None else None)
+    before = add_instance_noise(image, weights, noise if parameters is None else None)
     if penalised:
         before.requires_grad_()
     seen = before

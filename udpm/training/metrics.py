@@ -33,7 +33,6 @@ SHOWN = {
     "generator/spread": "spread",
     "generator/lpips": "lpips",
     "generator/adversarial": "adv",
-    "generator/feature_matching": "features",
     "discriminator/real": "D real",
     "discriminator/fake": "fake",
     "discriminator/auc": "AUC",

@@ -29,7 +29,6 @@ PANELS = {
     "generator/spread": "generator: spread of draws",
     "generator/lpips": "generator: LPIPS",
     "generator/adversarial": "generator: adversarial",
-    "generator/feature_matching": "generator: difference of D's features",
     "discriminator/loss": "discriminator: loss",
     "generator/adversarial_share": "generator: adversarial gradient",
     "discriminator/auc": "discriminator: separation",
