@@ -12,6 +12,7 @@ from udpm.config.load import resolve_run
 from udpm.training.dryrun import AsOnGPU
 from udpm.training.estimate import IterationCounter
 from udpm.training.losses import loss_weights
+from udpm.training.perceptual import load_lpips
 
 FREE = {
     "detach", "view", "_unsafe_view", "permute", "transpose", "t", "expand", "slice", "select", "unsqueeze", "squeeze",
@@ -35,10 +36,12 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def step(config, player, level):
+def step(config, player, level, perceptual=None):
     """A step's loss and its player's parameters, with gradients; and the operations that it took."""
-    counter = IterationCounter(config)
-    weights = replace(loss_weights(config)[level - 1].at(0), lpips=0.0)
+    counter = IterationCounter(config, perceptual)
+    weights = loss_weights(config)[level - 1].at(0)
+    if perceptual is None:
+        weights = replace(weights, lpips=0.0)
     bfloat16 = config.training.precision == "bfloat16"
     with Operations() as operations:
         with AsOnGPU(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
@@ -53,7 +56,7 @@ def step(config, player, level):
         ("ncsnpp", {}),
         pytest.param("ddpmpp", {}, marks=pytest.mark.slow),
         pytest.param("adm", {}, marks=pytest.mark.slow),
-        pytest.param("ncsnpp", tiny.ALIVE, id="alive"),
+        pytest.param("ncsnpp", tiny.ALL, id="all-options"),
     ],
 )
 @pytest.mark.parametrize("player", ["discriminator", "generator"])
@@ -61,13 +64,26 @@ def test_losses_and_gradients_are_float32(family, player, changes):
     changes = {**WIDE, **changes, "losses__r1_gamma": 0.5, "generator__dropout": 0.1}
     config = tiny.run_config(**changes, generator__family=family)
     for level in (1, 2, 3):
-        total, parameters, _ = step(config, player, level)
-        assert total.dtype == torch.float32
-        for parameter in parameters:
-            if parameter.grad is not None:
-                assert parameter.grad.dtype == torch.float32
-                assert _strides(parameter.grad) == _strides(parameter)
-        assert any(parameter.grad is not None for parameter in parameters)
+        check_types(*step(config, player, level)[:2])
+
+
+def test_losses_and_gradients_of_lpips_are_float32():
+    config = tiny.run_config(**WIDE, losses__lpips_weight=[4.0, 0.0, 0.0], losses__lpips_network="vgg-random")
+    total, parameters, names = step(config, "generator", 1, load_lpips("vgg-random", 2.0, torch.device("cpu")))
+    check_types(total, parameters)
+    without = step(config, "generator", 1)[2]
+    # VGG's 13 convolutions of the output and of the target, LPIPS's five, and the way back to the output.
+    assert names["convolution"] - without["convolution"] == 2 * 13 + 5
+    assert names["convolution_backward"] - without["convolution_backward"] == 13 + 5
+
+
+def check_types(total, parameters):
+    assert total.dtype == torch.float32
+    for parameter in parameters:
+        if parameter.grad is not None:
+            assert parameter.grad.dtype == torch.float32
+            assert _strides(parameter.grad) == _strides(parameter)
+    assert any(parameter.grad is not None for parameter in parameters)
 
 
 def _strides(value):
