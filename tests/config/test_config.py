@@ -5,11 +5,15 @@ import functools
 from pathlib import Path
 
 import pytest
+import tiny
 
 from udpm.config import DatasetConfig, Experiment, Scoring, Study, to_json
+from udpm.config.experiment import RunConfig
 from udpm.config.load import resolve_run, validate
+from udpm.config.overrides import read_settings
 from udpm.config.validation import read_yaml
 from udpm.core.errors import UserError
+from workflow.content import without_mutable_keys
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,3 +132,17 @@ def test_earlier_names_of_scoring_keys_still_read():
     assert (found.weights_folder, found.weights.sha256) == ("w", "a" * 64)
     with pytest.raises(UserError, match="inception_folder: is called weights_folder now; leave one out"):
         validate(Scoring, {**earlier, "weights_folder": "v"}, "x")
+
+
+@pytest.mark.parametrize("weight", [0.0, [0.0, 0.0, 0.0]])
+def test_a_loss_that_is_gone_may_have_no_weight(weight):
+    now = tiny.run_config()
+    values = now.model_dump(mode="json")
+    values["losses"]["feature_matching_weight"] = weight
+    assert validate(RunConfig, values, "run.json") == now
+    assert without_mutable_keys(values) == without_mutable_keys(now.model_dump(mode="json"))
+    values["losses"]["feature_matching_weight"] = [0.0, 0.5, 0.0]
+    with pytest.raises(UserError, match=r"losses\.feature_matching_weight: unknown key"):
+        validate(RunConfig, values, "run.json")
+    with pytest.raises(UserError, match="it gained nothing, and was removed"):
+        read_settings(Experiment, ["losses.feature_matching_weight=1"])

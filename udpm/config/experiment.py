@@ -228,6 +228,14 @@ NO_SIGNAL = 0.01
 """Signal-to-noise ratio below which x_L counts as pure noise."""
 
 
+FORMER_LOSS = "feature_matching_weight"
+"""Key of `losses` for a while; files with a weight of 0 are still read."""
+
+
+def _has_weight(value: object) -> bool:
+    return any(value) if isinstance(value, list) else bool(value)
+
+
 class RunConfig(Section):
     """Everything that one training run depends on, resolved; `udpm train` reads it and weight files store it."""
 
@@ -252,8 +260,8 @@ class RunConfig(Section):
         if not isinstance(values, Mapping):
             return values
         training, losses = values.get("training"), values.get("losses")
-        if isinstance(losses, Mapping) and losses.get("feature_matching_weight") in (0, [0] * 3):
-            values = {**values, "losses": {k: v for k, v in losses.items() if k != "feature_matching_weight"}}
+        if isinstance(losses, Mapping) and FORMER_LOSS in losses and not _has_weight(losses[FORMER_LOSS]):
+            values = {**values, "losses": {key: value for key, value in losses.items() if key != FORMER_LOSS}}
         if not isinstance(training, Mapping) or not isinstance(training.get("tensorboard"), bool):
             return values
         kept = {key: value for key, value in training.items() if key != "tensorboard"}

@@ -44,8 +44,8 @@ MUTABLE_KEYS = {
 }
 """Keys that may change between attempts: they do not influence the weights."""
 
-EARLIER_MUTABLE_KEYS = {"training.tensorboard"}
-"""Such keys in the files of earlier versions, which this one reads under other names."""
+EARLIER_MUTABLE_KEYS = {"training.tensorboard", "losses.feature_matching_weight"}
+"""Such keys in the files of earlier versions, which this one reads under other names, or only if they had no effect."""
 
 LIMITS = ("max_pixels", "max_file_bytes")
 """Keys of a data set that bound the size of images read from its source."""
