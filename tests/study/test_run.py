@@ -271,6 +271,14 @@ def test_minutes_are_measured_once_and_written_to_the_study(photos, tmp_path, mo
     assert f"was begun with the images of {photos}; choose another --output" in capsys.readouterr().err
 
 
+def test_too_few_minutes_train_all_the_same_and_say_so(photos, tmp_path, monkeypatch, capsys):
+    slow = Speed(before=2, after=8, image=0.1, features=0.1, job=2)
+    monkeypatch.setattr(run, "measure", lambda *arguments: slow)
+    monkeypatch.setattr(run, "snakemake", stopping(after=1))
+    assert call(photos, "--minutes", "1", output=tmp_path / "study") == 75
+    assert f"60 s is too short, so only {LEAST} iterations; the rest takes" in "".join(capsys.readouterr())
+
+
 @pytest.mark.parametrize("damage", ['"name": 3,', '"name": "garden", "found": {},', "{"])
 def test_a_damaged_record_is_one_line(photos, tmp_path, monkeypatch, capsys, damage):
     monkeypatch.setattr(run, "snakemake", stopping())

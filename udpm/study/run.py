@@ -19,7 +19,7 @@ from udpm.core.work import Progress, StopRequest, duration
 from udpm.data.store import RECORD, open_store
 from udpm.runs.layout import Layout
 from udpm.runs.records import read_metrics_lines
-from udpm.study.budget import Speed, iterations_in, length_of, measure, seconds_after_training
+from udpm.study.budget import LEAST, Speed, iterations_in, length_of, measure, seconds_after_training
 from udpm.study.pictures import (
     FEWEST_IMAGES,
     Asked,
@@ -161,10 +161,11 @@ def _measure(folder: Path, record: dict[str, Any], started: float, say: Say) -> 
     made = record | {"measured": vars(speed), "iterations": length.iterations}
     write_text(file, experiment_text(made, length))
     write_json(folder / STUDY_RECORD, made)
-    say(
-        f"measured {speed.before:.2g} s an iteration, {speed.after:.2g} s with the discriminator: "
-        f"{record['asked']['minutes']} minutes are {length.iterations} iterations, and {duration(after)} for the rest"
-    )
+    allowed, rest = duration(60 * record["asked"]["minutes"]), duration(after)
+    fits = f"{length.iterations} iterations fit into {allowed}, with {rest} for the rest"
+    if length.iterations == LEAST:
+        fits = f"{allowed} is too short, so only {LEAST} iterations; the rest takes {rest}"
+    say(f"measured {speed.before:.2g} s an iteration, {speed.after:.2g} s with the discriminator: {fits}")
     return made
 
 
