@@ -28,19 +28,6 @@ BETWEEN_LOOKS = 0.5
 LOOKS = 60
 """Number of looks at jobs of a killed call, which save their state, before the call is refused."""
 PR_SET_PDEATHSIG = 1
-GUARD = """
-import os, signal, subprocess, sys
-
-def interrupt(*_):
-    # The signal comes once for each thread of the killed process, and a second SIGINT saves no state.
-    signal.signal(signal.SIGHUP, lambda *_: None)
-    os.killpg(0, signal.SIGINT)
-
-signal.signal(signal.SIGINT, lambda *_: None)
-signal.signal(signal.SIGHUP, interrupt)
-sys.exit(subprocess.call(sys.argv[1:]))
-"""
-"""Program around Snakemake that interrupts it and its jobs when SIGHUP says that `udpm run` was killed."""
 NEEDED = {"snakemake": "workflow", "matplotlib": "reporting", "pandas": "reporting"}
 """Packages that the workflow needs, and the extra that installs each."""
 
@@ -68,7 +55,7 @@ def snakemake(study: Path, targets: list[str], stop: StopRequest, watch: Callabl
     _unlock(study)
     if stop:
         raise _stopped(study, stop)
-    command = [sys.executable, "-c", GUARD, sys.executable, "-m", "snakemake", "--", *targets]
+    command = [sys.executable, "-m", "udpm.study.guard", sys.executable, "-m", "snakemake", "--", *targets]
     with open(study / LOG, "ab") as log:
         start = log.tell()
         # A group of processes: Ctrl-C reaches this process alone, which hands it on once.
