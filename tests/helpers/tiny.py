@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 
@@ -110,6 +111,12 @@ def call(*arguments):
         main([str(argument) for argument in arguments])
     except SystemExit as stop:
         return stop.code
+
+
+def drawn(weights, output, *options):
+    """Sample six images to a file with `udpm sample`, and return them."""
+    assert not call("sample", weights, "--count", 6, "--threads", 1, "--output", output, *options)
+    return np.load(output)["images"]
 
 
 def start(*arguments, program=("-m", "udpm"), **options):

@@ -30,11 +30,6 @@ def weights(tmp_path_factory):
     return tiny.save_random_weights(path, generator__latent_channels=CHANNELS)
 
 
-def drawn(weights, output, *options):
-    assert not tiny.call("sample", weights, "--count", 6, "--threads", 1, "--output", output, *options)
-    return np.load(output)["images"]
-
-
 def noise_file(path, seed=0, count=6, channels=CHANNELS, **changes):
     """The noise of images 0..count - 1 of a seed, as sampling draws it."""
     base, noises, inputs = seeded(Schedule.from_config(tiny.run_config().process), 16, seed, range(count), channels)
@@ -65,10 +60,12 @@ def test_an_image_depends_on_its_number_alone(weights):
 
 
 def test_noise_files(weights, tmp_path):
-    expected = drawn(weights, tmp_path / "seed.npz", "--seed", 3)
-    assert np.array_equal(drawn(weights, tmp_path / "file.npz", "--noise", noise_file(tmp_path / "n.npz", 3)), expected)
+    expected = tiny.drawn(weights, tmp_path / "seed.npz", "--seed", 3)
+    assert np.array_equal(
+        tiny.drawn(weights, tmp_path / "file.npz", "--noise", noise_file(tmp_path / "n.npz", 3)), expected
+    )
     other = noise_file(tmp_path / "other.npz", 3, z_1=torch.zeros(6, CHANNELS, 8, 8))
-    assert not np.array_equal(drawn(weights, tmp_path / "other_images.npz", "--noise", other), expected)
+    assert not np.array_equal(tiny.drawn(weights, tmp_path / "other_images.npz", "--noise", other), expected)
 
 
 @pytest.mark.parametrize(

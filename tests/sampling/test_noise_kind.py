@@ -31,11 +31,6 @@ def weights(tmp_path_factory):
     return tiny.save_random_weights(path, generator__latent_channels=CHANNELS)
 
 
-def drawn(weights, output, *options):
-    assert not tiny.call("sample", weights, "--count", 6, "--threads", 1, "--output", output, *options)
-    return np.load(output)["images"]
-
-
 def record(path):
     return json.loads(path.with_suffix(".json").read_text())
 
@@ -46,7 +41,7 @@ def latent(seed, numbers):
 
 def test_the_kind_is_recorded(weights, tmp_path):
     host, default, own = (
-        drawn(weights, tmp_path / f"{name}.npz", *options)
+        tiny.drawn(weights, tmp_path / f"{name}.npz", *options)
         for name, options in (("host", ("--noise-kind", "host")), ("default", ()), ("own", COUNTER))
     )
     assert np.array_equal(host, default)
@@ -78,13 +73,13 @@ def parts(values):
 
 
 def test_shards(weights, tmp_path):
-    whole = drawn(weights, tmp_path / "whole.npz", "--batch", 2, *COUNTER)
+    whole = tiny.drawn(weights, tmp_path / "whole.npz", "--batch", 2, *COUNTER)
     shards = [tmp_path / f"{index}.npz" for index in (1, 2)]
-    found = [drawn(weights, path, "--batch", 2, "--shard", f"{path.stem}/2", *COUNTER) for path in shards]
+    found = [tiny.drawn(weights, path, "--batch", 2, "--shard", f"{path.stem}/2", *COUNTER) for path in shards]
     assert np.array_equal(np.concatenate(found), whole)
     join_shards(shards, tmp_path / "joined.json")
     assert record(tmp_path / "joined.json")["noise_kind"] == "counter"
-    drawn(weights, shards[1], "--batch", 2, "--shard", "2/2")
+    tiny.drawn(weights, shards[1], "--batch", 2, "--shard", "2/2")
     with pytest.raises(UserError, match=r"2\.npz: not of the same sample set as .*1\.npz: noise_kind differs; draw"):
         join_shards(shards, tmp_path / "mixed.json")
 
@@ -94,16 +89,16 @@ def test_a_noise_file_of_these_numbers_gives_these_images(weights, tmp_path):
     arrays = {"base": base} | {f"eps_{3 - index}": noise for index, noise in enumerate(noises)}
     arrays |= {f"z_{3 - index}": value for index, value in enumerate(inputs)}
     np.savez(tmp_path / "n.npz", **arrays)
-    expected = drawn(weights, tmp_path / "seed.npz", "--seed", 3, *COUNTER)
+    expected = tiny.drawn(weights, tmp_path / "seed.npz", "--seed", 3, *COUNTER)
     for name, options in (("file", ()), ("both", COUNTER)):
-        found = drawn(weights, tmp_path / f"{name}.npz", "--noise", tmp_path / "n.npz", *options)
+        found = tiny.drawn(weights, tmp_path / f"{name}.npz", "--noise", tmp_path / "n.npz", *options)
         assert np.array_equal(found, expected)
         # The file's noise has no kind.
         assert "noise_kind" not in record(tmp_path / f"{name}.npz")
 
 
 def test_chains_and_intermediate_outputs(weights, tmp_path):
-    drawn(weights, tmp_path / "a.npz", "--chain", tmp_path / "chain.npz", "--intermediate", *COUNTER)
+    tiny.drawn(weights, tmp_path / "a.npz", "--chain", tmp_path / "chain.npz", "--intermediate", *COUNTER)
     with np.load(tmp_path / "chain.npz") as file:
         assert json.loads(str(file["record"]))["noise_kind"] == "counter"
         image = ((file["f_1"][:6] + 1) * 127.5).round().clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
@@ -113,7 +108,7 @@ def test_chains_and_intermediate_outputs(weights, tmp_path):
 def test_in_python(weights, tmp_path):
     devices.configure("cpu", 1)
     model = udpm.load(weights, device="cpu", noise_kind="counter")
-    assert np.array_equal(model.sample(6), drawn(weights, tmp_path / "a.npz", *COUNTER))
+    assert np.array_equal(model.sample(6), tiny.drawn(weights, tmp_path / "a.npz", *COUNTER))
     with pytest.raises(UserError, match=r"noise_kind: input should be 'host' or 'counter', got 'philox'"):
         udpm.load(weights, noise_kind="philox")
 
@@ -153,7 +148,7 @@ def test_fresh_maps_are_the_counters(weights, monkeypatch):
 
 def test_sets_of_different_kinds_are_not_of_equal_noise(weights, tmp_path):
     for name, options in (("a", ()), ("b", COUNTER), ("c", COUNTER)):
-        drawn(weights, tmp_path / f"{name}.npz", *options)
+        tiny.drawn(weights, tmp_path / f"{name}.npz", *options)
     for pair, title in (("ab", 2), ("bc", 1)):
         sets = [tmp_path / f"{name}.npz" for name in pair]
         assert tiny.call("compare", *sets, "--output", tmp_path / pair) == 0

@@ -232,10 +232,6 @@ FORMER_LOSS = "feature_matching_weight"
 """Key of `losses` for a while; files with a weight of 0 are still read."""
 
 
-def _has_weight(value: object) -> bool:
-    return any(value) if isinstance(value, list) else bool(value)
-
-
 class RunConfig(Section):
     """Everything that one training run depends on, resolved; `udpm train` reads it and weight files store it."""
 
@@ -260,7 +256,7 @@ class RunConfig(Section):
         if not isinstance(values, Mapping):
             return values
         training, losses = values.get("training"), values.get("losses")
-        if isinstance(losses, Mapping) and FORMER_LOSS in losses and not _has_weight(losses[FORMER_LOSS]):
+        if isinstance(losses, Mapping) and FORMER_LOSS in losses and not any(_as_list(losses[FORMER_LOSS], 1)):
             values = {**values, "losses": {key: value for key, value in losses.items() if key != FORMER_LOSS}}
         if not isinstance(training, Mapping) or not isinstance(training.get("tensorboard"), bool):
             return values

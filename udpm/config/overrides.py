@@ -43,7 +43,7 @@ ELSEWHERE = {
 """Hints on first names of keys that another model has, by model."""
 
 
-RENAMED = {
+EARLIER_KEYS = {
     "training.tensorboard": "TensorBoard is one of training.trackers, a list",
     "losses.feature_matching_weight": "it gained nothing, and was removed (docs/recipe.md)",
 }
@@ -134,7 +134,7 @@ def _check_key(model: type[BaseModel], dotted: str, where: str) -> None:
     key, known = ".".join([*parents, last]), _keys(model)
     if key in known and key != "extends":
         return
-    hint = RENAMED.get(key)
+    hint = EARLIER_KEYS.get(key)
     if hint is None and where == OPTION:
         hint = ELSEWHERE[model.__name__].get(dotted.partition(".")[0])
     if hint is None:

@@ -258,7 +258,7 @@ def pinned(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy host values to a device. For a GPU the copy is queued in stream order, and the host does not wait.
 
-    Values that are there already stay.
+    Values on the device stay where they are.
     """
     if device.type != "cuda":
         return values.to(device)

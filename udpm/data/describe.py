@@ -1,4 +1,4 @@
-"""Description of images that nobody has prepared yet: how many, which splits and classes, and a side to prepare."""
+"""Description of images before they are prepared: how many, which splits and classes, and a side to prepare."""
 
 from __future__ import annotations
 

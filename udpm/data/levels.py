@@ -212,7 +212,7 @@ def mean_square(store: Store, level: int, split: str = "train") -> float:
 COLUMNS, ROWS = 12, 20
 SHOWN_SIDE = 64
 """Smaller images are enlarged by a whole factor up to about this side."""
-GAP, BESIDE, TEXT, LONGEST_NAME = 2, 8, 20, 14
+GAP, SPACE, TEXT, LONGEST_NAME = 2, 8, 20, 14
 
 
 def summarize(store: Store) -> dict[str, Any]:
@@ -266,8 +266,8 @@ def draw_sheet(store: Store, path: Path) -> list[int]:
     images = Image.fromarray(image_grid([np.asarray(store.images[numbers]) for numbers in rows], COLUMNS, GAP, factor))
     font = ImageFont.load_default(TEXT)
     # Names end at the images.
-    right = math.ceil(max(map(font.getlength, names), default=0)) + BESIDE
-    step, left = store.side * factor + GAP, right + BESIDE if names else 0
+    right = math.ceil(max(map(font.getlength, names), default=0)) + SPACE
+    step, left = store.side * factor + GAP, right + SPACE if names else 0
     sheet = Image.new("RGB", (left + images.width, images.height), "white")
     sheet.paste(images, (left, 0))
     draw = ImageDraw.Draw(sheet)

@@ -1,7 +1,7 @@
 """Noise as a function of its place: Philox4x32-10, which has no state, and Box-Muller, on any device.
 
 Ten rounds of multiplications turn a counter and a key into four words of 32 bits (Salmon, Moraes, Dror, Shaw: Parallel
-random numbers: as easy as 1, 2, 3. SC 2011). The key is the seed. The counter says which numbers are wanted:
+random numbers: as easy as 1, 2, 3. SC 2011). The key is the seed. The counter names the numbers to draw:
 
     word 0    place in the map: block b, of the values 4b … 4b + 3 of one image, and 2^26 times the map's purpose
     word 1    image: its number in a sample set, or its position in the global batch of a training
@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from udpm.core.errors import UserError
-from udpm.diffusion.process import Latent, latent_shapes
+from udpm.diffusion.process import Latent, latent_of, latent_shapes
 from udpm.diffusion.schedule import Schedule
 
 NoiseKind = Literal["host", "counter"]
@@ -39,7 +39,7 @@ PURPOSES = (
     *("generator: state of further draws", "generator: fake transform", "generator: real transform"),
     "generator: hidden labels",
 )
-"""What numbers are for, in the order of their numbers. New ones go to the end: others would change all noise."""
+"""Purposes of numbers; the index is part of the counter. New ones go to the end, or all noise would change."""
 
 BLOCK_BITS = 26
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
@@ -148,8 +148,7 @@ def counted(
     purposes += [("z", level) for level in levels] if channels else []
     shapes = latent_shapes(schedule, side, channels)
     draws = [Draw(purpose, shape, level) for (purpose, level), shape in zip(purposes, shapes, strict=True)]
-    base, *maps = normal(seed, numbers, draws, device)
-    return Latent(base, tuple(maps[: schedule.levels]), tuple(maps[schedule.levels :]))
+    return latent_of(normal(seed, numbers, draws, device), schedule.levels)
 
 
 def another(

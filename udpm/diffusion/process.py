@@ -258,10 +258,11 @@ def seeded(schedule: Schedule, side: int, seed: int, numbers: Sequence[int], cha
         generator = torch.Generator().manual_seed(derive_seed(seed, "image", number))
         for drawn, shape in zip(maps, shapes, strict=True):
             drawn.append(torch.randn(shape, generator=generator))
-    return _latent([torch.stack(drawn) for drawn in maps], schedule.levels)
+    return latent_of([torch.stack(drawn) for drawn in maps], schedule.levels)
 
 
-def _latent(maps: Sequence[torch.Tensor], levels: int) -> Latent:
+def latent_of(maps: Sequence[torch.Tensor], levels: int) -> Latent:
+    """Return the latent of maps z, ε_L, …, ε_1 and perhaps z_L, …, z_1, in this order."""
     base, *others = maps
     return Latent(base, tuple(others[:levels]), tuple(others[levels:]))
 
@@ -273,7 +274,7 @@ def _maps(latents: Sequence[Latent]) -> Iterator[tuple[torch.Tensor, ...]]:
 
 def join(latents: Sequence[Latent]) -> Latent:
     """Concatenate several batches."""
-    return _latent([torch.cat(parts) for parts in _maps(latents)], len(latents[0].noises))
+    return latent_of([torch.cat(parts) for parts in _maps(latents)], len(latents[0].noises))
 
 
 def mix(first: torch.Tensor, second: torch.Tensor, keep: float) -> torch.Tensor:
@@ -299,4 +300,4 @@ def interpolate(corners: Sequence[Latent], across: float, down: float) -> Latent
         mix(mix(first, second, across), mix(third, fourth, across), down)
         for first, second, third, fourth in _maps(corners)
     ]
-    return _latent(mixed, len(corners[0].noises))
+    return latent_of(mixed, len(corners[0].noises))

@@ -113,12 +113,14 @@ def summarize_scores(
             length = None if which == BEST else subject.get("iteration")
             groups.setdefault((which, length, comparable(score)), []).append(score)
     return [
-        ScoreSummary(experiment, which, _by_seed(group, "frechet_distance"), _told(group), _by_seed(group, MATCHED))
+        ScoreSummary(
+            experiment, which, _by_seed(group, "frechet_distance"), _marked_or_first(group), _by_seed(group, MATCHED)
+        )
         for (which, *_), group in sorted(groups.items(), key=lambda item: repr(item[0][:2]))
     ]
 
 
-def _told(scores: list[dict[str, Any]]) -> dict[str, Any]:
+def _marked_or_first(scores: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the first marked score, since scores of earlier versions do not know their losses; else the first."""
     return next((score for score in scores if shared_of(score)), scores[0])
 

@@ -21,7 +21,18 @@ from udpm.core.work import Progress, delay_by_one, prefetch
 from udpm.data.levels import block_sums, decode
 from udpm.data.npz import array_names, read_npz
 from udpm.diffusion.counter import NoiseKind, counted
-from udpm.diffusion.process import Latent, Network, SamplingStep, adjoint, join, marginal, sample, sample_from, seeded
+from udpm.diffusion.process import (
+    Latent,
+    Network,
+    SamplingStep,
+    adjoint,
+    join,
+    latent_of,
+    marginal,
+    sample,
+    sample_from,
+    seeded,
+)
 from udpm.diffusion.schedule import PosteriorForm, Schedule
 from udpm.networks.inference import Precision, prepare_for_inference
 from udpm.networks.layers import NO_LABEL
@@ -68,8 +79,7 @@ def read_noise(
             raise UserError(f"{path}: {name} holds values beyond ±{LARGEST:g}; expected standard normal noise")
     if count_held < count:
         raise UserError(f"{path}: has the noise of {count_held} images; expected at least {count}")
-    base, *maps = [torch.from_numpy(arrays[name].astype(np.float32)) for name in shapes]
-    held = Latent(base, tuple(maps[: schedule.levels]), tuple(maps[schedule.levels :]))
+    held = latent_of([torch.from_numpy(arrays[name].astype(np.float32)) for name in shapes], schedule.levels)
 
     def look_up(numbers: range) -> Latent:
         return held.map(lambda values: values[numbers.start : numbers.stop])

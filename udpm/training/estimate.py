@@ -239,7 +239,7 @@ class IterationCounter:
         generator, discriminator = _size(self._generator), _size(self._discriminator)
         averages = len(self._config.training.averages) + len(self._config.training.power_averages)
         passes = generator * (2 + GRADIENTS + ADAM + AVERAGE * averages)
-        passes += discriminator * (2 + weights.compares if weights.adversarial > 0 else 0)
+        passes += discriminator * (2 + weights.relativistic if weights.adversarial > 0 else 0)
         if "discriminator" in players:
             # Two calls, each with a backward pass; each penalty's gradient, and the pass through it.
             penalties = 2 * ((weights.r1 > 0) + (weights.r2 > 0))

@@ -77,11 +77,6 @@ class LossWeights:
         """True if a discriminator step differentiates D's gradient: R1 or R2."""
         return self.r1 > 0 or self.r2 > 0
 
-    @property
-    def compares(self) -> bool:
-        """True if a generator step shows real images to the discriminator, too."""
-        return self.adversarial > 0 and self.relativistic
-
     def at(self, iteration: int) -> LossWeights:
         """Return the weights in force at an iteration, counted from 0: decay goes in steps of 1000."""
         thousands = iteration // 1000
@@ -252,7 +247,7 @@ def _adversarial(
         return discriminator(shown.image, schedule.time(batch.level), batch.labels, 0.0, shown.state).float()
 
     logits = judge(show(weights, batch, state, output, "fake"))
-    if weights.compares:
+    if weights.relativistic:
         with torch.no_grad():
             on_real = judge(show(weights, batch, state, target, "real"))
         logits = logits - on_real

@@ -36,7 +36,7 @@ class StepNoise:
         Raises:
             UserError: the counter has no room for a number.
         """
-        if self._counts:
+        if self._from_counter:
             draws = [self._draw(purpose, shape) for purpose, shape in shapes.items()]
             return dict(zip(shapes, counter.normal(self.config.seed, self._positions, draws, device), strict=True))
         whole, drawn = self.config.training.batch, {}
@@ -51,14 +51,14 @@ class StepNoise:
         Raises:
             UserError: the counter has no room for a number.
         """
-        if self._counts:
+        if self._from_counter:
             # In float32, words near 2^32 would become 1.
             return counter.uniform(self.config.seed, self._positions, self._draw(purpose, shape))
         size = (self.config.training.batch, *shape)
         return torch.rand(size, generator=self._generator(purpose), dtype=dtype)[self.part]
 
     @property
-    def _counts(self) -> bool:
+    def _from_counter(self) -> bool:
         return self.config.training.noise == "counter"
 
     @property
