@@ -35,7 +35,6 @@ SMALL = {
     "training.log_every": 2,
     "training.threads": 1,
     "training.flip": True,
-    "training.device": "cpu",
 }
 
 ANY_LEVELS = {

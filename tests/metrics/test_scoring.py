@@ -168,6 +168,17 @@ def test_the_baselines(stage):
     assert again == ceiling
 
 
+@pytest.mark.parametrize("tf32", [False, True])
+def test_scores_and_references_record_tf32(stage, monkeypatch, tmp_path, tf32):
+    store, extractor, _ = stage
+    monkeypatch.setattr(devices, "uses_tf32", lambda device: tf32)
+    write_reference(store, "test", extractor, 250, tmp_path / "reference.npz")
+    reference = load_reference(tmp_path / "reference.npz")
+    assert reference.record["tf32"] is tf32
+    found = scores.score(scores.noise(store, 20), store, reference, extractor, CONFIG)
+    assert found["protocol"]["tf32"] is tf32
+
+
 @pytest.mark.parametrize(("samples", "expected"), [(700, 500), (300, 300)])
 def test_samples_and_floor_are_compared_at_equal_n(stage, samples, expected):
     store, extractor, folder = stage
