@@ -432,6 +432,25 @@ def test_training_starts_from_given_weights(trained):
     assert not torch.equal(found.generator.head.weight, fresh.generator.head.weight)
 
 
+def test_training_starts_from_a_given_discriminator(monkeypatch):
+    config = tiny.run_config(weights="given.safetensors")
+    given, found = State.fresh(tiny.run_config(seed=1), CPU), State.fresh(config, CPU)
+    weights = {"raw": given.generator.state_dict(), "discriminator": given.discriminator.state_dict()}
+    monkeypatch.setattr("udpm.training.state.load_pretrained", lambda _: (weights, {}))
+    found.start_from(config)
+    assert_same_tensors(found.discriminator, given.discriminator.state_dict())
+    weights["discriminator"] = given.generator.state_dict()
+    with pytest.raises(UserError, match=r"^given\.safetensors: its discriminator is not this experiment's: .*size mis"):
+        found.start_from(config)
+
+    def fails(_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(found.discriminator, "load_state_dict", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        found.start_from(config)
+
+
 def test_averaged_weights_alone_start_both(kept):
     path = kept / "milestones/000000004.safetensors"
     found = State.fresh(tiny.run_config(), CPU)
