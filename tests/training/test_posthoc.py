@@ -17,7 +17,7 @@ from udpm.core.files import sha256
 from udpm.networks.weights import load_model, read_tensors, write_tensors
 from udpm.runs.layout import snapshot
 from udpm.sampling.sample_set import load_samples
-from udpm.training.posthoc import FORMAT, combine, decay, exponent
+from udpm.training.posthoc import FORMAT, combine, exponent, power_decay
 from udpm.training.trainer import Trainer, train
 
 KEPT = {"training__posthoc_average": True, "training__keep_every": 2}
@@ -43,7 +43,7 @@ def tracked(values, width):
     """Return the average of a width after each iteration of a trajectory."""
     found = []
     for iteration, value in enumerate(values, start=1):
-        factor = decay(width, iteration)
+        factor = power_decay(width, iteration)
         found.append(factor * found[-1] + (1 - factor) * value if found else value)
     return np.array(found)
 
@@ -134,7 +134,7 @@ def test_a_reconstruction_is_close_to_a_tracked_average(levels, kept, tmp_path):
         trainer.iterate()
         weights = trainer.state.generator.state_dict()
         for width in (0.05, 0.07, 0.1):
-            factor, before = decay(width, iteration), expected.get(width, weights)
+            factor, before = power_decay(width, iteration), expected.get(width, weights)
             expected[width] = {name: factor * before[name] + (1 - factor) * weights[name] for name in weights}
     for width, state in expected.items():
         assert tiny.call("average", kept, "--width", width, "--output", tmp_path / "a.safetensors") == 0

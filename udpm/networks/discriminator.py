@@ -15,6 +15,7 @@ from udpm.config.model import WIDEST, Deviation
 from udpm.networks.layers import ADM, ResidualBlock, one_hot, sinusoids, times_like, without_autocast
 
 GROUP = 4
+"""Samples over which the minibatch standard deviation is computed."""
 
 
 @dataclass(frozen=True)

@@ -235,9 +235,9 @@ def count_cost(config: RunConfig) -> Cost:
         calls=tuple(multiply_adds(generator, side >> level) for level in range(1, config.process.levels + 1)),
         full_side=multiply_adds(full, side),
         generator_at_full_side=multiply_adds(generator, side),
-        generator_parameters=parameters(generator),
-        full_side_parameters=parameters(full),
-        discriminator_parameters=parameters(discriminator) if discriminator is not None else None,
+        generator_parameters=count_parameters(generator),
+        full_side_parameters=count_parameters(full),
+        discriminator_parameters=count_parameters(discriminator) if discriminator is not None else None,
     )
 
 
@@ -286,7 +286,7 @@ class _Skipped(TorchFunctionMode):
         return args[0] if function in (F.group_norm, F.silu) else function(*args, **(kwargs or {}))
 
 
-def parameters(network: nn.Module) -> int:
+def count_parameters(network: nn.Module) -> int:
     """Return the number of a network's parameters."""
     return sum(parameter.numel() for parameter in network.parameters())
 

@@ -12,7 +12,7 @@ from PIL.Image import Image
 from udpm.config.evaluation import Latents, Sampling
 from udpm.config.validation import validate
 from udpm.core import devices
-from udpm.networks.inference import parameters
+from udpm.networks.inference import count_parameters
 from udpm.networks.weights import load_model
 from udpm.runs.records import find_weights
 from udpm.sampling.generate import EXPERIMENTS, milestone_weights
@@ -40,7 +40,7 @@ class LoadedModel(Sampler):
         if sampling.iteration is not None:
             file = milestone_weights(file, sampling.iteration)
         model = load_model(file, weights, devices.choose(device))
-        self._sampling, self._parameters = sampling, parameters(model.generator)
+        self._sampling, self._parameters = sampling, count_parameters(model.generator)
         how = sampling.posterior, sampling.batch, sampling.guidance, sampling.precision
         super().__init__(model, *how, noise_kind=sampling.noise_kind)
 

@@ -23,7 +23,7 @@ from udpm.core.provenance import versions
 from udpm.core.work import Progress
 from udpm.diffusion.process import noise_sides
 from udpm.diffusion.schedule import Schedule
-from udpm.networks.inference import parameters
+from udpm.networks.inference import count_parameters
 from udpm.networks.unet import IMAGE_CHANNELS, UNet
 from udpm.networks.weights import Model, load_model
 from udpm.runs.records import find_weights
@@ -86,7 +86,7 @@ def _onnx(network: nn.Module, inputs: Inputs, path: Path) -> None:
         verbose=False,
     )
     assert found is not None
-    found.save(path, external_data=4 * parameters(network) > LARGEST)
+    found.save(path, external_data=4 * count_parameters(network) > LARGEST)
 
 
 ONNX_CALL = 'return NETWORKS[level - 1].run(None, dict(zip(MODEL["inputs"], inputs)))[0]'

@@ -240,6 +240,7 @@ class Prefetcher:
         """Return the function's result and start on later ones."""
         for ahead in range(iteration, min(iteration + AHEAD, self._end)):
             for name in self._players(ahead):
+                # Of this iteration only the player's: another may have taken its batch already.
                 if (name, ahead) not in self._pending and (ahead > iteration or name == player):
                     self._pending[name, ahead] = self._pool.submit(self._function, name, ahead)
         return self._pending.pop((player, iteration)).result()
@@ -350,13 +351,16 @@ def _dropped_labels(step: StepNoise, device: torch.device) -> torch.Tensor | Non
     probability = step.config.generator.label_dropout
     if not probability or step.player != "generator":
         return None
+    # An earlier name of dropped labels, kept because the numbers depend on it.
     return to_device(step.uniform("hidden labels", (), torch.float32) < probability, device)
 
 
-def drops_out(config: RunConfig, player: str, discriminator: float) -> bool:
-    """Return True if a player's step, at a level with this dropout of the discriminator, uses dropout; only the
-    player's network is in train mode."""
-    return bool(config.generator.dropout if player == "generator" else discriminator)
+def drops_out(config: RunConfig, player: str, discriminator_dropout: float) -> bool:
+    """Return True if a player's step uses dropout: only the player's network is in train mode.
+
+    `discriminator_dropout` is the probability at the step's level; the generator's is one for all levels.
+    """
+    return bool(config.generator.dropout if player == "generator" else discriminator_dropout)
 
 
 def seed_dropout(config: RunConfig, player: str, iteration: int, rank: int, part: int) -> None:

@@ -154,7 +154,9 @@ def _check_iteration(path: Path, manifest: int, description: int, total: int) ->
             "by its description; remove it to continue from the one before"
         )
     if manifest > total:
-        raise UserError(f"{path}: is of iteration {manifest}, but this training ends at {total}; remove it")
+        raise UserError(
+            f"{path}: is of iteration {manifest}, but training ends after {total}; remove it from the folder"
+        )
 
 
 def _check_state(path: Path, state: State, tensors: dict[str, torch.Tensor], iteration: int) -> None:

@@ -22,6 +22,7 @@ from udpm.config.experiment import RunConfig
 from udpm.core import devices
 from udpm.core.errors import UserError
 from udpm.data.levels import Levels
+from udpm.networks.discriminator import GROUP
 from udpm.runs.config_guard import check_config, check_weights
 from udpm.runs.records import is_run
 from udpm.runs.status import read_status
@@ -164,8 +165,6 @@ CONTEXT = 1e9
 """Bytes of a CUDA context and its libraries, which PyTorch's own count leaves out."""
 BLOCK = 512
 """Bytes that PyTorch's allocator rounds up to."""
-GROUP = 4
-"""Multiple that batches are rounded down to, for the discriminator's groups."""
 TERMS = {
     "discriminator": ("r1", "r2", "noise", "dropout"),
     "generator": ("energy", "lpips", "adversarial", "noise"),

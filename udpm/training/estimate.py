@@ -14,7 +14,7 @@ from torch import nn
 from udpm.config.experiment import RunConfig
 from udpm.diffusion.schedule import Schedule
 from udpm.networks.discriminator import build_discriminator
-from udpm.networks.inference import counted_flops, parameters
+from udpm.networks.inference import count_parameters, counted_flops
 from udpm.networks.unet import IMAGE_CHANNELS, build_generator
 from udpm.training.augmentation import parameter_count
 from udpm.training.batch import TrainingBatch, discriminator_is_due, draw_counts, level_shares
@@ -76,7 +76,7 @@ def estimate_resources(config: RunConfig, iterations: int) -> ResourceEstimate:
     counters = 4 * sum(len(list(network.parameters())) for network in networks.values()) + 8 * averages
     every = config.training.keep_every
     return ResourceEstimate(
-        parameters={name: parameters(network) for name, network in networks.items()},
+        parameters={name: count_parameters(network) for name, network in networks.items()},
         weights=weights,
         gradients=gradients,
         moments=2 * gradients,
@@ -258,7 +258,7 @@ def _networks(config: RunConfig) -> dict[str, nn.Module]:
 
 
 def _size(network: nn.Module | None) -> int:
-    return 0 if network is None else parameters(network)
+    return 0 if network is None else count_parameters(network)
 
 
 def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -74,7 +74,7 @@ def exponent(width: float) -> float:
     return low
 
 
-def decay(width: float, iteration: int) -> float:
+def power_decay(width: float, iteration: int) -> float:
     """Return the factor on a tracked average before a network is added; iterations count from 1."""
     return (1 - 1 / iteration) ** (exponent(width) + 1)
 

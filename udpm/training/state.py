@@ -17,7 +17,7 @@ from udpm.interop.convert import load_pretrained
 from udpm.networks.discriminator import Discriminator, build_discriminator
 from udpm.networks.unet import UNet, build_generator
 from udpm.networks.weights import tensors_under
-from udpm.training.posthoc import decay as power_decay
+from udpm.training.posthoc import power_decay
 
 
 @dataclass

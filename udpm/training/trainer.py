@@ -195,18 +195,13 @@ class Trainer:
             group["lr"] = self.learning_rate(iteration, player)
         batch = self.batches(player, iteration)
         weights = self.loss_weights[batch.level - 1].at(iteration)
-        compute_losses = self.losses_of(player, weights)
+        run_pass = self._run_pass if self.graphs is None else self.graphs
         optimizer.zero_grad(set_to_none=True)
         found = []
         for index, part in enumerate(batch.split(self.config.training.accumulate)):
             if drops_out(self.config, player, weights.dropout):
                 seed_dropout(self.config, player, iteration, self.ranks.rank, index)
-            if self.graphs is not None:
-                found.append(self.graphs(player, part, weights))
-                continue
-            with self.autocast():
-                losses = compute_losses(weights, part)
-            found.append(self._backward(losses))
+            found.append(run_pass(player, part, weights))
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
         all_reduce_mean(gradients, self.ranks)
         means = found[0]
@@ -265,13 +260,10 @@ class Trainer:
         return self.batch_source(self.config, self._images(RankInfo(), "memory"))(player, iteration)
 
     def _run_pass(self, player: str, batch: TrainingBatch, weights: LossWeights) -> Losses:
-        """Run the forward and backward pass of `train_step`, for CUDA graphs to record."""
+        """Compute a player's losses of a part of the batch, and add their gradients, scaled for a mean over parts."""
         compute_losses = self.losses_of(player, weights)
         with self.autocast():
             losses = compute_losses(weights, batch)
-        return self._backward(losses)
-
-    def _backward(self, losses: Losses) -> Losses:
         (losses["total"] / self.config.training.accumulate).backward()
         return {name: value.detach() for name, value in losses.items()}
 

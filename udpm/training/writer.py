@@ -26,13 +26,13 @@ from udpm.core.files import remove_temporary, sha256, write_json
 from udpm.core.provenance import count_images
 from udpm.core.work import StopRequest
 from udpm.data.levels import Levels
-from udpm.networks.inference import parameters
+from udpm.networks.inference import count_parameters
 from udpm.networks.weights import save_weights
 from udpm.runs.attempts import Attempt
 from udpm.runs.config_guard import check_config, state_changes
 from udpm.runs.layout import milestone
 from udpm.runs.lock import RECORD, RunLock
-from udpm.runs.records import SEALED, is_finished, read_complete
+from udpm.runs.records import CHECKPOINTS, COMPLETE, SEALED, WEIGHTS, is_finished, read_complete
 from udpm.training.batch import TrainingBatch
 from udpm.training.checkpoint import forget_after, resume, save_checkpoint, save_failure
 from udpm.training.estimate import estimate_resources, milestone_warning
@@ -118,14 +118,14 @@ class RunWriter:
             UserError: a checkpoint is of another run, or none can be read.
         """
         self.state, self.iterations = state, iterations
-        folder = self.run / "checkpoints"
+        folder = self.run / CHECKPOINTS
         description = resume(folder, state, iterations, self._check_checkpoint)
         if not self.agreement.all_equal(state.iteration):
             raise StoppedEarly(f"{folder}: the processes read different checkpoints: run the same command again")
         if self.owner is not None:
             forget_after(folder, state.iteration)
             remove_temporary(self.run, keep=RECORD)
-            for part in ("checkpoints", "milestones", "snapshots", "failures", "previews"):
+            for part in (CHECKPOINTS, "milestones", "snapshots", "failures", "previews"):
                 remove_temporary(self.run / part)
         if description is None:
             if self.config.weights is not None:
@@ -153,11 +153,6 @@ class RunWriter:
         if changed:
             shown = "; ".join(changed.values())
             raise UserError(f"{checkpoint}: is of another run ({shown}); remove it from the folder")
-        if description["iteration"] > self.iterations:
-            raise UserError(
-                f"{checkpoint}: is of iteration {description['iteration']}, but training ends after {self.iterations}; "
-                "remove it from the folder"
-            )
 
     def _check_images(self, where: Path, record: dict[str, Any]) -> None:
         differs = self.levels.store.difference(record)
@@ -198,7 +193,7 @@ class RunWriter:
         if logs:
             self._write_metrics(learning_rate)
         if shows:
-            self._save_preview()
+            self._commit(self._save_preview)
         if self.trackers is not None and (logs or shows):
             self.trackers.note(iteration)
         if keeps:
@@ -228,10 +223,7 @@ class RunWriter:
             self._log(f"warning: {text}; `udpm diagnose` measures it on held-out images", sys.stderr)
 
     def _save_preview(self) -> None:
-        """Draw and save a preview on rank 0 while the others wait."""
-        self._commit(self._write_preview)
-
-    def _write_preview(self) -> None:
+        """Draw and save a preview with the first average, or the trained weights without one."""
         state = self.state
         network = next((ema.module for ema in state.ema_models.values()), state.generator)
         write_preview(preview_path(self.run, state.iteration), draw_preview(network, self.config.model))
@@ -250,7 +242,7 @@ class RunWriter:
 
     def _save_checkpoint(self) -> None:
         # Not in weight files: their bytes stay as they were before splits were recorded.
-        save_checkpoint(self.run / "checkpoints", self.state, self._description() | self.levels.store.identity)
+        save_checkpoint(self.run / CHECKPOINTS, self.state, self._description() | self.levels.store.identity)
 
     def _check_replicas_equal(self) -> None:
         """Check that all processes have the same weights and averages."""
@@ -279,14 +271,14 @@ class RunWriter:
         """Write the weights and the completion record."""
         self._commit(self._write_result)
         self.finished = True
-        self._log(f"{self.run / 'weights.safetensors'}: {self.state.iteration} iterations of training")
+        self._log(f"{self.run / WEIGHTS}: {self.state.iteration} iterations of training")
 
     def _write_result(self) -> None:
-        weights, state = self.run / "weights.safetensors", self.state
+        weights, state = self.run / WEIGHTS, self.state
         networks = {name: ema.module.state_dict() for name, ema in state.ema_models.items()}
         networks["raw"] = state.generator.state_dict()
         # The record of a shorter training must never describe the new weights.
-        (self.run / "complete.json").unlink(missing_ok=True)
+        (self.run / COMPLETE).unlink(missing_ok=True)
         save_weights(weights, self.config.model, networks, self._description())
         record = {
             "format": "udpm-run/1",
@@ -295,7 +287,7 @@ class RunWriter:
             "iterations": state.iteration,
             "seconds": self.metrics.seconds,
             "cpu_seconds": self.metrics.cpu_seconds,
-            "parameters": {name: parameters(network) for name, network in state.networks.items()},
+            "parameters": {name: count_parameters(network) for name, network in state.networks.items()},
             "device": devices.describe(self.device),
             "processes": self.history,
             "origin": self.origin,
@@ -304,7 +296,7 @@ class RunWriter:
             "weights_sha256": sha256(weights),
             "provenance": provenance.record(),
         }
-        write_json(self.run / "complete.json", sealed(record, SEALED))
+        write_json(self.run / COMPLETE, sealed(record, SEALED))
 
     def close(self) -> None:
         """Close the progress bar, and let trackers end, for a limited time."""
