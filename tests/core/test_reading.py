@@ -121,7 +121,7 @@ def test_distinguishes_unreadable_lines_from_a_torn_end(tmp_path, monkeypatch):
 
 
 COMPLETE = [
-    {},
+    {"format": "udpm-run/1"},
     [],
     tiny.FINISHED | {"iterations": "9"},
     tiny.FINISHED | {"seconds": "x"},

@@ -19,7 +19,8 @@ from udpm.networks.unet import build_generator
 from udpm.networks.weights import save_weights
 
 PROVENANCE = {"versions": {"udpm": "1"}, "commit": None, "machine": "x"}
-FINISHED = {"experiment": "a", "seed": 0, "iterations": 9, "weights_sha256": "0" * 64, "provenance": PROVENANCE}
+FINISHED = {"format": "udpm-run/1", "experiment": "a", "seed": 0, "iterations": 9, "weights_sha256": "0" * 64}
+FINISHED |= {"provenance": PROVENANCE}
 ROOT = Path(__file__).parents[2]
 # Two processes that train one model. torchrun would parse --run as an abbreviated option, hence "--".
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

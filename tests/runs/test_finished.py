@@ -92,10 +92,15 @@ def unrecorded(run):
     (run / "complete.json").unlink()
 
 
-def of_other_images(run):
-    record = json.loads((run / "complete.json").read_text())
-    del record["record_sha256"]
-    (run / "complete.json").write_text(json.dumps(record | {"dataset_sha256": "0" * 64}))
+def recorded(**changes):
+    """A function that changes a finished run's record."""
+
+    def change(run):
+        record = json.loads((run / "complete.json").read_text())
+        del record["record_sha256"]
+        (run / "complete.json").write_text(json.dumps(record | changes))
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -107,7 +112,8 @@ def of_other_images(run):
         (replaced, tiny.run_config(), "is not what the run ended with"),
         (replaced, longer(), "is not what the run ended with"),
         (unrecorded, tiny.run_config(), "complete.json and checkpoints not found next to it"),
-        (of_other_images, tiny.run_config(), "was trained on other images"),
+        (recorded(dataset_sha256="0" * 64), tiny.run_config(), "was trained on other images"),
+        (recorded(format="udpm-run/2"), longer(), "complete.json: format is 'udpm-run/2', expected 'udpm-run/1'"),
         (lambda run: (run / "complete.json").write_text("{}"), tiny.run_config(), "complete.json: "),
     ],
 )

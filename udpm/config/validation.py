@@ -166,18 +166,6 @@ def validate(model: type[Model], values: dict[str, Any], where: str) -> Model:
         raise UserError(*(f"{where}: {line}" for line in _mistakes(model, error.errors(include_url=False)))) from None
 
 
-def completed(model: type[BaseModel], values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Validate `values` and add the model's defaults where a key is missing, at every depth.
-
-    Returns:
-        The values as read, including unknown keys, with every key of the model.
-
-    Raises:
-        UserError: as `validate`.
-    """
-    return _filled(values, validate(model, values, where).model_dump())
-
-
 def read_record(
     model: type[BaseModel],
     path: str | os.PathLike,
@@ -194,7 +182,10 @@ def read_record(
         what: what the file should be, for errors ("score").
         sealed: keys that its digest covers; None: all.
         remedy: what to do about another format, for the error.
-        fill: add the model's defaults where a key is missing.
+        fill: add the model's defaults where a key is missing, at every depth.
+
+    Returns:
+        The record as read, including keys that the model does not have.
 
     Raises:
         UserError: missing, unreadable, of another format, with an invalid value, or changed since it was written.
@@ -207,9 +198,9 @@ def read_record(
     if record.get("format") != expected:
         found = f"format is {record.get('format')!r}, expected {expected!r}"
         raise UserError(f"{path}: {found}; {remedy}" if remedy else f"{path}: {found}")
-    known = completed(model, record, str(path))
+    known = validate(model, record, str(path))
     check_seal(path, record, sealed)
-    return known if fill else record
+    return _filled(record, known.model_dump()) if fill else record
 
 
 def _filled(values: Any, defaults: Any) -> Any:

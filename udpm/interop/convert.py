@@ -25,9 +25,10 @@ from udpm.interop.command_line import checkpoint_name, only_samples, parse_comma
 from udpm.interop.flags import PAPER_SCHEDULE, read_flags, to_experiment
 from udpm.networks.inference import count_cost
 from udpm.networks.weights import features_of, save_weights
-from udpm.runs.records import SEALED
+from udpm.runs.records import COMPLETE, RUN_FORMAT, SEALED, WEIGHTS
 
-WEIGHTS = Path("resources/weights")
+WEIGHTS_FOLDER = Path("resources/weights")
+"""Folder of imported weights, unless the user names one."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def convert_checkpoint(
         _check_trains(described, name)
         return _written(files, described, [])
     where = ", ".join(map(str, checkpoints))
-    weights = output or WEIGHTS / f"{name or checkpoints[0].stem}.safetensors"
+    weights = output or WEIGHTS_FOLDER / f"{name or checkpoints[0].stem}.safetensors"
     if output is None and weights.exists():
         raise UserError(f"{weights}: already exists; name another file with --output")
     guard([Output("--output", weights, IMPORTED)], [Input("CHECKPOINTS", path) for path in checkpoints])
@@ -309,7 +310,7 @@ def import_weights(config: RunConfig, run: Path) -> None:
     wrong = differences(imported.model(config.process, str(config.weights)), config.model)
     if wrong:
         raise UserError(f"{config.weights}: not the model of experiment {config.experiment}: {'; '.join(wrong)}")
-    weights = run / "weights.safetensors"
+    weights = run / WEIGHTS
     description = {
         "experiment": config.experiment,
         "run_seed": config.seed,
@@ -320,7 +321,7 @@ def import_weights(config: RunConfig, run: Path) -> None:
     }
     save_weights(weights, config.model, imported.networks, description)
     record = {
-        "format": "udpm-run/1",
+        "format": RUN_FORMAT,
         "experiment": config.experiment,
         "seed": config.seed,
         "iterations": imported.iteration,
@@ -331,7 +332,7 @@ def import_weights(config: RunConfig, run: Path) -> None:
         "weights_sha256": sha256(weights),
         "provenance": provenance.record(),
     }
-    write_json(run / "complete.json", sealed(record, SEALED))
+    write_json(run / COMPLETE, sealed(record, SEALED))
 
 
 def load_pretrained(config: RunConfig) -> tuple[dict[str, Tensors], dict[str, Any]]:

@@ -8,12 +8,20 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict
 
-from udpm.config.validation import NonNegativeFloat, NonNegativeInt, Record, SplitRanges, completed, is_valid, validate
-from udpm.core.arrays import check_seal
+from udpm.config.validation import (
+    Exactly,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Record,
+    SplitRanges,
+    is_valid,
+    read_record,
+    validate,
+)
 from udpm.core.errors import UserError
 from udpm.core.files import sha256
 from udpm.core.hub import download, is_address
@@ -25,6 +33,8 @@ COMPLETE, ATTEMPTS = "complete.json", "attempts.jsonl"
 WEIGHTS, CHECKPOINTS = "weights.safetensors", "checkpoints"
 RUN_FILES = ("config.json", "owner.json", COMPLETE, ATTEMPTS)
 """Files that mark a folder as a run's."""
+RUN_FORMAT = "udpm-run/1"
+"""Format of ``complete.json``."""
 SHOWN = 4
 """Largest number of runs in an error."""
 ITERATION = re.compile(r"[0-9]{9,18}")
@@ -55,6 +65,7 @@ class Origin(Record):
 class Complete(Record):
     """``complete.json``: a run that ended."""
 
+    format: Annotated[str, Exactly(RUN_FORMAT)]
     experiment: str
     seed: NonNegativeInt
     iterations: NonNegativeInt | None = None
@@ -126,13 +137,9 @@ def read_complete(run: Path) -> dict[str, Any]:
     """Return the record of a finished run; missing optional entries are None or empty.
 
     Raises:
-        UserError: missing, unreadable, not such a record, or changed since it was written.
+        UserError: missing, unreadable, of another format, not such a record, or changed since it was written.
     """
-    path = run / COMPLETE
-    values = read_json(path, "record of a finished run")
-    known = completed(Complete, values, str(path))
-    check_seal(path, values, SEALED)
-    return known
+    return read_record(Complete, run / COMPLETE, "record of a finished run", SEALED, fill=True)
 
 
 def read_metrics_lines(path: Path, tail: int | None = None) -> Iterator[dict[str, Any] | None]:
@@ -154,7 +161,7 @@ def is_run(folder: Path) -> bool:
 
 def last_saved(run: Path) -> int:
     """Return the iteration of a run's newest checkpoint that seems complete; 0 if none does."""
-    manifests = reversed(numbered(run / "checkpoints", ".json"))
+    manifests = reversed(numbered(run / CHECKPOINTS, ".json"))
     return next((iteration_of(path) for path in manifests if path.with_suffix(".safetensors").is_file()), 0)
 
 

@@ -22,7 +22,16 @@ from udpm.runs.attempts import PastAttempt, read_attempts
 from udpm.runs.config_guard import MUTABLE_KEYS, differences, missing, run_changes
 from udpm.runs.layout import Layout
 from udpm.runs.lock import STALE_SECONDS, is_dead, name_of, read_owner
-from udpm.runs.records import is_run, iteration_of, numbered, read_complete, read_metrics_lines, read_run_length
+from udpm.runs.records import (
+    CHECKPOINTS,
+    COMPLETE,
+    is_run,
+    iteration_of,
+    numbered,
+    read_complete,
+    read_metrics_lines,
+    read_run_length,
+)
 
 QUIET_INTERVALS = 10
 """A living trainer counts as hung after this many intervals between metrics without new ones ..."""
@@ -100,7 +109,7 @@ def read_status(run: Path) -> RunStatus:
     checkpoint = _last_checkpoint(run, now)
     attempts = read_attempts(run)
     known = {**done, **checkpoint, "attempts": len(attempts) or None}
-    if (run / "complete.json").exists():
+    if (run / COMPLETE).exists():
         total = read_complete(run).get("iterations")
         if not _is_extended(total, training):
             return RunStatus(str(run), "complete", **known | {"iteration": total, "iterations": total})
@@ -207,7 +216,7 @@ def _last_lines(path: Path) -> list[dict]:
 
 def _last_checkpoint(run: Path, now: float) -> dict[str, Any]:
     """Return iteration and age of the newest checkpoint with a manifest, which is written last."""
-    for manifest in reversed(numbered(run / "checkpoints", ".json")):
+    for manifest in reversed(numbered(run / CHECKPOINTS, ".json")):
         try:
             if manifest.with_suffix(".safetensors").is_file():
                 age = max(0.0, now - manifest.stat().st_mtime)

@@ -32,7 +32,7 @@ from udpm.runs.attempts import Attempt
 from udpm.runs.config_guard import check_config, state_changes
 from udpm.runs.layout import milestone
 from udpm.runs.lock import RECORD, RunLock
-from udpm.runs.records import CHECKPOINTS, COMPLETE, SEALED, WEIGHTS, is_finished, read_complete
+from udpm.runs.records import CHECKPOINTS, COMPLETE, RUN_FORMAT, SEALED, WEIGHTS, is_finished, read_complete
 from udpm.training.batch import TrainingBatch
 from udpm.training.checkpoint import forget_after, resume, save_checkpoint, save_failure
 from udpm.training.estimate import estimate_resources, milestone_warning
@@ -281,7 +281,7 @@ class RunWriter:
         (self.run / COMPLETE).unlink(missing_ok=True)
         save_weights(weights, self.config.model, networks, self._description())
         record = {
-            "format": "udpm-run/1",
+            "format": RUN_FORMAT,
             "experiment": self.config.experiment,
             "seed": self.config.seed,
             "iterations": state.iteration,
