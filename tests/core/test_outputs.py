@@ -938,10 +938,14 @@ def test_side_files_are_outputs_too(project, tmp_path, monkeypatch, capsys):
 
 
 def test_appends_to_a_file_of_usage(tmp_path):
+    """A full disk may have cut the last line."""
+    used = tmp_path / "u.jsonl"
+    used.write_text('{"verb": "tr')
     for count in (1, 2):
-        assert not tiny.call("--usage", tmp_path / "u.jsonl", "resolve", "digits", "--output", tmp_path / "r.json")
-        lines = [json.loads(line) for line in (tmp_path / "u.jsonl").read_text().splitlines()]
-        assert [line["verb"] for line in lines] == ["resolve"] * count
+        assert not tiny.call("--usage", used, "resolve", "digits", "--output", tmp_path / "r.json")
+        torn, *lines = used.read_text().splitlines()
+        assert [json.loads(line)["verb"] for line in lines] == ["resolve"] * count
+    assert torn == '{"verb": "tr'
 
 
 def test_outputs_may_be_next_to_inputs(tmp_path):

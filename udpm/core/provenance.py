@@ -187,8 +187,7 @@ def measured(path: Path, verb: str) -> Iterator[None]:
         if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
             with suppress(OSError):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with open(path, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                append(path, json.dumps(line) + "\n")
 
 
 def _gpu(busy: list[float]) -> dict[str, Any]:
