@@ -6,7 +6,7 @@ starts is lost by the level in between.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from udpm.diffusion.process import Latent
 from udpm.metrics.distances import frechet_distance, prdc, statistics
 from udpm.metrics.extractor import Extractor, extract
 from udpm.metrics.reference import Reference
+from udpm.sampling.generate import NoiseMap, noise_maps
 from udpm.sampling.sampler import NoiseSource, Sampler, Start
 
 
@@ -152,40 +153,25 @@ def noise_shares(sampler: Sampler, labels: np.ndarray, seeds: Sequence[int]) -> 
     noise otherwise, and x'' has other noise throughout (Sobol's first-order index). Shares of maps that act
     independently add up to 1. The base noise counts with ε_L. None if the images do not vary.
     """
-    maps = _maps(sampler)
-    found: dict[str, list[float | None]] = {name: [] for name in maps}
+    maps = sorted(noise_maps(sampler), key=lambda each: -each.level)
+    found: dict[str, list[float | None]] = {each.name: [] for each in maps}
     for seed in seeds:
         sources = sampler.noise_of(seed), sampler.noise_of(seed + len(seeds))
         one, other = (sampler.images(labels, source)[1].astype(np.float32) for source in sources)
         apart = float(np.square(one - other).mean(dtype=np.float64))
-        for name, keep in maps.items():
-            images = sampler.images(labels, _mixed(*sources, keep))[1]
+        for kept in maps:
+            images = sampler.images(labels, _mixed(*sources, kept, sampler.schedule.levels))[1]
             near = float(np.square(one - images).mean(dtype=np.float64))
-            found[name].append(1 - near / apart if apart else None)
+            found[kept.name].append(1 - near / apart if apart else None)
     return [{"map": name, "share": shares} for name, shares in found.items()]
 
 
-def _mixed(one: NoiseSource, other: NoiseSource, keep: Callable[[Latent, Latent], Latent]) -> NoiseSource:
-    return lambda numbers: keep(one(numbers), other(numbers))
+def _mixed(one: NoiseSource, other: NoiseSource, kept: NoiseMap, levels: int) -> NoiseSource:
+    """Return a source of the second's noise with one map of the first's; ε_L brings its base noise."""
 
+    def draw(numbers: range) -> Latent:
+        first, second = one(numbers), other(numbers)
+        mixed = kept.replaced(second, kept.of(first))
+        return mixed._replace(base=first.base) if kept == NoiseMap("eps", levels) else mixed
 
-def _maps(sampler: Sampler) -> dict[str, Callable[[Latent, Latent], Latent]]:
-    """Return functions by map that replace it in a second latent by that of a first, coarsest first."""
-
-    def state(level: int) -> Callable[[Latent, Latent], Latent]:
-        def keep(one: Latent, other: Latent) -> Latent:
-            kept = other.replaced(level, one.noise(level))
-            return kept._replace(base=one.base) if level == sampler.schedule.levels else kept
-
-        return keep
-
-    def latent(level: int) -> Callable[[Latent, Latent], Latent]:
-        return lambda one, other: other.replaced_input(level, one.input(level))
-
-    def all_maps() -> Iterator[tuple[str, Callable[[Latent, Latent], Latent]]]:
-        for level in range(sampler.schedule.levels, 0, -1):
-            yield f"eps_{level}", state(level)
-            if sampler.model.config.generator.latent_channels:
-                yield f"z_{level}", latent(level)
-
-    return dict(all_maps())
+    return draw

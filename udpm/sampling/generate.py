@@ -57,14 +57,7 @@ def draw_samples(
             )
     sampler, device = load_sampler(weights, config)
     labels = sampler.labels(config.count, config.labels)[numbers.start : numbers.stop]
-    source: int | NoiseSource = config.seed
-    identity: dict[str, Any] = {"seed": config.seed, **kind_of_noise(config)}
-    if config.noise is not None:
-        model = sampler.model.config
-        source, identity = read_noise(
-            config.noise, sampler.schedule, model.side, config.count, model.generator.latent_channels
-        )
-        identity = {"seed": None, "noise": identity}
+    source, identity = _open_noise(sampler, config)
     record = {
         **sampler.model.record,
         "classes": 0 if config.labels == "none" else sampler.classes,
@@ -97,6 +90,15 @@ def draw_samples(
         side = sampler.model.config.side
         written.append(f"{output}: {len(labels)} images{asked}, {side}×{side}")
     return written
+
+
+def _open_noise(sampler: Sampler, config: Sampling) -> tuple[int | NoiseSource, dict[str, Any]]:
+    """Return the seed, or the source of the noise in a file, and what records say of it."""
+    if config.noise is None:
+        return config.seed, {"seed": config.seed, **kind_of_noise(config)}
+    model = sampler.model.config
+    source, file = read_noise(config.noise, sampler.schedule, model.side, config.count, model.generator.latent_channels)
+    return source, {"seed": None, "noise": file}
 
 
 def load_sampler(weights: Path, config: Sampling) -> tuple[Sampler, torch.device]:
@@ -220,13 +222,13 @@ def perturb(sampler: Sampler, config: Latents) -> Arrays:
     One row per class; without classes, per seed.
 
     Returns:
-        images (M, R, S, N, N, 3) uint8 of the M maps of `_maps`; levels, and kinds where there are two, (M,);
+        images (M, R, S, N, N, 3) uint8 of the M maps of `noise_maps`; levels, and kinds where there are two, (M,);
         strengths (M, S), the g of each; labels, seeds (R,).
     """
     seeds = config.seeds[:1] if sampler.classes else config.seeds
     rows = [(label, seed) for label in _labels(sampler, config) for seed in seeds]
     strongest = _strongest(sampler.schedule.levels, config)
-    maps = _maps(sampler)
+    maps = noise_maps(sampler)
     strengths = np.stack([np.linspace(1, strongest[found.level - 1], config.strengths) for found in maps])
     latents, labels = [], []
     for found, shares in zip(maps, strengths, strict=True):
@@ -236,7 +238,7 @@ def perturb(sampler: Sampler, config: Latents) -> Arrays:
             latents += [found.replaced(latent, mix(found.of(latent), other, keep)) for keep in shares]
             labels += [label] * len(shares)
     images = _grid(sampler.decode(latents, labels), len(maps), len(rows), config.strengths)
-    return {"images": images, **_names(maps), "strengths": strengths, **_named(rows)}
+    return {"images": images, **_map_arrays(maps), "strengths": strengths, **_row_arrays(rows)}
 
 
 def swap(sampler: Sampler, config: Latents) -> Arrays:
@@ -250,14 +252,14 @@ def swap(sampler: Sampler, config: Latents) -> Arrays:
     """
     pairs = [config.seeds[:2]] if sampler.classes else [config.seeds[:2], config.seeds[2:]]
     rows = [(label, pair) for label in _labels(sampler, config) for pair in pairs]
-    maps = _maps(sampler)
+    maps = noise_maps(sampler)
     latents, labels = [], []
     for label, pair in rows:
         first, second = map(sampler.latent, pair)
         latents += [first, *(found.replaced(second, found.of(first)) for found in maps), second]
         labels += [label] * (len(maps) + 2)
     images = _grid(sampler.decode(latents, labels), len(rows), len(maps) + 2)
-    return {"images": images, **_names(maps), **_named(rows)}
+    return {"images": images, **_map_arrays(maps), **_row_arrays(rows)}
 
 
 def interpolate_four(sampler: Sampler, config: Latents) -> Arrays:
@@ -284,7 +286,7 @@ def pca(sampler: Sampler, config: Latents) -> Arrays:
         two, (M,); labels, seeds (1,).
     """
     label, seed = _labels(sampler, config)[0], config.seeds[0]
-    latent, maps = sampler.latent(seed), _maps(sampler)
+    latent, maps = sampler.latent(seed), noise_maps(sampler)
     found: dict[str, list[np.ndarray]] = {"images": [], "mean": [], "components": [], "explained": []}
     for varied in maps:
         others = (varied.another(sampler, latent, seed, number) for number in range(config.pca_images))
@@ -294,7 +296,7 @@ def pca(sampler: Sampler, config: Latents) -> Arrays:
         for name, value in zip(found, (to_bytes(images), *parts), strict=True):
             found[name].append(value)
     arrays = {name: np.stack(values) for name, values in found.items()}
-    return {**arrays, **_names(maps), "labels": np.array([label]), "seeds": np.array([seed])}
+    return {**arrays, **_map_arrays(maps), "labels": np.array([label]), "seeds": np.array([seed])}
 
 
 EXPERIMENTS: dict[str, Callable[[Sampler, Latents], Arrays]] = {
@@ -331,6 +333,11 @@ class NoiseMap(NamedTuple):
     kind: str
     level: int
 
+    @property
+    def name(self) -> str:
+        """Name as in noise files, "eps_1"."""
+        return f"{self.kind}_{self.level}"
+
     def of(self, latent: Latent) -> torch.Tensor:
         """Return the map of a latent."""
         return latent.noise(self.level) if self.kind == "eps" else latent.input(self.level)
@@ -349,14 +356,14 @@ class NoiseMap(NamedTuple):
         return torch.randn(self.of(latent).shape, generator=generator)
 
 
-def _maps(sampler: Sampler) -> list[NoiseMap]:
+def noise_maps(sampler: Sampler) -> list[NoiseMap]:
     """List the maps that determine an image, coarsest first: ε_L, …, ε_1, and then z_L, …, z_1."""
     kinds = ["eps", "z"] if sampler.model.config.generator.latent_channels else ["eps"]
     return [NoiseMap(kind, level) for kind in kinds for level in range(sampler.schedule.levels, 0, -1)]
 
 
-def _names(maps: list[NoiseMap]) -> Arrays:
-    """Levels of maps, and their kinds where there are two."""
+def _map_arrays(maps: list[NoiseMap]) -> Arrays:
+    """Return the levels of maps, and their kinds where there are two."""
     kinds = [found.kind for found in maps]
     named = {"kinds": np.array(kinds)} if len(set(kinds)) > 1 else {}
     return {"levels": np.array([found.level for found in maps]), **named}
@@ -385,6 +392,7 @@ def _grid(images: torch.Tensor, *shape: int) -> np.ndarray:
     return drawn.reshape(*shape, *drawn.shape[1:])
 
 
-def _named(rows: list[tuple]) -> Arrays:
+def _row_arrays(rows: list[tuple]) -> Arrays:
+    """Return the label and the seed, or the seeds, of each row."""
     labels, seeds = zip(*rows, strict=True)
     return {"labels": np.array(labels), "seeds": np.array(seeds)}
