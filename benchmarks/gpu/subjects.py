@@ -103,9 +103,9 @@ def random_data(folder: Path, config: RunConfig) -> Levels:
     return levels
 
 
-def wake(network: nn.Module, seed: int = 0) -> nn.Module:
+def wake(network: nn.Module) -> nn.Module:
     """Randomize all convolutions: the last ones of a fresh network are nearly zero."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             fan_in = module.weight[0].numel()

@@ -11,7 +11,6 @@ import tiny
 import torch
 
 from udpm.cli import main
-from udpm.core.errors import UserError
 from udpm.data.levels import mean_square
 from udpm.data.store import open_store
 from udpm.diffusion.process import downsample
@@ -95,8 +94,6 @@ def test_mean_square_is_exact(digits):
         count, side = train.shape[:2]
         blocks = train.reshape(count, side // block, block, side // block, block, 3).mean(axis=(2, 4))
         assert mean_square(store, level) == pytest.approx((blocks**2).mean(), rel=1e-12)
-    with pytest.raises(UserError, match="has no other split"):
-        mean_square(store, 1, "other")
 
 
 def test_readable_table(capsys):

@@ -17,6 +17,7 @@ from udpm.config.validation import (
     PositiveInt,
     Section,
     Seed,
+    Sha256,
     Threads,
     WorkflowPath,
     check,
@@ -147,7 +148,7 @@ class Scoring(Section):
     legacy_tensorflow, those of pytorch-fid legacy_pytorch."""
     weights_folder: WorkflowPath = "resources/weights"
     """Folder of the weights of inception, dinov2 or clip, which are downloaded into it if missing."""
-    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    weights_sha256: Sha256 | None = None
     """Required SHA-256 of these weights; default: the published one. For dinov2 none is published: set what
     `udpm fetch dinov2` shows. The distance is called FID only with the published Inception."""
     download: bool = True

@@ -113,7 +113,12 @@ class Experiment(Section):
                 f"sampling.iteration: {iteration} is not kept; training keeps every {training.keep_every} (keep_every) "
                 f"up to {training.iterations}"
             )
-        if self.sampling.weights == "raw" and training.averages:
+
+    @check
+    def _milestones_keep_the_sampled_weights(self) -> None:
+        averages = self.training.averages if isinstance(self.training, Training) else {}
+        samples_milestones = self.selection is not None or self.sampling.iteration is not None
+        if samples_milestones and averages and self.sampling.weights == "raw":
             raise ValueError("sampling.weights: raw, but milestones keep only averages; use ema")
 
     @check
@@ -165,8 +170,6 @@ class Experiment(Section):
             raise ValueError(f"selection.milestones: duplicate iteration in {selection.milestones}")
         if sampling.iteration is not None:
             raise ValueError("sampling.iteration: samples one milestone, but selection samples the best; leave one out")
-        if sampling.weights == "raw" and training.averages:
-            raise ValueError("sampling.weights: raw, but milestones keep only averages; use ema")
 
     @check
     def _latents_fit_the_model(self) -> None:

@@ -13,13 +13,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from udpm.config.validation import Exactly, NonNegativeInt, Record, Sha256, validate
-from udpm.core.arrays import check_seal, derive_seed, image_grid, sealed
+from udpm.config.validation import Exactly, NonNegativeInt, Record, Sha256, read_record
+from udpm.core.arrays import derive_seed, image_grid, sealed
 from udpm.core.errors import UserError
 from udpm.core.files import atomic_path, sha256, write_json
 from udpm.core.folders import atomic_folder
 from udpm.core.kinds import CACHE, SHEET_TITLE, mark, seal_file
-from udpm.core.reading import read_json
 from udpm.core.work import Progress
 from udpm.data.store import IMAGES, LABELS, Store, array_header, check_files, class_counts, open_array, open_store
 from udpm.data.store import RECORD as DATASET_RECORD
@@ -158,10 +157,8 @@ def read_cache_record(cache: Path) -> dict[str, Any]:
     Raises:
         UserError: missing, changed since it was written, or not such a record.
     """
-    record = read_json(cache / RECORD, "level cache's record (run `udpm cache` first)")
-    validate(CacheRecord, record, str(cache / RECORD))
-    check_seal(cache / RECORD, record)
-    return record
+    what = "level cache's record (run `udpm cache` first)"
+    return read_record(CacheRecord, cache / RECORD, what, remedy="run `udpm cache` again")
 
 
 def open_levels(dataset: str | Path, cache: str | Path, levels: int) -> Levels:
@@ -189,17 +186,14 @@ def open_levels(dataset: str | Path, cache: str | Path, levels: int) -> Levels:
     return Levels(store, sums)
 
 
-def mean_square(store: Store, level: int, split: str = "train") -> float:
-    """Compute m₂, the mean square of the means of blocks of 2^level × 2^level pixels, over images in [-1, 1].
+def mean_square(store: Store, level: int) -> float:
+    """Compute m₂, the mean square of the means of blocks of 2^level × 2^level pixels, of training images in [-1, 1].
 
     A block's mean is 2S/(255·4^level) - 1 for its integer sum S, so the squares are summed in integers.
 
     The side must be divisible by 2^level, level >= 0. The result is in [0, 1].
-
-    Raises:
-        UserError: no such split.
     """
-    images = store.images[store.split(split)]
+    images = store.images[store.split("train")]
     whole = 255 * 4**level
     total = count = 0
     for start in range(0, len(images), CHUNK):

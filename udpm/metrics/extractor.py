@@ -44,6 +44,9 @@ SIDES = (32, 16, 64, 28, 128, 256)
 CONSTANT = 1e-6
 """Largest difference of features that counts as none, as a share of the largest feature."""
 
+CLASSIFIED = 4096
+"""Images whose features are classified at once."""
+
 REPEATABLE = 1e-2
 """Allowed difference of one image's features between two calls, as a share of the difference between images."""
 
@@ -122,12 +125,12 @@ class Extractor:
             raise UserError(f"{self.path}: fails on {shape} images: {_last_line(error)}; expected {EXPECTED}") from None
         return self._checked(found, len(part)).cpu().numpy()
 
-    def probabilities(self, features: np.ndarray, batch: int = 4096) -> np.ndarray:
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Compute class probabilities: (N, d) to (N, K) float32. Needs `classifies`."""
         name = "logits" if isinstance(self.module, IMAGENET) else "classify"
         found = []
         with torch.inference_mode():
-            for part in torch.from_numpy(features).split(batch):
+            for part in torch.from_numpy(features).split(CLASSIFIED):
                 try:
                     logits = getattr(self.module, name)(part.to(self.device))
                 except FAILURES as error:
@@ -348,7 +351,10 @@ def extract(
     return np.concatenate(found), digest.hexdigest()
 
 
-def _features(part: np.ndarray, digest: bytes, extractor: Extractor, batch: int, cache: str | Path | None):
+def _features(
+    part: np.ndarray, digest: bytes, extractor: Extractor, batch: int, cache: str | Path | None
+) -> np.ndarray:
+    """Return the features of images, from the cache if it has them."""
     if cache is None:
         return extractor.features(part, batch)
     identity = f"{extractor.sha256} {extractor.inputs.describe()} {_arithmetic(extractor)}".encode()

@@ -209,7 +209,10 @@ class _Mirrored:
         return self.images[part][:, :, ::-1]
 
 
-def _passes(images: Images, extractor: Extractor, batch: int, flips: bool, cache: str | Path | None):
+def _passes(
+    images: Images, extractor: Extractor, batch: int, flips: bool, cache: str | Path | None
+) -> tuple[np.ndarray, str]:
+    """Return the features of images, then of their mirror images if `flips`, and the digest of the images."""
     features, digest = extract(images, extractor, batch, cache)
     if flips:
         features = np.concatenate([features, extract(_Mirrored(images), extractor, batch, cache)[0]])
