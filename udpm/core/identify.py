@@ -50,6 +50,7 @@ class Kind:
 
 FORMATS = {
     "udpm-weights": ("a weights file", "for udpm sample and udpm latents"),
+    "udpm-run": ("the record of a finished run", "its folder is the run"),
     "udpm-checkpoint": ("a checkpoint of a training", "its run's weights.safetensors is what commands take"),
     "udpm-snapshot": ("a snapshot of a training's averages", "its run's folder is what udpm average takes"),
     "udpm-samples": ("the record of a sample set", "the .npz of the same name is the set"),
@@ -78,7 +79,6 @@ RESOLVED = (
     ({"seeds", "strengths", "grid"}, "a resolved latents section", "for udpm latents --config"),
     ({"source", "side"}, "a data set's resolved configuration", "for udpm prepare"),
     ({"img_size", "diffusion_steps"}, "a published configuration", "for udpm import --config"),
-    ({"weights_sha256", "iterations"}, "the record of a finished run", "its folder is the run"),
 )
 """JSON files that state no format, by some of their keys."""
 

@@ -246,8 +246,7 @@ def may_be_finished(run: Path, training: Any) -> bool:
 
 def has_checkpoint(run: Path) -> bool:
     """Return whether training could resume from a checkpoint: one exists together with its manifest."""
-    manifests = (run / CHECKPOINTS).glob("[0-9]*.json")
-    return any(manifest.with_suffix(".safetensors").is_file() for manifest in manifests)
+    return last_saved(run) > 0
 
 
 @dataclass(frozen=True)
