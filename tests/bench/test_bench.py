@@ -16,7 +16,9 @@ from udpm.config import Scoring, to_json
 from udpm.networks.discriminator import build_discriminator
 from udpm.networks.inference import count_cost
 from udpm.networks.unet import build_generator
+from udpm.training.batch import draw_level, players_at
 from udpm.training.estimate import IterationCounter, iteration_cost
+from udpm.training.losses import loss_weights
 
 CPU = torch.device("cpu")
 CEILINGS = dict.fromkeys(("float32_flops", "bfloat16_flops", "copy_bytes"), 1e9)
@@ -239,6 +241,29 @@ def test_the_work_of_an_iteration_is_counted():
     )
     assert counter.count(1).bytes == 4 * (own * (1 + 2 + 3 + 6 + 3) + judge * (4 + 3 + 6 + 2))
     assert counter.count(2).bytes - counter.count(1).bytes == 4 * 2 * judge
+
+
+@pytest.mark.parametrize("weights", [0.5, [0.0, 1.0, 0.0], 0.0])
+def test_the_warm_up_ends_once_every_step_was_recorded(weights):
+    """No discriminator step is ever taken at a level without a weight."""
+    config = tiny.run_config(
+        training__cuda_graphs=True,
+        training__level_probabilities=None,
+        losses__adversarial_weight=weights,
+        losses__r1_gamma=0.1,
+        losses__r1_every=2,
+    )
+    by_level = loss_weights(config)
+
+    def steps(iterations):
+        for iteration in iterations:
+            for player in players_at(config, iteration):
+                level = draw_level(config, player, iteration)
+                yield player, level, player == "discriminator" and by_level[level - 1].at(iteration).penalised
+
+    count = benchmark.warm_up(config)
+    assert count < 100
+    assert set(steps(range(count))) == set(steps(range(1000)))
 
 
 def test_rare_steps_are_counted_as_rare():

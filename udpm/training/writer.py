@@ -187,7 +187,7 @@ class RunWriter:
         stopping = (stop or timeout) and iteration < self.iterations
         saves = stopping or iteration == self.iterations or checkpoint_due or iteration % training.checkpoint_every == 0
         keeps = training.keep_every and iteration % training.keep_every == 0
-        # The losses are checked before anything is written.
+        # The losses are checked before weights are written.
         logs = saves or keeps or iteration % training.log_every == 0
         shows = training.preview_every and iteration % training.preview_every == 0
         if logs:
