@@ -132,6 +132,15 @@ def test_recorded_passes_have_separate_gradients():
     assert decaying.per_image == pytest.approx(2 * plain.per_image)
 
 
+def test_recordings_are_of_the_steps_that_are_taken(monkeypatch):
+    """Of the discriminator, one with R1 and one without, at the two levels where it has a weight."""
+    monkeypatch.setattr(_Steps, "peak", lambda *_: 0)
+    config = run_config(losses__adversarial_weight=[0.0, 0.5, 0.5], losses__r1_every=2, training__cuda_graphs=True)
+    needs = estimate_resources(config, 1)
+    generator, discriminator = (4 * count for count in needs.parameters.values())
+    assert estimate_memory(config).state == needs.state + 2 * generator + 3 * discriminator
+
+
 def test_the_batch_that_fits():
     found = BatchMemory(
         state=10**9, perceptual=0, batch=64, kept=64 * 10**8, level=1, player="generator", per_image=1e8

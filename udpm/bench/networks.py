@@ -26,8 +26,9 @@ from udpm.diffusion.schedule import Schedule
 from udpm.metrics.extractor import Extractor
 from udpm.networks.inference import Cost, count_cost, prepare_for_inference
 from udpm.networks.unet import UNet, build_generator, generator_shape
-from udpm.training.batch import discriminator_is_due, draw_level, level_shares, players_at
+from udpm.training.batch import draw_level, players_at
 from udpm.training.estimate import iteration_cost
+from udpm.training.graphs import recorded_steps
 from udpm.training.losses import loss_weights
 from udpm.training.trainer import Trainer
 
@@ -257,17 +258,7 @@ def warm_up(config: RunConfig) -> int:
     """
     if not (config.training.compile or config.training.cuda_graphs):
         return WARM_UP
-    losses, weights = config.losses, loss_weights(config)
-    levels = [level for level, share in enumerate(level_shares(config), start=1) if share]
-    start, length = losses.adversarial_start, config.training.discriminator_every * losses.r1_every
-    due = [iteration for iteration in range(start, start + length) if discriminator_is_due(config, iteration)]
-    missing = {("generator", level, False) for level in levels}
-    missing |= {
-        ("discriminator", level, weights[level - 1].at(iteration).penalised)
-        for level in levels
-        if weights[level - 1].adversarial > 0
-        for iteration in due
-    }
+    missing, weights = recorded_steps(config), loss_weights(config)
     iteration = 0
     while missing and iteration < MOST_WARM_UP:
         for player in players_at(config, iteration):

@@ -8,6 +8,7 @@ PyTorch's allocator.
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from udpm.runs.status import read_status
 from udpm.training.batch import discriminator_is_due
 from udpm.training.checkpoint import KEPT
 from udpm.training.estimate import (
+    FLOAT,
     IterationCounter,
     ResourceEstimate,
     estimate_resources,
@@ -37,6 +39,7 @@ from udpm.training.estimate import (
     iteration_cost,
     tensor_bytes,
 )
+from udpm.training.graphs import recorded_steps
 from udpm.training.losses import LossWeights, loss_weights
 from udpm.training.perceptual import Perceptual, load_lpips
 
@@ -227,8 +230,11 @@ def estimate_memory(config: RunConfig, perceptual: Perceptual | None = None, bat
         together = [order[0], order[0] if config.losses.r1_decay_per_1000 != 1 else order[:2][-1]]
     kept, more = (sum(steps.peak(player, level, size) for player, level in together) for size in (batch, batch + GROUP))
     needs = estimate_resources(config, training.iterations)
-    # Every recording has separate gradients.
-    recorded = (config.process.levels - 1) * needs.gradients if training.cuda_graphs else 0
+    recorded = 0
+    if training.cuda_graphs:
+        # Every recording has separate gradients; the state has those of one for each player.
+        recordings = Counter(player for player, _, _ in recorded_steps(config))
+        recorded = sum(FLOAT * needs.parameters[player] * (count - 1) for player, count in recordings.items())
     return BatchMemory(
         state=needs.state + recorded,
         perceptual=tensor_bytes(perceptual.parameters()) if perceptual is not None else 0,

@@ -10,8 +10,8 @@ import torch
 
 from udpm.config.experiment import RunConfig
 from udpm.networks.inference import record_graph
-from udpm.training.batch import TrainingBatch
-from udpm.training.losses import LossWeights
+from udpm.training.batch import TrainingBatch, discriminator_is_due, level_shares
+from udpm.training.losses import LossWeights, loss_weights
 
 Outputs = list[torch.Tensor | None]
 Pass = Callable[[str, TrainingBatch, LossWeights], dict[str, torch.Tensor]]
@@ -22,6 +22,25 @@ Record = Callable[[Callable[[], Outputs], Any], tuple[Callable[[], object], Outp
 def recorder_for(config: RunConfig, device: torch.device) -> Record | None:
     """Return the recorder of a run's passes; None without CUDA graphs."""
     return record_graph if config.training.cuda_graphs and device.type == "cuda" else None
+
+
+def recorded_steps(config: RunConfig) -> set[tuple[str, int, bool]]:
+    """Return the steps that are recorded separately once the adversarial loss has started.
+
+    Each is a player, a level that training draws, and whether the step has a penalty. The discriminator takes none at a
+    level without adversarial weight, and one of both kinds where R1 or R2 is applied only in every n-th step.
+    """
+    weights = loss_weights(config)
+    levels = [level for level, share in enumerate(level_shares(config), start=1) if share]
+    start, period = config.losses.adversarial_start, config.training.discriminator_every * config.losses.r1_every
+    due = [iteration for iteration in range(start, start + period) if discriminator_is_due(config, iteration)]
+    found = {("generator", level, False) for level in levels}
+    return found | {
+        ("discriminator", level, weights[level - 1].at(iteration).penalised)
+        for level in levels
+        if weights[level - 1].adversarial > 0
+        for iteration in due
+    }
 
 
 @dataclass(frozen=True)
