@@ -133,7 +133,7 @@ def test_recorded_passes_have_separate_gradients():
 
 
 def test_recordings_are_of_the_steps_that_are_taken(monkeypatch):
-    """Of the discriminator, one with R1 and one without, at the two levels where it has a weight."""
+    """The discriminator has one with R1 and one without at each of the two levels where it has a weight."""
     monkeypatch.setattr(_Steps, "peak", lambda *_: 0)
     config = run_config(losses__adversarial_weight=[0.0, 0.5, 0.5], losses__r1_every=2, training__cuda_graphs=True)
     needs = estimate_resources(config, 1)

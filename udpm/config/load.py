@@ -96,7 +96,7 @@ def _read_sweep(name: str, config: str | Path) -> Sweep:
 
 
 def load_point(name: str, point: str, config: str | Path = "config") -> Resolved:
-    """One point of a sweep; the others are not built.
+    """Build one point of a sweep, without the others.
 
     Raises:
         UserError: as `load_sweep`, or there is no such point.

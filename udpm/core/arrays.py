@@ -63,7 +63,7 @@ def check_arrays(
 def image_grid(
     rows: Sequence[Sequence[np.ndarray] | np.ndarray], columns: int, gap: int, factor: int = 1
 ) -> np.ndarray:
-    """Images side by side on white.
+    """Arrange images side by side on white.
 
     Args:
         rows: images of each row, (h, w, 3) uint8, all of one size; a row may hold fewer than `columns`.

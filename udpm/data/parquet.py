@@ -218,7 +218,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _columns(path: Path, file: Any, labelled: bool) -> _Columns:
-    """Find the columns of images and labels; check those of labels only if they are wanted.
+    """Find the columns of images and labels; check those of labels only if `labelled`.
 
     Raises:
         UserError: no column or several of images, labels that are not whole numbers, or a bomb.

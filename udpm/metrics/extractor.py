@@ -281,7 +281,7 @@ def _open_published(config: Scoring, path: str | Path | None, device: torch.devi
     else:
         network, name, inputs = load_transformer(kind, path), TITLES[kind], TRANSFORMER_INPUTS[kind]
         if EXTRACTOR_WEIGHTS[kind].sha256 is None and network.size == SIZES[kind]:
-            # Nobody can tell the published file from a changed one, so the name says which it was.
+            # No SHA-256 is published to recognize the file by, so the name contains this file's.
             name, published = f"{name} {digest[:8]}", True
     # Scores by another file must not carry the published network's name.
     name = name if published else f"stand-in for {kind}"

@@ -325,7 +325,7 @@ def _names(statuses: list[PointStatus]) -> str:
 def _status_or_reason(
     loaded: LoadedSweep, results: Path, key: tuple[str, int], trained: str, scored: str
 ) -> PointStatus:
-    """A point's status; of one whose files cannot be read, which file it is."""
+    """Return a point's status; if its files cannot be read, "unreadable" with the reason."""
     try:
         return _point_status(loaded, results, key, trained, scored)
     except UserError as error:

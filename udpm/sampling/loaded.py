@@ -32,7 +32,7 @@ class LoadedModel(Sampler):
         sampling: `posterior`, `guidance`, `precision`, `batch`, `iteration` and `noise_kind` of the section.
 
     Raises:
-        UserError: weights missing or damaged, a device that is not there, or guidance that the model cannot have.
+        UserError: weights missing or damaged, a device that is missing, or guidance that the model cannot have.
     """
 
     def __init__(self, path: str | Path, weights: str, device: str, sampling: Sampling) -> None:

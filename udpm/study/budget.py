@@ -72,7 +72,7 @@ def length_of(iterations: int, seconds: float | None = None) -> Length:
 
 
 MARGIN = 1.1
-"""What is measured on an idle machine is less than what a whole training takes, with previews and checkpoints."""
+"""Factor on measured times: previews, checkpoints and other work on the machine make a whole training slower."""
 
 
 def iterations_in(seconds: float, speed: Speed) -> int:
@@ -98,7 +98,7 @@ REPETITIONS = 3
 
 
 def measure(config: RunConfig, dataset: Path, cache: Path, job: float, extractor: str | None) -> Speed:
-    """Measure iterations at each level, and features; takes some seconds. `job` is handed on.
+    """Measure iterations at each level, and features; takes some seconds. `job` becomes part of the result.
 
     Args:
         config: of the run to train.

@@ -154,7 +154,7 @@ def name_of(source: Path) -> str:
 
 
 class Asked(Record):
-    """What `udpm run` was called for: with another value, a study is another one."""
+    """Source and options of a call of `udpm run`; only a call with the same values continues a study."""
 
     source: str
     side: int | None

@@ -19,7 +19,7 @@ from udpm.core.reading import read_text
 from udpm.core.work import StopRequest
 
 LOG = "snakemake.log"
-"""What Snakemake printed, in the study."""
+"""Output of Snakemake, in the study."""
 PROCESS = ".snakemake/udpm-run"
 """Process of the Snakemake that `udpm run` started, while it runs."""
 LOCKS = ".snakemake/locks"

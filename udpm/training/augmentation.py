@@ -72,7 +72,7 @@ def transform(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
 
 
 def move(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-    """Mirror and shift images (B, C, H, W), and cut out squares; what is not known is 0."""
+    """Mirror and shift images (B, C, H, W), and cut out squares; pixels that are shifted in or cut out are 0."""
     height, width = images.shape[-2:]
     mirrored, down, right, top, left, bottom, far = parameters[:, :GEOMETRY].long()[..., None].unbind(1)
     row, column = (torch.arange(count, device=images.device) for count in (height, width))

@@ -71,7 +71,7 @@ class Trackers:
             self._all = [Follower(name, KINDS[name](tracked), run, start, may_write) for name in names]
 
     def note(self, iteration: int) -> None:
-        """Tell the trackers that all metrics and previews up to an iteration are written. Never waits."""
+        """Let the trackers read all metrics and previews up to an iteration, which are written. Never waits."""
         for follower in self._all:
             follower.note(iteration)
 
@@ -88,7 +88,7 @@ class Trackers:
 class Follower:
     """A thread that reads ``metrics.jsonl`` and previews after training wrote them, and hands them to a tracker.
 
-    It first hands over what the tracker lacks of earlier attempts. If the tracker raises, it is left alone.
+    It begins with what the tracker lacks of earlier attempts. A tracker that raises is not called again.
     """
 
     def __init__(self, name: str, tracker: Tracker, run: Path, start: int, may_write: Callable[[], bool]) -> None:
