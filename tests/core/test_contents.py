@@ -536,7 +536,7 @@ def test_reads_records_without_a_digest(store):
         ({"dataset_sha256": "0" * 64}, "made from other images"),
         ({"files": {"level_1.npy": 1}}, "files.level_1.npy: input should be a valid string"),
         ({"files": [1]}, "files: input should be a valid dictionary"),
-        ({"format": "udpm-cache/0"}, "format: "),
+        ({"format": "udpm-cache/0"}, "format is 'udpm-cache/0', expected 'udpm-cache/1'"),
     ],
 )
 def test_refuses_invalid_records_of_caches(store, changes, expected):

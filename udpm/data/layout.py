@@ -235,15 +235,19 @@ def _innermost(top: bytes, paths: list[bytes], inside: bytes) -> bytes:
     return folder[:-1]
 
 
-def _choice(folders: list[bytes], most: int = 4) -> str:
+MOST = 4
+"""Largest number of folders to write as values of a configuration."""
+
+
+def _choice(folders: list[bytes]) -> str:
     """Format folders as values of a configuration."""
     if not folders:
         return "…"
-    names = [shown(folder) for folder in folders[:most]]
+    names = [shown(folder) for folder in folders[:MOST]]
     names = [
         name if re.fullmatch(r"[A-Za-z][\w./ -]*", name) else json.dumps(name, ensure_ascii=False) for name in names
     ]
-    more = ["…"] if len(folders) > most else []
+    more = ["…"] if len(folders) > MOST else []
     return names[0] if len(folders) == 1 else f"[{', '.join(names + more)}]"
 
 

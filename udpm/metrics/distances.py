@@ -12,6 +12,9 @@ import torch
 from udpm.core.arrays import derive_seed
 from udpm.core.errors import UserError
 
+BLOCK_BYTES = 1 << 27
+"""Memory of a block of features or distances; about three blocks are in memory at a time."""
+
 
 def statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and unbiased covariance in float64: (N, d) to (d,) and (d, d).
@@ -154,9 +157,6 @@ def _divergence(part: np.ndarray, marginal: np.ndarray) -> np.ndarray:
     ratio = np.divide(part, marginal, out=np.ones_like(part), where=part > 0)
     return part * np.log(ratio)
 
-
-BLOCK_BYTES = 1 << 27
-"""Memory of a block of distances; about three blocks are in memory at a time."""
 
 IMAGES, ROWS, COLUMNS = 4096, 512, 1024
 """Images of a block, and rows and columns of a block of distances that stays in a core's cache."""

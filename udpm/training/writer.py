@@ -68,6 +68,7 @@ class RunWriter:
         state: to save; set by `resume`, like the following.
         iterations: of the whole training.
         metrics: of the interval.
+        watch: of the discriminator, whose verdicts are logged.
         progress: a bar, on terminals.
     """
 
