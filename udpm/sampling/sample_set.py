@@ -116,26 +116,23 @@ def save_samples(
     record: dict[str, Any],
     outputs: dict[int, np.ndarray] | None = None,
 ) -> None:
-    """Write a sample set to `path` (.npz) and its record to the same name with .json.
-
-    The record is written before the images, which are by then complete and synced under a temporary name: after a kill
-    in between, `load_samples` finds the images that the record describes.
-
-    Arrays are as in `SampleSet`; the record is of their origin.
-    """
+    """Write a whole sample set as `save_batches` does; arrays are as in `SampleSet`."""
     save_batches(path, [{1: images, **(outputs or {})}], labels, record)
 
 
 def save_batches(
     path: str | Path, batches: Iterable[dict[int, np.ndarray]], labels: np.ndarray, record: dict[str, Any]
 ) -> None:
-    """Write a sample set whose images arrive in batches; the file is that of `save_samples`, bit for bit.
+    """Write a sample set whose images arrive in batches; the file's bytes do not depend on the size of the batches.
 
     A thread compresses one batch while the next is drawn. Images already compressed are dropped; outputs of coarser
     levels are kept until the end.
 
+    The record is written before the images, which are by then complete and synced under a temporary name: after a kill
+    in between, `load_samples` finds the images that the record describes.
+
     Args:
-        path: .npz to write.
+        path: .npz to write; the record has the same name with .json.
         batches: by level, (B, height, width, 3) uint8, as `Sampler.batches` yields them; n images together.
         labels: (n,) int64.
         record: of their origin.
