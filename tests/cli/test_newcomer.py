@@ -196,6 +196,9 @@ MISTAKES = [
     ),
     ("sample run --intermediate --output out.png", "out.png: a grid has no outputs of other levels; write an .npz"),
     ("sample run/weights.safetensors --shard 3 --output out.npz", "expected the form 2/4, got '3'"),
+    ("sample run --count 4 --shard 3/2 --output out.npz", "shard 3 of 2: the first number must be 1 or more, and at"),
+    ("sample run --count 4 --shard 1/2 --output out.npz", "4 images in batches of 250 make 1"),
+    ("figure samples samples.npz --output out.png", "out.png must have no suffix, since .svg, .pdf, .png, .csv are"),
     ("train", "Missing argument 'CONFIG'"),
     ("resolve digit", "did you mean digits?"),
 ]
@@ -253,6 +256,8 @@ def test_a_group_without_a_command_shows_its_help(capsys, group):
     assert lines[0].startswith(f"Usage: udpm {group}".rstrip())
     assert len(lines) > 8
     assert lines[-1].startswith("error: a command is missing")
+    # Click cuts off long descriptions.
+    assert "..." not in shown.err.partition("Commands:")[2]
 
 
 @pytest.mark.parametrize("verb", VERBS)

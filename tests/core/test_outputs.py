@@ -990,4 +990,4 @@ def test_help_checks_no_outputs(capsys):
     with pytest.raises(SystemExit) as done:
         main(["prepare", "--help"])
     assert not done.value.code
-    assert "Folder of the store" in capsys.readouterr().out
+    assert "Folder of the data set" in capsys.readouterr().out

@@ -537,7 +537,11 @@ BAD = {
         {"expected_test_count": 5},
         "images: has 6 test images, expected 5",
     ),
-    "too much held out": (lambda f: place(f, a__png=GOOD), {"holdout": 1}, "holdout: 1 leaves no training image"),
+    "too much held out": (
+        lambda f: place(f, a__png=GOOD),
+        {"holdout": 1},
+        "holdout: 1 leaves no training image of 1; lower it",
+    ),
     "wrong MD5": (
         lambda f: pictures.cifar(f / "images", "python"),
         CIFAR | {"check_md5": True},

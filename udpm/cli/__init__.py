@@ -50,7 +50,7 @@ MODULES = {
     },
     "train": {
         "fetch": "Download weights and data sets in advance.",
-        "prepare": "Convert a source of images to a checked, memory-mapped store.",
+        "prepare": "Convert images to a data set: checked, of one size, memory-mapped.",
         "cache": "Write the downsampled levels of a prepared data set.",
         "train": "Train a model, or resume its training.",
         "status": "Show the status of training runs.",

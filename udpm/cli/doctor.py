@@ -200,8 +200,8 @@ def _note(one: Finding) -> str:
 def doctor_command(results: Path, as_json: bool) -> None:
     """Check this machine: Python, packages, GPUs, SLURM, downloaded files, disks.
 
-    Type it in the folder from which you run `snakemake`, on the machine that has the problem: a node of a cluster, for
-    example. Nothing is downloaded or changed.
+    Run it in the folder from which you run `snakemake`, on the machine that has the problem, such as a node of a
+    cluster. Nothing is downloaded or changed.
 
     \b
     ok        as it should be

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from udpm.core.errors import UserError
 from udpm.core.folders import FolderKind
 from udpm.core.hub import is_address
 from udpm.core.kinds import FileKind, KeptFolder
@@ -48,17 +49,18 @@ class Group(click.Group):
             raise click.UsageError(f"No such command {name!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands, each with its whole first sentence, which click would cut off."""
+        found = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(1000)) for name, command in found.items() if command])
+
 
 STATES = {
-    "ok": "green",
-    "complete": "green",
+    **dict.fromkeys(("ok", "complete"), "green"),
     "running": "cyan",
-    "warning": "yellow",
-    "stalled": "yellow",
-    "stopped": "yellow",
-    "wrong": "red",
-    "failed": "red",
-    "unreadable": "red",
+    **dict.fromkeys(("warning", "stalled", "stopped"), "yellow"),
+    **dict.fromkeys(("wrong", "failed", "unreadable"), "red"),
 }
 """Colours of states in tables, on terminals."""
 
@@ -240,6 +242,8 @@ class OutputStem(OutputPath):
         self.kinds = kinds
 
     def outputs(self, option: str, path: Path, params: dict[str, Any]) -> Iterator[Output]:
+        if path.suffix in self.kinds:
+            raise UserError(f"{option}: {path} must have no suffix, since {', '.join(self.kinds)} are added")
         for suffix, kind in self.kinds.items():
             yield Output(option, Path(f"{path}{suffix}"), kind)
 

@@ -70,9 +70,9 @@ def run_command(
 ) -> None:
     """Train on images of your own in one call: write a study, train, sample, score, draw.
 
-    FOLDER|ZIP holds images (or is an .npz or Parquet files). The study is one as of `udpm init`, with a data set and an
-    experiment that extends photos32 or photos64. Minutes become iterations once, after a short measurement.
-    Interrupted, the same command continues.
+    FOLDER|ZIP holds images (or is an .npz or Parquet files). The study is one of `udpm init`, with a data set and an
+    experiment that extends photos32 or photos64. A short measurement at the start decides how many iterations fit into
+    the minutes. After an interruption, the same command continues.
     """
     if minutes is not None and iterations is not None:
         raise usage_error("give either --minutes or --iterations")

@@ -94,7 +94,7 @@ def default_folder(file: str) -> Path:
     "udpm prepare flowers.zip --side 64 --classes 5 --output results/datasets/flowers",
 )
 @click.argument("source", type=ANY)
-@click.option("--output", type=OutputFolder(kinds.DATASET), required=True, help="Folder of the store, replaced whole.")
+@click.option("--output", type=OutputFolder(kinds.DATASET), required=True, help="Folder of the data set.")
 @click.option("--side", type=Whole(1), help="SOURCE is images; side of the prepared ones in pixels.")
 @click.option("--classes", type=Whole(0, 100_000), help="With --side: number of classes; default: 0, unlabelled.")
 @click.option("--holdout", type=Whole(0), help="With --side: images kept out of training, if there is no test split.")
@@ -102,7 +102,7 @@ def default_folder(file: str) -> Path:
 def prepare_command(
     source: Path, output: Path, side: int | None, classes: int | None, holdout: int | None, workers: int | None
 ) -> None:
-    """Convert a source of images to a checked, memory-mapped store.
+    """Convert images to a data set: checked, of one size, memory-mapped.
 
     SOURCE is a data set's resolved configuration (udpm resolve --dataset NAME), or with --side the images: a folder or
     .zip of files, an .npz or .npy, or Parquet files. The same command resumes an interrupted preparation; a finished
@@ -227,12 +227,12 @@ def status_command(runs: tuple[Path, ...], results: Path | None, as_json: bool) 
     """Show the status of training runs, from the files in their folders.
 
     \b
-    running   a trainer is at work
-    stalled   its heartbeat has stopped, or it no longer writes metrics
-    stopped   no trainer; the same `udpm train` resumes from the checkpoint
-    waiting   training has not begun
-    failed    the last attempt failed; the note gives the reason
-    complete  the weights exist
+    running     a trainer is at work
+    stalled     its heartbeat has stopped, or it no longer writes metrics
+    stopped     no trainer; the same `udpm train` resumes from the checkpoint
+    waiting     training has not begun
+    failed      the last attempt failed; the note gives the reason
+    complete    the weights exist
     unreadable  one of its files cannot be read; other runs are still shown
     """
     from udpm.runs.layout import Layout

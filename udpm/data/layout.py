@@ -338,7 +338,7 @@ def _held_out(indices: np.ndarray, config: DatasetConfig, root: Path) -> dict[st
     if not config.holdout:
         return {"train": indices}
     if config.holdout >= len(indices):
-        raise UserError(f"{root}: holdout: {config.holdout} leaves no training image of {len(indices)}")
+        raise UserError(f"{root}: holdout: {config.holdout} leaves no training image of {len(indices)}; lower it")
     order = np.random.Generator(np.random.PCG64(derive_seed("folder", "split"))).permutation(len(indices))
     cut = len(indices) - config.holdout
     return {"train": indices[order[:cut]], "test": indices[order[cut:]]}

@@ -120,7 +120,7 @@ def _digits(config: DatasetConfig) -> Source:
     pixels, labels = load_digits(return_X_y=True)
     count = len(labels)
     if config.holdout >= count:
-        raise UserError(f"holdout: {config.holdout} leaves no training image of {count}")
+        raise UserError(f"holdout: {config.holdout} leaves no training image of {count}; lower it")
     # Grey levels 0..16 to 0..255; the order mixes writers, so it is shuffled once before the test split is cut off.
     grey = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     order = np.random.Generator(np.random.PCG64(derive_seed("digits", "split"))).permutation(count)

@@ -133,12 +133,15 @@ def shard_numbers(count: int, batch: int, index: int, shards: int) -> range:
     """Return the numbers of the images of shard `index`, 1..shards: whole batches, except the last of the set.
 
     Raises:
-        UserError: more shards than batches.
+        UserError: `index` is out of range, or there are more shards than batches.
     """
     batches = -(-count // batch)
-    if not 1 <= index <= shards or shards > batches:
+    if not 1 <= index <= shards:
+        raise UserError(f"shard {index} of {shards}: the first number must be 1 or more, and at most the second")
+    if shards > batches:
         raise UserError(
-            f"shard {index} of {shards}: {count} images in batches of {batch} can be cut into 1 to {batches} shards"
+            f"shard {index} of {shards}: there is at most one for each batch; {count} images in batches "
+            f"of {batch} make {batches}"
         )
     start, stop = ((part * batches // shards) * batch for part in (index - 1, index))
     return range(start, min(stop, count))

@@ -96,7 +96,7 @@ def _begin(folder: Path, asked: Asked, say: Say) -> dict[str, Any]:
     say(f"{source}: {found.describe()}")
     length = None if asked.iterations is None else length_of(asked.iterations)
     record = write(folder, name_of(source), found, asked, device, length)
-    say(f"{folder}: a study; {experiment_file(folder, record['name'])} says how it trains on {device}")
+    say(f"{folder}: a study, to train on {device}; its settings are in {experiment_file(folder, record['name'])}")
     if record["extractor"] is None:
         say("no scores: they need pip install 'udpm[features]'")
     return record
@@ -233,6 +233,4 @@ def _finish(folder: Path, record: dict[str, Any], started: float, say: Say) -> N
     place = shlex.quote(str(folder))
     say(f"next: cd {place} && snakemake                  # all figures, the latent space among them")
     say(f"      cd {place} && snakemake --profile slurm  # on a cluster")
-    say(
-        f"to train on, raise training.iterations in {experiment_file(folder, record['name'])} first; there, too: device"
-    )
+    say(f"to train longer, or on another device, first edit {experiment_file(folder, name)}")
