@@ -251,7 +251,8 @@ def test_the_benchmark_names_what_limits_it(tmp_path):
     tree(tmp_path / "images", count=70)
     best = {"copy_bytes": 1e9}
     opened = open_for_bench(str(tmp_path / "images"), 16)
-    lines = preparation_lines(bench_preparation(*opened, workers=1, limit=128, best=best))
+    # There are too few images to measure four processes.
+    lines = preparation_lines(bench_preparation(*opened, workers=4, limit=128, best=best))
     assert "140 images" in lines[0]
     assert any(line.split()[:2] == ["limited", "by"] for line in lines)
     assert "images per second with 1 process" in lines[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -83,7 +83,8 @@ def _caller(feed: Batches, level: int) -> Callable[[], object]:
 STAGES = ("read", "decode", "resize", "write")
 PREPARATION = "preparation"
 SAMPLE = 1024
-LEAST_CHUNKS = 2
+CHUNKS_PER_PROCESS = 8
+"""Of fewer chunks, several processes finish most at the same time, which looks far too fast."""
 
 
 def open_for_bench(path: str, side: int) -> tuple[DatasetConfig, Source]:
@@ -102,7 +103,7 @@ def bench_preparation(
     """Measure the preparation of a folder or .zip; nothing is kept.
 
     Args:
-        workers: number of processes of the last measurement.
+        workers: number of processes of the last measurement; fewer if there are too few images to measure them.
         limit: maximum number of images in each measurement of the whole.
         best: ceilings of the CPU.
 
@@ -121,7 +122,9 @@ def bench_preparation(
         stages, refused, stored = _time_stages(work, source)
         if not stored:
             raise UserError(f"{path}: none of the measured images can be used")
-        whole = {count: _time_whole(work, source, count, limit) for count in sorted({1, workers})}
+        chunks = list(itertools.islice(fill.chunks(source), max(2, limit // fill.CHUNK)))
+        workers = max(1, min(workers, len(chunks) // CHUNKS_PER_PROCESS))
+        whole = {count: _time_whole(work, chunks, count) for count in sorted({1, workers})}
     moved = {"read": stored, "write": 3 * side**2}
     rows = [
         row(stage, PREPARATION, timing, Workload(1, 0, moved.get(stage, 0)), best, mean_seconds=fmean(timing.wall))
@@ -183,16 +186,15 @@ def _time_stages(work: fill.Work, source: Source) -> tuple[dict[str, Timing], in
     return timings, refused, round(stored / max(1, len(fitted)))
 
 
-def _time_whole(work: fill.Work, source: Source, workers: int, limit: int) -> Timing:
+def _time_whole(work: fill.Work, chunks: list[fill.Chunk], workers: int) -> Timing:
     """Time an image in whole chunks, in a few blocks; the CPU time of several processes is unknown.
 
-    With several processes, timing starts after the first chunk, since they take a while to start.
+    With several processes, which take a while to start, timing starts after as many chunks.
     """
-    some: Iterator[fill.Chunk] = itertools.islice(fill.chunks(source), max(2, limit // fill.CHUNK))
     stamps = [(0, _clocks())]
-    for outcome in fill.process_chunks(work, some, workers, False):
+    for outcome in fill.process_chunks(work, chunks, workers, False):
         stamps.append((stamps[-1][0] + sum(outcome.modes.values()) + len(outcome.refused), _clocks()))
-    stamps = stamps[1:] if workers > 1 and len(stamps) > LEAST_CHUNKS else stamps
+    stamps = stamps[workers:] if workers > 1 else stamps
     bounds = np.unique(np.linspace(0, len(stamps) - 1, BLOCKS + 1).astype(int))
     timing = Timing()
     for first, last in itertools.pairwise(bounds):

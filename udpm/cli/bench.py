@@ -54,7 +54,11 @@ def bench_command() -> None:
 @bench_command.command(epilog="Example: udpm bench data resources/ffhq.zip --side 64")
 @click.argument("images", type=ANY, required=False)
 @click.option("--side", type=click.Choice(SIDES), default="32", help="Side of the prepared images.")
-@click.option("--workers", type=Whole(1, 1024), help="Processes that decode and resize; default: one for each core.")
+@click.option(
+    "--workers",
+    type=Whole(1, 1024),
+    help="Processes that decode and resize, at most one for 512 images; default: one for each core.",
+)
 @click.option("--limit", type=Whole(1), default=20000, help="Largest number of images to prepare.")
 @click.option("--batch", type=Whole(1), default=64, help="Images per training batch.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
