@@ -186,7 +186,7 @@ def samples(source: Path, output: Path) -> None:
 @_plotting("chain results/samples/digits/seed0_chain.npz --output figures/chain")
 @SOURCE
 def chain(source: Path, output: Path) -> None:
-    """Draw the way from noise to image: states and network outputs of one image per class."""
+    """Draw the chain from noise to image: states and network outputs of one image per class."""
     from udpm.report.figures.samples import plot_chain
 
     plot_chain(source, output)

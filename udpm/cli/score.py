@@ -124,14 +124,14 @@ PATHS = ("samples", "images", "selection", "reference", "extractor", "dataset")
 )
 @click.option("--samples", type=FILE, help="Score a sample set (.npz of udpm sample).")
 @click.option("--images", type=ANY, help="Score a folder, .zip or .npz of images from another source.")
-@click.option("--heldout", is_flag=True, help="Score the data set's test split, the lower baseline.")
+@click.option("--heldout", is_flag=True, help="Score the data set's test split: the floor.")
 @click.option(
     "--match",
     type=Whole(2, MOST_IMAGES),
     metavar="N",
     help="With --heldout: also the Fréchet distance of N of these images, to compare with N samples.",
 )
-@click.option("--noise", type=Whole(2, MOST_IMAGES), metavar="N", help="Score N images of noise, the upper baseline.")
+@click.option("--noise", type=Whole(2, MOST_IMAGES), metavar="N", help="Score N images of noise: the ceiling.")
 @click.option("--selection", type=FILE, help="What chose the milestone that --samples are of (.json of udpm select).")
 @click.option("--again", type=FILE, help="Recompute this score; needs only --output.")
 @click.option("--count", type=Whole(2, MOST_IMAGES), metavar="N", help="Score only N of --samples or --images.")

@@ -186,7 +186,8 @@ class Training(Section):
     keep_every: NonNegativeInt = 10_000
     """Iterations between milestones, weights that are kept for sampling.iteration; 0 for none."""
     data: Literal["auto", "device", "memory"] = "auto"
-    """Location of the images: on the device, memory-mapped on the host, or auto: on a GPU if it has ample memory."""
+    """Location of the images: on the device, memory-mapped on the host, or auto: on a GPU if they fit into a quarter of
+    its free memory."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Threads that prefetch batches and noise; 0 prepares them when they are needed."""
     log_every: PositiveInt = 100

@@ -95,7 +95,7 @@ def _left_out(samples: SampleSet, shown: list[int]) -> list[str]:
 
 
 def plot_chain(path: str | Path, stem: str | Path) -> None:
-    """Plot the way from noise to image: the input state and the network's output at every level.
+    """Plot the chain from noise to image: the input state and the network's output at every level.
 
     Raises:
         UserError: no readable chain.
