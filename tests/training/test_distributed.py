@@ -16,6 +16,7 @@ from udpm.core.distributed import RankInfo, detect_ranks
 from udpm.core.errors import UserError
 from udpm.training.checkpoint import checkpoints
 from udpm.training.state import State
+from udpm.training.trainer import Trainer
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
 SRUN = {
@@ -135,6 +136,23 @@ def test_two_processes_with_every_option_of_the_adversary(digits, tmp_path, nois
         code, output = ended(torchrun(*arguments)) if name == "two" else (tiny.udpm(*arguments).returncode, "")
         assert code == 0, output
     assert closeness(tmp_path / "one/run", tmp_path / "two/run") < 1e-5
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_processes_drop_what_one_that_accumulates_drops(levels, monkeypatch, accumulate):
+    monkeypatch.setattr("udpm.training.trainer.all_reduce_mean", lambda gradients, ranks: None)
+
+    def seeds(ranks, **parts):
+        trainer = Trainer(tiny.run_config(generator__dropout=0.3, **parts), levels, torch.device("cpu"), ranks)
+        found = []
+        trainer.state.generator.register_forward_pre_hook(lambda *_: found.append(torch.initial_seed()))
+        trainer.train_step("generator", 0)
+        return found
+
+    given = {"training__processes_per_node": 2, "training__accumulate": accumulate}
+    two = [seed for rank in range(2) for seed in seeds(RankInfo(rank, 2, rank), **given)]
+    assert two == seeds(RankInfo(), training__accumulate=2 * accumulate)
+    assert len(set(two)) == 2 * accumulate
 
 
 def test_a_bit_in_weights_or_averages_shows(levels):

@@ -363,9 +363,13 @@ def drops_out(config: RunConfig, player: str, discriminator_dropout: float) -> b
     return bool(config.generator.dropout if player == "generator" else discriminator_dropout)
 
 
-def seed_dropout(config: RunConfig, player: str, iteration: int, rank: int, part: int) -> None:
-    """Seed torch's global generator, used by dropout alone, differently for every rank and part."""
-    which = (rank, part) if rank or part else ()
+def seed_dropout(config: RunConfig, player: str, iteration: int, part: int) -> None:
+    """Seed torch's global generator, used by dropout alone, differently for every part of the global batch.
+
+    Parts are numbered over all processes, so that N processes drop what one that splits its batch into N parts drops.
+    """
+    # Earlier versions counted a process's parts, next to its rank: those of the first keep their seeds.
+    which = (0, part) if part else ()
     torch.manual_seed(derive_seed(config.seed, "dropout", player, iteration, *which))
 
 

@@ -197,10 +197,10 @@ class Trainer:
         weights = self.loss_weights[batch.level - 1].at(iteration)
         run_pass = self._run_pass if self.graphs is None else self.graphs
         optimizer.zero_grad(set_to_none=True)
-        found = []
-        for index, part in enumerate(batch.split(self.config.training.accumulate)):
+        found, parts = [], self.config.training.accumulate
+        for index, part in enumerate(batch.split(parts), start=self.ranks.rank * parts):
             if drops_out(self.config, player, weights.dropout):
-                seed_dropout(self.config, player, iteration, self.ranks.rank, index)
+                seed_dropout(self.config, player, iteration, index)
             found.append(run_pass(player, part, weights))
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
         all_reduce_mean(gradients, self.ranks)
