@@ -20,7 +20,7 @@ from udpm.networks.layers import NO_LABEL, one_hot
 from udpm.networks.unet import UNet, UNetShape
 from udpm.networks.weights import load_model
 from udpm.sampling.sample_set import load_samples
-from udpm.training.batch import draw_noise
+from udpm.training.batch import draw_level, draw_noise
 from udpm.training.losses import TrainingBatch, discriminator_losses, generator_losses, loss_weights
 from udpm.training.perceptual import load_lpips
 from udpm.training.state import State
@@ -154,6 +154,12 @@ def test_nothing_is_adversarial_before_its_start(levels, tmp_path):
 def test_the_discriminator_takes_every_third_step(levels, tmp_path):
     found = adversarial_iterations(levels, tmp_path, training__iterations=8, training__discriminator_every=3)
     assert found == ([0, 3, 6], list(range(8)))
+
+
+def test_a_level_of_no_probability_is_never_drawn(monkeypatch):
+    config = tiny.run_config(training__level_probabilities=[0.5, 0.4999992, 0.0])
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(0.9999999, dtype=torch.float64))
+    assert draw_level(config, "generator", 0) == 2
 
 
 # --- ends and averages -----------------------------------------------------------------------------------------------

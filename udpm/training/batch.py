@@ -270,8 +270,10 @@ def level_shares(config: RunConfig) -> list[float]:
 def draw_level(config: RunConfig, player: str, iteration: int) -> int:
     """Draw the level of a player's step."""
     uniform = torch.rand((), generator=_generator(config.seed, "level", player, iteration), dtype=torch.float64).item()
-    bounds = itertools.accumulate(level_shares(config))
-    return next((level for level, bound in enumerate(bounds, start=1) if uniform < bound), config.process.levels)
+    shares = level_shares(config)
+    # Their sum may fall short of 1: what is missing goes to the last level that is drawn at all.
+    last = max(level for level, share in enumerate(shares, start=1) if share)
+    return next((level for level, bound in enumerate(itertools.accumulate(shares), start=1) if uniform < bound), last)
 
 
 def draw_noise(
