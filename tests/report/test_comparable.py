@@ -8,12 +8,13 @@ import pytest
 import yaml
 from tiny import ROOT
 
-from udpm.config import load_sweep, resolve_run
+from udpm.config import Experiment, RunConfig, load_experiment, load_sweep, resolve_run
+from udpm.config.validation import validate
 from udpm.core.errors import UserError
 from udpm.metrics.protocol import DRAWING, FEATURES, MEASURING, comparable, describe
 from udpm.metrics.selection import select
 from udpm.report.paper.study import StudyReport
-from udpm.report.scores import score_table, summarize_scores
+from udpm.report.scores import score_table, summarize_scores, training_length
 from udpm.report.sweep import ranking_table, read_results
 
 LAST = resolve_run("digits", 0, ROOT / "config").training.iterations
@@ -31,6 +32,7 @@ CHANGES = {
     "metric": {"metrics": {"frechet_distance": {"label": "FD"}}},
     "n": {"protocol": {"n": 41}},
     "neighbours": {"protocol": {"neighbours": 5}},
+    "labels": {"subject": {"labels": [5, 3]}},
     "extractor_sha256": {"protocol": {"extractor": {"sha256": "b" * 64}}},
     "preprocessing": {"protocol": {"preprocessing": "resized"}},
     "reference_sha256": {"protocol": {"reference": {"sha256": "d" * 64}}},
@@ -78,6 +80,34 @@ def scores(tmp_path, monkeypatch):
 def test_every_part_of_the_rule_is_tried():
     assert set(CHANGES) == {*MEASURING, *DRAWING}
     assert set(FEATURES) < set(MEASURING)
+
+
+@pytest.mark.parametrize("labels", [[*range(9, -1, -1)], [*range(10)], None])
+def test_all_classes_in_any_order_are_one_protocol(labels):
+    assert comparable(a_score(4.0, labels=labels)) == comparable(a_score(4.0))
+
+
+def test_a_protocol_in_words_names_chosen_classes():
+    assert "; scalar posterior, classes 3, 5 alone, 3 network calls" in describe(a_score(4.0, labels=[5, 3])).replace(
+        "ema weights of iteration 3200, sampling seed 0, ", ""
+    )
+
+
+@pytest.mark.parametrize(("milestone", "expected"), [(None, "last"), (40, "milestone")])
+def test_the_end_of_the_epochs_is_the_end_of_training(milestone, expected):
+    values = load_experiment("digits", ROOT / "config").model_dump()
+    values["training"]["epochs"], values["training"]["keep_every"] = 1, 40
+    values["sampling"]["iteration"] = milestone
+    length = training_length(validate(Experiment, values, "digits"))
+    (found,) = summarize_scores([a_score(4.0, iteration=40) | {"experiment": "digits"}], "digits", length)
+    assert found.checkpoint == expected
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(1, 40), (None, LAST)])
+def test_a_finished_run_knows_its_length(epochs, expected):
+    values = resolve_run("digits", 0, ROOT / "config").model_dump()
+    values["training"]["epochs"] = epochs
+    assert training_length(validate(RunConfig, values, "digits"), 40) == expected
 
 
 @pytest.mark.parametrize("key", CHANGES)

@@ -93,10 +93,15 @@ def test_guidance_needs_label_dropout(weights):
 
 
 def test_listed_labels_are_taken_in_turn(guidable, tmp_path):
-    found = sample(guidable, tmp_path / "a.npz", "--labels", "7,2,5", "--count", 8)
+    chain = tmp_path / "chain.npz"
+    found = sample(guidable, tmp_path / "a.npz", "--labels", "7,2,5", "--count", 8, "--chain", chain)
     assert list(found.labels) == [7, 2, 5, 7, 2, 5, 7, 2]
     expected = Sampler(load_model(guidable)).sample(8, labels=list(found.labels))
     assert (found.images == expected).all()
+    assert found.record["labels"] == [7, 2, 5]
+    # A chain has all classes.
+    assert "labels" not in load_arrays(chain, "chain", "udpm sample")[1]
+    assert "labels" not in sample(guidable, tmp_path / "all.npz", "--labels", "0,1,2,3,4,5,6,7,8,9").record
 
 
 @torch.no_grad()

@@ -177,6 +177,14 @@ def test_the_set_is_the_same_in_any_number_of_shards(shards, count):
     }
 
 
+OTHERS = {
+    "seed.npz": {"seed": 1},
+    "labels.npz": {"labels": [3, 5]},
+    "count.npz": {"count": 12},
+    "batch.npz": {"batch": 7},
+}
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -184,14 +192,17 @@ def test_the_set_is_the_same_in_any_number_of_shards(shards, count):
         (["1of2.npz"], "expected shards 1 to 1 of 1, got 1 of 2"),
         (["1of2.npz", "none.npz"], "none.json: sample set's record not found"),
         (["whole.npz"], "not a shard but a whole sample set"),
-        (["1of2.npz", "other.npz"], "not of the same sample set as"),
+        (["1of2.npz", "seed.npz"], "1of2.npz: seed differs; draw the shards again"),
+        (["1of2.npz", "labels.npz"], "1of2.npz: labels differs; draw the shards again"),
+        (["1of2.npz", "count.npz"], "1of2.npz: total differs; draw the shards again"),
+        (["1of2.npz", "batch.npz"], "batch.npz: begins with image 14, but the shards before it hold 10; draw all"),
         (["1of2.npz", "damaged.npz"], "does not describe damaged.npz; draw the sample set again"),
     ],
 )
 def test_refuses_shards_of_different_sets(shards, trained, tmp_path, capsys, arguments, expected):
-    config = Sampling(count=22, batch=5, seed=1, device="cpu", threads=1)
-    if "other.npz" in arguments:
-        draw_samples(trained / "weights.safetensors", config, shards / "other.npz", shard=(2, 2))
+    for name in OTHERS.keys() & {*arguments}:
+        config = Sampling(**{"count": 22, "batch": 5, "device": "cpu", "threads": 1} | OTHERS[name])
+        draw_samples(trained / "weights.safetensors", config, shards / name, shard=(2, 2))
     if "damaged.npz" in arguments:
         (shards / "damaged.npz").write_bytes((shards / "2of2.npz").read_bytes())
         (shards / "damaged.json").write_bytes((shards / "2of2.json").read_bytes())

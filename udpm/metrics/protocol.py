@@ -111,6 +111,7 @@ class ScoreSubject(Record):
     tf32: bool | None = None
     nfe: PositiveInt | None = None
     classes: Classes = 0
+    labels: list[NonNegativeInt] | None = None
     source: str = ""
     noise: NoiseFile | None = None
     noise_kind: Literal["counter"] | None = None
@@ -264,13 +265,20 @@ def facts(score: dict[str, Any]) -> dict[str, Any]:
         "loss_features": None if (used := subject.get("loss_features")) is None else " ".join(used) or "none",
         "shared_labels": shared_labels(subject, protocol),
         **{key: subject.get(key) for key in ("nfe", "classes", "posterior", "guidance", "weights", "weights_sha256")},
+        "labels": _chosen_classes(subject),
         **{key: subject.get(key) for key in ("run_seed", "iteration")},
     }
 
 
+def _chosen_classes(subject: dict[str, Any]) -> str | None:
+    """Return the classes of a sample set, each as often as it was drawn in a turn; None if that is once for all."""
+    labels = sorted(subject.get("labels") or [])
+    return None if labels in ([], list(range(subject.get("classes") or 0))) else " ".join(map(str, labels))
+
+
 FEATURES = ("extractor_sha256", "preprocessing", "reference_sha256", "scoring_tf32")
 """Facts that two distances on one scale share."""
-MEASURING = ("metric", "n", "neighbours", *FEATURES)
+MEASURING = ("metric", "n", "neighbours", "labels", *FEATURES)
 DRAWING = (
     *("weights", "posterior", "guidance", "nfe", "classes"),
     *("network_precision", "network_tf32", "network_compiled"),
@@ -305,6 +313,11 @@ def weights_words(record: dict[str, Any]) -> str:
     return f"{imported}{record.get('weights') or 'unknown'} weights{iteration}"
 
 
+def calls_per_level(record: dict[str, Any]) -> int:
+    """Return the network calls for an image at each level: 1, or 2 with classifier-free guidance."""
+    return 1 if record.get("guidance") in (None, 1) else 2
+
+
 def calls_words(record: dict[str, Any]) -> str:
     """Name the number of network calls per image."""
     known = record.get("nfe")
@@ -327,8 +340,10 @@ def noise_words(record: dict[str, Any]) -> str:
 
 
 def sampling_words(record: dict[str, Any]) -> str:
-    """Describe the sampler, as in "scalar posterior, guidance 2, bfloat16 network"; defaults are left out."""
+    """Describe the sampler, as in "scalar posterior, classes 3, 5 alone, guidance 2"; defaults are left out."""
     words = [f"{record.get('posterior') or 'unknown'} posterior"]
+    if (classes := _chosen_classes(record)) is not None:
+        words.append(f"classes {classes.replace(' ', ', ')} alone")
     if record.get("guidance") not in (None, 1):
         words.append(f"guidance {record['guidance']:g}")
     if record.get("precision") not in (None, "float32"):

@@ -69,13 +69,14 @@ def model_card(
     for path, score in zip(scores, found, strict=True):
         check_of_run(path, "a score", score["subject"], run, record)
     name = f"udpm-{record['experiment']}-seed{record['seed']}"
-    metadata = _front_matter(name, config, found, licence)
+    length = training_length(config, record.get("iterations"))
+    metadata = _front_matter(name, config, found, length, licence)
     front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
     stated = f"Licence of the weights: {licence}." if licence else NO_LICENCE
     lists = {
         "Data": _data(run, config, record),
         "Training": _training(config, record),
-        "Scores": _scores(found, config),
+        "Scores": _scores(found, length),
         "Limits": (*LIMITS, stated),
     }
     parts = [
@@ -133,9 +134,9 @@ def run_config(run: Path) -> RunConfig:
 
 
 def _front_matter(
-    name: str, config: RunConfig, scores: list[dict[str, Any]], licence: str | None = None
+    name: str, config: RunConfig, scores: list[dict[str, Any]], length: int | None, licence: str | None = None
 ) -> dict[str, Any]:
-    """Return the metadata that Hugging Face reads; a licence is for the publisher to state."""
+    """Return the metadata that Hugging Face reads; `length` is of the training. The publisher states a licence."""
     front: dict[str, Any] = {
         "library_name": "udpm",
         "pipeline_tag": TASK,
@@ -143,13 +144,13 @@ def _front_matter(
         "datasets": [config.dataset_name],
         **({"license": licence} if licence else {}),
     }
-    results = [result for score in scores if (result := _result(score, config))["metrics"]]
+    results = [result for score in scores if (result := _result(score, length))["metrics"]]
     return front | ({"model-index": [{"name": name, "results": results}]} if results else {})
 
 
-def _result(score: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+def _result(score: dict[str, Any], length: int | None) -> dict[str, Any]:
     """Return a score as an entry of `model-index`: its metrics, without those that are missing, with their protocol."""
-    reference, which = score["protocol"]["reference"], checkpoint(score["subject"], training_length(config))
+    reference, which = score["protocol"]["reference"], checkpoint(score["subject"], length)
     return {
         "task": {"type": TASK},
         "dataset": {"name": reference["dataset"], "type": reference["dataset"], "split": reference["split"]},
@@ -230,7 +231,7 @@ def _training(config: RunConfig, record: dict[str, Any]) -> list[str]:
     ]
 
 
-def _scores(scores: list[dict[str, Any]], config: RunConfig) -> list[str]:
+def _scores(scores: list[dict[str, Any]], length: int | None) -> list[str]:
     lines = []
     for score in scores:
         values = ", ".join(
@@ -238,7 +239,7 @@ def _scores(scores: list[dict[str, Any]], config: RunConfig) -> list[str]:
             for name, metric in score["metrics"].items()
             if metric["value"] is not None
         )
-        which = checkpoint(score["subject"], training_length(config))
+        which = checkpoint(score["subject"], length)
         lines.append(f"{which} checkpoint: {values}. Protocol: {describe(score)}")
     return lines
 

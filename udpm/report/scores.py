@@ -91,9 +91,16 @@ def score_files(results: str | Path, experiments: Iterable[str]) -> list[Path]:
     return [path for name in experiments for path in layout.found(layout.scores("*", name))]
 
 
-def training_length(config: Experiment | RunConfig) -> int | None:
-    """Return the iterations of an experiment's training, or None for imported weights."""
-    return None if config.training == "imported" else config.training.iterations
+def training_length(config: Experiment | RunConfig, done: int | None = None) -> int | None:
+    """Return the iterations of an experiment's training, or None: of imported weights, or unknown.
+
+    ``epochs`` may end it sooner: after `done` iterations of a finished run. Without these, it is unknown, unless the
+    experiment samples a milestone.
+    """
+    if config.training == "imported":
+        return None
+    samples_a_milestone = isinstance(config, Experiment) and config.sampling.iteration is not None
+    return done if config.training.epochs and not samples_a_milestone else config.training.iterations
 
 
 def summarize_scores(
@@ -150,7 +157,7 @@ SCORING_COLUMNS = (
 )
 SAMPLING_COLUMNS = (
     *("loss_features", "shared_labels"),
-    *("run_seed", "sampling_seed", "noise_kind", "noise_sha256", "posterior", "guidance"),
+    *("run_seed", "sampling_seed", "noise_kind", "noise_sha256", "posterior", "guidance", "labels"),
     *("network_precision", "network_tf32", "network_compiled", "weights", "iteration"),
 )
 """Columns of a score's protocol."""

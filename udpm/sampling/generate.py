@@ -78,7 +78,8 @@ def draw_samples(
         _write_chain(sampler, shown, source, chain, record)
         written.append(f"{chain}: chains of {len(shown)} images")
     if output is not None:
-        part = {} if shard == (1, 1) else {"shard": list(shard)}
+        held = {"numbers": [numbers.start, numbers.stop], "total": config.count}
+        part = _chosen_labels(sampler, config) | ({} if shard == (1, 1) else {"shard": list(shard), **held})
         if is_grid:
             images = sampler.images(labels, source, numbers.start)[1]
             save_grid(output, images, labels if record["classes"] else None, record | part)
@@ -127,6 +128,12 @@ def load_sampler(weights: Path, config: Sampling) -> tuple[Sampler, torch.device
 def kind_of_noise(config: Sampling) -> dict[str, str]:
     """Return a record's entry on the generator of noise from a seed; records without one have the host's."""
     return {} if config.noise_kind == "host" else {"noise_kind": config.noise_kind}
+
+
+def _chosen_labels(sampler: Sampler, config: Sampling) -> dict[str, list[int]]:
+    """Return a record's entry on the classes that were asked for in turn; records without one have all, or none."""
+    numbers = sampler.class_numbers(config.labels).tolist() if isinstance(config.labels, list) else []
+    return {} if numbers in ([], list(range(sampler.classes))) else {"labels": numbers}
 
 
 def shard_numbers(count: int, batch: int, index: int, shards: int) -> range:

@@ -33,7 +33,7 @@ from udpm.data.npz import array_header, npy_header, place_array, read_npz
 
 FORMAT = "udpm-samples/1"
 SHARDS = "shards"
-OWN = ("shard", "count", "sha256")
+OWN = ("shard", "numbers", "count", "sha256")
 """Keys that differ between the records of one set's shards."""
 OUTPUTS = re.compile(r"output_([1-9][0-9]{0,2})")
 """Names of arrays of the network's outputs, by level."""
@@ -62,7 +62,10 @@ class SamplesRecord(Record):
     sha256: Sha256
     classes: Classes = 0
     class_names: list[str] = []
+    labels: list[NonNegativeInt] | None = None
     shard: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = None
+    numbers: Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)] | None = None
+    total: PositiveInt | None = None
     shards: Annotated[list[Part], Field(min_length=1)] | None = None
     experiment: str | None = None
     run_seed: NonNegativeInt | None = None
@@ -207,7 +210,7 @@ def join_shards(shards: Sequence[Path], output: Path) -> int:
         output: .json, in a folder at or above theirs.
 
     Raises:
-        UserError: a shard is missing, damaged, given twice, or of another set than the rest.
+        UserError: a shard is missing, damaged, given twice, of another set than the rest, or cut otherwise.
     """
     if output.suffix != ".json":
         raise UserError(f"--output: {output} must end in .json")
@@ -228,14 +231,20 @@ def join_shards(shards: Sequence[Path], output: Path) -> int:
         if other != first:
             key = next(key for key in first | other if first.get(key) != other.get(key))
             raise UserError(f"{path}: not of the same sample set as {ordered[0]}: {key} differs; draw the shards again")
-    folder = output.parent.resolve()
-    parts = [
-        {"file": os.path.relpath(path.resolve(), folder), **{key: records[path][key] for key in OWN[1:]}}
-        for path in ordered
-    ]
-    whole = {"count": sum(part["count"] for part in parts), "sha256": _digest(parts), SHARDS: parts}
-    write_json(output, sealed({"format": FORMAT, **whole, **first}))
-    return whole["count"]
+    folder, parts, count = output.parent.resolve(), [], 0
+    for path in ordered:
+        record = records[path]
+        # Shards of earlier versions do not say which images they hold.
+        start = count if record.get("numbers") is None else record["numbers"][0]
+        if start != count:
+            raise UserError(
+                f"{path}: begins with image {start}, but the shards before it hold {count}; draw all with one --batch"
+            )
+        parts.append({"file": os.path.relpath(path.resolve(), folder), **{key: record[key] for key in OWN[2:]}})
+        count += record["count"]
+    first.pop("total", None)
+    write_json(output, sealed({"format": FORMAT, "count": count, "sha256": _digest(parts), SHARDS: parts, **first}))
+    return count
 
 
 def _joined(path: Path, record: dict[str, Any]) -> SampleSet:

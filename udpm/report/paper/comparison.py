@@ -31,7 +31,7 @@ TARGET = "paper_tables"
 COST = "multiply-adds (G)"
 PROTOCOL = (
     *("n", "extractor", "extractor_sha256", "preprocessing", "reference", "reference_n", "reference_sha256"),
-    *("iteration", "weights", "sampling_seed", "noise_kind", "posterior", "guidance"),
+    *("iteration", "weights", "sampling_seed", "noise_kind", "posterior", "guidance", "labels"),
     *("network_precision", "network_tf32", "network_compiled"),
     *("loss_features", "shared_labels"),
 )
