@@ -12,6 +12,7 @@ from scored import fid, results
 
 from udpm.config import Sampling
 from udpm.sampling.generate import draw_samples
+from udpm.sampling.sample_set import save_samples
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,16 @@ def test_a_sample_set_a_score_and_a_folder(folder, tmp_path):
     assert "theirs: no score of it found" in notes
     assert pd.read_csv(tmp_path / "c/grid.csv")["images"].tolist() == [3, 3]
     assert not (tmp_path / "c/curves.png").exists()
+
+
+def test_guidance_does_not_change_the_noise(tmp_path):
+    for guidance, calls in ((1.0, 3), (2.0, 6)):
+        record = {"seed": 0, "classes": 10, "guidance": guidance, "nfe": calls}
+        images, labels = np.zeros((2, 16, 16, 3), np.uint8), np.zeros(2, np.int64)
+        save_samples(tmp_path / f"{guidance}.npz", images, labels, record)
+    compared(tmp_path, tmp_path, tmp_path / "1.0.npz", tmp_path / "2.0.npz")
+    noises = pd.read_csv(tmp_path / "c/grid.csv")["noise"].tolist()
+    assert noises == 2 * ["sampling seed 0, side 16, 3 levels, class-conditional"]
 
 
 def test_a_score_of_other_images_is_not_shown(folder, tmp_path):

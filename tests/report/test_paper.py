@@ -392,6 +392,16 @@ def test_a_peer_whose_cost_is_not_clear_is_refused(changes, expected):
         validate(PublishedTable, {"title": "t", "figure": True, "sources": {"own": "x"}, "rows": [row]}, "peers.yaml")
 
 
+def test_guidance_costs_twice_as_much(tmp_path):
+    given = {"plain": fid(), "guided": fid(5.0, seed=1, guidance=2.0, nfe=6)}
+    tables = [load_published(name, CONFIG) for name in published_names(CONFIG)]
+    scores = StudyReport(results(tmp_path, **given), CONFIG).scores()
+    points = tradeoff.tradeoff_points(tables, load_runtime(CONFIG), scores)
+    plain, guided = (points[points["fid"] == value].iloc[0] for value in (6.9, 5.0))
+    assert guided["giga_multiply_adds"] == 2 * plain["giga_multiply_adds"]
+    assert (plain["nfe"], guided["nfe"]) == (3, 6)
+
+
 def test_labels_of_the_tradeoff_hide_neither_marks_nor_each_other():
     frame, taken, size = Bbox.from_bounds(0, 0, 400, 300), [], 4.0
     points = [np.array([200.0 + dx, 150.0 + dy]) for dx in (0, 3) for dy in (0, 5, 30)] + [np.array([396.0, 296.0])]

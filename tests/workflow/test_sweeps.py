@@ -16,9 +16,10 @@ from udpm.config import list_configs, load_experiment, load_sweep, resolve_run, 
 from udpm.core.errors import UserError
 from udpm.core.kinds import EXPERIMENT
 from udpm.report.figures.sweep import plot_heat_map
-from udpm.report.sweep import best_experiment, ranking_table, read_results
+from udpm.report.sweep import best_experiment, plan_table, ranking_table, read_results
 from udpm.runs.layout import Layout
 from udpm.runs.status import trained_points
+from udpm.training.estimate import IterationCost
 
 BIN = Path(sys.executable).parent
 SWEEPS = list_configs(ROOT / "config/sweeps")
@@ -268,6 +269,17 @@ def test_the_plan_shows_schedules_and_hours(config, capsys):
     assert seconds["b"] == pytest.approx(expected)
     assert run.training.iterations == table["iterations"]["b"]
     assert all(Path(f"plan.{suffix}").stat().st_size for suffix in ("md", "tex", "html"))
+
+
+def test_the_plan_counts_guidance_twice(config, monkeypatch):
+    monkeypatch.setattr("udpm.report.sweep._image", lambda run: 10)
+    monkeypatch.setattr("udpm.training.estimate.iteration_cost", lambda *_, **__: IterationCost(0, 20, 0))
+    points = {str(weight): {"generator.label_dropout": 0.1, "sampling.guidance": weight} for weight in (1, 2)}
+    write(config, points=points)
+    plain, guided = plan_table(load_sweep("mine", config)).full.itertuples()
+    assert (plain.image_multiply_adds, guided.image_multiply_adds) == (10, 20)
+    assert (plain.trainings, guided.trainings) == (1, 0)
+    assert guided.device_hours * 3600 == pytest.approx(1000 * 20 / 2e13)
 
 
 def score(results, name, seed, value, count=100, agreement=0.5):

@@ -17,7 +17,16 @@ from udpm.core.errors import UserError
 from udpm.core.identify import what_is
 from udpm.core.kinds import FIGURE
 from udpm.data.open import open_images
-from udpm.metrics.protocol import MEASURING, comparable, facts, mark_shared, noise_words, read_score, shared_words
+from udpm.metrics.protocol import (
+    MEASURING,
+    calls_per_level,
+    comparable,
+    facts,
+    mark_shared,
+    noise_words,
+    read_score,
+    shared_words,
+)
 from udpm.report.figures.curves import PANELS, is_logarithmic, levels_of, read_metrics
 from udpm.report.figures.style import COLOURS, LEVEL, bare, save, set_logarithmic, tiles
 from udpm.report.scores import MATCHED, PATTERNS, SHOWN, shared_of
@@ -310,4 +319,5 @@ def _noise(subject: Subject) -> str | None:
     if record.get("seed") is None and record.get("noise") is None:
         return None
     conditional = "class-conditional" if record.get("classes") else "unconditional"
-    return f"{noise_words(record)}, side {side}, {record.get('nfe') or 'unknown'} levels, {conditional}"
+    levels = (record.get("nfe") or 0) // calls_per_level(record)
+    return f"{noise_words(record)}, side {side}, {levels or 'unknown'} levels, {conditional}"

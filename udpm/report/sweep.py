@@ -18,7 +18,16 @@ from udpm.config.points import LoadedSweep, Resolved
 from udpm.core.errors import UserError
 from udpm.core.kinds import mark, seal_text
 from udpm.diffusion.schedule import Schedule
-from udpm.metrics.protocol import DRAWING, MEASURING, comparable, features_words, mark_shared, read_score, shared_words
+from udpm.metrics.protocol import (
+    DRAWING,
+    MEASURING,
+    calls_per_level,
+    comparable,
+    features_words,
+    mark_shared,
+    read_score,
+    shared_words,
+)
 from udpm.report.scores import PATTERNS, shared_of
 from udpm.report.table import MISSING, Table, cell
 from udpm.runs.layout import Layout
@@ -89,7 +98,8 @@ def _cost(loaded: LoadedSweep, resolved: Resolved, run: RunConfig, trainings: in
     iterations = 0 if run.training == "imported" else run.training.iterations
     if key not in counted:
         counted[key] = _image(run), iteration_cost(run, iterations=iterations).multiply_adds if iterations else 0
-    image, iteration = counted[key]
+    call, iteration = counted[key]
+    image = call * calls_per_level({"guidance": experiment.sampling.guidance})
     total = trainings * iterations * iteration + len(experiment.seeds) * experiment.sampling.count * image
     return {
         "image_multiply_adds": image,

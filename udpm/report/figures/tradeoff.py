@@ -17,6 +17,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
 from udpm.config.published_scores import FAMILIES, OURS, PublishedRuntime, PublishedTable
+from udpm.metrics.protocol import calls_per_level
 from udpm.report.figures.style import COLOURS, DPI, minor_label, save
 from udpm.report.scores import shared_of, summarize_scores
 
@@ -60,6 +61,8 @@ def tradeoff_points(
                 if found.label == table.protocol.metric:
                     own: dict[str, Any] = {"fid": found.mean, "kind": "measured", "checkpoint": found.checkpoint}
                     own["shared_labels"] = shared_of(found.score)
+                    calls = calls_per_level(found.score["subject"])
+                    own |= {"nfe": row.nfe and calls * row.nfe, "giga_multiply_adds": calls * cost}
                     points.setdefault((found.experiment, found.checkpoint, found.mean), base | own)
     return pd.DataFrame(list(points.values()), columns=COLUMNS).astype({"nfe": "Int64"})
 
