@@ -87,6 +87,16 @@ def test_all_classes_in_any_order_are_one_protocol(labels):
     assert comparable(a_score(4.0, labels=labels)) == comparable(a_score(4.0))
 
 
+def test_a_table_marks_images_of_chosen_classes_or_none(scores):
+    table = score_table(scores("digits", CHANGES["labels"]))
+    assert table.shown["images"].tolist() == ["UDPM, seed 0", "UDPM, seed 1, classes 3, 5 alone"]
+    assert any(note.startswith("FD (digits features) [2]: Fréchet distance of classes 3, 5 in") for note in table.notes)
+    assert table.full["labels"].tolist()[1] == "classes 3, 5"
+    table = score_table(scores("digits", CHANGES["classes"]))
+    assert "scalar posterior, no labels, 3 network calls per image" in table.markdown()
+    assert table.full["classes"].tolist() == [10, 0]
+
+
 def test_a_protocol_in_words_names_chosen_classes():
     assert "; scalar posterior, classes 3, 5 alone, 3 network calls" in describe(a_score(4.0, labels=[5, 3])).replace(
         "ema weights of iteration 3200, sampling seed 0, ", ""
@@ -125,7 +135,9 @@ def test_scores_that_differ_in_any_part_of_their_protocol_are_never_averaged(key
     assert "5.00" not in (tmp_path / "t.md").read_text()
     # Columns of the score table share a scale; N and the sampling are shown in the table.
     headings = list(score_table(scores("digits", CHANGES[key])).shown)
-    assert len([name for name in headings if name.startswith("FD")]) == (2 if key in ("metric", *FEATURES) else 1)
+    assert len([name for name in headings if name.startswith("FD")]) == (
+        2 if key in ("metric", "labels", *FEATURES) else 1
+    )
     # The choice of a milestone.
     with pytest.raises(UserError, match=f"{key.replace('_', ' ')} differs from that of"):
         select(scores("digits", CHANGES[key], "iteration"))

@@ -261,7 +261,7 @@ def test_metrics_of_a_resumed_and_killed_run(tmp_path):
 
 def test_the_precision_of_the_network_is_noted(tmp_path):
     other = score()
-    other["subject"] |= {"precision": "bfloat16", "compiled": True, "guidance": 2.0}
+    other["subject"] |= {"precision": "bfloat16", "compiled": True, "guidance": 2.0, "classes": 10}
     markdown = score_table(files(tmp_path, seed0=other)).write(tmp_path / "t")
     assert "scalar posterior, guidance 2, bfloat16 network, compiled, 3 network calls per image; " in markdown
     row = pd.read_csv(tmp_path / "t.csv").iloc[0]

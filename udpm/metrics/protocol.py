@@ -265,15 +265,15 @@ def facts(score: dict[str, Any]) -> dict[str, Any]:
         "loss_features": None if (used := subject.get("loss_features")) is None else " ".join(used) or "none",
         "shared_labels": shared_labels(subject, protocol),
         **{key: subject.get(key) for key in ("nfe", "classes", "posterior", "guidance", "weights", "weights_sha256")},
-        "labels": _chosen_classes(subject),
+        "labels": chosen_words(subject) or None,
         **{key: subject.get(key) for key in ("run_seed", "iteration")},
     }
 
 
-def _chosen_classes(subject: dict[str, Any]) -> str | None:
-    """Return the classes of a sample set, each as often as it was drawn in a turn; None if that is once for all."""
-    labels = sorted(subject.get("labels") or [])
-    return None if labels in ([], list(range(subject.get("classes") or 0))) else " ".join(map(str, labels))
+def chosen_words(record: dict[str, Any]) -> str:
+    """Name the classes that were chosen, as in "classes 3, 5"; empty if images of all were drawn alike."""
+    labels = sorted(record.get("labels") or [])
+    return "" if labels in ([], list(range(record.get("classes") or 0))) else f"classes {', '.join(map(str, labels))}"
 
 
 FEATURES = ("extractor_sha256", "preprocessing", "reference_sha256", "scoring_tf32")
@@ -342,8 +342,9 @@ def noise_words(record: dict[str, Any]) -> str:
 def sampling_words(record: dict[str, Any]) -> str:
     """Describe the sampler, as in "scalar posterior, classes 3, 5 alone, guidance 2"; defaults are left out."""
     words = [f"{record.get('posterior') or 'unknown'} posterior"]
-    if (classes := _chosen_classes(record)) is not None:
-        words.append(f"classes {classes.replace(' ', ', ')} alone")
+    if record.get("classes") == 0:
+        words.append("no labels")
+    words += [f"{classes} alone"] if (classes := chosen_words(record)) else []
     if record.get("guidance") not in (None, 1):
         words.append(f"guidance {record['guidance']:g}")
     if record.get("precision") not in (None, "float32"):

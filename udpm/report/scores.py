@@ -13,6 +13,7 @@ import pandas as pd
 from udpm.config.experiment import Experiment, RunConfig
 from udpm.metrics.protocol import (
     FEATURES,
+    chosen_words,
     comparable,
     describe,
     drawing_words,
@@ -157,7 +158,7 @@ SCORING_COLUMNS = (
 )
 SAMPLING_COLUMNS = (
     *("loss_features", "shared_labels"),
-    *("run_seed", "sampling_seed", "noise_kind", "noise_sha256", "posterior", "guidance", "labels"),
+    *("run_seed", "sampling_seed", "noise_kind", "noise_sha256", "posterior", "guidance", "classes", "labels"),
     *("network_precision", "network_tf32", "network_compiled", "weights", "iteration"),
 )
 """Columns of a score's protocol."""
@@ -260,9 +261,10 @@ def _distance(score: dict[str, Any], name: str) -> str:
 def _notes(scores: list[dict[str, Any]]) -> list[str]:
     """Describe every protocol in a line, then warnings and the reasons for missing values."""
     notes = [
-        f"{heading}: Fréchet distance in {features_words(score['protocol'])}; precision, recall, density and coverage "
-        f"with k = {score['protocol']['neighbours']}. Distances at different N do not compare."
+        f"{heading}: Fréchet distance {of and f'of {of} '}in {features_words(score['protocol'])}; precision, recall, "
+        f"density and coverage with k = {score['protocol']['neighbours']}. Distances at different N do not compare."
         for score, heading in zip(scores, _frechet_columns(scores), strict=True)
+        for of in (chosen_words(score["subject"]),)
     ]
     if any(MATCHED in score["metrics"] for score in scores):
         notes.append("At equal N: the distance of the number of images in brackets, which samples and floor both have.")
@@ -298,7 +300,7 @@ def _metrics(score: dict[str, Any]) -> Iterable[dict[str, Any]]:
 
 def _frechet_columns(scores: list[dict[str, Any]]) -> list[str]:
     """Return the column of each score's Fréchet distance; equal names of columns that do not compare get a number."""
-    ways = [comparable(score, ("metric", *FEATURES)) for score in scores]
+    ways = [comparable(score, ("metric", "labels", *FEATURES)) for score in scores]
     different = list(dict.fromkeys(ways))
     names = [dict(way)["metric"] for way in different]
     headings = {
@@ -335,6 +337,7 @@ def _subject(score: dict[str, Any]) -> str:
     which = ", last" if score.get("with_best") else ""
     if subject["selection"]:
         which = f", best of {len(subject['selection']['iterations'])} milestones"
+    which += f", {classes} alone" if (classes := chosen_words(subject)) else ""
     return f"UDPM, seed {'unknown' if subject['run_seed'] is None else subject['run_seed']}{which}"
 
 

@@ -77,7 +77,7 @@ def differences(protocol: Protocol, row: Row, found: ScoreSummary) -> list[str]:
         for what, theirs, ours in stated
         if theirs is not None and theirs != ours
     ]
-    differ += [] if known["labels"] is None else [f"classes {known['labels']} alone"]
+    differ += [] if known["labels"] is None else [f"{known['labels']} alone"]
     return differ + ([] if known["guidance"] in (None, 1) else [f"guidance {known['guidance']:g}"])
 
 
