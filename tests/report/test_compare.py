@@ -72,6 +72,17 @@ def test_a_sample_set_a_score_and_a_folder(folder, tmp_path):
     assert not (tmp_path / "c/curves.png").exists()
 
 
+def test_images_drawn_otherwise_are_noted(tmp_path):
+    given = {"a": {}, "b": {"guidance": 2.0, "nfe": 6}, "c": {"kind": "images"}}
+    for name, changes in given.items():
+        results(tmp_path / name, seed0=fid(selection=None, **changes))
+    rows, notes = compared(tmp_path, tmp_path, *(tmp_path / f"{name}/scores/cifar10/seed0.json" for name in given))
+    assert [row["FID"] for row in rows] == ["6.90", "6.90", "6.90"]
+    ends = "guidance 2.0 instead of 1.0, network calls 6 instead of 3."
+    found = [line for line in notes.splitlines() if "not drawn as" in line]
+    assert found == [f"- b/scores/cifar10/seed0.json: not drawn as a/scores/cifar10/seed0.json: {ends}"]
+
+
 def test_guidance_does_not_change_the_noise(tmp_path):
     for guidance, calls in ((1.0, 3), (2.0, 6)):
         record = {"seed": 0, "classes": 10, "guidance": guidance, "nfe": calls}

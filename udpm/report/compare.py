@@ -18,6 +18,7 @@ from udpm.core.identify import what_is
 from udpm.core.kinds import FIGURE
 from udpm.data.open import open_images
 from udpm.metrics.protocol import (
+    DRAWING,
     MEASURING,
     calls_per_level,
     comparable,
@@ -209,11 +210,28 @@ def _notes(subject: Subject, first: Subject | None, differing: list[str]) -> lis
         return [f"{subject.name}: not comparable with {first.name}; these differ: {words}."]
     shared = shared_of(subject.score)
     notes = [] if shared is None else [f"{shared_words(shared)}."]
+    if first is not None and (drawn := _drawn_otherwise(first, subject)):
+        notes.append(f"{subject.name}: not drawn as {first.name}: {', '.join(drawn)}.")
     if first is not None and _count(subject) != _count(first):
         notes.append(
             "N differs. Distances fall as N grows: compare only those of equal N, in brackets if they are given."
         )
     return notes
+
+
+def _drawn_otherwise(first: Subject, subject: Subject) -> list[str]:
+    """Say in which ways of drawing a sample set differs from the first one, as in "guidance 2.0 instead of 1.0"."""
+    if first.score is None or subject.score is None:
+        return []
+    if {first.score["subject"]["kind"], subject.score["subject"]["kind"]} != {"samples"}:
+        return []
+    one, other = (dict(comparable(found, DRAWING)) for found in (first.score, subject.score))
+    words = {"nfe": "network calls", "classes": "labels of classes"}
+    return [
+        f"{words.get(key, key.replace('_', ' '))} {other[key]} instead of {one[key]}"
+        for key in DRAWING
+        if one[key] != other[key]
+    ]
 
 
 def _label(score: dict[str, Any]) -> str:
