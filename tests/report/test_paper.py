@@ -392,14 +392,16 @@ def test_a_peer_whose_cost_is_not_clear_is_refused(changes, expected):
         validate(PublishedTable, {"title": "t", "figure": True, "sources": {"own": "x"}, "rows": [row]}, "peers.yaml")
 
 
-def test_guidance_costs_twice_as_much(tmp_path):
-    given = {"plain": fid(), "guided": fid(5.0, seed=1, guidance=2.0, nfe=6)}
+def test_the_tradeoff_has_guidance_at_twice_the_cost_and_no_chosen_classes(tmp_path):
+    given = {"plain": fid(), "guided": fid(5.0, run_seed=1, guidance=2.0, nfe=6)}
+    given["chosen"] = fid(4.0, run_seed=2, labels=[3, 5])
     tables = [load_published(name, CONFIG) for name in published_names(CONFIG)]
     scores = StudyReport(results(tmp_path, **given), CONFIG).scores()
     points = tradeoff.tradeoff_points(tables, load_runtime(CONFIG), scores)
     plain, guided = (points[points["fid"] == value].iloc[0] for value in (6.9, 5.0))
     assert guided["giga_multiply_adds"] == 2 * plain["giga_multiply_adds"]
     assert (plain["nfe"], guided["nfe"]) == (3, 6)
+    assert 4.0 not in points["fid"][points["kind"] == "measured"].tolist()
 
 
 def test_labels_of_the_tradeoff_hide_neither_marks_nor_each_other():

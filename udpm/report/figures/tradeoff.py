@@ -17,7 +17,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
 from udpm.config.published_scores import FAMILIES, OURS, PublishedRuntime, PublishedTable
-from udpm.metrics.protocol import calls_per_level
+from udpm.metrics.protocol import calls_per_level, chosen_words
 from udpm.report.figures.style import COLOURS, DPI, minor_label, save
 from udpm.report.scores import shared_of, summarize_scores
 
@@ -41,8 +41,8 @@ def tradeoff_points(
 ) -> pd.DataFrame:
     """Return one row per point: published scores of known cost, and measured ones of the same metric.
 
-    A method that calls a full-side network at every evaluation costs NFE × one such call. Tables without `figure` are
-    ignored.
+    A method that calls a full-side network at every evaluation costs NFE × one such call. Tables without `figure` and
+    measured scores of chosen classes are ignored.
     """
     points: dict[tuple, dict[str, Any]] = {}
     for table in (table for table in tables if table.figure):
@@ -58,7 +58,7 @@ def tradeoff_points(
                     (row.dataset, row.method, row.nfe, row.value), base | {"fid": row.value, "kind": "published"} | said
                 )
             for found in (found for name in row.experiments for found in summarize_scores(scores, name)):
-                if found.label == table.protocol.metric:
+                if found.label == table.protocol.metric and not chosen_words(found.score["subject"]):
                     own: dict[str, Any] = {"fid": found.mean, "kind": "measured", "checkpoint": found.checkpoint}
                     own["shared_labels"] = shared_of(found.score)
                     calls = calls_per_level(found.score["subject"])
