@@ -446,7 +446,7 @@ def test_training_starts_from_a_given_discriminator(monkeypatch):
     found.start_from(config)
     assert_same_tensors(found.discriminator, given.discriminator.state_dict())
     weights["discriminator"] = given.generator.state_dict()
-    with pytest.raises(UserError, match=r"^given\.safetensors: its discriminator is not this experiment's: .*size mis"):
+    with pytest.raises(UserError, match=r"^given\.safetensors: its discriminator is not this experiment's: .*size m"):
         found.start_from(config)
 
     def fails(_):
