@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -268,3 +269,58 @@ def test_a_command_without_arguments_reports_what_is_missing(tmp_path, monkeypat
     assert code == 2
     assert error.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in error
+
+
+def claim_version_9(path):
+    path.write_bytes(path.read_bytes().replace(b"udpm-weights/2", b"udpm-weights/9"))
+
+
+DAMAGED = {
+    # what is wrong: (file, what makes it so, command, what the line says)
+    "cut weights": ("run/weights.safetensors", tiny.cut, "sample {} --output out.npz", "follow the header"),
+    "weights of a later version": (
+        "run/weights.safetensors",
+        claim_version_9,
+        "sample {} --output out.npz",
+        "format is 'udpm-weights/9', expected 'udpm-weights/2'",
+    ),
+    "a configuration with NaN": (
+        "scoring.json",
+        lambda path: path.write_text(path.read_text().replace(": 250", ": NaN", 1)),
+        "score --heldout --reference r.npz --dataset dataset --output out.json --config {}",
+        "NaN is not a valid JSON number",
+    ),
+    "statistics of objects": (
+        "statistics.npz",
+        lambda path: np.savez(path, mu=np.array([None]), sigma=np.eye(1)),
+        "reference {} --import --extractor extractor.pt --config scoring.json --output out.npz",
+        "array mu holds values of type object, not plain numbers or text",
+    ),
+    "statistics that are no covariance": (
+        "statistics.npz",
+        lambda path: np.savez(path, mu=np.zeros(2), sigma=np.array([[1.0, 1.0], [0.0, 1.0]])),
+        "reference {} --import --extractor extractor.pt --config scoring.json --output out.npz",
+        "sigma is not symmetric, as covariances are",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_file_of_the_right_kind_is_reported_with_the_reason(made, tmp_path, monkeypatch, capsys, case):
+    name, damage, command, expected = DAMAGED[case]
+    monkeypatch.chdir(made)
+    path = tmp_path / Path(name).name
+    shutil.copy(name, path)
+    damage(path)
+    capsys.readouterr()
+    assert tiny.call(*command.format(path).split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path}: ")
+    assert expected in line
+    assert "it is" not in line
+
+
+def test_cut_images_of_a_data_set_are_reported_with_the_reason(made, tmp_path, capsys):
+    shutil.copytree(made / "dataset", tmp_path / "dataset")
+    tiny.cut(tmp_path / "dataset/images.npy")
+    tiny.assert_refused(tmp_path, f"cache {tmp_path}/dataset --output {tmp_path}/c", "array: it claims uint8", capsys)

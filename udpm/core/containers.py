@@ -198,6 +198,11 @@ def read_header(path: str | os.PathLike) -> Header:
     if not isinstance(metadata, dict) or not isinstance(own := metadata.get("udpm", "{}"), str):
         raise UserError(f"{path}: not a readable safetensors file: its metadata are not texts")
     shapes = {name: _shape(entry, held, f"{path}: tensor {name}") for name, entry in header.items()}
+    claimed = sum(math.prod(shape) * BITS[header[name]["dtype"]] // 8 for name, shape in shapes.items())
+    if claimed != held:
+        raise UserError(
+            f"{path}: not a readable safetensors file: its tensors have {claimed} bytes, but {held} follow the header"
+        )
     description = parse_json(own, f"{path}: not a readable safetensors file: its description")
     if not isinstance(description, dict):
         raise UserError(f"{path}: its description is not a JSON object")

@@ -7,10 +7,12 @@ import os
 import re
 import struct
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from udpm.core.reading import parse_json
 
 BEGINNING = 1 << 20
 """Number of bytes of a file to read, at most."""
@@ -37,12 +39,14 @@ class Kind:
         takes: commands that take it, or how to make something that they take; "" if there is neither.
         format: format that a file of this project states, or None.
         images: True for images of other programs, which udpm prepare takes.
+        container: type of file that can hold other kinds too, as errors call it (".npz"); "" if there is none.
     """
 
     name: str
     takes: str = ""
     format: str | None = None
     images: bool = False
+    container: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} ({self.takes})" if self.takes else self.name
@@ -109,9 +113,12 @@ FOLDERS = (
 MARKERS = {entry for entry, _, _ in FOLDERS}
 WRONG_KIND = re.compile(r"\bnot an? |\bholds no |\bformat is |\blacks |\bcannot be read|\bdoes not describe its")
 """Errors about a file of another kind than expected."""
-READABLE = re.compile(r"(not an? readable [^:;]*): .*")
+READABLE = re.compile(r"(not an? readable ([^:;]*)): .*")
 """Reasons why a file cannot be read, which mean nothing if it is of another kind."""
 NAMES_KIND = re.compile(r"\bit is an? |\bbut an? ")
+
+LEGACY = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+"""Number with which a checkpoint of PyTorch before 1.6 begins; any other pickle may be of any program."""
 
 MAGIC = (
     (b"\x89PNG", "an image", ""),
@@ -165,8 +172,19 @@ def with_kind(mistake: str) -> str:
     kind = what_is(file) if WRONG_KIND.search(wrong) else None
     if kind is None or re.search(rf"(?<![\w-]){re.escape(kind.name.partition(' ')[2])}(?!\w)", wrong):
         return mistake
+    if _is_expected(kind, wrong):
+        return mistake
     short = READABLE.sub(r"\1", wrong)
     return f"{path}: {short}; it is {kind}"
+
+
+def _is_expected(kind: Kind, wrong: str) -> bool:
+    """Return whether an error is about a damaged file, or one of another version, of the kind that was expected."""
+    name, slash, _ = (kind.format or "").partition("/")
+    if slash and f"expected '{name}/" in wrong:
+        return True
+    expected = READABLE.match(wrong)
+    return expected is not None and bool(kind.container) and kind.container in expected[2]
 
 
 def of_format(found: Any) -> Kind | None:
@@ -205,10 +223,11 @@ def _folder_of_images(path: Path) -> Kind | None:
 def _file(path: Path, beginning: bytes) -> Kind | None:
     for magic, name, takes in MAGIC:
         if beginning.startswith(magic):
-            return Kind(name, takes, images=magic in (b"\x93NUMPY", b"PAR1"))
+            numpy = magic == b"\x93NUMPY"
+            return Kind(name, takes, images=numpy or magic == b"PAR1", container="array" * numpy)
     if beginning.startswith(b"PK\x03\x04"):
         return _zip(path)
-    if beginning.startswith(b"\x80") and len(beginning) > 1 and beginning[1] in range(2, 6) and beginning[8:9] != b"{":
+    if beginning.startswith(b"\x80") and LEGACY in beginning[:32]:
         return Kind(CHECKPOINT, "udpm import brings it over")
     if len(beginning) > 9 and beginning[8:9] == b"{" and beginning[6:8] == b"\0\0":
         return _safetensors(beginning)
@@ -227,20 +246,33 @@ def _safetensors(beginning: bytes) -> Kind | None:
         metadata = header.get("__metadata__", {}) if isinstance(header, dict) else {}
     own = json.loads(metadata.get("udpm", "{}")) if isinstance(metadata, dict) else {}
     kind = of_format(own.get("format")) if isinstance(own, dict) else None
-    return kind or Kind(SAFETENSORS, "udpm import brings weights over")
+    return replace(kind or Kind(SAFETENSORS, "udpm import brings weights over"), container="safetensors file")
 
 
 def _zip(path: Path) -> Kind | None:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         arrays = {name.removesuffix(".npy") for name in names if name.endswith(".npy") and "/" not in name}
-        if "record" in arrays:
-            with archive.open("record.npy") as member:
-                # NumPy writes text as a header that ends in a newline, then four bytes per character.
-                _, _, text = member.read(BEGINNING).partition(b"\n")
-            kind = of_format(json.loads(text.decode("utf-32-le")).get("format"))
-            if kind is not None:
-                return kind
+        if arrays:
+            return replace(_arrays(path, archive, arrays), container=".npz")
+    if any(name.endswith("/data.pkl") for name in names):
+        if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
+            return Kind("a TorchScript file", "for --extractor")
+        return Kind(CHECKPOINT, "udpm import brings it over")
+    if any(name.lower().encode("utf-8", "replace").endswith(IMAGE_SUFFIXES) for name in names):
+        return Kind("a .zip of images", FOR_IMAGES, images=True)
+    return Kind("a zip archive", "udpm prepare and udpm score --images take archives of images")
+
+
+def _arrays(path: Path, archive: zipfile.ZipFile, arrays: set[str]) -> Kind:
+    """Recognize an .npz by the names of its arrays, and by its record."""
+    if "record" in arrays:
+        with archive.open("record.npy") as member:
+            # NumPy writes text as a header that ends in a newline, then four bytes per character.
+            _, _, text = member.read(BEGINNING).partition(b"\n")
+        kind = of_format(json.loads(text.decode("utf-32-le")).get("format"))
+        if kind is not None:
+            return kind
     if {"mu", "sigma"} <= arrays:
         return Kind("statistics of features", "udpm reference --import takes those that others published")
     if {"images", "labels"} <= arrays and path.with_suffix(".json").is_file():
@@ -251,15 +283,7 @@ def _zip(path: Path) -> Kind | None:
         return Kind("a sampling chain", "for udpm figure chain")
     if arrays & {"images", "arr_0"}:
         return Kind("an .npz of images", FOR_IMAGES, images=True)
-    if arrays:
-        return Kind(f"an .npz of {', '.join(sorted(arrays)[:4])}", "udpm prepare takes images", images=True)
-    if any(name.endswith("/data.pkl") for name in names):
-        if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
-            return Kind("a TorchScript file", "for --extractor")
-        return Kind(CHECKPOINT, "udpm import brings it over")
-    if any(name.lower().encode("utf-8", "replace").endswith(IMAGE_SUFFIXES) for name in names):
-        return Kind("a .zip of images", FOR_IMAGES, images=True)
-    return Kind("a zip archive", "udpm prepare and udpm score --images take archives of images")
+    return Kind(f"an .npz of {', '.join(sorted(arrays)[:4])}", "udpm prepare takes images", images=True)
 
 
 def _text(text: str, suffix: str) -> Kind | None:
@@ -268,7 +292,8 @@ def _text(text: str, suffix: str) -> Kind | None:
         if suffix == ".jsonl" or (newline and first.rstrip().endswith("}")):
             line = json.loads(first)
             return Kind("a run's metrics", "for udpm figure curves") if "iteration" in line else None
-        return _json(json.loads(text))
+        # Strictly: of a damaged file the reason matters, not its kind.
+        return _json(parse_json(text, "it"))
     if suffix not in {".yaml", ".yml"}:
         return None
     found = (Kind(name, takes) for pattern, name, takes in YAML if re.search(pattern, text, re.MULTILINE))

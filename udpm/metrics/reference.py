@@ -186,14 +186,14 @@ def check_statistics(path: str | Path, mu: np.ndarray, sigma: np.ndarray) -> Non
         raise UserError(f"{path}: sigma has no variance above 0: an extractor that gives all images the same features")
     difference = sigma - sigma.T
     if np.abs(difference, out=difference).max() > ROUNDING * largest:
-        raise UserError(f"{path}: sigma is not symmetric, so it is not a covariance")
+        raise UserError(f"{path}: sigma is not symmetric, as covariances are")
     shifted = sigma.copy()
     shifted[np.diag_indices(len(mu))] += ROUNDING * largest
     try:
         # Much faster than eigenvalues: succeeds if all of them are above -ROUNDING·largest.
         np.linalg.cholesky(shifted)
     except np.linalg.LinAlgError:
-        raise UserError(f"{path}: sigma has negative eigenvalues, so it is not a covariance") from None
+        raise UserError(f"{path}: sigma has negative eigenvalues, as no covariance has") from None
 
 
 class _Mirrored:
