@@ -247,6 +247,15 @@ def test_a_wrongly_written_cache_is_detected(digits, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_images_of_an_odd_side_have_no_levels(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (15, 15)).save(tmp_path / "images/a.png")
+    prepare(DatasetConfig(source="folder", path=str(tmp_path / "images"), side=15), tmp_path / "store")
+    with pytest.raises(UserError, match="store: images of side 15 cannot be halved, so they have no levels to cache"):
+        write_cache(tmp_path / "store", tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
 def test_the_benchmark_names_what_limits_it(tmp_path):
     tree(tmp_path / "images", count=70)
     best = {"copy_bytes": 1e9}

@@ -45,7 +45,8 @@ def test_unambiguous_arrays_are_read(tmp_path, arrays, expected):
         ({"images": IMAGES.astype(int) - 1}, "int64 from -1 to 254; expected uint8, or fractions from 0 to 1"),
         ({"images": IMAGES.astype(int) * 256}, "expected uint8, or fractions"),
         ({"images": (IMAGES > 99).astype(np.float64)}, "float64 from 0 to 1; expected uint8"),
-        ({"images": IMAGES * np.nan}, "float64 from nan to nan"),
+        ({"images": IMAGES * np.nan}, "values that are not finite"),
+        ({"images": np.where(IMAGES > 99, np.inf, 0.5)}, "values that are not finite"),
         ({"images": IMAGES.astype(complex)}, "complex128; expected uint8"),
     ],
 )

@@ -26,13 +26,12 @@ from PIL import Image
 from udpm.cli import main
 from udpm.config import DatasetConfig
 from udpm.core import folders, work
-from udpm.core.devices import patch_torchvision
 from udpm.core.errors import StoppedEarly, UserError
-from udpm.core.files import exclusive
+from udpm.core.files import PublishedFile, exclusive, sha256
 from udpm.core.folders import list_contents
 from udpm.core.kinds import DATASET
 from udpm.core.work import StopRequest
-from udpm.data import fill
+from udpm.data import cifar, fill
 from udpm.data import prepare as preparation
 from udpm.data.decode import ImageError, Preprocessing, _opaque_rgb, fit, quiet_decoders, to_rgb
 from udpm.data.prepare import prepare
@@ -442,6 +441,16 @@ BAD = {
     "empty folder": (lambda f: place(f), {}, "images: no images"),
     "only other files": (lambda f: place(f, notes__txt=b"x", hidden__gif=b"x"), {}, "images: no images"),
     "empty zip": (lambda f: pictures.zipped(f / "a.zip", {}), ZIP, "a.zip: no images"),
+    "another archive": (
+        lambda f: (f / "a.tar").write_bytes(b"x"),
+        {"path": "a.tar"},
+        "a.tar: is neither a folder nor a .zip of images",
+    ),
+    "an enormous side": (
+        lambda f: place(f, a__png=GOOD),
+        {"side": 10**8},
+        "config.json: side: images of 100000000×100000000 pixels have more than max_pixels 100000000",
+    ),
     "no zip": (lambda f: (f / "a.zip").write_bytes(b"x" * 100), ZIP, "a.zip: not a readable .zip"),
     "smaller than the side": (
         lambda f: place(f, a__png=GOOD, b__png=encoded(noise(15)), c__png=encoded(noise(15, width=90))),
@@ -562,6 +571,12 @@ BAD = {
         CIFAR,
         "data_batch_1: not a python batch of CIFAR-10: asks for posix.system, which no batch needs",
     ),
+    # The end of the line: a batch is not taken for a checkpoint of PyTorch.
+    "an empty batch": (
+        lambda f: cifar_with(f, "data_batch_1", pickle.dumps({b"data": np.zeros((0, 3072), np.uint8), b"labels": []})),
+        CIFAR,
+        "data_batch_1: not a python batch of CIFAR-10: labels do not fit the images\n",
+    ),
     "a cut pickle": (lambda f: cifar_with(f, "data_batch_2", b"\x80\x02}q"), CIFAR, "data_batch_2: not a python batch"),
     "CIFAR-10 enlarged": (lambda f: None, CIFAR | {"side": 64}, "side: must be at most 32"),
     "a cut archive": (
@@ -607,15 +622,28 @@ def test_a_wrong_md5_names_both_sums(tmp_path):
 
 
 def test_without_network_and_batches_the_error_gives_instructions(tmp_path, monkeypatch):
-    patch_torchvision()
-    datasets = pytest.importorskip("torchvision.datasets")
-
-    def unreachable(*_, **__):
+    def unreachable(*_):
         raise OSError("no network")
 
-    monkeypatch.setattr(datasets, "CIFAR10", unreachable)
-    with pytest.raises(UserError, match=r"cannot be downloaded \(no network\); put cifar-10-python.tar.gz or"):
+    monkeypatch.setattr("udpm.core.files._receive", unreachable)
+    with pytest.raises(UserError, match=r"cannot be downloaded \(no network\); put cifar-10-python.tar.gz from"):
         prepare(cifar_config(tmp_path), tmp_path / "store")
+
+
+def test_nothing_is_downloaded_offline(tmp_path, monkeypatch):
+    monkeypatch.setattr("udpm.core.files._receive", lambda *_: pytest.fail("asks the network"))
+    monkeypatch.setenv("UDPM_OFFLINE", "1")
+    with pytest.raises(UserError, match=r"cifar-10-python.tar.gz: not found, and downloads are switched off; put"):
+        prepare(cifar_config(tmp_path), tmp_path / "store")
+
+
+def test_downloaded_batches_are_read_from_their_archive(tmp_path, monkeypatch):
+    archive = pictures.cifar(tmp_path / "there", "python.tar") / "cifar-10-python.tar.gz"
+    published = PublishedFile(archive.name, archive.as_uri(), sha256(archive))
+    monkeypatch.setattr(cifar, "CIFAR10", published)
+    prepare(cifar_config(tmp_path / "here"), tmp_path / "store")
+    prepare(cifar_config(tmp_path / "there"), tmp_path / "again")
+    assert open_store(tmp_path / "again").digest == open_store(tmp_path / "store").digest
 
 
 @pytest.mark.parametrize("when", ["at once", "in the middle", "at the end"])

@@ -310,8 +310,8 @@ CASES = {
     ),
     "a plain pickle with code": (_plain_pickle, IMPORT, "bad.pt: refused without executing it"),
     "truncated": (_truncate, IMPORT, "bad.pt: not a readable checkpoint"),
-    "rubbish": (lambda f: (f / "bad.pt").write_bytes(b"rubbish"), IMPORT, "bad.pt: not a readable checkpoint"),
-    "empty": (lambda f: (f / "bad.pt").write_bytes(b""), IMPORT, "bad.pt: not a readable checkpoint"),
+    "rubbish": (lambda f: (f / "bad.pt").write_bytes(b"rubbish"), IMPORT, "may be truncated (invalid pickle)"),
+    "empty": (lambda f: (f / "bad.pt").write_bytes(b""), IMPORT, "may be truncated (invalid pickle)"),
     "not there": (lambda f: None, IMPORT, "bad.pt: checkpoint not found"),
     "not finite": (
         lambda f: _save(lambda state: state.update({"net.map_layer1.bias": torch.full((64,), torch.nan)})),

@@ -620,3 +620,10 @@ def test_refuses_the_third_attempt_and_its_advice_helps(digits, trained, tmp_pat
     assert call(*command(digits, tmp_path, tiny.write_config(tmp_path))) == 0
     assert ends() == [*["failed"] * 4, "complete"]
     tiny.assert_same_weights(run, trained)
+
+
+def test_follows_a_link_to_a_folder_that_does_not_exist(tmp_path):
+    (tmp_path / "run").symlink_to(tmp_path / "disk/run")
+    attempts.make_folder(tmp_path / "run")
+    assert (tmp_path / "run").is_symlink()
+    assert (tmp_path / "disk/run").is_dir()

@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -20,6 +21,7 @@ from udpm.runs.attempts import ATTEMPTS
 from udpm.runs.lock import RunLock, read_owner
 from udpm.training import checkpoint
 from udpm.training.checkpoint import checkpoints
+from udpm.training.perceptual import load_lpips
 from udpm.training.state import State
 from udpm.training.trainer import Trainer, train
 
@@ -362,8 +364,18 @@ def test_lpips_without_its_weights(digits, tmp_path):
     done = tiny.udpm(*command(digits, config, tmp_path / "run"), check=False, env=environment)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert "losses.lpips_weight: VGG-16's weights cannot be downloaded" in line
-    assert f"put vgg16-397923af.pth into {tmp_path}/empty/hub/checkpoints" in line
+    folder = f"{tmp_path}/empty/hub/checkpoints"
+    assert f"losses.lpips_weight: {folder}/vgg16-397923af.pth: cannot be downloaded" in line
+    assert f"put vgg16-397923af.pth from https://download.pytorch.org/models/vgg16-397923af.pth into {folder}" in line
+
+
+def test_lpips_downloads_nothing_offline(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace())
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("UDPM_OFFLINE", "1")
+    with pytest.raises(UserError, match=r"vgg16-397923af.pth: not found, and downloads are switched off"):
+        load_lpips("vgg", 2.0, CPU)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_backend_for_gpus_on_a_cpu(digits, tmp_path, capsys):

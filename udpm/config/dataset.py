@@ -181,6 +181,9 @@ class DatasetConfig(Section):
             raise ValueError(f"path: is missing; source {self.source} needs the folder that holds the data")
         if self.source == "cifar10" and self.side > CIFAR_SIDE:
             raise ValueError(f"side: must be at most {CIFAR_SIDE}, the side of CIFAR-10's images, got {self.side}")
+        if self.source == "folder" and self.side**2 > self.max_pixels:
+            pixels = f"{self.side}×{self.side} pixels"
+            raise ValueError(f"side: images of {pixels} have more than max_pixels {self.max_pixels}")
 
     @check
     def _labels_where_they_are(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -242,6 +243,8 @@ def _as_bytes(path: Path, name: str, images: np.ndarray) -> np.ndarray:
     if images.dtype.kind not in "iuf":
         raise UserError(f"{path}: {name} is {images.dtype}; expected uint8")
     low, high = float(images.min()), float(images.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise UserError(f"{path}: {name} contains values that are not finite (NaN or infinite); expected uint8")
     whole = images.dtype.kind != "f" or bool((images == np.floor(images)).all())
     if low >= 0 and high <= 255 and whole and high > 1:
         return images.astype(np.uint8)

@@ -16,7 +16,7 @@ import numpy as np
 
 from udpm.config.dataset import CIFAR_SIDE, OWN_CLASSES, DatasetConfig
 from udpm.core.errors import UserError
-from udpm.core.files import expanded
+from udpm.core.files import CIFAR10, expanded, fetch
 from udpm.core.reading import opened, read_bytes
 from udpm.data.source import Source
 
@@ -104,7 +104,7 @@ class Batches:
         try:
             flat, labels = _PARSERS[self.kind](content)
             planes = flat.reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
-            if len(planes) != len(labels) or labels.min() < 0 or labels.max() >= len(CLASSES):
+            if not len(labels) or len(planes) != len(labels) or labels.min() < 0 or labels.max() >= len(CLASSES):
                 raise ValueError("labels do not fit the images")
         except Exception as error:  # Damaged bytes make pickle and numpy raise errors of any type.
             raise UserError(f"{self.path}/{name}: not a {self.kind} batch of CIFAR-10: {error}") from None
@@ -127,7 +127,7 @@ def open_cifar10(config: DatasetConfig) -> Source:
     """
     assert config.path is not None
     path = expanded(config.path, "path")
-    batches = find_batches(path) or _downloaded(path)
+    batches = find_batches(path) or Batches("python", fetch(CIFAR10, path))
     sums, labels = {}, []
     if batches.kind == "binary" and batches.path.is_file():
         with opened(batches.path, "archive of CIFAR-10") as file:
@@ -157,24 +157,6 @@ def find_batches(path: Path) -> Batches | None:
                 if found.name == form[index] and found.exists():
                     return Batches(kind, found)
     return None
-
-
-def _downloaded(path: Path) -> Batches:
-    from udpm.core.devices import patch_torchvision
-
-    patch_torchvision()
-    try:
-        from torchvision.datasets import CIFAR10
-    except ImportError:
-        raise UserError("source cifar10: needs torchvision: pip install 'udpm[lpips]'") from None
-    try:
-        CIFAR10(path, download=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"{path}: CIFAR-10 not found and cannot be downloaded ({error}); put cifar-10-python.tar.gz or "
-            "cifar-10-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html into that folder"
-        ) from None
-    return Batches("python", path / FORMS["python"][0])
 
 
 def _checked_sum(path: Path, name: str, found: str, config: DatasetConfig) -> str:

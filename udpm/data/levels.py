@@ -94,10 +94,12 @@ def write_cache(dataset: str | Path, folder: str | Path) -> list[int]:
         The sides of the levels, finest first.
 
     Raises:
-        UserError: the data set is missing or was changed, the disk lost what was written, or another process makes this
-            cache.
+        UserError: the data set is missing, was changed or has an odd side, the disk lost what was written, or another
+            process makes this cache.
     """
     store = open_store(dataset)
+    if not levels_of(store.side):
+        raise UserError(f"{dataset}: images of side {store.side} cannot be halved, so they have no levels to cache")
     with atomic_folder(folder, CACHE) as building:
         paths = {level: building / f"level_{level}.npy" for level in levels_of(store.side)}
         _write_levels(store, paths)

@@ -282,7 +282,8 @@ def list_files(root: Path, limit: int, obtain: str = "") -> Listing:
         reader = ZipReader(root, limit)
     else:
         hint = f"; {obtain}" if obtain else ""
-        raise UserError(f"{root}: no such folder or .zip of images{hint}")
+        wrong = "is neither a folder nor a .zip of images" if root.exists() else "no such folder or .zip of images"
+        raise UserError(f"{root}: {wrong}{hint}")
     for name, count in Counter(map(tidy, names)).most_common(1):
         if count > 1:
             raise UserError(f"{root}: contains {shown(name)} {count} times; remove all but one of them")

@@ -327,7 +327,8 @@ def _load(path: Path) -> Any:
         known = what_is(path)
         if known is not None and known.name != CHECKPOINT:
             raise UserError(f"{path}: not a checkpoint but {known}") from None
-        reason = " ".join(message.split())[:160] if not isinstance(error, pickle.UnpicklingError) else "invalid pickle"
+        invalid = isinstance(error, pickle.UnpicklingError | EOFError | LookupError)
+        reason = "invalid pickle" if invalid else " ".join(message.split())[:160]
         raise UserError(f"{path}: not a readable checkpoint; it may be truncated ({reason})") from None
 
 

@@ -19,6 +19,7 @@ from udpm.core import provenance
 from udpm.core.devices import as_user_errors
 from udpm.core.distributed import RankInfo, launched, start_of
 from udpm.core.errors import StoppedEarly, UserError, first_line
+from udpm.core.files import through_links
 from udpm.core.reading import read_json_lines
 from udpm.runs.config_guard import check_config, check_weights
 from udpm.runs.lock import identity, is_at_work, is_dead, is_here, read_owner
@@ -338,7 +339,7 @@ def make_folder(run: Path) -> None:
         UserError: it cannot be created.
     """
     try:
-        run.mkdir(parents=True, exist_ok=True)
+        through_links(run).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{run}: cannot be created: {error.strerror or error}") from None
 

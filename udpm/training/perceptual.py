@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import sys
 import warnings
-from contextlib import nullcontext, redirect_stderr
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch import nn
 
 from udpm.core.devices import patch_torchvision
 from udpm.core.errors import UserError
+from udpm.core.files import VGG, fetch
 from udpm.networks.layers import without_autocast
 
 
@@ -56,22 +55,21 @@ def load_lpips(network: str, exponent: float, device: torch.device) -> Perceptua
         device: of the network.
 
     Raises:
-        UserError: the lpips extra is not installed, or the weights are missing and cannot be downloaded.
+        UserError: the lpips extra is not installed, or the weights are missing and cannot be downloaded, or
+            changed.
     """
     patch_torchvision()
     try:
         import lpips
     except ImportError:
         raise UserError("losses.lpips_weight: above 0 needs the lpips extra: pip install 'udpm[lpips]'") from None
-    try:
-        # Progress of the download only on a terminal: in a log it would be many lines.
-        shown = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
-        with warnings.catch_warnings(), shown:
-            warnings.simplefilter("ignore", UserWarning)
-            model = lpips.LPIPS(net="vgg", pnet_rand=network == "vgg-random", verbose=False)
-    except OSError as error:
-        raise UserError(
-            f"losses.lpips_weight: VGG-16's weights cannot be downloaded ({error}); put vgg16-397923af.pth into "
-            f"{torch.hub.get_dir()}/checkpoints"
-        ) from None
+    if network == "vgg":
+        # Otherwise torchvision would download them, even with `OFFLINE`.
+        try:
+            fetch(VGG, Path(torch.hub.get_dir()) / "checkpoints")
+        except UserError as error:
+            raise UserError(f"losses.lpips_weight: {error}") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        model = lpips.LPIPS(net="vgg", pnet_rand=network == "vgg-random", verbose=False)
     return Perceptual(model, exponent).requires_grad_(False).eval().to(device)
