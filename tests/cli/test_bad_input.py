@@ -72,7 +72,7 @@ CASES = {
     "side not divisible": (
         lambda f: edit(f, "config/datasets/digits.yaml", side=20),
         RESOLVE,
-        "side 20 of data set digits is not divisible by 2^3 = 8",
+        "side 20 of data set digits is not divisible by 2^3",
     ),
     "network too deep": (
         lambda f: edit(f, EXPERIMENT, generator__channel_multipliers=[1, 2, 2]),

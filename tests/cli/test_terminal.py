@@ -11,7 +11,7 @@ import pytest
 import tiny
 from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
-from udpm.cli import VERBS, options, udpm
+from udpm.cli import VERBS, terminal, udpm
 from udpm.config import list_configs
 
 
@@ -62,7 +62,7 @@ def test_completion_imports_no_torch(words):
     assert "click" in imported
     assert not {name for name in imported if name.partition(".")[0] == "torch"}
     if words == "udpm s":
-        assert not {name for name in imported if name.startswith("udpm.cli.") and name != "udpm.cli.options"}
+        assert {name for name in imported if name.startswith("udpm.cli.")} == {"udpm.cli.options", "udpm.cli.terminal"}
 
 
 def test_the_lines_of_the_manual_print_a_script():
@@ -132,17 +132,17 @@ def test_files_and_pipes_stay_plain(trained):
     assert "\x1b" not in plain("status", trained).stdout
 
 
-@pytest.mark.parametrize("state", options.STATES)
+@pytest.mark.parametrize("state", terminal.STATES)
 def test_every_state_keeps_its_column(monkeypatch, capsys, state):
-    monkeypatch.setattr(options, "color", lambda: True)
+    monkeypatch.setattr(terminal, "color", lambda: True)
     table = f"run      state{' ' * (len(state) - 5)}  note\na/seed0  {state}  why\n"
-    options.echo_states(table)
+    terminal.echo_states(table)
     shown = capsys.readouterr().out
     assert click.unstyle(shown) == table
     assert shown.count("\x1b[0m") == 1
 
 
 def test_the_states_of_doctor_are_coloured(monkeypatch, capsys):
-    monkeypatch.setattr(options, "color", lambda: True)
-    options.echo_states("check  state     note\nSLURM  not here  state wrong\nPython  ok  3\n")
+    monkeypatch.setattr(terminal, "color", lambda: True)
+    terminal.echo_states("check  state     note\nSLURM  not here  state wrong\nPython  ok  3\n")
     assert capsys.readouterr().out.splitlines()[1] == "SLURM  not here  state wrong"

@@ -166,7 +166,12 @@ BAD = {
     "sigma beyond squares": ("--alphas 0.5 --sigmas 1e-200", "sigmas: must be between 1e-150 and 1e+150"),
     "words": ("--alphas 0.5,x --sigmas 0.1,0.2", "Invalid value for '--alphas': '0.5,x'"),
     "no words": ("--alphas , --sigmas 0.1", "Invalid value for '--alphas'"),
-    "side not divisible": (f"{TYPED} --side 20", "not divisible by 2^3 = 8"),
+    "side not divisible": (f"{TYPED} --side 20", "not divisible by 2^3"),
+    # 2^20000 has more digits than Python shows.
+    "far too many levels": (
+        f"--alphas {'0.5,' * 19_999}1 --sigmas {'0.5,' * 19_999}1",
+        "side 32 cannot be halved 20000 times: not divisible by 2^20000",
+    ),
     "side of 0": (f"{TYPED} --side 0", "Invalid value for '--side'"),
     "normalization": (f"{TYPED} --normalization max", "Invalid value for '--normalization'"),
     "no data set": ("digits --dataset nowhere", "nowhere/dataset.json: dataset record"),

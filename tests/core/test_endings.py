@@ -13,7 +13,7 @@ import tiny
 import udpm.cli
 from udpm.cli import main
 from udpm.cli.score import _remembered
-from udpm.config import Generator, Sampling
+from udpm.config import Generator, Latents, Sampling
 from udpm.config.validation import validate
 from udpm.core.errors import UserError
 
@@ -87,7 +87,23 @@ def test_refuses_absurd_numbers(tmp_path, capsys, command):
     tiny.assert_refused(tmp_path, command.format(tmp_path), f"'{NUMBERS[command]}': ", capsys)
 
 
-@pytest.mark.parametrize("wrong", [{"count": HUGE}, {"threads": 10**9}, {"seed": HUGE}, {"seed": -1}])
+def test_names_both_bounds_of_a_number(tmp_path, capsys):
+    command = f"prepare c.json --output {tmp_path}/x --workers 5000"
+    tiny.assert_refused(tmp_path, command, "5000 is not in the range 1<=x<=1024", capsys)
+
+
+@pytest.mark.parametrize("option", ["--max-minutes nan", "--max-minutes inf", "--stale-after nan"])
+def test_refuses_times_that_are_not_finite(tmp_path, capsys, option):
+    tiny.assert_refused(tmp_path, f"train run.json --dry-run {option}", "is not a finite number", capsys)
+
+
+@pytest.mark.parametrize("stem", [".", "/", "{}/.."])
+def test_refuses_a_folder_as_the_stem_of_files(tmp_path, capsys, stem):
+    command = f"cost digits --config {tiny.ROOT}/config --output {stem.format(tmp_path)}"
+    tiny.assert_refused(tmp_path, command, "is a folder; expected a file without its suffix", capsys)
+
+
+@pytest.mark.parametrize("wrong", [{"count": HUGE}, {"threads": 10**9}, {"seed": HUGE}, {"seed": -1}, {"batch": 10**9}])
 def test_refuses_absurd_settings(wrong):
     """Options of udpm sample are validated here too."""
     (key,) = wrong
@@ -116,6 +132,18 @@ def test_refuses_a_score_with_an_invalid_request(tmp_path, monkeypatch, wrong):
     monkeypatch.setattr("udpm.metrics.protocol.read_score", lambda path: {"request": REQUEST | wrong})
     with pytest.raises(UserError, match=f"a.json: request: {key}: input should be"):
         _remembered("a.json", {})
+
+
+@pytest.mark.parametrize("wrong", [{"strengths": 1001}, {"grid": 101}, {"pca_images": 10_001}])
+def test_refuses_more_latents_than_fit_in_memory(wrong):
+    (key,) = wrong
+    with pytest.raises(UserError, match=f"x: {key}: input should be less than or equal to"):
+        validate(Latents, wrong, "x")
+
+
+def test_refuses_an_absurd_batch():
+    with pytest.raises(UserError, match=r"training.batch: input should be less than or equal to 10000000"):
+        tiny.run_config(training__batch=2**63 - 1)
 
 
 @pytest.mark.parametrize("wrong", [{"channels": 10**9}, {"blocks": 10**8}, {"channel_multipliers": [1, 10**9]}])

@@ -21,7 +21,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from udpm.cli.options import Group, OutputFile, echo_error
+from udpm.cli.options import Group, OutputFile
+from udpm.cli.terminal import echo_error
 from udpm.core import kinds
 from udpm.core.devices import as_user_errors
 from udpm.core.errors import EXIT_STOPPED_EARLY, EXIT_USER_ERROR, StoppedEarly, UserError, first_line

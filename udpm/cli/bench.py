@@ -15,6 +15,7 @@ from udpm.cli.options import (
     CONFIG_FOLDER,
     FILE,
     FOLDER,
+    Duration,
     OutputFile,
     Verbs,
     Whole,
@@ -143,7 +144,7 @@ def score(config: Path, extractor: Path | None, side: int, as_json: bool, output
 @click.argument("experiment", shell_complete=complete_configs("experiments"))
 @CONFIG_FOLDER
 @CALL_BATCH
-@click.option("--seconds", type=click.FloatRange(0), default=5.0, help="Approximate duration.")
+@click.option("--seconds", type=Duration(), default=5.0, help="Approximate duration.")
 @DEVICE
 @click.option("--output", type=OutputFile(kinds.BENCH), help="Also write the record, .json, for the run-time table.")
 @THREADS

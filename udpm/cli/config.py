@@ -364,7 +364,7 @@ def _images(asked: Asked, dataset: Path | None) -> tuple[int, float, str]:
     side = asked.side or (store.side if store else SIDE)
     levels = asked.process.levels
     if side % 2**levels:
-        raise UserError(f"side {side} cannot be halved {levels} times: not divisible by 2^{levels} = {2**levels}")
+        raise UserError(f"side {side} cannot be halved {levels} times: not divisible by 2^{levels}")
     if store is None:
         return side, 1.0, "the largest possible for images in [-1, 1]; --dataset measures it"
     from udpm.data.levels import mean_square

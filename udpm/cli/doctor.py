@@ -20,8 +20,9 @@ from typing import Any
 import click
 
 from udpm.cli import software
-from udpm.cli.options import RESULTS, Verb, echo_states
+from udpm.cli.options import RESULTS, Verb
 from udpm.cli.software import Finding
+from udpm.cli.terminal import echo_states
 from udpm.cli.train import FILES, default_folder
 from udpm.core import gpus
 from udpm.core.commands import ask

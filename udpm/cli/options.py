@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
-import os
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,38 +56,6 @@ class Group(click.Group):
             formatter.write_dl([(name, command.get_short_help_str(1000)) for name, command in found.items() if command])
 
 
-STATES = {
-    **dict.fromkeys(("ok", "complete"), "green"),
-    "running": "cyan",
-    **dict.fromkeys(("warning", "stalled", "stopped"), "yellow"),
-    **dict.fromkeys(("wrong", "failed", "unreadable"), "red"),
-}
-"""Colours of states in tables, on terminals."""
-
-
-def color() -> bool | None:
-    """Return click's switch of colours: off if NO_COLOR is set (https://no-color.org), else on for terminals only."""
-    return False if os.environ.get("NO_COLOR") else None
-
-
-def echo_error(line: str) -> None:
-    """Print a line to stderr; on a terminal, "error:" at its beginning is red."""
-    word = "error:"
-    if line.startswith(word):
-        line = click.style(word, fg="red", bold=True) + line.removeprefix(word)
-    click.echo(line, err=True, color=color())
-
-
-def echo_states(table: str) -> None:
-    """Print a table with aligned columns, one of which is `state`; on a terminal, states are coloured."""
-    lines = table.splitlines()
-    start = lines[0].index("state")
-    for line in lines:
-        state = line[start:].partition("  ")[0]
-        shown = click.style(state, fg=STATES[state]) if state in STATES else state
-        click.echo(line[:start] + shown + line[start + len(state) :], color=color())
-
-
 def complete_configs(part: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
     """Return a function that completes names of the files in a folder of the configuration, such as experiments."""
 
@@ -114,9 +82,31 @@ class Whole(click.IntRange):
 
     def __init__(self, least: int, most: int = 2**31 - 1) -> None:
         super().__init__(least, most)
+        self.least, self.most = least, most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number."""
+        number: int = click.INT.convert(value, param, ctx)
+        if not self.least <= number <= self.most:
+            self.fail(f"{number} is not in the range {self.least}<=x<={self.most}.", param, ctx)
+        return number
 
     def _describe_range(self) -> str:
-        return f"x>={self.min}"
+        return f"x>={self.least}"
+
+
+class Duration(click.FloatRange):
+    """Finite times from 0; `click.FloatRange` takes NaN, which is on neither side of a bound."""
+
+    def __init__(self, *, above: bool = False) -> None:
+        super().__init__(0, min_open=above)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
 
 
 class InputPath(click.Path):
@@ -240,6 +230,12 @@ class OutputStem(OutputPath):
     def __init__(self, kinds: dict[str, FileKind]) -> None:
         super().__init__(path_type=Path)
         self.kinds = kinds
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path: Any = super().convert(value, param, ctx)
+        if path.name in ("", ".."):
+            self.fail(f"{path} is a folder; expected a file without its suffix, such as {path / 'NAME'}", param, ctx)
+        return path
 
     def outputs(self, option: str, path: Path, params: dict[str, Any]) -> Iterator[Output]:
         if path.suffix in self.kinds:

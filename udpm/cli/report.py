@@ -24,10 +24,9 @@ from udpm.cli.options import (
     Verbs,
     check,
     complete_configs,
-    echo_error,
-    echo_states,
     usage_error,
 )
+from udpm.cli.terminal import echo_error, echo_states
 from udpm.core import kinds
 from udpm.core.errors import EXIT_USER_ERROR, UserError
 from udpm.core.files import write_text

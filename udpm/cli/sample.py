@@ -13,7 +13,6 @@ from click.core import ParameterSource
 from udpm.cli.options import (
     ANY,
     FILE,
-    MOST_IMAGES,
     WEIGHTS,
     Classes,
     Numbers,
@@ -317,7 +316,7 @@ def latents_command() -> None:
     "--output results/latents/digits/seed0/perturb.npz"
 )
 @_options(
-    click.option("--strengths", type=Whole(1), help="Number of strengths, from none to the strongest."),
+    click.option("--strengths", type=Whole(1, 1_000), help="Number of strengths, from none to the strongest."),
     click.option(
         "--strongest",
         type=Numbers(float),
@@ -344,7 +343,7 @@ def swap(**given: Any) -> None:
     epilog="Example: udpm latents interpolate results/runs/digits/seed0 --labels 3 --grid 6 "
     "--output results/latents/digits/seed0/interpolate.npz"
 )
-@_options(click.option("--grid", type=Whole(2, 10_000), help="Side of the grid."))
+@_options(click.option("--grid", type=Whole(2, 100), help="Side of the grid."))
 def interpolate(**given: Any) -> None:
     """Interpolate all maps of four latents over a grid with the four at its corners, for the first class."""
     _explore("interpolate", **given)
@@ -355,7 +354,7 @@ def interpolate(**given: Any) -> None:
     "--output results/latents/digits/seed0/pca.npz"
 )
 @_options(
-    click.option("--images", "pca_images", type=Whole(2, MOST_IMAGES), help="Number of images to analyse."),
+    click.option("--images", "pca_images", type=Whole(2, 10_000), help="Number of images to analyse."),
     click.option("--components", "pca_components", type=Whole(1), help="Number of principal components."),
     click.option("--keep", "pca_keep", type=float, metavar="G", help="Fraction of the map that images share; 0: none."),
 )

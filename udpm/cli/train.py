@@ -13,15 +13,16 @@ from udpm.cli.options import (
     FOLDER,
     RESULTS,
     SETTINGS,
+    Duration,
     OutputFile,
     OutputFolder,
     SharedFolder,
     Verb,
     Whole,
     check,
-    echo_states,
     usage_error,
 )
+from udpm.cli.terminal import echo_states
 from udpm.core import kinds
 from udpm.core.errors import UserError
 from udpm.core.files import CIFAR10, EXTRACTOR_WEIGHTS, VGG, expanded, fetch
@@ -150,12 +151,12 @@ def cache_command(dataset: Path, output: Path) -> None:
 @click.option("--run", type=OutputFolder(kinds.RUN), help="The run's folder.  [required except for a dry run]")
 @SETTINGS
 @click.option("--dry-run", is_flag=True, help="Show what would be trained and its cost; write nothing.")
-@click.option("--max-minutes", type=click.FloatRange(0), help="Save the state and exit with code 75 after this time.")
+@click.option("--max-minutes", type=Duration(), help="Save the state and exit with code 75 after this time.")
 @click.option("--allow-world-size-change", is_flag=True, help="Resume a run with another number of processes.")
 @click.option(
     "--stale-after",
     "stale",
-    type=click.FloatRange(0, min_open=True),
+    type=Duration(above=True),
     default=60,
     help="Seconds without a heartbeat after which another trainer in the folder counts as dead.",
 )

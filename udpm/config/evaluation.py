@@ -36,7 +36,7 @@ class Sampling(Section):
     labels: Literal["balanced", "none"] | list[Label] = "balanced"
     """Classes to sample, in turn: all of them, or those listed by name or number (a name takes precedence over a
     number); none: no label, for a model with label dropout."""
-    batch: PositiveInt = 250
+    batch: Count = 250
     """Images per network call; does not change the images."""
     shards: PositiveInt = 1
     """Jobs that sample the set in parallel, each in whole batches; does not change the images."""
@@ -99,14 +99,14 @@ class Latents(Section):
     seeds: Annotated[list[Seed], Field(min_length=4, max_length=4)] = [0, 1, 2, 3]
     """Four latents: the first is perturbed, the first two are swapped, all four are interpolated. Without classes, rows
     are seeds: all four are perturbed, and the other two are swapped too."""
-    strengths: PositiveInt = 5
+    strengths: Annotated[int, Field(gt=0, le=1_000)] = 5
     """Number of perturbation strengths, from none to the strongest."""
     strongest: list[Annotated[float, Field(ge=0, le=1)]] | None = None
     """Fraction g of a map that its strongest perturbation keeps, g·ε + √(1-g²)·ε', one for each level with l = 1 first;
     default: 0 for the finest, 0.8 for the coarsest, 0.1 between (as published)."""
-    grid: Annotated[int, Field(ge=2)] = 6
+    grid: Annotated[int, Field(ge=2, le=100)] = 6
     """Side of the four-way interpolation grid."""
-    pca_images: Annotated[int, Field(ge=2)] = 128
+    pca_images: Annotated[int, Field(ge=2, le=10_000)] = 128
     """Number of images to compute principal components of."""
     pca_components: PositiveInt = 8
     """Number of principal components."""
@@ -177,7 +177,7 @@ class Scoring(Section):
     """Samples and reference images in one subset, limited to the number available."""
     inception_splits: PositiveInt = 10
     """Parts of a set that the Inception score is averaged over."""
-    batch: PositiveInt = 250
+    batch: Count = 250
     """Images per call of the extractor."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA if available, else the CPU."""

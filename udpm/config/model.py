@@ -122,7 +122,7 @@ def _check_depth(side: int, levels: int, depth: int, images: str) -> None:
     if side % 2**levels:
         raise ValueError(
             f"process.levels: {levels} levels halve the image {levels} times, but side {side} of {images} is not "
-            f"divisible by 2^{levels} = {2**levels}"
+            f"divisible by 2^{levels}"
         )
     coarsest, factor = side // 2**levels, 2 ** (depth - 1)
     if coarsest % factor:

@@ -8,6 +8,7 @@ from pydantic import Discriminator as Choice
 from pydantic import Field, Tag, model_validator
 
 from udpm.config.validation import (
+    Count,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -116,7 +117,7 @@ class Training(Section):
     """Number of iterations (a discriminator step, then a generator step)."""
     epochs: PositiveInt | None = None
     """Stop after this number of passes over the training split, if that is before `iterations`."""
-    batch: PositiveInt = 64
+    batch: Count = 64
     """Images per iteration, summed over all processes."""
     nodes: PositiveInt = 1
     """Nodes that train one model together."""
