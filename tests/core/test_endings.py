@@ -1,6 +1,7 @@
 """Commands end with one line if the system fails them: standard output, memory, a file."""
 
 import errno
+import io
 import json
 import shutil
 import subprocess
@@ -95,6 +96,19 @@ def test_names_both_bounds_of_a_number(tmp_path, capsys):
 @pytest.mark.parametrize("option", ["--max-minutes nan", "--max-minutes inf", "--stale-after nan"])
 def test_refuses_times_that_are_not_finite(tmp_path, capsys, option):
     tiny.assert_refused(tmp_path, f"train run.json --dry-run {option}", "is not a finite number", capsys)
+
+
+@pytest.mark.parametrize("name", ["img\udce9", "a\0b"])
+def test_refuses_an_input_whose_name_is_no_text(tmp_path, capsys, name):
+    command = f"prepare {name} --side 16 --output {tmp_path}/x"
+    tiny.assert_refused(tmp_path, command, f"{name!r}: its name is not UTF-8 text", capsys)
+
+
+def test_escapes_signs_that_the_terminal_lacks(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, "latin-1", write_through=True))
+    assert not tiny.call("schedule", "--alphas", "0.5", "--sigmas", "0.1")
+    assert b"\\u03b1" in shown.getvalue()
 
 
 @pytest.mark.parametrize("stem", [".", "/", "{}/.."])

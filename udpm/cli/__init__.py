@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib
+import io
 import os
 import re
 import signal
@@ -141,6 +142,9 @@ def main(arguments: list[str] | None = None) -> None:
         from udpm.core.work import use_private_cache_dirs
 
         use_private_cache_dirs()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # Signs that the terminal's encoding lacks are escaped, as on standard error.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with as_user_errors():
             done = udpm.main(arguments, prog_name="udpm", standalone_mode=False)

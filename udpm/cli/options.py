@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from udpm.core.folders import FolderKind
 from udpm.core.hub import is_address
 from udpm.core.kinds import FileKind, KeptFolder
 from udpm.core.outputs import Input, Output, guard, nothing
+from udpm.core.reading import NO_TEXT
 from udpm.runs import layout
 
 
@@ -127,6 +129,10 @@ class InputPath(click.Path):
         Raises:
             UserError: the model cannot be downloaded.
         """
+        if NO_TEXT.search(os.fspath(value)):
+            # It could be read, but no record could name it.
+            reason = "its name is not UTF-8 text; rename it, or set LC_ALL=C.UTF-8 if it is"
+            self.fail(f"{os.fspath(value)!r}: {reason}", param, ctx)
         if self.file_okay and self.dir_okay and is_address(value) and not (ctx and ctx.resilient_parsing):
             # Loads NumPy, which `udpm --help` does not need.
             from udpm.runs.records import find_weights
