@@ -1,6 +1,7 @@
 """A newcomer's mistakes are reported in one line: what was given, what takes it, and what would be right."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -108,6 +109,20 @@ def test_identification_never_fails(tmp_path):
         what_is(tmp_path / f"{index}")
     (tmp_path / "deep").write_text('{"a":' * 100_000)
     assert what_is(tmp_path / "deep") is None
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_of_pickles_only_checkpoints_of_pytorch_are_called_so(tmp_path, protocol):
+    path = tmp_path / "x.pt"
+    torch.save({"a": torch.ones(2)}, path, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
+    assert what_is(path).name == "a PyTorch checkpoint"
+    path.write_bytes(pickle.dumps({"data": [1]}, protocol))
+    assert what_is(path) is None
+
+
+def test_weights_cut_in_their_header_are_not_those_of_another_program(made, tmp_path):
+    (tmp_path / "w.safetensors").write_bytes((made / "run/weights.safetensors").read_bytes()[:300])
+    assert what_is(tmp_path / "w.safetensors") is None
 
 
 SCORE = "score --heldout --dataset dataset --extractor extractor.pt --output out.json"

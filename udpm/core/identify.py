@@ -238,6 +238,9 @@ def _file(path: Path, beginning: bytes) -> Kind | None:
 def _safetensors(beginning: bytes) -> Kind | None:
     (length,) = struct.unpack("<Q", beginning[:8])
     if length > len(beginning) - 8:
+        if len(beginning) < BEGINNING:
+            # The file is cut short.
+            return None
         # The header is larger than a megabyte: the metadata are in this part, or unknown.
         found = re.search(rb'"udpm"\s*:\s*"((?:[^"\\]|\\.)*)"', beginning)
         metadata = {"udpm": json.loads(b'"' + found[1] + b'"')} if found else {}
