@@ -172,6 +172,11 @@ ARRAYS = {
         {"x_train": IMAGES, "y_train": LABELS, "train_images": IMAGES},
         "x.npz: 'x_train' and 'train_images' are both images of the split train; keep one",
     ),
+    "test images next to images of no split": (
+        {"images": IMAGES, "labels": LABELS, "test_images": IMAGES},
+        "x.npz: 'test_images' is named as images of a split, but no array as those to train on",
+    ),
+    "test images alone": ({"x_test": IMAGES}, "call one train_images, or set splits: none if no array is a split"),
     "two label arrays of a split": (
         {"x_train": IMAGES, "y_train": LABELS, "x_test": IMAGES, "test_labels": LABELS, "y_test": LABELS},
         "x.npz: 'test_labels' and 'y_test' are both labels of the split test; keep one",

@@ -50,7 +50,7 @@ def open_arrays(config: DatasetConfig, root: Path) -> Source:
     """
     alone = root.suffix.lower() == ".npy"
     names = [] if alone else array_names(root, WHAT)
-    parts = {"": (None, None)} if alone else _parts(root, names, config.classes)
+    parts = {"": (None, None)} if alone else _parts(root, names, config)
     what = ALONE if alone else WHAT
     headers = [_checked(root, name, array_header(root, what, name), config) for name, _ in parts.values()]
     labelled = [labels for _, labels in parts.values() if labels]
@@ -143,21 +143,28 @@ def _reopened(path: Path, arrays: tuple[dict[str, Any], ...]) -> ArrayFileReader
     return ArrayFileReader(path, tuple(opened))
 
 
-def _parts(path: Path, names: list[str], classes: int) -> dict[str, tuple[str | None, str | None]]:
+def _parts(path: Path, names: list[str], config: DatasetConfig) -> dict[str, tuple[str | None, str | None]]:
     """Find the names of the arrays of images and of labels, by split; one split "" if no name has a word for one.
 
     Raises:
-        UserError: no images; or two arrays of images, or with classes of labels, for one split.
+        UserError: no images; two arrays of images, or with classes of labels, for one split; or images of other splits
+            than training only.
     """
     words = {name: word for name in names if (word := split_word(name)) and not word.short}
     images = [name for name, word in words.items() if word.rest in ("", *ARRAYS)]
     if any(words[name].split == "train" for name in images):
         labels = [name for name, word in words.items() if word.rest in LABELS]
-        if classes:
+        if config.classes:
             _refuse_two(path, "labels", labels, words)
         _refuse_two(path, "images", images, words)
         numbers = {words[name].split: name for name in labels}
         return {words[name].split: (name, numbers.get(words[name].split)) for name in images}
+    others = [name for name in images if len(array_header(path, WHAT, name).shape) > 2]
+    if others and config.splits is None:
+        raise UserError(
+            f"{path}: {', '.join(map(repr, others))} is named as images of a split, but no array as those to train on; "
+            "call one train_images, or set splits: none if no array is a split"
+        )
     name = _images_name(path, names)
     return {"": (name, next((label for label in LABELS if label in names and label != name), None))}
 
