@@ -334,7 +334,7 @@ UNLABELLED |= {"discriminator": {"class_conditional": False}}
 
 @pytest.fixture
 def plan_error(tmp_path, monkeypatch, capsys):
-    """Plan an experiment `two` with these values; return the line that planning prints, if any."""
+    """Plan an experiment `two` with these values, or what is given; return the line that planning prints, if any."""
     shutil.copytree(ROOT / "config", tmp_path / "config")
     (tmp_path / "config/datasets/plain.yaml").write_text(PLAIN)
     (tmp_path / "config/datasets/trained.yaml").write_text("source: digits\nside: 16\nclasses: 10\n")
@@ -342,10 +342,10 @@ def plan_error(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "workflow"))
     from experiments import Experiments
 
-    def plan(values):
+    def plan(values, given=None):
         Path("config/experiments/two.yaml").write_text(json.dumps({"extends": "digits"} | values))
         with suppress(SystemExit):
-            Experiments({"experiments": ["two"]}, False)
+            Experiments(given or {"experiments": ["two"]}, False)
         found = capsys.readouterr().err
         assert len(found.splitlines()) <= 1
         return found
@@ -411,6 +411,20 @@ def test_milestones_that_a_finished_run_did_not_keep(plan_error):
     scored.touch()
     # Milestones beyond its end will be kept when it trains on.
     assert plan_error(values) == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"experiments": "two,digits"}, "experiments: list several names in brackets: [two,digits], got 'two,digits'"),
+        ({"experiments": "two digits"}, "experiments: list several names in brackets: [two,digits]"),
+        ({"experiments": "Digits.yaml"}, "Digits.yaml.yaml: no such file; did you mean digits?"),
+        ({"experiments": "FFHQ64"}, "FFHQ64.yaml: no such file; did you mean ffhq64?"),
+        ({"experiments": "two", "seeds": 3}, "seeds: a key of experiments; write it to config/experiments/NAME.yaml"),
+    ],
+)
+def test_a_mistake_in_the_targets_says_what_would_be_right(plan_error, given, expected):
+    assert expected in plan_error({}, given)
 
 
 def test_a_file_is_no_folder_of_results(plan_error):

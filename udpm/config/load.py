@@ -43,6 +43,9 @@ RESOLVED = {
 
 def load_study(values: dict[str, Any], where: str) -> Study:
     """Validate a study's values (``config.yaml`` merged with ``--config``); `where` names them in errors."""
+    for key in values:
+        if key not in Study.model_fields and key in Experiment.model_fields:
+            raise UserError(f"{where}: {key}: a key of experiments; write it to config/experiments/NAME.yaml")
     return validate(Study, values, where)
 
 

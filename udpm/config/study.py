@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from udpm.config.validation import NAME, NonNegativeInt, PositiveFloat, Section, Seed, WorkflowPath, check
 
@@ -175,6 +177,8 @@ class Sweep(Section):
 
 
 def _one_or_many(value: Any) -> Any:
+    if isinstance(value, str) and len(names := re.split(r"[,\s]+", value.strip())) > 1:
+        raise PydanticCustomError("names", "list several names in brackets: [{names}]", {"names": ",".join(names)})
     return [value] if isinstance(value, str) else value
 
 

@@ -137,11 +137,11 @@ def list_configs(folder: str | Path) -> list[str]:
 
 
 def _nearest_file(path: Path) -> str:
-    names = list_configs(path.parent)
-    near = difflib.get_close_matches(path.stem, names, n=1)
+    names = {name.lower(): name for name in list_configs(path.parent)}
+    near = difflib.get_close_matches(path.stem.lower().removesuffix(".yaml"), names, n=1)
     if near:
-        return f"; did you mean {near[0]}?"
-    return f"; found: {', '.join(names)}" if names else ""
+        return f"; did you mean {names[near[0]]}?"
+    return f"; found: {', '.join(names.values())}" if names else ""
 
 
 Model = TypeVar("Model", bound=BaseModel)
