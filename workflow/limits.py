@@ -131,8 +131,8 @@ class Limits:
             )
         if not jobs:
             return []
-        if self.site.missing:
-            return self._without_slurm(dry_run)
+        if absence := self.site.absence:
+            return self._without_slurm(absence, dry_run)
         known = self.site.trouble is None
         mistakes = dict.fromkeys(
             [
@@ -148,12 +148,11 @@ class Limits:
             return self._notes(jobs, most, submitted)
         return [f"what SLURM grants is not known ({self.site.trouble}); jobs are submitted without a comparison"]
 
-    def _without_slurm(self, dry_run: bool) -> list[str]:
-        what = f"SLURM's commands ({', '.join(self.site.missing)}) not found in PATH"
+    def _without_slurm(self, absence: str, dry_run: bool) -> list[str]:
         if dry_run:
-            return [f"{what}: this is the plan, but it cannot run here; without SLURM: snakemake"]
+            return [f"{absence}: this is the plan, but it cannot run here; without SLURM: snakemake"]
         advice = "start it on a cluster's login node, or run everything on this machine: snakemake"
-        raise UserError(f"--profile slurm: {what}; {advice}")
+        raise UserError(f"--profile slurm: {absence}; {advice}")
 
     def _check_accounting(self) -> Iterable[str]:
         trouble = self.site.accounting_trouble or ""

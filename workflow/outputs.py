@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from experiments import one_line
+
+from udpm.core.errors import UserError
 
 
 def drawn(stem: str, caption: str, category: str, **labels: str) -> list[Any]:
@@ -31,3 +36,24 @@ def tabled(stem: str, caption: str, category: str, readable: dict[str, str], ful
     html = report(f"{stem}.html", f"../report/{caption}.rst", category=category, labels=readable)
     csv = report(f"{stem}.csv", f"../report/{caption}.rst", category=category, labels=full)
     return [html, csv, *multiext(stem, ".md", ".tex")]
+
+
+def check_report() -> None:
+    """Make `snakemake --report` end in one line if files of the report are not made yet."""
+    from snakemake import report
+    from snakemake.io import is_flagged
+
+    collect = report.auto_report
+
+    @one_line
+    def check_then_collect(dag, *arguments, **options):
+        files = {str(file) for job in dag.jobs for file in job.output if is_flagged(file, "report")}
+        missing = sorted(file for file in files if not Path(file).exists())
+        if missing:
+            raise UserError(
+                f"--report: {len(missing)} of its {len(files)} files are missing, such as {missing[0]}; make them "
+                "first, without --report, and give the report the same targets and --config"
+            )
+        return collect(dag, *arguments, **options)
+
+    report.auto_report = check_then_collect

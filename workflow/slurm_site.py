@@ -15,6 +15,8 @@ from udpm.core.commands import Answer, ask
 
 NEEDED = ("sbatch", "sinfo", "squeue")
 """Commands that submit and watch jobs."""
+NOT_CONFIGURED = re.compile(r"resolve_ctls_from_dns_srv|slurm\.conf")
+"""Matches errors of SLURM's commands on a machine of no cluster."""
 # Prints one line for each kind of node of each partition: --exact does not merge nodes whose values differ, and fields
 # without a width are not truncated.
 SINFO = ("sinfo", "--all", "--exact", "--noheader", "--format=%P|%a|%l|%s|%D|%c|%m|%G")
@@ -79,6 +81,14 @@ class Site:
     def missing(self) -> list[str]:
         """Commands of `NEEDED` that are not in PATH."""
         return [name for name in NEEDED if shutil.which(name) is None]
+
+    @property
+    def absence(self) -> str | None:
+        """The reason, in one line, why this machine has no SLURM; None if it has one."""
+        if self.missing:
+            return f"SLURM's commands ({', '.join(self.missing)}) not found in PATH"
+        trouble = self.trouble
+        return f"SLURM is not configured here ({trouble})" if trouble and NOT_CONFIGURED.search(trouble) else None
 
     @cached_property
     def _answers(self) -> dict[str, Answer]:

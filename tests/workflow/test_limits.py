@@ -566,6 +566,22 @@ def test_without_slurm(plan):
     assert outcome(compared, []) == ("note", [])
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host",
+        "error: s_p_parse_file: unable to status file /etc/slurm/slurm.conf: No such file or directory",
+    ],
+)
+def test_commands_of_slurm_without_a_cluster(plan, tmp_path, monkeypatch, said):
+    for name in ("sbatch", "sinfo", "squeue", "scontrol", "sacctmgr", "sacct"):
+        program(tmp_path, name, f"echo '{name}: {said}' >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    kind, (mistake,) = outcome(Limits(plan(), Site(), Options()), [job()])
+    assert kind == "error"
+    assert f"--profile slurm: SLURM is not configured here (sinfo: {said}); start it on a cluster's login" in mistake
+
+
 def choice(**asked):
     """Return the partition of the example file that the plugin chooses for a job."""
     import snakemake_executor_plugin_slurm as plugin

@@ -15,6 +15,7 @@ import time
 import tokenize
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from dag import BIN, SOURCES, run, snakemake
@@ -218,6 +219,26 @@ def test_report(study):
     # It opens without a network.
     assert not re.search(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//", report)
     assert "@import url(http" not in report
+
+
+def test_a_report_of_missing_files_is_one_line(tmp_path, monkeypatch, capsys):
+    from snakemake import report
+    from snakemake.io import flag
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT / "workflow"))
+    monkeypatch.setattr(report, "auto_report", lambda dag: "collected")
+    from outputs import check_report
+
+    check_report()
+    figures = [SimpleNamespace(output=[flag(f"{name}.svg", "report"), f"{name}.png"]) for name in "ba"]
+    with pytest.raises(SystemExit, match="2"):
+        report.auto_report(SimpleNamespace(jobs=figures))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --report: 2 of its 2 files are missing, such as a.svg; make them first")
+    for name in "ab":
+        Path(f"{name}.svg").touch()
+    assert report.auto_report(SimpleNamespace(jobs=figures)) == "collected"
 
 
 @pytest.mark.slow
