@@ -127,6 +127,17 @@ def test_refuses_to_replace_weights(levels, run, edit, config, expected):
     assert {path: data for path, data in tiny.snapshot(run).items() if path.name != ".lock"} == before
 
 
+def test_a_damaged_record_is_written_again_from_the_last_checkpoint(levels, run):
+    record = run / "complete.json"
+    before = json.loads(record.read_text())["weights_sha256"]
+    record.write_text("")
+    with pytest.raises(UserError, match="delete it, and training writes it again from the last checkpoint"):
+        train(tiny.run_config(), levels, run, False)
+    record.unlink()
+    train(tiny.run_config(), levels, run, False)
+    assert json.loads(record.read_text())["weights_sha256"] == before
+
+
 def test_a_run_without_checkpoints_is_complete(levels, run, capsys):
     clean(run)
     before = tiny.snapshot(run)

@@ -93,6 +93,8 @@ def test_it_is_recognized(study, capsys):
     assert str(what_is(study)) == "a study (snakemake runs it, in this folder)"
     assert tiny.call("info", study) == 0
     assert '"kind": "a study"' in capsys.readouterr().out
+    # A clone has its Snakefile in workflow/, and figures of the docs and of results.
+    assert what_is(tiny.ROOT) == what_is(study)
 
 
 def test_lists_of_names_have_the_shipped_ones(study):

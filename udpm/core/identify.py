@@ -105,6 +105,7 @@ FOLDERS = (
     ("attempts.jsonl", "the folder of a run that is not finished", "udpm train finishes it"),
     ("weights.safetensors", "a folder with weights", "for udpm sample and udpm latents"),
     ("Snakefile", "a study", "snakemake runs it, in this folder"),
+    ("workflow/Snakefile", "a study", "snakemake runs it, in this folder"),
     ("experiments", "a configuration folder", "for --config of udpm resolve"),
     ("runs", "a folder of results", "its subfolders hold what commands take"),
 )

@@ -139,7 +139,14 @@ def read_complete(run: Path) -> dict[str, Any]:
     Raises:
         UserError: missing, unreadable, of another format, not such a record, or changed since it was written.
     """
-    return read_record(Complete, run / COMPLETE, "record of a finished run", SEALED, fill=True)
+    path, what = run / COMPLETE, "record of a finished run"
+    try:
+        read_json(path, what)
+    except UserError as error:
+        if path.exists() and has_checkpoint(run):
+            raise UserError(f"{error}; delete it, and training writes it again from the last checkpoint") from None
+        raise
+    return read_record(Complete, path, what, SEALED, fill=True)
 
 
 def read_metrics_lines(path: Path, tail: int | None = None) -> Iterator[dict[str, Any] | None]:
