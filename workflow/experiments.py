@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -28,7 +29,7 @@ from udpm.config import (
 )
 from udpm.config.dataset import class_number
 from udpm.config.evaluation import NAMED_EXTRACTORS, Scoring
-from udpm.config.validation import Section
+from udpm.config.validation import SHORT, Section
 from udpm.core.errors import EXIT_USER_ERROR, UserError
 from udpm.core.files import lite0_path
 from udpm.runs.config_guard import MUTABLE_KEYS, differences, mutable_keys
@@ -77,8 +78,7 @@ class Experiments:
     def __init__(self, config: dict[str, Any], has_scheduler: bool, contained: bool = False) -> None:
         where = f"{CONFIG}/config.yaml (or --config)"
         study = load_study(config, where)
-        if Path(study.results).exists() and not Path(study.results).is_dir():
-            raise UserError(f"{where}: results: {study.results} is not a folder")
+        _check_folder(study.results, where)
         self.cluster, self._has_scheduler, self._contained = load_cluster(CONFIG), has_scheduler, contained
         self.results, self.layout = study.results, Layout(study.results)
         self.experiments = {name: load_experiment(name, CONFIG) for name in study.experiments}
@@ -347,6 +347,18 @@ class Sweep:
         if mistakes:
             more = f" (and {len(mistakes) - 1} more: udpm sweep status {self.name})" if len(mistakes) > 1 else ""
             raise UserError(f"{mistakes[0]}{more}")
+
+
+def _check_folder(results: str, where: str) -> None:
+    """Check that a folder of results can be looked into, or does not exist yet."""
+    try:
+        os.scandir(results).close()
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise UserError(f"{where}: results: {results} is not a folder") from None
+    except OSError as error:
+        raise UserError(f"{where}: results: {SHORT.repr(results)}: {error.strerror}; choose another folder") from None
 
 
 def any_of(names: Iterable[str], none: str = "(?!)") -> str:

@@ -451,6 +451,9 @@ def test_a_mistake_in_the_targets_says_what_would_be_right(plan_error, given, ex
 def test_a_file_is_no_folder_of_results(plan_error):
     Path("results").touch()
     assert plan_error({}) == "error: config/config.yaml (or --config): results: results is not a folder\n"
+    below, long = ({"experiments": "two", "results": path} for path in ("results/below", "x" * 300))
+    assert "results: results/below is not a folder" in plan_error({}, below)
+    assert "File name too long; choose another folder" in plan_error({}, long)
 
 
 def test_an_experiment_that_is_not_scored(tmp_path):
