@@ -177,7 +177,7 @@ def test_a_study_of_any_path_is_valid(photos, tmp_path, monkeypatch, odd):
         ("three/0.png", "", "is an image, not images; give a folder"),
         ("gone", "", "gone: no such file or folder"),
         ("many", "--minutes 0", "--minutes"),
-        ("many", "--minutes 100001", "100001 is more than 100000"),
+        ("many", "--minutes 100001", "100001 is not in the range 1<=x<=100000"),
         ("many", "--minutes 1.5", "'1.5' is not a valid integer"),
         ("many", "--minutes 5 --iterations 5", "either --minutes or --iterations"),
         ("many", "--side 40", "must be a multiple of 32"),

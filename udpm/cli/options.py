@@ -110,13 +110,6 @@ class Duration(click.FloatRange):
             self.fail(f"{number} is not a finite number.", param, ctx)
         return number
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the integer; the error of one above the upper bound names the bound."""
-        number = click.INT.convert(value, param, ctx)
-        if self.max is not None and number > self.max:
-            self.fail(f"{number} is more than {self.max}", param, ctx)
-        return super().convert(number, param, ctx)
-
 
 class InputPath(click.Path):
     """A file or folder that a command reads; no output may be the same path, contain it or be inside it.
