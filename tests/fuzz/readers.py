@@ -64,7 +64,8 @@ from udpm.runs.attempts import any_killed, failed_twice_identically
 from udpm.runs.layout import snapshot
 from udpm.runs.lock import read_owner
 from udpm.runs.status import read_status, statuses_json
-from udpm.sampling.generate import draw_samples, explore_latents
+from udpm.sampling.generate import draw_samples
+from udpm.sampling.latents import explore_latents
 from udpm.sampling.sample_set import join_shards, load_samples
 from udpm.sampling.sampler import read_noise
 from udpm.training.checkpoint import checkpoints, resume

@@ -16,7 +16,7 @@ from udpm.diffusion.schedule import Schedule
 from udpm.networks.weights import load_model
 from udpm.report.figures import latents
 from udpm.report.figures.latents import plot_latents
-from udpm.sampling.generate import swap
+from udpm.sampling.latents import swap
 from udpm.sampling.sampler import Sampler
 from udpm.training.trainer import train
 

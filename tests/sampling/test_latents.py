@@ -27,8 +27,8 @@ from udpm.networks.unet import build_generator
 from udpm.networks.weights import load_model, save_weights
 from udpm.report.figures.latents import plot_latents
 from udpm.report.figures.style import LARGEST
-from udpm.sampling.generate import EXPERIMENTS, explore_latents, pca, perturb, principal_components, swap
-from udpm.sampling.generate import interpolate_four as interpolated
+from udpm.sampling.latents import EXPERIMENTS, explore_latents, pca, perturb, principal_components, swap
+from udpm.sampling.latents import interpolate_four as interpolated
 from udpm.sampling.sampler import Sampler
 
 SIDE, LEVELS = 16, 3

@@ -136,7 +136,7 @@ def test_latents(weights, tmp_path, kind):
 
 
 def test_fresh_maps_are_the_counters(weights, monkeypatch):
-    from udpm.sampling.generate import NoiseMap
+    from udpm.sampling.latents import NoiseMap
 
     for noise_kind in ("counter", "host"):
         sampler = Sampler(load_model(weights), noise_kind=noise_kind)

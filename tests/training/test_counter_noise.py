@@ -9,7 +9,7 @@ from udpm.core.distributed import RankInfo
 from udpm.core.errors import StoppedEarly, UserError
 from udpm.diffusion import counter
 from udpm.networks.weights import load_model
-from udpm.sampling.generate import EXPERIMENTS, Latents
+from udpm.sampling.latents import EXPERIMENTS, Latents
 from udpm.sampling.sampler import Sampler
 from udpm.training import batch as batches
 from udpm.training import noise as step_noise

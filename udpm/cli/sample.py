@@ -366,7 +366,7 @@ def pca(**given: Any) -> None:
 def _explore(kind: str, source: Path, config: Path | None, output: Path, **values: Any) -> None:
     from udpm.config import Latents, Sampling, read_resolved
     from udpm.config.validation import validate
-    from udpm.sampling.generate import explore_latents
+    from udpm.sampling.latents import explore_latents
 
     section = Latents() if config is None else read_resolved(Latents, config)
     given = {key: value for key, value in values.items() if value is not None}

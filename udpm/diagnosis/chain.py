@@ -19,7 +19,7 @@ from udpm.diffusion.process import Latent
 from udpm.metrics.distances import frechet_distance, prdc, statistics
 from udpm.metrics.extractor import Extractor, extract
 from udpm.metrics.reference import Reference
-from udpm.sampling.generate import NoiseMap, noise_maps
+from udpm.sampling.latents import NoiseMap, noise_maps
 from udpm.sampling.sampler import NoiseSource, Sampler, Start
 
 

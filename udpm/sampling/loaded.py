@@ -15,8 +15,9 @@ from udpm.core import devices
 from udpm.networks.inference import count_parameters
 from udpm.networks.weights import load_model
 from udpm.runs.records import find_weights
-from udpm.sampling.generate import EXPERIMENTS, milestone_weights
+from udpm.sampling.generate import milestone_weights
 from udpm.sampling.grid import arrange, check_grid
+from udpm.sampling.latents import EXPERIMENTS
 from udpm.sampling.sampler import Sampler
 
 Label = int | str
