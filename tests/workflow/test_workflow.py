@@ -32,8 +32,8 @@ def run_udpm(*arguments, cwd=ROOT):
     return run(sys.executable, "-m", "udpm", *arguments, cwd=cwd)
 
 
-def test_lint():
-    done = snakemake("--lint")
+def test_lint(tmp_path):
+    done = snakemake("--lint", "--config", f"results={tmp_path}/results")
     assert done.returncode == 0, done.stdout + done.stderr
 
 

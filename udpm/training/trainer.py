@@ -195,13 +195,18 @@ class Trainer:
             group["lr"] = self.learning_rate(iteration, player)
         batch = self.batches(player, iteration)
         weights = self.loss_weights[batch.level - 1].at(iteration)
-        run_pass = self._run_pass if self.graphs is None else self.graphs
+        compute_losses = self.losses_of(player, weights)
         optimizer.zero_grad(set_to_none=True)
         found, parts = [], self.config.training.accumulate
         for index, part in enumerate(batch.split(parts), start=self.ranks.rank * parts):
             if drops_out(self.config, player, weights.dropout):
                 seed_dropout(self.config, player, iteration, index)
-            found.append(run_pass(player, part, weights))
+            if self.graphs is not None:
+                found.append(self.graphs(player, part, weights))
+                continue
+            with self.autocast():
+                losses = compute_losses(weights, part)
+            found.append(self._backward(losses))
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
         all_reduce_mean(gradients, self.ranks)
         means = found[0]
@@ -260,10 +265,14 @@ class Trainer:
         return self.batch_source(self.config, self._images(RankInfo(), "memory"))(player, iteration)
 
     def _run_pass(self, player: str, batch: TrainingBatch, weights: LossWeights) -> Losses:
-        """Compute a player's losses of a part of the batch, and add their gradients, scaled for a mean over parts."""
+        """Run the forward and backward pass of `train_step`, for CUDA graphs to record."""
         compute_losses = self.losses_of(player, weights)
         with self.autocast():
             losses = compute_losses(weights, batch)
+        return self._backward(losses)
+
+    def _backward(self, losses: Losses) -> Losses:
+        """Add the gradients of a part of the batch, scaled for a mean over parts, and return its losses, detached."""
         (losses["total"] / self.config.training.accumulate).backward()
         return {name: value.detach() for name, value in losses.items()}
 
