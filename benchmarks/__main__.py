@@ -90,7 +90,7 @@ def sample(
 ) -> None:
     """Measure a batch of images, from a seed to bytes.
 
-    EXPERIMENT is the name of a file in config/experiments/. Networks are freshly initialised. The plain way: float32
+    EXPERIMENT is the name of a file in config/experiments/. Networks are freshly initialized. The plain way: float32
     with an FFT and contiguous weights. Ways are measured in turn.
     """
     from benchmarks.gains import comparison_lines

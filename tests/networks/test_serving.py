@@ -319,7 +319,7 @@ def test_compiled_training_with_r1(levels):
             torch.testing.assert_close(fast[name], eager[name], rtol=2e-3, atol=2e-4)
 
 
-def test_a_resumed_optimiser_counts_where_its_weights_are(levels):
+def test_a_resumed_optimizer_counts_where_its_weights_are(levels):
     run = Trainer(tiny.run_config(), levels, CPU)
     run.iterate()
     again = Trainer(tiny.run_config(), levels, CPU)

@@ -79,7 +79,7 @@ def test_storages_count_until_they_are_freed():
 
 
 def test_types_are_those_of_a_gpu():
-    """CUDA's autocast normalises in float32 and converts a weight once; a CPU's does not."""
+    """CUDA's autocast normalizes in float32 and converts a weight once; a CPU's does not."""
     with torch.device("meta"):
         image, conv = torch.empty(4, 8, 4, 4), torch.nn.Conv2d(8, 8, 3, padding=1)
         norm = torch.nn.GroupNorm(2, 8)

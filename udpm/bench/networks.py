@@ -331,7 +331,7 @@ def _time_shares(trainer: Trainer, clock: Clock, iterations: int) -> dict[str, f
     if trainer.perceptual is not None and trainer.graphs is None:
         trainer.perceptual.forward = clock.timed("LPIPS", trainer.perceptual.forward)  # type: ignore[method-assign]
     for player, optimizer in trainer.state.optimizers.items():
-        optimizer.step = clock.timed(f"optimiser, {player}", optimizer.step)  # type: ignore[method-assign]
+        optimizer.step = clock.timed(f"optimizer, {player}", optimizer.step)  # type: ignore[method-assign]
     trainer.state.update_ema = clock.timed("averages", trainer.state.update_ema)  # type: ignore[method-assign]
     train_step = trainer.train_step
 

@@ -139,7 +139,7 @@ def normalized_groups(channels: int) -> int:
 
 
 def _check_widths(generator: Generator) -> None:
-    """Check that the group count divides the width of every normalised map, also of the decoder's concatenated ones."""
+    """Check that the group count divides the width of every normalized map, also of the decoder's concatenated ones."""
     widths = [generator.channels * multiplier for multiplier in generator.channel_multipliers]
     stem = widths[0] if generator.family == "adm" else generator.channels
     joined = []
@@ -150,7 +150,7 @@ def _check_widths(generator: Generator) -> None:
         if width % normalized_groups(width):
             raise ValueError(
                 f"generator.channels: {generator.channels} gives maps of {width} channels, which "
-                f"{normalized_groups(width)} groups of a normalisation do not divide; a multiple of 32 does"
+                f"{normalized_groups(width)} groups of a normalization do not divide; a multiple of 32 does"
             )
 
 
@@ -195,5 +195,5 @@ class Discriminator(Section):
             if width % normalized_groups(width):
                 raise ValueError(
                     f"channels: {self.channels} gives maps of {width} channels, which {normalized_groups(width)} "
-                    "groups of a normalisation do not divide; a multiple of 4 does"
+                    "groups of a normalization do not divide; a multiple of 4 does"
                 )

@@ -353,7 +353,7 @@ def _count_files(entry: os.DirEntry) -> int:
 
 
 def tidy(name: bytes) -> bytes:
-    """Normalise a name: Windows separates folders by backslashes, and some archivers add `./`."""
+    """Normalize a name: Windows separates folders by backslashes, and some archivers add `./`."""
     if b"\\" in name:
         name = name.replace(b"\\", b"/")
     if b"//" in name or b"./" in name or name.startswith(b"/"):

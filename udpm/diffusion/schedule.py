@@ -18,7 +18,7 @@ class Schedule:
     Attributes:
         alphas: α_1..α_L, each in (0, 1].
         sigmas: σ_1..σ_L, each > 0.
-        scale: s, the sum of H's taps: H x = s · avg_pool(x). 2 for the l2-normalised box, 1 for the plain average.
+        scale: s, the sum of H's taps: H x = s · avg_pool(x). 2 for the l2-normalized box, 1 for the plain average.
     """
 
     alphas: tuple[float, ...]

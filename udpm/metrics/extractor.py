@@ -180,7 +180,7 @@ class Extractor:
         for side in [own] if own else SIDES:
             images = replace(self.inputs, side=None).prepare(_fixed_images(side), 1).to(self.device)
             try:
-                # Without TorchScript's optimiser, these calls do not change how it later runs the network.
+                # Without TorchScript's optimizer, these calls do not change how it later runs the network.
                 with torch.inference_mode(), torch.jit.optimized_execution(False):
                     calls = [self.module(images) for _ in range(2)]
             except FAILURES as error:

@@ -107,7 +107,7 @@ class Discriminator(nn.Module):
 
 
 def build_discriminator(config: RunConfig) -> Discriminator:
-    """Build a newly initialised discriminator, which the configuration must have; uses torch's global random state."""
+    """Build a newly initialized discriminator, which the configuration must have; uses torch's global random state."""
     section = config.discriminator
     assert section is not None
     return Discriminator(
@@ -150,7 +150,7 @@ def batch_deviation(h: torch.Tensor, *, mean: bool = False) -> torch.Tensor:
 
 @torch.no_grad()
 def initialize(network: Discriminator) -> None:
-    """Initialise blocks with weights N(0, 1/fan_in) and zero biases; the other layers keep torch's default."""
+    """Initialize blocks with weights N(0, 1/fan_in) and zero biases; the other layers keep torch's default."""
     for block in network.blocks:
         for module in block.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):

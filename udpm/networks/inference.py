@@ -132,7 +132,7 @@ def prepare_for_inference(
 
     Converts weights to channels-last format; feature maps then follow, and convolutions need not reorder either. With
     bfloat16, rounds the weights of convolutions and linear layers once, instead of by autocast in every call;
-    normalisations, time, softmax and the output stay float32.
+    normalizations, time, softmax and the output stay float32.
 
     Args:
         generator: generator in eval mode.
@@ -245,7 +245,7 @@ def multiply_adds(network: UNet, side: int) -> int:
     """Count the multiply-adds of one call for one image, half of PyTorch's FLOPs.
 
     Includes convolutions (also resampling filters that are convolutions), linear layers and the two products of
-    attention. Excludes normalisations, activations, softmax, and the pooling and repetition that implement filter
+    attention. Excludes normalizations, activations, softmax, and the pooling and repetition that implement filter
     [1, 1]. The network must be on the meta device.
     """
     image = torch.empty(1, network.shape.inputs, side, side, device="meta")

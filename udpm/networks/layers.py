@@ -17,7 +17,7 @@ NO_LABEL = -1
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's group norm, which on a CPU normalises channels-last bfloat16 maps in float32."""
+    """torch's group norm, which on a CPU normalizes channels-last bfloat16 maps in float32."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) to the same shape and type."""
@@ -149,9 +149,9 @@ class BlockStyle:
 
     Attributes:
         taps: resampling filter.
-        eps: ε of the normalisations.
+        eps: ε of the normalizations.
         gain: factor on each residual sum.
-        modulate: the embedding gives scale and shift after the second normalisation (ADM), not an addend before it.
+        modulate: the embedding gives scale and shift after the second normalization (ADM), not an addend before it.
         project_resampled: a block that resamples has a 1×1 convolution in its skip even where channels stay.
         head_channels: channels of one attention head; 0 for a single head of any width.
     """
@@ -180,7 +180,7 @@ STYLES = {"ncsnpp": NCSNPP, "ddpmpp": DDPMPP, "adm": ADM}
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised 3×3 convolutions with a skip, conditioned on an embedding; optional resampling and attention.
+    """Two normalized 3×3 convolutions with a skip, conditioned on an embedding; optional resampling and attention.
 
     Args:
         embedding: width of the embedding.

@@ -246,7 +246,7 @@ def generator_shape(config: ModelConfig) -> UNetShape:
 
 
 def build_generator(config: ModelConfig) -> UNet:
-    """Build a newly initialised generator; uses torch's global random state."""
+    """Build a newly initialized generator; uses torch's global random state."""
     return UNet(generator_shape(config))
 
 
@@ -263,7 +263,7 @@ def _block_maker(shape: UNetShape) -> Callable[..., ResidualBlock]:
 
 @torch.no_grad()
 def initialize(network: UNet, family: str) -> None:
-    """Initialise a `UNet`; last layers start at (nearly) zero, so that every block starts as its skip.
+    """Initialize a `UNet`; last layers start at (nearly) zero, so that every block starts as its skip.
 
     NCSN++ and DDPM++: Xavier-uniform weights (fans count the kernel's positions), zero biases, last layers times 1e-5,
     qkv times √0.2. ADM: weights and biases U(-1, 1)/√fan_in, last layers zero, the label's N(0, 1/fan_in)·√K.

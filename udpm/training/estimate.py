@@ -201,7 +201,7 @@ class IterationCounter:
         return counted.flops // 2
 
     def forward(self, player: str, level: int, weights: LossWeights, batch: int) -> torch.Tensor:
-        """Compute the loss that a player's step minimises, of a batch of a size, without values."""
+        """Compute the loss that a player's step minimizes, of a batch of a size, without values."""
         generator, discriminator = self._generator, self._discriminator
         generator.train(player == "generator")
         if discriminator is not None:

@@ -264,7 +264,7 @@ def energy_score(
     """Compute mean_i d(f_i, v) - ½ mean_{i≠j} d(f_i, f_j) with d(a, b) = (‖a - b‖² + c²)^{β/2}, averaged over images.
 
     ‖·‖ is the root mean square over an image, or over each patch of it, then averaged over patches. With the distances
-    of whole images, the law of draws that minimises the expected score is the target's own given what the draws share
+    of whole images, the law of draws that minimizes the expected score is the target's own given what the draws share
     (Gneiting & Raftery 2007: the score is strictly proper for 0 < β < 2; c > 0 keeps d of negative type, and its
     gradient finite where draws coincide). The mean over pairs i ≠ j makes the estimate unbiased for every m.
 

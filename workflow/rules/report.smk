@@ -176,7 +176,7 @@ rule render_paper_table:
         "udpm paper {wildcards.table:q} --results {params.results:q} {params.experiments:q} --output {params.folder:q} > {log:q} 2>&1"
 
 
-# Uses freshly initialised networks: needs neither weights nor data.
+# Uses freshly initialized networks: needs neither weights nor data.
 rule measure_speed:
     """Measure how fast an experiment's networks sample on this device."""
     input:

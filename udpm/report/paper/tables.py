@@ -30,7 +30,7 @@ COUNTING = ("udpm", "torch")
 """Packages that count; their versions are written to the csv."""
 COST_NOTES = [
     "G: 1e9 multiply-adds for one image, half of PyTorch's FLOPs. Counted: convolutions with their resampling filters, "
-    "linear layers, the two products of attention. Not counted: normalisation, activations, softmax, and the average "
+    "linear layers, the two products of attention. Not counted: normalization, activations, softmax, and the average "
     "pooling and nearest-neighbour upsampling of the families with a box filter.",
     "Image: one call of the generator at each level l, with an input of side N/2^l; classifier-free guidance makes it "
     "twice that. Posterior and noise, a few operations for each value, are not counted.",
@@ -188,7 +188,7 @@ def _runtime_notes(published: PublishedRuntime, costs: dict[str, Cost], speeds: 
     ]
     notes += [
         f"{name}: measured with batches of {found['batch']} in {found['precision']} on {found['device']}, freshly "
-        f"initialised networks, torch {found['provenance']['versions'].get('torch', '?')}."
+        f"initialized networks, torch {found['provenance']['versions'].get('torch', '?')}."
         for name, found in speeds.items()
     ]
     left = [name for name in costs if name not in speeds]
@@ -209,7 +209,7 @@ TRAINING = {
     "levels L": "process.levels",
     "α, l = 1 first": "process.alphas",
     "σ, l = 1 first": "process.sigmas",
-    "box normalised by": "process.normalization",
+    "box normalized by": "process.normalization",
     "iterations": "training.iterations",
     "batch": "training.batch",
     "learning rate, generator": "training.learning_rate",
