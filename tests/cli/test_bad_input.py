@@ -37,6 +37,17 @@ def damage(path):
     path.write_bytes(path.read_bytes()[:300])
 
 
+def touch(path):
+    path.parent.mkdir(parents=True)
+    path.touch()
+
+
+def two_runs(folder):
+    for name in ("seed0", "seed1"):
+        touch(folder / "runs" / name / "config.json")
+        (folder / "runs" / name / "checkpoints").mkdir()
+
+
 RESOLVE = "resolve digits-paper --output out.json"
 TRAIN = "train run.json --dataset dataset --cache cache --run fresh"
 SAMPLE = "sample run/weights.safetensors --config sampling.json --output out.npz"
@@ -184,6 +195,13 @@ CASES = {
         "figure curves nothing.jsonl --output t",
         "nothing.jsonl: record of metrics not found",
     ),
+    "a file where checkpoints go": (
+        lambda f: touch(f / "begun/checkpoints"),
+        TRAIN.replace("fresh", "begun"),
+        "begun/checkpoints: is a file; expected a folder, or nothing",
+    ),
+    "info on a folder of runs": (two_runs, "info runs", "runs: holds 2 runs; give one of them, such as runs/seed0"),
+    "info on a part of a run": (two_runs, "info runs/seed1/checkpoints", "is a part of a run; give the run, "),
     "info on nothing": (lambda f: (f / "empty").mkdir(), "info empty", "not a folder made by udpm"),
 }
 

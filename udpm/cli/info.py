@@ -20,7 +20,7 @@ from udpm.core.errors import UserError
 from udpm.core.identify import PREPARED, SAFETENSORS, Kind, what_is
 from udpm.core.reading import read_json
 from udpm.runs.layout import Layout
-from udpm.runs.records import WEIGHTS
+from udpm.runs.records import WEIGHTS, is_run
 
 
 @click.command(cls=Verb, epilog="Example: udpm info results/datasets/digits --check --sheet digits.png")
@@ -99,7 +99,7 @@ def describe(path: Path, kind: Kind | None = None) -> dict[str, Any]:
         if (path / WEIGHTS).is_file():
             return describe(path / WEIGHTS)
         if known is None:
-            raise UserError(f"{path}: not a folder made by udpm; expected a data set, a level cache, a run, or images")
+            raise UserError(f"{path}: {_unknown_folder(path)}")
         return known
     if known is not None and known["kind"] in UNDESCRIBED:
         return known
@@ -121,6 +121,15 @@ def describe(path: Path, kind: Kind | None = None) -> dict[str, Any]:
     if known is None:
         raise UserError(f"{path}: not a file made by udpm, nor images")
     return known
+
+
+def _unknown_folder(path: Path) -> str:
+    """Return what a folder without a record is to a run, if there is one above or in it."""
+    if is_run(parent := Path(os.path.abspath(path)).parent):
+        return f"is a part of a run; give the run, {parent}"
+    if runs := sorted(str(entry) for entry in path.iterdir() if is_run(entry)):
+        return f"holds {len(runs)} run{'s' * (len(runs) > 1)}; give one of them, such as {runs[0]}"
+    return "not a folder made by udpm; expected a data set, a level cache, a run, or images"
 
 
 UNDESCRIBED = ("statistics of features", "a noise file", "a TorchScript file", "an exported network", SAFETENSORS)

@@ -65,7 +65,9 @@ def check_name(name: str) -> None:
         owner, _, rest = name.partition("/")
         valid = bool(owner and rest)
     if not valid:
-        raise UserError(f"{name}: not the name of a repository; expected OWNER/NAME, of letters, digits, -, _ and .")
+        raise UserError(
+            f"{name or 'no name'}: not the name of a repository; expected OWNER/NAME, of letters, digits, -, _ and ."
+        )
 
 
 def download(address: str | Path, file: str) -> Path:

@@ -173,7 +173,13 @@ def last_saved(run: Path) -> int:
 
 
 def numbered(folder: Path, suffix: str) -> list[Path]:
-    """Return the files of a folder that are named by iteration, such as 000003200.safetensors, in ascending order."""
+    """Return the files of a folder that are named by iteration, such as 000003200.safetensors, in ascending order.
+
+    Raises:
+        UserError: a file is in its place, so that what is saved later could not be written.
+    """
+    if folder.is_file():
+        raise UserError(f"{folder}: is a file; expected a folder, or nothing")
     found = [path for path in folder.glob(f"*{suffix}") if path.suffix == suffix and ITERATION.fullmatch(path.stem)]
     return sorted(found, key=iteration_of)
 

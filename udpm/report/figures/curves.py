@@ -115,7 +115,7 @@ def is_logarithmic(kind: str, values: Iterable[float]) -> bool:
 
 def levels_of(metrics: pd.DataFrame, kind: str) -> list[str]:
     """Return the columns of a kind of metrics, one for each level."""
-    return sorted(column for column in metrics if column.rpartition("/")[0] == kind)
+    return sorted((column for column in metrics if column.rpartition("/")[0] == kind), key=_level)
 
 
 def _level(column: str) -> int:
