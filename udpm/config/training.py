@@ -70,7 +70,7 @@ class Losses(Section):
     lpips_weight: NonNegativeFloat | list[NonNegativeFloat] = 0.0
     """λp of LPIPS-VGG. One value, or one for each level; LPIPS needs images of side 16 or more."""
     lpips_network: Literal["vgg", "vgg-random"] = "vgg"
-    """vgg: ImageNet weights, downloaded by torchvision; vgg-random: untrained, for tests without the download."""
+    """vgg: ImageNet weights, downloaded once to TORCH_HOME; vgg-random: untrained, for tests without the download."""
     lpips_exponent: LpipsExponent = 2.0
     """Exponent on the feature differences inside LPIPS; below 1 its gradient would be infinite."""
     energy_weight: NonNegativeFloat | list[NonNegativeFloat] = 0.0
