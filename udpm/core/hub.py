@@ -65,9 +65,7 @@ def check_name(name: str) -> None:
         owner, _, rest = name.partition("/")
         valid = bool(owner and rest)
     if not valid:
-        raise UserError(
-            f"{name or 'no name'}: not the name of a repository; expected OWNER/NAME, of letters, digits, -, _ and ."
-        )
+        raise UserError(f"hf://{name}: not the name of a repository; expected OWNER/NAME, of letters, digits, -, _, .")
 
 
 def download(address: str | Path, file: str) -> Path:
