@@ -135,10 +135,14 @@ def test_recorded_passes_have_separate_gradients():
 def test_recordings_are_of_the_steps_that_are_taken(monkeypatch):
     """The discriminator has one with R1 and one without at each of the two levels where it has a weight."""
     monkeypatch.setattr(_Steps, "peak", lambda *_: 0)
-    config = run_config(losses__adversarial_weight=[0.0, 0.5, 0.5], losses__r1_every=2, training__cuda_graphs=True)
+    changes = {"losses__adversarial_weight": [0.0, 0.5, 0.5], "losses__r1_every": 2, "training__cuda_graphs": True}
+    config = run_config(**changes)
     needs = estimate_resources(config, 1)
     generator, discriminator = (4 * count for count in needs.parameters.values())
     assert estimate_memory(config).state == needs.state + 2 * generator + 3 * discriminator
+    # Parts of a batch are summed outside of the recordings.
+    accumulating = estimate_memory(run_config(**changes, training__accumulate=2))
+    assert accumulating.state == needs.state + 3 * generator + 4 * discriminator
 
 
 def test_the_batch_that_fits():

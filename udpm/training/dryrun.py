@@ -232,9 +232,10 @@ def estimate_memory(config: RunConfig, perceptual: Perceptual | None = None, bat
     needs = estimate_resources(config, training.iterations)
     recorded = 0
     if training.cuda_graphs:
-        # Every recording has separate gradients; the state has those of one for each player.
+        # Every recording has separate gradients. The state has those of one for each player, or sums over parts.
+        counted = 0 if training.accumulate > 1 else 1
         recordings = Counter(player for player, _, _ in recorded_steps(config))
-        recorded = sum(FLOAT * needs.parameters[player] * (count - 1) for player, count in recordings.items())
+        recorded = sum(FLOAT * needs.parameters[player] * (count - counted) for player, count in recordings.items())
     return BatchMemory(
         state=needs.state + recorded,
         perceptual=tensor_bytes(perceptual.parameters()) if perceptual is not None else 0,
