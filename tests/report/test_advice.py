@@ -95,6 +95,17 @@ def test_an_experiment_that_was_scored_before_is_not_missing(study):
     assert "cifar10: is not in this study" in page
 
 
+def test_a_missing_score_by_a_further_extractor_is_named(study):
+    Path("config/experiments/two.yaml").write_text("extends: cifar10\nscoring: {extractors: [inception, dinov2]}\n")
+    folder = results(study / "results", seed0=fid(18.0, "two", selection=None))
+    pages = [StudyReport(folder, "config", ["two"]).write_summary(study)]
+    scored = folder / "scores/two/seed0.json"
+    shutil.copy(scored, scored.with_name("seed0@dinov2.json"))
+    pages.append(StudyReport(folder, "config", ["two"]).write_summary(study))
+    expected = "two: no score of seed 0 by dinov2; `snakemake all --config experiments=two`"
+    assert [expected in page for page in pages] == [True, False]
+
+
 def test_an_unknown_training_is_not_described(study):
     trained, given = tiny.run_config(), tiny.run_config().model_copy(update={"training": "imported", "weights": "w.pt"})
     cost = Cost(16, (1,), 1, 1, 1_000_000, 1, discriminator_parameters=2_000_000)

@@ -35,7 +35,7 @@ from udpm.report.paper.tables import Setup, read_speed, runtime_table, setup_tab
 from udpm.report.pictures import Strips, draw_strip
 from udpm.report.scores import BEST, MATCHED, ScoreSummary, score_files, summarize_scores, training_length
 from udpm.report.table import MISSING, Part, Table, cell, html_page
-from udpm.runs.layout import Layout
+from udpm.runs.layout import Layout, suffix_of
 from udpm.runs.records import COMPLETE, read_complete
 
 Runs = dict[tuple[str, int], dict[str, Any] | None]
@@ -115,7 +115,7 @@ class StudyReport:
             name: summarize_scores(scores, name, None if config is None else training_length(config))
             for name, config in configs.items()
         }
-        missing = _missing(runs, experiments, found)
+        missing = _missing(runs, experiments, found, self._layout)
         missing += _elsewhere(
             {name: self._experiment(name) for name in self._named() if name not in experiments and self._is_own(name)},
             scores,
@@ -354,7 +354,9 @@ def _what_ran(runs: Runs, experiments: dict[str, Experiment]) -> tuple[pd.DataFr
     return pd.DataFrame(rows), [] if rows else ["Nothing has run to its end."]
 
 
-def _missing(runs: Runs, experiments: dict[str, Experiment], found: dict[str, list[ScoreSummary]]) -> list[str]:
+def _missing(
+    runs: Runs, experiments: dict[str, Experiment], found: dict[str, list[ScoreSummary]], layout: Layout
+) -> list[str]:
     """Return notes on missing parts of the study, each with the command that makes it."""
     notes = [
         f"{name}, seed {seed}: not trained to its end; {command(name, experiments[name])}."
@@ -369,6 +371,11 @@ def _missing(runs: Runs, experiments: dict[str, Experiment], found: dict[str, li
         left = [str(seed) for seed in config.seeds if seed not in measured_seeds]
         if left:
             notes.append(f"{name}: no score of seed {', '.join(left)}; {command(name, config)}.")
+        for further in config.scoring.each[1:]:
+            files = {seed: layout.scores(f"seed{seed}", name, suffix_of(further.extractor)) for seed in measured_seeds}
+            if left := [str(seed) for seed, file in sorted(files.items()) if not Path(file).exists()]:
+                by = f"{name}: no score of seed {', '.join(left)} by {further.extractor}"
+                notes.append(f"{by}; {command(name, config)}.")
         best = advice(name, BEST, config)
         if not best.how and config.training != "imported":
             best = another_with_best(name, config)
