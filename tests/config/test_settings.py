@@ -10,6 +10,12 @@ import tiny
 CONFIG = tiny.ROOT / "config"
 
 
+@pytest.fixture(autouse=True)
+def no_estimate(monkeypatch):
+    """Leave the memory estimate out of dry runs: seconds, for tests of the name alone."""
+    monkeypatch.setattr("udpm.training.dryrun._describe_gpu", lambda config: "")
+
+
 def resolve(tmp_path, *arguments):
     """Return the resolved configuration that a command line writes."""
     output = tmp_path / "resolved.json"
