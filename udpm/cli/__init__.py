@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
 
         use_private_cache_dirs()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        # Signs that the terminal's encoding lacks are escaped, as on standard error.
+        # Characters that the terminal's encoding lacks are escaped, as on standard error.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with as_user_errors():

@@ -124,7 +124,7 @@ def describe(path: Path, kind: Kind | None = None) -> dict[str, Any]:
 
 
 def _unknown_folder(path: Path) -> str:
-    """Return what a folder without a record is to a run, if there is one above or in it."""
+    """Return the error about a folder without a record: it is inside a run, holds runs, or neither."""
     if is_run(parent := Path(os.path.abspath(path)).parent):
         return f"is a part of a run; give the run, {parent}"
     if runs := sorted(str(entry) for entry in path.iterdir() if is_run(entry)):
