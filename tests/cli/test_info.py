@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 import tiny
 from pictures import encoded, noise, tree, zipped
+from scored import save_samples
 
 from udpm.config import DatasetConfig, to_json
 from udpm.data import npz
-from udpm.sampling.sample_set import save_samples
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from scored import save_samples
 
 from udpm.cli import VERBS
 from udpm.config import Sampling, Scoring, to_json
 from udpm.core.identify import what_is
 from udpm.data.npz import save_arrays
-from udpm.sampling.sample_set import save_samples
 
 RECORDS = {"score.json": "udpm-score/1", "selection.json": "udpm-selection/1", "speed.json": "udpm-bench/1"}
 

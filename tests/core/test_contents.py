@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from scored import save_samples
 
 from udpm.config import Scoring, to_json
 from udpm.core.arrays import check_array, content_digest, sealed
@@ -27,7 +28,7 @@ from udpm.metrics.reference import check_statistics, load_reference
 from udpm.metrics.selection import read_selection
 from udpm.report.figures.curves import milestone_table
 from udpm.report.figures.style import LARGEST
-from udpm.sampling.sample_set import join_shards, load_samples, save_samples
+from udpm.sampling.sample_set import join_shards, load_samples
 
 CPU = torch.device("cpu")
 WIDTH = 12

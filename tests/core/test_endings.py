@@ -104,7 +104,7 @@ def test_refuses_an_input_whose_name_is_no_text(tmp_path, capsys, name):
     tiny.assert_refused(tmp_path, command, f"{name!r}: its name is not UTF-8 text", capsys)
 
 
-def test_escapes_signs_that_the_terminal_lacks(monkeypatch):
+def test_escapes_characters_that_the_terminal_lacks(monkeypatch):
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, "latin-1", write_through=True))
     assert not tiny.call("schedule", "--alphas", "0.5", "--sigmas", "0.1")

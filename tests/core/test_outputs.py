@@ -17,6 +17,7 @@ import tiny
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from scored import save_samples
 
 from udpm.cli import VERBS, main, udpm
 from udpm.cli.options import InputPath, OutputFile, OutputFolder, OutputPath, OutputStem, SharedFolder, Verb
@@ -32,7 +33,7 @@ from udpm.networks.weights import read_tensors, write_tensors
 from udpm.report import card
 from udpm.report.card import bundle_run
 from udpm.sampling.networks_export import export_networks
-from udpm.sampling.sample_set import export_images, load_samples, save_samples
+from udpm.sampling.sample_set import export_images, load_samples
 from udpm.training import checkpoint
 from udpm.training.state import State
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from scored import save_samples
 
 import udpm
 from udpm.config import ModelConfig, Sampling
@@ -16,7 +17,7 @@ from udpm.core.errors import UserError
 from udpm.metrics.protocol import class_words
 from udpm.networks.unet import build_generator
 from udpm.networks.weights import load_model, read_tensors, save_weights
-from udpm.sampling.sample_set import load_samples, save_samples
+from udpm.sampling.sample_set import load_samples
 
 PETS = ["cat", "dog", "a, b"]
 NUMBERS = ["0", "1", "10", "2"]

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
+from scored import save_samples
 
 from udpm.core.kinds import IMAGE_ZIP
 from udpm.data.store import open_store
-from udpm.sampling.sample_set import save_samples
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (43, 4, 4, 3), np.uint8)
 LABELS = np.arange(43) % 3

@@ -1,4 +1,4 @@
-"""Scores as `udpm score` writes them, and a run with samples."""
+"""Sample sets and scores as the commands write them, and a run with samples."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import shutil
 
 from udpm.config import Sampling
 from udpm.sampling.generate import draw_samples
+from udpm.sampling.sample_set import save_batches
+
+
+def save_samples(path, images, labels, record, outputs=None):
+    """Write a whole sample set; arrays are as in `SampleSet`."""
+    save_batches(path, [{1: images, **(outputs or {})}], labels, record)
 
 
 def sampled_run(folder, trained, count):

@@ -14,6 +14,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from scored import save_samples
 from sklearn.datasets import load_sample_images
 
 from udpm.cli import train
@@ -28,7 +29,6 @@ from udpm.metrics.extractor import extract, load_extractor, open_extractor
 from udpm.metrics.extractor_networks import Inputs
 from udpm.metrics.reference import load_reference
 from udpm.metrics.score import frechet_label
-from udpm.sampling.sample_set import save_samples
 
 CPU = torch.device("cpu")
 MODES = ("clean", "legacy_tensorflow", "legacy_pytorch")

@@ -9,11 +9,11 @@ import pytest
 import tiny
 import yaml
 from dag import SOURCES, snakemake
+from scored import save_samples
 from tiny import ROOT
 
 from udpm.config import load_experiment
 from udpm.core.files import sha256
-from udpm.sampling.sample_set import save_samples
 
 EXPERIMENT = "config/experiments/digits-smoke.yaml"
 RUN = {"kind": "samples", "experiment": "x", "run_seed": 0, "weights": "ema", "seed": 1, "posterior": "scalar"}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from scored import save_samples
 
 from udpm.config import Experiment, Sampling
 from udpm.config.load import validate
@@ -19,7 +20,7 @@ from udpm.networks.inference import CUDAGraphRunner, compile_network, prepare_fo
 from udpm.networks.unet import UNet, UNetShape
 from udpm.networks.weights import load_model
 from udpm.sampling import sample_set
-from udpm.sampling.sample_set import load_samples, save_batches, save_samples
+from udpm.sampling.sample_set import load_samples, save_batches
 from udpm.sampling.sampler import Sampler
 from udpm.training.losses import loss_weights
 from udpm.training.trainer import Trainer

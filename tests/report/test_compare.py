@@ -8,11 +8,10 @@ import pandas as pd
 import pytest
 import tiny
 from PIL import Image
-from scored import fid, results
+from scored import fid, results, save_samples
 
 from udpm.config import Sampling
 from udpm.sampling.generate import draw_samples
-from udpm.sampling.sample_set import save_samples
 
 
 @pytest.fixture(scope="module")

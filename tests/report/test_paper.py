@@ -19,7 +19,7 @@ import yaml
 from matplotlib.transforms import Bbox
 from PIL import Image
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexGroupNode, LatexWalker
-from scored import fid, results, sampled_run
+from scored import fid, results, sampled_run, save_samples
 
 import udpm
 from udpm.bench import measure
@@ -39,7 +39,7 @@ from udpm.report.paper.study import StudyReport
 from udpm.report.pictures import draw_strip
 from udpm.report.scores import summarize_scores
 from udpm.report.table import Table
-from udpm.sampling.sample_set import first_samples, join_shards, load_samples, save_samples
+from udpm.sampling.sample_set import first_samples, join_shards, load_samples
 
 CONFIG = tiny.ROOT / "config"
 SUFFIXES = (".csv", ".md", ".tex", ".html")

@@ -12,6 +12,7 @@ import tiny
 import torch
 import yaml
 from PIL import Image
+from scored import save_samples
 
 from udpm.config import to_json
 from udpm.data.store import open_store
@@ -19,7 +20,6 @@ from udpm.diffusion.process import seeded, step
 from udpm.diffusion.schedule import Schedule
 from udpm.report.figures.style import LARGEST
 from udpm.report.figures.sweep import ROWS
-from udpm.sampling.sample_set import save_samples
 
 SUFFIXES = (".svg", ".pdf", ".png", ".csv")
 TABLES = (".csv", ".md", ".tex", ".html")

@@ -93,7 +93,7 @@ def unrecorded(run):
 
 
 def recorded(**changes):
-    """A function that changes a finished run's record."""
+    """Return a function that changes a finished run's record."""
 
     def change(run):
         record = json.loads((run / "complete.json").read_text())

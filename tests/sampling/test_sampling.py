@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from scored import save_samples
 
 import udpm
 from udpm.config import Sampling
@@ -16,7 +17,7 @@ from udpm.core.errors import UserError
 from udpm.networks.weights import load_model
 from udpm.sampling.generate import draw_samples
 from udpm.sampling.grid import arrange
-from udpm.sampling.sample_set import load_samples, save_samples
+from udpm.sampling.sample_set import load_samples
 from udpm.sampling.sampler import Sampler
 
 

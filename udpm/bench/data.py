@@ -84,7 +84,7 @@ STAGES = ("read", "decode", "resize", "write")
 PREPARATION = "preparation"
 SAMPLE = 1024
 CHUNKS_PER_PROCESS = 8
-"""Of fewer chunks, several processes finish most at the same time, which looks far too fast."""
+"""Least number of chunks for each process. Most of fewer chunks would end at the same time: far too high a speed."""
 
 
 def open_for_bench(path: str, side: int) -> tuple[DatasetConfig, Source]:

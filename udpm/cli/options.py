@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 
-from udpm.core.errors import UserError
 from udpm.core.folders import FolderKind
 from udpm.core.hub import is_address
 from udpm.core.kinds import FileKind, KeptFolder
@@ -241,11 +240,11 @@ class OutputStem(OutputPath):
         path: Any = super().convert(value, param, ctx)
         if path.name in ("", ".."):
             self.fail(f"{path} is a folder; expected a file without its suffix, such as {path / 'NAME'}", param, ctx)
+        if path.suffix in self.kinds:
+            self.fail(f"{path} must have no suffix, since {', '.join(self.kinds)} are added", param, ctx)
         return path
 
     def outputs(self, option: str, path: Path, params: dict[str, Any]) -> Iterator[Output]:
-        if path.suffix in self.kinds:
-            raise UserError(f"{option}: {path} must have no suffix, since {', '.join(self.kinds)} are added")
         for suffix, kind in self.kinds.items():
             yield Output(option, Path(f"{path}{suffix}"), kind)
 

@@ -225,7 +225,7 @@ def _file(path: Path, beginning: bytes) -> Kind | None:
     for magic, name, takes in MAGIC:
         if beginning.startswith(magic):
             numpy = magic == b"\x93NUMPY"
-            return Kind(name, takes, images=numpy or magic == b"PAR1", container="array" * numpy)
+            return Kind(name, takes, images=numpy or magic == b"PAR1", container="array" if numpy else "")
     if beginning.startswith(b"PK\x03\x04"):
         return _zip(path)
     if beginning.startswith(b"\x80") and LEGACY in beginning[:32]:

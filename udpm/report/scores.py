@@ -93,7 +93,7 @@ def score_files(results: str | Path, experiments: Iterable[str]) -> list[Path]:
 
 
 def training_length(config: Experiment | RunConfig, done: int | None = None) -> int | None:
-    """Return the iterations of an experiment's training, or None: of imported weights, or unknown.
+    """Return the iterations of an experiment's training; None if they are unknown, as of imported weights.
 
     ``epochs`` may end it sooner: after `done` iterations of a finished run. Without these, it is unknown, unless the
     experiment samples a milestone.

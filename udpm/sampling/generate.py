@@ -1,4 +1,7 @@
-"""Sample sets, and chains, whose levels are in the order of sampling, coarsest first, drawn from a run's weights."""
+"""Sample sets and chains, drawn from a run's weights.
+
+Arrays of a chain list levels in the order of sampling: coarsest first.
+"""
 
 from __future__ import annotations
 
@@ -69,8 +72,11 @@ def draw_samples(
         _write_chain(sampler, shown, source, chain, record)
         written.append(f"{chain}: chains of {len(shown)} images")
     if output is not None:
-        held = {"numbers": [numbers.start, numbers.stop], "total": config.count}
-        part = _chosen_labels(sampler, config) | ({} if shard == (1, 1) else {"shard": list(shard), **held})
+        part: dict[str, Any] = {}
+        if isinstance(config.labels, list):
+            part["labels"] = sampler.class_numbers(config.labels).tolist()
+        if shard != (1, 1):
+            part |= {"shard": list(shard), "numbers": [numbers.start, numbers.stop], "total": config.count}
         if is_grid:
             images = sampler.images(labels, source, numbers.start)[1]
             save_grid(output, images, labels if record["classes"] else None, record | part)
@@ -119,12 +125,6 @@ def load_sampler(weights: Path, config: Sampling) -> tuple[Sampler, torch.device
 def kind_of_noise(config: Sampling) -> dict[str, str]:
     """Return a record's entry on the generator of noise from a seed; records without one have the host's."""
     return {} if config.noise_kind == "host" else {"noise_kind": config.noise_kind}
-
-
-def _chosen_labels(sampler: Sampler, config: Sampling) -> dict[str, list[int]]:
-    """Return a record's entry on the classes that were asked for in turn; records without one have all, or none."""
-    numbers = sampler.class_numbers(config.labels).tolist() if isinstance(config.labels, list) else []
-    return {} if numbers in ([], list(range(sampler.classes))) else {"labels": numbers}
 
 
 def shard_numbers(count: int, batch: int, index: int, shards: int) -> range:

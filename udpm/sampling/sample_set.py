@@ -112,17 +112,6 @@ class SampleSet:
     outputs: dict[int, np.ndarray] = field(default_factory=dict)
 
 
-def save_samples(
-    path: str | Path,
-    images: np.ndarray,
-    labels: np.ndarray,
-    record: dict[str, Any],
-    outputs: dict[int, np.ndarray] | None = None,
-) -> None:
-    """Write a whole sample set as `save_batches` does; arrays are as in `SampleSet`."""
-    save_batches(path, [{1: images, **(outputs or {})}], labels, record)
-
-
 def save_batches(
     path: str | Path, batches: Iterable[dict[int, np.ndarray]], labels: np.ndarray, record: dict[str, Any]
 ) -> None:
